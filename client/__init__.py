@@ -1,0 +1,1 @@
+"""A site: Flower's ClientApp of the fleet."""

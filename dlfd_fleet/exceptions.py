@@ -1,0 +1,47 @@
+"""Every error that dlfd-fleet raises for a person to read.
+
+Each message is one sentence: what is wrong, where, and what to do. The commands print it and end with exit code 2;
+anything that is not a :class:`FleetError` is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class FleetError(Exception):
+    """Base of every error that a user, an operator or a site can put right."""
+
+
+class ConfigurationError(FleetError):
+    """A setting is unknown, malformed or contradicts another one."""
+
+
+class DataError(FleetError):
+    """A manifest, an image or a label is missing, unreadable or inconsistent."""
+
+
+class LedgerError(FleetError):
+    """A forget request is refused, or a ledger cannot be read."""
+
+
+class ModelFileError(FleetError):
+    """A model file or its card is missing, damaged or does not fit the model."""
+
+
+class ExportError(FleetError):
+    """An exported ONNX file is not the model that it was made from."""
+
+
+class TrackingError(FleetError):
+    """The tracking server did not take an entry; the job goes on without it."""
+
+
+class MessageError(FleetError):
+    """A message from a node breaks the contract; the text names the node."""
+
+
+class JobError(FleetError):
+    """A federated job cannot start or cannot go on."""
+
+
+class DeviceError(FleetError):
+    """A device cannot load its model or read an image."""

@@ -1,0 +1,207 @@
+"""Classifiers whose features and logits come from one forward pass, and their files.
+
+The network is the paper's (arXiv 2409.14747, section 4): a torchvision backbone and a head 512-256-128-C with dropout.
+Images are float tensors ``(N, 3, S, S)`` in [0, 1]; the normalisation is part of the model, so that a bound on the
+pixel range means the same to DLFD, to an attacker and to a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, cast, get_args
+
+import torch
+import torchvision
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dlfd_fleet.exceptions import ModelFileError
+
+Architecture = Literal["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]
+MODEL_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+
+
+class ModelCard(BaseModel):
+    """What a model file is: enough to build the network, and where the weights come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Architecture
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    image_size: Annotated[int, Field(ge=32)]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    kind: Literal["original", "unlearned", "retrained"] = "original"
+    epoch: Annotated[int, Field(ge=0)] = 0
+    """Erasure epoch: how many released erasures this model has behind it."""
+    parent: str | None = None
+    """SHA-256 of the weights that this model was unlearned from."""
+    job: str | None = None
+
+
+class FeatureClassifier(nn.Module, ABC):
+    """A classifier that gives its features beside its logits, in one forward pass."""
+
+    @abstractmethod
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features ``(N, F)`` and logits ``(N, C)`` of images ``(N, 3, S, S)`` in [0, 1]."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features ``(N, F)`` of images ``(N, 3, S, S)``."""
+        return self.features_and_logits(images)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(N, C)`` of images ``(N, 3, S, S)``."""
+        return self.features_and_logits(images)[1]
+
+
+class FaceClassifier(FeatureClassifier):
+    """A torchvision backbone with the paper's head.
+
+    Parameters
+    ----------
+    card
+        Architecture, classes, dropout and normalisation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
+        self.backbone, width = _backbone(card.architecture)
+        self.head = nn.Sequential(
+            nn.Linear(width, 256),
+            nn.ReLU(),
+            nn.Dropout(card.dropout),
+            nn.Linear(256, 128),
+            nn.ReLU(),
+            nn.Dropout(card.dropout),
+            nn.Linear(128, len(card.classes)),
+        )
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run backbone and head once."""
+        features = self.backbone((images - self.mean) / self.std)
+        return features, self.head(features)
+
+
+class WrappedClassifier(FeatureClassifier):
+    """Anybody's classifier, its features taken from a layer named by its user.
+
+    Parameters
+    ----------
+    module
+        A module from images ``(N, 3, S, S)`` in [0, 1] to logits ``(N, C)``.
+    feature_layer
+        Dotted name of the submodule whose output, flattened to ``(N, F)``, is the feature space.
+
+    Raises
+    ------
+    ModelFileError
+        If the module has no submodule of that name.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> WrappedClassifier(network, "2").features(torch.rand(5, 3, 4, 4)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, module: nn.Module, feature_layer: str) -> None:
+        super().__init__()
+        self.module = module
+        self.feature_layer = feature_layer
+        if feature_layer not in dict(module.named_modules()):
+            known = ", ".join(name for name, _ in module.named_modules() if name)
+            raise ModelFileError(f"The model has no layer '{feature_layer}' to take features from; it has: {known}.")
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the module once, and take the named layer's output on the way."""
+        captured: list[Tensor] = []
+        layer = self.module.get_submodule(self.feature_layer)
+        # The hook lives for one call only: a copied or exported model must not carry another model's list.
+        hook = layer.register_forward_hook(lambda _module, _inputs, output: captured.append(output))
+        try:
+            logits = cast(Tensor, self.module(images))
+        finally:
+            hook.remove()
+        return captured[-1].flatten(1), logits
+
+
+def _backbone(architecture: Architecture) -> tuple[nn.Module, int]:
+    """Build a torchvision network without its classifier; return it and the width of its features."""
+    network = torchvision.models.get_model(architecture, weights=None)
+    name = "fc" if hasattr(network, "fc") else "classifier"
+    last = getattr(network, name)
+    # MobileNetV3's classifier starts with a hidden layer, EfficientNet's with dropout: the first Linear has the width.
+    width = next(layer.in_features for layer in last.modules() if isinstance(layer, nn.Linear))
+    setattr(network, name, nn.Identity())
+    return network, width
+
+
+def build(card: ModelCard) -> FaceClassifier:
+    """Build the network of a card with fresh weights from torch's generator."""
+    return FaceClassifier(card)
+
+
+def state_arrays(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of every parameter and buffer on the CPU, by name."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def digest(arrays: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named arrays: names, types, shapes and bytes, independent of their order."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
+        sha.update(array.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def save_model(model: nn.Module, card: ModelCard, folder: Path) -> None:
+    """Write ``model.safetensors`` and ``card.json`` into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f".{MODEL_FILE}.new"
+    save_file({name: value.contiguous() for name, value in state_arrays(model).items()}, weights)
+    text = folder / f".{CARD_FILE}.new"
+    text.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    weights.replace(folder / MODEL_FILE)
+    text.replace(folder / CARD_FILE)
+
+
+def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:
+    """Read a model and its card from a folder.
+
+    Raises
+    ------
+    ModelFileError
+        If a file is missing, damaged, or the weights do not fit the card.
+    """
+    try:
+        card = ModelCard.model_validate_json((folder / CARD_FILE).read_text(encoding="utf-8"))
+        arrays = load_file(folder / MODEL_FILE)
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ModelFileError(f"The model card {folder / CARD_FILE} is wrong at '{key}'.") from error
+    except (OSError, UnicodeDecodeError, SafetensorError) as error:
+        raise ModelFileError(f"Cannot read the model in {folder}: {error}.") from error
+    model = build(card)
+    try:
+        model.load_state_dict(arrays)
+    except RuntimeError as error:
+        raise ModelFileError(f"The weights in {folder} are not those of a {card.architecture} by its card.") from error
+    return model, card
+
+
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)

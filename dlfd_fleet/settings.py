@@ -1,0 +1,313 @@
+"""Every knob of dlfd-fleet, typed, in one tree: defaults < file < environment < flags.
+
+The file is TOML (``--config PATH``, or ``DLFD_FLEET_CONFIG``); an environment variable is the dotted key in capitals
+with two underscores for each dot (``DLFD_FLEET_TRAINING__ROUNDS=8``); a flag is ``--set training.rounds=8``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dlfd_fleet.exceptions import ConfigurationError
+
+ENVIRONMENT_PREFIX = "DLFD_FLEET_"
+CONFIG_VARIABLE = "DLFD_FLEET_CONFIG"
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataSettings(Section):
+    """Where the faces come from and how people are dealt to splits and sites."""
+
+    source: Literal["orl", "celeba", "manifest"] = Field("orl", description="Face set.")
+    manifest: Path | None = Field(None, description="CSV or Parquet manifest (source = manifest).")
+    root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
+    attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(64, description="Model input side, pixels.")
+    validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
+    test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
+    sites: Count = Field(4, description="Sites that training people are dealt to.")
+
+    @model_validator(mode="after")
+    def _manifest_needs_a_path(self) -> DataSettings:
+        if self.source == "manifest" and self.manifest is None:
+            raise ValueError("data.manifest must name a file when data.source is 'manifest'")
+        return self
+
+
+class ModelSettings(Section):
+    """The classifier."""
+
+    architecture: Literal["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"] = Field(
+        "resnet18", description="torchvision backbone."
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="Dropout of the 512-256-128-C head.")
+
+
+class TrainingSettings(Section):
+    """Federated training of the original model, and of the retrained one."""
+
+    rounds: Count = Field(6, description="Rounds of federated averaging.")
+    local_epochs: Count = Field(4, description="Epochs at a site in one round.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images a step.")
+    learning_rate: Positive = Field(0.02, description="SGD step of round 1; cosine decay over the rounds.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
+    flip: Fraction = Field(0.5, description="Probability of a mirrored image.")
+    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest random shift, pixels.")
+
+
+class UnlearningSettings(Section):
+    """DLFD at a site. Pixel units are fractions of the range [0, 1]; see docs/adr/0003."""
+
+    epochs: Positive = Field(3.0, description="Most passes over the site's retain images.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Retain images a step.")
+    learning_rate: Positive = Field(0.008, description="SGD step.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
+    ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
+    step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, pixel range.")
+    steps: Annotated[int, Field(ge=0)] = Field(5, description="Sign-gradient steps a batch.")
+    forget_weight: Annotated[float, Field(ge=0.0)] = Field(3.0, description="Weight of the transport distance.")
+    retain_weight_start: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the start.")
+    retain_weight_end: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the end.")
+    sinkhorn_epsilon: Positive = Field(0.05, description="Entropic regularisation, cosine cost units.")
+    sinkhorn_iterations: Count = Field(100, description="Most Sinkhorn iterations.")
+    gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.03, description="Forgetting score |MIA - 0.5| at which noise stops."
+    )
+    max_utility_drop: Fraction = Field(0.03, description="Validation accuracy a checkpoint may lose.")
+    monitor_every: Count = Field(2, description="Steps between two looks of the monitor.")
+
+
+class AuditSettings(Section):
+    """What counts as evidence."""
+
+    margin: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
+        0.10, description="Equivalence margin of the attack AUC around 0.5."
+    )
+    resamples: Annotated[int, Field(ge=200)] = Field(2000, description="Bootstrap resamples over people.")
+    max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
+    min_gain_over_majority: Fraction = Field(
+        0.10, description="Balanced accuracy that a model must have above the majority answer's."
+    )
+
+
+class ErasureSettings(Section):
+    """The erasure job."""
+
+    deadline_days: Count = Field(30, description="Days from a request to its deadline.")
+    merge_strengths: tuple[Positive, ...] = Field(
+        (1.0, 1.5, 2.0), min_length=1, description="Multiples of the merged update that are tried."
+    )
+    max_attempts: Count = Field(2, description="DLFD attempts, each stronger, before giving up.")
+    max_repair_rounds: Annotated[int, Field(ge=0)] = Field(2, description="Repair rounds on retain images.")
+    reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
+    fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if DLFD fails.")
+
+
+class ReleaseSettings(Section):
+    """When the alias moves."""
+
+    on_inconclusive: Literal["release", "hold", "retrain"] = Field(
+        "release", description="What an INCONCLUSIVE verdict does."
+    )
+
+
+class ExportSettings(Section):
+    """The ONNX file."""
+
+    opset: Annotated[int, Field(ge=17, le=23)] = Field(18, description="ONNX opset of the fleet's oldest runtime.")
+    parity_tolerance: Positive = Field(1e-4, description="Largest difference of probabilities from torch.")
+
+
+class TrackingSettings(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="Tracking URI; a SQLite store in the state folder when unset.")
+    experiment: str = Field("dlfd-fleet", min_length=1, description="MLflow experiment.")
+    registered_model: str = Field("dlfd-fleet", min_length=1, description="Name in the model registry.")
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    state_folder: Path = Field(
+        Path("dlfd-fleet-state"), description="Everything a run keeps: sites, jobs, models, MLflow store."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of splits, training and noise.")
+    data: DataSettings = Field(default_factory=DataSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    unlearning: UnlearningSettings = Field(default_factory=UnlearningSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
+    erasure: ErasureSettings = Field(default_factory=ErasureSettings)
+    release: ReleaseSettings = Field(default_factory=ReleaseSettings)
+    export: ExportSettings = Field(default_factory=ExportSettings)
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+
+    @field_validator("state_folder")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing implicitly: :func:`load_settings` names every source, so each value has one origin."""
+        del settings_cls
+        return (init_settings,)
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Effective settings and where each dotted key came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield ``(dotted key, value, origin)`` for every setting, in the order of the tree."""
+        for key, value in flatten(self.settings.model_dump(mode="json")).items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            yield key, shown, self.origins.get(key, "default")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one mapping of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load_settings(
+    file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> LoadedSettings:
+    """Merge defaults, file, environment and flags, the later over the earlier.
+
+    Parameters
+    ----------
+    file
+        TOML or JSON file; ``DLFD_FLEET_CONFIG`` names it when omitted.
+    overrides
+        Dotted keys and values given as flags.
+    environment
+        Variables to read; the process's own when omitted.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unreadable file, an unknown key or a wrong value, naming the key and where it came from.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get(CONFIG_VARIABLE)
+    file = file or (Path(named) if named else None)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if file is not None:
+        layers.append((f"file {file}", flatten(_read_file(file))))
+    layers.append(("environment", _read_environment(environment)))
+    layers.append(("flag", dict(overrides or {})))
+    known = set(flatten(Settings().model_dump(mode="json")))
+    for origin, values in layers:
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigurationError(f"Unknown setting '{key}' ({origin}): {_suggestion(key, known)}.")
+            merged[key] = value
+            origins[key] = origin
+    return LoadedSettings(_validate(merged, origins), origins)
+
+
+def write_settings(settings: Settings, file: Path) -> None:
+    """Write the effective settings as JSON, for the processes of one run to read back."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the settings file {file}: {error.strerror}.") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The settings file {file} cannot be parsed: {error}.") from error
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"The settings file {file} must hold a table of settings.")
+    # A null stands for "unset" in the JSON that write_settings makes.
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if environment.get(MLFLOW_VARIABLE):
+        values["tracking.uri"] = environment[MLFLOW_VARIABLE]
+    for name, text in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            values[key] = parse_value(text)
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """Read a flag's or a variable's text: JSON lists stay lists, all else is left for the setting's own type."""
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    tree: dict[str, Any] = {}
+    for key, value in merged.items():
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    try:
+        return Settings(**tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+        origin = origins.get(key, "default")
+        raise ConfigurationError(
+            f"Setting '{key}' ({origin}) is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
+        ) from error
+
+
+def _suggestion(key: str, known: set[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(key, sorted(known), n=1)
+    return f"did you mean '{close[0]}'" if close else "`dlfd-fleet config show` lists them all"

@@ -1,0 +1,1 @@
+"""The coordinator: Flower's ServerApp of the fleet."""
