@@ -97,6 +97,11 @@ class UnlearningSettings(Section):
     max_utility_drop: Fraction = Field(0.03, description="Validation accuracy a checkpoint may lose.")
     monitor_every: Count = Field(2, description="Steps between two looks of the monitor.")
 
+    def stronger(self, attempt: int) -> UnlearningSettings:
+        """Return the settings of an attempt: each after the first takes half as long again, and larger steps."""
+        factor = 1.5 ** (attempt - 1)
+        return self.model_copy(update={"epochs": self.epochs * factor, "learning_rate": self.learning_rate * factor})
+
 
 class AuditSettings(Section):
     """What counts as evidence."""
@@ -120,6 +125,9 @@ class ErasureSettings(Section):
     )
     max_attempts: Count = Field(2, description="DLFD attempts, each stronger, before giving up.")
     max_repair_rounds: Annotated[int, Field(ge=0)] = Field(2, description="Repair rounds on retain images.")
+    repair_rate: Fraction = Field(0.1, description="Learning rate of repair, fraction of training's.")
+    largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
+    compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
     fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if DLFD fails.")
 
@@ -173,10 +181,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings' own
+        init_settings: PydanticBaseSettingsSource,
+        *_implicit: PydanticBaseSettingsSource,
+        **_more: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read nothing implicitly: :func:`load_settings` names every source, so each value has one origin."""
-        del settings_cls
         return (init_settings,)
 
 

@@ -1,0 +1,25 @@
+"""Attacks, scores and the verdict: numpy in, numbers out.
+
+A predictor of any kind (torch, ONNX Runtime on a device) is audited from what it says of each image, a
+:class:`SampleScores`; :func:`measure` turns that into the fleet's :class:`Scores` with bounds, and :func:`judge`
+compares them with the original model's.
+"""
+
+from dlfd_fleet.audit.samples import Role, SampleScores
+from dlfd_fleet.audit.scores import SCORE_NAMES, Estimate, Scores, forgetting_score, measure, nomus
+from dlfd_fleet.audit.verdict import Outcome, Verdict, judge, judge_retrained
+
+__all__ = [
+    "SCORE_NAMES",
+    "Estimate",
+    "Outcome",
+    "Role",
+    "SampleScores",
+    "Scores",
+    "Verdict",
+    "forgetting_score",
+    "judge",
+    "judge_retrained",
+    "measure",
+    "nomus",
+]

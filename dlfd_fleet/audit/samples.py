@@ -1,0 +1,109 @@
+"""What a predictor says of each image, without saying which image it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlfd_fleet.exceptions import DataError
+
+
+class Role(StrEnum):
+    """The part that a person plays in an audit."""
+
+    RETAIN = "retain"
+    FORGET = "forget"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+ROLES: tuple[Role, ...] = tuple(Role)
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """One row an image: who (a number without meaning elsewhere), which part, and how well it is predicted.
+
+    Attributes
+    ----------
+    role
+        Index into :data:`ROLES`, shape ``(N,)``, uint8.
+    person
+        Number of the image's person, unique within a site and random, shape ``(N,)``, int64.
+    label, prediction
+        Class indices, shape ``(N,)``, int64.
+    loss
+        Cross-entropy of the true class in nats, shape ``(N,)``, float64.
+    """
+
+    role: NDArray[np.uint8]
+    person: NDArray[np.int64]
+    label: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    loss: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Refuse columns of unequal length and losses that are not numbers."""
+        if len({len(getattr(self, field.name)) for field in fields(self)}) != 1:
+            raise DataError("The columns of the audited samples differ in length; send one value an image.")
+        if not np.isfinite(self.loss).all():
+            raise DataError("An audited sample has a loss that is not finite; the model is broken.")
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @classmethod
+    def from_probabilities(
+        cls,
+        probabilities: NDArray[np.floating],
+        label: NDArray[np.int64],
+        person: NDArray[np.int64],
+        role: NDArray[np.uint8],
+    ) -> SampleScores:
+        """Score class probabilities ``(N, C)``, from any predictor.
+
+        Probabilities are bounded below by 1e-12, so that a certain mistake has a finite loss (27.6 nats).
+        """
+        rows = np.arange(len(label))
+        chosen = np.clip(probabilities[rows, label].astype(np.float64), 1e-12, 1.0)
+        return cls(role, person, label, probabilities.argmax(axis=1).astype(np.int64), -np.log(chosen))
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[SampleScores]) -> SampleScores:
+        """Join parts whose people are different people; numbers are shifted so that they stay apart."""
+        shifted, offset = [], 0
+        for part in parts:
+            shifted.append((part, part.person + offset))
+            offset += int(part.person.max(initial=-1)) + 1
+        if not shifted:
+            raise DataError("There are no samples to audit; no site answered.")
+        return cls(
+            role=np.concatenate([part.role for part, _ in shifted]),
+            person=np.concatenate([person for _, person in shifted]),
+            label=np.concatenate([part.label for part, _ in shifted]),
+            prediction=np.concatenate([part.prediction for part, _ in shifted]),
+            loss=np.concatenate([part.loss for part, _ in shifted]),
+        )
+
+    def canonical(self) -> SampleScores:
+        """Return the rows in an order of their own: by role, then by the mean loss of their person, then by loss.
+
+        What is measured must not depend on which site answered first, nor on the random numbers of people.
+        """
+        _, index = np.unique(self.person, return_inverse=True)
+        mean = np.bincount(index, weights=self.loss) / np.maximum(np.bincount(index), 1)
+        rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")[index]
+        order = np.lexsort((self.label, self.loss, rank, self.role))
+        return SampleScores(self.role[order], rank[order], self.label[order], self.prediction[order], self.loss[order])
+
+    def of(self, *roles: Role) -> SampleScores:
+        """Return the rows of these roles."""
+        return self.rows(np.isin(self.role, [ROLES.index(role) for role in roles]))
+
+    def rows(self, rows: NDArray[np.bool_] | slice) -> SampleScores:
+        """Return the rows of a mask ``(N,)`` or of a slice."""
+        return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))

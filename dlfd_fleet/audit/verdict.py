@@ -1,0 +1,152 @@
+"""PASS, FAIL or INCONCLUSIVE, with reasons in words.
+
+Equivalence is what has to be shown, so the burden of proof lies on the model: an interval that is too wide to exclude
+a leak is INCONCLUSIVE, with the power stated, and never a pass (two one-sided tests at 5%, margin fixed beforehand).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from statistics import NormalDist
+
+from pydantic import BaseModel, ConfigDict
+
+from dlfd_fleet.audit.scores import Estimate, Scores, forgetting_score
+from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.settings import AuditSettings
+
+_ONE_SIDED_5_PERCENT = NormalDist().inv_cdf(0.95)
+
+
+class Outcome(StrEnum):
+    """What the evidence allows to say."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+class Verdict(BaseModel):
+    """An outcome, why, and how likely this audit was to see equivalence had it been there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    margin: float
+    power: float
+
+    def sentence(self) -> str:
+        """Return the verdict in words that claim no more than was measured."""
+        return f"{self.outcome}: {'; '.join(self.reasons)} (margin {self.margin:.2f}, power {self.power:.2f})."
+
+
+def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdict:
+    """Judge an unlearned model beside the original that it came from.
+
+    Parameters
+    ----------
+    original, candidate
+        Scores of both models on the same people, the unseen ones never used by a gate.
+    settings
+        Margin, allowed loss of utility, least gain over the majority answer.
+
+    Raises
+    ------
+    DataError
+        If nobody was forgotten, so that there is nothing to judge.
+    """
+    if original.mia_auc is None or candidate.mia_auc is None:
+        raise DataError("There are no forgotten images in the audit, so forgetting cannot be judged.")
+    power = equivalence_power(candidate.mia_auc.standard_error, settings.margin)
+
+    def verdict(outcome: Outcome, reasons: list[str]) -> Verdict:
+        return Verdict(outcome=outcome, reasons=tuple(reasons), margin=settings.margin, power=power)
+
+    failures = _utility_failures(original, candidate, settings)
+    failures += _leaks(original.mia_auc, candidate.mia_auc, settings.margin)
+    if failures:
+        return verdict(Outcome.FAIL, failures)
+    doubts = _doubts(original, candidate, settings.margin)
+    if doubts:
+        return verdict(Outcome.INCONCLUSIVE, doubts)
+    return verdict(
+        Outcome.PASS,
+        [f"no difference between forgotten and unseen people detected (AUC {_shown(candidate.mia_auc)})"],
+    )
+
+
+def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings) -> Verdict:
+    """Judge a model that was trained anew without the forgotten people.
+
+    It cannot remember them, so only its utility is in question; its attack scores are the reference, not a suspect.
+    """
+    failures = _utility_failures(original, retrained, settings)
+    auc = retrained.mia_auc
+    return Verdict(
+        outcome=Outcome.FAIL if failures else Outcome.PASS,
+        reasons=tuple(failures) or ("trained anew without the forgotten people",),
+        margin=settings.margin,
+        power=equivalence_power(auc.standard_error, settings.margin) if auc else 0.0,
+    )
+
+
+def equivalence_power(standard_error: float, margin: float) -> float:
+    """Return the chance that two one-sided 5% tests both reject when the true difference is 0.
+
+    ``max(0, 2 * Phi(margin / se - z_0.95) - 1)`` for a normal estimate; 0 when the margin is under 1.645 errors.
+    """
+    if standard_error <= 0.0:
+        return 1.0
+    return max(0.0, 2.0 * NormalDist().cdf(margin / standard_error - _ONE_SIDED_5_PERCENT) - 1.0)
+
+
+def _utility_failures(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
+    failures = []
+    drop = original.test_accuracy.value - candidate.test_accuracy.value
+    # Half a thousandth of tolerance: a drop of exactly the bound is allowed whatever the rounding of its two terms.
+    if drop > settings.max_accuracy_drop + 5e-4:
+        failures.append(f"test accuracy fell by {drop:.3f}, more than {settings.max_accuracy_drop:.3f}")
+    floor = 1.0 / candidate.unseen_classes + settings.min_gain_over_majority
+    if candidate.unseen_classes > 1 and candidate.balanced_accuracy.value < floor:
+        failures.append(
+            f"balanced accuracy {candidate.balanced_accuracy.value:.3f} is under {floor:.3f}: the model collapsed "
+            "towards one answer"
+        )
+    return failures
+
+
+def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
+    failures = []
+    if candidate.low > 0.5 + margin or candidate.high < 0.5 - margin:
+        side = "remembered" if candidate.value > 0.5 else "made conspicuous (losses above those of unseen people)"
+        failures.append(f"forgotten people are still {side}: AUC {_shown(candidate)} lies outside the margin")
+    before, after = forgetting_score(original.value), forgetting_score(candidate.value)
+    if before >= margin and after > before / 2.0:
+        failures.append(f"the attack was not halved: |AUC - 0.5| was {before:.3f} and is {after:.3f}")
+    return failures
+
+
+def _doubts(original: Scores, candidate: Scores, margin: float) -> list[str]:
+    """List why equivalence is not shown: controls that do not work, or too few images."""
+    doubts = []
+    if candidate.unseen_classes < 2:
+        doubts.append("the test people show one class only, so a collapse towards it cannot be seen")
+    assert original.mia_auc is not None  # noqa: S101 - judge() has refused it
+    assert candidate.mia_auc is not None  # noqa: S101
+    if forgetting_score(original.mia_auc.value) < margin:
+        doubts.append(f"the attack finds nobody in the original model either (AUC {_shown(original.mia_auc)})")
+    control = candidate.control_auc
+    if control is not None and not control.low <= 0.5 <= control.high:
+        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {_shown(control)})")
+    half = _ONE_SIDED_5_PERCENT * candidate.mia_auc.standard_error
+    if not 0.5 - margin < candidate.mia_auc.value - half <= candidate.mia_auc.value + half < 0.5 + margin:
+        doubts.append(
+            f"no leak was detected (AUC {_shown(candidate.mia_auc)}), but {candidate.forget_images} forgotten and "
+            f"{candidate.unseen_images} unseen images are too few to exclude one"
+        )
+    return doubts
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -1,0 +1,36 @@
+"""Unlearning on plain tensors: DLFD, ordinary training, and the shape that every method shares.
+
+An unlearner is called as ``(model, retain, forget, validation, settings, monitor)`` and returns an
+:class:`UnlearnOutcome`; it knows neither Flower nor MLflow nor files.
+"""
+
+from dlfd_fleet.unlearning.contract import (
+    Cost,
+    LabelledImages,
+    Monitor,
+    Reading,
+    Unlearner,
+    UnlearnOutcome,
+    checkpoint_rank,
+)
+from dlfd_fleet.unlearning.distancing import dlfd
+from dlfd_fleet.unlearning.monitor import loss_monitor
+from dlfd_fleet.unlearning.training import Augment, fit, predict_probabilities
+from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
+
+__all__ = [
+    "Augment",
+    "Cost",
+    "LabelledImages",
+    "Monitor",
+    "Reading",
+    "UnlearnOutcome",
+    "Unlearner",
+    "checkpoint_rank",
+    "cosine_cost",
+    "dlfd",
+    "fit",
+    "loss_monitor",
+    "predict_probabilities",
+    "transport_distance",
+]

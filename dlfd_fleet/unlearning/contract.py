@@ -1,0 +1,127 @@
+"""What every unlearner takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.settings import UnlearningSettings
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with their task labels.
+
+    Attributes
+    ----------
+    images
+        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied.
+    labels
+        Class indices ``(N,)``, int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return float images in [0, 1] and labels of these rows, on the model's device."""
+        images = self.images[rows].to(device)
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255.0)
+        return images, self.labels[rows].to(device)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the rows of one shuffled epoch; a last batch of one image joins the batch before it.
+
+        Batch normalisation cannot train on a single image.
+        """
+        rows = torch.randperm(len(self), generator=generator)
+        parts = list(torch.split(rows, size))
+        if len(parts) > 1 and len(parts[-1]) == 1:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        yield from parts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a monitor sees of a model: utility in [0, 1], and a membership attack's AUC (0.5 is perfect)."""
+
+    utility: float
+    attack_auc: float
+
+    @property
+    def forgetting(self) -> float:
+        """Distance of the attack from chance, ``|AUC - 0.5|``."""
+        return abs(self.attack_auc - 0.5)
+
+
+def checkpoint_rank(reading: Reading, least_utility: float, gate: float) -> tuple[bool, float, float]:
+    """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
+
+    Forgetting beyond the gate is noise of a small sample, so it earns nothing.
+    """
+    useful = reading.utility >= least_utility
+    beyond_gate = max(0.0, reading.forgetting - gate)
+    return (useful, -beyond_gate if useful else reading.utility, reading.utility)
+
+
+class Monitor(Protocol):
+    """Looks at a model between steps; must leave its weights and its mode as they were."""
+
+    def __call__(self, model: FeatureClassifier) -> Reading:
+        """Return the reading of a model."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an unlearning took: wall-clock seconds, and images passed forward and backward."""
+
+    seconds: float
+    monitor_seconds: float
+    forward_images: int
+    backward_images: int
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One look of the monitor: after which step, in which phase, and what it read."""
+
+    step: int
+    phase: str
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class UnlearnOutcome:
+    """The unlearned model, how it came about, and its cost."""
+
+    model: FeatureClassifier
+    trace: tuple[TraceEntry, ...]
+    cost: Cost
+    chosen_step: int
+    """Step whose weights were returned; 0 is the model that was given."""
+
+
+class Unlearner(Protocol):
+    """The shape of every method: DLFD, its peers and retraining."""
+
+    def __call__(
+        self,
+        model: FeatureClassifier,
+        retain: LabelledImages,
+        forget: LabelledImages,
+        validation: LabelledImages,
+        settings: UnlearningSettings,
+        monitor: Monitor | None = None,
+        *,
+        seed: int = 0,
+    ) -> UnlearnOutcome:
+        """Unlearn in place and return the outcome."""

@@ -1,0 +1,130 @@
+"""Scores: right against scikit-learn, bounded by people, and two-sided."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+
+from dlfd_fleet.audit import Role, SampleScores, measure, nomus
+from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.exceptions import DataError
+
+
+def samples(seed=0, forget_shift=0.0, people=8, images=10, person_effect=0.0):
+    """Draw losses whose forget set lies ``forget_shift`` below the others."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for index, _role in enumerate(ROLES):
+        person = np.repeat(np.arange(people), images)
+        effect = generator.normal(0.0, person_effect, people)[person] if person_effect else 0.0
+        loss = np.exp(generator.normal(0.0, 0.5, people * images) + effect - (forget_shift if index == 1 else 0.0))
+        label = generator.integers(0, 2, people * images)
+        prediction = np.where(generator.random(people * images) < 0.8, label, 1 - label)
+        parts.append(SampleScores(np.full(len(person), index, np.uint8), person, label, prediction, loss))
+    return SampleScores.concatenate(parts)
+
+
+def reorder(data, order):
+    return SampleScores(*(column[order] for column in vars(data).values()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_point_values_agree_with_scikit_learn(seed):
+    data = samples(seed, forget_shift=0.5)
+    scores = measure(data, resamples=200)
+    test, forget = data.of(Role.TEST), data.of(Role.FORGET)
+    assert scores.test_accuracy.value == pytest.approx(accuracy_score(test.label, test.prediction))
+    assert scores.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(test.label, test.prediction))
+    truth = np.r_[np.ones(len(forget)), np.zeros(len(test))]
+    assert scores.mia_auc.value == pytest.approx(roc_auc_score(truth, -np.r_[forget.loss, test.loss]))
+
+
+def test_a_model_that_remembers_is_found_and_one_that_does_not_is_not():
+    remembers = measure(samples(1, forget_shift=2.0))
+    forgot = measure(samples(1))
+    assert remembers.mia_auc.low > 0.8
+    assert remembers.mia_accuracy.value > 0.8
+    assert forgot.mia_auc.low < 0.5 < forgot.mia_auc.high
+    assert forgot.forgetting_score < 0.1
+
+
+def test_losses_far_above_the_unseen_ones_are_a_leak_too():
+    scores = measure(samples(2, forget_shift=-2.0))
+    assert scores.mia_auc.high < 0.2
+    assert scores.forgetting_score > 0.3
+
+
+def test_images_of_one_person_do_not_count_as_many_witnesses():
+    """Bounds by person must be wider than bounds that take each image for a person of its own."""
+    data = samples(3, people=6, images=30, person_effect=1.0)
+    by_person = measure(data, resamples=1000)
+    alone = SampleScores(data.role, np.arange(len(data)), data.label, data.prediction, data.loss)
+    by_image = measure(alone, resamples=1000)
+    width = [score.mia_auc.high - score.mia_auc.low for score in (by_person, by_image)]
+    assert width[0] > 1.5 * width[1]
+
+
+def test_the_bootstrap_interval_covers_chance_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(60):
+        auc = measure(samples(seed, people=20, person_effect=0.5), resamples=400).mia_auc
+        covered += auc.low <= 0.5 <= auc.high
+    assert covered >= 51  # 85% of 60; a percentile bootstrap of 20 people is a little too narrow
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_scores_depend_neither_on_arrival_order_nor_on_peoples_numbers(seed):
+    data = samples(4, forget_shift=0.3)
+    generator = np.random.default_rng(seed)
+    renumbered = generator.permutation(data.person.max() + 1)[data.person]
+    shuffled = SampleScores(data.role, renumbered, data.label, data.prediction, data.loss)
+    assert measure(reorder(shuffled, generator.permutation(len(data))), resamples=200) == measure(data, resamples=200)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 3))
+def test_bounds_hold_their_value_and_stay_fractions(seed, shift):
+    scores = measure(samples(seed, forget_shift=shift, people=3, images=3), resamples=200)
+    for name, value in scores.metrics().items():
+        if f"{name}_low" in scores.metrics():
+            assert 0.0 <= scores.metrics()[f"{name}_low"] <= value <= scores.metrics()[f"{name}_high"] <= 1.0
+
+
+def test_nomus_is_the_papers_formula_and_rewards_collapse():
+    assert nomus(0.62, 0.528) == pytest.approx(0.782)
+    assert nomus(0.70, 0.50) == pytest.approx(0.85)  # a constant answer: never read it alone
+
+
+def test_without_forgotten_people_utility_is_still_measured():
+    scores = measure(samples(5).of(Role.RETAIN, Role.TEST))
+    assert scores.mia_auc is None
+    assert "mia_auc" not in scores.metrics()
+    assert scores.test_accuracy.value > 0.6
+
+
+def test_missing_unseen_people_are_one_clear_sentence():
+    with pytest.raises(DataError, match="No test images were audited"):
+        measure(samples(6).of(Role.RETAIN, Role.FORGET))
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    data = samples(7)
+    with pytest.raises(DataError, match="not finite"):
+        SampleScores(data.role, data.person, data.label, data.prediction, np.where(data.loss > 1, np.nan, data.loss))
+
+
+def test_people_of_two_sites_are_never_merged():
+    first, second = samples(8, people=2), samples(9, people=3)
+    joined = SampleScores.concatenate([first, second])
+    count = len(np.unique(first.person)) + len(np.unique(second.person))
+    assert len(np.unique(joined.person)) == count
+
+
+def test_probabilities_of_any_predictor_become_losses():
+    probabilities = np.array([[0.9, 0.1], [0.0, 1.0]], dtype=np.float32)
+    zeros = np.zeros(2, dtype=np.int64)
+    scores = SampleScores.from_probabilities(probabilities, zeros, zeros, zeros.astype(np.uint8))
+    assert scores.loss == pytest.approx([-np.log(0.9), -np.log(1e-12)], rel=1e-5)
+    assert scores.prediction.tolist() == [0, 1]

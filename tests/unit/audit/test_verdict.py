@@ -1,0 +1,99 @@
+"""The verdict: who bears the burden of proof, and what each outcome needs."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlfd_fleet.audit import Estimate, Outcome, Scores, judge, judge_retrained
+from dlfd_fleet.audit.verdict import equivalence_power
+from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.settings import AuditSettings
+
+SETTINGS = AuditSettings(margin=0.10, max_accuracy_drop=0.02, min_gain_over_majority=0.10)
+
+
+def estimate(value, error=0.02):
+    return Estimate(
+        value=value, low=max(0.0, value - 1.96 * error), high=min(1.0, value + 1.96 * error), standard_error=error
+    )
+
+
+def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_classes=2):
+    return Scores(
+        test_accuracy=estimate(test),
+        balanced_accuracy=estimate(balanced),
+        retain_accuracy=estimate(0.95),
+        forget_accuracy=estimate(0.8),
+        mia_accuracy=estimate(0.5),
+        mia_auc=None if auc is None else estimate(auc, error),
+        forgetting_score=0.0,
+        nomus=0.9,
+        control_auc=estimate(control),
+        majority_baseline=0.7,
+        unseen_classes=unseen_classes,
+        forget_images=400,
+        unseen_images=400,
+    )
+
+
+ORIGINAL = scores(auc=0.8)
+
+
+def test_equivalence_shown_with_working_controls_passes():
+    verdict = judge(ORIGINAL, scores(auc=0.51), SETTINGS)
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.power > 0.95
+    assert "forgotten" in verdict.sentence()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        (scores(auc=0.70), "remembered"),
+        (scores(auc=0.30), "conspicuous"),
+        (scores(auc=0.68, error=0.2), "not halved"),
+        (scores(test=0.77), "test accuracy fell by 0.030"),
+        (scores(balanced=0.55), "collapsed"),
+    ],
+)
+def test_a_leak_a_lost_utility_or_a_collapse_fails(candidate, words):
+    verdict = judge(ORIGINAL, candidate, SETTINGS)
+    assert verdict.outcome is Outcome.FAIL
+    assert words in verdict.sentence()
+
+
+@pytest.mark.parametrize(
+    ("original", "candidate", "words"),
+    [
+        (ORIGINAL, scores(auc=0.52, error=0.09), "too few"),
+        (scores(auc=0.55), scores(auc=0.51), "finds nobody in the original"),
+        (ORIGINAL, scores(auc=0.51, control=0.7), "never-trained"),
+        (ORIGINAL, scores(auc=0.51, unseen_classes=1), "one class only"),
+    ],
+)
+def test_broken_controls_and_few_images_are_inconclusive_never_a_pass(original, candidate, words):
+    verdict = judge(original, candidate, SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert words in verdict.sentence()
+
+
+def test_a_drop_of_exactly_the_bound_is_allowed():
+    assert judge(ORIGINAL, scores(test=0.78), SETTINGS).outcome is Outcome.PASS
+
+
+def test_nobody_forgotten_cannot_be_judged():
+    with pytest.raises(DataError, match="no forgotten images"):
+        judge(ORIGINAL, scores(auc=None), SETTINGS)
+
+
+def test_a_retrained_model_is_judged_by_utility_alone():
+    assert judge_retrained(ORIGINAL, scores(auc=0.75), SETTINGS).outcome is Outcome.PASS
+    assert judge_retrained(ORIGINAL, scores(test=0.5), SETTINGS).outcome is Outcome.FAIL
+
+
+@given(st.floats(0.001, 0.5), st.floats(0.01, 0.4))
+def test_stated_power_is_the_share_of_simulated_tests_that_pass(error, margin):
+    estimates = np.random.default_rng(0).normal(0.5, error, 20_000)
+    passed = np.mean(np.abs(estimates - 0.5) + 1.6449 * error < margin)
+    assert equivalence_power(error, margin) == pytest.approx(passed, abs=0.015)
