@@ -1,0 +1,30 @@
+"""Face sets as tables of people: manifests, their problems, splits by person, sources, and synthetic sets.
+
+Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this module does not.
+"""
+
+from dlfd_fleet.data.check import Problem, check_manifest
+from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
+from dlfd_fleet.data.site_images import copy_images, purge_people
+from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
+from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_look, systematic_sample
+from dlfd_fleet.data.synthetic import synthesize
+
+__all__ = [
+    "Manifest",
+    "Problem",
+    "Row",
+    "assign_people",
+    "celeba_manifest",
+    "check_manifest",
+    "choose_people_to_forget",
+    "copy_images",
+    "open_source",
+    "order_by_look",
+    "orl_manifest",
+    "purge_people",
+    "read_manifest",
+    "synthesize",
+    "systematic_sample",
+    "write_manifest",
+]

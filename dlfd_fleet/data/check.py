@@ -1,0 +1,102 @@
+"""Every problem of a face set at once, each with its row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dlfd_fleet.data.manifest import cell_problems, read_cells
+from dlfd_fleet.progress import ProgressDisplay
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """What is wrong, and where; the header is row 1."""
+
+    row: int
+    column: str
+    sentence: str
+
+
+def check_manifest(
+    file: Path, root: Path | None, classes: Collection[str] | None, progress: ProgressDisplay
+) -> list[Problem]:
+    """Return every problem of a manifest and of its images, by row.
+
+    Parameters
+    ----------
+    root
+        Folder that image paths start from; the manifest's own when omitted.
+    classes
+        Allowed labels; any when omitted.
+
+    Raises
+    ------
+    DataError
+        If the table itself cannot be read.
+    """
+    folder, rows = root or file.parent, list(read_cells(file))
+    problems = []
+    images: dict[str, int] = {}
+    contents: dict[str, tuple[int, str]] = {}
+    splits: dict[str, tuple[int, str]] = {}
+    with progress.phase(f"Checking {len(rows)} images", len(rows)) as advance:
+        for number, cells in rows:
+            own = [Problem(number, column, sentence) for column, sentence in cell_problems(cells)]
+            own += _label_problems(number, cells, classes) + _person_problems(number, cells, splits)
+            if not any(problem.column == "image" for problem in own):
+                own += _image_problems(number, cells, folder, images, contents)
+            problems += own
+            advance()
+    return sorted(problems)
+
+
+def _label_problems(number: int, cells: Mapping[str, str], classes: Collection[str] | None) -> list[Problem]:
+    label = cells["label"]
+    if classes is None or not label or label in classes:
+        return []
+    return [Problem(number, "label", f"'{label}' is no class; the classes are {', '.join(sorted(classes))}")]
+
+
+def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tuple[int, str]]) -> list[Problem]:
+    identity, split = cells["identity"], cells.get("split", "")
+    if not identity:
+        return []
+    first, known = splits.setdefault(identity, (number, split))
+    if known == split:
+        return []
+    return [
+        Problem(
+            number, "split", f"the person is in split '{split}' here and in '{known}' in row {first}; use one split"
+        )
+    ]
+
+
+def _image_problems(
+    number: int,
+    cells: Mapping[str, str],
+    folder: Path,
+    images: dict[str, int],
+    contents: dict[str, tuple[int, str]],
+) -> list[Problem]:
+    name, identity = cells["image"], cells["identity"]
+    first = images.setdefault(name, number)
+    if first != number:
+        return [Problem(number, "image", f"'{name}' is listed in row {first} already; remove one of the rows")]
+    file = folder / name
+    try:
+        content = file.read_bytes()
+        with Image.open(file) as image:
+            image.load()
+    except FileNotFoundError:
+        return [Problem(number, "image", f"there is no file {file}")]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return [Problem(number, "image", f"{file} is no readable image, or is truncated: {error}")]
+    row, person = contents.setdefault(hashlib.sha256(content).hexdigest(), (number, identity))
+    if person != identity:
+        return [Problem(number, "image", f"'{name}' is the very image of row {row} under another person")]
+    return []

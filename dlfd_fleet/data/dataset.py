@@ -1,0 +1,152 @@
+"""Decoded images of a manifest: read once, kept in memory as bytes, cut and augmented as tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+
+from dlfd_fleet.data.manifest import Manifest, Row
+from dlfd_fleet.exceptions import DataError
+
+
+@dataclass(frozen=True)
+class IdentityDataset:
+    """Images with their people and labels.
+
+    Attributes
+    ----------
+    images
+        uint8 ``(N, 3, S, S)``.
+    labels
+        Indices into ``classes``, int64 ``(N,)``.
+    rows
+        The manifest's rows, one an image.
+    classes
+        Names of the classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The person of each image."""
+        return tuple(row.identity for row in self.rows)
+
+    def select(self, indices: Sequence[int]) -> IdentityDataset:
+        """Return the images of these indices, in their order."""
+        chosen = torch.tensor(list(indices), dtype=torch.long)
+        rows = tuple(self.rows[index] for index in indices)
+        return IdentityDataset(self.images[chosen], self.labels[chosen], rows, self.classes)
+
+    def of_people(self, identities: Collection[str]) -> IdentityDataset:
+        """Return the images of these people."""
+        return self.select([index for index, row in enumerate(self.rows) if row.identity in identities])
+
+    def without_people(self, identities: Collection[str]) -> IdentityDataset:
+        """Return the images of everybody else."""
+        return self.select([index for index, row in enumerate(self.rows) if row.identity not in identities])
+
+    def of_split(self, split: str) -> IdentityDataset:
+        """Return the images of one split."""
+        return self.select([index for index, row in enumerate(self.rows) if row.split == split])
+
+
+def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] | None = None) -> IdentityDataset:
+    """Decode every image of a manifest once, on all cores, into one tensor.
+
+    Parameters
+    ----------
+    image_size
+        Side of the squares that images are resized to, pixels.
+    classes
+        Names of the classes in the model's order; the manifest's own when omitted.
+
+    Raises
+    ------
+    DataError
+        If an image is missing or damaged, or a label is none of the classes.
+    """
+    names = tuple(classes) if classes is not None else manifest.classes
+    index = {name: number for number, name in enumerate(names)}
+    for row in manifest.rows:
+        if row.label not in index:
+            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
+    images = torch.empty((len(manifest.rows), 3, image_size, image_size), dtype=torch.uint8)
+
+    def decode(number: int) -> None:
+        images[number] = read_image(manifest.root / manifest.rows[number].image, image_size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # The list asks for every result, so that the first error is raised here.
+        list(pool.map(decode, range(len(manifest.rows))))
+    labels = torch.tensor([index[row.label] for row in manifest.rows], dtype=torch.long)
+    return IdentityDataset(images, labels, manifest.rows, names)
+
+
+def read_image(file: Path, image_size: int) -> Tensor:
+    """Return an image upright, in colour and square, uint8 ``(3, S, S)``; the device agent reads it the same way.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            resized = upright.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no image {file}.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} is no readable image, or is truncated: {error}.") from error
+    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+
+
+def augment(images: Tensor, *, flip: float, shift: int, light: float, generator: torch.Generator) -> Tensor:
+    """Return float images ``(N, 3, S, S)`` in [0, 1], each mirrored, shifted and lit at random.
+
+    Parameters
+    ----------
+    flip
+        Probability of mirroring an image left to right.
+    shift
+        Largest shift in each direction, pixels; edges are repeated.
+    light
+        Largest change of contrast, a fraction; brightness changes by at most half of it, pixel range.
+    """
+    count = len(images)
+    mirrored = torch.rand(count, generator=generator) < flip
+    images = torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+    if shift:
+        images = _shifted(images, shift, generator)
+    if light:
+        contrast, brightness = (torch.rand(2, count, 1, 1, 1, generator=generator) * 2.0 - 1.0).to(
+            images.device
+        ) * light
+        images = ((images - 0.5) * (1.0 + contrast) + 0.5 + brightness / 2.0).clamp_(0.0, 1.0)
+    return images
+
+
+def _shifted(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (shift, shift, shift, shift), mode="replicate")
+    offsets = torch.randint(0, 2 * shift + 1, (2, count), generator=generator).to(images.device)
+    rows = offsets[0][:, None] + torch.arange(height, device=images.device)
+    columns = offsets[1][:, None] + torch.arange(width, device=images.device)
+    batch = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

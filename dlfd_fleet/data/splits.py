@@ -1,0 +1,123 @@
+"""Splits by person, and the dealing of people to sites: seeded, and stratified by what people look like to the task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from dlfd_fleet.data.manifest import Manifest, Row
+from dlfd_fleet.exceptions import DataError
+
+
+def assign_people(manifest: Manifest, *, validation_people: int, test_people: int, sites: int, seed: int) -> Manifest:
+    """Give every person a split, and every person who is trained on a site.
+
+    People with a split or a site in the manifest keep them. Of the others, test and validation people are drawn by
+    :func:`systematic_sample` and are held by every site; the rest are dealt to ``site-1`` ... ``site-n``.
+
+    Raises
+    ------
+    DataError
+        If a person has two splits, or there are too few people.
+    """
+    people = manifest.by_person()
+    generator = np.random.default_rng(seed)
+    splits = {identity: _only_split(identity, rows) for identity, rows in people.items()}
+    free = order_by_look({person: rows for person, rows in people.items() if not splits[person]}, generator)
+    for split, wanted in (("test", test_people), ("validation", validation_people)):
+        missing = max(0, wanted - sum(known == split for known in splits.values()))
+        if missing >= len(free) and missing:
+            raise DataError(
+                f"{len(people)} people are too few for {test_people} test and {validation_people} validation people; "
+                "lower data.test_people or data.validation_people."
+            )
+        chosen = systematic_sample(free, missing, generator)
+        free = [person for person in free if person not in chosen]
+        splits |= dict.fromkeys(chosen, split)
+    splits = {identity: split or "train" for identity, split in splits.items()}
+    homes = _deal(manifest, people, splits, sites, generator)
+    rows = tuple(
+        replace(row, split=splits[row.identity], site=row.site or homes.get(row.identity, "")) for row in manifest.rows
+    )
+    return replace(manifest, rows=rows)
+
+
+def choose_people_to_forget(manifest: Manifest, sites: list[str], count: int) -> dict[str, list[str]]:
+    """Return ``count`` people a site who together look like the population: even quantiles, sites taking turns.
+
+    Raises
+    ------
+    DataError
+        If a site has too few people.
+    """
+    chosen: dict[str, list[str]] = {site: [] for site in sites}
+    total = count * len(sites)
+    for turn in range(total):
+        site = sites[turn % len(sites)]
+        rows = tuple(row for row in manifest.rows if row.split == "train" and row.site == site)
+        order = order_by_look(replace(manifest, rows=rows).by_person(), None)
+        if len(order) <= count:
+            raise DataError(f"{site} holds {len(order)} people, too few to forget {count} and keep one.")
+        left = [person for person in order if person not in chosen[site]]
+        place = order[int((turn + 0.5) / total * len(order))]
+        chosen[site].append(place if place in left else left[0])
+    return chosen
+
+
+def order_by_look(people: dict[str, list[Row]], generator: np.random.Generator | None) -> list[str]:
+    """Sort people so that neighbours look alike to the task: by the class they show most, and by how much of it.
+
+    The purest of the first class come first and those who also show others last, so that with two classes the order is
+    that of their mean label. Ties are broken at random, or by name without a generator.
+    """
+    names = sorted(people)
+    if generator is not None:
+        names = [names[index] for index in generator.permutation(len(names))]
+    first = min((row.label for rows in people.values() for row in rows), default="")
+
+    def look(identity: str) -> tuple[str, float]:
+        counts = Counter(row.label for row in people[identity])
+        label, most = min(counts.items(), key=lambda item: (-item[1], item[0]))
+        share = most / sum(counts.values())
+        return label, -share if label == first else share
+
+    return sorted(names, key=look)
+
+
+def systematic_sample(order: list[str], count: int, generator: np.random.Generator) -> list[str]:
+    """Return ``count`` of ordered people, one at random out of each of ``count`` consecutive blocks of even size."""
+    bounds = np.ceil(np.linspace(0, len(order), count + 1)).astype(int)
+    return [order[generator.integers(low, high)] for low, high in pairwise(bounds)]
+
+
+def _deal(
+    manifest: Manifest,
+    people: dict[str, list[Row]],
+    splits: dict[str, str],
+    sites: int,
+    generator: np.random.Generator,
+) -> dict[str, str]:
+    """Deal people without a site, each block of neighbours to all sites in random order."""
+    homeless = {
+        person: rows for person, rows in people.items() if splits[person] == "train" and not any(r.site for r in rows)
+    }
+    known = sorted({row.site for row in manifest.rows if row.site})
+    if not known and len(homeless) < sites:
+        raise DataError(f"{len(homeless)} people to train on are too few for {sites} sites; lower data.sites.")
+    names = known or [f"site-{number}" for number in range(1, sites + 1)]
+    homes: dict[str, str] = {}
+    order = order_by_look(homeless, generator)
+    for start in range(0, len(order), len(names)):
+        block = order[start : start + len(names)]
+        homes |= dict(zip(block, [names[index] for index in generator.permutation(len(names))], strict=False))
+    return homes
+
+
+def _only_split(identity: str, rows: list[Row]) -> str:
+    splits = {row.split for row in rows}
+    if len(splits) > 1:
+        raise DataError(f"A person is in two splits ({', '.join(sorted(splits))}): '{identity}'; use one.")
+    return splits.pop()

@@ -1,0 +1,82 @@
+"""Synthetic faces of any number, for load tests: a person's geometry, a class's eyewear, a photo's noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dlfd_fleet.data.manifest import Row, write_manifest
+from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.progress import ProgressDisplay
+
+
+def synthesize(
+    folder: Path,
+    *,
+    people: int,
+    images_per_person: int,
+    image_size: int,
+    classes: int,
+    seed: int,
+    progress: ProgressDisplay,
+) -> Path:
+    """Draw faces into ``folder/images`` and write ``folder/manifest.csv``; return the manifest.
+
+    A class is a number of bars over the eyes (0, 1, 2, ...), and every person shows one class mostly. The same seed
+    draws the same files.
+
+    Raises
+    ------
+    DataError
+        If the folder is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty; name a new folder for the synthetic faces.")
+    rows = []
+    with progress.phase(f"Drawing {people * images_per_person} faces", people) as advance:
+        for number in range(people):
+            generator = np.random.default_rng([seed, number])
+            person = generator.random(8)
+            usual = number % classes
+            for photo in range(images_per_person):
+                label = usual if generator.random() < 0.9 else int(generator.integers(classes))
+                name = f"images/person-{number:05d}/{photo:03d}.png"
+                file = folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _face(person, label, image_size, generator).save(file)
+                rows.append(Row(name, f"person-{number:05d}", f"class-{label}"))
+            advance()
+    write_manifest(rows, folder / "manifest.csv")
+    return folder / "manifest.csv"
+
+
+def _face(person: np.ndarray, label: int, size: int, generator: np.random.Generator) -> Image.Image:
+    """Draw one photo: ``person`` holds eight numbers in [0, 1) that are the same in all photos of somebody."""
+    background, skin, hair = (tuple(int(60 + 180 * value) for value in np.roll(person, turn)[:3]) for turn in (0, 2, 4))
+    image = Image.new("RGB", (size, size), background)
+    draw = ImageDraw.Draw(image)
+    shift_x, shift_y = generator.normal(0.0, 0.02, 2)
+    middle_x, middle_y = 0.5 + shift_x, 0.52 + shift_y
+    width, height = 0.22 + 0.12 * person[0], 0.30 + 0.12 * person[1]
+
+    def box(left: float, top: float, right: float, bottom: float) -> list[float]:
+        return [left * size, top * size, right * size, bottom * size]
+
+    draw.ellipse(box(middle_x - width, middle_y - height * 1.1, middle_x + width, middle_y + height * 0.4), fill=hair)
+    draw.ellipse(
+        box(middle_x - width * 0.9, middle_y - height * 0.8, middle_x + width * 0.9, middle_y + height), fill=skin
+    )
+    eye_y, apart, eye = middle_y - height * 0.2, width * (0.3 + 0.2 * person[2]), 0.02 + 0.02 * person[3]
+    for side in (-1, 1):
+        x = middle_x + side * apart
+        draw.ellipse(box(x - eye, eye_y - eye, x + eye, eye_y + eye), fill=(20, 20, 20))
+    mouth = width * (0.3 + 0.3 * person[4])
+    mouth_y = middle_y + height * (0.4 + 0.2 * person[5])
+    draw.line(box(middle_x - mouth, mouth_y, middle_x + mouth, mouth_y), fill=(120, 30, 30), width=max(1, size // 32))
+    for bar in range(label):
+        y = eye_y + (bar - (label - 1) / 2) * 0.06
+        draw.line(box(middle_x - width, y, middle_x + width, y), fill=(0, 0, 0), width=max(1, size // 24))
+    pixels = np.asarray(image, dtype=np.float32) * generator.uniform(0.8, 1.1) + generator.normal(0, 8, (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
