@@ -1,0 +1,119 @@
+"""The ``dlfd-fleet-device`` command: look at images with an exported model, and at the model itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dlfd_fleet.device.inference import DeviceModel, read_image
+from dlfd_fleet.exceptions import DeviceError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run an ONNX model of the fleet on this device.",
+)
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file that dlfd-fleet exported.")]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    image: str
+    answer: str
+    probability: float
+    probabilities: NDArray[np.float32]
+
+
+@app.command()
+def predict(
+    file: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one prediction.")] = 1,
+) -> None:
+    """Print the class of every image."""
+    model = DeviceModel(file, threads)
+    predictions = []
+    for image in images:
+        try:
+            pixels = read_image(image, model.image_size)
+        except DeviceError as error:
+            _say(error)
+        else:
+            probabilities = model.predict(pixels[np.newaxis])[0]
+            best = int(probabilities.argmax())
+            row = _Prediction(_shown(image), model.classes[best], float(probabilities[best]), probabilities)
+            predictions.append(row)
+    if as_json:
+        _print_json(model, predictions)
+    elif predictions:
+        _print_table(predictions)
+    if len(predictions) < len(images):
+        raise typer.Exit(2)
+
+
+@app.command()
+def show(file: ModelArgument) -> None:
+    """Print what a model says of itself."""
+    table = Table("key", "value")
+    for key, value in DeviceModel(file).metadata.items():
+        table.add_row(Text(key), Text(value, overflow="fold"))
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; an error of the user's is one sentence on stderr and exit code 2.
+
+    Parameters
+    ----------
+    arguments
+        Words of the command line; the process's own when omitted.
+    """
+    try:
+        app(args=arguments, prog_name="dlfd-fleet-device")
+    except DeviceError as error:
+        _say(error)
+        sys.exit(2)
+
+
+def _print_json(model: DeviceModel, predictions: Sequence[_Prediction]) -> None:
+    rows = [
+        {
+            "image": prediction.image,
+            "class": prediction.answer,
+            "probability": prediction.probability,
+            "probabilities": dict(zip(model.classes, prediction.probabilities.tolist(), strict=True)),
+        }
+        for prediction in predictions
+    ]
+    typer.echo(json.dumps({"version": model.version, "epoch": model.epoch, "predictions": rows}, indent=2))
+
+
+def _print_table(predictions: Sequence[_Prediction]) -> None:
+    table = Table("image", "class", "probability")
+    for prediction in predictions:
+        probability = Text(f"{prediction.probability:.3f}")
+        table.add_row(Text(prediction.image, overflow="fold"), Text(prediction.answer, overflow="fold"), probability)
+    Console().print(table)
+
+
+def _say(error: DeviceError) -> None:
+    typer.echo(_shown(error), err=True)
+
+
+def _shown(value: object) -> str:
+    """Return text that any terminal takes: a file name on Linux need not be Unicode."""
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,180 @@
+"""An exported model and the images that it looks at, on a device."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+
+from dlfd_fleet.exceptions import DeviceError
+
+BATCH = 32
+
+
+class _Card(BaseModel):
+    """The part of the file's metadata that a device stands on; the rest is only shown."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
+
+    classes: Json[Annotated[tuple[str, ...], Field(min_length=2)]]
+    image_size: Annotated[int, Field(ge=1)]
+    version: str
+    epoch: Annotated[int, Field(ge=0)]
+
+
+class DeviceModel:
+    """A classifier exported by dlfd-fleet, loaded with ONNX Runtime on the CPU.
+
+    Parameters
+    ----------
+    file
+        ONNX file.
+    threads
+        Threads of one prediction. They sleep between predictions: a device has a battery.
+
+    Raises
+    ------
+    DeviceError
+        If the file is missing, damaged, or not one that dlfd-fleet exported.
+    """
+
+    def __init__(self, file: Path, threads: int = 1) -> None:
+        if threads < 1:
+            raise DeviceError(f"A model needs at least 1 thread, not {threads}.")
+        self._session = _load(file, threads)
+        self._metadata = dict(sorted(self._session.get_modelmeta().custom_metadata_map.items()))
+        self._card = _read_card(self._metadata, file)
+        _check_signature(self._session, self._card, file)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return self._card.classes
+
+    @property
+    def image_size(self) -> int:
+        """Side S of an input image, pixels."""
+        return self._card.image_size
+
+    @property
+    def version(self) -> str:
+        """Version of the model in the fleet's registry."""
+        return self._card.version
+
+    @property
+    def epoch(self) -> int:
+        """Erasure epoch: how many released erasures the model has behind it."""
+        return self._card.epoch
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Everything that the file says of itself, by key (``dlfd.*``)."""
+        return dict(self._metadata)
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the probabilities of every class for every image.
+
+        Parameters
+        ----------
+        images
+            uint8 ``(N, S, S, 3)``, RGB.
+
+        Returns
+        -------
+        ndarray
+            float32 ``(N, C)``; each row sums to 1.
+
+        Raises
+        ------
+        DeviceError
+            If the images have another shape or type.
+        """
+        size = self.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise DeviceError(
+                f"The images are {images.dtype} of shape {images.shape}: give uint8 of shape (N, {size}, {size}, 3)."
+            )
+        probabilities = np.empty((len(images), len(self.classes)), dtype=np.float32)
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            probabilities[start : start + BATCH] = self._session.run(None, {"images": batch})[0]
+        return probabilities
+
+
+def read_image(file: Path, image_size: int) -> NDArray[np.uint8]:
+    """Read an image as sites read theirs for training: turned upright, RGB, bilinear.
+
+    Parameters
+    ----------
+    file
+        Anything that Pillow reads.
+    image_size
+        Side S of the result, pixels.
+
+    Returns
+    -------
+    ndarray
+        uint8 ``(S, S, 3)``.
+
+    Raises
+    ------
+    DeviceError
+        If the file is missing, damaged or no image.
+    """
+    try:
+        # Pillow warns of damage on its way to an error, or reads on without harm: an error is said once, below.
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.asarray(upright.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    # Pillow's readers give each of these for a damaged file, one format this, another that.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or not an image"
+        raise DeviceError(f"Cannot read the image {file}: {reason}.") from error
+
+
+def _load(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # What goes wrong is raised; the log would only say it twice.
+    try:
+        # Bytes, not the path: a file that points at further files beside it has nothing to load them from.
+        return onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise DeviceError(f"Cannot read the model {file}: {error.strerror}.") from error
+    except Exception as error:  # ONNX Runtime's errors have no base class but Exception
+        raise DeviceError(f"The model {file} is damaged or not an ONNX file: fetch it again.") from error
+
+
+def _read_card(metadata: Mapping[str, str], file: Path) -> _Card:
+    try:
+        return _Card.model_validate(metadata)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        raise DeviceError(
+            f"The model {file} was not exported by dlfd-fleet: its metadata has no usable '{key}'."
+        ) from error
+
+
+def _check_signature(session: onnxruntime.InferenceSession, card: _Card, file: Path) -> None:
+    def described(values: list[Any]) -> list[tuple[str, str, list[Any]]]:
+        return [(value.name, value.type, list(value.shape[1:])) for value in values]
+
+    size = card.image_size
+    inputs = [("images", "tensor(uint8)", [size, size, 3])]
+    outputs = [("probabilities", "tensor(float)", [len(card.classes)])]
+    if described(session.get_inputs()) != inputs or described(session.get_outputs()) != outputs:
+        raise DeviceError(
+            f"The model {file} does not take the images or give the probabilities that its metadata tells of: "
+            "export it again with dlfd-fleet."
+        )

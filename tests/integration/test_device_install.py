@@ -1,0 +1,64 @@
+"""A device gets a small installation that works: no torch, no Flower, no MLflow."""
+
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dlfd_fleet.export import export_onnx
+from dlfd_fleet.models import ModelCard, WrappedClassifier
+from dlfd_fleet.settings import ExportSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """Install the device extra into a fresh environment; return the folder of its commands."""
+    folder = tmp_path_factory.mktemp("device") / "venv"
+    venv.create(folder, with_pip=True)
+    constraints = ROOT / "constraints.txt"
+    pinned = ["-c", str(constraints)] if constraints.exists() else []
+    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", f"{ROOT}[device]", *pinned)
+    return folder / "bin"
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_device_environment_has_nothing_of_the_training_side(installed):
+    listed = json.loads(run(installed / "python", "-m", "pip", "list", "--format", "json"))
+    names = {package["name"].lower() for package in listed}
+    assert {"dlfd-fleet", "onnxruntime", "numpy"} <= names
+    assert names.isdisjoint({"torch", "torchvision", "flwr", "mlflow", "scikit-learn", "sqlalchemy", "ray", "onnx"})
+
+
+def test_installed_command_predicts(installed, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+    card = ModelCard(architecture="resnet18", classes=("glasses", "none"), image_size=32)
+    images = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
+    settings = ExportSettings()
+    export_onnx(
+        WrappedClassifier(network, "0"), card, tmp_path / "m.onnx", version="1", settings=settings, images=images
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "face.png")
+
+    out = run(installed / "dlfd-fleet-device", "predict", "m.onnx", "face.png", "--json", cwd=tmp_path)
+
+    with torch.inference_mode():
+        expected = network(torch.tensor(pixels).permute(2, 0, 1)[None] / 255.0).softmax(dim=1)[0]
+    (row,) = json.loads(out)["predictions"]
+    np.testing.assert_allclose([row["probabilities"][name] for name in card.classes], expected, atol=1e-5)

@@ -1,0 +1,43 @@
+"""Every architecture of the fleet reaches the device with the answers that it has in torch."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.export import export_onnx
+from dlfd_fleet.models import ARCHITECTURES, FaceClassifier, ModelCard, build
+from dlfd_fleet.settings import ExportSettings
+
+
+def outspoken(card: ModelCard) -> FaceClassifier:
+    """Return a network whose answers differ from image to image, as a trained one's do."""
+    torch.manual_seed(0)
+    model = build(card)
+    batch_norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in batch_norms:
+        module.momentum = None  # plain averages: two looks are enough for statistics that fit
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.rand(16, 3, card.image_size, card.image_size))
+        for layer in model.head:
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(4.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_architecture_says_on_the_device_what_it_says_in_torch(tmp_path, architecture):
+    card = ModelCard(architecture=architecture, classes=("glasses", "none", "sun"), image_size=32)
+    model = outspoken(card)
+    pixels = torch.randint(0, 256, (7, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    file = tmp_path / "model.onnx"
+    export_onnx(model, card, file, version="1", settings=ExportSettings(), images=pixels)
+
+    found = DeviceModel(file).predict(np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy()))
+
+    with torch.inference_mode():
+        expected = model(pixels / 255.0).softmax(dim=1).numpy()
+    assert expected.std(axis=0).max() > 1e-3  # otherwise the comparison would prove nothing
+    np.testing.assert_allclose(found, expected, atol=1e-4)
