@@ -1,0 +1,23 @@
+"""A site's own book of forget requests: who asked, how far each request is, and what has been purged.
+
+Names stay here. The coordinator learns random request ids and counts; a purged person's name is deleted, and only a
+keyed digest remains, so that the person is recognised should the images ever come back.
+"""
+
+from dlfd_fleet.ledger.ledger import Event, ForgetRequest, Ledger
+from dlfd_fleet.ledger.site import Site, SiteCard, create_site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.ledger.states import RequestState
+
+__all__ = [
+    "Event",
+    "ForgetRequest",
+    "Ledger",
+    "RequestState",
+    "Site",
+    "SiteCard",
+    "create_site",
+    "deal_to_sites",
+    "request_forgetting",
+    "site_folders",
+]

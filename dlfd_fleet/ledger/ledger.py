@@ -1,0 +1,333 @@
+"""The ledger itself: requests, an append-only hash-chained history, and tombstones of purged images (SQLite)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.ledger.states import FOLLOWERS, RequestState
+
+_BUSY_SECONDS = 30
+_START = "0" * 64
+
+_tables = sa.MetaData()
+_request = sa.Table(
+    "request",
+    _tables,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("person_digest", sa.String, nullable=False, unique=True),
+    sa.Column("identity", sa.String),  # deleted once the person is purged
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("requested_at", sa.String, nullable=False),
+    sa.Column("deadline", sa.String, nullable=False),
+    sa.Column("job", sa.String),
+    sa.Column("epoch", sa.Integer),
+)
+_history = sa.Table(
+    "history",
+    _tables,
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("request", sa.String, sa.ForeignKey("request.id"), nullable=False),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("job", sa.String),
+    sa.Column("epoch", sa.Integer),
+    sa.Column("previous", sa.String, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
+)
+_tombstone = sa.Table(
+    "tombstone",
+    _tables,
+    sa.Column("sha256", sa.String, primary_key=True),
+    sa.Column("request", sa.String, sa.ForeignKey("request.id"), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """One person's request; ``identity`` is None once the person has been purged."""
+
+    id: str
+    identity: str | None
+    state: RequestState
+    requested_at: datetime
+    deadline: datetime
+    job: str | None
+    epoch: int | None
+
+    def overdue(self, now: datetime) -> bool:
+        """Tell whether the deadline has passed and the request is not complete."""
+        return now > self.deadline and self.state is not RequestState.COMPLETE
+
+
+@dataclass(frozen=True)
+class Event:
+    """One row of the history: a request came into a state, when and why."""
+
+    sequence: int
+    request: str
+    at: datetime
+    state: RequestState
+    reason: str
+    job: str | None
+    epoch: int | None
+
+
+class Ledger:
+    """Forget requests of one site.
+
+    Several processes may use a ledger at once: each change is one transaction, and SQLite lets one writer in at a time.
+
+    Parameters
+    ----------
+    file
+        The SQLite file.
+    create
+        Make a new ledger where there is none.
+
+    Raises
+    ------
+    LedgerError
+        If the file is missing, damaged or no ledger.
+    """
+
+    def __init__(self, file: Path, *, create: bool = False) -> None:
+        self.file = file
+        if not create and not file.exists():
+            raise LedgerError(f"There is no ledger {file}; is {file.parent} a site's folder?")
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS}
+        )
+        sa.event.listen(self._engine, "connect", _prepare)
+        sa.event.listen(self._engine, "begin", _begin_immediate)
+        with self._transaction() as connection:
+            if create:
+                _tables.create_all(connection)
+            elif not set(_tables.tables) <= set(sa.inspect(connection).get_table_names()):
+                raise LedgerError(f"{file} is a database, but no ledger of dlfd-fleet.")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def request(self, identity: str, person_digest: str, *, deadline_days: int) -> ForgetRequest:
+        """Accept a person's request under a random id.
+
+        Raises
+        ------
+        LedgerError
+            If the person has asked before, or has been forgotten.
+        """
+        now = datetime.now(UTC)
+        row = {
+            "id": secrets.token_hex(8),
+            "person_digest": person_digest,
+            "identity": identity,
+            "state": RequestState.ACCEPTED.value,
+            "requested_at": now.isoformat(),
+            "deadline": (now + timedelta(days=deadline_days)).isoformat(),
+        }
+        with self._transaction() as connection:
+            try:
+                connection.execute(sa.insert(_request).values(row))
+            except IntegrityError:
+                earlier = self._read(connection, _request.c.person_digest == person_digest)[0]
+                raise LedgerError(_asked_before(identity, earlier)) from None
+            self._append(connection, str(row["id"]), RequestState.ACCEPTED, "asked to be forgotten", None, None)
+        return self.get(str(row["id"]))
+
+    def requests(self, *states: RequestState) -> list[ForgetRequest]:
+        """Return the requests in these states, or all of them, oldest first."""
+        condition = _request.c.state.in_([state.value for state in states]) if states else sa.true()
+        with self._transaction() as connection:
+            return self._read(connection, condition)
+
+    def get(self, request: str) -> ForgetRequest:
+        """Return one request; a :class:`LedgerError` if there is none of this id."""
+        with self._transaction() as connection:
+            found = self._read(connection, _request.c.id == request)
+        if not found:
+            raise LedgerError(f"There is no request {request} in {self.file}.")
+        return found[0]
+
+    def person_digests(self) -> frozenset[str]:
+        """Return the digests of everybody who has ever asked."""
+        with self._transaction() as connection:
+            return frozenset(connection.execute(sa.select(_request.c.person_digest)).scalars())
+
+    def move(
+        self, request: str, state: RequestState, reason: str, *, job: str | None = None, epoch: int | None = None
+    ) -> None:
+        """Bring a request into its next state; one row in the history.
+
+        Raises
+        ------
+        LedgerError
+            If the state may not follow the request's own.
+        """
+        current = self.get(request)
+        if state not in FOLLOWERS[current.state]:
+            raise LedgerError(f"Request {request} is {current.state}; it cannot become {state}.")
+        values: dict[str, Any] = {"state": state.value, "job": job}
+        if epoch is not None:
+            values["epoch"] = epoch
+        with self._transaction() as connection:
+            changed = connection.execute(
+                sa.update(_request)
+                .where(_request.c.id == request, _request.c.state == current.state.value)
+                .values(values)
+            )
+            if not changed.rowcount:
+                raise LedgerError(f"Request {request} was changed by another process; ask for its state again.")
+            self._append(connection, request, state, reason, job, epoch)
+
+    def history(self, request: str | None = None) -> list[Event]:
+        """Return what happened, to one request or to all, oldest first."""
+        condition = _history.c.request == request if request else sa.true()
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(_history).where(condition).order_by(_history.c.sequence)).mappings()
+            return [
+                Event(
+                    sequence=row["sequence"],
+                    request=row["request"],
+                    at=datetime.fromisoformat(row["at"]),
+                    state=RequestState(row["state"]),
+                    reason=row["reason"],
+                    job=row["job"],
+                    epoch=row["epoch"],
+                )
+                for row in rows
+            ]
+
+    def verify(self) -> None:
+        """Check the chain of the history, and that each request is in the state that its last row says.
+
+        Raises
+        ------
+        LedgerError
+            At the first row that was changed, removed or added by other means.
+        """
+        previous, last = _START, {}
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(_history).order_by(_history.c.sequence)).mappings().all()
+            states = dict(connection.execute(sa.select(_request.c.id, _request.c.state)).tuples())
+        for number, row in enumerate(rows, start=1):
+            if row["sequence"] != number or row["previous"] != previous or row["digest"] != _digest(dict(row)):
+                raise LedgerError(f"The history of {self.file} was tampered with at row {number}.")
+            previous = row["digest"]
+            last[row["request"]] = row["state"]
+        for request, state in states.items():
+            if last.get(request) != state:
+                raise LedgerError(f"Request {request} in {self.file} is {state}, which its history does not say.")
+
+    def purged(self, request: str, sha256: Collection[str]) -> None:
+        """Note the digests of deleted images."""
+        with self._transaction() as connection:
+            known = set(connection.execute(sa.select(_tombstone.c.sha256)).scalars())
+            rows = [{"sha256": value, "request": request} for value in sorted(set(sha256) - known)]
+            if rows:
+                connection.execute(sa.insert(_tombstone), rows)
+
+    def tombstones(self) -> frozenset[str]:
+        """Return the SHA-256 of every image that was purged."""
+        with self._transaction() as connection:
+            return frozenset(connection.execute(sa.select(_tombstone.c.sha256)).scalars())
+
+    def forget_identity(self, request: str) -> None:
+        """Delete the person's name from a request; the keyed digest stays."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(_request).where(_request.c.id == request).values(identity=None))
+
+    def _append(
+        self,
+        connection: sa.Connection,
+        request: str,
+        state: RequestState,
+        reason: str,
+        job: str | None,
+        epoch: int | None,
+    ) -> None:
+        last = connection.execute(
+            sa.select(_history.c.sequence, _history.c.digest).order_by(_history.c.sequence.desc()).limit(1)
+        ).first()
+        row: dict[str, Any] = {
+            "sequence": last.sequence + 1 if last else 1,
+            "request": request,
+            "at": datetime.now(UTC).isoformat(),
+            "state": state.value,
+            "reason": reason,
+            "job": job,
+            "epoch": epoch,
+            "previous": last.digest if last else _START,
+        }
+        connection.execute(sa.insert(_history).values(row | {"digest": _digest(row)}))
+
+    @staticmethod
+    def _read(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[ForgetRequest]:
+        rows: Sequence[sa.RowMapping] = (
+            connection.execute(sa.select(_request).where(condition).order_by(_request.c.requested_at, _request.c.id))
+            .mappings()
+            .all()
+        )
+        return [
+            ForgetRequest(
+                id=row["id"],
+                identity=row["identity"],
+                state=RequestState(row["state"]),
+                requested_at=datetime.fromisoformat(row["requested_at"]),
+                deadline=datetime.fromisoformat(row["deadline"]),
+                job=row["job"],
+                epoch=row["epoch"],
+            )
+            for row in rows
+        ]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise LedgerError(f"The ledger {self.file} cannot be used: {error.orig}.") from error
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    # Transactions are begun by SQLAlchemy, not by the driver: the driver's own begin would not lock out other writers.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _digest(row: dict[str, Any]) -> str:
+    content = {name: value for name, value in row.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _asked_before(identity: str, earlier: ForgetRequest) -> str:
+    if earlier.state is RequestState.COMPLETE:
+        return f"'{identity}' was forgotten already, by request {earlier.id} with epoch {earlier.epoch}."
+    return (
+        f"'{identity}' has asked already, on {earlier.requested_at:%Y-%m-%d}: request {earlier.id} is {earlier.state}."
+    )

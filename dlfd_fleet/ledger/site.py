@@ -1,0 +1,174 @@
+"""A site's folder: its card, its faces, its ledger and its key. Only the site's own processes open it."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dlfd_fleet.data import Manifest, read_manifest
+from dlfd_fleet.exceptions import ConfigurationError, LedgerError
+from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
+
+CARD_FILE, LEDGER_FILE, KEY_FILE = "site.json", "ledger.db", "site.key"
+_FEWEST_IMAGES = 2
+
+
+class SiteCard(BaseModel):
+    """What a site is and where its faces are; ``site.json``.
+
+    Attributes
+    ----------
+    name
+        Known to the site only.
+    image_size
+        Side of the model's input, pixels.
+    classes
+        Names of the classes in the order of the fleet.
+    manifest, root
+        The face set, under the site's folder unless absolute.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    image_size: int = Field(ge=32, le=1024)
+    classes: tuple[str, ...] = Field(min_length=2)
+    manifest: Path = Path("manifest.csv")
+    root: Path = Path()
+
+
+class Site:
+    """An open site folder; close it, or use it as a context.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder is no site's, or its card is wrong.
+    LedgerError
+        If its ledger cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.card = _read_card(folder / CARD_FILE)
+        self.manifest_file = folder / self.card.manifest
+        self.image_root = folder / self.card.root
+        self.ledger = Ledger(folder / LEDGER_FILE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+
+    def manifest(self) -> Manifest:
+        """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
+        return read_manifest(self.manifest_file, self.image_root)
+
+    def person_digest(self, identity: str) -> str:
+        """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""
+        return hmac.digest(self._key, identity.encode(), "sha256").hex()
+
+    def gone(self, identities: Iterable[str]) -> frozenset[str]:
+        """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
+        asked = self.ledger.person_digests()
+        return frozenset(identity for identity in set(identities) if self.person_digest(identity) in asked)
+
+    @cached_property
+    def _key(self) -> bytes:
+        try:
+            return bytes.fromhex((self.folder / KEY_FILE).read_text(encoding="ascii"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"The key {self.folder / KEY_FILE} cannot be read ({type(error).__name__}); restore it from a backup: "
+                "without it nobody who was forgotten can be recognised."
+            ) from error
+
+
+def create_site(folder: Path, card: SiteCard) -> None:
+    """Make a site's card, key and empty ledger in a folder that holds its faces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = folder / KEY_FILE
+    key.touch(mode=0o600)
+    key.write_text(secrets.token_hex(32), encoding="ascii")
+    Ledger(folder / LEDGER_FILE, create=True).close()
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> ForgetRequest:
+    """Accept a person's request to be forgotten.
+
+    Raises
+    ------
+    LedgerError
+        If the person is unknown, was never trained on, has asked before, or would leave the site, or one of its
+        classes, without an image to train on.
+    """
+    manifest = site.manifest()
+    rows = manifest.by_person().get(identity)
+    if rows is None:
+        if site.person_digest(identity) not in site.ledger.person_digests():
+            near = get_close_matches(identity, manifest.identities, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
+            raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
+    elif any(row.split != "train" for row in rows):
+        raise LedgerError(f"'{identity}' is of the {rows[0].split} people, whom no model was trained on.")
+    elif not site.gone([identity]):
+        _refuse_last_images(site, identity, manifest)
+    return site.ledger.request(identity, site.person_digest(identity), deadline_days=deadline_days)
+
+
+def site_folders(state_folder: Path) -> list[Path]:
+    """Return the folders of the simulated sites, in order.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    folder = state_folder / "sites"
+    found = [path for path in folder.iterdir() if (path / CARD_FILE).exists()] if folder.is_dir() else []
+    if not found:
+        raise ConfigurationError(f"There are no sites in {folder}; make them with: dlfd-fleet data deal.")
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _parts(path.name)])
+
+
+def _parts(name: str) -> list[str]:
+    """Split off numbers, so that site-10 comes after site-9; texts and numbers take turns."""
+    return re.split(r"(\d+)", name)
+
+
+def _refuse_last_images(site: Site, identity: str, manifest: Manifest) -> None:
+    leaving = site.gone(manifest.identities) | {identity}
+    training = [row for row in manifest.rows if row.split == "train"]
+    left = Counter(row.label for row in training if row.identity not in leaving)
+    if left.total() < _FEWEST_IMAGES:
+        raise LedgerError(
+            f"Forgetting '{identity}' would leave {site.card.name} {left.total()} images to train on; retire the site "
+            "instead, or add people first."
+        )
+    for label in sorted({row.label for row in training} - left.keys()):
+        raise LedgerError(
+            f"Forgetting '{identity}' would leave {site.card.name} no image of the class '{label}' to train on; add "
+            "people of that class first."
+        )
+
+
+def _read_card(file: Path) -> SiteCard:
+    try:
+        return SiteCard.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file.parent} is no site's folder: {file.name}: {error.strerror}.") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        key = ".".join(map(str, first["loc"])) or "the whole file"
+        raise ConfigurationError(f"{file}, '{key}': {first['msg']}.") from error

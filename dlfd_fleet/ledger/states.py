@@ -1,0 +1,29 @@
+"""The states of a forget request, and which may follow which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class RequestState(StrEnum):
+    """How far a request is."""
+
+    ACCEPTED = "ACCEPTED"
+    UNLEARNING = "UNLEARNING"
+    EVALUATING = "EVALUATING"
+    RELEASED = "RELEASED"
+    PURGING = "PURGING"
+    COMPLETE = "COMPLETE"
+
+
+# Back to ACCEPTED: the job failed or died, and the request waits for the next one. Nothing leads back from RELEASED.
+FOLLOWERS: Mapping[RequestState, frozenset[RequestState]] = {
+    RequestState.ACCEPTED: frozenset({RequestState.UNLEARNING}),
+    RequestState.UNLEARNING: frozenset({RequestState.EVALUATING, RequestState.ACCEPTED}),
+    RequestState.EVALUATING: frozenset({RequestState.UNLEARNING, RequestState.RELEASED, RequestState.ACCEPTED}),
+    RequestState.RELEASED: frozenset({RequestState.PURGING}),
+    RequestState.PURGING: frozenset({RequestState.PURGING, RequestState.COMPLETE}),
+    RequestState.COMPLETE: frozenset(),
+}
+UNDER_WAY = (RequestState.UNLEARNING, RequestState.EVALUATING)
