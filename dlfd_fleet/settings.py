@@ -67,19 +67,23 @@ class TrainingSettings(Section):
 
     rounds: Count = Field(6, description="Rounds of federated averaging.")
     local_epochs: Count = Field(4, description="Epochs at a site in one round.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images a step.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Images a step.")
     learning_rate: Positive = Field(0.02, description="SGD step of round 1; cosine decay over the rounds.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
     flip: Fraction = Field(0.5, description="Probability of a mirrored image.")
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest random shift, pixels.")
+    shift: Annotated[int, Field(ge=0)] = Field(4, description="Largest random shift, pixels.")
+    light: Fraction = Field(0.2, description="Largest random change of contrast, and half of that of brightness.")
 
 
 class UnlearningSettings(Section):
-    """DLFD at a site. Pixel units are fractions of the range [0, 1]; see docs/adr/0003."""
+    """DLFD itself. Pixel units are fractions of the range [0, 1].
 
-    epochs: Positive = Field(3.0, description="Most passes over the site's retain images.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Retain images a step.")
+    In a fleet the coordinator's rounds set epochs and learning rate, and gate instead of the monitor; see ``erasure``.
+    """
+
+    epochs: Positive = Field(3.0, description="Most passes over the retain images.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step.")
     learning_rate: Positive = Field(0.008, description="SGD step.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
@@ -92,15 +96,12 @@ class UnlearningSettings(Section):
     sinkhorn_epsilon: Positive = Field(0.05, description="Entropic regularisation, cosine cost units.")
     sinkhorn_iterations: Count = Field(100, description="Most Sinkhorn iterations.")
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
-        0.03, description="Forgetting score |MIA - 0.5| at which noise stops."
+        0.05, description="Forgetting score |AUC - 0.5| on validation people at which noise stops."
     )
-    max_utility_drop: Fraction = Field(0.03, description="Validation accuracy a checkpoint may lose.")
-    monitor_every: Count = Field(2, description="Steps between two looks of the monitor.")
-
-    def stronger(self, attempt: int) -> UnlearningSettings:
-        """Return the settings of an attempt: each after the first takes half as long again, and larger steps."""
-        factor = 1.5 ** (attempt - 1)
-        return self.model_copy(update={"epochs": self.epochs * factor, "learning_rate": self.learning_rate * factor})
+    max_utility_drop: Fraction = Field(0.04, description="Validation utility a checkpoint may lose.")
+    monitor_every: Annotated[int, Field(ge=0)] = Field(
+        2, description="Steps between two looks of the monitor; 0 leaves the gate to the caller."
+    )
 
 
 class AuditSettings(Section):
@@ -120,12 +121,11 @@ class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
-    merge_strengths: tuple[Positive, ...] = Field(
-        (1.0, 1.5, 2.0), min_length=1, description="Multiples of the merged update that are tried."
-    )
-    max_attempts: Count = Field(2, description="DLFD attempts, each stronger, before giving up.")
-    max_repair_rounds: Annotated[int, Field(ge=0)] = Field(2, description="Repair rounds on retain images.")
-    repair_rate: Fraction = Field(0.1, description="Learning rate of repair, fraction of training's.")
+    rounds: Count = Field(4, description="Most rounds of DLFD and repair in one attempt.")
+    distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
+    repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
+    learning_rate: Positive = Field(0.02, description="SGD step of round 1, cosine decay over the rounds.")
+    max_attempts: Count = Field(2, description="Attempts, each half as long again at DLFD, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
@@ -143,7 +143,7 @@ class ReleaseSettings(Section):
 class ExportSettings(Section):
     """The ONNX file."""
 
-    opset: Annotated[int, Field(ge=17, le=23)] = Field(18, description="ONNX opset of the fleet's oldest runtime.")
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX opset of the fleet's oldest runtime.")
     parity_tolerance: Positive = Field(1e-4, description="Largest difference of probabilities from torch.")
 
 

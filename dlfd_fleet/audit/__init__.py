@@ -5,6 +5,7 @@ A predictor of any kind (torch, ONNX Runtime on a device) is audited from what i
 compares them with the original model's.
 """
 
+from dlfd_fleet.audit.gate import Reading, matched_auc, read_gate
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import SCORE_NAMES, Estimate, Scores, forgetting_score, measure, nomus
 from dlfd_fleet.audit.verdict import Outcome, Verdict, judge, judge_retrained
@@ -13,6 +14,7 @@ __all__ = [
     "SCORE_NAMES",
     "Estimate",
     "Outcome",
+    "Reading",
     "Role",
     "SampleScores",
     "Scores",
@@ -20,6 +22,8 @@ __all__ = [
     "forgetting_score",
     "judge",
     "judge_retrained",
+    "matched_auc",
     "measure",
     "nomus",
+    "read_gate",
 ]

@@ -5,17 +5,17 @@ An unlearner is called as ``(model, retain, forget, validation, settings, monito
 """
 
 from dlfd_fleet.unlearning.contract import (
+    Augment,
     Cost,
     LabelledImages,
     Monitor,
-    Reading,
     Unlearner,
     UnlearnOutcome,
     checkpoint_rank,
 )
 from dlfd_fleet.unlearning.distancing import dlfd
 from dlfd_fleet.unlearning.monitor import loss_monitor
-from dlfd_fleet.unlearning.training import Augment, fit, predict_probabilities
+from dlfd_fleet.unlearning.training import fit, predict_probabilities, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Cost",
     "LabelledImages",
     "Monitor",
-    "Reading",
     "UnlearnOutcome",
     "Unlearner",
     "checkpoint_rank",
@@ -32,5 +31,6 @@ __all__ = [
     "fit",
     "loss_monitor",
     "predict_probabilities",
+    "recalibrate",
     "transport_distance",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""From float images ``(N, 3, S, S)`` in [0, 1] to changed ones of the same shape and range."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,6 @@ class LabelledImages:
         if len(parts) > 1 and len(parts[-1]) == 1:
             parts[-2:] = [torch.cat(parts[-2:])]
         yield from parts
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a monitor sees of a model: utility in [0, 1], and a membership attack's AUC (0.5 is perfect)."""
-
-    utility: float
-    attack_auc: float
-
-    @property
-    def forgetting(self) -> float:
-        """Distance of the attack from chance, ``|AUC - 0.5|``."""
-        return abs(self.attack_auc - 0.5)
 
 
 def checkpoint_rank(reading: Reading, least_utility: float, gate: float) -> tuple[bool, float, float]:
@@ -123,5 +114,7 @@ class Unlearner(Protocol):
         monitor: Monitor | None = None,
         *,
         seed: int = 0,
+        class_weights: Tensor | None = None,
+        augment: Augment | None = None,
     ) -> UnlearnOutcome:
         """Unlearn in place and return the outcome."""

@@ -10,7 +10,8 @@ Choices that the paper leaves open, and that the released code makes by accident
 - Noise lives in a ball of the pixel range and images stay in [0, 1].
 - The noise is found in eval mode (fixed batch-norm statistics, no dropout: the gradient of the deployed function), the
   model is trained in train mode.
-- The gate looks at the forget set and at validation people only.
+- The gate looks at the forget set and at validation people only. Before each look batch-norm statistics are taken anew
+  from clean retain images: running ones lag behind weights that move fast.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import (
+    Augment,
     Cost,
     LabelledImages,
     Monitor,
-    Reading,
     TraceEntry,
     UnlearnOutcome,
     checkpoint_rank,
 )
 from dlfd_fleet.unlearning.monitor import loss_monitor
-from dlfd_fleet.unlearning.training import device_of, optimizer_of
+from dlfd_fleet.unlearning.training import device_of, optimizer_of, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 DISTANCING, CLASSIFICATION = "distancing", "classification"
@@ -51,6 +53,8 @@ def dlfd(
     monitor: Monitor | None = None,
     *,
     seed: int = 0,
+    class_weights: Tensor | None = None,
+    augment: Augment | None = None,
 ) -> UnlearnOutcome:
     """Unlearn the forget set in place, and leave the model at its best checkpoint, in eval mode.
 
@@ -63,11 +67,16 @@ def dlfd(
     validation
         People never trained on, for the gate; never those of the final evidence.
     settings
-        Hyper-parameters; pixel units are fractions of the range [0, 1].
+        Hyper-parameters; pixel units are fractions of the range [0, 1]. With ``monitor_every = 0`` nothing is looked
+        at: every step distances and the last weights stay, for callers that gate by themselves.
     monitor
         Looks at the model between steps; :func:`loss_monitor` on ``forget`` and ``validation`` by default.
     seed
-        Seed of batches, noise and dropout.
+        Seed of batches, augmentation and dropout.
+    class_weights
+        Weight of each class in the training loss, ``(C,)``; all 1 when omitted.
+    augment
+        Changes each retain batch before its noise is found.
 
     Raises
     ------
@@ -77,25 +86,28 @@ def dlfd(
     for name, data in (("retain", retain), ("forget", forget), ("validation", validation)):
         if not len(data):
             raise ValueError(f"DLFD needs at least one {name} image.")
-    run = _Run(model, settings, monitor or loss_monitor(forget, validation))
+    run = _Run(model, settings, monitor or loss_monitor(forget, validation), retain, class_weights)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
-    run.look(0, "original")
+    if settings.monitor_every:
+        run.look(0, "original")
     total = math.ceil(settings.epochs * len(list(retain.batches(settings.batch_size, generator))))
     retain_rows, forget_rows = _cycle(retain, settings, generator), _cycle(forget, settings, generator)
     for step in range(1, total + 1):
         if run.finished():
             break
-        phase = DISTANCING if run.latest.forgetting > settings.gate else CLASSIFICATION
+        phase = run.phase()
         images, labels = retain.batch(next(retain_rows), device_of(model))
+        if augment is not None:
+            images = augment(images, generator)
         if phase == DISTANCING:
             others, _ = forget.batch(next(forget_rows), device_of(model))
             progress = (step - 1) / max(1, total - 1)
             images = run.distance(images, labels, others, progress)
         run.train_step(images, labels)
-        if step % settings.monitor_every == 0 or step == total:
+        if settings.monitor_every and (step % settings.monitor_every == 0 or step == total):
             run.look(step, phase)
-    return run.outcome()
+    return run.outcome(total)
 
 
 def distancing_noise(
@@ -146,6 +158,8 @@ class _Run:
     model: FeatureClassifier
     settings: UnlearningSettings
     monitor: Monitor
+    retain: LabelledImages
+    class_weights: Tensor | None
     trace: list[TraceEntry] = field(default_factory=list)
     forward_images: int = 0
     backward_images: int = 0
@@ -161,17 +175,26 @@ class _Run:
     def latest(self) -> Reading:
         return self.trace[-1].reading
 
+    def phase(self) -> str:
+        """Follow the paper's dynamic forgetting strategy: noise only while the gate does not say 'forgotten'."""
+        forgotten = bool(self.trace) and self.latest.forgetting <= self.settings.gate
+        return CLASSIFICATION if forgotten else DISTANCING
+
     def utility_floor(self) -> float:
         """Least validation accuracy of a checkpoint that may be chosen."""
         return self.trace[0].reading.utility - self.settings.max_utility_drop
 
     def finished(self) -> bool:
-        """Stop early at the gate: running on past it destroys the model (METHOD, measured)."""
+        """Stop early at the gate: running on past it destroys the model."""
+        if not self.trace:
+            return False
         return self.latest.forgetting <= self.settings.gate and self.latest.utility >= self.utility_floor()
 
     def look(self, step: int, phase: str) -> None:
         """Read the model, and keep its weights if it is the best so far."""
         before = time.perf_counter()
+        if step:
+            recalibrate(self.model, self.retain)
         entry = TraceEntry(step, phase, self.monitor(self.model))
         self.monitor_seconds += time.perf_counter() - before
         self.trace.append(entry)
@@ -200,16 +223,19 @@ class _Run:
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of cross-entropy, batch normalisation and dropout in train mode."""
         self.model.train()
-        loss = functional.cross_entropy(self.model(images), labels)
+        loss = functional.cross_entropy(self.model(images), labels, weight=self.class_weights)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.forward_images += len(images)
         self.backward_images += len(images)
 
-    def outcome(self) -> UnlearnOutcome:
-        """Put the best checkpoint back and report."""
-        self.model.load_state_dict(self.best_weights)
+    def outcome(self, last_step: int) -> UnlearnOutcome:
+        """Put the best checkpoint back, where there is one, and report."""
+        if self.trace:
+            self.model.load_state_dict(self.best_weights)
+        else:
+            self.best_step = last_step
         self.model.eval()
         seconds = time.perf_counter() - self.started
         cost = Cost(seconds, self.monitor_seconds, self.forward_images, self.backward_images)

@@ -1,31 +1,29 @@
-"""The monitor that DLFD's gate looks through: utility, and how well a loss threshold finds the forget set."""
+"""The monitor that DLFD's gate looks through."""
 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+import torch
 
+from dlfd_fleet.audit import Reading, Role, SampleScores, read_gate
+from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.unlearning.contract import LabelledImages, Monitor, Reading
+from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
 
 
 def loss_monitor(forget: LabelledImages, validation: LabelledImages) -> Monitor:
-    """Return a monitor that compares the losses of a forget set with those of people never trained on.
+    """Return a monitor that reads a model from a forget set and from people never trained on.
 
-    Utility is the accuracy on ``validation``; the attack is the AUC of "a lower loss means a member". The images should
-    be few, for they are all predicted at each look, and must not be those of the final evidence.
+    All of the images are predicted at each look, so they should be few; they must not be those of the final evidence.
     """
-    truth = np.repeat([1, 0], [len(forget), len(validation)])
+    both = LabelledImages(torch.cat([forget.images, validation.images]), torch.cat([forget.labels, validation.labels]))
+    sides = [ROLES.index(Role.FORGET), ROLES.index(Role.VALIDATION)]
+    roles = np.repeat(sides, [len(forget), len(validation)]).astype(np.uint8)
+    people = np.zeros(len(both), dtype=np.int64)
 
     def read(model: FeatureClassifier) -> Reading:
-        unseen = predict_probabilities(model, validation)
-        labels = validation.labels.numpy()
-        losses = [
-            -np.log(np.clip(p[np.arange(len(y)), y], 1e-12, None))
-            for p, y in ((predict_probabilities(model, forget), forget.labels.numpy()), (unseen, labels))
-        ]
-        auc = roc_auc_score(truth, -np.concatenate(losses))
-        return Reading(utility=float((unseen.argmax(axis=1) == labels).mean()), attack_auc=float(auc))
+        probabilities = predict_probabilities(model, both)
+        return read_gate(SampleScores.from_probabilities(probabilities, both.labels.numpy(), people, roles))
 
     return read

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
-from dlfd_fleet.unlearning.contract import LabelledImages
+from dlfd_fleet.unlearning.contract import Augment, LabelledImages
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 _PREDICTION_BATCH = 128
 
 
@@ -35,11 +33,19 @@ def fit(
     epochs: int,
     learning_rate: float,
     seed: int,
+    class_weights: Tensor | None = None,
     augment: Augment | None = None,
 ) -> float:
     """Train in place with cross-entropy; return the mean loss of the last epoch, nats.
 
     Batch normalisation and dropout are in train mode; the model is left in eval mode.
+
+    Parameters
+    ----------
+    class_weights
+        Weight of each class in the loss, ``(C,)``; all 1 when omitted.
+    augment
+        Changes each batch before it is seen.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
@@ -52,7 +58,7 @@ def fit(
             images, labels = train.batch(rows, device_of(model))
             if augment is not None:
                 images = augment(images, generator)
-            loss = functional.cross_entropy(model(images), labels)
+            loss = functional.cross_entropy(model(images), labels, weight=class_weights)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
@@ -74,3 +80,11 @@ def predict_probabilities(model: nn.Module, data: LabelledImages) -> NDArray[np.
     ]
     model.train(training)
     return torch.cat(parts).numpy()
+
+
+def recalibrate(model: nn.Module, data: LabelledImages) -> None:
+    """Take batch-norm statistics anew, averaged over all images; the model is left in eval mode."""
+    device = device_of(model)
+    batches = (data.batch(rows, device)[0] for rows in torch.split(torch.arange(len(data)), _PREDICTION_BATCH))
+    update_bn(batches, model)
+    model.eval()

@@ -1,0 +1,170 @@
+"""The ``dlfd-fleet`` command: reads arguments, calls the library, prints. No logic of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dlfd_fleet.exceptions import ConfigurationError, FleetError
+from dlfd_fleet.settings import LoadedSettings, load_settings, parse_value
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Right to be forgotten for federated fleets.")
+config_app = typer.Typer(no_args_is_help=True, help="Settings.")
+data_app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
+forget_app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(forget_app, name="forget")
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
+SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
+console = Console()
+
+
+@app.command()
+def demo(
+    config: Config = None,
+    overrides: Overrides = None,
+    compare_retrain: Annotated[
+        bool, typer.Option("--compare-retrain", help="Also retrain without the people, to compare.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of splits, training and noise.")] = None,
+) -> None:
+    """Run the main job on the embedded faces: train, forget four people, prove it, export, predict on a device."""
+    from dlfd_fleet.demo import Demo
+
+    flags: dict[str, object] = {}
+    if compare_retrain:
+        flags["erasure.compare_retrain"] = True
+    if seed is not None:
+        flags["seed"] = seed
+    Demo(_load(config, overrides, flags).settings, console).run()
+
+
+@config_app.command("show")
+def config_show(config: Config = None, overrides: Overrides = None) -> None:
+    """Print every effective setting and where its value came from."""
+    table = Table("setting", "value", "from")
+    for row in _load(config, overrides).rows():
+        table.add_row(*row)
+    console.print(table)
+
+
+@data_app.command("check")
+def data_check(
+    manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Allowed labels, separated by commas.")] = None,
+) -> None:
+    """List every problem of a manifest, with its row; exit code 2 if there is one."""
+    from dlfd_fleet.data import check_manifest
+    from dlfd_fleet.progress import ConsoleProgress
+
+    allowed = classes.split(",") if classes else None
+    problems = check_manifest(manifest, root, allowed, ConsoleProgress(Console(stderr=True)))
+    if not problems:
+        console.print(f"{manifest}: no problem found.")
+        return
+    table = Table("row", "column", "problem", title=f"{manifest}: {len(problems)} problems")
+    for problem in problems:
+        table.add_row(str(problem.row), problem.column, problem.sentence)
+    console.print(table)
+    raise typer.Exit(2)
+
+
+@data_app.command("synthesize")
+def data_synthesize(
+    folder: Annotated[Path, typer.Argument(help="Where the images and manifest.csv go; must be empty or absent.")],
+    people: Annotated[int, typer.Option(min=1)] = 40,
+    images: Annotated[int, typer.Option(min=1, help="Images a person.")] = 10,
+    image_size: Annotated[int, typer.Option(min=16)] = 64,
+    classes: Annotated[int, typer.Option(min=2)] = 2,
+    seed: int = 0,
+) -> None:
+    """Make a synthetic face set of any size, for load tests."""
+    from dlfd_fleet.data import synthesize
+    from dlfd_fleet.progress import ConsoleProgress
+
+    manifest = synthesize(
+        folder,
+        people=people,
+        images_per_person=images,
+        image_size=image_size,
+        classes=classes,
+        seed=seed,
+        progress=ConsoleProgress(Console(stderr=True)),
+    )
+    console.print(f"Wrote {people * images} images and {manifest}.")
+
+
+@data_app.command("deal")
+def data_deal(config: Config = None, overrides: Overrides = None) -> None:
+    """Deal the people of the face set to site folders under the state folder, for a simulated fleet."""
+    from dlfd_fleet.ledger.site_setup import deal_to_sites
+    from dlfd_fleet.progress import ConsoleProgress
+
+    settings = _load(config, overrides).settings
+    for name in deal_to_sites(settings, ConsoleProgress(console)):
+        console.print(str(settings.state_folder / "sites" / name), soft_wrap=True)
+
+
+@forget_app.command("request")
+def forget_request(
+    person: Annotated[str, typer.Argument(help="Identity, as in the site's manifest.")],
+    site: SiteFolder,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a person's request to be forgotten into the site's ledger."""
+    from dlfd_fleet.ledger.site import Site, request_forgetting
+
+    days = _load(config, overrides).settings.erasure.deadline_days
+    with Site(site) as opened:
+        request = request_forgetting(opened, person, deadline_days=days)
+    console.print(f"Accepted as request {request.id}; to be done by {request.deadline:%Y-%m-%d}.")
+
+
+@forget_app.command("list")
+def forget_list(site: SiteFolder) -> None:
+    """List the requests of a site, with their deadlines."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.ledger.site import Site
+
+    with Site(site) as opened:
+        requests = opened.ledger.requests()
+    table = Table("request", "person", "state", "asked", "deadline", "job")
+    now = datetime.now(UTC)
+    for request in requests:
+        deadline = f"{request.deadline:%Y-%m-%d}" + (" OVERDUE" if request.overdue(now) else "")
+        row = (request.id, request.identity or "(purged)", request.state, f"{request.requested_at:%Y-%m-%d}")
+        table.add_row(*row, deadline, request.job or "")
+    console.print(table)
+
+
+def _load(config: Path | None, overrides: list[str] | None, flags: dict[str, object] | None = None) -> LoadedSettings:
+    values: dict[str, object] = dict(flags or {})
+    for text in overrides or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--set {text} has no value; write --set KEY=VALUE.")
+        values[key.strip()] = parse_value(value)
+    return load_settings(config, values)
+
+
+def main() -> None:
+    """Run the command; a person's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except FleetError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+        sys.exit(130)

@@ -1,0 +1,273 @@
+"""The whole way on the embedded faces: train, ask to be forgotten, forget, prove, export, predict on a device.
+
+The demo is a small fleet of its own in the state folder. A run that was interrupted goes on where it stood; a finished
+one is followed by a new fleet, whose runs stand beside the earlier ones in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from dlfd_fleet.data import Manifest, choose_people_to_forget
+from dlfd_fleet.exceptions import ConfigurationError, DeviceError, JobError
+from dlfd_fleet.federation.store import JobRecord, Store
+from dlfd_fleet.federation.summary import summarise
+from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import CONFIG_VARIABLE, Settings, write_settings
+
+FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
+_SHOWN_FACES = 6
+Phase = Literal["new", "dealt", "trained", "requested", "erased", "done"]
+
+
+class DemoState(BaseModel):
+    """How far the demo is, and under which settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    phase: Phase
+    settings: Settings
+    train_job: str = ""
+    erase_job: str = ""
+
+
+class Demo:
+    """One run of the demo, on disk after every phase."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.progress = ConsoleProgress(console)
+        self.file = settings.state_folder / "demo.json"
+        self.state = self._resume_or_begin()
+
+    def _resume_or_begin(self) -> DemoState:
+        earlier = _read_state(self.file)
+        if earlier is not None and earlier.phase != "done" and earlier.settings == self.settings:
+            self.console.print(f"Going on with the run that was interrupted after the phase '{earlier.phase}'.")
+            return earlier
+        for name in ("sites", "coordinator"):
+            folder = self.settings.state_folder / name
+            if not folder.exists():
+                continue
+            if earlier is None:
+                raise ConfigurationError(
+                    f"{folder} was not made by the demo, which would overwrite it; give the demo a state folder of its "
+                    "own: --set state_folder=PATH."
+                )
+            shutil.rmtree(folder)
+        return DemoState(phase="new", settings=self.settings)
+
+    def reach(self, phase: Phase, **changes: str) -> None:
+        """Note on disk that a phase is over."""
+        self.state = self.state.model_copy(update={"phase": phase, **changes})
+        new = self.file.with_suffix(".new")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(self.state.model_dump_json(indent=2), encoding="utf-8")
+        new.replace(self.file)
+
+    def run(self) -> JobRecord:
+        """Go through all phases that are still to come, and show the result."""
+        started = time.monotonic()
+        if self.state.phase == "new":
+            self.reach("new")
+            self.deal()
+        if self.state.phase != "erased":
+            self.federate()
+        record = Store(self.settings.state_folder).load(self.state.erase_job)
+        self.show(record, time.monotonic() - started)
+        self.reach("done")
+        return record
+
+    def deal(self) -> None:
+        """Deal the faces to sites, each with its own copy of its images."""
+        names = deal_to_sites(self.settings, self.progress)
+        self.console.print(f"Dealt the faces to {len(names)} sites under {self.settings.state_folder / 'sites'}.")
+        self.reach("dealt")
+
+    def federate(self) -> None:
+        """Train and erase on the Simulation Runtime, with the requests in between."""
+        from server.app import run
+
+        def jobs(grid: object) -> None:
+            if self.state.phase == "dealt":
+                record = run(grid, "train", self.settings, self.progress)  # type: ignore[arg-type]
+                self.reach("trained", train_job=record.job)
+            if self.state.phase == "trained":
+                self.ask_to_be_forgotten()
+                self.reach("requested")
+            record = run(grid, "erase", self.settings, self.progress)  # type: ignore[arg-type]
+            if record.verdict is None:  # it died after its release, and was settled just now
+                record = next(job for job in reversed(Store(self.settings.state_folder).jobs()) if job.verdict)
+            self.reach("erased", erase_job=record.job)
+
+        simulate(self.settings, jobs)
+
+    def ask_to_be_forgotten(self) -> None:
+        """Let people at two sites ask, through the code of ``dlfd-fleet forget request``."""
+        folders = site_folders(self.settings.state_folder)[:FORGETTING_SITES]
+        manifests = []
+        for folder in folders:
+            with Site(folder) as site:
+                manifests.append(site.manifest())
+        rows = tuple(row for manifest in manifests for row in manifest.rows)
+        chosen = choose_people_to_forget(Manifest(rows, manifests[0].root), [f.name for f in folders], PEOPLE_A_SITE)
+        for folder in folders:
+            with Site(folder) as site:
+                asked = [request.identity for request in site.ledger.requests()]
+                for person in chosen[folder.name]:
+                    if person in asked:  # the demo was interrupted between two requests
+                        continue
+                    request = request_forgetting(site, person, deadline_days=self.settings.erasure.deadline_days)
+                    self.console.print(
+                        f"{site.card.name}: {person} asks to be forgotten by {request.deadline:%Y-%m-%d} "
+                        f"(request {request.id})."
+                    )
+
+    def show(self, record: JobRecord, seconds: float) -> None:
+        """Let the device classify test faces, then print the table and the paths."""
+        store = Store(self.settings.state_folder)
+        champion = store.champion()
+        if champion is None:
+            raise JobError("The training job left no champion model.")
+        onnx_file = store.model_folder(champion.job) / "model.onnx"
+        self.console.print(device_table(onnx_file, self.settings))
+        summary = summarise(record)
+        table = Table(*summary.columns, title=summary.title)
+        for row in summary.rows:
+            table.add_row(*row)
+        self.console.print(table)
+        self.console.print(summary.footer)
+        if not record.released:
+            self.console.print("[bold]Not released[/bold]: the alias `champion` stays on the original model.")
+        uri = self.settings.tracking.uri or f"sqlite:///{self.settings.state_folder / 'mlflow.db'}"
+        for name, value in {
+            "MLflow": f"mlflow ui --backend-store-uri {uri}",
+            "figures": str(store.job_folder(record.job)),
+            "ONNX file": str(onnx_file),
+            "took": f"{seconds:.0f} s",
+        }.items():
+            self.console.print(f"{name:>10}: {value}", soft_wrap=True, highlight=False)
+
+
+def device_table(onnx_file: Path, settings: Settings) -> Table:
+    """Classify faces of people never trained on, in a process of the device agent (it has no torch)."""
+    folder = site_folders(settings.state_folder)[0]
+    with Site(folder) as site:
+        rows = [row for row in site.manifest().rows if row.split == "test"]
+        chosen = rows[:: max(1, len(rows) // _SHOWN_FACES)][:_SHOWN_FACES]
+        images = [str(site.image_root / row.image) for row in chosen]
+    command = [sys.executable, "-m", "dlfd_fleet.device", "predict", "--json", str(onnx_file), *images]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module, on files of the state folder
+    if finished.returncode:
+        raise DeviceError(f"The device agent could not classify the test faces: {finished.stderr.strip()}")
+    answers = json.loads(finished.stdout)
+    table = Table("test face", "label", "answer", "probability", title="On the device (ONNX Runtime, no torch)")
+    for row, answer in zip(chosen, answers["predictions"], strict=True):
+        table.add_row(row.image, row.label, answer["class"], f"{answer['probability']:.3f}")
+    return table
+
+
+def simulate(settings: Settings, jobs: Callable[[object], None]) -> None:
+    """Run ``jobs(grid)`` in a ServerApp on Flower's Simulation Runtime, one virtual node a site, in process."""
+    os.environ |= {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from client.app import app as client_app
+
+    failures: list[BaseException] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
+        try:
+            jobs(grid)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    cores = os.cpu_count() or 1
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": "error", "include_dashboard": False},
+    }
+    with _settings_for_nodes(settings), _quiet("flwr", "ray"):
+        try:
+            run_simulation(
+                server_app,
+                client_app,
+                len(site_folders(settings.state_folder)),
+                backend_config=backend,  # type: ignore[arg-type]
+            )
+        except Exception:
+            # Flower re-raises what the ServerApp raised as an error of its own; ours says more.
+            if failures:
+                raise failures[0] from None
+            raise
+        if failures:
+            raise failures[0]
+
+
+@contextmanager
+def _settings_for_nodes(settings: Settings) -> Iterator[None]:
+    """Write the effective settings where the processes of the virtual nodes find them."""
+    file = settings.state_folder / "effective-settings.json"
+    write_settings(settings, file)
+    before = os.environ.get(CONFIG_VARIABLE)
+    os.environ[CONFIG_VARIABLE] = str(file)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CONFIG_VARIABLE]
+        else:
+            os.environ[CONFIG_VARIABLE] = before
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let only errors of these libraries through: their lines would tear the progress bars."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _read_state(file: Path) -> DemoState | None:
+    if not file.exists():
+        return None
+    try:
+        return DemoState.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{file} cannot be read ({type(error).__name__}); move the state folder away, or name another one with "
+            "--set state_folder=PATH."
+        ) from error

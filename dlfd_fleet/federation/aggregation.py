@@ -1,0 +1,86 @@
+"""Folding the sites' models into one, as they arrive: one running sum in float64, whatever the number of sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dlfd_fleet.exceptions import MessageError
+
+
+def check_update(
+    arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor], sender: str, largest_ratio: float | None = None
+) -> None:
+    """Refuse a site's model that does not fit the one it started from.
+
+    Parameters
+    ----------
+    arrays, reference
+        The site's model and the model that it was sent.
+    sender
+        Named in the error.
+    largest_ratio
+        Largest L2 norm of the update, in norms of the reference; unlimited when omitted.
+
+    Raises
+    ------
+    MessageError
+        If names, shapes or types differ, a value is not finite, or the update is too large.
+    """
+    if arrays.keys() != reference.keys():
+        odd = sorted(arrays.keys() ^ reference.keys())[0]
+        raise MessageError(f"{sender} sent a model with other arrays than ours, '{odd}' for one; it was refused.")
+    update_square = reference_square = 0.0
+    for name, array in arrays.items():
+        expected = reference[name]
+        if array.shape != expected.shape or array.dtype != expected.dtype:
+            raise MessageError(
+                f"{sender} sent '{name}' as {array.dtype} {tuple(array.shape)}, not {expected.dtype} "
+                f"{tuple(expected.shape)}; its update was refused."
+            )
+        if not bool(torch.isfinite(array).all()):
+            raise MessageError(f"{sender} sent '{name}' with values that are not finite; its update was refused.")
+        if array.is_floating_point():
+            update_square += float((array.double() - expected.double()).square().sum())
+            reference_square += float(expected.double().square().sum())
+    if largest_ratio is not None and update_square > largest_ratio**2 * reference_square:
+        ratio = (update_square / max(reference_square, 1e-30)) ** 0.5
+        raise MessageError(
+            f"{sender} sent an update {ratio:.2f} times as large as the model, above {largest_ratio:.2f}; "
+            "it was refused."
+        )
+
+
+class RunningMean:
+    """The weighted mean of models that arrive one by one.
+
+    Memory is one model in float64. Integer arrays (batch-norm counters) are averaged and rounded.
+    """
+
+    def __init__(self) -> None:
+        self._sum: dict[str, Tensor] = {}
+        self._types: dict[str, torch.dtype] = {}
+        self.weight = 0.0
+        self.count = 0
+
+    def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
+        """Fold in one model; the weight must be positive."""
+        for name, array in arrays.items():
+            weighted = array.double() * weight
+            if name in self._sum:
+                self._sum[name] += weighted
+            else:
+                self._sum[name] = weighted
+                self._types[name] = array.dtype
+        self.weight += weight
+        self.count += 1
+
+    def value(self) -> dict[str, Tensor]:
+        """Return the mean, each array in its own type."""
+        mean = {}
+        for name, total in self._sum.items():
+            array = total / self.weight
+            mean[name] = (array if self._types[name].is_floating_point else array.round()).to(self._types[name])
+        return mean

@@ -1,0 +1,113 @@
+"""The sites as the coordinator sees them: send a task to each, take the replies as they come."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from dlfd_fleet.exceptions import JobError, MessageError
+
+logger = logging.getLogger(__name__)
+
+_SHORTEST_POLL, _LONGEST_POLL = 0.05, 1.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer; ``sender`` is its pseudonym."""
+
+    node: int
+    sender: str
+    records: RecordDict
+
+
+@dataclass
+class Fleet:
+    """The nodes behind a grid.
+
+    Attributes
+    ----------
+    grid
+        Flower's grid.
+    timeout
+        Longest wait for the replies to one set of tasks, seconds.
+    sent_bytes, received_bytes
+        Array bytes so far, in both directions.
+    absent
+        Nodes that did not answer or answered with an error, and why, in this job.
+    """
+
+    grid: Grid
+    timeout: float
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def wait_for_nodes(self, patience: float = 60.0) -> tuple[int, ...]:
+        """Return the connected nodes in order, waiting until there is one.
+
+        Raises
+        ------
+        JobError
+            If no node connects in time.
+        """
+        deadline = time.monotonic() + patience
+        while not (nodes := tuple(sorted(self.grid.get_node_ids()))):
+            if time.monotonic() > deadline:
+                raise JobError(f"No site connected within {patience:.0f} s; start the SuperNodes and try again.")
+            time.sleep(_LONGEST_POLL)
+        return nodes
+
+    def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
+        """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
+
+        A node that answers with an error, or not in time, is noted in :attr:`absent` and skipped: one bad site must not
+        end a job.
+        """
+        messages = [Message(records, node, kind, group_id=group) for node, records in tasks.items()]
+        self.sent_bytes += sum(_array_bytes(records) for records in tasks.values())
+        nodes = list(tasks)
+        outstanding = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
+        deadline, poll = time.monotonic() + self.timeout, _SHORTEST_POLL
+        while outstanding and time.monotonic() < deadline:
+            before = len(outstanding)
+            # One id at a time: only one reply's arrays are in memory while it is folded in.
+            for message_id in list(outstanding):
+                for message in self.grid.pull_messages([message_id]):
+                    node = outstanding.pop(message_id)
+                    if message.has_error():
+                        self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
+                    else:
+                        self.received_bytes += _array_bytes(message.content)
+                        yield Reply(node, pseudonym(node), message.content)
+            poll = _SHORTEST_POLL if len(outstanding) < before else min(_LONGEST_POLL, poll * 1.5)
+            if outstanding:
+                time.sleep(poll)
+        for node in outstanding.values():
+            self._note_absence(node, f"did not answer {kind} within {self.timeout:.0f} s")
+
+    def refuse(self, reply: Reply, error: MessageError) -> None:
+        """Note that a reply breaks the contract; the site counts as absent."""
+        self._note_absence(reply.node, f"was refused: {error}")
+
+    def why_absent(self) -> str:
+        """Return in words which sites are absent and why."""
+        return "; ".join(f"{sender} {reason}" for sender, reason in self.absent.items()) or "no site replied"
+
+    def _note_absence(self, node: int, reason: str) -> None:
+        self.absent[pseudonym(node)] = reason
+        logger.warning("%s %s", pseudonym(node), reason)
+
+
+def pseudonym(node: int) -> str:
+    """Return what a node is called in logs, MLflow and reports: Flower's random node id, shortened."""
+    return f"site-{node % 16**8:08x}"
+
+
+def _array_bytes(records: RecordDict) -> int:
+    return sum(record.count_bytes() for record in records.values() if isinstance(record, ArrayRecord))

@@ -1,0 +1,241 @@
+"""What travels between the coordinator and the sites: one pydantic model a message kind.
+
+A message carries numbers, settings and arrays; never a name, a path or a pickled object. A site answers with counts,
+random request ids and what the model says of its images (:class:`~dlfd_fleet.audit.SampleScores`), in which a person is
+a random number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from dlfd_fleet.audit import SampleScores
+from dlfd_fleet.exceptions import DataError, MessageError
+from dlfd_fleet.models import ModelCard
+from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
+
+_BODY, _FIELDS, _SAMPLES = "body", "json", "samples"
+MODEL = "model"
+FILE = "file"
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Weights = tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
+"""One a class."""
+Arrays = dict[str, Tensor]
+
+
+class FleetMessage(BaseModel):
+    """Base of all messages: frozen, and strict about its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_records(self, samples: SampleScores | None = None, **arrays: Mapping[str, Tensor]) -> RecordDict:
+        """Pack the fields, named arrays such as ``model=state_dict``, and audited samples."""
+        records = RecordDict({_BODY: ConfigRecord({_FIELDS: self.model_dump_json()})})
+        for name, tensors in arrays.items():
+            records[name] = ArrayRecord.from_torch_state_dict(dict(tensors))
+        if samples is not None:
+            columns = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in vars(samples).items()}
+            records[_SAMPLES] = ArrayRecord.from_torch_state_dict(columns)
+        return records
+
+    @classmethod
+    def from_records(cls, records: RecordDict, sender: str) -> Self:
+        """Unpack the fields.
+
+        Raises
+        ------
+        MessageError
+            If a field is missing, unknown or wrong, naming it and the sender.
+        """
+        body = records.get(_BODY)
+        if not isinstance(body, ConfigRecord) or not isinstance(body.get(_FIELDS), str):
+            raise MessageError(f"{sender} sent no {cls.__name__}; it may run another release of dlfd-fleet.")
+        try:
+            return cls.model_validate_json(str(body[_FIELDS]))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "the whole message"
+            raise MessageError(f"{sender} sent a wrong {cls.__name__}: '{key}': {first['msg']}.") from error
+
+
+def arrays_of(records: RecordDict, name: str, sender: str) -> Arrays:
+    """Return the named arrays of a message.
+
+    Raises
+    ------
+    MessageError
+        If they are missing or cannot be read, naming the sender.
+    """
+    record = records.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise MessageError(f"{sender} sent no '{name}' arrays.")
+    try:
+        return dict(record.to_torch_state_dict())
+    except (ValueError, TypeError) as error:
+        raise MessageError(f"{sender} sent '{name}' arrays that cannot be read: {error}.") from error
+
+
+def file_arrays(content: bytes) -> Arrays:
+    """Return the bytes of a file as arrays, to be sent as ``file=``."""
+    return {FILE: torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+
+
+def bytes_of(records: RecordDict, sender: str) -> bytes:
+    """Return the bytes of a sent file."""
+    arrays = arrays_of(records, FILE, sender)
+    if arrays.keys() != {FILE} or arrays[FILE].dtype != torch.uint8:
+        raise MessageError(f"{sender} sent no file.")
+    return arrays[FILE].numpy().tobytes()
+
+
+def samples_of(records: RecordDict, sender: str) -> SampleScores:
+    """Return the audited samples of a message.
+
+    Raises
+    ------
+    MessageError
+        If a column is missing, of another type or length, or a loss is not finite.
+    """
+    columns = {name: value.numpy() for name, value in arrays_of(records, _SAMPLES, sender).items()}
+    expected = SampleScores.__dataclass_fields__.keys()
+    if columns.keys() != expected:
+        raise MessageError(f"{sender} sent samples with the columns {sorted(columns)}; expected {sorted(expected)}.")
+    try:
+        return SampleScores(**columns)
+    except DataError as error:
+        raise MessageError(f"{sender}: {error}") from error
+
+
+class PendingQuery(FleetMessage):
+    """Ask a site what it holds and how many people ask to be forgotten. No arrays."""
+
+    TYPE: ClassVar[str] = "query.pending"
+    job: str
+
+
+class PendingReply(FleetMessage):
+    """Counts, never names."""
+
+    requests: tuple[str, ...]
+    """Random ids of accepted requests."""
+    forget_images: Count
+    class_images: tuple[Count, ...]
+    """Images to train on, one count a class."""
+    classes: tuple[str, ...]
+    image_size: Count
+
+    @property
+    def retain_images(self) -> int:
+        """Images to train on."""
+        return sum(self.class_images)
+
+
+class FitTask(FleetMessage):
+    """Train on the site's retain images, starting from the ``model`` arrays."""
+
+    TYPE: ClassVar[str] = "train.fit"
+    job: str
+    purpose: Literal["train", "repair", "retrain"]
+    round: Count
+    card: ModelCard
+    training: TrainingSettings
+    class_weights: Weights
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    seed: Count
+
+
+class FitResult(FleetMessage):
+    """The trained ``model`` arrays and what they took."""
+
+    examples: Annotated[int, Field(ge=1)]
+    loss: Annotated[float, Field(allow_inf_nan=False)]
+    seconds: Seconds
+
+
+class UnlearnTask(FleetMessage):
+    """Run DLFD on the people of the site's accepted requests, starting from the ``model`` arrays."""
+
+    TYPE: ClassVar[str] = "train.unlearn"
+    job: str
+    round: Count
+    card: ModelCard
+    training: TrainingSettings
+    """For the augmentation of retain images."""
+    unlearning: UnlearningSettings
+    class_weights: Weights
+    seed: Count
+
+
+class UnlearnResult(FleetMessage):
+    """The unlearned ``model`` arrays, what they forgot, and what it took."""
+
+    requests: tuple[str, ...]
+    forget_examples: Annotated[int, Field(ge=1)]
+    retain_examples: Annotated[int, Field(ge=1)]
+    steps: Count
+    seconds: Seconds
+
+
+class AuditTask(FleetMessage):
+    """Say of each image how well the ``model`` arrays predict it."""
+
+    TYPE: ClassVar[str] = "evaluate.audit"
+    job: str
+    card: ModelCard
+    roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
+    shared: bool
+    """Whether to answer for reference people that every site holds; one site does, so that they count once."""
+
+
+class AuditResult(FleetMessage):
+    """The audited samples come beside it."""
+
+    seconds: Seconds
+
+
+class FileAuditTask(FleetMessage):
+    """Say the same of the exported ONNX ``file`` (uint8 bytes), and how far it is from the ``model`` arrays."""
+
+    TYPE: ClassVar[str] = "evaluate.file"
+    job: str
+    card: ModelCard
+    roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
+    shared: bool
+
+
+class FileAuditResult(FleetMessage):
+    """The sampled answers of the file, and its largest difference of a probability from torch."""
+
+    max_abs_difference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    images: Count
+    seconds: Seconds
+
+
+class SettleTask(FleetMessage):
+    """Tell a site how a job ended for its requests."""
+
+    TYPE: ClassVar[str] = "query.settle"
+    job: str
+    outcome: Literal["released", "returned"]
+    """``returned``: the requests wait for the next job."""
+    reason: str
+    epoch: Count
+    purge: bool
+    """Whether to delete the forgotten people's images from the site's disk."""
+
+
+class SettleResult(FleetMessage):
+    """How many requests were settled, and images purged."""
+
+    requests: Count
+    purged_images: Count

@@ -1,0 +1,250 @@
+"""What a site does with each message: its side of the job, on its own images and ledger."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data import purge_people
+from dlfd_fleet.data.dataset import IdentityDataset, augment, load_dataset
+from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.messages import (
+    Arrays,
+    AuditResult,
+    AuditTask,
+    FileAuditResult,
+    FileAuditTask,
+    FitResult,
+    FitTask,
+    PendingQuery,
+    PendingReply,
+    SettleResult,
+    SettleTask,
+    UnlearnResult,
+    UnlearnTask,
+)
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays
+from dlfd_fleet.settings import TrainingSettings
+from dlfd_fleet.unlearning import Augment, LabelledImages, dlfd, fit, predict_probabilities, recalibrate
+
+
+def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
+    """Count the accepted requests; those of a job that died are accepted again."""
+    for request in site.ledger.requests(*UNDER_WAY):
+        if request.job != query.job:
+            site.ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
+    requests = site.ledger.requests(RequestState.ACCEPTED)
+    images = _images(site)
+    class_images = torch.bincount(_retain(site, images).labels, minlength=len(site.card.classes))
+    return PendingReply(
+        requests=tuple(request.id for request in requests),
+        forget_images=len(images.of_people(_identities(site, RequestState.ACCEPTED))),
+        class_images=tuple(class_images.tolist()),
+        classes=site.card.classes,
+        image_size=site.card.image_size,
+    )
+
+
+def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Arrays]:
+    """Train on the retain images. Nobody who asked to be forgotten is trained on, whatever the job."""
+    started = time.perf_counter()
+    model = _model(task.card, arrays)
+    retain = _retain(site, _images(site))
+    if len(retain) < 2:
+        raise JobError("This site has fewer than two images to train on.")
+    loss = fit(
+        model,
+        _labelled(retain),
+        task.training,
+        epochs=task.epochs,
+        learning_rate=task.learning_rate,
+        seed=_site_seed(site, task.seed),
+        class_weights=torch.tensor(task.class_weights),
+        augment=_augmentation(task.training),
+    )
+    recalibrate(model, _labelled(retain))
+    result = FitResult(examples=len(retain), loss=loss, seconds=time.perf_counter() - started)
+    return result, state_arrays(model)
+
+
+def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
+    """Run DLFD on the people of this job's requests."""
+    ledger = site.ledger
+    for request in ledger.requests(RequestState.ACCEPTED):
+        ledger.move(request.id, RequestState.UNLEARNING, "DLFD started", job=task.job)
+    for request in ledger.requests(RequestState.EVALUATING):
+        ledger.move(request.id, RequestState.UNLEARNING, "another round of DLFD", job=task.job)
+    requests = [request for request in ledger.requests(RequestState.UNLEARNING) if request.job == task.job]
+    images = _images(site)
+    forget = images.of_people([request.identity for request in requests if request.identity])
+    if not len(forget):
+        raise JobError("This site has no image of anybody who asked to be forgotten.")
+    retain, validation = _retain(site, images), images.of_split("validation")
+    model = _model(task.card, arrays)
+    outcome = dlfd(
+        model,
+        _labelled(retain),
+        _labelled(forget),
+        _labelled(validation),
+        task.unlearning,
+        seed=_site_seed(site, task.seed),
+        class_weights=torch.tensor(task.class_weights),
+        augment=_augmentation(task.training),
+    )
+    for request in requests:
+        ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
+    result = UnlearnResult(
+        requests=tuple(request.id for request in requests),
+        forget_examples=len(forget),
+        retain_examples=len(retain),
+        steps=outcome.chosen_step,
+        seconds=outcome.cost.seconds,
+    )
+    return result, state_arrays(model)
+
+
+def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
+    """Say of each image how well a model predicts it."""
+    started = time.perf_counter()
+    images, roles = _audited(site, task.roles, task.shared)
+    probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
+    person = _random_numbers(images.identities)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    return AuditResult(seconds=time.perf_counter() - started), samples
+
+
+def run_file_audit(
+    site: Site, task: FileAuditTask, arrays: Arrays, content: bytes
+) -> tuple[FileAuditResult, SampleScores]:
+    """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
+    started = time.perf_counter()
+    images, roles = _audited(site, task.roles, task.shared)
+    expected = predict_probabilities(_model(task.card, arrays), _labelled(images))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(content)
+        probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
+    person = _random_numbers(images.identities)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    result = FileAuditResult(
+        max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
+        images=len(images),
+        seconds=time.perf_counter() - started,
+    )
+    return result, samples
+
+
+def settle(site: Site, task: SettleTask) -> SettleResult:
+    """Write how a job ended into the ledger, and purge the forgotten people's images once they are released."""
+    ledger = site.ledger
+    if task.outcome == "released":
+        return _release(site, task)
+    moved = [request for request in ledger.requests(*UNDER_WAY) if request.job == task.job]
+    for request in moved:
+        ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
+    return SettleResult(requests=len(moved), purged_images=0)
+
+
+def _release(site: Site, task: SettleTask) -> SettleResult:
+    ledger = site.ledger
+    states = (RequestState.EVALUATING, RequestState.RELEASED, RequestState.PURGING)
+    settled = [request for request in ledger.requests(*states) if request.job == task.job]
+    purged = 0
+    for request in settled:
+        if request.state not in (RequestState.RELEASED, RequestState.PURGING):
+            ledger.move(request.id, RequestState.RELEASED, task.reason, job=task.job, epoch=task.epoch)
+        if not task.purge:
+            continue
+        ledger.move(request.id, RequestState.PURGING, "deleting the images", job=task.job, epoch=task.epoch)
+        digests = purge_people(site.manifest_file, site.image_root, [request.identity] if request.identity else [])
+        ledger.purged(request.id, digests)
+        purged += len(digests)
+        ledger.move(
+            request.id,
+            RequestState.COMPLETE,
+            f"{len(digests)} images purged; no device is registered with this fleet",
+            job=task.job,
+            epoch=task.epoch,
+        )
+        ledger.forget_identity(request.id)
+    return SettleResult(requests=len(settled), purged_images=purged)
+
+
+def _images(site: Site) -> IdentityDataset:
+    """Return the site's decoded images; decoded once a process, and again when the manifest has changed."""
+    file = site.manifest_file
+    return _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+
+
+@lru_cache(maxsize=64)
+def _decoded(folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]) -> IdentityDataset:
+    return load_dataset(Site(folder).manifest(), image_size=image_size, classes=classes)
+
+
+def _identities(site: Site, *states: RequestState) -> list[str]:
+    return [request.identity for request in site.ledger.requests(*states) if request.identity is not None]
+
+
+def _retain(site: Site, images: IdentityDataset) -> IdentityDataset:
+    return images.of_split("train").without_people(site.gone(images.identities))
+
+
+def _audited(site: Site, roles_asked: Sequence[str], shared: bool) -> tuple[IdentityDataset, NDArray[np.uint8]]:
+    """Return the images of the roles that are asked for, and each image's role."""
+    images = _images(site)
+    under_way = set(_identities(site, RequestState.ACCEPTED, *UNDER_WAY))
+    gone = site.gone(images.identities)
+    rows, roles = [], []
+    for index, row in enumerate(images.rows):
+        if row.split == "train":
+            role = Role.FORGET if row.identity in under_way else Role.RETAIN
+            wanted = row.identity in under_way or row.identity not in gone
+        else:
+            role, wanted = Role(row.split), shared or bool(row.site)
+        if wanted and role.value in roles_asked:
+            rows.append(index)
+            roles.append(ROLES.index(role))
+    return images.select(rows), np.array(roles, dtype=np.uint8)
+
+
+def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
+    """Give each person a random number, anew at each audit: nobody is to be followed from one to the next."""
+    people = sorted(set(identities))
+    numbers = dict(zip(people, np.random.default_rng().permutation(len(people)), strict=True))
+    return np.array([numbers[identity] for identity in identities], dtype=np.int64)
+
+
+def _model(card: ModelCard, arrays: Arrays) -> FaceClassifier:
+    model = build(card)
+    model.load_state_dict(arrays)
+    # A sixth faster on CPU than the default order of dimensions.
+    return model.to(memory_format=torch.channels_last)
+
+
+def _labelled(images: IdentityDataset) -> LabelledImages:
+    return LabelledImages(images.images, images.labels)
+
+
+def _site_seed(site: Site, seed: int) -> int:
+    """Give each site its own batches and noise, the same in every run."""
+    return zlib.crc32(f"{seed}|{site.card.name}".encode()) % 2**31
+
+
+def _augmentation(training: TrainingSettings) -> Augment | None:
+    flip, shift, light = training.flip, training.shift, training.light
+    if not flip and not shift and not light:
+        return None
+    return lambda images, generator: augment(images, flip=flip, shift=shift, light=light, generator=generator)

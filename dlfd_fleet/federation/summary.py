@@ -1,0 +1,51 @@
+"""The table of a job: original, unlearned and, where made, retrained, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dlfd_fleet.audit import SCORE_NAMES, Estimate
+from dlfd_fleet.federation.store import JobRecord, ModelResult
+
+_ROWS = {
+    "test_accuracy": "test accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "retain_accuracy": "retain accuracy",
+    "forget_accuracy": "forget accuracy",
+    "mia_accuracy": "MIA accuracy",
+    "mia_auc": "MIA AUC",
+    "forgetting_score": "forgetting score (0 is best)",
+    "nomus": "NoMUS",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A table as text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    footer: str
+
+
+def summarise(record: JobRecord) -> Summary:
+    """Return the table of a job; a score from a sample carries its 95% bounds over people."""
+    models = record.models
+    rows = [(_ROWS[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
+    rows.append(("majority-class accuracy", *(f"{model.scores.majority_baseline:.3f}" for model in models.values())))
+    rows.append(("seconds", *(f"{model.seconds:.1f}" for model in models.values())))
+    rows.append(("MB sent", *(f"{model.bytes_sent / 1e6:.1f}" for model in models.values())))
+    counts = next((model.scores for model in models.values() if model.scores.forget_images), None)
+    title = record.job
+    if counts is not None:
+        title += f": {counts.forget_images} images forgotten, {counts.unseen_images} unseen"
+    footer = record.verdict.sentence() if record.verdict else record.note
+    return Summary(title, ("", *models), tuple(rows), footer)
+
+
+def _score(model: ModelResult, name: str) -> str:
+    value = getattr(model.scores, name)
+    if isinstance(value, Estimate):
+        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,99 @@
+"""Classifiers: features and logits of one pass, and files that are whole or refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dlfd_fleet.exceptions import ModelFileError
+from dlfd_fleet.models import (
+    ARCHITECTURES,
+    CARD_FILE,
+    MODEL_FILE,
+    ModelCard,
+    WrappedClassifier,
+    build,
+    digest,
+    load_model,
+    save_model,
+    state_arrays,
+)
+
+CARD = ModelCard(architecture="mobilenet_v3_small", classes=("no", "yes", "perhaps"), image_size=32)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_backbone_gives_features_and_logits_in_one_pass(architecture):
+    torch.manual_seed(0)
+    model = build(CARD.model_copy(update={"architecture": architecture})).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        features, logits = model.features_and_logits(images)
+        assert logits.shape == (2, 3)
+        assert torch.allclose(model(images), logits)
+        assert torch.allclose(model.features(images), features)
+        assert torch.allclose(model.head(features), logits)
+
+
+def test_normalisation_is_part_of_the_model():
+    model = build(CARD).eval()
+    shifted = build(CARD.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})).eval()
+    weights = {name: value for name, value in state_arrays(model).items() if name not in ("mean", "std")}
+    shifted.load_state_dict(weights, strict=False)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(images), shifted((images - 0.5) / 0.25), atol=1e-6)
+
+
+def test_a_users_module_is_wrapped_by_naming_its_feature_layer():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = WrappedClassifier(network, "2")
+    images = torch.rand(5, 3, 4, 4)
+    features, logits = model.features_and_logits(images)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(features, network[:3](images))
+    assert torch.equal(copy.deepcopy(model)(images), logits)
+    assert not network[2]._forward_hooks
+
+
+def test_an_unknown_feature_layer_is_named_with_those_that_exist():
+    with pytest.raises(ModelFileError, match=r"no layer 'avgpool'.*it has: 0, 1"):
+        WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), "avgpool")
+
+
+def test_a_saved_model_reads_back_equal(tmp_path):
+    model = build(CARD)
+    save_model(model, CARD, tmp_path)
+    loaded, card = load_model(tmp_path)
+    assert card == CARD
+    assert digest(state_arrays(loaded)) == digest(state_arrays(model))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [CARD_FILE, MODEL_FILE]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "missing", "other architecture", "unknown key"])
+def test_a_damaged_model_is_refused_in_one_sentence(tmp_path, damage):
+    save_model(build(CARD), CARD, tmp_path)
+    card = json.loads((tmp_path / CARD_FILE).read_text())
+    if damage == "truncate":
+        content = (tmp_path / MODEL_FILE).read_bytes()
+        (tmp_path / MODEL_FILE).write_bytes(content[: len(content) // 2])
+    elif damage == "missing":
+        (tmp_path / MODEL_FILE).unlink()
+    elif damage == "other architecture":
+        (tmp_path / CARD_FILE).write_text(json.dumps(card | {"architecture": "resnet18"}))
+    else:
+        (tmp_path / CARD_FILE).write_text(json.dumps(card | {"colour": "red"}))
+    with pytest.raises(ModelFileError) as failure:
+        load_model(tmp_path)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_digest_changes_with_any_value_and_not_with_order():
+    arrays = state_arrays(build(CARD))
+    assert digest(dict(reversed(arrays.items()))) == digest(arrays)
+    name = next(iter(arrays))
+    changed = dict(arrays) | {name: arrays[name] + 1e-6}
+    assert digest(changed) != digest(arrays)

@@ -1,0 +1,99 @@
+"""Settings: one tree, four sources in order, and one clear sentence for a mistake."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.settings import Settings, UnlearningSettings, flatten, load_settings, write_settings
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "fleet.toml"
+    path.write_text("seed = 7\n[training]\nrounds = 3\nlearning_rate = 0.5\n")
+    return path
+
+
+def test_later_sources_win_and_each_value_says_where_it_came_from(file):
+    environment = {"DLFD_FLEET_TRAINING__ROUNDS": "4", "DLFD_FLEET_TRAINING__BATCH_SIZE": "16"}
+    loaded = load_settings(file, {"training.batch_size": "8"}, environment)
+    training = loaded.settings.training
+    assert (training.learning_rate, training.rounds, training.batch_size) == (0.5, 4, 8)
+    origins = {key: origin for key, _, origin in loaded.rows()}
+    assert origins["training.learning_rate"] == f"file {file}"
+    assert origins["training.rounds"] == "environment"
+    assert origins["training.batch_size"] == "flag"
+    assert origins["training.momentum"] == "default"
+
+
+def test_every_setting_is_listed():
+    keys = [key for key, _, _ in load_settings(environment={}).rows()]
+    assert sorted(keys) == sorted(flatten(Settings().model_dump(mode="json")))
+
+
+def test_the_environment_names_the_file_and_mlflows_own_variable_counts(file):
+    loaded = load_settings(environment={"DLFD_FLEET_CONFIG": str(file), "MLFLOW_TRACKING_URI": "http://tracking:5000"})
+    assert loaded.settings.seed == 7
+    assert loaded.settings.tracking.uri == "http://tracking:5000"
+
+
+def test_unrelated_variables_and_files_are_never_read_by_accident(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("SEED=5\n")
+    monkeypatch.setenv("SEED", "6")
+    assert load_settings().settings.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"training.round": 3}, "'training.round' (flag): did you mean 'training.rounds'"),
+        ({"training.rounds": "many"}, "'training.rounds' (flag) is 'many'"),
+        ({"training.rounds": 0}, "greater than or equal to 1"),
+        ({"training.learning_rate": "nan"}, "'training.learning_rate' (flag)"),
+        ({"data.source": "manifest"}, "data.manifest must name a file"),
+        ({"release.on_inconclusive": "maybe"}, "'release', 'hold' or 'retrain'"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence_that_names_it(overrides, words):
+    with pytest.raises(ConfigurationError) as failure:
+        load_settings(overrides=overrides, environment={})
+    assert words in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_wrong_variable_is_named():
+    with pytest.raises(ConfigurationError, match=r"'trainng\.rounds' \(environment\)"):
+        load_settings(environment={"DLFD_FLEET_TRAINNG__ROUNDS": "3"})
+
+
+@pytest.mark.parametrize("text", ["seed = ", "[training\n", "\x00"])
+def test_a_file_that_cannot_be_parsed_is_one_sentence(tmp_path, text):
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"broken\.toml"):
+        load_settings(path, environment={})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="Cannot read the settings file"):
+        load_settings(tmp_path / "none.toml", environment={})
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(1e-6, 10), st.lists(st.floats(0.1, 5), min_size=1, max_size=4))
+def test_written_settings_read_back_equal(tmp_path_factory, seed, rate, strengths):
+    overrides = {"seed": seed, "training.learning_rate": rate, "erasure.merge_strengths": strengths}
+    settings = load_settings(overrides=overrides, environment={}).settings
+    file = tmp_path_factory.mktemp("settings") / "effective.json"
+    write_settings(settings, file)
+    assert load_settings(file, environment={}).settings == settings
+    assert json.loads(file.read_text())["seed"] == seed
+
+
+def test_each_attempt_is_stronger_and_the_first_is_as_set():
+    settings = UnlearningSettings()
+    assert settings.stronger(1) == settings
+    assert settings.stronger(3).learning_rate > settings.stronger(2).learning_rate > settings.learning_rate
