@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 Advance = Callable[[], None]
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressDisplay(Protocol):
@@ -24,7 +25,7 @@ class ProgressDisplay(Protocol):
 
 
 class ConsoleProgress:
-    """Bars on a terminal; elsewhere one line when a phase starts, at each tenth of it, and when it ends."""
+    """Bars on a terminal; elsewhere one line when a phase starts, one now and then, and one when it ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -51,13 +52,15 @@ class ConsoleProgress:
         self._console.print(line)
 
     def _lines(self, name: str, total: int) -> Iterator[Advance]:
-        started, done = time.monotonic(), 0
+        started = said = time.monotonic()
+        done = 0
 
         def advance() -> None:
-            nonlocal done
-            done += 1
-            if done < total and done * 10 // total > (done - 1) * 10 // total:
-                self._console.print(f"{name}: {done}/{total}, {time.monotonic() - started:.0f} s", soft_wrap=True)
+            nonlocal done, said
+            done, now = done + 1, time.monotonic()
+            if done < total and now - said >= _SECONDS_BETWEEN_LINES:
+                said = now
+                self._console.print(f"{name}: {done}/{total}, {now - started:.0f} s", soft_wrap=True)
 
         self._console.print(f"{name} ...", soft_wrap=True)
         yield advance

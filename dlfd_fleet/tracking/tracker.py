@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.exc import SADeprecationWarning
 
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
@@ -31,8 +33,10 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }.items():
     os.environ.setdefault(_name, _value)
+warnings.filterwarnings("ignore", category=SADeprecationWarning, module="mlflow")
 
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.utils.logging_utils import disable_logging, enable_logging  # noqa: E402
 
 from dlfd_fleet.tracking.sender import Sender, as_text, http_status, milliseconds  # noqa: E402
 
@@ -240,13 +244,9 @@ def open_tracker(settings: TrackingSettings, state_folder: Path) -> Iterator[Tra
 
 @contextmanager
 def _quiet_mlflow() -> Iterator[None]:
-    """Keep MLflow's and Alembic's chatter off a terminal that shows progress bars."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    """Keep MLflow's chatter off a terminal that shows progress bars."""
+    disable_logging()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        enable_logging()  # type: ignore[no-untyped-call]

@@ -1,0 +1,35 @@
+"""Faces and folders that many tests need."""
+
+from __future__ import annotations
+
+import io
+import os
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import pytest
+from hypothesis import settings
+from rich.console import Console
+
+from dlfd_fleet.progress import ConsoleProgress
+
+# The same examples in every run, and no timing: a busy machine is no failure.
+settings.register_profile("fleet", derandomize=True, deadline=None)
+settings.load_profile("fleet")
+
+
+@pytest.fixture
+def silent():
+    """A progress display that writes nowhere."""
+    return ConsoleProgress(Console(file=io.StringIO()))
+
+
+@pytest.fixture
+def synthetic_faces(tmp_path, silent):
+    """A small synthetic face set: 12 people, 4 images each, 2 classes."""
+    from dlfd_fleet.data import synthesize
+
+    return synthesize(
+        tmp_path / "faces", people=12, images_per_person=4, image_size=32, classes=2, seed=0, progress=silent
+    )

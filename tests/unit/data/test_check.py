@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import shutil
+
+from dlfd_fleet.data import check_manifest, read_manifest, write_manifest
+from dlfd_fleet.data.manifest import Row
+
+
+def sentences(file, silent, classes=None):
+    return [(p.row, p.column, p.sentence) for p in check_manifest(file, None, classes, silent)]
+
+
+def test_a_sound_face_set_has_no_problem(synthetic_faces, silent):
+    assert sentences(synthetic_faces, silent, {"class-0", "class-1"}) == []
+
+
+def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
+    root = synthetic_faces.parent
+    rows = list(read_manifest(synthetic_faces).rows)
+    (root / rows[0].image).unlink()
+    whole = (root / rows[1].image).read_bytes()
+    (root / rows[1].image).write_bytes(whole[: len(whole) // 2])
+    (root / rows[2].image).write_text("no image at all")
+    rows[3] = Row(rows[3].image, rows[3].identity, "a hat")
+    rows.append(rows[4])
+    rows[5] = Row(rows[5].image, rows[5].identity, rows[5].label, split="test")
+    shutil.copyfile(root / rows[8].image, root / "copy.png")
+    rows.append(Row("copy.png", "somebody else", rows[8].label))
+    write_manifest(rows, synthetic_faces)
+    found = sentences(synthetic_faces, silent, {"class-0", "class-1"})
+
+    expected = {
+        (2, "image"): "there is no file",
+        (3, "image"): "truncated",
+        (4, "image"): "no readable image",
+        (5, "label"): "'a hat' is no class",
+        (7, "split"): "'test' here and in '' in row 6",
+        (50, "image"): "listed in row 6 already",
+        (51, "image"): "the very image of row 10 under another person",
+    }
+    by_place = {(row, column): sentence for row, column, sentence in found}
+    for place, sentence in expected.items():
+        assert sentence in by_place[place]
+    assert by_place.keys() == expected.keys()
+    assert [row for row, *_ in found] == sorted(row for row, *_ in found)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlfd_fleet.data import Row, read_manifest, write_manifest
+from dlfd_fleet.exceptions import DataError
+
+TEXT = st.text(string.ascii_letters + string.digits + " ,;\"'äß漢", min_size=1, max_size=12).filter(str.strip)
+ROWS = st.lists(
+    st.builds(
+        Row,
+        image=TEXT.map(lambda name: f"faces/{name}.png"),
+        identity=TEXT,
+        label=TEXT,
+        site=st.sampled_from(["", "site-1"]),
+        split=st.sampled_from(["", "train", "validation", "test"]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@given(rows=ROWS)
+def test_what_is_written_is_read_back(tmp_path_factory, suffix, rows):
+    file = tmp_path_factory.mktemp("manifest") / f"manifest.{suffix}"
+    write_manifest(rows, file)
+    assert list(read_manifest(file).rows) == rows
+
+
+def test_site_and_split_columns_may_be_absent(tmp_path):
+    file = tmp_path / "manifest.csv"
+    file.write_text("image,identity,label\na.png,anna,yes\n")
+    assert read_manifest(file).rows == (Row("a.png", "anna", "yes"),)
+    assert read_manifest(file).root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("image,identity\na.png,anna\n", "lacks the column 'label'"),
+        ("image,identity,label,age\na.png,anna,yes,3\n", "unknown column 'age'"),
+        ("image,identity,label\na.png,,yes\n", "row 2, column 'identity': the cell is empty"),
+        ("image,identity,label\n../a.png,anna,yes\n", "row 2, column 'image': '../a.png' leaves the image folder"),
+        ("image,identity,label\n/etc/a.png,anna,yes\n", "leaves the image folder"),
+        ("image,identity,label,split\na.png,anna,yes,dev\n", "'dev' is no split"),
+        ("image,identity,label\na.png,anna,yes,more\n", "row 2 has more cells than the header"),
+        ("image,identity,label\n", "has no rows"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_row(tmp_path, text, sentence):
+    file = tmp_path / "manifest.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_manifest(file)
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
+def test_missing_and_unreadable_files_are_named(tmp_path, name):
+    with pytest.raises(DataError, match="There is no manifest"):
+        read_manifest(tmp_path / name)
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00broken")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_manifest(tmp_path / name)
+
+
+def test_a_site_sees_its_own_people_and_the_shared_ones(tmp_path):
+    rows = [
+        Row("a.png", "anna", "yes", "site-1", "train"),
+        Row("b.png", "bert", "yes", "site-2", "train"),
+        Row("c.png", "cleo", "no", "", "test"),
+    ]
+    write_manifest(rows, tmp_path / "manifest.csv")
+    assert read_manifest(tmp_path / "manifest.csv").of_site("site-1").identities == ("anna", "cleo")
