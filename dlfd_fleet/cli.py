@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlfd_fleet.exceptions import ConfigurationError, FleetError
-from dlfd_fleet.settings import LoadedSettings, load_settings, parse_value
+from dlfd_fleet.settings import LoadedSettings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Right to be forgotten for federated fleets.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
@@ -154,7 +154,7 @@ def _load(config: Path | None, overrides: list[str] | None, flags: dict[str, obj
         key, separator, value = text.partition("=")
         if not separator:
             raise ConfigurationError(f"--set {text} has no value; write --set KEY=VALUE.")
-        values[key.strip()] = parse_value(value)
+        values[key.strip()] = value
     return load_settings(config, values)
 
 

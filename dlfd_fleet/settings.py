@@ -62,18 +62,24 @@ class ModelSettings(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="Dropout of the 512-256-128-C head.")
 
 
+class AugmentationSettings(Section):
+    """Random changes of an image before each training step."""
+
+    flip: Fraction = Field(0.0, description="Probability of a mirrored image.")
+    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest shift, pixels.")
+    light: Fraction = Field(0.0, description="Largest change of contrast, and half of that of brightness.")
+
+
 class TrainingSettings(Section):
     """Federated training of the original model, and of the retrained one."""
 
-    rounds: Count = Field(6, description="Rounds of federated averaging.")
+    rounds: Count = Field(5, description="Rounds of federated averaging.")
     local_epochs: Count = Field(4, description="Epochs at a site in one round.")
     batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Images a step.")
     learning_rate: Positive = Field(0.02, description="SGD step of round 1; cosine decay over the rounds.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
-    flip: Fraction = Field(0.5, description="Probability of a mirrored image.")
-    shift: Annotated[int, Field(ge=0)] = Field(4, description="Largest random shift, pixels.")
-    light: Fraction = Field(0.2, description="Largest random change of contrast, and half of that of brightness.")
+    augmentation: AugmentationSettings = Field(default_factory=AugmentationSettings)
 
 
 class UnlearningSettings(Section):
@@ -125,6 +131,7 @@ class ErasureSettings(Section):
     distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.02, description="SGD step of round 1, cosine decay over the rounds.")
+    augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     max_attempts: Count = Field(2, description="Attempts, each half as long again at DLFD, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
@@ -284,18 +291,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, text in environment.items():
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            values[key] = parse_value(text)
+            values[key] = text
     return values
-
-
-def parse_value(text: str) -> Any:
-    """Read a flag's or a variable's text: JSON lists stay lists, all else is left for the setting's own type."""
-    if text.startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
 
 
 def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.exceptions import DataError, MessageError
 from dlfd_fleet.models import ModelCard
-from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
+from dlfd_fleet.settings import AugmentationSettings, TrainingSettings, UnlearningSettings
 
 _BODY, _FIELDS, _SAMPLES = "body", "json", "samples"
 MODEL = "model"
@@ -148,6 +148,7 @@ class FitTask(FleetMessage):
     round: Count
     card: ModelCard
     training: TrainingSettings
+    augmentation: AugmentationSettings
     class_weights: Weights
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0.0)]
@@ -169,8 +170,8 @@ class UnlearnTask(FleetMessage):
     job: str
     round: Count
     card: ModelCard
-    training: TrainingSettings
-    """For the augmentation of retain images."""
+    augmentation: AugmentationSettings
+    """Of retain images."""
     unlearning: UnlearningSettings
     class_weights: Weights
     seed: Count

@@ -37,7 +37,7 @@ from dlfd_fleet.federation.messages import (
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays
-from dlfd_fleet.settings import TrainingSettings
+from dlfd_fleet.settings import AugmentationSettings
 from dlfd_fleet.unlearning import Augment, LabelledImages, dlfd, fit, predict_probabilities, recalibrate
 
 
@@ -73,7 +73,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
         learning_rate=task.learning_rate,
         seed=_site_seed(site, task.seed),
         class_weights=torch.tensor(task.class_weights),
-        augment=_augmentation(task.training),
+        augment=_augmentation(task.augmentation),
     )
     recalibrate(model, _labelled(retain))
     result = FitResult(examples=len(retain), loss=loss, seconds=time.perf_counter() - started)
@@ -102,7 +102,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         task.unlearning,
         seed=_site_seed(site, task.seed),
         class_weights=torch.tensor(task.class_weights),
-        augment=_augmentation(task.training),
+        augment=_augmentation(task.augmentation),
     )
     for request in requests:
         ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
@@ -243,8 +243,8 @@ def _site_seed(site: Site, seed: int) -> int:
     return zlib.crc32(f"{seed}|{site.card.name}".encode()) % 2**31
 
 
-def _augmentation(training: TrainingSettings) -> Augment | None:
-    flip, shift, light = training.flip, training.shift, training.light
+def _augmentation(settings: AugmentationSettings) -> Augment | None:
+    flip, shift, light = settings.flip, settings.shift, settings.light
     if not flip and not shift and not light:
         return None
     return lambda images, generator: augment(images, flip=flip, shift=shift, light=light, generator=generator)

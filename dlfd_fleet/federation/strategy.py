@@ -43,6 +43,8 @@ from dlfd_fleet.unlearning import checkpoint_rank
 logger = logging.getLogger(__name__)
 EVIDENCE = (Role.RETAIN, Role.FORGET, Role.VALIDATION, Role.TEST)
 CHOOSING = (Role.FORGET, Role.VALIDATION)
+# Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
+_WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 
 
 class Recorder(Protocol):
@@ -130,6 +132,7 @@ class FederatedUnlearning:
             round=self._round,
             card=self.card,
             training=self.settings.training,
+            augmentation=(self.settings.erasure if purpose == "repair" else self.settings.training).augmentation,
             class_weights=weights,
             epochs=epochs,
             learning_rate=rate,
@@ -181,14 +184,15 @@ class FederatedUnlearning:
         """Run rounds of distancing and repair from the original; return the best round's model.
 
         The paper's dynamic strategy with a fleet's gate: distance while forgotten people can be told from validation
-        people, then train on clean images only. It stops as soon as the model is forgetful and useful enough: rounds
-        after that can only undo it.
+        people, then train on clean images only. It stops when a round brings nothing more to a model that is forgetful
+        and useful enough.
         """
         erasure, unlearning, weights = self.settings.erasure, self.settings.unlearning, class_weights(pending)
         nodes = [node for node, reply in pending.items() if reply.requests]
         reading = read_gate(original.samples)
-        least_utility, best_rank, best = reading.utility - unlearning.max_utility_drop, None, original.arrays
-        arrays = original.arrays
+        least_utility = reading.utility - unlearning.max_utility_drop
+        arrays = best = original.arrays
+        best_rank = _WORST_RANK
         total = erasure.rounds * (len(nodes) + len(pending))
         with self.progress.phase(f"Unlearning, attempt {attempt}", total) as advance:
             for number in range(erasure.rounds):
@@ -199,9 +203,9 @@ class FederatedUnlearning:
                 reading = read_gate(self._audit_samples(fleet, arrays, CHOOSING))
                 self.record({"gate_utility": reading.utility, "gate_mia_auc": reading.attack_auc}, self._round)
                 rank = checkpoint_rank(reading, least_utility, unlearning.gate)
-                if best_rank is None or rank > best_rank:
+                if rank > best_rank:
                     best_rank, best = rank, arrays
-                if reading.forgetting <= unlearning.gate and reading.utility >= least_utility:
+                elif best_rank >= _GOOD_ENOUGH:
                     break
         return best
 
@@ -226,7 +230,7 @@ class FederatedUnlearning:
             job=self.job,
             round=self._round,
             card=self.card,
-            training=self.settings.training,
+            augmentation=self.settings.erasure.augmentation,
             unlearning=self.settings.unlearning.model_copy(update=changes),
             class_weights=weights,
             seed=self._seed(),

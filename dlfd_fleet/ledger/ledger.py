@@ -228,7 +228,7 @@ class Ledger:
         previous, last = _START, {}
         with self._transaction() as connection:
             rows = connection.execute(sa.select(_history).order_by(_history.c.sequence)).mappings().all()
-            states = dict(connection.execute(sa.select(_request.c.id, _request.c.state)).tuples())
+            states = {row.id: row.state for row in connection.execute(sa.select(_request.c.id, _request.c.state))}
         for number, row in enumerate(rows, start=1):
             if row["sequence"] != number or row["previous"] != previous or row["digest"] != _digest(dict(row)):
                 raise LedgerError(f"The history of {self.file} was tampered with at row {number}.")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning import (
     LabelledImages,
-    Reading,
     checkpoint_rank,
     cosine_cost,
     dlfd,
@@ -117,6 +117,37 @@ def test_gate_satisfied_without_utility_trains_on_clean_images():
     readings = iter([Reading(0.9, 0.8), Reading(0.5, 0.5), Reading(0.9, 0.5), *[Reading(0.9, 0.5)] * 50])
     outcome = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, SETTINGS, lambda _model: next(readings))
     assert [entry.phase for entry in outcome.trace] == ["original", "distancing", "classification"]
+
+
+def test_without_a_monitor_every_step_distances_and_the_last_weights_stay():
+    settings = SETTINGS.model_copy(update={"monitor_every": 0})
+    model = small_classifier()
+    before = digest(state_arrays(model))
+    outcome = dlfd(model, RETAIN, FORGET, VALIDATION, settings)
+    assert outcome.trace == ()
+    assert outcome.chosen_step == 6  # two epochs of 24 images, 8 a step
+    assert digest(state_arrays(outcome.model)) != before
+
+
+def test_class_weights_change_what_is_learnt():
+    weighted = torch.tensor([10.0, 0.1])
+    settings = SETTINGS.model_copy(update={"monitor_every": 0, "epochs": 6.0})
+    plain = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings)
+    tilted = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings, class_weights=weighted)
+    first = [predict_probabilities(outcome.model, RETAIN)[:, 0].mean() for outcome in (plain, tilted)]
+    assert first[1] > first[0]
+
+
+def test_augmentation_changes_every_retain_batch():
+    seen = []
+
+    def augment(images, generator):
+        seen.append(len(images))
+        return images.flip(3)
+
+    settings = SETTINGS.model_copy(update={"monitor_every": 0})
+    dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings, augment=augment)
+    assert sum(seen) == 2 * len(RETAIN)
 
 
 @pytest.mark.parametrize(("retain", "forget"), [(3, 40), (40, 1), (1, 1)])

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlfd_fleet.exceptions import MessageError
+from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.messages import PendingReply
+from dlfd_fleet.federation.strategy import class_weights
+
+
+@given(
+    values=st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(0.01, 100.0)), min_size=1, max_size=12),
+    order=st.randoms(use_true_random=False),
+)
+def test_the_running_mean_is_the_weighted_mean_in_any_order(values, order):
+    shuffled = list(values)
+    order.shuffle(shuffled)
+    mean = RunningMean()
+    for value, weight in shuffled:
+        mean.add({"w": torch.tensor([value, -value]), "n": torch.tensor(4)}, weight)
+    expected = np.average([value for value, _ in values], weights=[weight for _, weight in values])
+    result = mean.value()
+    assert torch.allclose(result["w"], torch.tensor([expected, -expected], dtype=torch.float32), rtol=1e-5, atol=1e-4)
+    assert result["n"] == 4
+    assert result["n"].dtype == torch.int64
+    assert mean.count == len(values)
+
+
+REFERENCE = {"w": torch.ones(4), "n": torch.tensor(1)}
+
+
+@pytest.mark.parametrize(
+    ("update", "sentence"),
+    [
+        ({"w": torch.ones(4)}, "other arrays than ours, 'n'"),
+        ({"w": torch.ones(5), "n": torch.tensor(1)}, r"'w' as torch.float32 \(5,\)"),
+        ({"w": torch.ones(4).double(), "n": torch.tensor(1)}, "'w' as torch.float64"),
+        ({"w": torch.tensor([1.0, 1.0, 1.0, float("inf")]), "n": torch.tensor(1)}, "not finite"),
+        ({"w": torch.full((4,), 4.0), "n": torch.tensor(1)}, "3.00 times as large as the model, above 2.00"),
+    ],
+)
+def test_an_update_that_does_not_fit_is_refused(update, sentence):
+    with pytest.raises(MessageError, match=f"site-a sent .*{sentence}"):
+        check_update(update, REFERENCE, "site-a", largest_ratio=2.0)
+
+
+def test_a_fitting_update_passes():
+    check_update({"w": torch.full((4,), 2.5), "n": torch.tensor(9)}, REFERENCE, "site-a", largest_ratio=2.0)
+    check_update({"w": torch.full((4,), 1e6), "n": torch.tensor(9)}, REFERENCE, "site-a")
+
+
+def test_rare_classes_weigh_more_over_the_whole_fleet():
+    def reply(*counts):
+        return PendingReply(requests=(), forget_images=0, class_images=counts, classes=("a", "b"), image_size=64)
+
+    weights = class_weights({1: reply(30, 10), 2: reply(30, 10)})
+    assert weights == pytest.approx((80 / 120, 80 / 40))
+    assert class_weights({1: reply(5, 0)}) == pytest.approx((6 / 10, 6 / 2))

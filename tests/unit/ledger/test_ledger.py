@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.ledger import Ledger, RequestState
+from dlfd_fleet.ledger.states import FOLLOWERS
+
+WAY = [
+    RequestState.UNLEARNING,
+    RequestState.EVALUATING,
+    RequestState.RELEASED,
+    RequestState.PURGING,
+    RequestState.COMPLETE,
+]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "ledger.db", create=True) as opened:
+        yield opened
+
+
+def test_a_request_goes_its_way_and_its_history_tells_it(ledger):
+    request = ledger.request("anna", "digest-of-anna", deadline_days=30)
+    assert request.state is RequestState.ACCEPTED
+    assert request.deadline - request.requested_at == timedelta(days=30)
+    for state in WAY:
+        ledger.move(request.id, state, f"now {state}", job="job-1", epoch=1)
+    assert [event.state for event in ledger.history(request.id)] == [RequestState.ACCEPTED, *WAY]
+    done = ledger.get(request.id)
+    assert (done.state, done.job, done.epoch) == (RequestState.COMPLETE, "job-1", 1)
+    assert not done.overdue(done.deadline + timedelta(days=1))
+    ledger.verify()
+
+
+def test_a_request_is_overdue_after_its_deadline(ledger):
+    request = ledger.request("anna", "a", deadline_days=1)
+    assert not request.overdue(request.requested_at)
+    assert request.overdue(request.deadline + timedelta(seconds=1))
+
+
+@given(states=st.lists(st.sampled_from(RequestState), max_size=12))
+def test_only_states_that_may_follow_are_taken(tmp_path_factory, states):
+    with Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db", create=True) as ledger:
+        request, current = ledger.request("anna", "a", deadline_days=1).id, RequestState.ACCEPTED
+        for state in states:
+            if state in FOLLOWERS[current]:
+                ledger.move(request, state, "may follow")
+                current = state
+            else:
+                with pytest.raises(LedgerError, match="cannot become"):
+                    ledger.move(request, state, "may not follow")
+            assert ledger.get(request).state is current
+        ledger.verify()
+
+
+def test_nothing_leads_back_from_a_release(ledger):
+    request = ledger.request("anna", "a", deadline_days=1).id
+    for state in WAY[:3]:
+        ledger.move(request, state, "on its way")
+    with pytest.raises(LedgerError, match="is RELEASED; it cannot become ACCEPTED"):
+        ledger.move(request, RequestState.ACCEPTED, "withdrawn")
+
+
+def test_a_person_is_taken_once(ledger):
+    ledger.request("anna", "a", deadline_days=1)
+    with pytest.raises(LedgerError, match="'anna' has asked already"):
+        ledger.request("anna", "a", deadline_days=1)
+    assert len(ledger.requests()) == 1
+    ledger.verify()
+
+
+def test_a_forgotten_name_is_nowhere_in_the_file(ledger):
+    request = ledger.request("rumpelstiltskin", "digest", deadline_days=1).id
+    ledger.purged(request, ["ab" * 32, "cd" * 32])
+    ledger.purged(request, ["ab" * 32])
+    ledger.forget_identity(request)
+    ledger.close()
+    assert ledger.tombstones() == {"ab" * 32, "cd" * 32}
+    assert ledger.get(request).identity is None
+    assert ledger.person_digests() == {"digest"}
+    ledger.close()
+    for file in ledger.file.parent.iterdir():
+        assert b"rumpelstiltskin" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE history SET reason = 'nothing to see' WHERE sequence = 2",
+        "DELETE FROM history WHERE sequence = 2",
+        "UPDATE request SET state = 'COMPLETE'",
+    ],
+)
+def test_tampering_with_the_file_is_seen(ledger, change):
+    request = ledger.request("anna", "a", deadline_days=1).id
+    ledger.move(request, RequestState.UNLEARNING, "job started")
+    ledger.move(request, RequestState.EVALUATING, "sent")
+    ledger.verify()
+    with sqlite3.connect(ledger.file) as connection:
+        connection.execute(change)
+    with pytest.raises(LedgerError, match=r"tampered|history does not say"):
+        ledger.verify()
+
+
+def test_many_writers_keep_one_chain(tmp_path):
+    Ledger(tmp_path / "ledger.db", create=True).close()
+
+    def ask(number):
+        with Ledger(tmp_path / "ledger.db") as own:
+            own.request(f"person-{number}", str(number), deadline_days=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(24)))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert len(ledger.requests()) == 24
+        ledger.verify()
+
+
+def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(LedgerError, match="There is no ledger"):
+        Ledger(tmp_path / "none.db")
+    (tmp_path / "damaged.db").write_bytes(b"not a database " * 100)
+    with pytest.raises(LedgerError, match="cannot be used"):
+        Ledger(tmp_path / "damaged.db")
+    sqlite3.connect(tmp_path / "foreign.db").execute("CREATE TABLE other (x)").connection.close()
+    with pytest.raises(LedgerError, match="no ledger of dlfd-fleet"):
+        Ledger(tmp_path / "foreign.db")
