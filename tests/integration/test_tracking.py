@@ -1,0 +1,173 @@
+"""The tracker against a real MLflow: a local store, and a server that is killed and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import onnx
+import pytest
+from mlflow import MlflowClient
+from onnx import TensorProto, helper
+
+from dlfd_fleet.exceptions import TrackingError
+from dlfd_fleet.settings import TrackingSettings
+from dlfd_fleet.tracking import open_tracker
+from dlfd_fleet.tracking.figures import score_table
+
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def onnx_file(tmp_path):
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 3])
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 8, 8, 3])
+    graph = helper.make_graph([helper.make_node("Cast", ["images"], ["probabilities"], to=1)], "g", [images], [answer])
+    file = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
+    return file
+
+
+@pytest.fixture
+def example():
+    return np.zeros((2, 8, 8, 3), np.uint8)
+
+
+def runs_of(client, experiment="dlfd-fleet"):
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def test_a_job_is_one_run_with_a_run_below_it_for_each_site(tmp_path, onnx_file, example):
+    with open_tracker(TrackingSettings(), tmp_path) as tracker:
+        tracker.start_job("job-1", kind="erase", parameters={"seed": 3, "data.root": None}, tags={"dlfd.epoch": "1"})
+        for step in (1, 2):
+            tracker.log_metrics("job-1", {"mia_auc": 0.5 + step / 10, "broken": float("nan")}, step=step)
+            tracker.log_metrics("job-1", {"seconds": step}, step=step, site="site-0a")
+        tracker.log_image("job-1", "scores", score_table("t", ("a",), [("1",)], "f"))
+        tracker.log_text("job-1", "verdict.txt", "PASS")
+        tracker.finish_job("job-1", "FINISHED")
+        assert tracker.flush(PATIENCE) == 0
+        uri = tracker.uri
+    client = MlflowClient(uri)
+    parent = next(run for run in runs_of(client) if "dlfd.site" not in run.data.tags)
+    child = next(run for run in runs_of(client) if "dlfd.site" in run.data.tags)
+    assert parent.info.status == child.info.status == "FINISHED"
+    assert parent.data.params == {"seed": "3", "data.root": "null"}
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    history = client.get_metric_history(parent.info.run_id, "mia_auc")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.6), (2, 0.7)]
+    assert "broken" not in parent.data.metrics
+    assert child.data.metrics == {"seconds": 2.0}
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "figures")] == ["figures/scores.png"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "reports")] == ["reports/verdict.txt"]
+
+
+def test_a_model_is_registered_once_and_older_epochs_are_revoked(tmp_path, onnx_file, example):
+    with open_tracker(TrackingSettings(), tmp_path) as tracker:
+        assert tracker.champion() is None
+        for job, epoch in (("job-1", 0), ("job-2", 1), ("job-2", 1)):
+            tags = {"dlfd.job": job, "dlfd.epoch": str(epoch)}
+            tracker.log_model(job, onnx_file, input_example=example, outputs=2, tags=tags, alias="champion")
+            tracker.revoke_older_versions(job, epoch)
+        assert tracker.flush(PATIENCE) == 0
+        assert tracker.refused == 0
+        champion = tracker.champion()
+        uri = tracker.uri
+    assert champion is not None
+    assert champion.tags["dlfd.job"] == "job-2"
+    versions = {version.version: version for version in MlflowClient(uri).search_model_versions("name = 'dlfd-fleet'")}
+    assert len(versions) == 2
+    assert ["dlfd.revoked" in versions[number].tags for number in sorted(versions)] == [True, False]
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/dlfd-fleet@champion")
+    assert model.metadata.signature is not None
+    assert model.input_example is not None
+    assert model.predict(example)["probabilities"].shape == (2, 8, 8, 3)
+
+
+class Server:
+    """An MLflow server on a port of its own, which can be killed and started again."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def kill(self):
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+def test_what_a_dead_server_missed_is_sent_when_it_is_back(tmp_path, server, onnx_file, example):
+    state, settings = tmp_path / "state", TrackingSettings(uri=server.uri)
+    with open_tracker(settings, state) as tracker:  # nobody listens yet
+        tracker.start_job("job-1", kind="erase", parameters={"seed": 0}, tags={})
+        tracker.log_metrics("job-1", {"mia_auc": 0.7}, step=1)
+        assert tracker.flush(60.0) == 2
+        with pytest.raises(TrackingError, match="does not answer"):
+            tracker.champion()
+    server.start()
+    with open_tracker(settings, state) as tracker:  # another process, later
+        assert tracker.flush(PATIENCE) == 0
+        server.kill()
+        tracker.log_metrics("job-1", {"mia_auc": 0.5}, step=2)
+        tracker.log_model("job-1", onnx_file, input_example=example, outputs=2, tags={}, alias="champion")
+        tracker.finish_job("job-1", "FINISHED")
+        assert tracker.flush(60.0) == 3
+        server.start()
+        assert tracker.flush(PATIENCE) == 0
+        assert tracker.refused == 0
+        assert tracker.champion() is not None
+    (run,) = runs_of(MlflowClient(server.uri))
+    assert run.info.status == "FINISHED"
+    history = MlflowClient(server.uri).get_metric_history(run.info.run_id, "mia_auc")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.7), (2, 0.5)]
+
+
+def test_an_entry_that_is_refused_is_set_aside_and_the_next_ones_go_on(tmp_path):
+    with open_tracker(TrackingSettings(), tmp_path) as tracker:
+        tracker.start_job("job-1", kind="train", parameters={"seed": 0}, tags={})
+        tracker.log_metrics("job-1", {"a name with a \n line break": 1.0}, step=1)
+        tracker.log_metrics("job-1", {"mia_auc": 0.5}, step=1)
+        assert tracker.flush(PATIENCE) == 0
+        assert tracker.refused == 1
+        uri = tracker.uri
+    assert runs_of(MlflowClient(uri))[0].data.metrics == {"mia_auc": 0.5}
