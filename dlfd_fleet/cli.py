@@ -13,7 +13,12 @@ from rich.table import Table
 from dlfd_fleet.exceptions import ConfigurationError, FleetError
 from dlfd_fleet.settings import LoadedSettings, load_settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Right to be forgotten for federated fleets.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
+    help="Right to be forgotten for federated fleets.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 data_app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 forget_app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")

@@ -78,9 +78,15 @@ class Demo:
         """Note on disk that a phase is over."""
         self.state = self.state.model_copy(update={"phase": phase, **changes})
         new = self.file.with_suffix(".new")
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(self.state.model_dump_json(indent=2), encoding="utf-8")
-        new.replace(self.file)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(self.state.model_dump_json(indent=2), encoding="utf-8")
+            new.replace(self.file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The state folder {self.file.parent} cannot be written: {error.strerror}; name another one with --set "
+                "state_folder=PATH."
+            ) from error
 
     def run(self) -> JobRecord:
         """Go through all phases that are still to come, and show the result."""

@@ -1,0 +1,135 @@
+"""The command as a person types it: one sentence and exit code 2 for a mistake, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dlfd_fleet.data import read_manifest, write_manifest
+from dlfd_fleet.ledger import Site, site_folders
+
+CONFIGURED = "DLFD_FLEET_"
+
+
+def fleet(*arguments, **variables):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURED)}
+    environment |= {"COLUMNS": "200", **{name: str(value) for name, value in variables.items()}}
+    command = [sys.executable, "-m", "dlfd_fleet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def refused(result):
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: ")
+    return result.stderr
+
+
+@pytest.fixture
+def state(tmp_path, synthetic_faces):
+    arguments = [f"data.manifest={synthetic_faces}", "data.source=manifest", "data.image_size=32", "data.sites=2"]
+    arguments += ["data.validation_people=2", "data.test_people=2", f"state_folder={tmp_path / 'state'}"]
+    done = fleet("data", "deal", *[part for argument in arguments for part in ("--set", argument)])
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "state"
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    shown = fleet("--help")
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in ("demo", "config", "data", "forget"))
+    code = "import sys, dlfd_fleet.cli; print([n for n in ('torch', 'mlflow', 'flwr', 'sklearn') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_config_show_tells_where_each_value_came_from(tmp_path):
+    file = tmp_path / "fleet.toml"
+    file.write_text("seed = 3\n[training]\nrounds = 9\n")
+    shown = fleet("config", "show", "--config", file, "--set", "training.rounds=7", DLFD_FLEET_DATA__SITES=6)
+    rows = {line.split("│")[1].strip(): line for line in shown.stdout.splitlines() if line.count("│") > 2}
+    assert "3" in rows["seed"]
+    assert "file" in rows["seed"]
+    assert "7" in rows["training.rounds"]
+    assert "flag" in rows["training.rounds"]
+    assert "6" in rows["data.sites"]
+    assert "environment" in rows["data.sites"]
+    assert "default" in rows["training.momentum"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "training.round=7"], "Unknown setting 'training.round' (flag): did you mean 'training.rounds'"),
+        (["--set", "training.rounds=many"], "Setting 'training.rounds' (flag) is 'many'"),
+        (["--set", "seed"], "--set seed has no value"),
+        (["--config", "none.toml"], "Cannot read the settings file none.toml"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(arguments, sentence):
+    assert sentence in refused(fleet("config", "show", *arguments))
+
+
+def test_a_wrong_environment_variable_is_one_sentence():
+    assert "'data.site' (environment)" in refused(fleet("config", "show", DLFD_FLEET_DATA__SITE=3))
+
+
+def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
+    sound = fleet("data", "check", synthetic_faces)
+    assert sound.returncode == 0
+    assert "no problem found" in sound.stdout
+    rows = read_manifest(synthetic_faces).rows
+    (synthetic_faces.parent / rows[3].image).unlink()
+    write_manifest([*rows, rows[0]], synthetic_faces)
+    broken = fleet("data", "check", synthetic_faces, "--classes", "class-0")
+    assert broken.returncode == 2
+    assert "there is no file" in broken.stdout
+    assert "is listed in row 2 already" in broken.stdout
+    assert "'class-1' is no class" in broken.stdout
+
+
+def test_data_check_of_a_missing_manifest_is_one_sentence(tmp_path):
+    assert "There is no manifest" in refused(fleet("data", "check", tmp_path / "none.csv"))
+
+
+def test_synthesize_makes_a_face_set_that_checks(tmp_path):
+    made = fleet("data", "synthesize", tmp_path / "faces", "--people", 3, "--images", 2, "--image-size", 32)
+    assert made.returncode == 0
+    assert fleet("data", "check", tmp_path / "faces" / "manifest.csv").returncode == 0
+    assert "is not empty" in refused(fleet("data", "synthesize", tmp_path / "faces"))
+
+
+def test_a_request_is_accepted_once_and_listed(state):
+    site = site_folders(state)[0]
+    with Site(site) as opened:
+        person = next(row.identity for row in opened.manifest().rows if row.split == "train")
+    accepted = fleet("forget", "request", person, "--site", site, "--set", "erasure.deadline_days=10")
+    assert accepted.returncode == 0, accepted.stderr
+    assert "Accepted as request" in accepted.stdout
+    listed = fleet("forget", "list", "--site", site)
+    assert person in listed.stdout
+    assert "ACCEPTED" in listed.stdout
+    assert "has asked already" in refused(fleet("forget", "request", person, "--site", site))
+    assert "There is no person 'nobody'" in refused(fleet("forget", "request", "nobody", "--site", site))
+
+
+def test_a_folder_that_is_no_site_and_a_damaged_ledger_are_one_sentence(state, tmp_path):
+    assert "is no site's folder" in refused(fleet("forget", "list", "--site", tmp_path))
+    site = site_folders(state)[0]
+    (site / "ledger.db").write_bytes(b"scrambled" * 1000)
+    assert "ledger.db cannot be used" in refused(fleet("forget", "list", "--site", site))
+
+
+def test_the_demo_leaves_a_fleet_alone_that_is_not_its_own(state):
+    assert "was not made by the demo" in refused(fleet("demo", "--set", f"state_folder={state}"))
+    assert len(site_folders(state)) == 2
+
+
+def test_an_unreadable_state_folder_is_one_sentence(tmp_path):
+    (tmp_path / "demo.json").write_text("{")
+    assert "demo.json cannot be read" in refused(fleet("demo", "--set", f"state_folder={tmp_path}"))
+    (tmp_path / "file").write_text("no folder")
+    assert "cannot be" in refused(fleet("demo", "--set", f"state_folder={tmp_path / 'file'}"))
