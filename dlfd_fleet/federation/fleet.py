@@ -38,6 +38,8 @@ class Fleet:
         Longest wait for the replies to one set of tasks, seconds.
     sent_bytes, received_bytes
         Array bytes so far, in both directions.
+    members
+        Nodes that take part: those that answered the job's first question. All connected ones until then.
     absent
         Nodes that did not answer or answered with an error, and why, in this job.
     """
@@ -46,10 +48,11 @@ class Fleet:
     timeout: float
     sent_bytes: int = 0
     received_bytes: int = 0
+    members: frozenset[int] = frozenset()
     absent: dict[str, str] = field(default_factory=dict)
 
     def wait_for_nodes(self, patience: float = 60.0) -> tuple[int, ...]:
-        """Return the connected nodes in order, waiting until there is one.
+        """Return the connected nodes that take part, in order, waiting until there is one.
 
         Raises
         ------
@@ -57,11 +60,14 @@ class Fleet:
             If no node connects in time.
         """
         deadline = time.monotonic() + patience
-        while not (nodes := tuple(sorted(self.grid.get_node_ids()))):
+        while not (nodes := self._connected()):
             if time.monotonic() > deadline:
                 raise JobError(f"No site connected within {patience:.0f} s; start the SuperNodes and try again.")
             time.sleep(_LONGEST_POLL)
         return nodes
+
+    def _connected(self) -> tuple[int, ...]:
+        return tuple(sorted(node for node in self.grid.get_node_ids() if not self.members or node in self.members))
 
     def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.

@@ -348,6 +348,7 @@ def ask_pending(fleet: Fleet, job: str) -> dict[int, PendingReply]:
             fleet.refuse(reply, error)
     if not replies:
         raise JobError(f"No site answered: {fleet.why_absent()}.")
+    fleet.members = frozenset(replies)
     return replies
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SADeprecationWarning
 
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import Entry, Outbox
@@ -45,6 +47,8 @@ class Sender:
     def client(self) -> MlflowClient:
         """MLflow's client; made late, because a local store creates its tables then."""
         if self._client is None:
+            # MLflow 3.17 uses a loader strategy that SQLAlchemy 2.1 has deprecated; nobody here can act on that.
+            warnings.filterwarnings("ignore", category=SADeprecationWarning, module=r"mlflow\.")
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy.exc import SADeprecationWarning
 
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
@@ -33,7 +31,6 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }.items():
     os.environ.setdefault(_name, _value)
-warnings.filterwarnings("ignore", category=SADeprecationWarning, module="mlflow")
 
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.logging_utils import disable_logging, enable_logging  # noqa: E402

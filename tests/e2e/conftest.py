@@ -1,0 +1,77 @@
+"""A fleet small enough for a test: synthetic faces, two sites, one round of everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+class SmallFleet:
+    """Settings of a small fleet in a state folder, and the command that runs on it."""
+
+    def __init__(self, folder: Path, manifest: Path) -> None:
+        self.state = folder / "state"
+        self.config = folder / "fleet.json"
+        self.settings = {
+            "state_folder": str(self.state),
+            "data": {
+                "source": "manifest",
+                "manifest": str(manifest),
+                "image_size": 32,
+                "sites": 2,
+                "validation_people": 2,
+                "test_people": 2,
+            },
+            "training": {"rounds": 2, "local_epochs": 1, "batch_size": 8},
+            "unlearning": {"batch_size": 8},
+            "erasure": {"rounds": 1, "repair_epochs": 1, "max_attempts": 1},
+            # Three dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
+            "audit": {"resamples": 200, "margin": 0.49, "max_accuracy_drop": 1.0, "min_gain_over_majority": 0.0},
+        }
+        self.config.write_text(json.dumps(self.settings))
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("DLFD_FLEET_")}
+        return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "dlfd_fleet", *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, env=self.environment(), check=False
+        )
+
+    def demo(self, *overrides: str) -> subprocess.CompletedProcess[str]:
+        flags = [part for override in overrides for part in ("--set", override)]
+        return self.run("demo", "--config", str(self.config), *flags)
+
+    def phase(self) -> str:
+        file = self.state / "demo.json"
+        return json.loads(file.read_text())["phase"] if file.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory) -> SmallFleet:
+    from rich.console import Console
+
+    from dlfd_fleet.data import synthesize
+    from dlfd_fleet.progress import ConsoleProgress
+
+    folder = tmp_path_factory.mktemp("fleet")
+    with (folder / "log").open("w") as log:
+        manifest = synthesize(
+            folder / "faces",
+            people=16,
+            images_per_person=4,
+            image_size=32,
+            classes=2,
+            seed=0,
+            progress=ConsoleProgress(Console(file=log)),
+        )
+    return SmallFleet(folder, manifest)

@@ -1,0 +1,117 @@
+"""The main job as a newcomer runs it, on Flower's Simulation Runtime, with MLflow, the ledgers and the device agent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import onnx
+import pytest
+from mlflow import MlflowClient
+
+from dlfd_fleet.audit import SCORE_NAMES
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import RequestState, Site, site_folders
+
+
+@pytest.fixture(scope="module")
+def finished(fleet):
+    return fleet.demo("erasure.compare_retrain=true")
+
+
+@pytest.fixture(scope="module")
+def record(fleet, finished):
+    assert finished.returncode == 0, finished.stderr
+    return next(record for record in Store(fleet.state).jobs() if record.kind == "erase")
+
+
+@pytest.fixture(scope="module")
+def client(fleet, record):
+    return MlflowClient(f"sqlite:///{fleet.state / 'mlflow.db'}")
+
+
+def test_the_table_shows_every_score_of_every_model(finished, record):
+    assert record.released
+    assert list(record.models) == ["original", "unlearned", "retrained"]
+    for row in ("test accuracy", "balanced accuracy", "MIA AUC", "NoMUS", "majority-class accuracy", "seconds"):
+        assert row in finished.stdout
+    assert record.verdict is not None
+    assert record.verdict.outcome.value in finished.stdout
+    assert "mlflow ui --backend-store-uri" in finished.stdout
+    assert "Traceback" not in finished.stdout + finished.stderr
+
+
+def test_the_forgotten_are_purged_and_their_names_gone(fleet, record):
+    complete = []
+    for folder in site_folders(fleet.state):
+        with Site(folder) as site:
+            site.ledger.verify()
+            for request in site.ledger.requests():
+                assert request.state is RequestState.COMPLETE
+                assert (request.identity, request.epoch, request.job) == (None, 1, record.job)
+                complete.append(request)
+            assert len(site.ledger.tombstones()) == 4 * len(site.ledger.requests())
+            on_disk = {file.parent.name for file in (folder / "images").rglob("*.png")}
+            assert on_disk == set(site.manifest().identities)
+    assert len(complete) == 4
+
+
+def test_mlflow_holds_the_job_its_sites_and_the_champion(client, record):
+    (experiment,) = client.search_experiments(filter_string="name = 'dlfd-fleet'")
+    runs = client.search_runs([experiment.experiment_id])
+    parent = next(run for run in runs if run.data.tags.get("mlflow.runName") == record.job)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 2
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert parent.data.params["unlearning.ball"] == "0.03"
+    assert len(parent.data.params) > 50
+    for name in SCORE_NAMES:
+        assert f"unlearned.{name}" in parent.data.metrics
+    assert {"unlearned.mia_auc_low", "unlearned.mia_auc_high", "onnx_max_abs_difference"} <= parent.data.metrics.keys()
+    figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {"figures/scores.png", "figures/losses.png"}
+
+    champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
+    assert champion.tags["dlfd.job"] == record.job
+    assert champion.tags["dlfd.epoch"] == "1"
+    older = [version for version in client.search_model_versions("name = 'dlfd-fleet'") if version != champion]
+    assert [version.tags["dlfd.epoch"] for version in older if version.version != champion.version] == ["0"]
+    assert all("dlfd.revoked" in version.tags for version in older if version.version != champion.version)
+
+
+def test_no_name_and_no_path_of_a_person_reaches_the_coordinator_or_mlflow(fleet, record):
+    for folder in ("coordinator", "mlartifacts"):
+        for file in (fleet.state / folder).rglob("*"):
+            if file.is_file():
+                assert b"person-0" not in file.read_bytes(), file
+    assert b"person-0" not in (fleet.state / "mlflow.db").read_bytes()
+
+
+def test_the_device_runs_the_file_without_torch(fleet, record):
+    file = Store(fleet.state).model_folder(record.job) / "model.onnx"
+    metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert any(value.startswith("1-") for value in metadata.values())
+    with Site(site_folders(fleet.state)[0]) as site:
+        image = next(site.image_root / row.image for row in site.manifest().rows if row.split == "test")
+    command = [sys.executable, "-m", "dlfd_fleet.device", "predict", "--json", str(file), str(image)]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert answer["epoch"] == 1
+    assert sum(answer["predictions"][0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_failed_verdict_moves_nothing_and_the_demo_can_be_run_again_at_once(fleet, record, client):
+    """No model can beat the majority answer by 1, so this erasure must fail."""
+    finished = fleet.demo("audit.min_gain_over_majority=1.0", "seed=1")
+    assert finished.returncode == 0, finished.stderr
+    assert "FAIL" in finished.stdout
+    assert "Not released" in finished.stdout
+    second = next(each for each in Store(fleet.state).jobs() if each.kind == "erase")
+    assert not second.released
+    champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
+    assert champion.tags["dlfd.job"] != second.job
+    for folder in site_folders(fleet.state):
+        with Site(folder) as site:
+            site.ledger.verify()
+            assert {request.state for request in site.ledger.requests()} <= {RequestState.ACCEPTED}
+            assert site.ledger.tombstones() == frozenset()
