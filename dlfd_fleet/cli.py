@@ -144,7 +144,9 @@ def forget_list(site: SiteFolder) -> None:
 
     with Site(site) as opened:
         requests = opened.ledger.requests()
-    table = Table("request", "person", "state", "asked", "deadline", "job")
+    table = Table()
+    for name in ("request", "person", "state", "asked", "deadline", "job"):
+        table.add_column(name, overflow="fold")
     now = datetime.now(UTC)
     for request in requests:
         deadline = f"{request.deadline:%Y-%m-%d}" + (" OVERDUE" if request.overdue(now) else "")

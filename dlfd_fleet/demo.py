@@ -10,13 +10,16 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -30,6 +33,9 @@ from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import CONFIG_VARIABLE, Settings, write_settings
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
 _SHOWN_FACES = 6
@@ -199,42 +205,67 @@ def simulate(settings: Settings, jobs: Callable[[object], None]) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
     from client.app import app as client_app
 
     failures: list[BaseException] = []
+    interrupted = threading.Event()
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
         try:
-            jobs(grid)
+            jobs(InterruptibleGrid(grid, interrupted))
         except BaseException as error:
             failures.append(error)
-            raise
 
     cores = os.cpu_count() or 1
     backend = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": "error", "include_dashboard": False},
     }
-    with _settings_for_nodes(settings), _quiet("flwr", "ray"):
-        try:
-            run_simulation(
-                server_app,
-                client_app,
-                len(site_folders(settings.state_folder)),
-                backend_config=backend,  # type: ignore[arg-type]
-            )
-        except Exception:
-            # Flower re-raises what the ServerApp raised as an error of its own; ours says more.
-            if failures:
-                raise failures[0] from None
-            raise
-        if failures:
-            raise failures[0]
+    with _settings_for_nodes(settings), _quiet("flwr", "ray"), _ctrl_c_sets(interrupted):
+        run_simulation(
+            server_app,
+            client_app,
+            len(site_folders(settings.state_folder)),
+            backend_config=backend,  # type: ignore[arg-type]
+        )
+    if failures:
+        raise failures[0]
+
+
+class InterruptibleGrid:
+    """A grid whose next use after Ctrl-C raises KeyboardInterrupt, in the thread that the job runs in.
+
+    Flower's Simulation Runtime runs a ServerApp beside the main thread, which alone gets the signal and then waits for
+    the ServerApp for ever.
+    """
+
+    def __init__(self, grid: Grid, interrupted: threading.Event) -> None:
+        self._grid, self._interrupted = grid, interrupted
+
+    def __getattr__(self, name: str) -> Any:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+        return getattr(self._grid, name)
+
+
+@contextmanager
+def _ctrl_c_sets(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C end the job in good order; a second one is Python's own."""
+
+    def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of handlers
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

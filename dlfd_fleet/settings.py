@@ -127,10 +127,10 @@ class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
-    rounds: Count = Field(4, description="Most rounds of DLFD and repair in one attempt.")
+    rounds: Count = Field(5, description="Most rounds of DLFD and repair in one attempt.")
     distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
-    learning_rate: Positive = Field(0.02, description="SGD step of round 1, cosine decay over the rounds.")
+    learning_rate: Positive = Field(0.015, description="SGD step of DLFD and repair.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     max_attempts: Count = Field(2, description="Attempts, each half as long again at DLFD, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")

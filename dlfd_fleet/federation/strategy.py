@@ -183,28 +183,34 @@ class FederatedUnlearning:
     ) -> Arrays:
         """Run rounds of distancing and repair from the original; return the best round's model.
 
-        The paper's dynamic strategy with a fleet's gate: distance while forgotten people can be told from validation
-        people, then train on clean images only. It stops when a round brings nothing more to a model that is forgetful
-        and useful enough.
+        The paper's dynamic strategy with a fleet's gate: distance while forgotten people look more like members than
+        validation people do, then train on clean images only. Rounds that only repair are averaged (stochastic weight
+        averaging, Izmailov et al. 2018): single rounds of small fleets differ by chance. It stops when a round brings
+        nothing more to a model that is forgetful and useful enough.
         """
         erasure, unlearning, weights = self.settings.erasure, self.settings.unlearning, class_weights(pending)
         nodes = [node for node, reply in pending.items() if reply.requests]
         reading = read_gate(original.samples)
         least_utility = reading.utility - unlearning.max_utility_drop
         arrays = best = original.arrays
-        best_rank = _WORST_RANK
+        best_rank, averaged = _WORST_RANK, RunningMean()
         total = erasure.rounds * (len(nodes) + len(pending))
         with self.progress.phase(f"Unlearning, attempt {attempt}", total) as advance:
             for number in range(erasure.rounds):
-                rate = erasure.learning_rate * _cosine(number, erasure.rounds)
-                if reading.forgetting > unlearning.gate:
-                    arrays = self._distancing_round(fleet, nodes, arrays, weights, rate, attempt, advance)
-                arrays = self._fit_round(fleet, arrays, weights, "repair", erasure.repair_epochs, rate, advance)
-                reading = read_gate(self._audit_samples(fleet, arrays, CHOOSING))
+                # Whatever a gate over few people reads, nobody is forgotten without a round of DLFD.
+                if number == 0 or reading.attack_auc > 0.5 + unlearning.gate:
+                    arrays = self._distancing_round(fleet, nodes, arrays, weights, attempt, advance)
+                    averaged = RunningMean()
+                arrays = self._fit_round(
+                    fleet, arrays, weights, "repair", erasure.repair_epochs, erasure.learning_rate, advance
+                )
+                averaged.add(arrays, 1.0)
+                candidate = averaged.value()
+                reading = read_gate(self._audit_samples(fleet, candidate, CHOOSING))
                 self.record({"gate_utility": reading.utility, "gate_mia_auc": reading.attack_auc}, self._round)
                 rank = checkpoint_rank(reading, least_utility, unlearning.gate)
                 if rank > best_rank:
-                    best_rank, best = rank, arrays
+                    best_rank, best = rank, candidate
                 elif best_rank >= _GOOD_ENOUGH:
                     break
         return best
@@ -215,7 +221,6 @@ class FederatedUnlearning:
         nodes: list[int],
         arrays: Arrays,
         weights: tuple[float, ...],
-        rate: float,
         attempt: int,
         advance: Advance,
     ) -> Arrays:
@@ -224,13 +229,14 @@ class FederatedUnlearning:
         Only they are merged: an average over all sites would dilute what few of them unlearn.
         """
         self._round += 1
-        epochs = self.settings.erasure.distancing_epochs * 1.5 ** (attempt - 1)
-        changes = {"epochs": epochs, "learning_rate": rate, "monitor_every": 0}
+        erasure = self.settings.erasure
+        epochs = erasure.distancing_epochs * 1.5 ** (attempt - 1)
+        changes = {"epochs": epochs, "learning_rate": erasure.learning_rate, "monitor_every": 0}
         task = UnlearnTask(
             job=self.job,
             round=self._round,
             card=self.card,
-            augmentation=self.settings.erasure.augmentation,
+            augmentation=erasure.augmentation,
             unlearning=self.settings.unlearning.model_copy(update=changes),
             class_weights=weights,
             seed=self._seed(),
@@ -241,7 +247,7 @@ class FederatedUnlearning:
             try:
                 result = UnlearnResult.from_records(reply.records, reply.sender)
                 model = arrays_of(reply.records, MODEL, reply.sender)
-                check_update(model, arrays, reply.sender, self.settings.erasure.largest_update)
+                check_update(model, arrays, reply.sender, erasure.largest_update)
             except MessageError as error:
                 fleet.refuse(reply, error)
                 continue

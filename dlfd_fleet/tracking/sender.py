@@ -129,7 +129,6 @@ class Sender:
                 name="model",
                 signature=infer_signature(example, answer),
                 input_example=example,
-                registered_model_name=self.settings.registered_model,
                 save_as_external_data=False,
                 onnx_execution_providers=["CPUExecutionProvider"],
                 pip_requirements=["onnxruntime", "numpy"],
@@ -140,7 +139,12 @@ class Sender:
                 copy = Path(temporary) / target
                 copy.write_bytes(Path(file).read_bytes())
                 self.client.log_artifact(run, str(copy), "weights")
-        return self.client.get_model_version(self.settings.registered_model, str(logged.registered_model_version))
+        name = self.settings.registered_model
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        return self.client.create_model_version(
+            name, logged.model_uri, run, tags=fields["tags"], model_id=logged.model_id
+        )
 
     def _revoke(self, entry: Entry) -> None:
         """Tag every version of an older erasure epoch: it remembers somebody."""
