@@ -1,0 +1,87 @@
+"""`flwr run .` runs the same job on a SuperLink: deal, train, ask, erase, each by the command a person would type."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import RequestState, Site, site_folders
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE = 240.0
+
+
+@pytest.fixture(scope="module")
+def superlink(fleet, tmp_path_factory):
+    """A SuperLink for simulated nodes on a free port; the environment that makes `flwr` use it."""
+    home = tmp_path_factory.mktemp("flwr")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    environment = fleet.environment() | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "DLFD_FLEET_CONFIG": str(fleet.config),
+    }
+    command = [str(BIN / "flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    with (home / "superlink.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    assert process.poll() is None, (home / "superlink.log").read_text()
+    yield environment
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(PATIENCE)
+
+
+def flwr_run(environment, job):
+    command = [str(BIN / "flwr"), "run", str(ROOT), "--stream", "--run-config", f'job="{job}"']
+    command += ["--federation-config", "num-supernodes=2"]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=PATIENCE, cwd=ROOT, check=False
+    )
+
+
+def test_train_ask_and_erase_by_command(fleet, superlink):
+    assert fleet.run("data", "deal", "--config", str(fleet.config)).returncode == 0
+    trained = flwr_run(superlink, "train")
+    (record,) = Store(fleet.state).jobs()
+    assert (record.kind, record.released, record.note) == ("train", True, "trained"), trained.stdout
+
+    folder = site_folders(fleet.state)[1]
+    with Site(folder) as site:
+        person = next(row.identity for row in site.manifest().rows if row.split == "train")
+    asked = fleet.run("forget", "request", person, "--site", str(folder))
+    assert asked.returncode == 0, asked.stderr
+    erased = flwr_run(superlink, "erase")
+    record = Store(fleet.state).jobs()[-1]
+    assert record.kind == "erase"
+    assert record.released, erased.stdout + record.note
+    assert Store(fleet.state).champion().epoch == 1
+    with Site(folder) as site:
+        (request,) = site.ledger.requests()
+        assert request.state is RequestState.COMPLETE
+        assert person not in site.manifest().identities
+
+    again = flwr_run(superlink, "erase")
+    assert Store(fleet.state).jobs()[-1].note == "nobody asks to be forgotten", again.stdout
