@@ -282,7 +282,8 @@ def coordinate(grid: Grid, kind: JobKind, settings: Settings, progress: Progress
             tracker.finish_job(record.job, status)
             waiting = tracker.flush(_SEND_PATIENCE)
             if waiting:
-                progress.say(f"MLflow does not answer: {waiting} entries are kept and will be sent by the next job.")
+                job.record = job.record.model_copy(update={"unsent": waiting})
+                store.save(job.record)
 
 
 def _close_failed(job: Coordinator, error: BaseException) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import Context
 
-from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
 from dlfd_fleet.ledger.site import Site, site_folders
 from dlfd_fleet.settings import load_settings
 
@@ -17,6 +19,9 @@ from dlfd_fleet.settings import load_settings
 def site_of_node(context: Context) -> Iterator[Site]:
     """Open the site of a node, and close its ledger again.
 
+    Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
+    site's own ``site.log`` instead, and the coordinator learns its kind.
+
     A SuperNode names its folder: ``--node-config 'site-folder="/srv/site"'``. A virtual node of the Simulation Runtime
     has the number of one of the folders under ``state_folder/sites``.
 
@@ -24,6 +29,8 @@ def site_of_node(context: Context) -> Iterator[Site]:
     ------
     ConfigurationError
         If the node has no site.
+    JobError
+        Instead of any other error, without its words.
     """
     named = context.node_config.get("site-folder")
     if named is not None:
@@ -38,5 +45,17 @@ def site_of_node(context: Context) -> Iterator[Site]:
                 "as there are sites, or name a folder with --node-config 'site-folder=\"...\"'."
             )
         folder = folders[number]
-    with Site(folder) as site:
-        yield site
+    try:
+        with Site(folder) as site:
+            yield site
+    except (MessageError, JobError):
+        raise  # their words are about messages and counts
+    except Exception as error:
+        _note(folder, error)
+        raise JobError(f"{type(error).__name__} at this site; its site.log says more.") from None
+
+
+def _note(folder: Path, error: Exception) -> None:
+    words = str(error) if isinstance(error, FleetError) else "".join(traceback.format_exception(error))
+    with (folder / "site.log").open("a", encoding="utf-8") as log:
+        log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {type(error).__name__}: {words}\n")

@@ -48,6 +48,8 @@ class JobRecord(BaseModel):
     released: bool = False
     note: str = ""
     absent: dict[str, str] = {}
+    unsent: int = 0
+    """Records that MLflow did not take in time; the next job sends them."""
     seconds: float = 0.0
 
 

@@ -41,6 +41,8 @@ def summarise(record: JobRecord) -> Summary:
     if counts is not None:
         title += f": {counts.forget_images} images forgotten, {counts.unseen_images} unseen"
     footer = record.verdict.sentence() if record.verdict else record.note
+    if record.unsent:
+        footer += f" MLflow does not answer: {record.unsent} records are kept, and the next job sends them."
     return Summary(title, ("", *models), tuple(rows), footer)
 
 

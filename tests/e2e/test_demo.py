@@ -100,6 +100,20 @@ def test_the_device_runs_the_file_without_torch(fleet, record):
     assert sum(answer["predictions"][0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_an_inconclusive_verdict_can_ask_for_retraining_and_a_dead_mlflow_stops_nothing(fleet, record):
+    finished = fleet.demo(
+        "release.on_inconclusive=retrain", "audit.margin=0.01", "tracking.uri=http://127.0.0.1:9", "seed=2"
+    )
+    assert finished.returncode == 0, finished.stderr
+    job = next(each for each in Store(fleet.state).jobs() if each.kind == "erase")
+    assert job.unsent > 0
+    assert f"MLflow does not answer: {job.unsent} records are kept" in finished.stdout
+    assert "retrained" in job.models
+    assert job.released
+    card = json.loads((Store(fleet.state).model_folder(job.job) / "card.json").read_text())
+    assert (card["kind"], card["epoch"]) == ("retrained", 1)
+
+
 def test_a_failed_verdict_moves_nothing_and_the_demo_can_be_run_again_at_once(fleet, record, client):
     """No model can beat the majority answer by 1, so this erasure must fail."""
     finished = fleet.demo("audit.min_gain_over_majority=1.0", "seed=1")

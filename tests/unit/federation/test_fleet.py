@@ -1,0 +1,83 @@
+"""The coordinator's view of its sites, over a grid whose nodes answer as a test says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.messages import PendingQuery, PendingReply
+from dlfd_fleet.federation.strategy import ask_pending
+
+REPLY = PendingReply(requests=("r1",), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32)
+
+
+@pytest.fixture(autouse=True)
+def run(monkeypatch):
+    """Messages belong to a run, which Flower sets before it calls a ServerApp."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class ScriptedGrid:
+    """Each node has what it answers, an Error, or None for silence."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.sent = {}
+
+    def get_node_ids(self):
+        return list(self.answers)
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            # Flower sets the id when it sends; here a message is known by its receiver.
+            self.sent[str(message.metadata.dst_node_id)] = message
+        return [str(message.metadata.dst_node_id) for message in messages]
+
+    def pull_messages(self, message_ids):
+        for message_id in message_ids:
+            request, answer = self.sent[message_id], self.answers[int(message_id)]
+            if answer is not None:
+                request.metadata._message_id = message_id
+                yield Message(answer, reply_to=request)
+
+
+def test_replies_are_taken_as_they_come_and_bad_nodes_do_not_end_a_job():
+    arrays = RecordDict({"model": ArrayRecord.from_torch_state_dict({"w": torch.zeros(8)})})
+    grid = ScriptedGrid({1: arrays, 2: Error(code=3, reason="out of memory"), 3: None})
+    fleet = Fleet(grid, timeout=0.3)
+    tasks = dict.fromkeys((1, 2, 3), arrays)
+    replies = list(fleet.exchange(MessageType.TRAIN, tasks, "1"))
+    assert [reply.node for reply in replies] == [1]
+    assert replies[0].sender == pseudonym(1)
+    assert "out of memory" in fleet.absent[pseudonym(2)]
+    assert "did not answer train within" in fleet.absent[pseudonym(3)]
+    assert fleet.sent_bytes == 3 * fleet.received_bytes > 0
+
+
+def test_only_nodes_that_answer_the_first_question_take_part():
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: REPLY.to_records()})
+    fleet = Fleet(grid, timeout=1.0)
+    assert ask_pending(fleet, "job-1") == {1: REPLY, 3: REPLY}
+    assert fleet.wait_for_nodes() == (1, 3)
+    assert "sent no PendingReply" in fleet.absent[pseudonym(2)]
+
+
+def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
+    fleet = Fleet(ScriptedGrid({1: Error(code=3, reason="no site")}), timeout=1.0)
+    with pytest.raises(JobError, match=f"No site answered: {pseudonym(1)} failed at query.pending: no site"):
+        ask_pending(fleet, "job-1")
+    with pytest.raises(JobError, match="No site connected"):
+        Fleet(ScriptedGrid({}), timeout=1.0).wait_for_nodes(patience=0.0)
+
+
+def test_a_refused_reply_is_noted():
+    fleet = Fleet(ScriptedGrid({1: REPLY.to_records()}), timeout=1.0)
+    (reply,) = fleet.exchange(PendingQuery.TYPE, {1: PendingQuery(job="job-1").to_records()}, "0")
+    fleet.refuse(reply, MessageError("it sent nonsense"))
+    assert fleet.why_absent() == f"{pseudonym(1)} was refused: it sent nonsense"

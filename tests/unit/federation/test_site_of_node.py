@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from dlfd_fleet.exceptions import ConfigurationError, DataError, JobError
+from dlfd_fleet.federation.site_of_node import site_of_node
+from dlfd_fleet.ledger import SiteCard, create_site
+
+
+def context(**node_config):
+    return Context(run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config={})
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    for name in ("site-1", "site-2"):
+        create_site(tmp_path / "sites" / name, SiteCard(name=name, image_size=32, classes=("no", "yes")))
+    monkeypatch.setenv("DLFD_FLEET_STATE_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+def test_a_virtual_node_has_the_site_of_its_number(state):
+    with site_of_node(context(**{"partition-id": 1})) as site:
+        assert site.card.name == "site-2"
+
+
+def test_a_supernode_has_the_site_that_its_own_configuration_names(state):
+    with site_of_node(context(**{"site-folder": str(state / "sites" / "site-1"), "partition-id": 1})) as site:
+        assert site.card.name == "site-1"
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_node_without_a_site_is_told_what_to_do(state, number):
+    with (
+        pytest.raises(ConfigurationError, match="holds 2; start as many"),
+        site_of_node(context(**{"partition-id": number})),
+    ):
+        pass
+
+
+def test_no_name_leaves_a_site_in_an_error(state):
+    with pytest.raises(JobError) as caught, site_of_node(context(**{"partition-id": 0})):
+        raise DataError("images/anna/1.png is truncated")
+    assert str(caught.value) == "DataError at this site; its site.log says more."
+    assert caught.value.__cause__ is None
+    assert "images/anna/1.png is truncated" in (state / "sites" / "site-1" / "site.log").read_text()
+
+
+def test_an_error_about_counts_is_passed_on(state):
+    with pytest.raises(JobError, match="fewer than two images"), site_of_node(context(**{"partition-id": 0})):
+        raise JobError("This site has fewer than two images to train on.")
