@@ -100,9 +100,9 @@ def test_the_device_runs_the_file_without_torch(fleet, record):
     assert sum(answer["predictions"][0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_an_inconclusive_verdict_can_ask_for_retraining_and_a_dead_mlflow_stops_nothing(fleet, record):
+def test_a_verdict_short_of_pass_can_ask_for_retraining_and_a_dead_mlflow_stops_nothing(fleet, record):
     finished = fleet.demo(
-        "release.on_inconclusive=retrain", "audit.margin=0.01", "tracking.uri=http://127.0.0.1:9", "seed=2"
+        "release.on_inconclusive=retrain", "erasure.fallback_retrain=true", "tracking.uri=http://127.0.0.1:9", "seed=2"
     )
     assert finished.returncode == 0, finished.stderr
     job = next(each for each in Store(fleet.state).jobs() if each.kind == "erase")
