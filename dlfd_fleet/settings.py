@@ -132,7 +132,7 @@ class ErasureSettings(Section):
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of DLFD and repair.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
-    max_attempts: Count = Field(2, description="Attempts, each half as long again at DLFD, before giving up.")
+    max_attempts: Count = Field(1, description="Attempts, each half as long again at DLFD, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
