@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Verdict, judge_retrained
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.coordinator import Coordinator, coordinate
+from dlfd_fleet.federation.coordinator import Coordinator, coordinate, may_release, retrain_instead
 from dlfd_fleet.federation.messages import Arrays, PendingReply
 from dlfd_fleet.federation.store import JobKind, JobRecord
 from dlfd_fleet.federation.strategy import AuditedModel
@@ -70,12 +70,12 @@ def erase(job: Coordinator) -> None:
         update={"kind": "unlearned", "epoch": card.epoch + 1, "parent": digest(base), "job": job.record.job}
     )
     arrays, verdict = unlearned.model.arrays, unlearned.verdict
-    if job.retrain_instead(verdict) or job.settings.erasure.compare_retrain:
+    if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
         retrained, reverdict = retrain(job, card, pending, original)
-        if job.retrain_instead(verdict):
+        if retrain_instead(verdict, job.settings):
             new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
     job.advance("judged", verdict=verdict)
-    if job.may_release(verdict):
+    if may_release(verdict, job.settings):
         publish(job, new, arrays)
     finish(job, new)
 
@@ -100,7 +100,7 @@ def publish(job: Coordinator, card: ModelCard, arrays: Arrays) -> None:
     verdict = job.judge_file(job.strategy(card), arrays, file)
     if verdict is not None:
         job.advance("exported", verdict=verdict)
-        if not job.may_release(verdict):
+        if not may_release(verdict, job.settings):
             return
     job.release(card, arrays)
 

@@ -7,7 +7,7 @@ compares them with the original model's.
 
 from dlfd_fleet.audit.gate import Reading, matched_auc, read_gate
 from dlfd_fleet.audit.samples import Role, SampleScores
-from dlfd_fleet.audit.scores import SCORE_NAMES, Estimate, Scores, forgetting_score, measure, nomus
+from dlfd_fleet.audit.scores import SCORE_NAMES, Estimate, Scores, forgetting_score, gap_to_retrain, measure, nomus
 from dlfd_fleet.audit.verdict import Outcome, Verdict, judge, judge_retrained
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Scores",
     "Verdict",
     "forgetting_score",
+    "gap_to_retrain",
     "judge",
     "judge_retrained",
     "matched_auc",

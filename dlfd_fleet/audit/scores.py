@@ -91,6 +91,19 @@ def nomus(test_accuracy: float, mia_accuracy: float) -> float:
     return (test_accuracy + 1.0 - 2.0 * forgetting_score(mia_accuracy)) / 2.0
 
 
+def gap_to_retrain(candidate: Scores, retrained: Scores) -> float:
+    """Return how far a model is from a retrained one: the mean absolute difference of four scores, 0 at best.
+
+    The scores are the average gap's of Fan et al. (arXiv 2310.12508): test, retain, forget and MIA accuracy; those that
+    were not measured are left out.
+    """
+    pairs = [
+        (getattr(candidate, name), getattr(retrained, name))
+        for name in ("test_accuracy", "retain_accuracy", "forget_accuracy", "mia_accuracy")
+    ]
+    return float(np.mean([abs(one.value - other.value) for one, other in pairs if one and other]))
+
+
 def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int = 2000, seed: int = 0) -> Scores:
     """Score one model from what it says of each image.
 

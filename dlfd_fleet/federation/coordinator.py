@@ -15,7 +15,7 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from dlfd_fleet.audit import Outcome, Role, Verdict, judge, judge_retrained
+from dlfd_fleet.audit import Outcome, Role, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, TrackingError
 from dlfd_fleet.export import export_onnx
 from dlfd_fleet.federation.fleet import Fleet
@@ -228,26 +228,32 @@ class Coordinator:
         if card.epoch:
             self.tracker.revoke_older_versions(self.record.job, card.epoch)
 
-    def may_release(self, verdict: Verdict) -> bool:
-        """Tell whether this verdict moves the alias under the settings."""
-        if verdict.outcome is Outcome.INCONCLUSIVE:
-            return self.settings.release.on_inconclusive == "release"
-        return verdict.outcome is Outcome.PASS
-
-    def retrain_instead(self, verdict: Verdict) -> bool:
-        """Tell whether this verdict asks for federated retraining under the settings."""
-        if verdict.outcome is Outcome.INCONCLUSIVE:
-            return self.settings.release.on_inconclusive == "retrain"
-        return verdict.outcome is Outcome.FAIL and self.settings.erasure.fallback_retrain
-
     def draw(self) -> None:
         """Draw the table and the histograms, into the job's folder and into MLflow."""
+        retrained = self.models.get("retrained")
+        if retrained is not None:
+            gaps = {name: gap_to_retrain(model.scores, retrained.scores) for name, model in self.models.items()}
+            self._log({f"{name}.gap_to_retrain": gap for name, gap in gaps.items()}, 0)
         table = summarise(self.record)
         pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
         pictures["losses"] = loss_histograms({name: _losses(model) for name, model in self.models.items()})
         for name, png in pictures.items():
             (self.store.job_folder(self.record.job) / f"{name}.png").write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)
+
+
+def may_release(verdict: Verdict, settings: Settings) -> bool:
+    """Tell whether a verdict moves the alias."""
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        return settings.release.on_inconclusive == "release"
+    return verdict.outcome is Outcome.PASS
+
+
+def retrain_instead(verdict: Verdict, settings: Settings) -> bool:
+    """Tell whether a verdict asks for federated retraining."""
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        return settings.release.on_inconclusive == "retrain"
+    return verdict.outcome is Outcome.FAIL and settings.erasure.fallback_retrain
 
 
 def _losses(model: AuditedModel) -> dict[str, NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from dlfd_fleet.audit import Scores, Verdict
 from dlfd_fleet.exceptions import JobError
 
 JobKind = Literal["train", "erase"]
-JobStep = Literal["started", "merged", "judged", "exported", "released", "settled", "failed", "abandoned"]
+JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "abandoned"]
 _Record = TypeVar("_Record", bound=BaseModel)
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "abandoned"})
 

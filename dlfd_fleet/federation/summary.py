@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlfd_fleet.audit import SCORE_NAMES, Estimate
+from dlfd_fleet.audit import SCORE_NAMES, Estimate, gap_to_retrain
 from dlfd_fleet.federation.store import JobRecord, ModelResult
 
 _ROWS = {
@@ -33,6 +33,10 @@ def summarise(record: JobRecord) -> Summary:
     """Return the table of a job; a score from a sample carries its 95% bounds over people."""
     models = record.models
     rows = [(_ROWS[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
+    retrained = models.get("retrained")
+    if retrained is not None:
+        gaps = (gap_to_retrain(model.scores, retrained.scores) for model in models.values())
+        rows.append(("gap to retrained (0 is best)", *(f"{gap:.3f}" for gap in gaps)))
     rows.append(("majority-class accuracy", *(f"{model.scores.majority_baseline:.3f}" for model in models.values())))
     rows.append(("seconds", *(f"{model.seconds:.1f}" for model in models.values())))
     rows.append(("MB sent", *(f"{model.bytes_sent / 1e6:.1f}" for model in models.values())))

@@ -69,6 +69,8 @@ def test_mlflow_holds_the_job_its_sites_and_the_champion(client, record):
     for name in SCORE_NAMES:
         assert f"unlearned.{name}" in parent.data.metrics
     assert {"unlearned.mia_auc_low", "unlearned.mia_auc_high", "onnx_max_abs_difference"} <= parent.data.metrics.keys()
+    assert parent.data.metrics["retrained.gap_to_retrain"] == 0.0
+    assert parent.data.metrics["unlearned.gap_to_retrain"] >= 0.0
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert figures == {"figures/scores.png", "figures/losses.png"}
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from dlfd_fleet.audit import Role, SampleScores, measure, nomus
+from dlfd_fleet.audit import Role, SampleScores, gap_to_retrain, measure, nomus
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError
 
@@ -128,3 +128,11 @@ def test_probabilities_of_any_predictor_become_losses():
     scores = SampleScores.from_probabilities(probabilities, zeros, zeros, zeros.astype(np.uint8))
     assert scores.loss == pytest.approx([-np.log(0.9), -np.log(1e-12)], rel=1e-5)
     assert scores.prediction.tolist() == [0, 1]
+
+
+def test_the_gap_to_a_retrained_model_is_zero_for_itself_and_grows_with_what_is_remembered():
+    retrained = measure(samples(3), resamples=200)
+    assert gap_to_retrain(retrained, retrained) == 0.0
+    gaps = [gap_to_retrain(measure(samples(3, forget_shift=shift), resamples=200), retrained) for shift in (0.5, 3.0)]
+    assert 0.0 < gaps[0] < gaps[1]
+    assert gap_to_retrain(retrained, measure(samples(9), resamples=200)) > 0.0

@@ -1,0 +1,30 @@
+"""Which verdict moves the alias, and which asks for retraining: the table of the settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlfd_fleet.audit import Outcome, Verdict
+from dlfd_fleet.federation.coordinator import may_release, retrain_instead
+from dlfd_fleet.settings import Settings
+
+
+def verdict(outcome):
+    return Verdict(outcome=outcome, reasons=("measured",), margin=0.1, power=0.0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "on_inconclusive", "fallback", "releases", "retrains"),
+    [
+        ("PASS", "hold", True, True, False),
+        ("FAIL", "release", False, False, False),
+        ("FAIL", "release", True, False, True),
+        ("INCONCLUSIVE", "release", True, True, False),
+        ("INCONCLUSIVE", "hold", True, False, False),
+        ("INCONCLUSIVE", "retrain", False, False, True),
+    ],
+)
+def test_the_alias_moves_as_the_settings_say(outcome, on_inconclusive, fallback, releases, retrains):
+    settings = Settings(release={"on_inconclusive": on_inconclusive}, erasure={"fallback_retrain": fallback})
+    assert may_release(verdict(Outcome(outcome)), settings) is releases
+    assert retrain_instead(verdict(Outcome(outcome)), settings) is retrains
