@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
 _SHOWN_FACES = 6
+_SEND_PATIENCE = 60.0
 Phase = Literal["new", "dealt", "trained", "requested", "erased", "done"]
 
 
@@ -68,17 +69,31 @@ class Demo:
         if earlier is not None and earlier.phase != "done" and earlier.settings == self.settings:
             self.console.print(f"Going on with the run that was interrupted after the phase '{earlier.phase}'.")
             return earlier
-        for name in ("sites", "coordinator"):
-            folder = self.settings.state_folder / name
-            if not folder.exists():
-                continue
-            if earlier is None:
+        folders = [self.settings.state_folder / name for name in ("sites", "coordinator")]
+        for folder in folders:
+            if earlier is None and folder.exists():
                 raise ConfigurationError(
                     f"{folder} was not made by the demo, which would overwrite it; give the demo a state folder of its "
                     "own: --set state_folder=PATH."
                 )
-            shutil.rmtree(folder)
+        shutil.rmtree(folders[0], ignore_errors=True)
+        if self._records_wait():
+            (folders[1] / "champion.json").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folders[1], ignore_errors=True)
         return DemoState(phase="new", settings=self.settings)
+
+    def _records_wait(self) -> bool:
+        """Send what MLflow has missed of earlier runs; if it still does not answer, their jobs are kept for later."""
+        if not (self.settings.state_folder / "coordinator" / "outbox.db").exists():
+            return False
+        from dlfd_fleet.tracking import open_tracker
+
+        with open_tracker(self.settings.tracking, self.settings.state_folder) as tracker:
+            waiting = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
+        if waiting:
+            self.console.print(f"MLflow still does not answer: {waiting} records of earlier runs are kept.")
+        return bool(waiting)
 
     def reach(self, phase: Phase, **changes: str) -> None:
         """Note on disk that a phase is over."""

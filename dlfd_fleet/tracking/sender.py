@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SADeprecationWarning
 
+from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import Entry, Outbox
 
@@ -119,6 +120,9 @@ class Sender:
     def _registered(self, entry: Entry) -> ModelVersion:
         """Log the ONNX model with signature and input example, and register it."""
         fields, run = entry.fields, self._run(entry.job)
+        for file in (fields["file"], *fields["extra_files"].values()):
+            if not Path(file).exists():
+                raise TrackingError(f"The model file {file} is gone, so job {entry.job} cannot be registered.")
         example = np.array(fields["input_example"], dtype=np.uint8)
         answer = np.zeros((len(example), fields["outputs"]), dtype=np.float32)
         mlflow.set_tracking_uri(self.uri)

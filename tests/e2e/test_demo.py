@@ -14,6 +14,8 @@ from dlfd_fleet.audit import SCORE_NAMES
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 
+UNSENT: list[str] = []
+
 
 @pytest.fixture(scope="module")
 def finished(fleet):
@@ -112,6 +114,7 @@ def test_a_verdict_short_of_pass_can_ask_for_retraining_and_a_dead_mlflow_stops_
     assert f"MLflow does not answer: {job.unsent} records are kept" in finished.stdout
     assert "retrained" in job.models
     assert job.released
+    UNSENT.append(job.job)
     card = json.loads((Store(fleet.state).model_folder(job.job) / "card.json").read_text())
     assert (card["kind"], card["epoch"]) == ("retrained", 1)
 
@@ -122,6 +125,9 @@ def test_a_failed_verdict_moves_nothing_and_the_demo_can_be_run_again_at_once(fl
     assert finished.returncode == 0, finished.stderr
     assert "FAIL" in finished.stdout
     assert "Not released" in finished.stdout
+    (experiment,) = client.search_experiments(filter_string="name = 'dlfd-fleet'")
+    names = {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+    assert set(UNSENT) <= names, "what the dead MLflow missed was sent to the one that answers"
     second = next(each for each in Store(fleet.state).jobs() if each.kind == "erase")
     assert not second.released
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
