@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dlfd_fleet.exceptions import ConfigurationError, FleetError
@@ -30,6 +31,7 @@ Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
 SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
 console = Console()
+_INTERRUPTED = 130
 
 
 @app.command()
@@ -170,8 +172,9 @@ def main() -> None:
     try:
         app()
     except FleetError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+            Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+        raise

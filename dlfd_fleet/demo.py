@@ -66,7 +66,7 @@ class Demo:
 
     def _resume_or_begin(self) -> DemoState:
         earlier = _read_state(self.file)
-        if earlier is not None and earlier.phase != "done" and earlier.settings == self.settings:
+        if earlier is not None and earlier.phase not in ("new", "done") and earlier.settings == self.settings:
             self.console.print(f"Going on with the run that was interrupted after the phase '{earlier.phase}'.")
             return earlier
         folders = [self.settings.state_folder / name for name in ("sites", "coordinator")]
