@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ from dlfd_fleet.settings import Settings, flatten
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.figures import loss_histograms, score_table
 
-logger = logging.getLogger(__name__)
 ONNX_FILE = "model.onnx"
 _SEND_PATIENCE = 60.0
 

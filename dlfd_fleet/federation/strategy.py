@@ -5,7 +5,6 @@ It reads top to bottom in the order of a job: train; distance at the sites that 
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -40,7 +39,6 @@ from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import checkpoint_rank
 
-logger = logging.getLogger(__name__)
 EVIDENCE = (Role.RETAIN, Role.FORGET, Role.VALIDATION, Role.TEST)
 CHOOSING = (Role.FORGET, Role.VALIDATION)
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.

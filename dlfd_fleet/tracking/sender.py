@@ -60,10 +60,6 @@ class Sender:
                 self._start(entry)
             case "metrics":
                 self._metrics(entry)
-            case "tags":
-                run = self._run(entry.job)
-                for name, value in entry.fields.items():
-                    self.client.set_tag(run, name, value)
             case "artifact":
                 self._artifact(entry)
             case "model":

@@ -78,17 +78,9 @@ class Tracker:
         fields = {"metrics": finite, "step": step, "site": site or "", "at": milliseconds(datetime.now(UTC))}
         self._put(job, "metrics", fields)
 
-    def log_tags(self, job: str, tags: Mapping[str, str]) -> None:
-        """Tag a job's run."""
-        self._put(job, "tags", tags)
-
     def log_image(self, job: str, name: str, png: bytes) -> None:
         """Keep a picture with a job's run, as ``figures/NAME.png``."""
         self._put(job, "artifact", {"folder": "figures", "name": f"{name}.png"}, png)
-
-    def log_text(self, job: str, name: str, text: str) -> None:
-        """Keep a text with a job's run, as ``reports/NAME``."""
-        self._put(job, "artifact", {"folder": "reports", "name": name}, text.encode())
 
     def log_model(
         self,

@@ -50,7 +50,6 @@ def test_a_job_is_one_run_with_a_run_below_it_for_each_site(tmp_path, onnx_file,
             tracker.log_metrics("job-1", {"mia_auc": 0.5 + step / 10, "broken": float("nan")}, step=step)
             tracker.log_metrics("job-1", {"seconds": step}, step=step, site="site-0a")
         tracker.log_image("job-1", "scores", score_table("t", ("a",), [("1",)], "f"))
-        tracker.log_text("job-1", "verdict.txt", "PASS")
         tracker.finish_job("job-1", "FINISHED")
         assert tracker.flush(PATIENCE) == 0
         uri = tracker.uri
@@ -65,7 +64,6 @@ def test_a_job_is_one_run_with_a_run_below_it_for_each_site(tmp_path, onnx_file,
     assert "broken" not in parent.data.metrics
     assert child.data.metrics == {"seconds": 2.0}
     assert [file.path for file in client.list_artifacts(parent.info.run_id, "figures")] == ["figures/scores.png"]
-    assert [file.path for file in client.list_artifacts(parent.info.run_id, "reports")] == ["reports/verdict.txt"]
 
 
 def test_a_model_is_registered_once_and_older_epochs_are_revoked(tmp_path, onnx_file, example):
