@@ -105,6 +105,7 @@ class UnlearningSettings(Section):
         0.05, description="Forgetting score |AUC - 0.5| on validation people at which noise stops."
     )
     max_utility_drop: Fraction = Field(0.04, description="Validation utility a checkpoint may lose.")
+    max_seconds: Positive | None = Field(None, description="Wall-clock limit, looks of the monitor included.")
     monitor_every: Annotated[int, Field(ge=0)] = Field(
         2, description="Steps between two looks of the monitor; 0 leaves the gate to the caller."
     )
@@ -137,6 +138,25 @@ class ErasureSettings(Section):
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
     fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if DLFD fails.")
+
+
+class BenchSettings(Section):
+    """The comparison of unlearning methods."""
+
+    epochs: Count = Field(30, description="Epochs of the original and of each retrained model.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images a step of that training.")
+    learning_rate: Positive = Field(0.02, description="SGD step of that training; cosine decay.")
+    augmentation: AugmentationSettings = Field(
+        AugmentationSettings(flip=0.5, shift=4, light=0.2), description="Of that training, and of every method."
+    )
+    forget_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.2, description="Share of the trained people who are forgotten."
+    )
+    references: Annotated[int, Field(ge=3)] = Field(3, description="Retrained models a seed.")
+    time_limit: Positive = Field(0.25, description="Longest unlearning, gate included; share of a retraining's time.")
+    jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
+    relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")
+    relearning_rate: Positive = Field(0.01, description="SGD step of the relearning attack.")
 
 
 class ReleaseSettings(Section):
@@ -177,6 +197,7 @@ class Settings(BaseSettings):
     unlearning: UnlearningSettings = Field(default_factory=UnlearningSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     erasure: ErasureSettings = Field(default_factory=ErasureSettings)
+    bench: BenchSettings = Field(default_factory=BenchSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)

@@ -5,26 +5,41 @@ A predictor of any kind (torch, ONNX Runtime on a device) is audited from what i
 compares them with the original model's.
 """
 
+from dlfd_fleet.audit.attacks import AttackResult, MembershipScores, evaluate, linear_probe, loss_attack, rmia
+from dlfd_fleet.audit.bootstrap import Estimate
+from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
 from dlfd_fleet.audit.gate import Reading, matched_auc, read_gate
 from dlfd_fleet.audit.samples import Role, SampleScores
-from dlfd_fleet.audit.scores import SCORE_NAMES, Estimate, Scores, forgetting_score, gap_to_retrain, measure, nomus
-from dlfd_fleet.audit.verdict import Outcome, Verdict, judge, judge_retrained
+from dlfd_fleet.audit.scores import SCORE_NAMES, Scores, forgetting_score, gap_to_retrain, measure, nomus
+from dlfd_fleet.audit.verdict import AttackComparison, Outcome, Verdict, judge, judge_beside_retrained, judge_retrained
 
 __all__ = [
     "SCORE_NAMES",
+    "AttackComparison",
+    "AttackResult",
+    "Difference",
     "Estimate",
+    "MembershipScores",
     "Outcome",
     "Reading",
     "Role",
     "SampleScores",
     "Scores",
     "Verdict",
+    "accuracy_difference",
+    "auc_difference",
+    "equivalence_power",
+    "evaluate",
     "forgetting_score",
     "gap_to_retrain",
     "judge",
+    "judge_beside_retrained",
     "judge_retrained",
+    "linear_probe",
+    "loss_attack",
     "matched_auc",
     "measure",
     "nomus",
     "read_gate",
+    "rmia",
 ]

@@ -100,6 +100,11 @@ class SampleScores:
         order = np.lexsort((self.label, self.loss, rank, self.role))
         return SampleScores(self.role[order], rank[order], self.label[order], self.prediction[order], self.loss[order])
 
+    def of_role(self, role: Role) -> NDArray[np.bool_]:
+        """Return which rows ``(N,)`` have this role."""
+        mask: NDArray[np.bool_] = self.role == ROLES.index(role)
+        return mask
+
     def of(self, *roles: Role) -> SampleScores:
         """Return the rows of these roles."""
         return self.rows(np.isin(self.role, [ROLES.index(role) for role in roles]))

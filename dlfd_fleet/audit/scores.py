@@ -6,30 +6,13 @@ forgotten people that lie far above those of unseen people give them away as sur
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from pydantic import BaseModel, ConfigDict
 
+from dlfd_fleet.audit.attacks import accuracy_estimate, auc_estimate, loss_attack
+from dlfd_fleet.audit.bootstrap import Estimate, Unit, ratio
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
-
-Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Estimate(BaseModel):
-    """A score, its 95% bounds and its standard error; all are fractions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: Unit
-    low: Unit
-    high: Unit
-    standard_error: Annotated[float, Field(ge=0.0)]
 
 
 class Scores(BaseModel):
@@ -129,9 +112,16 @@ def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int =
         raise DataError(f"No {missing} images were audited, so nothing can be measured; check the sites' manifests.")
     generator = np.random.default_rng(seed)
     test = _accuracy(outside, resamples, generator)
-    attack = _loss_attack(forget, outside, resamples, generator) if len(forget) else None
-    auc = _auc(forget, outside, resamples, generator) if len(forget) else None
-    control = samples.of(Role.VALIDATION if unseen is Role.TEST else Role.TEST)
+    attack = auc = None
+    if len(forget):
+        losses = loss_attack(samples, unseen=unseen)
+        attack = accuracy_estimate(losses, resamples, generator)
+        auc = auc_estimate(losses, resamples, generator)
+    other = Role.VALIDATION if unseen is Role.TEST else Role.TEST
+    has_control = bool(samples.of_role(other).any())
+    control = (
+        auc_estimate(loss_attack(samples, members=other, unseen=unseen), resamples, generator) if has_control else None
+    )
     return Scores(
         test_accuracy=test,
         balanced_accuracy=_balanced_accuracy(outside, resamples, generator),
@@ -141,7 +131,7 @@ def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int =
         mia_auc=auc,
         forgetting_score=forgetting_score(attack.value) if attack else None,
         nomus=nomus(test.value, attack.value) if attack else None,
-        control_auc=_auc(control, outside, resamples, generator) if len(control) else None,
+        control_auc=control,
         majority_baseline=float(np.bincount(outside.label).max() / len(outside)),
         unseen_classes=len(np.unique(outside.label)),
         forget_images=len(forget),
@@ -149,89 +139,12 @@ def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int =
     )
 
 
-def _estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
-    # A resample without any member of a class says nothing, and is left out.
-    kept = np.clip(resampled[np.isfinite(resampled)], 0.0, 1.0)
-    if not len(kept):
-        return Estimate(value=value, low=0.0, high=1.0, standard_error=0.5)
-    low, high = np.quantile(kept, [0.025, 0.975])
-    return Estimate(value=value, low=min(low, value), high=max(high, value), standard_error=float(kept.std()))
-
-
-def _draws(person: NDArray[np.int64], resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return how often each of P people is drawn, ``(resamples, P)``; P draws with replacement each."""
-    people = len(np.unique(person))
-    return generator.multinomial(people, np.full(people, 1.0 / people), size=resamples).astype(np.float64)
-
-
-def _person_sums(person: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum rows ``(N, K)`` by person, ``(P, K)``."""
-    _, index = np.unique(person, return_inverse=True)
-    sums = np.zeros((index.max() + 1, values.shape[1]))
-    np.add.at(sums, index, values)
-    return sums
-
-
-def _ratio(
-    person: NDArray[np.int64],
-    hits: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    resamples: int,
-    generator: np.random.Generator,
-) -> Estimate:
-    """Estimate the mean over columns of ``sum(hits) / sum(counts)``, each ``(N, K)``."""
-    draws = _draws(person, resamples, generator)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = (draws @ _person_sums(person, hits)) / (draws @ _person_sums(person, counts))
-    return _estimate(float((hits.sum(0) / counts.sum(0)).mean()), resampled.mean(axis=1))
-
-
 def _accuracy(samples: SampleScores, resamples: int, generator: np.random.Generator) -> Estimate:
     hits = (samples.prediction == samples.label).astype(np.float64)[:, None]
-    return _ratio(samples.person, hits, np.ones_like(hits), resamples, generator)
+    return ratio(samples.person, hits, np.ones_like(hits), resamples, generator)
 
 
 def _balanced_accuracy(samples: SampleScores, resamples: int, generator: np.random.Generator) -> Estimate:
     counts = (samples.label[:, None] == np.unique(samples.label)[None, :]).astype(np.float64)
     hits = counts * (samples.prediction == samples.label)[:, None]
-    return _ratio(samples.person, hits, counts, resamples, generator)
-
-
-def _loss_attack(
-    members: SampleScores, unseen: SampleScores, resamples: int, generator: np.random.Generator
-) -> Estimate:
-    """Estimate the balanced accuracy of a logistic regression on losses, cross-validated as in the paper.
-
-    The bounds resample people among the attack's out-of-fold answers.
-    """
-    loss = np.concatenate([members.loss, unseen.loss])[:, None]
-    truth = np.repeat([1.0, 0.0], [len(members), len(unseen)])
-    folds = min(5, len(members), len(unseen))
-    if folds < 2:
-        return Estimate(value=0.5, low=0.0, high=1.0, standard_error=0.5)
-    attack = LogisticRegression(class_weight="balanced")
-    split = StratifiedKFold(folds, shuffle=True, random_state=int(generator.integers(2**31)))
-    right = (cross_val_predict(attack, loss, truth, cv=split) == truth).astype(np.float64)
-    sides = [(samples, right[truth == side]) for samples, side in ((members, 1.0), (unseen, 0.0))]
-    rates = []
-    for samples, hits in sides:
-        draws = _draws(samples.person, resamples, generator)
-        sums = draws @ _person_sums(samples.person, np.stack([hits, np.ones_like(hits)], axis=1))
-        rates.append(sums[:, 0] / sums[:, 1])
-    return _estimate(float(np.mean([hits.mean() for _, hits in sides])), np.mean(rates, axis=0))
-
-
-def _auc(members: SampleScores, unseen: SampleScores, resamples: int, generator: np.random.Generator) -> Estimate:
-    """Estimate the AUC of 'a low loss means a member', resampling people on both sides.
-
-    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products.
-    """
-    truth = np.repeat([1.0, 0.0], [len(members), len(unseen)])
-    value = roc_auc_score(truth, -np.concatenate([members.loss, unseen.loss]))
-    difference = unseen.loss[None, :] - members.loss[:, None]
-    wins = (difference > 0) + 0.5 * (difference == 0)
-    by_pair = _person_sums(unseen.person, _person_sums(members.person, wins).T).T
-    sizes = [_person_sums(side.person, np.ones((len(side), 1)))[:, 0] for side in (members, unseen)]
-    drawn = [_draws(side.person, resamples, generator) for side in (members, unseen)]
-    resampled = ((drawn[0] @ by_pair) * drawn[1]).sum(axis=1) / ((drawn[0] @ sizes[0]) * (drawn[1] @ sizes[1]))
-    return _estimate(float(value), resampled)
+    return ratio(samples.person, hits, counts, resamples, generator)

@@ -6,16 +6,20 @@ a leak is INCONCLUSIVE, with the power stated, and never a pass (two one-sided t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from statistics import NormalDist
 
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit.scores import Estimate, Scores, forgetting_score
+from dlfd_fleet.audit.bootstrap import Estimate
+from dlfd_fleet.audit.equivalence import Difference, equivalence_power
+from dlfd_fleet.audit.scores import Scores, forgetting_score
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
 _ONE_SIDED_5_PERCENT = NormalDist().inv_cdf(0.95)
+_ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
 
 
 class Outcome(StrEnum):
@@ -72,7 +76,7 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
         return verdict(Outcome.INCONCLUSIVE, doubts)
     return verdict(
         Outcome.PASS,
-        [f"no difference between forgotten and unseen people detected (AUC {_shown(candidate.mia_auc)})"],
+        [f"no difference between forgotten and unseen people detected (AUC {candidate.mia_auc})"],
     )
 
 
@@ -91,22 +95,88 @@ def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings
     )
 
 
-def equivalence_power(standard_error: float, margin: float) -> float:
-    """Return the chance that two one-sided 5% tests both reject when the true difference is 0.
+class AttackComparison(BaseModel):
+    """One attack's AUC beside retrained models, on the same images."""
 
-    ``max(0, 2 * Phi(margin / se - z_0.95) - 1)`` for a normal estimate; 0 when the margin is under 1.645 errors.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    original: Difference
+    """The model that remembers: the positive control."""
+    candidate: Difference
+    control: Difference
+    """One retrained model beside the others: the negative control."""
+
+
+def judge_beside_retrained(
+    candidate: Scores, accuracy: Difference, attacks: Sequence[AttackComparison], settings: AuditSettings
+) -> Verdict:
+    """Judge an unlearned model by its distance from models that were retrained without the forgotten people.
+
+    Two-sided: a model that is harder to attack than retrained ones gives its forgotten people away as well.
+
+    Parameters
+    ----------
+    candidate
+        Scores of the unlearned model.
+    accuracy
+        Its test accuracy beside the retrained models'.
+    attacks
+        Every attack that was tried, with its controls.
+
+    Raises
+    ------
+    DataError
+        If no attack was tried.
     """
-    if standard_error <= 0.0:
-        return 1.0
-    return max(0.0, 2.0 * NormalDist().cdf(margin / standard_error - _ONE_SIDED_5_PERCENT) - 1.0)
+    if not attacks:
+        raise DataError("No attack was tried, so forgetting cannot be judged.")
+    margin = settings.margin
+    power = min(attack.candidate.power(margin) for attack in attacks)
+
+    def verdict(outcome: Outcome, reasons: list[str]) -> Verdict:
+        return Verdict(outcome=outcome, reasons=tuple(reasons), margin=margin, power=power)
+
+    failures = _collapse(candidate, settings)
+    if accuracy.value < -settings.max_accuracy_drop - _ROUNDING:
+        failures.append(f"test accuracy is {-accuracy.value:.3f} under that of retrained models")
+    failures += [
+        f"the {attack.name} attack tells it from retrained models: AUC {attack.candidate}"
+        for attack in attacks
+        if attack.candidate.differs(margin)
+    ]
+    if failures:
+        return verdict(Outcome.FAIL, failures)
+    doubts = []
+    if not any(attack.original.low > 0.0 for attack in attacks):
+        doubts.append("no attack finds anybody in the original model either")
+    doubts += [
+        f"the {attack.name} attack tells retrained models from each other: AUC {attack.control}"
+        for attack in attacks
+        if attack.control.differs(margin)
+    ]
+    doubts += [
+        f"the {attack.name} attack shows no difference from retrained models (AUC {attack.candidate}), but there are "
+        "too few images to exclude one"
+        for attack in attacks
+        if not attack.candidate.equivalent(margin)
+    ]
+    if doubts:
+        return verdict(Outcome.INCONCLUSIVE, doubts)
+    shown = ", ".join(f"{attack.name} {attack.candidate}" for attack in attacks)
+    return verdict(Outcome.PASS, [f"no difference from retrained models detected (AUC: {shown})"])
 
 
 def _utility_failures(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
     failures = []
     drop = original.test_accuracy.value - candidate.test_accuracy.value
-    # Half a thousandth of tolerance: a drop of exactly the bound is allowed whatever the rounding of its two terms.
-    if drop > settings.max_accuracy_drop + 5e-4:
+    if drop > settings.max_accuracy_drop + _ROUNDING:
         failures.append(f"test accuracy fell by {drop:.3f}, more than {settings.max_accuracy_drop:.3f}")
+    return failures + _collapse(candidate, settings)
+
+
+def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
+    failures = []
     floor = 1.0 / candidate.unseen_classes + settings.min_gain_over_majority
     if candidate.unseen_classes > 1 and candidate.balanced_accuracy.value < floor:
         failures.append(
@@ -120,7 +190,7 @@ def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
     failures = []
     if candidate.low > 0.5 + margin or candidate.high < 0.5 - margin:
         side = "remembered" if candidate.value > 0.5 else "made conspicuous (losses above those of unseen people)"
-        failures.append(f"forgotten people are still {side}: AUC {_shown(candidate)} lies outside the margin")
+        failures.append(f"forgotten people are still {side}: AUC {candidate} lies outside the margin")
     before, after = forgetting_score(original.value), forgetting_score(candidate.value)
     if before >= margin and after > before / 2.0:
         failures.append(f"the attack was not halved: |AUC - 0.5| was {before:.3f} and is {after:.3f}")
@@ -135,18 +205,14 @@ def _doubts(original: Scores, candidate: Scores, margin: float) -> list[str]:
     assert original.mia_auc is not None  # noqa: S101 - judge() has refused it
     assert candidate.mia_auc is not None  # noqa: S101
     if forgetting_score(original.mia_auc.value) < margin:
-        doubts.append(f"the attack finds nobody in the original model either (AUC {_shown(original.mia_auc)})")
+        doubts.append(f"the attack finds nobody in the original model either (AUC {original.mia_auc})")
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
-        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {_shown(control)})")
+        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")
     half = _ONE_SIDED_5_PERCENT * candidate.mia_auc.standard_error
     if not 0.5 - margin < candidate.mia_auc.value - half <= candidate.mia_auc.value + half < 0.5 + margin:
         doubts.append(
-            f"no leak was detected (AUC {_shown(candidate.mia_auc)}), but {candidate.forget_images} forgotten and "
+            f"no leak was detected (AUC {candidate.mia_auc}), but {candidate.forget_images} forgotten and "
             f"{candidate.unseen_images} unseen images are too few to exclude one"
         )
     return doubts
-
-
-def _shown(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.settings import AugmentationSettings
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,14 @@ def read_image(file: Path, image_size: int) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} is no readable image, or is truncated: {error}.") from error
     return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+
+
+def augmentation(settings: AugmentationSettings) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    """Return :func:`augment` under these settings, or None if they change nothing."""
+    flip, shift, light = settings.flip, settings.shift, settings.light
+    if not flip and not shift and not light:
+        return None
+    return lambda images, generator: augment(images, flip=flip, shift=shift, light=light, generator=generator)
 
 
 def augment(images: Tensor, *, flip: float, shift: int, light: float, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import purge_people
-from dlfd_fleet.data.dataset import IdentityDataset, augment, load_dataset
+from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.messages import (
@@ -37,8 +37,7 @@ from dlfd_fleet.federation.messages import (
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays
-from dlfd_fleet.settings import AugmentationSettings
-from dlfd_fleet.unlearning import Augment, LabelledImages, dlfd, fit, predict_probabilities, recalibrate
+from dlfd_fleet.unlearning import LabelledImages, dlfd, fit, predict_probabilities, recalibrate
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
@@ -73,7 +72,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
         learning_rate=task.learning_rate,
         seed=_site_seed(site, task.seed),
         class_weights=torch.tensor(task.class_weights),
-        augment=_augmentation(task.augmentation),
+        augment=augmentation(task.augmentation),
     )
     recalibrate(model, _labelled(retain))
     result = FitResult(examples=len(retain), loss=loss, seconds=time.perf_counter() - started)
@@ -102,7 +101,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         task.unlearning,
         seed=_site_seed(site, task.seed),
         class_weights=torch.tensor(task.class_weights),
-        augment=_augmentation(task.augmentation),
+        augment=augmentation(task.augmentation),
     )
     for request in requests:
         ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
@@ -241,10 +240,3 @@ def _labelled(images: IdentityDataset) -> LabelledImages:
 def _site_seed(site: Site, seed: int) -> int:
     """Give each site its own batches and noise, the same in every run."""
     return zlib.crc32(f"{seed}|{site.card.name}".encode()) % 2**31
-
-
-def _augmentation(settings: AugmentationSettings) -> Augment | None:
-    flip, shift, light = settings.flip, settings.shift, settings.light
-    if not flip and not shift and not light:
-        return None
-    return lambda images, generator: augment(images, flip=flip, shift=shift, light=light, generator=generator)

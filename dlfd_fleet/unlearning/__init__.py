@@ -15,7 +15,7 @@ from dlfd_fleet.unlearning.contract import (
 )
 from dlfd_fleet.unlearning.distancing import dlfd
 from dlfd_fleet.unlearning.monitor import loss_monitor
-from dlfd_fleet.unlearning.training import fit, predict_probabilities, recalibrate
+from dlfd_fleet.unlearning.training import fit, predict_features_and_probabilities, predict_probabilities, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "dlfd",
     "fit",
     "loss_monitor",
+    "predict_features_and_probabilities",
     "predict_probabilities",
     "recalibrate",
     "transport_distance",

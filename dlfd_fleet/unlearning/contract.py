@@ -73,12 +73,21 @@ class Monitor(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """What an unlearning took: wall-clock seconds, and images passed forward and backward."""
+    """What an unlearning took: wall-clock seconds, and images passed forward and backward.
+
+    Attributes
+    ----------
+    monitor_seconds
+        Of the seconds, those of the monitor's looks.
+    noise_images
+        Of the images passed backward, those passed back to the pixels only.
+    """
 
     seconds: float
     monitor_seconds: float
     forward_images: int
     backward_images: int
+    noise_images: int = 0
 
 
 @dataclass(frozen=True)

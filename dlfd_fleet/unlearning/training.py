@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
+from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, LabelledImages
 
@@ -33,6 +34,7 @@ def fit(
     epochs: int,
     learning_rate: float,
     seed: int,
+    cosine: bool = False,
     class_weights: Tensor | None = None,
     augment: Augment | None = None,
 ) -> float:
@@ -42,14 +44,19 @@ def fit(
 
     Parameters
     ----------
+    cosine
+        Let the learning rate fall to 0 epoch by epoch, along half a cosine (Loshchilov & Hutter 2017).
     class_weights
         Weight of each class in the loss, ``(C,)``; all 1 when omitted.
     augment
         Changes each batch before it is seen.
     """
+    if class_weights is not None:
+        class_weights = class_weights.to(device_of(model))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     optimizer = optimizer_of(model, settings, learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if cosine else None
     mean_loss = 0.0
     model.train()
     for _ in range(epochs):
@@ -64,22 +71,31 @@ def fit(
             optimizer.step()
             total += loss.detach() * len(rows)
         mean_loss = float(total) / len(train)
+        if schedule is not None:
+            schedule.step()
     model.eval()
     return mean_loss
 
 
-@torch.inference_mode()
-def predict_probabilities(model: nn.Module, data: LabelledImages) -> NDArray[np.float32]:
+def predict_probabilities(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float32]:
     """Return class probabilities ``(N, C)`` in eval mode; the model's mode is left as it was."""
-    training = model.training
+    return predict_features_and_probabilities(model, data)[1]
+
+
+@torch.inference_mode()
+def predict_features_and_probabilities(
+    model: FeatureClassifier, data: LabelledImages
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return features ``(N, F)`` and class probabilities ``(N, C)`` in eval mode, from one pass."""
+    training, device = model.training, device_of(model)
     model.eval()
-    device = device_of(model)
-    parts = [
-        model(data.batch(rows, device)[0]).softmax(dim=1).cpu()
-        for rows in torch.split(torch.arange(len(data)), _PREDICTION_BATCH)
-    ]
+    features, probabilities = [], []
+    for rows in torch.split(torch.arange(len(data)), _PREDICTION_BATCH):
+        seen, logits = model.features_and_logits(data.batch(rows, device)[0])
+        features.append(seen.float().cpu())
+        probabilities.append(logits.float().softmax(dim=1).cpu())
     model.train(training)
-    return torch.cat(parts).numpy()
+    return torch.cat(features).numpy(), torch.cat(probabilities).numpy()
 
 
 def recalibrate(model: nn.Module, data: LabelledImages) -> None:

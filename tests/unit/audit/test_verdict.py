@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlfd_fleet.audit import Estimate, Outcome, Scores, judge, judge_retrained
-from dlfd_fleet.audit.verdict import equivalence_power
+from dlfd_fleet.audit import Estimate, Outcome, Scores, equivalence_power, judge, judge_retrained
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 

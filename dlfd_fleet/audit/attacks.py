@@ -1,0 +1,233 @@
+"""Membership attacks: from what a model says of each image to a score that is higher for members.
+
+Every attack gives :class:`MembershipScores` of the same images in the same order, whatever the predictor was, and
+:func:`evaluate` turns them into numbers with bounds. So models can be compared image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dlfd_fleet.audit.bootstrap import NOTHING_KNOWN, Estimate, Floats, draws, estimate, pair_wins, person_sums, units
+from dlfd_fleet.audit.samples import Role, SampleScores
+from dlfd_fleet.exceptions import DataError
+
+_FEWEST_NON_MEMBERS = 300
+_OFFLINE_SLOPE = 0.3
+
+
+@dataclass(frozen=True)
+class MembershipScores:
+    """How much each image looks like a member's, to one attack on one model.
+
+    Attributes
+    ----------
+    score
+        Higher for members, shape ``(N,)``.
+    member
+        The truth: True for forgotten people, False for people never trained on, shape ``(N,)``.
+    person
+        Number of the image's person, shape ``(N,)``; nobody is on both sides.
+    """
+
+    score: Floats
+    member: NDArray[np.bool_]
+    person: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Refuse a side without images and scores that are not numbers."""
+        if not self.member.any() or self.member.all():
+            raise DataError("An attack needs images of forgotten people and of people never trained on.")
+        if not np.isfinite(self.score).all():
+            raise DataError("An attack gave a score that is not finite; the model is broken.")
+
+    def sides(self) -> tuple[MembershipSide, MembershipSide]:
+        """Return the members' scores and people, and those of the others."""
+        return MembershipSide(self.score[self.member], self.person[self.member]), MembershipSide(
+            self.score[~self.member], self.person[~self.member]
+        )
+
+    def by_person(self) -> MembershipScores:
+        """Return one row a person: the mean of their images' scores."""
+        people, index = np.unique(self.person, return_inverse=True)
+        counts = np.bincount(index)
+        return MembershipScores(
+            np.bincount(index, weights=self.score) / counts, np.bincount(index, weights=self.member) > 0, people
+        )
+
+    def auc(self) -> float:
+        """Return the chance that a member scores above a person never trained on."""
+        return float(roc_auc_score(self.member, self.score))
+
+
+@dataclass(frozen=True)
+class MembershipSide:
+    """Scores ``(N,)`` and people ``(N,)`` of one side."""
+
+    score: Floats
+    person: NDArray[np.int64]
+
+
+class AttackResult(BaseModel):
+    """What one attack achieves; bounds by bootstrap over people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auc: Estimate
+    accuracy: Estimate
+    """Balanced accuracy of a cross-validated threshold on the score."""
+    person_auc: Estimate
+    """AUC between people, each by the mean score of their images."""
+    tpr_at_1_fpr: Estimate | None
+    """Share of members found at one false alarm in a hundred; None under 300 images of people never trained on."""
+
+
+def loss_attack(samples: SampleScores, *, members: Role = Role.FORGET, unseen: Role = Role.TEST) -> MembershipScores:
+    """Score an image by how low its loss is (Yeom et al., arXiv 1709.01604)."""
+    both = samples.of(members, unseen)
+    return MembershipScores(-both.loss, both.of_role(members), both.person)
+
+
+def rmia(
+    samples: SampleScores,
+    references: Sequence[SampleScores],
+    *,
+    members: Role = Role.FORGET,
+    unseen: Role = Role.TEST,
+    population: Role = Role.VALIDATION,
+) -> MembershipScores:
+    """Score an image by how often it beats population images in likelihood ratio (RMIA, arXiv 2312.03262).
+
+    ``Pr_z[(p(x) / p_ref(x)) / (p(z) / p_ref(z)) >= 1]`` with ``p`` the probability of the true class, and ``p_ref`` its
+    mean over reference models that have seen neither members nor the others, corrected as in the offline attack:
+    ``((1 + a) p_out + 1 - a) / 2``. Population images only set the scale: they are attacked by nobody.
+
+    Parameters
+    ----------
+    samples
+        What the attacked model says, rows of members, unseen and population people.
+    references
+        What each reference model says of the same images in the same order.
+
+    Raises
+    ------
+    DataError
+        If there is no reference model, no population image, or the rows are not the same images.
+    """
+    if not references:
+        raise DataError("RMIA needs at least one reference model that never saw the attacked people.")
+    if any(not np.array_equal(samples.person, other.person) for other in references):
+        raise DataError("The reference models were audited on other images than the attacked one.")
+    outside = np.mean([np.exp(-other.loss) for other in references], axis=0)
+    ratio = np.exp(-samples.loss) / (((1.0 + _OFFLINE_SLOPE) * outside + 1.0 - _OFFLINE_SLOPE) / 2.0)
+    scale = np.sort(ratio[samples.of_role(population)])
+    if not len(scale):
+        raise DataError(f"RMIA needs {population.value} images as its population; there are none.")
+    attacked = samples.of_role(members) | samples.of_role(unseen)
+    score = np.searchsorted(scale, ratio[attacked], side="right") / len(scale)
+    return MembershipScores(score, samples.of_role(members)[attacked], samples.person[attacked])
+
+
+def linear_probe(features: Floats, member: NDArray[np.bool_], person: NDArray[np.int64]) -> MembershipScores:
+    """Score an image by a logistic regression on its penultimate features ``(N, F)``, trained on other people.
+
+    A method that only changes the head leaves what it should forget in the features. Folds are by person, so that the
+    probe learns what members have in common and not who they are.
+
+    Raises
+    ------
+    DataError
+        If a side has fewer than two people.
+    """
+    sides = [len(np.unique(person[member == side])) for side in (True, False)]
+    if min(sides) < 2:
+        raise DataError("A probe needs two forgotten people and two never trained on; there are fewer.")
+    folds = StratifiedGroupKFold(min(5, *sides), shuffle=True, random_state=0)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000))
+    score = cross_val_predict(probe, features, member, groups=person, cv=folds, method="decision_function")
+    return MembershipScores(score.astype(np.float64), member, person)
+
+
+def evaluate(attack: MembershipScores, *, resamples: int = 2000, seed: int = 0) -> AttackResult:
+    """Measure an attack: AUC, balanced accuracy, AUC between people, and TPR at 1% FPR where it can be told."""
+    generator = np.random.default_rng(seed)
+    return AttackResult(
+        auc=auc_estimate(attack, resamples, generator),
+        accuracy=accuracy_estimate(attack, resamples, generator),
+        person_auc=auc_estimate(attack.by_person(), resamples, generator),
+        tpr_at_1_fpr=_tpr_estimate(attack, resamples, generator),
+    )
+
+
+def auc_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate:
+    """Estimate the AUC, resampling people on both sides.
+
+    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products.
+    """
+    inside, outside = attack.sides()
+    drawn = units(inside.person), units(outside.person)
+    wins = pair_wins(inside.score, drawn[0], outside.score, drawn[1])
+    resampled = resampled_aucs(wins, *drawn, resamples, generator)
+    return estimate(attack.auc(), resampled)
+
+
+def resampled_aucs(
+    wins: Floats,
+    inside: NDArray[np.int64],
+    outside: NDArray[np.int64],
+    resamples: int,
+    generator: np.random.Generator,
+) -> Floats:
+    """Return the AUC ``(R,)`` of each resample of people, from the pairs ``(P, Q)`` that members win.
+
+    With differences of wins in place of wins, the result is a difference of AUCs over the same resamples.
+    """
+    sizes = [person_sums(person, np.ones((len(person), 1)))[:, 0] for person in (inside, outside)]
+    drawn = [draws(person, resamples, generator) for person in (inside, outside)]
+    resampled: Floats = ((drawn[0] @ wins) * drawn[1]).sum(axis=1) / ((drawn[0] @ sizes[0]) * (drawn[1] @ sizes[1]))
+    return resampled
+
+
+def accuracy_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate:
+    """Estimate the balanced accuracy of a logistic regression on the score, cross-validated as in the paper.
+
+    The bounds resample people among the attack's out-of-fold answers.
+    """
+    inside, outside = attack.sides()
+    score = np.concatenate([inside.score, outside.score])[:, None]
+    truth = np.repeat([1.0, 0.0], [len(inside.score), len(outside.score)])
+    folds = min(5, len(inside.score), len(outside.score))
+    if folds < 2:
+        return NOTHING_KNOWN
+    split = StratifiedKFold(folds, shuffle=True, random_state=int(generator.integers(2**31)))
+    regression = LogisticRegression(class_weight="balanced")
+    right = (cross_val_predict(regression, score, truth, cv=split) == truth).astype(np.float64)
+    rates = []
+    for side, hits in ((inside, right[truth == 1.0]), (outside, right[truth == 0.0])):
+        unit = units(side.person)
+        sums = draws(unit, resamples, generator) @ person_sums(unit, np.stack([hits, np.ones_like(hits)], axis=1))
+        rates.append(sums[:, 0] / sums[:, 1])
+    value = (right[truth == 1.0].mean() + right[truth == 0.0].mean()) / 2.0
+    return estimate(float(value), np.mean(rates, axis=0))
+
+
+def _tpr_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate | None:
+    inside, outside = attack.sides()
+    if len(outside.score) < _FEWEST_NON_MEMBERS:
+        return None
+    # The smallest threshold that at most one non-member in a hundred passes; its own error is not in the bounds.
+    threshold = np.quantile(outside.score, 0.99, method="higher")
+    hits = (inside.score > threshold).astype(np.float64)[:, None]
+    drawn = draws(inside.person, resamples, generator)
+    sums = drawn @ person_sums(inside.person, np.hstack([hits, np.ones_like(hits)]))
+    return estimate(float(hits.mean()), sums[:, 0] / sums[:, 1])

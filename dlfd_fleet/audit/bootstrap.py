@@ -1,0 +1,80 @@
+"""Estimates with bounds from a bootstrap over people: images of one person are correlated, so people are drawn."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Floats = NDArray[np.float64]
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Estimate(BaseModel):
+    """A score, its 95% bounds and its standard error; all are fractions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: Unit
+    low: Unit
+    high: Unit
+    standard_error: Annotated[float, Field(ge=0.0)]
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+NOTHING_KNOWN = Estimate(value=0.5, low=0.0, high=1.0, standard_error=0.5)
+
+
+def estimate(value: float, resampled: Floats) -> Estimate:
+    """Bound a fraction by the 2.5% and 97.5% quantiles of its resamples ``(R,)``."""
+    # A resample without any member of a class says nothing, and is left out.
+    kept = np.clip(resampled[np.isfinite(resampled)], 0.0, 1.0)
+    if not len(kept):
+        return Estimate(value=value, low=0.0, high=1.0, standard_error=0.5)
+    low, high = np.quantile(kept, [0.025, 0.975])
+    return Estimate(value=value, low=min(low, value), high=max(high, value), standard_error=float(kept.std()))
+
+
+def draws(person: NDArray[np.int64], resamples: int, generator: np.random.Generator) -> Floats:
+    """Return how often each of P people is drawn, ``(R, P)``; P draws with replacement each."""
+    people = len(np.unique(person))
+    return generator.multinomial(people, np.full(people, 1.0 / people), size=resamples).astype(np.float64)
+
+
+def units(person: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what a bootstrap draws: people, or the images of the only person there is."""
+    return person if len(np.unique(person)) > 1 else np.arange(len(person))
+
+
+def person_sums(person: NDArray[np.int64], values: Floats) -> Floats:
+    """Sum rows ``(N, K)`` by person, ``(P, K)``, people in the order of their numbers."""
+    _, index = np.unique(person, return_inverse=True)
+    sums = np.zeros((index.max() + 1, values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums
+
+
+def ratio(
+    person: NDArray[np.int64], hits: Floats, counts: Floats, resamples: int, generator: np.random.Generator
+) -> Estimate:
+    """Estimate the mean over columns of ``sum(hits) / sum(counts)``, each ``(N, K)``."""
+    drawn = draws(person, resamples, generator)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = (drawn @ person_sums(person, hits)) / (drawn @ person_sums(person, counts))
+    return estimate(float((hits.sum(0) / counts.sum(0)).mean()), resampled.mean(axis=1))
+
+
+def pair_wins(
+    inside: Floats, inside_person: NDArray[np.int64], outside: Floats, outside_person: NDArray[np.int64]
+) -> Floats:
+    """Return, for each pair of a member and an unseen person, how many pairs of their images the member wins.
+
+    A draw is half a win. The AUC of any resample of people is a ratio of sums over this ``(P, Q)`` matrix.
+    """
+    difference = inside[:, None] - outside[None, :]
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    return person_sums(outside_person, person_sums(inside_person, wins).T).T

@@ -1,0 +1,163 @@
+"""Is a model as hard to attack as retrained ones? Differences with bounds, and two one-sided tests.
+
+The same images of the same people are attacked in both, so that what makes a person easy to classify cancels out: the
+comparison has far more power than one with people never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from dlfd_fleet.audit.attacks import MembershipScores, resampled_aucs
+from dlfd_fleet.audit.bootstrap import Floats, draws, pair_wins, person_sums
+from dlfd_fleet.audit.samples import SampleScores
+from dlfd_fleet.exceptions import DataError
+
+_TWO_SIDED, _ONE_SIDED = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.95)
+
+
+class Difference(BaseModel):
+    """A model's score minus the mean of its references', with the standard error of that."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: float
+    """The model's own score."""
+    reference: float
+    """Mean score of the reference models."""
+    standard_error: float
+    """Of the difference."""
+    references: int
+
+    @property
+    def value(self) -> float:
+        """The difference."""
+        return self.model - self.reference
+
+    @property
+    def low(self) -> float:
+        """Lower 95% bound."""
+        return self.value - _TWO_SIDED * self.standard_error
+
+    @property
+    def high(self) -> float:
+        """Upper 95% bound."""
+        return self.value + _TWO_SIDED * self.standard_error
+
+    def equivalent(self, margin: float) -> bool:
+        """Tell whether two one-sided 5% tests exclude a difference of the margin either way (TOST, Schuirmann 1987)."""
+        return abs(self.value) + _ONE_SIDED * self.standard_error < margin
+
+    def differs(self, margin: float) -> bool:
+        """Tell whether the 95% interval lies outside the margin as a whole."""
+        return self.low > margin or self.high < -margin
+
+    def power(self, margin: float) -> float:
+        """Return the chance that both tests reject when there is no difference."""
+        return equivalence_power(self.standard_error, margin)
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def equivalence_power(standard_error: float, margin: float) -> float:
+    """Return the chance that two one-sided 5% tests both reject when the true difference is 0.
+
+    ``max(0, 2 * Phi(margin / se - z_0.95) - 1)`` for a normal estimate; 0 when the margin is under 1.645 errors.
+    """
+    if standard_error <= 0.0:
+        return 1.0
+    return max(0.0, 2.0 * NormalDist().cdf(margin / standard_error - _ONE_SIDED) - 1.0)
+
+
+def auc_difference(
+    models: Sequence[MembershipScores],
+    references: Sequence[MembershipScores],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Return the mean AUC of attacks on a model minus the mean AUC on reference models, over the same images.
+
+    The standard error joins two sources: which people there are (bootstrap of both sides, the same draws for all
+    models) and which reference models were trained (their variance over their number).
+
+    Parameters
+    ----------
+    models
+        Scores of one attack on the model, or of several variants of it.
+    references
+        Scores of the same attack on each reference model, of the same images in the same order; one reference gives
+        no second source.
+
+    Raises
+    ------
+    DataError
+        If a side is empty, or the images are not the same.
+    """
+    if not models or not references:
+        raise DataError("There is no retrained model to compare with.")
+    first = models[0]
+    if any(
+        not np.array_equal(first.person, other.person) or not np.array_equal(first.member, other.member)
+        for other in (*models, *references)
+    ):
+        raise DataError("The models were attacked on different images, so they cannot be compared image by image.")
+    value, known = float(np.mean([one.auc() for one in models])), [one.auc() for one in references]
+    # Very few people say little of how much people differ, so the wider of two bootstraps counts.
+    images = np.arange(len(first.person))
+    return max(
+        (
+            _difference(value, known, _resampled(models, references, person, resamples, seed))
+            for person in (first.person, images)
+        ),
+        key=lambda difference: difference.standard_error,
+    )
+
+
+def accuracy_difference(
+    model: SampleScores, references: Sequence[SampleScores], *, resamples: int = 2000, seed: int = 0
+) -> Difference:
+    """Return a model's accuracy minus the mean accuracy of reference models, over the same images.
+
+    Raises
+    ------
+    DataError
+        If there is no reference, or the images are not the same.
+    """
+    if not references:
+        raise DataError("There is no retrained model to compare with.")
+    if any(not np.array_equal(model.person, other.person) for other in references):
+        raise DataError("The models were audited on different images, so they cannot be compared image by image.")
+    right = [(one.prediction == one.label).astype(np.float64) for one in (model, *references)]
+    difference = right[0] - np.mean(right[1:], axis=0)
+    sums = person_sums(model.person, np.stack([difference, np.ones_like(difference)], axis=1))
+    drawn = draws(model.person, resamples, np.random.default_rng(seed)) @ sums
+    return _difference(float(right[0].mean()), [float(one.mean()) for one in right[1:]], drawn[:, 0] / drawn[:, 1])
+
+
+def _resampled(
+    models: Sequence[MembershipScores],
+    references: Sequence[MembershipScores],
+    person: NDArray[np.int64],
+    resamples: int,
+    seed: int,
+) -> Floats:
+    member = models[0].member
+    inside, outside = person[member], person[~member]
+    wins = [
+        np.mean([pair_wins(one.score[member], inside, one.score[~member], outside) for one in side], axis=0)
+        for side in (models, references)
+    ]
+    return resampled_aucs(wins[0] - wins[1], inside, outside, resamples, np.random.default_rng(seed))
+
+
+def _difference(value: float, known: list[float], resampled: Floats) -> Difference:
+    between = float(np.var(known, ddof=1)) / len(known) if len(known) > 1 else 0.0
+    error = float(np.sqrt(np.var(resampled[np.isfinite(resampled)]) + between))
+    return Difference(model=value, reference=float(np.mean(known)), standard_error=error, references=len(known))

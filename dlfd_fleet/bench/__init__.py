@@ -1,0 +1,19 @@
+"""The comparison of DLFD with every peer and with retraining: one table, one audit, one machine."""
+
+from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
+from dlfd_fleet.bench.report import Summary, summarise, write_report
+from dlfd_fleet.bench.runner import Plan, Results, choose_methods, parse_duration, run_bench
+
+__all__ = [
+    "ORIGINAL",
+    "RETRAINED",
+    "Plan",
+    "Results",
+    "Row",
+    "Summary",
+    "choose_methods",
+    "parse_duration",
+    "run_bench",
+    "summarise",
+    "write_report",
+]

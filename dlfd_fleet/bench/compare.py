@@ -1,0 +1,227 @@
+"""One method on one seed: tuned on validation people, limited in time, measured on people no gate has seen."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dlfd_fleet.audit import Role, Verdict, auc_difference, loss_attack
+from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
+from dlfd_fleet.bench.evidence import Evidence, Gold, Observation, observe, weigh
+from dlfd_fleet.bench.experiment import Experiment, labelled, reference
+from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.models import FaceClassifier, FeatureClassifier
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.unlearning import UnlearnOutcome, checkpoint_rank, fit, loss_monitor, recalibrate
+from dlfd_fleet.unlearning.methods import METHODS, Candidate
+
+ORIGINAL, RETRAINED = "original", "retrained"
+
+
+class Row(BaseModel):
+    """What is known of one method on one seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    seed: int
+    index: int = 0
+    """Which of several retrained models."""
+    settings: dict[str, Any] = {}
+    """Hyper-parameters of the candidate that validation people chose."""
+    metrics: dict[str, float]
+    verdict: Verdict
+    losses: dict[str, list[float]]
+    """Losses of forgotten, retained and test images, for the histograms; nats."""
+
+
+@dataclass(frozen=True)
+class Bed:
+    """One experiment with its cached models: where every method lies down to be measured."""
+
+    experiment: Experiment
+    cache: Path
+
+    @cached_property
+    def original(self) -> FaceClassifier:
+        """The model that all methods start from."""
+        return reference(self.experiment, "original", 0, self.cache).model
+
+    def retrained(self, index: int) -> FaceClassifier:
+        """One of the models trained without the forgotten people."""
+        return reference(self.experiment, "retrained", index, self.cache).model
+
+    @cached_property
+    def gold(self) -> Gold:
+        """What the original and the retrained models say of every image."""
+        models = [self.retrained(index) for index in range(self.experiment.settings.bench.references)]
+        return Gold(
+            original=observe(self.original, self.experiment),
+            retrained=[observe(model, self.experiment) for model in models],
+            relearned=self.relearn(models[0]),
+        )
+
+    def relearn(self, model: FeatureClassifier) -> Observation:
+        """Train a copy on retain images as any later round would, and observe it: relearning (arXiv 2505.22310)."""
+        settings, again = self.experiment.settings, copy.deepcopy(model)
+        fit(
+            again,
+            labelled(self.experiment.retain),
+            settings.training.model_copy(update={"batch_size": settings.bench.batch_size}),
+            epochs=settings.bench.relearning_epochs,
+            learning_rate=settings.bench.relearning_rate,
+            seed=self.experiment.seed,
+            class_weights=self.experiment.class_weights,
+            augment=augmentation(settings.bench.augmentation),
+        )
+        recalibrate(again, labelled(self.experiment.retain))
+        return observe(again, self.experiment)
+
+    @cached_property
+    def seconds(self) -> PassSeconds:
+        """Seconds of one image, measured in this process beside the methods."""
+        batch_size = self.experiment.settings.unlearning.batch_size
+        return measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
+
+    def retraining_seconds(self) -> float:
+        """Seconds of a retraining at the speed of this process."""
+        return self.experiment.settings.bench.epochs * len(self.experiment.retain) * self.seconds.train
+
+
+def measure_method(bed: Bed, method: str) -> Row:
+    """Run one method of the registry and weigh what it leaves.
+
+    Every candidate of its tuning grid starts from the original, under the same limit of wall-clock time; validation
+    people choose the best one.
+    """
+    best: tuple[tuple[bool, float, float], Candidate, UnlearnOutcome, float] | None = None
+    experiment = bed.experiment
+    gate = experiment.settings.unlearning
+    monitor = loss_monitor(labelled(experiment.forget), labelled(experiment.validation))
+    least = monitor(bed.original).utility - gate.max_utility_drop
+    tuning = 0.0
+    for candidate in METHODS[method].candidates:
+        outcome, memory = _unlearn(bed, candidate)
+        tuning += outcome.cost.seconds
+        rank = checkpoint_rank(monitor(outcome.model), least, gate.gate)
+        if best is None or rank > best[0]:
+            best = rank, candidate, outcome, memory
+    if best is None:
+        raise ValueError(f"The method {method} has no candidate.")
+    _, chosen, outcome, memory = best
+    cost, floor = outcome.cost, bed.seconds.floor(outcome.cost)
+    again = bed.relearn(outcome.model)
+    extra = {
+        "seconds": cost.seconds,
+        "share_of_retraining_time": cost.seconds / bed.retraining_seconds(),
+        "times_floor": cost.seconds / floor if floor else 0.0,
+        "monitor_share": cost.monitor_seconds / cost.seconds,
+        "tuning_seconds": tuning,
+        "peak_memory_ratio": memory,
+        "image_passes_forward": cost.forward_images,
+        "image_passes_backward": cost.backward_images,
+    }
+    return _row(bed, method, observe(outcome.model, experiment), again, extra, _described(chosen))
+
+
+def measure_references(bed: Bed) -> Iterator[Row]:
+    """Weigh the original, and each retrained model beside the others: what chance alone makes of a perfect method."""
+    gold, retraining = bed.gold, bed.retraining_seconds()
+    yield _row(bed, ORIGINAL, gold.original, bed.relearn(bed.original), {}, {})
+    for index, model in enumerate(gold.retrained):
+        others = [other for other in gold.retrained if other is not model]
+        beside = Gold(gold.original, others, gold.relearned)
+        again = bed.relearn(bed.retrained(index))
+        extra = {"seconds": retraining, "share_of_retraining_time": 1.0}
+        yield _row(bed, RETRAINED, model, again, extra, {}, beside, index)
+
+
+def row_key(settings: Settings, method: str, faces: str) -> str:
+    """Return a digest of everything that decides a row, for resuming."""
+    tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
+    tree["bench"].pop("jobs")
+    candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
+    return hashlib.sha256(json.dumps([tree, method, candidates, faces], default=str).encode()).hexdigest()[:16]
+
+
+def _unlearn(bed: Bed, candidate: Candidate) -> tuple[UnlearnOutcome, float]:
+    """Run a candidate on a copy of the original; return its outcome, and its peak memory in ordinary steps."""
+    experiment = bed.experiment
+    limit = {"max_seconds": experiment.settings.bench.time_limit * bed.retraining_seconds()}
+    settings = experiment.settings.unlearning.model_copy(update=limit | dict(candidate.changes))
+    device = next(bed.original.parameters()).device
+    model = copy.deepcopy(bed.original)
+    with peak_memory(device) as ordinary:
+        measure_passes(copy.deepcopy(bed.original), labelled(experiment.retain), settings.batch_size)
+    with peak_memory(device) as own:
+        outcome = candidate.unlearner(
+            model,
+            labelled(experiment.retain),
+            labelled(experiment.forget),
+            labelled(experiment.validation),
+            settings,
+            seed=experiment.seed,
+            class_weights=experiment.class_weights,
+            augment=augmentation(experiment.settings.bench.augmentation),
+        )
+    return outcome, own.bytes / ordinary.bytes if ordinary.bytes else 0.0
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    own: dict[str, Any] = vars(candidate.unlearner) if is_dataclass(candidate.unlearner) else {}
+    return own | dict(candidate.changes)
+
+
+def _row(
+    bed: Bed,
+    method: str,
+    model: Observation,
+    again: Observation,
+    extra: dict[str, float],
+    settings: dict[str, Any],
+    gold: Gold | None = None,
+    index: int = 0,
+) -> Row:
+    audit, seed = bed.experiment.settings.audit, bed.experiment.seed
+    evidence = weigh(model, gold or bed.gold, audit, seed)
+    relearned = auc_difference(
+        [loss_attack(again.samples)], [loss_attack(bed.gold.relearned.samples)], resamples=200, seed=seed
+    )
+    losses = {
+        role.value: model.samples.loss[model.samples.of_role(role)].tolist()
+        for role in (Role.FORGET, Role.RETAIN, Role.TEST)
+    }
+    metrics = _metrics(evidence) | {"relearned_gap": relearned.value} | extra
+    return Row(
+        method=method,
+        seed=seed,
+        index=index,
+        settings=settings,
+        metrics=metrics,
+        verdict=evidence.verdict,
+        losses=losses,
+    )
+
+
+def _metrics(evidence: Evidence) -> dict[str, float]:
+    """Flatten the evidence: the fleet's names, and for each attack its AUC and its distance from retraining."""
+    flat = evidence.scores.metrics()
+    for attack in evidence.attacks:
+        flat[f"{attack.name}_auc"] = attack.candidate.model
+        flat[f"{attack.name}_gap"] = attack.candidate.value
+        flat[f"{attack.name}_gap_error"] = attack.candidate.standard_error
+    for name, difference in evidence.person_attacks.items():
+        flat[f"{name}_person_auc"] = difference.model
+        flat[f"{name}_person_gap"] = difference.value
+    flat["accuracy_gap"] = evidence.accuracy.value
+    flat["neighbour_exposure"] = evidence.neighbours.value
+    flat["gap_to_retrain"] = evidence.gap_to_retrain
+    return flat

@@ -1,0 +1,96 @@
+"""What an unlearning costs, in units measured beside it: seconds of one pass, and memory of one ordinary step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.unlearning import Cost, LabelledImages
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_REPEATS = 4
+
+
+@dataclass
+class PeakMemory:
+    """Highest memory of this process while a block ran, bytes; 0 where the system does not tell."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Measure the highest memory while the block runs: of the GPU where there is one, else resident (Linux)."""
+    peak = PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5", encoding="ascii")  # resets the high-water mark, proc(5)
+    yield peak
+    if device.type == "cuda":
+        peak.bytes = torch.cuda.max_memory_allocated(device)
+    elif _STATUS.exists():
+        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        peak.bytes = int(line.split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class PassSeconds:
+    """Seconds that one image takes: a training step, noise (forward and back to the pixels), a prediction."""
+
+    train: float
+    noise: float
+    predict: float
+
+    def floor(self, cost: Cost) -> float:
+        """Return the seconds that an unlearning's image passes take by themselves."""
+        trained = cost.backward_images - cost.noise_images
+        predicted = cost.forward_images - cost.backward_images
+        return trained * self.train + cost.noise_images * self.noise + predicted * self.predict
+
+
+def measure_passes(model: FeatureClassifier, data: LabelledImages, batch_size: int) -> PassSeconds:
+    """Time each kind of pass on a batch; the model is trained by it, so give a copy."""
+    device = next(model.parameters()).device
+    images, labels = data.batch(torch.arange(min(batch_size, len(data))), device)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(functional.cross_entropy(model(images), labels))
+        optimizer.step()
+
+    def noise() -> None:
+        moved = images.clone().requires_grad_(True)
+        torch.autograd.grad(functional.cross_entropy(model(moved), labels), moved)
+
+    @torch.inference_mode()
+    def predict() -> None:
+        model(images)
+
+    model.train()
+    train_seconds = _seconds(train, device)
+    model.eval()
+    model.requires_grad_(False)
+    return PassSeconds(
+        *(value / len(images) for value in (train_seconds, _seconds(noise, device), _seconds(predict, device)))
+    )
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return the median seconds of a call, after one that warms up."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[_REPEATS // 2]

@@ -1,0 +1,197 @@
+"""What is known of one model after an unlearning: every attack, beside the original and the retrained models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlfd_fleet.audit import (
+    AttackComparison,
+    Difference,
+    MembershipScores,
+    Role,
+    SampleScores,
+    Scores,
+    Verdict,
+    accuracy_difference,
+    auc_difference,
+    gap_to_retrain,
+    judge_beside_retrained,
+    linear_probe,
+    loss_attack,
+    measure,
+    rmia,
+)
+from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.bench.experiment import Experiment, labelled
+from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.settings import AuditSettings
+from dlfd_fleet.unlearning import predict_features_and_probabilities
+
+ATTACKS = ("loss", "rmia", "probe")
+_NEAR_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one model says of every image of an experiment, in the experiment's order.
+
+    Attributes
+    ----------
+    samples
+        Rows of retained, forgotten, validation and test people.
+    features
+        Penultimate features, float32 ``(N, F)``.
+    """
+
+    samples: SampleScores
+    features: NDArray[np.float32]
+
+
+def observe(model: FeatureClassifier, experiment: Experiment) -> Observation:
+    """Predict every image of an experiment once."""
+    parts: list[tuple[Role, IdentityDataset]] = [
+        (Role.RETAIN, experiment.retain),
+        (Role.FORGET, experiment.forget),
+        (Role.VALIDATION, experiment.validation),
+        (Role.TEST, experiment.test),
+    ]
+    people = sorted({name for _, faces in parts for name in faces.identities})
+    number = {name: index for index, name in enumerate(people)}
+    samples, features = [], []
+    for role, faces in parts:
+        seen, probabilities = predict_features_and_probabilities(model, labelled(faces))
+        person = np.array([number[name] for name in faces.identities], dtype=np.int64)
+        roles = np.full(len(faces), ROLES.index(role), dtype=np.uint8)
+        samples.append(SampleScores.from_probabilities(probabilities, faces.labels.numpy(), person, roles))
+        features.append(seen)
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in samples])
+        for name in ("role", "person", "label", "prediction", "loss")
+    }
+    return Observation(SampleScores(**columns), np.concatenate(features))
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The models that every method is measured against: the original, and at least two retrained ones."""
+
+    original: Observation
+    retrained: Sequence[Observation]
+    relearned: Observation
+    """The first retrained model after the same further training as in the relearning attack."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything measured of one model."""
+
+    scores: Scores
+    accuracy: Difference
+    attacks: tuple[AttackComparison, ...]
+    person_attacks: dict[str, Difference]
+    neighbours: Difference
+    gap_to_retrain: float
+    verdict: Verdict
+
+
+def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Evidence:
+    """Attack a model in every way and judge it beside the retrained ones."""
+    scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
+    attacks = tuple(_comparison(name, candidate, gold, settings, seed) for name in ATTACKS)
+    people = {
+        name: _difference(name, candidate, gold.retrained, settings, seed, by_person=True) for name in ("loss", "rmia")
+    }
+    test = candidate.samples.of_role(Role.TEST)
+    accuracy = accuracy_difference(
+        candidate.samples.rows(test),
+        [other.samples.rows(test) for other in gold.retrained],
+        resamples=settings.resamples,
+        seed=seed,
+    )
+    gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in gold.retrained]
+    return Evidence(
+        scores=scores,
+        accuracy=accuracy,
+        attacks=attacks,
+        person_attacks=people,
+        neighbours=neighbour_exposure(candidate, gold.original, settings, seed),
+        gap_to_retrain=float(np.mean(gaps)),
+        verdict=judge_beside_retrained(scores, accuracy, attacks, settings),
+    )
+
+
+def neighbour_exposure(candidate: Observation, original: Observation, settings: AuditSettings, seed: int) -> Difference:
+    """Return how much easier the retained people nearest to the forgotten ones became to attack (arXiv 2206.10469).
+
+    The quarter of them whose mean features under the original lie closest, by cosine, to those of a forgotten person;
+    AUC of the loss attack on them against test people, unlearned minus original.
+    """
+    samples = original.samples
+    means = {
+        role: _person_means(original.features[samples.of_role(role)], samples.person[samples.of_role(role)])
+        for role in (Role.RETAIN, Role.FORGET)
+    }
+    people, retained = means[Role.RETAIN]
+    closeness = (retained @ means[Role.FORGET][1].T).max(axis=1)
+    near = people[np.argsort(-closeness)[: max(1, round(_NEAR_SHARE * len(people)))]]
+    rows = samples.of_role(Role.TEST) | np.isin(samples.person, near)
+    after, before = (loss_attack(one.samples.rows(rows), members=Role.RETAIN) for one in (candidate, original))
+    return auc_difference([after], [before], resamples=settings.resamples, seed=seed)
+
+
+def _person_means(
+    features: NDArray[np.float32], person: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    people = np.unique(person)
+    means = np.stack([features[person == one].mean(axis=0) for one in people])
+    return people, means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
+
+
+def _comparison(name: str, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> AttackComparison:
+    first, *others = gold.retrained
+    return AttackComparison(
+        name=name,
+        original=_difference(name, gold.original, gold.retrained, settings, seed),
+        candidate=_difference(name, candidate, gold.retrained, settings, seed),
+        control=_difference(name, first, others, settings, seed),
+    )
+
+
+def _difference(
+    name: str,
+    candidate: Observation,
+    retrained: Sequence[Observation],
+    settings: AuditSettings,
+    seed: int,
+    *,
+    by_person: bool = False,
+) -> Difference:
+    """Compare an attack on a model with the same attack on the retrained ones.
+
+    RMIA has the retrained models as its reference models. A retrained model can only be attacked with the others, so
+    the candidate too is attacked with all but one, in turn: the attacks compared are equally strong.
+    """
+    others = [[*retrained[:index], *retrained[index + 1 :]] for index in range(len(retrained))]
+    variants = others if name == "rmia" and len(retrained) > 1 else [retrained]
+    scores = [membership(name, candidate, references) for references in variants]
+    known = [membership(name, one, rest) for one, rest in zip(retrained, others, strict=True)]
+    if by_person:
+        scores, known = [one.by_person() for one in scores], [one.by_person() for one in known]
+    return auc_difference(scores, known, resamples=settings.resamples, seed=seed)
+
+
+def membership(name: str, model: Observation, references: Sequence[Observation]) -> MembershipScores:
+    """Return the scores of one attack of :data:`ATTACKS`."""
+    if name == "loss":
+        return loss_attack(model.samples)
+    if name == "rmia":
+        return rmia(model.samples, [other.samples for other in references])
+    rows = model.samples.of_role(Role.FORGET) | model.samples.of_role(Role.TEST)
+    return linear_probe(
+        model.features[rows].astype(np.float64), model.samples.of_role(Role.FORGET)[rows], model.samples.person[rows]
+    )

@@ -1,0 +1,188 @@
+"""One seed of the bench: who is kept, forgotten and never seen, and the models that all methods are measured against.
+
+The original is trained on retained and forgotten people, the retrained ones on the retained people only, each from
+weights of its own. They are trained once and cached under everything that decides their weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget
+from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.models import FaceClassifier, ModelCard, build, load_model, save_model
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
+
+Kind = Literal["original", "retrained"]
+_SECONDS_FILE = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The face set of one seed, split by person.
+
+    Attributes
+    ----------
+    retain, forget
+        People that the original was trained on.
+    validation
+        People never trained on, for gates and for tuning.
+    test
+        People never trained on, for the evidence only.
+    """
+
+    settings: Settings
+    seed: int
+    retain: IdentityDataset
+    forget: IdentityDataset
+    validation: IdentityDataset
+    test: IdentityDataset
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """What the models of this experiment look like."""
+        model, data = self.settings.model, self.settings.data
+        return ModelCard(
+            architecture=model.architecture,
+            classes=self.retain.classes,
+            image_size=data.image_size,
+            dropout=model.dropout,
+        )
+
+    @cached_property
+    def class_weights(self) -> Tensor:
+        """A weight for each class, inverse to its share of the retain images; 1 on average."""
+        counts = torch.bincount(self.retain.labels, minlength=len(self.retain.classes)).clamp(min=1).float()
+        return counts.sum() / (len(counts) * counts)
+
+    def digest(self) -> str:
+        """Return a digest of all images and labels, in their parts."""
+        sha = hashlib.sha256(str(self.seed).encode())
+        for faces in (self.retain, self.forget, self.validation, self.test):
+            sha.update(faces.images.numpy().tobytes() + faces.labels.numpy().tobytes())
+        return sha.hexdigest()
+
+    def trained_on(self, kind: Kind) -> LabelledImages:
+        """Return the images that a model of this kind is trained on."""
+        retain, forget = labelled(self.retain), labelled(self.forget)
+        if kind == "retrained":
+            return retain
+        return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+
+
+def labelled(images: IdentityDataset) -> LabelledImages:
+    """Return images and labels without names."""
+    return LabelledImages(images.images, images.labels)
+
+
+def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experiment:
+    """Split a face set by person for one seed; ``bench.forget_share`` of the trained people are forgotten.
+
+    Raises
+    ------
+    DataError
+        If there are too few people, or an image cannot be read.
+    """
+    data = settings.data
+    dealt = assign_people(
+        manifest, validation_people=data.validation_people, test_people=data.test_people, sites=1, seed=seed
+    )
+    sites = sorted({row.site for row in dealt.rows if row.site})
+    people = {row.identity for row in dealt.rows if row.split == "train"}
+    count = max(1, round(settings.bench.forget_share * len(people) / len(sites)))
+    forgotten = {person for chosen in choose_people_to_forget(dealt, sites, count).values() for person in chosen}
+    faces = load_dataset(dealt, image_size=data.image_size)
+    train = faces.of_split("train")
+    return Experiment(
+        settings=settings,
+        seed=seed,
+        retain=train.without_people(forgotten),
+        forget=train.of_people(forgotten),
+        validation=faces.of_split("validation"),
+        test=faces.of_split("test"),
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that was trained from scratch, and the seconds that it took."""
+
+    model: FaceClassifier
+    seconds: float
+
+
+def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Reference:
+    """Return a model trained from scratch, from the cache if it is there.
+
+    Parameters
+    ----------
+    index
+        Which of several models of a kind; each has its own weights, batches and dropout.
+    cache
+        Folder of cached models.
+    """
+    folder = cache / f"{kind}-{experiment.seed}-{index}-{_key(experiment, kind, index)}"
+    if (folder / _SECONDS_FILE).exists():
+        seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))
+        return Reference(_on_device(load_model(folder)[0]), seconds)
+    bench = experiment.settings.bench
+    seed = _training_seed(experiment.seed, kind, index)
+    torch.manual_seed(seed)
+    model, train = _on_device(build(experiment.card)), experiment.trained_on(kind)
+    started = time.perf_counter()
+    fit(
+        model,
+        train,
+        experiment.settings.training.model_copy(update={"batch_size": bench.batch_size}),
+        epochs=bench.epochs,
+        learning_rate=bench.learning_rate,
+        cosine=True,
+        seed=seed,
+        class_weights=experiment.class_weights,
+        augment=augmentation(bench.augmentation),
+    )
+    recalibrate(model, train)
+    seconds = time.perf_counter() - started
+    save_model(model, experiment.card.model_copy(update={"kind": kind}), folder)
+    (folder / _SECONDS_FILE).write_text(json.dumps(seconds), encoding="utf-8")
+    return Reference(model, seconds)
+
+
+def _training_seed(seed: int, kind: Kind, index: int) -> int:
+    return seed * 1000 + index + (500 if kind == "retrained" else 0)
+
+
+def _on_device(model: FaceClassifier) -> FaceClassifier:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def _key(experiment: Experiment, kind: Kind, index: int) -> str:
+    """Return a digest of all that decides the weights."""
+    settings, sha = experiment.settings, hashlib.sha256()
+    bench = settings.bench
+    recipe = [bench.epochs, bench.batch_size, bench.learning_rate, settings.training.momentum]
+    parts = [
+        recipe,
+        bench.augmentation.model_dump(),
+        settings.training.weight_decay,
+        experiment.card.model_dump(),
+        kind,
+        index,
+        experiment.seed,
+    ]
+    sha.update(json.dumps(parts, sort_keys=True).encode())
+    train = experiment.trained_on(kind)
+    sha.update(train.images.numpy().tobytes())
+    sha.update(train.labels.numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,182 @@
+"""The whole comparison: every method on every seed, in worker processes, on disk after each, within a time budget."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Bed, Row, measure_method, measure_references, row_key
+from dlfd_fleet.bench.experiment import Kind, deal_experiment, reference
+from dlfd_fleet.data import open_source
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.progress import Advance, ProgressDisplay
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.unlearning.methods import METHODS
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+REFERENCES = "references"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared.
+
+    Attributes
+    ----------
+    methods
+        Names of the registry.
+    seeds
+        Number of seeds, 0 and up.
+    budget
+        Seconds after which nothing new is begun.
+    """
+
+    settings: Settings
+    methods: tuple[str, ...]
+    seeds: int
+    budget: float
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows that are there, and how many are missing for the budget ran out."""
+
+    rows: tuple[Row, ...]
+    missing: int
+    failures: tuple[str, ...]
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of ``90s``, ``30m`` or ``2h``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the text is no such thing.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    if found is None or float(found[1]) <= 0.0:
+        raise ConfigurationError(f"'{text}' is no duration; write 90s, 30m or 2h.")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def choose_methods(text: str) -> tuple[str, ...]:
+    """Return the methods that a comma-separated list names, or all of them.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such method.
+    """
+    names = tuple(METHODS) if text == "all" else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in METHODS:
+            raise ConfigurationError(f"There is no method '{name}'; there are {', '.join(METHODS)}.")
+    return names
+
+
+def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
+    """Do all that the budget allows, seed by seed, and return every row there is, those of earlier runs included."""
+    deadline = time.monotonic() + plan.budget
+    failures: list[str] = []
+    jobs = plan.settings.bench.jobs
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is told before any work
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _use_threads, (threads,)) as pool:
+        for seed in range(plan.seeds):
+            works = [_Work(plan, seed, name) for name in (REFERENCES, *plan.methods)]
+            todo = [work for work in works if not work.done()]
+            if not todo or time.monotonic() >= deadline:
+                continue
+            trainings: list[tuple[Kind, int]] = [("original", 0)]
+            trainings += [("retrained", index) for index in range(plan.settings.bench.references)]
+            with progress.phase(f"Seed {seed}: training original and retrained models", len(trainings)) as advance:
+                _gather([pool.submit(_train, plan, seed, *each) for each in trainings], advance, failures)
+            with progress.phase(f"Seed {seed}: methods", len(todo)) as advance:
+                _gather([pool.submit(_measure, work, deadline) for work in todo], advance, failures)
+    rows, missing = [], 0
+    for seed in range(plan.seeds):
+        for name in (REFERENCES, *plan.methods):
+            work = _Work(plan, seed, name)
+            rows += work.rows()
+            missing += not work.done()
+    return Results(tuple(rows), missing, tuple(failures))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One method on one seed."""
+
+    plan: Plan
+    seed: int
+    name: str
+
+    def files(self) -> list[Path]:
+        """Return where its rows are, once it is done."""
+        settings = self.plan.settings
+        key = row_key(settings, self.name, _faces(settings.model_dump_json(), self.seed))
+        names = [ORIGINAL] if self.name == REFERENCES else [self.name]
+        if self.name == REFERENCES:
+            names += [f"{RETRAINED}-{index}" for index in range(self.plan.settings.bench.references)]
+        return [self.plan.folder / "rows" / f"{name}-seed-{self.seed}-{key}.json" for name in names]
+
+    def done(self) -> bool:
+        return all(file.exists() for file in self.files())
+
+    def rows(self) -> list[Row]:
+        return [Row.model_validate_json(file.read_text(encoding="utf-8")) for file in self.files() if file.exists()]
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for file, row in zip(self.files(), rows, strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new = file.with_suffix(".new")
+            new.write_text(row.model_dump_json(indent=1), encoding="utf-8")
+            new.replace(file)
+
+
+def _gather(futures: Sequence[Future[None]], advance: Advance, failures: list[str]) -> None:
+    for future in as_completed(futures):
+        error = future.exception()
+        if error is not None:
+            failures.append(f"{type(error).__name__}: {error}")
+        advance()
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+@lru_cache(maxsize=1)
+def _bed(settings_json: str, folder: Path, seed: int) -> Bed:
+    settings = Settings.model_validate_json(settings_json)
+    return Bed(deal_experiment(open_source(settings.data), settings, seed), folder / "models")
+
+
+@lru_cache(maxsize=64)
+def _faces(settings_json: str, seed: int) -> str:
+    """Return the digest of a seed's images and of how they are split."""
+    settings = Settings.model_validate_json(settings_json)
+    return deal_experiment(open_source(settings.data), settings, seed).digest()
+
+
+def _train(plan: Plan, seed: int, kind: Kind, index: int) -> None:
+    bed = _bed(plan.settings.model_dump_json(), plan.folder, seed)
+    reference(bed.experiment, kind, index, bed.cache)
+
+
+def _measure(work: _Work, deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        return
+    bed = _bed(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
+    rows = list(measure_references(bed)) if work.name == REFERENCES else [measure_method(bed, work.name)]
+    work.write(rows)

@@ -1,0 +1,166 @@
+"""What every method does between its first and its last step: batches, steps, counting and a limit on time."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.unlearning.contract import Augment, Cost, LabelledImages, Monitor, TraceEntry, UnlearnOutcome
+from dlfd_fleet.unlearning.training import device_of, recalibrate
+
+
+@dataclass
+class Session:
+    """One unlearning in progress: the model, its data, and what it has cost so far."""
+
+    model: FeatureClassifier
+    retain: LabelledImages
+    forget: LabelledImages
+    validation: LabelledImages
+    settings: UnlearningSettings
+    seed: int = 0
+    class_weights: Tensor | None = None
+    augment: Augment | None = None
+    steps: int = 0
+    forward_images: int = 0
+    backward_images: int = 0
+    noise_images: int = 0
+    monitor_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        """Refuse empty sets, and seed everything that is random."""
+        for name in ("retain", "forget", "validation"):
+            if not len(getattr(self, name)):
+                raise ValueError(f"Unlearning needs at least one {name} image.")
+        self.device = device_of(self.model)
+        self.generator = torch.Generator().manual_seed(self.seed)
+        torch.manual_seed(self.seed)  # dropout and fresh weights
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(self.device)
+
+    def seconds(self) -> float:
+        """Return the wall-clock seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def expired(self) -> bool:
+        """Tell whether the time limit of the settings is used up."""
+        return self.settings.max_seconds is not None and self.seconds() >= self.settings.max_seconds
+
+    def batches(self, data: LabelledImages, *, augmented: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one shuffled epoch of float images and labels on the model's device, until the time is used up."""
+        for rows in data.batches(self.settings.batch_size, self.generator):
+            if self.expired():
+                return
+            images, labels = data.batch(rows, self.device)
+            if augmented and self.augment is not None:
+                images = self.augment(images, self.generator)
+            yield images, labels
+
+    def cycle(self, data: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches for ever, each epoch shuffled anew."""
+        while True:
+            for rows in data.batches(self.settings.batch_size, self.generator):
+                yield data.batch(rows, self.device)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits ``(N, C)``, and count the pass."""
+        self.forward_images += len(images)
+        logits: Tensor = self.model(images)
+        return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy under the class weights, nats."""
+        return functional.cross_entropy(logits, labels, weight=self.class_weights)
+
+    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, images: int) -> None:
+        """Descend along the gradient of a loss over this number of images."""
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        self.backward_images += images
+        self.steps += 1
+
+    def optimizer(self, parameters: list[nn.Parameter] | None = None, rate: float | None = None) -> torch.optim.SGD:
+        """Return SGD over parameters (all of the model's when omitted) with the settings' rate, momentum and decay."""
+        settings = self.settings
+        return torch.optim.SGD(
+            list(self.model.parameters()) if parameters is None else parameters,
+            settings.learning_rate if rate is None else rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+
+    def epochs(self, data: LabelledImages, *, augmented: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches for ``settings.epochs`` epochs, a broken number of them too, until the time is used up."""
+        left = max(
+            1, round(self.settings.epochs * len(list(data.batches(self.settings.batch_size, torch.Generator()))))
+        )
+        while left > 0 and not self.expired():
+            for images, labels in self.batches(data, augmented=augmented):
+                yield images, labels
+                left -= 1
+                if left == 0:
+                    return
+
+    def fine_tune(self, optimizer: torch.optim.Optimizer, frozen: Iterable[nn.Module] = ()) -> None:
+        """Train on the retain set in train mode for ``settings.epochs``; frozen modules stay in eval mode."""
+        self.model.train()
+        for module in frozen:
+            module.eval()
+        for images, labels in self.epochs(self.retain, augmented=True):
+            self.step(optimizer, self.loss(self.logits(images), labels), len(images))
+
+    def outcome(self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None) -> UnlearnOutcome:
+        """Leave the model in eval mode and report."""
+        self.model.eval()
+        cost = Cost(self.seconds(), self.monitor_seconds, self.forward_images, self.backward_images, self.noise_images)
+        return UnlearnOutcome(self.model, trace, cost, self.steps if chosen_step is None else chosen_step)
+
+
+class Peer(ABC):
+    """A method that runs through without looking: its paper has no gate.
+
+    Subclasses are frozen dataclasses of their hyper-parameters; the ones that all methods share (epochs, batch size,
+    learning rate, momentum, weight decay, time limit) come with the settings.
+    """
+
+    def __call__(
+        self,
+        model: FeatureClassifier,
+        retain: LabelledImages,
+        forget: LabelledImages,
+        validation: LabelledImages,
+        settings: UnlearningSettings,
+        monitor: Monitor | None = None,  # noqa: ARG002 - the contract's; there is no gate to look through
+        *,
+        seed: int = 0,
+        class_weights: Tensor | None = None,
+        augment: Augment | None = None,
+    ) -> UnlearnOutcome:
+        """Unlearn in place; batch-norm statistics are taken anew from the retain set at the end.
+
+        Raises
+        ------
+        ValueError
+            If a set is empty.
+        """
+        session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
+        model.train()
+        self.unlearn(session)
+        model.requires_grad_(True)
+        recalibrate(model, retain)
+        session.forward_images += len(retain)
+        return session.outcome()
+
+    @abstractmethod
+    def unlearn(self, session: Session) -> None:
+        """Change the session's model."""
