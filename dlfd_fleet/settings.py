@@ -88,9 +88,16 @@ class UnlearningSettings(Section):
     In a fleet the coordinator's rounds set epochs and learning rate, and gate instead of the monitor; see ``erasure``.
     """
 
-    epochs: Positive = Field(3.0, description="Most passes over the retain images.")
+    max_rounds: Count = Field(3, description="Most rounds of distancing and repair.")
+    distancing_steps: Count = Field(8, description="Batches of distancing in a round.")
+    repair_steps: Count = Field(24, description="Plain batches after them; the learning rate falls to 0.")
+    strengthen: Annotated[float, Field(ge=1.0)] = Field(
+        1.5, description="What multiplies the next round's learning rate when the attack score stood still."
+    )
+    epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
     batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step.")
-    learning_rate: Positive = Field(0.008, description="SGD step.")
+    learning_rate: Positive = Field(0.05, description="SGD step of distancing, and of methods without rounds.")
+    repair_learning_rate: Positive = Field(0.02, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
     ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
@@ -106,9 +113,6 @@ class UnlearningSettings(Section):
     )
     max_utility_drop: Fraction = Field(0.04, description="Validation utility a checkpoint may lose.")
     max_seconds: Positive | None = Field(None, description="Wall-clock limit, looks of the monitor included.")
-    monitor_every: Annotated[int, Field(ge=0)] = Field(
-        2, description="Steps between two looks of the monitor; 0 leaves the gate to the caller."
-    )
 
 
 class AuditSettings(Section):

@@ -37,7 +37,7 @@ from dlfd_fleet.federation.messages import (
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays
-from dlfd_fleet.unlearning import LabelledImages, dlfd, fit, predict_probabilities, recalibrate
+from dlfd_fleet.unlearning import LabelledImages, distance, fit, predict_probabilities, recalibrate
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
@@ -91,13 +91,12 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
     forget = images.of_people([request.identity for request in requests if request.identity])
     if not len(forget):
         raise JobError("This site has no image of anybody who asked to be forgotten.")
-    retain, validation = _retain(site, images), images.of_split("validation")
+    retain = _retain(site, images)
     model = _model(task.card, arrays)
-    outcome = dlfd(
+    outcome = distance(
         model,
         _labelled(retain),
         _labelled(forget),
-        _labelled(validation),
         task.unlearning,
         seed=_site_seed(site, task.seed),
         class_weights=torch.tensor(task.class_weights),

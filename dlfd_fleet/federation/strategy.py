@@ -234,7 +234,7 @@ class FederatedUnlearning:
         self._round += 1
         erasure = self.settings.erasure
         epochs = erasure.distancing_epochs * 1.5 ** (attempt - 1)
-        changes = {"epochs": epochs, "learning_rate": erasure.learning_rate, "monitor_every": 0}
+        changes = {"epochs": epochs, "learning_rate": erasure.learning_rate}
         task = UnlearnTask(
             job=self.job,
             round=self._round,

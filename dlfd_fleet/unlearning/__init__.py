@@ -13,7 +13,7 @@ from dlfd_fleet.unlearning.contract import (
     UnlearnOutcome,
     checkpoint_rank,
 )
-from dlfd_fleet.unlearning.distancing import dlfd
+from dlfd_fleet.unlearning.distancing import distance, dlfd
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.training import fit, predict_features_and_probabilities, predict_probabilities, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
@@ -27,6 +27,7 @@ __all__ = [
     "Unlearner",
     "checkpoint_rank",
     "cosine_cost",
+    "distance",
     "dlfd",
     "fit",
     "loss_monitor",

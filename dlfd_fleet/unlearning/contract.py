@@ -35,6 +35,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, rows: Tensor) -> LabelledImages:
+        """Return the images of these rows."""
+        return LabelledImages(self.images[rows], self.labels[rows])
+
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return float images in [0, 1] and labels of these rows, on the model's device."""
         images = self.images[rows].to(device)
@@ -108,6 +112,13 @@ class UnlearnOutcome:
     cost: Cost
     chosen_step: int
     """Step whose weights were returned; 0 is the model that was given."""
+    failures: tuple[str, ...] = ()
+    """Why this is no success, by the method's own gate; methods without one never say."""
+
+    @property
+    def success(self) -> bool:
+        """Whether the method's own gate is satisfied; the evidence is for the audit to say."""
+        return not self.failures
 
 
 class Unlearner(Protocol):

@@ -10,15 +10,18 @@ Choices that the paper leaves open, and that the released code makes by accident
 - Noise lives in a ball of the pixel range and images stay in [0, 1].
 - The noise is found in eval mode (fixed batch-norm statistics, no dropout: the gradient of the deployed function), the
   model is trained in train mode.
+- Distancing shakes a model, and whether it has forgotten shows only once it has settled. So the paper's dynamic
+  strategy works in rounds: a few batches of distancing, then plain training whose steps shrink to nothing, then a look.
+  While forgotten people can be told from unseen ones, the next round distances again, harder if the score stood still;
+  once they cannot, it only trains.
 - The gate looks at the forget set and at validation people only. Before each look batch-norm statistics are taken anew
   from clean retain images: running ones lag behind weights that move fast.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +33,6 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import (
     Augment,
-    Cost,
     LabelledImages,
     Monitor,
     TraceEntry,
@@ -38,10 +40,13 @@ from dlfd_fleet.unlearning.contract import (
     checkpoint_rank,
 )
 from dlfd_fleet.unlearning.monitor import loss_monitor
-from dlfd_fleet.unlearning.training import device_of, optimizer_of, recalibrate
+from dlfd_fleet.unlearning.session import Session
+from dlfd_fleet.unlearning.training import recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
-DISTANCING, CLASSIFICATION = "distancing", "classification"
+ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
+_STOOD_STILL = 0.8
+_LEAST_GAIN_OVER_CONSTANT = 0.1
 
 
 def dlfd(
@@ -67,10 +72,9 @@ def dlfd(
     validation
         People never trained on, for the gate; never those of the final evidence.
     settings
-        Hyper-parameters; pixel units are fractions of the range [0, 1]. With ``monitor_every = 0`` nothing is looked
-        at: every step distances and the last weights stay, for callers that gate by themselves.
+        Hyper-parameters; pixel units are fractions of the range [0, 1].
     monitor
-        Looks at the model between steps; :func:`loss_monitor` on ``forget`` and ``validation`` by default.
+        Looks at the model after each round; :func:`loss_monitor` on ``forget`` and ``validation`` by default.
     seed
         Seed of batches, augmentation and dropout.
     class_weights
@@ -78,36 +82,47 @@ def dlfd(
     augment
         Changes each retain batch before its noise is found.
 
+    Returns
+    -------
+    UnlearnOutcome
+        With ``success`` False, and reasons, if no round was both forgotten by the gate and useful.
+
     Raises
     ------
     ValueError
         If a set is empty.
     """
-    for name, data in (("retain", retain), ("forget", forget), ("validation", validation)):
-        if not len(data):
-            raise ValueError(f"DLFD needs at least one {name} image.")
-    run = _Run(model, settings, monitor or loss_monitor(forget, validation), retain, class_weights)
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout
-    if settings.monitor_every:
-        run.look(0, "original")
-    total = math.ceil(settings.epochs * len(list(retain.batches(settings.batch_size, generator))))
-    retain_rows, forget_rows = _cycle(retain, settings, generator), _cycle(forget, settings, generator)
-    for step in range(1, total + 1):
-        if run.finished():
-            break
-        phase = run.phase()
-        images, labels = retain.batch(next(retain_rows), device_of(model))
-        if augment is not None:
-            images = augment(images, generator)
-        if phase == DISTANCING:
-            others, _ = forget.batch(next(forget_rows), device_of(model))
-            progress = (step - 1) / max(1, total - 1)
-            images = run.distance(images, labels, others, progress)
-        run.train_step(images, labels)
-        if settings.monitor_every and (step % settings.monitor_every == 0 or step == total):
-            run.look(step, phase)
-    return run.outcome(total)
+    session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
+    rounds = _Rounds(session, monitor or loss_monitor(forget, validation))
+    rounds.look(ORIGINAL)
+    while rounds.wanted():
+        rounds.run_one()
+    return rounds.outcome()
+
+
+def distance(
+    model: FeatureClassifier,
+    retain: LabelledImages,
+    forget: LabelledImages,
+    settings: UnlearningSettings,
+    *,
+    seed: int = 0,
+    class_weights: Tensor | None = None,
+    augment: Augment | None = None,
+) -> UnlearnOutcome:
+    """Distance in place for ``settings.epochs`` passes over the retain set, without a gate and without repair.
+
+    For a fleet, whose coordinator merges, repairs and gates; the arguments are those of :func:`dlfd`.
+
+    Raises
+    ------
+    ValueError
+        If a set is empty.
+    """
+    session = Session(model, retain, forget, forget, settings, seed, class_weights, augment)
+    steps = math.ceil(settings.epochs * len(list(retain.batches(settings.batch_size, session.generator))))
+    _distance(session, session.optimizer(), steps)
+    return session.outcome()
 
 
 def distancing_noise(
@@ -151,98 +166,131 @@ def distancing_noise(
     return noise
 
 
+def _distance(session: Session, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Train for some batches on retain images that are moved away from forget images."""
+    retain, forget = session.cycle(session.retain), session.cycle(session.forget)
+    settings = session.settings
+    for step in range(steps):
+        images, labels = next(retain)
+        if session.augment is not None:
+            images = session.augment(images, session.generator)
+        others, _ = next(forget)
+        first, last = settings.retain_weight_start, settings.retain_weight_end
+        moved = images + _noise(session, images, labels, others, first + (last - first) * step / max(1, steps - 1))
+        session.model.train()
+        session.step(optimizer, session.loss(session.logits(moved), labels), len(moved))
+
+
+def _noise(session: Session, images: Tensor, labels: Tensor, others: Tensor, retain_weight: float) -> Tensor:
+    """Find the noise with frozen weights: no gradient of theirs is computed, their statistics stay as they are."""
+    model, steps = session.model, session.settings.steps
+    model.eval().requires_grad_(False)
+    with torch.no_grad():
+        forget_features = model.features(others)
+    noise = distancing_noise(model, images, labels, forget_features, session.settings, retain_weight)
+    model.requires_grad_(True)
+    session.forward_images += len(others) + steps * len(images)
+    session.backward_images += steps * len(images)
+    session.noise_images += steps * len(images)
+    return noise
+
+
 @dataclass
-class _Run:
-    """One unlearning in progress: the model, its optimizer, its best checkpoint and what it has cost."""
+class _Rounds:
+    """The dynamic strategy: rounds until forgotten and useful, the best of them kept."""
 
-    model: FeatureClassifier
-    settings: UnlearningSettings
+    session: Session
     monitor: Monitor
-    retain: LabelledImages
-    class_weights: Tensor | None
     trace: list[TraceEntry] = field(default_factory=list)
-    forward_images: int = 0
-    backward_images: int = 0
-    monitor_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-    best_step: int = 0
+    strength: float = 1.0
+    best: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.optimizer = optimizer_of(self.model, self.settings, self.settings.learning_rate)
+    longest_round: float = 0.0
 
     @property
     def latest(self) -> Reading:
         return self.trace[-1].reading
 
-    def phase(self) -> str:
-        """Follow the paper's dynamic forgetting strategy: noise only while the gate does not say 'forgotten'."""
-        forgotten = bool(self.trace) and self.latest.forgetting <= self.settings.gate
-        return CLASSIFICATION if forgotten else DISTANCING
-
     def utility_floor(self) -> float:
-        """Least validation accuracy of a checkpoint that may be chosen."""
-        return self.trace[0].reading.utility - self.settings.max_utility_drop
+        """Least validation utility of a checkpoint that may be chosen."""
+        return self.trace[0].reading.utility - self.session.settings.max_utility_drop
 
-    def finished(self) -> bool:
-        """Stop early at the gate: running on past it destroys the model."""
-        if not self.trace:
+    def remembered(self) -> bool:
+        return self.latest.attack_auc > 0.5 + self.session.settings.gate
+
+    def wanted(self) -> bool:
+        """Tell whether another round may help and fits into the limits; half a round would leave a shaken model."""
+        settings = self.session.settings
+        done = len(self.trace) - 1
+        if done >= settings.max_rounds:
             return False
-        return self.latest.forgetting <= self.settings.gate and self.latest.utility >= self.utility_floor()
+        if settings.max_seconds is not None and self.session.seconds() + self.longest_round > settings.max_seconds:
+            return False
+        # Whatever a gate over few people reads of the original, nobody is forgotten without a round of distancing.
+        return done == 0 or self.remembered() or self.latest.utility < self.utility_floor()
 
-    def look(self, step: int, phase: str) -> None:
+    def run_one(self) -> None:
+        """Distance while the forget set is remembered, repair, and look."""
+        session, started, phase = self.session, self.session.seconds(), REPAIR
+        optimizer = session.optimizer()
+        if len(self.trace) == 1 or self.remembered():
+            phase = DISTANCING
+            optimizer.param_groups[0]["lr"] *= self.strength
+            _distance(session, optimizer, session.settings.distancing_steps)
+        self._repair(optimizer)
+        self.look(phase)
+        before, after = self.trace[-2].reading, self.trace[-1].reading
+        if phase == DISTANCING and after.attack_auc - 0.5 > _STOOD_STILL * (before.attack_auc - 0.5):
+            self.strength *= session.settings.strengthen
+        self.longest_round = max(self.longest_round, session.seconds() - started)
+
+    def _repair(self, optimizer: torch.optim.SGD) -> None:
+        """Train on clean retain images, the step falling to 0 along half a cosine."""
+        session, settings = self.session, self.session.settings
+        retain = session.cycle(session.retain)
+        session.model.train()
+        for step in range(settings.repair_steps):
+            rate = settings.repair_learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / settings.repair_steps))
+            optimizer.param_groups[0]["lr"] = rate
+            images, labels = next(retain)
+            if session.augment is not None:
+                images = session.augment(images, session.generator)
+            session.step(optimizer, session.loss(session.logits(images), labels), len(images))
+
+    def look(self, phase: str) -> None:
         """Read the model, and keep its weights if it is the best so far."""
-        before = time.perf_counter()
-        if step:
-            recalibrate(self.model, self.retain)
-        entry = TraceEntry(step, phase, self.monitor(self.model))
-        self.monitor_seconds += time.perf_counter() - before
+        session, before = self.session, self.session.seconds()
+        if self.trace:
+            recalibrate(session.model, session.retain_sample())
+            session.forward_images += len(session.retain_sample())
+        session.forward_images += len(session.forget) + len(session.validation)
+        entry = TraceEntry(session.steps, phase, self.monitor(session.model))
+        session.monitor_seconds += session.seconds() - before
         self.trace.append(entry)
-        best = next((seen for seen in self.trace if seen.step == self.best_step), entry)
-        if entry is best or self._rank(entry.reading) > self._rank(best.reading):
-            self.best_step = step
-            self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if len(self.trace) == 1 or self._rank(entry.reading) > self._rank(self.trace[self.best].reading):
+            self.best = len(self.trace) - 1
+            self.best_weights = copy.deepcopy(session.model.state_dict())
 
     def _rank(self, reading: Reading) -> tuple[bool, float, float]:
-        return checkpoint_rank(reading, self.utility_floor(), self.settings.gate)
+        return checkpoint_rank(reading, self.utility_floor(), self.session.settings.gate)
 
-    def distance(self, images: Tensor, labels: Tensor, others: Tensor, progress: float) -> Tensor:
-        """Return retain images moved away from forget images; weights and statistics stay as they are."""
-        first, last = self.settings.retain_weight_start, self.settings.retain_weight_end
-        self.model.eval()
-        self.model.requires_grad_(False)
-        with torch.no_grad():
-            forget_features = self.model.features(others)
-        weight = first + (last - first) * progress
-        noise = distancing_noise(self.model, images, labels, forget_features, self.settings, weight)
-        self.model.requires_grad_(True)
-        self.forward_images += len(others) + self.settings.steps * len(images)
-        self.backward_images += self.settings.steps * len(images)
-        return images + noise
+    def outcome(self) -> UnlearnOutcome:
+        """Put the best checkpoint back and say whether it is a success."""
+        chosen = self.trace[self.best]
+        if self.best != len(self.trace) - 1:
+            self.session.model.load_state_dict(self.best_weights)
+        return self.session.outcome(tuple(self.trace), chosen.step, self._reasons(chosen.reading))
 
-    def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """One step of cross-entropy, batch normalisation and dropout in train mode."""
-        self.model.train()
-        loss = functional.cross_entropy(self.model(images), labels, weight=self.class_weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
-        self.forward_images += len(images)
-        self.backward_images += len(images)
-
-    def outcome(self, last_step: int) -> UnlearnOutcome:
-        """Put the best checkpoint back, where there is one, and report."""
-        if self.trace:
-            self.model.load_state_dict(self.best_weights)
-        else:
-            self.best_step = last_step
-        self.model.eval()
-        seconds = time.perf_counter() - self.started
-        cost = Cost(seconds, self.monitor_seconds, self.forward_images, self.backward_images)
-        return UnlearnOutcome(self.model, tuple(self.trace), cost, self.best_step)
-
-
-def _cycle(data: LabelledImages, settings: UnlearningSettings, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of rows, epoch after epoch, each shuffled anew."""
-    while True:
-        yield from data.batches(settings.batch_size, generator)
+    def _reasons(self, reading: Reading) -> tuple[str, ...]:
+        """Return why the chosen checkpoint is no success, if it is none."""
+        classes = len(torch.unique(self.session.validation.labels))
+        reasons = []
+        if self.best == 0:
+            reasons.append("no round was better than the original, which is given back")
+        if reading.attack_auc > 0.5 + self.session.settings.gate:
+            reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
+        if reading.utility < self.utility_floor():
+            reasons.append(f"validation utility fell to {reading.utility:.3f}, under {self.utility_floor():.3f}")
+        if classes > 1 and reading.utility < 1.0 / classes + _LEAST_GAIN_OVER_CONSTANT:
+            reasons.append(f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed")
+        return tuple(reasons)

@@ -11,12 +11,16 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
 
+_MOST_IMAGES = 512
+
 
 def loss_monitor(forget: LabelledImages, validation: LabelledImages) -> Monitor:
     """Return a monitor that reads a model from a forget set and from people never trained on.
 
-    All of the images are predicted at each look, so they should be few; they must not be those of the final evidence.
+    They must not be those of the final evidence. Of large sets the same sample is read at each look, its classes in
+    their shares: more images would not change a decision.
     """
+    forget, validation = _sample(forget), _sample(validation)
     both = LabelledImages(torch.cat([forget.images, validation.images]), torch.cat([forget.labels, validation.labels]))
     sides = [ROLES.index(Role.FORGET), ROLES.index(Role.VALIDATION)]
     roles = np.repeat(sides, [len(forget), len(validation)]).astype(np.uint8)
@@ -27,3 +31,11 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages) -> Monitor:
         return read_gate(SampleScores.from_probabilities(probabilities, both.labels.numpy(), people, roles))
 
     return read
+
+
+def _sample(data: LabelledImages) -> LabelledImages:
+    """Return at most 512 images, evenly from the set in the order of its classes."""
+    if len(data) <= _MOST_IMAGES:
+        return data
+    order = torch.argsort(data.labels, stable=True)
+    return data.select(order[torch.linspace(0, len(data) - 1, _MOST_IMAGES).long()])

@@ -16,6 +16,8 @@ from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, Cost, LabelledImages, Monitor, TraceEntry, UnlearnOutcome
 from dlfd_fleet.unlearning.training import device_of, recalibrate
 
+_STATISTICS_IMAGES = 512
+
 
 @dataclass
 class Session:
@@ -119,11 +121,21 @@ class Session:
         for images, labels in self.epochs(self.retain, augmented=True):
             self.step(optimizer, self.loss(self.logits(images), labels), len(images))
 
-    def outcome(self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None) -> UnlearnOutcome:
+    def retain_sample(self) -> LabelledImages:
+        """Return the retain images that batch-norm statistics are taken from: all, or some of a large set."""
+        if len(self.retain) <= _STATISTICS_IMAGES:
+            return self.retain
+        # A generator of its own, so that a look does not change the batches that follow it.
+        rows = torch.randperm(len(self.retain), generator=torch.Generator().manual_seed(self.seed))
+        return self.retain.select(rows[:_STATISTICS_IMAGES])
+
+    def outcome(
+        self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()
+    ) -> UnlearnOutcome:
         """Leave the model in eval mode and report."""
         self.model.eval()
         cost = Cost(self.seconds(), self.monitor_seconds, self.forward_images, self.backward_images, self.noise_images)
-        return UnlearnOutcome(self.model, trace, cost, self.steps if chosen_step is None else chosen_step)
+        return UnlearnOutcome(self.model, trace, cost, self.steps if chosen_step is None else chosen_step, failures)
 
 
 class Peer(ABC):
@@ -157,8 +169,7 @@ class Peer(ABC):
         model.train()
         self.unlearn(session)
         model.requires_grad_(True)
-        recalibrate(model, retain)
-        session.forward_images += len(retain)
+        recalibrate(model, session.retain_sample())
         return session.outcome()
 
     @abstractmethod

@@ -14,6 +14,7 @@ from dlfd_fleet.unlearning import (
     LabelledImages,
     checkpoint_rank,
     cosine_cost,
+    distance,
     dlfd,
     loss_monitor,
     predict_probabilities,
@@ -21,7 +22,9 @@ from dlfd_fleet.unlearning import (
 )
 from dlfd_fleet.unlearning.distancing import distancing_noise
 
-SETTINGS = UnlearningSettings(epochs=2, batch_size=8, learning_rate=0.01, monitor_every=1, gate=0.0)
+SETTINGS = UnlearningSettings(
+    epochs=2, batch_size=8, learning_rate=0.01, repair_learning_rate=0.01, distancing_steps=2, repair_steps=2, gate=0.0
+)
 
 
 def small_classifier(seed=0):
@@ -74,12 +77,25 @@ def test_forget_weight_changes_the_result_so_transport_takes_part():
     digests = set()
     for weight in (0.0, 3.0):
         settings = SETTINGS.model_copy(update={"forget_weight": weight})
-        falling = iter(np.linspace(0.9, 0.6, 50))  # so that the last step is the one that is kept
-        monitor = lambda _model, auc=falling: Reading(0.9, next(auc))  # noqa: E731
-        outcome = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings, monitor, seed=1)
-        assert outcome.chosen_step > 0
+        outcome = distance(small_classifier(), RETAIN, FORGET, settings, seed=1)
         digests.add(tuple(np.round(predict_probabilities(outcome.model, RETAIN).ravel(), 6)))
     assert len(digests) == 2
+
+
+def test_transport_gives_the_noise_a_gradient():
+    model = small_classifier()
+    images, _ = RETAIN.batch(torch.arange(8), torch.device("cpu"))
+    forget = model.features(FORGET.batch(torch.arange(6), torch.device("cpu"))[0]).detach()
+    noise = torch.zeros_like(images, requires_grad=True)
+    transport_distance(cosine_cost(model.features(images + noise), forget), 0.05, 500).backward()
+    assert noise.grad.abs().max() > 0
+
+
+def run(model, readings, **changes):
+    """Unlearn with a monitor that reads what it is told."""
+    told = iter(readings)
+    settings = SETTINGS.model_copy(update=changes)
+    return dlfd(model, RETAIN, FORGET, VALIDATION, settings, lambda _model: next(told), seed=1)
 
 
 def test_the_same_seed_gives_the_same_model():
@@ -88,42 +104,68 @@ def test_the_same_seed_gives_the_same_model():
     assert first.trace == second.trace
 
 
-def test_an_already_forgotten_set_leaves_the_model_alone():
-    model = small_classifier()
-    before = digest(state_arrays(model))
-    outcome = dlfd(model, RETAIN, FORGET, VALIDATION, SETTINGS, lambda _model: Reading(0.9, 0.5))
-    assert outcome.chosen_step == 0
-    assert digest(state_arrays(outcome.model)) == before
-
-
-def test_a_checkpoint_under_the_utility_bound_is_never_chosen():
-    readings = iter([Reading(0.9, 0.8), *[Reading(0.5, 0.5)] * 50])
-    model = small_classifier()
-    before = digest(state_arrays(model))
-    outcome = dlfd(model, RETAIN, FORGET, VALIDATION, SETTINGS, lambda _model: next(readings))
-    assert outcome.chosen_step == 0
-    assert digest(state_arrays(outcome.model)) == before
+def test_nobody_is_forgotten_without_a_round_of_distancing():
+    outcome = run(small_classifier(), [Reading(0.9, 0.5), Reading(0.95, 0.5)])
+    assert [entry.phase for entry in outcome.trace] == ["original", "distancing and repair"]
+    assert outcome.chosen_step == 4
+    assert outcome.success
 
 
 def test_it_stops_at_the_gate():
-    readings = iter([Reading(0.9, 0.8), Reading(0.9, 0.7), Reading(0.9, 0.52), *[Reading(0.9, 0.9)] * 50])
-    settings = SETTINGS.model_copy(update={"gate": 0.03})
-    outcome = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings, lambda _model: next(readings))
-    assert [entry.step for entry in outcome.trace] == [0, 1, 2]
-    assert outcome.chosen_step == 2
+    outcome = run(small_classifier(), [Reading(0.9, 0.8), Reading(0.9, 0.6), Reading(0.9, 0.5)], max_rounds=9)
+    assert len(outcome.trace) == 3
+    assert outcome.success
 
 
-def test_gate_satisfied_without_utility_trains_on_clean_images():
-    readings = iter([Reading(0.9, 0.8), Reading(0.5, 0.5), Reading(0.9, 0.5), *[Reading(0.9, 0.5)] * 50])
-    outcome = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, SETTINGS, lambda _model: next(readings))
-    assert [entry.phase for entry in outcome.trace] == ["original", "distancing", "classification"]
+def test_once_forgotten_it_only_repairs_until_it_is_useful():
+    readings = [Reading(0.9, 0.8), Reading(0.6, 0.5), Reading(0.9, 0.5)]
+    outcome = run(small_classifier(), readings)
+    assert [entry.phase for entry in outcome.trace] == ["original", "distancing and repair", "repair"]
+    assert outcome.success
 
 
-def test_without_a_monitor_every_step_distances_and_the_last_weights_stay():
-    settings = SETTINGS.model_copy(update={"monitor_every": 0})
+def test_the_next_round_is_stronger_only_if_the_score_stood_still():
+    def weights_after(second):
+        readings = [Reading(0.9, 0.9), Reading(0.9, second), Reading(0.95, 0.5)]
+        return digest(state_arrays(run(small_classifier(), readings, strengthen=3.0).model))
+
+    assert weights_after(0.89) == weights_after(0.88)  # both stood still
+    assert weights_after(0.89) != weights_after(0.6)  # 0.6 fell
+
+
+def test_a_useless_model_is_rolled_back_and_is_no_success():
     model = small_classifier()
     before = digest(state_arrays(model))
-    outcome = dlfd(model, RETAIN, FORGET, VALIDATION, settings)
+    outcome = run(model, [Reading(0.9, 0.8), *[Reading(0.55, 0.5)] * 3])
+    assert outcome.chosen_step == 0
+    assert digest(state_arrays(outcome.model)) == before
+    assert not outcome.success
+    assert "given back" in " ".join(outcome.failures)
+
+
+def test_a_collapse_is_named_and_never_a_success():
+    outcome = run(small_classifier(), [Reading(0.52, 0.8), *[Reading(0.5, 0.5)] * 3])
+    assert not outcome.success
+    assert "collapsed" in " ".join(outcome.failures)
+
+
+def test_people_who_are_still_told_apart_are_no_success():
+    outcome = run(small_classifier(), [Reading(0.9, 0.8), *[Reading(0.9, 0.7)] * 3])
+    assert not outcome.success
+    assert "still tells" in " ".join(outcome.failures)
+    assert len(outcome.trace) == 1 + SETTINGS.max_rounds
+
+
+def test_a_round_that_would_not_fit_into_the_limit_is_not_begun():
+    outcome = run(small_classifier(), [Reading(0.9, 0.8), *[Reading(0.9, 0.7)] * 9], max_rounds=9, max_seconds=1e-9)
+    assert len(outcome.trace) == 1
+    assert not outcome.success
+
+
+def test_distancing_alone_has_no_gate_and_keeps_the_last_weights():
+    model = small_classifier()
+    before = digest(state_arrays(model))
+    outcome = distance(model, RETAIN, FORGET, SETTINGS)
     assert outcome.trace == ()
     assert outcome.chosen_step == 6  # two epochs of 24 images, 8 a step
     assert digest(state_arrays(outcome.model)) != before
@@ -131,9 +173,9 @@ def test_without_a_monitor_every_step_distances_and_the_last_weights_stay():
 
 def test_class_weights_change_what_is_learnt():
     weighted = torch.tensor([10.0, 0.1])
-    settings = SETTINGS.model_copy(update={"monitor_every": 0, "epochs": 6.0})
-    plain = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings)
-    tilted = dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings, class_weights=weighted)
+    settings = SETTINGS.model_copy(update={"epochs": 6.0})
+    plain = distance(small_classifier(), RETAIN, FORGET, settings)
+    tilted = distance(small_classifier(), RETAIN, FORGET, settings, class_weights=weighted)
     first = [predict_probabilities(outcome.model, RETAIN)[:, 0].mean() for outcome in (plain, tilted)]
     assert first[1] > first[0]
 
@@ -145,8 +187,7 @@ def test_augmentation_changes_every_retain_batch():
         seen.append(len(images))
         return images.flip(3)
 
-    settings = SETTINGS.model_copy(update={"monitor_every": 0})
-    dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, settings, augment=augment)
+    distance(small_classifier(), RETAIN, FORGET, SETTINGS, augment=augment)
     assert sum(seen) == 2 * len(RETAIN)
 
 
