@@ -1,8 +1,9 @@
 """The comparison of DLFD with every peer and with retraining: one table, one audit, one machine."""
 
+from dlfd_fleet.bench.command import bench_command, log_to_mlflow
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.report import Summary, summarise, write_report
-from dlfd_fleet.bench.runner import Plan, Results, choose_methods, parse_duration, run_bench
+from dlfd_fleet.bench.runner import Plan, Results, run_bench
 
 __all__ = [
     "ORIGINAL",
@@ -11,8 +12,8 @@ __all__ = [
     "Results",
     "Row",
     "Summary",
-    "choose_methods",
-    "parse_duration",
+    "bench_command",
+    "log_to_mlflow",
     "run_bench",
     "summarise",
     "write_report",

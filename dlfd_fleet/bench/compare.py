@@ -63,9 +63,11 @@ class Bed:
     def gold(self) -> Gold:
         """What the original and the retrained models say of every image."""
         models = [self.retrained(index) for index in range(self.experiment.settings.bench.references)]
+        observed = [observe(model, self.experiment) for model in models]
         return Gold(
             original=observe(self.original, self.experiment),
-            retrained=[observe(model, self.experiment) for model in models],
+            retrained=observed,
+            reference_models=observed,
             relearned=self.relearn(models[0]),
         )
 
@@ -88,8 +90,16 @@ class Bed:
     @cached_property
     def seconds(self) -> PassSeconds:
         """Seconds of one image, measured in this process beside the methods."""
-        batch_size = self.experiment.settings.unlearning.batch_size
+        batch_size = self.experiment.settings.bench.batch_size
         return measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
+
+    @cached_property
+    def ordinary_bytes(self) -> int:
+        """Peak memory of an ordinary training step."""
+        batch_size = self.experiment.settings.bench.batch_size
+        with peak_memory(next(self.original.parameters()).device) as peak:
+            measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
+        return peak.bytes
 
     def retraining_seconds(self) -> float:
         """Seconds of a retraining at the speed of this process."""
@@ -138,7 +148,7 @@ def measure_references(bed: Bed) -> Iterator[Row]:
     yield _row(bed, ORIGINAL, gold.original, bed.relearn(bed.original), {}, {})
     for index, model in enumerate(gold.retrained):
         others = [other for other in gold.retrained if other is not model]
-        beside = Gold(gold.original, others, gold.relearned)
+        beside = Gold(gold.original, others, gold.reference_models, gold.relearned)
         again = bed.relearn(bed.retrained(index))
         extra = {"seconds": retraining, "share_of_retraining_time": 1.0}
         yield _row(bed, RETRAINED, model, again, extra, {}, beside, index)
@@ -155,12 +165,12 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
 def _unlearn(bed: Bed, candidate: Candidate) -> tuple[UnlearnOutcome, float]:
     """Run a candidate on a copy of the original; return its outcome, and its peak memory in ordinary steps."""
     experiment = bed.experiment
-    limit = {"max_seconds": experiment.settings.bench.time_limit * bed.retraining_seconds()}
-    settings = experiment.settings.unlearning.model_copy(update=limit | dict(candidate.changes))
+    bench = experiment.settings.bench
+    shared = {"max_seconds": bench.time_limit * bed.retraining_seconds(), "batch_size": bench.batch_size}
+    settings = experiment.settings.unlearning.model_copy(update=shared | dict(candidate.changes))
     device = next(bed.original.parameters()).device
     model = copy.deepcopy(bed.original)
-    with peak_memory(device) as ordinary:
-        measure_passes(copy.deepcopy(bed.original), labelled(experiment.retain), settings.batch_size)
+    ordinary = bed.ordinary_bytes
     with peak_memory(device) as own:
         outcome = candidate.unlearner(
             model,
@@ -172,7 +182,7 @@ def _unlearn(bed: Bed, candidate: Candidate) -> tuple[UnlearnOutcome, float]:
             class_weights=experiment.class_weights,
             augment=augmentation(experiment.settings.bench.augmentation),
         )
-    return outcome, own.bytes / ordinary.bytes if ordinary.bytes else 0.0
+    return outcome, own.bytes / ordinary if ordinary else 0.0
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning import Cost, LabelledImages
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_REPEATS = 4
+_REPEATS = 3
 
 
 @dataclass

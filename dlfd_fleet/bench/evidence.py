@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ ATTACKS = ("loss", "rmia", "probe")
 _NEAR_SHARE = 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observation:
     """What one model says of every image of an experiment, in the experiment's order.
 
@@ -78,12 +79,22 @@ def observe(model: FeatureClassifier, experiment: Experiment) -> Observation:
 
 @dataclass(frozen=True)
 class Gold:
-    """The models that every method is measured against: the original, and at least two retrained ones."""
+    """The models that a method is measured against.
+
+    Attributes
+    ----------
+    retrained
+        The retrained models that it is compared with, at least two.
+    reference_models
+        All retrained models, for attacks that need models which never saw the attacked people.
+    relearned
+        The first retrained model after the same further training as in the relearning attack.
+    """
 
     original: Observation
     retrained: Sequence[Observation]
+    reference_models: Sequence[Observation]
     relearned: Observation
-    """The first retrained model after the same further training as in the relearning attack."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,8 @@ def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int
     scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
     attacks = tuple(_comparison(name, candidate, gold, settings, seed) for name in ATTACKS)
     people = {
-        name: _difference(name, candidate, gold.retrained, settings, seed, by_person=True) for name in ("loss", "rmia")
+        name: _difference(name, candidate, gold.retrained, gold, settings, seed, by_person=True)
+        for name in ("loss", "rmia")
     }
     test = candidate.samples.of_role(Role.TEST)
     accuracy = accuracy_difference(
@@ -156,36 +168,41 @@ def _comparison(name: str, candidate: Observation, gold: Gold, settings: AuditSe
     first, *others = gold.retrained
     return AttackComparison(
         name=name,
-        original=_difference(name, gold.original, gold.retrained, settings, seed),
-        candidate=_difference(name, candidate, gold.retrained, settings, seed),
-        control=_difference(name, first, others, settings, seed),
+        original=_difference(name, gold.original, gold.retrained, gold, settings, seed),
+        candidate=_difference(name, candidate, gold.retrained, gold, settings, seed),
+        control=_difference(name, first, others, gold, settings, seed),
     )
 
 
 def _difference(
     name: str,
-    candidate: Observation,
+    model: Observation,
     retrained: Sequence[Observation],
+    gold: Gold,
     settings: AuditSettings,
     seed: int,
     *,
     by_person: bool = False,
 ) -> Difference:
-    """Compare an attack on a model with the same attack on the retrained ones.
+    """Compare an attack on a model with the same attack on retrained ones.
 
-    RMIA has the retrained models as its reference models. A retrained model can only be attacked with the others, so
-    the candidate too is attacked with all but one, in turn: the attacks compared are equally strong.
+    A retrained model can only be attacked with the other ones as reference models, so any other model too is attacked
+    with all but one, in turn: the attacks that are compared are equally strong.
     """
-    others = [[*retrained[:index], *retrained[index + 1 :]] for index in range(len(retrained))]
-    variants = others if name == "rmia" and len(retrained) > 1 else [retrained]
-    scores = [membership(name, candidate, references) for references in variants]
-    known = [membership(name, one, rest) for one, rest in zip(retrained, others, strict=True)]
-    if by_person:
-        scores, known = [one.by_person() for one in scores], [one.by_person() for one in known]
-    return auc_difference(scores, known, resamples=settings.resamples, seed=seed)
+
+    def attacks(attacked: Observation) -> list[MembershipScores]:
+        pool = gold.reference_models
+        without = [tuple(one for one in pool if one is not out) for out in pool]
+        variants = [others for out, others in zip(pool, without, strict=True) if out is attacked] or without
+        scores = [membership(name, attacked, others) for others in (variants if name == "rmia" else variants[:1])]
+        return [one.by_person() for one in scores] if by_person else scores
+
+    known = [one for other in retrained for one in attacks(other)]
+    return auc_difference(attacks(model), known, resamples=settings.resamples, seed=seed)
 
 
-def membership(name: str, model: Observation, references: Sequence[Observation]) -> MembershipScores:
+@lru_cache(maxsize=256)
+def membership(name: str, model: Observation, references: tuple[Observation, ...]) -> MembershipScores:
     """Return the scores of one attack of :data:`ATTACKS`."""
     if name == "loss":
         return loss_attack(model.samples)

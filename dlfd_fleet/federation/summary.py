@@ -53,5 +53,5 @@ def summarise(record: JobRecord) -> Summary:
 def _score(model: ModelResult, name: str) -> str:
     value = getattr(model.scores, name)
     if isinstance(value, Estimate):
-        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+        return str(value)
     return "-" if value is None else f"{value:.3f}"

@@ -73,6 +73,11 @@ class Session:
             for rows in data.batches(self.settings.batch_size, self.generator):
                 yield data.batch(rows, self.device)
 
+    def sample(self, data: LabelledImages, images: int) -> LabelledImages:
+        """Return this many images of a data set at random, or all of them if there are fewer."""
+        rows = torch.randperm(len(data), generator=self.generator)[:images]
+        return data.select(rows)
+
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits ``(N, C)``, and count the pass."""
         self.forward_images += len(images)

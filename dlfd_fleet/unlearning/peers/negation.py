@@ -5,27 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
 from dlfd_fleet.unlearning.session import Peer, Session
 
 
 @dataclass(frozen=True)
 class NegateLayers(Peer):
-    """Negate the weights of the first layers, then fine-tune on the retain set (NoT, arXiv 2503.05657, section 4).
+    """NoT: negate the weights of some layers, then fine-tune on the retain set (Khalil et al., arXiv 2503.05657).
 
     Attributes
     ----------
     layers
-        How many convolutions, from the input on, are negated.
+        Places of the layers, counting convolutions and linear maps from the input on; the paper's choice is the first.
+        A bias keeps its sign.
     """
 
-    layers: int = 1
+    layers: tuple[int, ...] = (0,)
 
     def unlearn(self, session: Session) -> None:
-        """Negate, then train for ``settings.epochs`` epochs."""
-        convolutions = [module for module in session.model.modules() if isinstance(module, nn.Conv2d)]
+        """Negate, then train for ``settings.epochs`` epochs.
+
+        Raises
+        ------
+        IndexError
+            If the network has no layer at one of the places.
+        """
+        layers = weight_layers(session.model)
         with torch.no_grad():
-            for module in convolutions[: self.layers]:
-                module.weight.neg_()
+            for place in self.layers:
+                layers[place].weight.neg_()
         session.fine_tune(session.optimizer())

@@ -2,57 +2,90 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.session import Peer, Session
 
 
 @dataclass(frozen=True)
 class Unsir(Peer):
-    """Learn error-maximising noise, impair with it, repair on the retain set (Tarun et al., arXiv 2111.08947).
+    """UNSIR: impair with error-maximising noise, then repair on the retain set (Tarun et al., arXiv 2111.08947).
 
-    The paper forgets classes, and learns a noise matrix for each. Here people are forgotten and every class stays, so
-    the noise is learned around the forget images, one matrix an image, to maximise the loss of its label; impairing
-    trains on it under that label, together with retained images, as in the paper.
+    The noise N of a class minimises ``-L(f(N), class) + penalty * ||N||`` (the paper's equation for error-maximising
+    noise); impairing trains the model on it, labelled with that class, together with some retained images.
+
+    The paper forgets whole classes and learns noise for each of them. Here people are forgotten, and the task label is
+    not the identity: noise is learned for every class label present in the forget set, so it damages what the model
+    knows of classes that retained people are in as well.
 
     Attributes
     ----------
+    matrices
+        Noise matrices a class; inputs of the network in units of its normalisation, not confined to pixels.
     noise_steps, noise_rate
-        Steps that learn the noise, and their size (pixel range).
+        Steps of Adam that learn them, and its learning rate.
     penalty
-        Weight of the mean square of the noise.
+        Weight of their L2 norm.
+    impairing_share
+        Share of the retain set that the impairing epoch sees.
     impairing_rate
-        Learning rate of the impairing epoch; the repair has the settings' own.
+        SGD step of the impairing epoch; the repair has the settings' own.
     """
 
-    noise_steps: int = 8
-    noise_rate: float = 0.05
+    matrices: int = 4
+    noise_steps: int = 40
+    noise_rate: float = 0.1
     penalty: float = 0.1
+    impairing_share: float = 0.3
     impairing_rate: float = 0.02
 
     def unlearn(self, session: Session) -> None:
-        """Impair for one pass over the forget set, then repair for ``settings.epochs`` epochs."""
-        optimizer, retain = session.optimizer(rate=self.impairing_rate), session.cycle(session.retain)
-        for images, labels in session.batches(session.forget):
-            noise = self._noise(session, images, labels)
-            kept, kept_labels = next(retain)
-            batch = torch.cat([noise, kept])
-            session.step(optimizer, session.loss(session.logits(batch), torch.cat([labels, kept_labels])), len(batch))
+        """Impair for one epoch, then repair for ``settings.epochs`` epochs."""
+        noise = session.cycle(self._noise(session))
+        optimizer = session.optimizer(rate=self.impairing_rate)
+        subset = session.sample(session.retain, math.ceil(self.impairing_share * len(session.retain)))
+        session.model.train()
+        for kept, kept_labels in session.batches(subset):
+            errors, error_labels = next(noise)
+            images, labels = torch.cat([errors, kept]), torch.cat([error_labels, kept_labels])
+            session.step(optimizer, session.loss(session.logits(images), labels), len(images))
         session.fine_tune(session.optimizer())
 
-    def _noise(self, session: Session, images: Tensor, labels: Tensor) -> Tensor:
-        """Return pixels ``(N, 3, S, S)`` in [0, 1] whose labels the model gets as wrong as it can."""
-        noise = torch.rand(images.shape, generator=session.generator).to(images.device)
+    def _noise(self, session: Session) -> LabelledImages:
+        """Learn noise images ``(classes * matrices, 3, S, S)``; the weights stay as they are."""
+        labels = torch.unique(session.forget.labels).repeat_interleave(self.matrices).to(session.device)
+        shape = (len(labels), *session.forget.images.shape[1:])
+        noise = torch.randn(shape, generator=session.generator).to(session.device).requires_grad_(True)
+        optimizer = torch.optim.Adam([noise], self.noise_rate)
+        mean, std = normalisation(session.model)
         session.model.eval().requires_grad_(False)
         for _ in range(self.noise_steps):
-            noise.requires_grad_(True)
-            objective = session.loss(session.logits(noise), labels) - self.penalty * noise.square().mean()
-            (gradient,) = torch.autograd.grad(objective, noise)
-            noise = (noise.detach() + self.noise_rate * gradient.sign()).clamp_(0.0, 1.0)
-            session.backward_images += len(images)
-            session.noise_images += len(images)
-        session.model.train().requires_grad_(True)
-        return noise
+            if session.expired():
+                break
+            error = functional.cross_entropy(session.logits(mean + std * noise), labels)
+            objective = self.penalty * noise.flatten(1).norm(dim=1).mean() - error
+            (noise.grad,) = torch.autograd.grad(objective, noise)
+            optimizer.step()
+            session.backward_images += len(labels)
+            session.noise_images += len(labels)
+        session.model.requires_grad_(True)
+        return LabelledImages((mean + std * noise).detach(), labels)
+
+
+def normalisation(model: FeatureClassifier) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation that a network normalises its images by, as they are broadcast.
+
+    0.5 and 0.25 if it does not say: those of :class:`dlfd_fleet.models.ModelCard`.
+    """
+    device = next(model.parameters()).device
+    mean, std = getattr(model, "mean", None), getattr(model, "std", None)
+    if isinstance(mean, Tensor) and isinstance(std, Tensor):
+        return mean, std
+    return torch.tensor(0.5, device=device), torch.tensor(0.25, device=device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.nn import functional
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, LabelledImages, Monitor, UnlearnOutcome
+from dlfd_fleet.unlearning.peers.noise import normalisation
 from dlfd_fleet.unlearning.session import Session
 from dlfd_fleet.unlearning.training import predict_probabilities
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
@@ -21,19 +24,29 @@ from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 @dataclass(frozen=True)
 class ReleasedDlfd:
-    """What Dasol-Choi/DLFD computes, which is not what the paper describes; our own code, never to be used.
+    """What github.com/Dasol-Choi/DLFD computes, in code of our own; for comparison only, never to unlearn with.
 
-    Transport is computed on the unperturbed retain logits, so the noise gets no gradient from it and ``forget_weight``
-    changes nothing; the noise that is left minimises the classification error, without a ball, on normalised images,
-    clamped to [0, 1]; parameter gradients are kept throughout; everything is attacked after every batch, by the
-    attack that also chooses the checkpoint; after the first batch the model is in eval mode for good.
+    It is not what its paper describes (arXiv 2409.14747; see :func:`dlfd_fleet.unlearning.dlfd` for that):
+
+    - Transport is between the logits of forget images and of retain images without their noise. The noise gets no
+      gradient from it, the gradients of the weights are thrown away: ``forget_weight`` changes nothing.
+    - The noise that is left descends the classification loss. It has no ball; the noisy image is clamped to [0, 1]
+      after normalisation, so that all that is darker than the mean is lost. Three passes with gradients of the weights
+      a step.
+    - The first batch is in train mode, all others in eval mode, because the monitor leaves the model so.
+    - The monitor predicts every image of all sets after every batch. Its attack, whose floor is the share of the larger
+      side, is the gate and chooses the checkpoint.
+    - Batches are not shuffled; those of another size than their forget batch are skipped. (Batches are made no larger
+      than the forget set, or a small one would skip them all.)
+
+    Not a :class:`Peer`: batch-norm statistics are left as the first batch made them.
 
     Attributes
     ----------
     steps, strength
         Sign steps a batch, and their size in units of the normalised image.
     gate, bound
-        Unbalanced attack accuracy above 0.5 under which there is no noise, and under which a checkpoint is kept.
+        Attack accuracy, as distance from 0.5, under which there is no noise, and up to which a checkpoint is kept.
     """
 
     forget_weight: float = 3.0
@@ -55,57 +68,83 @@ class ReleasedDlfd:
         class_weights: Tensor | None = None,
         augment: Augment | None = None,  # noqa: ARG002 - it has none
     ) -> UnlearnOutcome:
-        """Go once over the retain set; keep the most useful checkpoint under the bound, or the last one."""
-        session = Session(model, retain, forget, validation, settings, seed, class_weights)
-        optimizer, others = session.optimizer(), session.cycle(forget)
-        best: tuple[float, int, dict[str, Tensor]] | None = None
-        score = 0.5
-        model.train()
-        for images, labels in session.batches(retain):
-            moved = images
-            if score > self.gate and len(images) == settings.batch_size:
-                moved = self._noisy(session, images, labels, next(others)[0])
-            session.step(optimizer, session.loss(session.logits(moved), labels), len(images))
-            score, utility = self._attack(session)
-            model.eval()
-            if score <= self.bound and (best is None or utility > best[0]):
-                best = utility, session.steps, {name: value.clone() for name, value in model.state_dict().items()}
-        if best is not None:
-            model.load_state_dict(best[2])
-        return session.outcome(chosen_step=best[1] if best is not None else None)
+        """Go once over the retain set; keep the most useful checkpoint under the bound, the last weights without one.
 
-    def _noisy(self, session: Session, images: Tensor, labels: Tensor, others: Tensor) -> Tensor:
-        """Return the images that the released steps train on, in [0, 1] of the pixel range."""
-        mean, std = (
-            getattr(session.model, name, images.new_tensor(value)) for name, value in (("mean", 0.5), ("std", 0.25))
-        )
-        plain = (images - mean) / std
+        Raises
+        ------
+        ValueError
+            If a set is empty.
+        """
+        session = Session(model, retain, forget, validation, settings, seed, class_weights)
+        optimizer = session.optimizer()
+        size = max(2, min(settings.batch_size, len(forget)))
+        batches, forget_batches = (torch.split(torch.arange(len(data)), size) for data in (retain, forget))
+        score, best = 0.5, _Checkpoint(-1.0, 0, {})
+        model.train()
+        for place, (rows, forget_rows) in enumerate(zip(batches, itertools.cycle(forget_batches), strict=False)):
+            if session.expired():
+                break
+            if len(rows) != len(forget_rows):
+                continue
+            images, labels = retain.batch(rows, session.device)
+            if score >= self.gate:
+                others = forget.batch(forget_rows, session.device)[0]
+                images = self._noisy(session, images, labels, others, place / max(1, len(batches) - 1))
+            session.step(optimizer, session.loss(session.logits(images), labels), len(images))
+            score, utility = _look(session)
+            if score <= self.bound and utility > best.utility:
+                weights = {name: value.clone() for name, value in model.state_dict().items()}
+                best = _Checkpoint(utility, session.steps, weights)
+        if best.weights:
+            model.load_state_dict(best.weights)
+        return session.outcome(chosen_step=best.step if best.weights else None)
+
+    def _noisy(self, session: Session, images: Tensor, labels: Tensor, others: Tensor, retain_weight: float) -> Tensor:
+        """Return the images that the released steps train on.
+
+        sign() makes nothing of the weight of the classification loss, which rises from 0 to 1, but the zero of the
+        first batch.
+        """
+        mean, std = normalisation(session.model)
+        plain, settings = (images - mean) / std, session.settings
         noise = torch.zeros_like(plain)
         for _ in range(self.steps):
             noise.requires_grad_(True)
-            settings = session.settings
+            moved = session.logits((plain + noise).clamp(0.0, 1.0) * std + mean)
             cost = cosine_cost(session.logits(images), session.logits(others))
             distance = transport_distance(cost, settings.sinkhorn_epsilon, settings.sinkhorn_iterations)
-            moved = session.logits((plain + noise).clamp(0.0, 1.0) * std + mean)
-            objective = self.forget_weight * distance - functional.cross_entropy(moved, labels)
-            wanted = [noise, *session.model.parameters()]  # parameter gradients are computed and thrown away
+            objective = self.forget_weight * distance - retain_weight * functional.cross_entropy(moved, labels)
+            wanted = [noise, *session.model.parameters()]  # the released steps pay for the weights' gradients too
             gradient = torch.autograd.grad(objective, wanted, allow_unused=True)[0]
-            noise = noise.detach() + self.strength * gradient.sign()
             session.backward_images += 2 * len(images) + len(others)
-        return ((plain + noise).clamp(0.0, 1.0) * std + mean).detach()
+            noise = noise.detach() + self.strength * gradient.sign()
+        return (plain + noise).clamp(0.0, 1.0).mul(std).add(mean).detach()
 
-    def _attack(self, session: Session) -> tuple[float, float]:
-        """Attack all of the forget set and of the validation people, and predict all of the retain set, as released."""
-        losses, accuracy = [], 0.0
-        for data in (session.retain, session.forget, session.validation):
-            probabilities = predict_probabilities(session.model, data)
-            truth = probabilities[np.arange(len(data)), data.labels.numpy()]
-            losses.append(-np.log(truth.clip(1e-12)))
-            accuracy = float((probabilities.argmax(axis=1) == data.labels.numpy()).mean())
-            session.forward_images += len(data)
-        loss = np.concatenate(losses[1:])[:, None]
-        member = np.repeat([1, 0], [len(session.forget), len(session.validation)])
-        folds = min(5, len(session.forget), len(session.validation))
-        if folds < 2:
-            return 0.5, accuracy
-        return abs(float(cross_val_score(LogisticRegression(), loss, member, cv=folds).mean()) - 0.5), accuracy
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    utility: float
+    step: int
+    weights: dict[str, Tensor]
+
+
+def _look(session: Session) -> tuple[float, float]:
+    """Return how far the attack's accuracy is from 0.5, and the accuracy on validation people.
+
+    Predicts every image, the retain set's for nothing, and leaves the model in eval mode, as the released monitor does.
+    """
+    before = time.perf_counter()
+    session.model.eval()
+    losses, utility = [], 0.0
+    for data in (session.retain, session.forget, session.validation):
+        probabilities, labels = predict_probabilities(session.model, data), data.labels.cpu().numpy()
+        losses.append(-np.log(probabilities[np.arange(len(data)), labels].clip(1e-12)))
+        utility = float((probabilities.argmax(axis=1) == labels).mean())
+        session.forward_images += len(data)
+    member = np.repeat([1, 0], [len(session.forget), len(session.validation)])
+    folds, accuracy = min(5, len(session.forget), len(session.validation)), 1.0
+    if folds > 1:
+        attack = cross_val_score(LogisticRegression(), np.concatenate(losses[1:])[:, None], member, cv=folds)
+        accuracy = float(attack.mean())
+    session.monitor_seconds += time.perf_counter() - before
+    return abs(accuracy - 0.5), utility

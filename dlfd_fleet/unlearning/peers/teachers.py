@@ -3,83 +3,103 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.peers.fine_tuning import reset
 from dlfd_fleet.unlearning.session import Peer, Session
 
 
 @dataclass(frozen=True)
 class BadTeacher(Peer):
-    """Learn the retain set from the original and the forget set from a network that knows nothing.
+    """Learn retained images from the original, and forgotten ones from a network that knows nothing.
 
-    Chundawat et al., arXiv 2205.08096, section 4: the student minimises the KL divergence from the competent teacher on
-    retained images and from the incompetent one, of fresh weights, on forgotten ones.
+    Chundawat et al., arXiv 2205.08096, section 4: with ``u = 1`` for a forgotten image, the student minimises
+    ``(1 - u) KL(competent || student) + u KL(incompetent || student)`` over the forget set and a part of the retain
+    set, shuffled. The incompetent teacher is the same architecture with fresh weights.
 
     Attributes
     ----------
+    retain_share
+        Share of the retain set that is learned from; the paper's 0.3.
     temperature
-        Divides all logits.
+        Divides all logits; the paper's 1.
     """
 
+    retain_share: float = 0.3
     temperature: float = 1.0
 
     def unlearn(self, session: Session) -> None:
-        """Train for ``settings.epochs`` epochs over the retain set, a forget batch beside each of its batches."""
-        competent = teacher_of(session.model)
+        """Train for ``settings.epochs`` epochs over both sets."""
+        competent = _teacher(session.model)
         incompetent = copy.deepcopy(competent)
         for module in incompetent.modules():
             reset(module)
-        optimizer, forget = session.optimizer(), session.cycle(session.forget)
-        for images, _ in session.epochs(session.retain, augmented=True):
-            others, _ = next(forget)
+        optimizer = session.optimizer()
+        for images, flags in session.epochs(self._flagged(session), augmented=True):
+            forgotten = flags == 1
             with torch.no_grad():
-                taught = torch.cat([competent(images), incompetent(others)])
-            session.forward_images += len(taught)
-            logits = session.logits(torch.cat([images, others]))
-            session.step(optimizer, divergence(logits, taught, self.temperature), len(logits))
+                taught = competent(images)
+                if forgotten.any():
+                    taught[forgotten] = incompetent(images[forgotten])
+            session.forward_images += len(images) + int(forgotten.sum())
+            loss = divergence(session.logits(images), taught, self.temperature)
+            session.step(optimizer, loss, len(images))
+
+    def _flagged(self, session: Session) -> LabelledImages:
+        """Return retained and forgotten images, with 1 in place of the label for the forgotten ones."""
+        kept = session.sample(session.retain, math.ceil(self.retain_share * len(session.retain)))
+        flags = [torch.zeros_like(kept.labels), torch.ones_like(session.forget.labels)]
+        return LabelledImages(torch.cat([kept.images, session.forget.images]), torch.cat(flags))
 
 
 @dataclass(frozen=True)
 class Scrub(Peer):
     """SCRUB: disobey the original on the forget set, obey it on the retain set (Kurmanji et al., arXiv 2302.09880).
 
-    Epochs of steps that maximise the divergence on forgotten images alternate with epochs that minimise
-    ``alpha * KL + gamma * CE`` on retained ones; the last epochs only minimise.
+    With ``d`` the KL divergence of the student from the original, each of the first epochs begins with steps that
+    maximise ``d`` on the forget set; every epoch goes on with steps that minimise
+    ``alpha * d + gamma * cross-entropy`` on the retain set (its algorithm 1). The rewinding of SCRUB+R is left out: it
+    chooses among checkpoints, which is the gate's business.
 
     Attributes
     ----------
     alpha, gamma
         Weights of the divergence and of the classification loss on the retain set.
-    forgetting_epochs
+    msteps
         Epochs that begin with maximising.
     temperature
         Divides all logits.
     """
 
-    alpha: float = 0.1
-    gamma: float = 0.9
-    forgetting_epochs: int = 2
+    alpha: float = 0.5
+    gamma: float = 1.0
+    msteps: int = 2
     temperature: float = 4.0
 
     def unlearn(self, session: Session) -> None:
-        """Alternate for ``settings.epochs`` epochs."""
-        teacher = teacher_of(session.model)
-        optimizer = session.optimizer()
-        for epoch in range(round(session.settings.epochs)):
-            if epoch < self.forgetting_epochs:
+        """Alternate for ``settings.epochs`` epochs, rounded to whole ones."""
+        teacher, optimizer = _teacher(session.model), session.optimizer()
+        for epoch in range(max(1, round(session.settings.epochs))):
+            if session.expired():
+                break
+            if epoch < self.msteps:
                 for images, _ in session.batches(session.forget):
-                    session.step(optimizer, -self._from_teacher(session, teacher, images)[0], len(images))
+                    distance, _ = self._distance(session, teacher, images)
+                    session.step(optimizer, -distance, len(images))
             for images, labels in session.batches(session.retain, augmented=True):
-                distance, logits = self._from_teacher(session, teacher, images)
+                distance, logits = self._distance(session, teacher, images)
                 loss = self.alpha * distance + self.gamma * session.loss(logits, labels)
                 session.step(optimizer, loss, len(images))
 
-    def _from_teacher(self, session: Session, teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _distance(self, session: Session, teacher: FeatureClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far the student is from the teacher, and the student's logits ``(N, C)``."""
         with torch.no_grad():
             taught = teacher(images)
         session.forward_images += len(images)
@@ -87,13 +107,16 @@ class Scrub(Peer):
         return divergence(logits, taught, self.temperature), logits
 
 
-def teacher_of(model: nn.Module) -> nn.Module:
+def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Return ``T^2 KL(teacher || student)`` of logits ``(N, C)`` at temperature T, the mean over images.
+
+    The factor keeps gradients independent of the temperature (Hinton et al., arXiv 1503.02531).
+    """
+    student = functional.log_softmax(logits / temperature, dim=1)
+    teacher = functional.log_softmax(taught / temperature, dim=1)
+    return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def _teacher(model: FeatureClassifier) -> FeatureClassifier:
     """Return a frozen copy in eval mode."""
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Return ``T^2 KL(teacher || student)`` of logits ``(N, C)`` at a temperature, mean over images (Hinton 2015)."""
-    student = functional.log_softmax(logits / temperature, dim=1)
-    target = functional.log_softmax(taught / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, target, reduction="batchmean", log_target=True)

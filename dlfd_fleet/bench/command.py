@@ -1,0 +1,65 @@
+"""The command: run what is missing, print the table, write the files, tell MLflow."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from dlfd_fleet.bench.compare import RETRAINED, Row
+from dlfd_fleet.bench.report import console_table, summarise, write_report
+from dlfd_fleet.bench.runner import Plan, choose_methods, parse_duration, run_bench
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import Settings, flatten
+from dlfd_fleet.tracking import open_tracker
+
+_PATIENCE = 120.0
+
+
+def bench_command(settings: Settings, methods: str, seeds: int, budget: str, console: Console) -> None:
+    """Run the bench, print its table, write its files and tell MLflow.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown method or a budget that is no duration.
+    JobError
+        If the budget ended before anything was measured.
+    """
+    folder = settings.state_folder / "bench"
+    plan = Plan(settings, choose_methods(methods), seeds, parse_duration(budget), folder)
+    results = run_bench(plan, ConsoleProgress(console))
+    for failure in results.failures:
+        console.print(f"[red]Failed:[/red] {escape(failure)}", soft_wrap=True)
+    if not results.rows:
+        raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
+    summaries = summarise(results.rows)
+    faces = settings.data.source if settings.data.manifest is None else settings.data.manifest.name
+    heading = f"Unlearning methods on {faces}, {seeds} seeds, {_machine()}"
+    console.print(console_table(summaries, heading))
+    page = write_report(results.rows, summaries, folder, heading)
+    log_to_mlflow(settings, results.rows)
+    if results.missing:
+        console.print(f"{results.missing} measurements are missing; run the same command again to go on.")
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+def log_to_mlflow(settings: Settings, rows: tuple[Row, ...]) -> None:
+    """Record every row: one run a bench, one run under it a method, seeds as steps."""
+    name = f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    with open_tracker(settings.tracking, settings.state_folder) as tracker:
+        tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
+        for row in rows:
+            step = row.seed * settings.bench.references + row.index if row.method == RETRAINED else row.seed
+            tracker.log_metrics(name, row.metrics, step=step, site=row.method)
+        tracker.finish_job(name, "FINISHED")
+        tracker.flush(_PATIENCE)
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    return f"{platform.machine()}, {device}, torch {torch.__version__.partition('+')[0]}"

@@ -1,0 +1,228 @@
+"""Unlearning without a fleet: one machine, one model in, one model out, with a report."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from dlfd_fleet.audit import SCORE_NAMES, Estimate, Role, SampleScores, Scores, Verdict, judge, measure
+from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data import read_manifest
+from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.exceptions import ConfigurationError, DataError
+from dlfd_fleet.models import MODEL_FILE, FaceClassifier, ModelCard, digest, load_model, save_model, state_arrays
+from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking.figures import loss_histograms
+from dlfd_fleet.unlearning import LabelledImages, UnlearnOutcome, dlfd, predict_probabilities
+
+
+class Result(BaseModel):
+    """What was done and what is known of it; ``report.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    original: Scores
+    unlearned: Scores
+    verdict: Verdict
+    success: bool
+    """Whether DLFD's own gate was satisfied and the verdict is no FAIL."""
+    reasons: tuple[str, ...]
+    forgotten_people: int
+    forgotten_images: int
+    seconds: float
+    rounds: int
+    parent: str
+    """SHA-256 of the weights that were unlearned from."""
+
+
+@dataclass(frozen=True)
+class People:
+    """The images of a manifest by the part that their people play."""
+
+    retain: IdentityDataset
+    forget: IdentityDataset
+    validation: IdentityDataset
+    test: IdentityDataset
+
+    def parts(self) -> dict[Role, IdentityDataset]:
+        """Return the images of each role."""
+        return {
+            Role.RETAIN: self.retain,
+            Role.FORGET: self.forget,
+            Role.VALIDATION: self.validation,
+            Role.TEST: self.test,
+        }
+
+
+def unlearn_people(
+    model_path: Path,
+    manifest: Path,
+    root: Path | None,
+    people: Collection[str],
+    output: Path,
+    settings: Settings,
+    progress: ProgressDisplay,
+) -> Result:
+    """Make a model forget people, audit it on people never trained on, and write it with its report.
+
+    Parameters
+    ----------
+    model_path
+        Folder of ``model.safetensors`` and ``card.json``, or that file.
+    manifest, root
+        Faces that the model was trained on, and people of the splits ``validation`` and ``test`` whom it never saw.
+    people
+        Identities to forget, of the split ``train``.
+    output
+        New folder for the model, ``report.json`` and ``report.html``.
+
+    Raises
+    ------
+    FleetError
+        For a model, a manifest, a person or a folder that will not do; nothing is written then.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
+    model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
+    faces = _split(manifest, root, people, card)
+    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).to(memory_format=torch.channels_last)
+    original = copy.deepcopy(model)
+    with progress.phase(f"Forgetting {len(set(people))} people", 1) as advance:
+        outcome = dlfd(
+            model,
+            _labelled(faces.retain),
+            _labelled(faces.forget),
+            _labelled(faces.validation),
+            settings.unlearning,
+            seed=settings.seed,
+            class_weights=_class_weights(faces.retain),
+            augment=augmentation(settings.erasure.augmentation),
+        )
+        advance()
+    samples = [_samples(one, faces) for one in (original, model)]
+    result = _judged(outcome, samples, faces, digest(state_arrays(original)), settings)
+    new = output.with_name(f".{output.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
+    _write_report(result, samples, new)
+    new.replace(output)  # whole or not at all
+    return result
+
+
+def _split(manifest: Path, root: Path | None, people: Collection[str], card: ModelCard) -> People:
+    table = read_manifest(manifest, root)
+    known = {row.identity for row in table.rows if row.split in ("train", "")}
+    for person in people:
+        if person not in known:
+            raise DataError(f"{manifest} has no training images of '{person}'; give an identity as it stands there.")
+    for split in ("validation", "test"):
+        if not any(row.split == split for row in table.rows):
+            raise DataError(
+                f"{manifest} names no {split} people; mark people whom the model never saw in its column 'split', "
+                "some as validation (for the gate) and some as test (for the evidence)."
+            )
+    faces = load_dataset(table, image_size=card.image_size, classes=card.classes)
+    trained = faces.select([number for number, row in enumerate(faces.rows) if row.split in ("train", "")])
+    retain = trained.without_people(people)
+    if not len(retain):
+        raise DataError("Everybody is to be forgotten; there is nobody left to keep the model useful for.")
+    return People(retain, trained.of_people(people), faces.of_split("validation"), faces.of_split("test"))
+
+
+def _labelled(faces: IdentityDataset) -> LabelledImages:
+    return LabelledImages(faces.images, faces.labels)
+
+
+def _class_weights(faces: IdentityDataset) -> torch.Tensor:
+    counts = torch.bincount(faces.labels, minlength=len(faces.classes)).clamp(min=1).float()
+    return counts.sum() / (len(counts) * counts)
+
+
+def _samples(model: FaceClassifier, faces: People) -> SampleScores:
+    parts = []
+    for role, images in faces.parts().items():
+        _, person = np.unique(np.array(images.identities), return_inverse=True)
+        roles = np.full(len(images), ROLES.index(role), dtype=np.uint8)
+        probabilities = predict_probabilities(model, _labelled(images))
+        parts.append(SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles))
+    return SampleScores.concatenate(parts)
+
+
+def _judged(
+    outcome: UnlearnOutcome, samples: list[SampleScores], faces: People, parent: str, settings: Settings
+) -> Result:
+    original, unlearned = (measure(one, resamples=settings.audit.resamples, seed=settings.seed) for one in samples)
+    verdict = judge(original, unlearned, settings.audit)
+    return Result(
+        original=original,
+        unlearned=unlearned,
+        verdict=verdict,
+        success=outcome.success and verdict.outcome != "FAIL",
+        reasons=(*outcome.failures, *verdict.reasons),
+        forgotten_people=len(set(faces.forget.identities)),
+        forgotten_images=len(faces.forget),
+        seconds=outcome.cost.seconds,
+        rounds=len(outcome.trace) - 1,
+        parent=parent,
+    )
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Unlearning report</title><style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 55rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse } th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #ddd }
+img { max-width: 100% }
+</style></head><body>
+<h1>$outcome</h1><p>$sentence</p>
+<p>$people people ($images images) in $rounds rounds, $seconds s. The comparison is with people never trained on, not
+with a retrained model. Bounds are 95%, by bootstrap over people. Nothing here proves that a model has forgotten.</p>
+<table><tr><th></th><th>original</th><th>unlearned</th></tr>$rows</table>
+<p><img alt="Loss histograms" src="data:image/png;base64,$picture"></p>
+<p>Weights unlearned from: SHA-256 $parent</p></body></html>
+""")
+
+
+def _write_report(result: Result, samples: list[SampleScores], output: Path) -> None:
+    (output / "report.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    panels = {
+        name: {
+            group: one.loss[one.of_role(role)]
+            for group, role in (("forget", Role.FORGET), ("retain", Role.RETAIN), ("unseen", Role.TEST))
+        }
+        for name, one in zip(("original", "unlearned"), samples, strict=True)
+    }
+    rows = "".join(
+        f"<tr><td>{name.replace('_', ' ')}</td>"
+        f"<td>{score_text(result.original, name)}</td><td>{score_text(result.unlearned, name)}</td></tr>"
+        for name in SCORE_NAMES
+    )
+    page = _PAGE.substitute(
+        outcome=result.verdict.outcome.value,
+        sentence=html.escape("; ".join(result.reasons)),
+        people=result.forgotten_people,
+        images=result.forgotten_images,
+        rounds=result.rounds,
+        seconds=f"{result.seconds:.0f}",
+        rows=rows,
+        picture=base64.b64encode(loss_histograms(panels)).decode("ascii"),
+        parent=result.parent,
+    )
+    (output / "report.html").write_text(page, encoding="utf-8")
+
+
+def score_text(scores: Scores, name: str) -> str:
+    """Return a score as people read it, with its bounds where it has them."""
+    value = getattr(scores, name)
+    return str(value) if isinstance(value, Estimate) else "-" if value is None else f"{value:.3f}"
