@@ -88,21 +88,21 @@ class UnlearningSettings(Section):
     In a fleet the coordinator's rounds set epochs and learning rate, and gate instead of the monitor; see ``erasure``.
     """
 
-    max_rounds: Count = Field(3, description="Most rounds of distancing and repair.")
-    distancing_steps: Count = Field(8, description="Batches of distancing in a round.")
-    repair_steps: Count = Field(24, description="Plain batches after them; the learning rate falls to 0.")
+    max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
+    distancing_steps: Count = Field(9, description="Batches of distancing in a round.")
+    repair_steps: Count = Field(20, description="Plain batches after them; the learning rate falls to 0.")
     strengthen: Annotated[float, Field(ge=1.0)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
     epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step.")
-    learning_rate: Positive = Field(0.05, description="SGD step of distancing, and of methods without rounds.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Retain images a step.")
+    learning_rate: Positive = Field(0.1, description="SGD step of distancing, and of methods without rounds.")
     repair_learning_rate: Positive = Field(0.02, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
     ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
-    step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, pixel range.")
-    steps: Annotated[int, Field(ge=0)] = Field(5, description="Sign-gradient steps a batch.")
+    step_size: Fraction = Field(0.02, description="Sign-gradient step of the noise, pixel range.")
+    steps: Annotated[int, Field(ge=0)] = Field(2, description="Sign-gradient steps a batch.")
     forget_weight: Annotated[float, Field(ge=0.0)] = Field(3.0, description="Weight of the transport distance.")
     retain_weight_start: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the start.")
     retain_weight_end: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the end.")
@@ -134,6 +134,9 @@ class ErasureSettings(Section):
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
     rounds: Count = Field(5, description="Most rounds of DLFD and repair in one attempt.")
     distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step of DLFD at a site.")
+    noise_steps: Count = Field(5, description="Sign-gradient steps a batch of DLFD at a site.")
+    noise_step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise at a site, pixel range.")
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of DLFD and repair.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
@@ -157,7 +160,7 @@ class BenchSettings(Section):
         0.2, description="Share of the trained people who are forgotten."
     )
     references: Annotated[int, Field(ge=3)] = Field(3, description="Retrained models a seed.")
-    time_limit: Positive = Field(0.25, description="Longest unlearning, gate included; share of a retraining's time.")
+    time_limit: Positive = Field(0.2, description="Longest unlearning, gate included; share of a retraining's time.")
     jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
     relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")
     relearning_rate: Positive = Field(0.01, description="SGD step of the relearning attack.")

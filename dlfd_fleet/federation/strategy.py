@@ -234,7 +234,13 @@ class FederatedUnlearning:
         self._round += 1
         erasure = self.settings.erasure
         epochs = erasure.distancing_epochs * 1.5 ** (attempt - 1)
-        changes = {"epochs": epochs, "learning_rate": erasure.learning_rate}
+        changes = {
+            "epochs": epochs,
+            "batch_size": erasure.batch_size,
+            "learning_rate": erasure.learning_rate,
+            "steps": erasure.noise_steps,
+            "step_size": erasure.noise_step_size,
+        }
         task = UnlearnTask(
             job=self.job,
             round=self._round,

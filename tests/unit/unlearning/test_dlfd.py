@@ -23,7 +23,15 @@ from dlfd_fleet.unlearning import (
 from dlfd_fleet.unlearning.distancing import distancing_noise
 
 SETTINGS = UnlearningSettings(
-    epochs=2, batch_size=8, learning_rate=0.01, repair_learning_rate=0.01, distancing_steps=2, repair_steps=2, gate=0.0
+    epochs=2,
+    batch_size=8,
+    learning_rate=0.01,
+    repair_learning_rate=0.01,
+    distancing_steps=2,
+    repair_steps=2,
+    gate=0.0,
+    max_rounds=3,
+    max_rounds=3,
 )
 
 

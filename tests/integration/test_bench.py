@@ -1,0 +1,94 @@
+"""The bench on drawn faces: real training, real methods, a real MLflow store; run twice, it does nothing twice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TINY = {
+    "data.image_size": 32,
+    "data.validation_people": 3,
+    "data.test_people": 3,
+    "model.architecture": "mobilenet_v3_small",
+    "bench.epochs": 1,
+    "bench.batch_size": 8,
+    "bench.relearning_epochs": 1,
+    "bench.jobs": 1,
+    "audit.resamples": 200,
+    "unlearning.distancing_steps": 2,
+    "unlearning.repair_steps": 2,
+    "unlearning.max_rounds": 1,
+}
+
+
+def bench(folder, *arguments):
+    flags = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    return subprocess.run(
+        [sys.executable, "-m", "dlfd_fleet", "bench", "--set", f"state_folder={folder}", *flags, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    from rich.console import Console
+
+    from dlfd_fleet.data import synthesize
+    from dlfd_fleet.progress import ConsoleProgress
+
+    folder = tmp_path_factory.mktemp("bench")
+    silent = ConsoleProgress(Console(quiet=True))
+    faces = synthesize(
+        folder / "faces", people=14, images_per_person=4, image_size=32, classes=2, seed=0, progress=silent
+    )
+    arguments = ("--data", faces, "--methods", "dlfd,fine-tune", "--seeds", 1, "--budget", "9m")
+    return folder, arguments, bench(folder / "state", *arguments)
+
+
+def test_it_measures_every_method_beside_original_and_retrained(measured):
+    folder, _, done = measured
+    assert done.returncode == 0, done.stderr
+    for word in ("original", "retrained", "DLFD", "fine-tune"):
+        assert word in done.stdout
+    rows = json.loads((folder / "state" / "bench" / "rows.json").read_text())
+    assert [row["method"] for row in rows] == ["original", "retrained", "retrained", "retrained", "dlfd", "fine-tune"]
+    dlfd = rows[4]["metrics"]
+    for name in ("loss_gap", "rmia_gap", "probe_gap", "relearned_gap", "neighbour_exposure", "times_floor", "seconds"):
+        assert name in dlfd
+    assert dlfd["peak_memory_ratio"] > 0.5
+    assert rows[5]["settings"]["learning_rate"] in (0.005, 0.01, 0.02)
+
+
+def test_a_second_run_goes_on_and_repeats_nothing(measured):
+    folder, arguments, _ = measured
+    rows = folder / "state" / "bench" / "rows"
+    before = {file: file.stat().st_mtime_ns for file in rows.iterdir()}
+    again = bench(folder / "state", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in rows.iterdir()} == before
+    assert "training original" not in again.stdout
+
+
+def test_mlflow_has_a_run_for_the_bench_and_one_for_each_method(measured):
+    import mlflow
+
+    folder, _, _ = measured
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'state' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dlfd-fleet")
+    runs = client.search_runs([experiment.experiment_id])
+    with_scores = [run for run in runs if "rmia_auc" in run.data.metrics]
+    assert len(with_scores) >= 4
+
+
+def test_mistakes_end_with_2_before_any_work(measured, tmp_path):
+    folder, arguments, _ = measured
+    wrong = bench(tmp_path, "--data", folder / "none.csv")
+    assert wrong.returncode == 2
+    assert "There is no manifest" in wrong.stderr
+    assert bench(tmp_path, *arguments[:2], "--methods", "nothing").returncode == 2
+    assert bench(tmp_path, *arguments[:2], "--budget", "soon").returncode == 2
+    assert not (tmp_path / "bench").exists()

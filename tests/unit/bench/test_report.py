@@ -1,0 +1,83 @@
+"""The bench's arithmetic and its files, from rows that are made up."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dlfd_fleet.audit import Outcome, Verdict
+from dlfd_fleet.bench import RETRAINED, Row, summarise, write_report
+from dlfd_fleet.bench.cost import PassSeconds
+from dlfd_fleet.bench.report import DISTANCES, Mean
+from dlfd_fleet.bench.runner import choose_methods, parse_duration
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.unlearning import Cost
+
+
+def row(method, seed, index=0, gap=0.0, **metrics):
+    shared = dict.fromkeys(DISTANCES, gap) | {"test_accuracy": 0.9, "loss_auc": 0.5}
+    outcome = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=("too few",), margin=0.1, power=0.2)
+    losses = {role: [0.1, 0.5, 2.0] for role in ("forget", "retain", "test")}
+    return Row(method=method, seed=seed, index=index, metrics=shared | metrics, verdict=outcome, losses=losses)
+
+
+def test_means_have_students_bounds():
+    values = [0.1, 0.4, 0.35, 0.2]
+    mean = Mean.of(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert mean.value == pytest.approx(np.mean(values))
+    assert mean.half_width == pytest.approx((high - low) / 2)
+    assert math.isnan(Mean.of([0.3]).half_width)
+
+
+def test_distances_are_averaged_without_their_signs():
+    """Too much in one seed does not make up for too little in another."""
+    (summary,) = summarise([row("dlfd", 0, gap=0.2), row("dlfd", 1, gap=-0.2)])
+    assert summary.means["loss_gap"].value == pytest.approx(0.0)
+    assert summary.means["abs_loss_gap"].value == pytest.approx(0.2)
+
+
+def test_retrained_models_of_one_seed_count_as_one():
+    rows = [row(RETRAINED, 0, index, gap=gap) for index, gap in enumerate((0.1, 0.2, 0.3))]
+    (summary,) = summarise([*rows, row(RETRAINED, 1, gap=0.4)])
+    assert summary.seeds == 2
+    assert summary.means["abs_loss_gap"].value == pytest.approx((0.2 + 0.4) / 2)
+
+
+def test_the_files_hold_every_row_and_the_page_escapes(tmp_path):
+    rows = [row("dlfd", 0), row("fine-tune", 0, gap=0.3), row(RETRAINED, 0), row("original", 0, gap=0.5)]
+    page = write_report(rows, summarise(rows), tmp_path, "faces <1>")
+    text = page.read_text(encoding="utf-8")
+    assert "faces &lt;1&gt;" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 4
+    table = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [line["method"] for line in table] == ["original", RETRAINED, "dlfd", "fine-tune"]
+    assert float(table[3]["abs_loss_gap"]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-5m", "0s", "1d"])
+def test_a_wrong_duration_is_one_sentence(text):
+    with pytest.raises(ConfigurationError, match="is no duration"):
+        parse_duration(text)
+
+
+def test_methods_are_chosen_by_name():
+    assert choose_methods("dlfd, fine-tune,dlfd") == ("dlfd", "fine-tune")
+    assert len(choose_methods("all")) == 14
+    with pytest.raises(ConfigurationError, match="There is no method 'nothing'"):
+        choose_methods("nothing")
+
+
+def test_the_floor_adds_up_the_passes():
+    cost = Cost(seconds=9.0, monitor_seconds=0.0, forward_images=100, backward_images=60, noise_images=20)
+    floor = PassSeconds(train=1.0, noise=0.5, predict=0.1).floor(cost)
+    assert floor == pytest.approx(40 * 1.0 + 20 * 0.5 + 40 * 0.1)
