@@ -31,7 +31,6 @@ SETTINGS = UnlearningSettings(
     repair_steps=2,
     gate=0.0,
     max_rounds=3,
-    max_rounds=3,
 )
 
 
