@@ -15,16 +15,26 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit import SCORE_NAMES, Estimate, Role, SampleScores, Scores, Verdict, judge, measure
+from dlfd_fleet.audit import SCORE_NAMES, Estimate, Reading, Role, SampleScores, Scores, Verdict, judge, measure
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import read_manifest
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.exceptions import ConfigurationError, DataError
-from dlfd_fleet.models import MODEL_FILE, FaceClassifier, ModelCard, digest, load_model, save_model, state_arrays
+from dlfd_fleet.models import (
+    MODEL_FILE,
+    FaceClassifier,
+    FeatureClassifier,
+    ModelCard,
+    digest,
+    load_model,
+    save_model,
+    state_arrays,
+    to_best_device,
+)
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking.figures import loss_histograms
-from dlfd_fleet.unlearning import LabelledImages, UnlearnOutcome, dlfd, predict_probabilities
+from dlfd_fleet.unlearning import LabelledImages, UnlearnOutcome, dlfd, loss_monitor, predict_probabilities
 
 
 class Result(BaseModel):
@@ -96,20 +106,26 @@ def unlearn_people(
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     faces = _split(manifest, root, people, card)
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).to(memory_format=torch.channels_last)
+    model = to_best_device(model)
     original = copy.deepcopy(model)
-    with progress.phase(f"Forgetting {len(set(people))} people", 1) as advance:
+    gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation))
+    with progress.phase(f"Forgetting {len(set(people))} people", 1 + settings.unlearning.max_rounds) as advance:
+
+        def look(model: FeatureClassifier) -> Reading:
+            advance()
+            return gate(model)
+
         outcome = dlfd(
             model,
             _labelled(faces.retain),
             _labelled(faces.forget),
             _labelled(faces.validation),
             settings.unlearning,
+            look,
             seed=settings.seed,
             class_weights=_class_weights(faces.retain),
             augment=augmentation(settings.erasure.augmentation),
         )
-        advance()
     samples = [_samples(one, faces) for one in (original, model)]
     result = _judged(outcome, samples, faces, digest(state_arrays(original)), settings)
     new = output.with_name(f".{output.name}.new")

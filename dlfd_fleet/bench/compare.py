@@ -146,12 +146,12 @@ def measure_references(bed: Bed) -> Iterator[Row]:
     """Weigh the original, and each retrained model beside the others: what chance alone makes of a perfect method."""
     gold, retraining = bed.gold, bed.retraining_seconds()
     yield _row(bed, ORIGINAL, gold.original, bed.relearn(bed.original), {}, {})
+    again = [gold.relearned, *(bed.relearn(bed.retrained(index)) for index in range(1, len(gold.retrained)))]
     for index, model in enumerate(gold.retrained):
         others = [other for other in gold.retrained if other is not model]
-        beside = Gold(gold.original, others, gold.reference_models, gold.relearned)
-        again = bed.relearn(bed.retrained(index))
+        beside = Gold(gold.original, others, gold.reference_models, again[index - 1])
         extra = {"seconds": retraining, "share_of_retraining_time": 1.0}
-        yield _row(bed, RETRAINED, model, again, extra, {}, beside, index)
+        yield _row(bed, RETRAINED, model, again[index], extra, {}, beside, index)
 
 
 def row_key(settings: Settings, method: str, faces: str) -> str:
@@ -200,10 +200,10 @@ def _row(
     gold: Gold | None = None,
     index: int = 0,
 ) -> Row:
-    audit, seed = bed.experiment.settings.audit, bed.experiment.seed
-    evidence = weigh(model, gold or bed.gold, audit, seed)
+    audit, seed, gold = bed.experiment.settings.audit, bed.experiment.seed, gold or bed.gold
+    evidence = weigh(model, gold, audit, seed)
     relearned = auc_difference(
-        [loss_attack(again.samples)], [loss_attack(bed.gold.relearned.samples)], resamples=200, seed=seed
+        [loss_attack(again.samples)], [loss_attack(gold.relearned.samples)], resamples=200, seed=seed
     )
     losses = {
         role.value: model.samples.loss[model.samples.of_role(role)].tolist()

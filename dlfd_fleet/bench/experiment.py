@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
-from dlfd_fleet.models import FaceClassifier, ModelCard, build, load_model, save_model
+from dlfd_fleet.models import FaceClassifier, ModelCard, build, load_model, save_model, to_best_device
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
@@ -134,11 +134,11 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
     folder = cache / f"{kind}-{experiment.seed}-{index}-{_key(experiment, kind, index)}"
     if (folder / _SECONDS_FILE).exists():
         seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))
-        return Reference(_on_device(load_model(folder)[0]), seconds)
+        return Reference(to_best_device(load_model(folder)[0]), seconds)
     bench = experiment.settings.bench
     seed = _training_seed(experiment.seed, kind, index)
     torch.manual_seed(seed)
-    model, train = _on_device(build(experiment.card)), experiment.trained_on(kind)
+    model, train = to_best_device(build(experiment.card)), experiment.trained_on(kind)
     started = time.perf_counter()
     fit(
         model,
@@ -160,11 +160,6 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
 
 def _training_seed(seed: int, kind: Kind, index: int) -> int:
     return seed * 1000 + index + (500 if kind == "retrained" else 0)
-
-
-def _on_device(model: FaceClassifier) -> FaceClassifier:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _key(experiment: Experiment, kind: Kind, index: int) -> str:

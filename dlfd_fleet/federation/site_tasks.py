@@ -36,7 +36,7 @@ from dlfd_fleet.federation.messages import (
 )
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
-from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays
+from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays, to_best_device
 from dlfd_fleet.unlearning import LabelledImages, distance, fit, predict_probabilities, recalibrate
 
 
@@ -228,8 +228,7 @@ def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
 def _model(card: ModelCard, arrays: Arrays) -> FaceClassifier:
     model = build(card)
     model.load_state_dict(arrays)
-    # A sixth faster on CPU than the default order of dimensions.
-    return model.to(memory_format=torch.channels_last)
+    return to_best_device(model)
 
 
 def _labelled(images: IdentityDataset) -> LabelledImages:
