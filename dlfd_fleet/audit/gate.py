@@ -16,10 +16,17 @@ _FEWEST_UNSEEN = 5
 
 @dataclass(frozen=True)
 class Reading:
-    """Utility in [0, 1], and the AUC of a membership attack (0.5 is perfect)."""
+    """Utility in [0, 1], and the AUC of a membership attack (0.5 is perfect).
+
+    Attributes
+    ----------
+    utility_error
+        Standard error of the utility, images taken as independent: with few people the real one is larger.
+    """
 
     utility: float
     attack_auc: float
+    utility_error: float = 0.0
 
     @property
     def forgetting(self) -> float:
@@ -44,8 +51,10 @@ def read_gate(samples: SampleScores) -> Reading:
         missing = "forget" if not len(forget) else "validation"
         raise DataError(f"There is no {missing} image for the gate to look at.")
     # One class only, or one never predicted, is no mistake here.
-    utility = np.mean([(unseen.prediction == label)[unseen.label == label].mean() for label in np.unique(unseen.label)])
-    return Reading(float(utility), matched_auc(forget, unseen))
+    right = [(unseen.prediction == label)[unseen.label == label] for label in np.unique(unseen.label)]
+    variance = sum(one.mean() * (1.0 - one.mean()) / len(one) for one in right) / len(right) ** 2
+    utility = float(np.mean([one.mean() for one in right]))
+    return Reading(utility, matched_auc(forget, unseen), float(np.sqrt(variance)))
 
 
 def matched_auc(members: SampleScores, unseen: SampleScores) -> float:

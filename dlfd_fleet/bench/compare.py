@@ -20,7 +20,7 @@ from dlfd_fleet.bench.experiment import Experiment, labelled, reference
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import UnlearnOutcome, checkpoint_rank, fit, loss_monitor, recalibrate
+from dlfd_fleet.unlearning import UnlearnOutcome, checkpoint_rank, fit, loss_monitor, recalibrate, utility_floor
 from dlfd_fleet.unlearning.methods import METHODS, Candidate
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -116,7 +116,7 @@ def measure_method(bed: Bed, method: str) -> Row:
     experiment = bed.experiment
     gate = experiment.settings.unlearning
     monitor = loss_monitor(labelled(experiment.forget), labelled(experiment.validation))
-    least = monitor(bed.original).utility - gate.max_utility_drop
+    least = utility_floor(monitor(bed.original), gate.max_utility_drop)
     tuning = 0.0
     for candidate in METHODS[method].candidates:
         outcome, memory = _unlearn(bed, candidate)

@@ -12,6 +12,7 @@ from dlfd_fleet.unlearning.contract import (
     Unlearner,
     UnlearnOutcome,
     checkpoint_rank,
+    utility_floor,
 )
 from dlfd_fleet.unlearning.distancing import distance, dlfd
 from dlfd_fleet.unlearning.monitor import loss_monitor
@@ -35,4 +36,5 @@ __all__ = [
     "predict_probabilities",
     "recalibrate",
     "transport_distance",
+    "utility_floor",
 ]

@@ -58,6 +58,14 @@ class LabelledImages:
         yield from parts
 
 
+def utility_floor(original: Reading, most_drop: float) -> float:
+    """Return the least utility of a checkpoint that may be chosen: what the original has, less the drop and the noise.
+
+    Two standard errors are noise: among few validation people retrained models differ by more than any sensible drop.
+    """
+    return original.utility - most_drop - 2.0 * original.utility_error
+
+
 def checkpoint_rank(reading: Reading, least_utility: float, gate: float) -> tuple[bool, float, float]:
     """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
 

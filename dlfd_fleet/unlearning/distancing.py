@@ -38,6 +38,7 @@ from dlfd_fleet.unlearning.contract import (
     TraceEntry,
     UnlearnOutcome,
     checkpoint_rank,
+    utility_floor,
 )
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.session import Session
@@ -213,7 +214,7 @@ class _Rounds:
 
     def utility_floor(self) -> float:
         """Least validation utility of a checkpoint that may be chosen."""
-        return self.trace[0].reading.utility - self.session.settings.max_utility_drop
+        return utility_floor(self.trace[0].reading, self.session.settings.max_utility_drop)
 
     def remembered(self) -> bool:
         return self.latest.attack_auc > 0.5 + self.session.settings.gate

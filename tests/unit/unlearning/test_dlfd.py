@@ -150,6 +150,13 @@ def test_a_useless_model_is_rolled_back_and_is_no_success():
     assert "given back" in " ".join(outcome.failures)
 
 
+def test_a_drop_within_the_noise_of_few_people_is_no_drop():
+    readings = [Reading(0.9, 0.8, 0.05), Reading(0.82, 0.5), Reading(0.9, 0.5)]
+    outcome = run(small_classifier(), readings)
+    assert outcome.success
+    assert len(outcome.trace) == 2
+
+
 def test_a_collapse_is_named_and_never_a_success():
     outcome = run(small_classifier(), [Reading(0.52, 0.8), *[Reading(0.5, 0.5)] * 3])
     assert not outcome.success
