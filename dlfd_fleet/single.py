@@ -157,7 +157,7 @@ def _split(manifest: Path, root: Path | None, people: Collection[str], card: Mod
 
 
 def _labelled(faces: IdentityDataset) -> LabelledImages:
-    return LabelledImages(faces.images, faces.labels)
+    return LabelledImages(faces.images, faces.labels, faces.people)
 
 
 def _class_weights(faces: IdentityDataset) -> torch.Tensor:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
+from dlfd_fleet.audit.bootstrap import person_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
 
@@ -20,13 +22,13 @@ class Reading:
 
     Attributes
     ----------
-    utility_error
-        Standard error of the utility, images taken as independent: with few people the real one is larger.
+    utility_half_width
+        Half the width of the utility's 95% interval over people (Student's t: with five of them it is wide).
     """
 
     utility: float
     attack_auc: float
-    utility_error: float = 0.0
+    utility_half_width: float = 0.0
 
     @property
     def forgetting(self) -> float:
@@ -50,11 +52,26 @@ def read_gate(samples: SampleScores) -> Reading:
     if not len(forget) or not len(unseen):
         missing = "forget" if not len(forget) else "validation"
         raise DataError(f"There is no {missing} image for the gate to look at.")
-    # One class only, or one never predicted, is no mistake here.
-    right = [(unseen.prediction == label)[unseen.label == label] for label in np.unique(unseen.label)]
-    variance = sum(one.mean() * (1.0 - one.mean()) / len(one) for one in right) / len(right) ** 2
-    utility = float(np.mean([one.mean() for one in right]))
-    return Reading(utility, matched_auc(forget, unseen), float(np.sqrt(variance)))
+    utility, half_width = _balanced_accuracy(unseen)
+    return Reading(utility, matched_auc(forget, unseen), half_width)
+
+
+def _balanced_accuracy(samples: SampleScores) -> tuple[float, float]:
+    """Return the balanced accuracy and half the width of its 95% interval, linearised and clustered by person."""
+    classes = np.unique(samples.label)  # one class only, or one never predicted, is no mistake here
+    right = (samples.prediction == samples.label).astype(np.float64)
+    means, influence = [], np.zeros(len(samples))
+    for label in classes:
+        rows = samples.label == label
+        means.append(right[rows].mean())
+        influence[rows] = (right[rows] - means[-1]) / (rows.sum() * len(classes))
+    unit = units(samples.person)
+    people = len(np.unique(unit))
+    if people < 2:
+        return float(np.mean(means)), 1.0
+    by_person = person_sums(unit, influence[:, None])[:, 0]
+    error = np.sqrt((by_person**2).sum() * people / (people - 1))
+    return float(np.mean(means)), float(student.ppf(0.975, people - 1) * error)
 
 
 def matched_auc(members: SampleScores, unseen: SampleScores) -> float:

@@ -87,9 +87,8 @@ class Bed:
         recalibrate(again, labelled(self.experiment.retain))
         return observe(again, self.experiment)
 
-    @cached_property
-    def seconds(self) -> PassSeconds:
-        """Seconds of one image, measured in this process beside the methods."""
+    def measure_seconds(self) -> PassSeconds:
+        """Return the seconds of one image here and now: a machine's speed changes with what else it does."""
         batch_size = self.experiment.settings.bench.batch_size
         return measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
 
@@ -101,9 +100,9 @@ class Bed:
             measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
         return peak.bytes
 
-    def retraining_seconds(self) -> float:
-        """Seconds of a retraining at the speed of this process."""
-        return self.experiment.settings.bench.epochs * len(self.experiment.retain) * self.seconds.train
+    def retraining_seconds(self, passes: PassSeconds) -> float:
+        """Return the seconds of a retraining at this speed."""
+        return self.experiment.settings.bench.epochs * len(self.experiment.retain) * passes.train
 
 
 def measure_method(bed: Bed, method: str) -> Row:
@@ -112,30 +111,30 @@ def measure_method(bed: Bed, method: str) -> Row:
     Every candidate of its tuning grid starts from the original, under the same limit of wall-clock time; validation
     people choose the best one.
     """
-    best: tuple[tuple[bool, float, float], Candidate, UnlearnOutcome, float] | None = None
+    best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
     experiment = bed.experiment
     gate = experiment.settings.unlearning
     monitor = loss_monitor(labelled(experiment.forget), labelled(experiment.validation))
     least = utility_floor(monitor(bed.original), gate.max_utility_drop)
     tuning = 0.0
     for candidate in METHODS[method].candidates:
-        outcome, memory = _unlearn(bed, candidate)
-        tuning += outcome.cost.seconds
-        rank = checkpoint_rank(monitor(outcome.model), least, gate.gate)
+        trial = _unlearn(bed, candidate)
+        tuning += trial.outcome.cost.seconds
+        rank = checkpoint_rank(monitor(trial.outcome.model), least, gate.gate)
         if best is None or rank > best[0]:
-            best = rank, candidate, outcome, memory
+            best = rank, candidate, trial
     if best is None:
         raise ValueError(f"The method {method} has no candidate.")
-    _, chosen, outcome, memory = best
-    cost, floor = outcome.cost, bed.seconds.floor(outcome.cost)
+    _, chosen, trial = best
+    outcome, cost, floor = trial.outcome, trial.outcome.cost, trial.passes.floor(trial.outcome.cost)
     again = bed.relearn(outcome.model)
     extra = {
         "seconds": cost.seconds,
-        "share_of_retraining_time": cost.seconds / bed.retraining_seconds(),
+        "share_of_retraining_time": cost.seconds / bed.retraining_seconds(trial.passes),
         "times_floor": cost.seconds / floor if floor else 0.0,
         "monitor_share": cost.monitor_seconds / cost.seconds,
         "tuning_seconds": tuning,
-        "peak_memory_ratio": memory,
+        "peak_memory_ratio": trial.memory,
         "image_passes_forward": cost.forward_images,
         "image_passes_backward": cost.backward_images,
     }
@@ -144,7 +143,7 @@ def measure_method(bed: Bed, method: str) -> Row:
 
 def measure_references(bed: Bed) -> Iterator[Row]:
     """Weigh the original, and each retrained model beside the others: what chance alone makes of a perfect method."""
-    gold, retraining = bed.gold, bed.retraining_seconds()
+    gold, retraining = bed.gold, bed.retraining_seconds(bed.measure_seconds())
     yield _row(bed, ORIGINAL, gold.original, bed.relearn(bed.original), {}, {})
     again = [gold.relearned, *(bed.relearn(bed.retrained(index)) for index in range(1, len(gold.retrained)))]
     for index, model in enumerate(gold.retrained):
@@ -162,11 +161,21 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
     return hashlib.sha256(json.dumps([tree, method, candidates, faces], default=str).encode()).hexdigest()[:16]
 
 
-def _unlearn(bed: Bed, candidate: Candidate) -> tuple[UnlearnOutcome, float]:
-    """Run a candidate on a copy of the original; return its outcome, and its peak memory in ordinary steps."""
+@dataclass(frozen=True)
+class _Trial:
+    """A candidate's outcome, the machine's speed beside it, and its peak memory in those of an ordinary step."""
+
+    outcome: UnlearnOutcome
+    passes: PassSeconds
+    memory: float
+
+
+def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
+    """Run a candidate on a copy of the original."""
+    before = bed.measure_seconds()
     experiment = bed.experiment
     bench = experiment.settings.bench
-    shared = {"max_seconds": bench.time_limit * bed.retraining_seconds(), "batch_size": bench.batch_size}
+    shared = {"max_seconds": bench.time_limit * bed.retraining_seconds(before), "batch_size": bench.batch_size}
     settings = experiment.settings.unlearning.model_copy(update=shared | dict(candidate.changes))
     device = next(bed.original.parameters()).device
     model = copy.deepcopy(bed.original)
@@ -182,7 +191,8 @@ def _unlearn(bed: Bed, candidate: Candidate) -> tuple[UnlearnOutcome, float]:
             class_weights=experiment.class_weights,
             augment=augmentation(experiment.settings.bench.augmentation),
         )
-    return outcome, own.bytes / ordinary if ordinary else 0.0
+    passes = before.mean_with(bed.measure_seconds())
+    return _Trial(outcome, passes, own.bytes / ordinary if ordinary else 0.0)
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:

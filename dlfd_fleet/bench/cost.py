@@ -15,7 +15,7 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning import Cost, LabelledImages
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_REPEATS = 3
+_REPEATS = 2
 
 
 @dataclass
@@ -48,6 +48,12 @@ class PassSeconds:
     train: float
     noise: float
     predict: float
+
+    def mean_with(self, other: PassSeconds) -> PassSeconds:
+        """Return the mean of two measurements, such as one before and one after."""
+        return PassSeconds(
+            (self.train + other.train) / 2, (self.noise + other.noise) / 2, (self.predict + other.predict) / 2
+        )
 
     def floor(self, cost: Cost) -> float:
         """Return the seconds that an unlearning's image passes take by themselves."""
@@ -85,7 +91,7 @@ def measure_passes(model: FeatureClassifier, data: LabelledImages, batch_size: i
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Return the median seconds of a call, after one that warms up."""
+    """Return the mean seconds of a call, after one that warms up."""
     times = []
     for _ in range(_REPEATS + 1):
         started = time.perf_counter()
@@ -93,4 +99,4 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
-    return sorted(times[1:])[_REPEATS // 2]
+    return sum(times[1:]) / _REPEATS

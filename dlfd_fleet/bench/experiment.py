@@ -82,7 +82,7 @@ class Experiment:
 
 def labelled(images: IdentityDataset) -> LabelledImages:
     """Return images and labels without names."""
-    return LabelledImages(images.images, images.labels)
+    return LabelledImages(images.images, images.labels, images.people)
 
 
 def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experiment:

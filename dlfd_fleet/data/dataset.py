@@ -48,6 +48,12 @@ class IdentityDataset:
         """The person of each image."""
         return tuple(row.identity for row in self.rows)
 
+    @property
+    def people(self) -> Tensor:
+        """A number for the person of each image, int64 ``(N,)``, without meaning outside this set."""
+        numbers = {name: number for number, name in enumerate(sorted(set(self.identities)))}
+        return torch.tensor([numbers[name] for name in self.identities], dtype=torch.long)
+
     def select(self, indices: Sequence[int]) -> IdentityDataset:
         """Return the images of these indices, in their order."""
         chosen = torch.tensor(list(indices), dtype=torch.long)

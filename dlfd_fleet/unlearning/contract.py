@@ -27,17 +27,21 @@ class LabelledImages:
         uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied.
     labels
         Class indices ``(N,)``, int64.
+    people
+        Number of each image's person, int64 ``(N,)``; without it each image counts as a person of its own.
     """
 
     images: Tensor
     labels: Tensor
+    people: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, rows: Tensor) -> LabelledImages:
         """Return the images of these rows."""
-        return LabelledImages(self.images[rows], self.labels[rows])
+        people = None if self.people is None else self.people[rows]
+        return LabelledImages(self.images[rows], self.labels[rows], people)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return float images in [0, 1] and labels of these rows, on the model's device."""
@@ -61,9 +65,10 @@ class LabelledImages:
 def utility_floor(original: Reading, most_drop: float) -> float:
     """Return the least utility of a checkpoint that may be chosen: what the original has, less the drop and the noise.
 
-    Two standard errors are noise: among few validation people retrained models differ by more than any sensible drop.
+    The noise is the half-width of its interval: on few validation people retrained models differ from each other, and
+    from the original, by more than any sensible drop.
     """
-    return original.utility - most_drop - 2.0 * original.utility_error
+    return original.utility - most_drop - original.utility_half_width
 
 
 def checkpoint_rank(reading: Reading, least_utility: float, gate: float) -> tuple[bool, float, float]:

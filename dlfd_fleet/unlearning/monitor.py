@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, read_gate
 from dlfd_fleet.audit.samples import ROLES
@@ -24,13 +25,19 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages) -> Monitor:
     both = LabelledImages(torch.cat([forget.images, validation.images]), torch.cat([forget.labels, validation.labels]))
     sides = [ROLES.index(Role.FORGET), ROLES.index(Role.VALIDATION)]
     roles = np.repeat(sides, [len(forget), len(validation)]).astype(np.uint8)
-    people = np.zeros(len(both), dtype=np.int64)
+    # Numbers of the two sides may be the same ones, and nobody is on both.
+    people = np.concatenate([_people(forget), _people(validation) + len(forget) + int(_people(forget).max())])
 
     def read(model: FeatureClassifier) -> Reading:
         probabilities = predict_probabilities(model, both)
         return read_gate(SampleScores.from_probabilities(probabilities, both.labels.numpy(), people, roles))
 
     return read
+
+
+def _people(data: LabelledImages) -> NDArray[np.int64]:
+    people = torch.arange(len(data)) if data.people is None else data.people
+    return people.numpy()
 
 
 def _sample(data: LabelledImages) -> LabelledImages:

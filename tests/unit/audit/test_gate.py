@@ -1,0 +1,45 @@
+"""The gate's reading: utility with an interval over people, and an attack matched by class."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from dlfd_fleet.audit import Role, SampleScores, read_gate
+from dlfd_fleet.audit.samples import ROLES
+
+
+def validation(people, images=10, seed=0):
+    """Draw people who are right more or less often, beside a forget set of one more person."""
+    generator = np.random.default_rng(seed)
+    person = np.repeat(np.arange(people), images)
+    skill = generator.beta(4, 1, people)[person]
+    label = generator.integers(0, 2, len(person))
+    prediction = np.where(generator.random(len(person)) < skill, label, 1 - label)
+    role = np.full(len(person), ROLES.index(Role.VALIDATION), np.uint8)
+    unseen = SampleScores(role, person, label, prediction, np.full(len(person), 0.5))
+    forget = SampleScores(
+        role[:2] * 0 + ROLES.index(Role.FORGET), person[:2], label[:2], label[:2], np.array([0.1, 0.2])
+    )
+    return unseen, SampleScores.concatenate([unseen, forget])
+
+
+def test_utility_is_the_balanced_accuracy():
+    unseen, samples = validation(8)
+    assert read_gate(samples).utility == pytest.approx(balanced_accuracy_score(unseen.label, unseen.prediction))
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_people():
+    unseen, samples = validation(60)
+    generator = np.random.default_rng(1)
+    by_person = [np.flatnonzero(unseen.person == one) for one in range(60)]
+    drawn = [np.concatenate([by_person[one] for one in generator.integers(0, 60, 60)]) for _ in range(800)]
+    values = [balanced_accuracy_score(unseen.label[rows], unseen.prediction[rows]) for rows in drawn]
+    assert read_gate(samples).utility_half_width == pytest.approx(2.0 * np.std(values), rel=0.15)
+
+
+def test_few_people_make_it_wide_and_one_says_nothing_of_others():
+    widths = [read_gate(validation(people)[1]).utility_half_width for people in (4, 16, 64)]
+    assert widths == sorted(widths, reverse=True)
+    unseen, samples = validation(1, images=20)
+    assert 0.0 < read_gate(samples).utility_half_width < 1.0  # of this one's images
+    assert len(unseen) == 20
