@@ -85,7 +85,7 @@ class TrainingSettings(Section):
 class UnlearningSettings(Section):
     """DLFD itself. Pixel units are fractions of the range [0, 1].
 
-    In a fleet the coordinator's rounds set epochs and learning rate, and gate instead of the monitor; see ``erasure``.
+    In a fleet the coordinator gates, and ``erasure`` sets epochs, batch size, learning rate and steps of the noise.
     """
 
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
