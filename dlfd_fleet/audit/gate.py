@@ -36,12 +36,17 @@ class Reading:
         return abs(self.attack_auc - 0.5)
 
 
-def read_gate(samples: SampleScores) -> Reading:
+def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:
     """Read a model from what it says of the forget set and of validation people.
 
     Utility is the balanced accuracy on validation people. The attack compares losses within each true class and
     averages over the classes of the forget set: a forget set with other classes than the validation people would look
     remembered, or forgotten, for its classes alone.
+
+    Parameters
+    ----------
+    predicted
+        What utility is read from, where rows are not the attacked images: those of each label of a multi-label head.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def read_gate(samples: SampleScores) -> Reading:
     if not len(forget) or not len(unseen):
         missing = "forget" if not len(forget) else "validation"
         raise DataError(f"There is no {missing} image for the gate to look at.")
-    utility, half_width = _balanced_accuracy(unseen)
+    utility, half_width = _balanced_accuracy(unseen if predicted is None else predicted.of(Role.VALIDATION))
     return Reading(utility, matched_auc(forget, unseen), half_width)
 
 

@@ -22,6 +22,7 @@ class Role(StrEnum):
 
 
 ROLES: tuple[Role, ...] = tuple(Role)
+_MOST_LABELS = 62
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class SampleScores:
     person
         Number of the image's person, unique within a site and random, shape ``(N,)``, int64.
     label, prediction
-        Class indices, shape ``(N,)``, int64.
+        Class indices, shape ``(N,)``, int64; of a multi-label head the number of the combination, a bit a label.
     loss
-        Cross-entropy of the true class in nats, shape ``(N,)``, float64.
+        Cross-entropy of the true class, or combination, in nats, shape ``(N,)``, float64.
     """
 
     role: NDArray[np.uint8]
@@ -64,13 +65,51 @@ class SampleScores:
         person: NDArray[np.int64],
         role: NDArray[np.uint8],
     ) -> SampleScores:
-        """Score class probabilities ``(N, C)``, from any predictor.
+        """Score probabilities ``(N, C)`` from any predictor, one row an image.
 
-        Probabilities are bounded below by 1e-12, so that a certain mistake has a finite loss (27.6 nats).
+        ``label`` holds class indices ``(N,)``; or 0 and 1 ``(N, C)`` for the independent probabilities of a multi-label
+        head, whose combination is then the class. Probabilities are bounded below by 1e-12, so that a certain mistake
+        has a finite loss (27.6 nats a label).
+
+        Raises
+        ------
+        DataError
+            For more than 62 labels, whose combinations have no number.
         """
+        if label.ndim == 2:
+            if label.shape[1] > _MOST_LABELS:
+                raise DataError(f"An audit takes at most {_MOST_LABELS} labels an image; these are {label.shape[1]}.")
+            bits = 1 << np.arange(label.shape[1], dtype=np.int64)
+            loss = _binary_losses(probabilities, label).sum(axis=1)
+            return cls(
+                role, person, label.astype(np.int64) @ bits, (probabilities >= 0.5).astype(np.int64) @ bits, loss
+            )
         rows = np.arange(len(label))
         chosen = np.clip(probabilities[rows, label].astype(np.float64), 1e-12, 1.0)
         return cls(role, person, label, probabilities.argmax(axis=1).astype(np.int64), -np.log(chosen))
+
+    @classmethod
+    def of_each_label(
+        cls,
+        probabilities: NDArray[np.floating],
+        label: NDArray[np.int64],
+        person: NDArray[np.int64],
+        role: NDArray[np.uint8],
+    ) -> SampleScores:
+        """Score the probabilities of a multi-label head ``(N, L)``, one row an image and label.
+
+        Label l has the classes 2 l (it does not apply) and 2 l + 1, so that a balanced accuracy over classes is the
+        mean of the labels' own.
+        """
+        count = label.shape[1]
+        first = 2 * np.arange(count, dtype=np.int64)
+        return cls(
+            np.repeat(role, count),
+            np.repeat(person, count),
+            (first + label.astype(np.int64)).ravel(),
+            (first + (probabilities >= 0.5)).ravel(),
+            _binary_losses(probabilities, label).ravel(),
+        )
 
     @classmethod
     def concatenate(cls, parts: Iterable[SampleScores]) -> SampleScores:
@@ -112,3 +151,9 @@ class SampleScores:
     def rows(self, rows: NDArray[np.bool_] | slice) -> SampleScores:
         """Return the rows of a mask ``(N,)`` or of a slice."""
         return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def _binary_losses(probabilities: NDArray[np.floating], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the cross-entropy of each label ``(N, L)``, nats."""
+    chosen = np.where(label == 1, probabilities, 1.0 - probabilities).astype(np.float64)
+    return -np.log(np.clip(chosen, 1e-12, 1.0))

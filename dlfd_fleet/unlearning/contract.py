@@ -26,7 +26,7 @@ class LabelledImages:
     images
         uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied.
     labels
-        Class indices ``(N,)``, int64.
+        Class indices ``(N,)``, int64; or, for a multi-label head, which of L labels apply, ``(N, L)`` of 0 and 1.
     people
         Number of each image's person, int64 ``(N,)``; without it each image counts as a person of its own.
     """
@@ -37,6 +37,11 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each image has several labels of its own, instead of one class."""
+        return self.labels.ndim == 2
 
     def select(self, rows: Tensor) -> LabelledImages:
         """Return the images of these rows."""

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import FeatureClassifier
@@ -42,7 +41,7 @@ from dlfd_fleet.unlearning.contract import (
 )
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.session import Session
-from dlfd_fleet.unlearning.training import recalibrate
+from dlfd_fleet.unlearning.training import classification_loss, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
@@ -79,7 +78,7 @@ def dlfd(
     seed
         Seed of batches, augmentation and dropout.
     class_weights
-        Weight of each class in the training loss, ``(C,)``; all 1 when omitted.
+        Weight of each class, or label, in the training loss, ``(C,)``; all 1 when omitted.
     augment
         Changes each retain batch before its noise is found.
 
@@ -146,7 +145,7 @@ def distancing_noise(
     Parameters
     ----------
     images, labels
-        Retain images ``(N, 3, S, S)`` in [0, 1] and their classes ``(N,)``.
+        Retain images ``(N, 3, S, S)`` in [0, 1], and their classes ``(N,)`` or labels ``(N, L)``.
     forget_features
         Features ``(M, F)`` of forget images under the same model.
     retain_weight
@@ -159,7 +158,7 @@ def distancing_noise(
         distance = transport_distance(
             cosine_cost(features, forget_features), settings.sinkhorn_epsilon, settings.sinkhorn_iterations
         )
-        objective = settings.forget_weight * distance - retain_weight * functional.cross_entropy(logits, labels)
+        objective = settings.forget_weight * distance - retain_weight * classification_loss(logits, labels)
         (gradient,) = torch.autograd.grad(objective, noise)
         noise = noise.detach() + settings.step_size * gradient.sign()
         noise = noise.clamp_(-settings.ball, settings.ball)
@@ -284,7 +283,8 @@ class _Rounds:
 
     def _reasons(self, reading: Reading) -> tuple[str, ...]:
         """Return why the chosen checkpoint is no success, if it is none."""
-        classes = len(torch.unique(self.session.validation.labels))
+        labels = self.session.validation.labels
+        classes = 2 if self.session.validation.multi_label else len(torch.unique(labels))
         reasons = []
         if self.best == 0:
             reasons.append("no round was better than the original, which is given back")

@@ -30,7 +30,11 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages) -> Monitor:
 
     def read(model: FeatureClassifier) -> Reading:
         probabilities = predict_probabilities(model, both)
-        return read_gate(SampleScores.from_probabilities(probabilities, both.labels.numpy(), people, roles))
+        labels = both.labels.long().numpy()
+        attacked = SampleScores.from_probabilities(probabilities, labels, people, roles)
+        if not both.multi_label:
+            return read_gate(attacked)
+        return read_gate(attacked, SampleScores.of_each_label(probabilities, labels, people, roles))
 
     return read
 
@@ -44,5 +48,6 @@ def _sample(data: LabelledImages) -> LabelledImages:
     """Return at most 512 images, evenly from the set in the order of its classes."""
     if len(data) <= _MOST_IMAGES:
         return data
-    order = torch.argsort(data.labels, stable=True)
+    classes = torch.unique(data.labels, dim=0, return_inverse=True)[1]
+    order = torch.argsort(classes, stable=True)
     return data.select(order[torch.linspace(0, len(data) - 1, _MOST_IMAGES).long()])

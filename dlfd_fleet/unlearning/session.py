@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, Cost, LabelledImages, Monitor, TraceEntry, UnlearnOutcome
-from dlfd_fleet.unlearning.training import device_of, recalibrate
+from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate
 
 _STATISTICS_IMAGES = 512
 
@@ -85,8 +84,8 @@ class Session:
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy under the class weights, nats."""
-        return functional.cross_entropy(logits, labels, weight=self.class_weights)
+        """Return the mean loss under the class weights, nats."""
+        return classification_loss(logits, labels, self.class_weights)
 
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, images: int) -> None:
         """Descend along the gradient of a loss over this number of images."""

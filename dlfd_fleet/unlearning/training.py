@@ -26,6 +26,22 @@ def optimizer_of(model: nn.Module, settings: TrainingSettings | UnlearningSettin
     return torch.optim.SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
+def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean loss of logits ``(N, C)`` under their head, nats.
+
+    Parameters
+    ----------
+    labels
+        Class indices ``(N,)`` for cross-entropy; 0 and 1 of shape ``(N, C)`` for binary cross-entropy, averaged over
+        the labels.
+    weights
+        Weight of each class, or of each label, ``(C,)``; all 1 when omitted.
+    """
+    if labels.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight=weights)
+    return functional.cross_entropy(logits, labels, weight=weights)
+
+
 def fit(
     model: nn.Module,
     train: LabelledImages,
@@ -38,7 +54,7 @@ def fit(
     class_weights: Tensor | None = None,
     augment: Augment | None = None,
 ) -> float:
-    """Train in place with cross-entropy; return the mean loss of the last epoch, nats.
+    """Train in place with :func:`classification_loss`; return the mean loss of the last epoch, nats.
 
     Batch normalisation and dropout are in train mode; the model is left in eval mode.
 
@@ -65,7 +81,7 @@ def fit(
             images, labels = train.batch(rows, device_of(model))
             if augment is not None:
                 images = augment(images, generator)
-            loss = functional.cross_entropy(model(images), labels, weight=class_weights)
+            loss = classification_loss(model(images), labels, class_weights)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
@@ -78,7 +94,7 @@ def fit(
 
 
 def predict_probabilities(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float32]:
-    """Return class probabilities ``(N, C)`` in eval mode; the model's mode is left as it was."""
+    """Return probabilities ``(N, C)`` of classes, or of labels, in eval mode; the model's mode is left as it was."""
     return predict_features_and_probabilities(model, data)[1]
 
 
@@ -86,14 +102,15 @@ def predict_probabilities(model: FeatureClassifier, data: LabelledImages) -> NDA
 def predict_features_and_probabilities(
     model: FeatureClassifier, data: LabelledImages
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return features ``(N, F)`` and class probabilities ``(N, C)`` in eval mode, from one pass."""
+    """Return features ``(N, F)`` and probabilities ``(N, C)`` of classes, or of labels, in eval mode, from one pass."""
     training, device = model.training, device_of(model)
     model.eval()
     features, probabilities = [], []
     for rows in torch.split(torch.arange(len(data)), _PREDICTION_BATCH):
         seen, logits = model.features_and_logits(data.batch(rows, device)[0])
         features.append(seen.float().cpu())
-        probabilities.append(logits.float().softmax(dim=1).cpu())
+        logits = logits.float()
+        probabilities.append((logits.sigmoid() if data.multi_label else logits.softmax(dim=1)).cpu())
     model.train(training)
     return torch.cat(features).numpy(), torch.cat(probabilities).numpy()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
 from dlfd_fleet.audit import Role, SampleScores, gap_to_retrain, measure, nomus
 from dlfd_fleet.audit.samples import ROLES
@@ -136,3 +136,22 @@ def test_the_gap_to_a_retrained_model_is_zero_for_itself_and_grows_with_what_is_
     gaps = [gap_to_retrain(measure(samples(3, forget_shift=shift), resamples=200), retrained) for shift in (0.5, 3.0)]
     assert 0.0 < gaps[0] < gaps[1]
     assert gap_to_retrain(retrained, measure(samples(9), resamples=200)) > 0.0
+
+
+def test_an_image_of_several_labels_has_the_loss_of_all_of_them():
+    truth, probabilities = np.array([[1, 0], [0, 1]]), np.array([[0.9, 0.2], [0.6, 0.5]])
+    people, roles = np.arange(2), np.zeros(2, dtype=np.uint8)
+    whole = SampleScores.from_probabilities(probabilities, truth, people, roles)
+    each = SampleScores.of_each_label(probabilities, truth, people, roles)
+    expected = [log_loss([y], [p], labels=[0, 1]) for y, p in zip(truth.ravel(), probabilities.ravel(), strict=True)]
+    assert each.loss == pytest.approx(expected)
+    assert whole.loss == pytest.approx(np.reshape(expected, (2, 2)).sum(axis=1))
+    assert (whole.label == whole.prediction).tolist() == [True, False]
+    assert (each.label == each.prediction).tolist() == [True, True, False, True]
+
+
+def test_more_labels_than_combinations_have_numbers_are_refused():
+    with pytest.raises(DataError, match="at most 62 labels an image; these are 63"):
+        SampleScores.from_probabilities(
+            np.zeros((1, 63)), np.zeros((1, 63), dtype=np.int64), np.zeros(1), np.zeros(1, dtype=np.uint8)
+        )

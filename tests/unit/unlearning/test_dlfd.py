@@ -5,17 +5,19 @@ import copy
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
-from dlfd_fleet.audit import Reading
+from dlfd_fleet.audit import Reading, SampleScores, matched_auc
 from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
-from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
     LabelledImages,
     checkpoint_rank,
     cosine_cost,
     distance,
     dlfd,
+    fit,
     loss_monitor,
     predict_probabilities,
     transport_distance,
@@ -229,3 +231,45 @@ def test_rank_prefers_usefulness_then_forgetting_then_utility():
     useless, leaking, forgot, better = Reading(0.5, 0.5), Reading(0.9, 0.8), Reading(0.9, 0.52), Reading(0.92, 0.49)
     order = sorted([better, useless, forgot, leaking], key=lambda reading: checkpoint_rank(reading, 0.85, 0.03))
     assert order == [useless, leaking, forgot, better]
+
+
+def several_labels(data):
+    """Return the same images, each with two labels: is it even, and is it one of each four."""
+    numbers = torch.arange(len(data))
+    return LabelledImages(data.images, torch.stack([numbers % 2 == 0, numbers % 4 == 0], dim=1).float())
+
+
+def test_a_multi_label_head_unlearns_by_its_binary_loss():
+    model, before = small_classifier(), small_classifier()
+    retain, forget, validation = (several_labels(data) for data in (RETAIN, FORGET, VALIDATION))
+    readings = iter([Reading(0.8, 0.9), Reading(0.8, 0.5)])
+    outcome = dlfd(model, retain, forget, validation, SETTINGS, lambda _: next(readings), seed=3)
+    assert outcome.success
+    first, last = predict_probabilities(before, retain), predict_probabilities(outcome.model, retain)
+    assert not np.allclose(first, last)
+    assert not np.allclose(last.sum(axis=1), 1.0)  # labels do not compete
+
+
+def test_the_loss_of_a_multi_label_head_falls_as_it_is_trained():
+    model, data = small_classifier(), several_labels(RETAIN)
+    settings = TrainingSettings(batch_size=8)
+    first = fit(model, data, settings, epochs=1, learning_rate=0.01, seed=0)
+    assert fit(model, data, settings, epochs=20, learning_rate=0.01, seed=0) < first
+
+
+def test_the_monitor_of_a_multi_label_head_reads_each_label_and_attacks_whole_images():
+    model, (forget, validation) = small_classifier(), [several_labels(data) for data in (FORGET, VALIDATION)]
+    reading = loss_monitor(forget, validation)(model)
+    guesses, truth = predict_probabilities(model, validation) >= 0.5, validation.labels.numpy()
+    expected = np.mean([balanced_accuracy_score(truth[:, label], guesses[:, label]) for label in (0, 1)])
+    assert reading.utility == pytest.approx(expected)
+    samples = [
+        SampleScores.from_probabilities(
+            predict_probabilities(model, data),
+            data.labels.long().numpy(),
+            np.arange(len(data)),
+            np.zeros(len(data), dtype=np.uint8),
+        )
+        for data in (forget, validation)
+    ]
+    assert reading.attack_auc == pytest.approx(matched_auc(*samples))
