@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,12 @@ from rich.table import Table
 
 from dlfd_fleet.exceptions import ConfigurationError, FleetError
 from dlfd_fleet.settings import LoadedSettings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from dlfd_fleet.ledger import ForgetRequest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,9 +29,11 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 data_app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 forget_app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")
+site_app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, look at it, purge it.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(forget_app, name="forget")
+app.add_typer(site_app, name="site")
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
@@ -198,15 +206,129 @@ def forget_list(site: SiteFolder) -> None:
 
     with Site(site) as opened:
         requests = opened.ledger.requests()
+    console.print(_requests_table(requests, datetime.now(UTC)))
+
+
+@forget_app.command("show")
+def forget_show(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
+    """Show a request and everything that happened to it."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.ledger.site import Site
+
+    with Site(site) as opened:
+        found, events = opened.ledger.get(request), opened.ledger.history(request)
+    console.print(_requests_table([found], datetime.now(UTC)))
+    table = Table("at", "state", "reason", "job", "epoch")
+    for event in events:
+        epoch = "" if event.epoch is None else str(event.epoch)
+        table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "", epoch)
+    console.print(table)
+
+
+@forget_app.command("withdraw")
+def forget_withdraw(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
+    """Take a request back, as long as no job works on it."""
+    from dlfd_fleet.ledger.site import Site, withdraw
+
+    with Site(site) as opened:
+        found = withdraw(opened, request)
+    console.print(
+        f"Request {found.id} is withdrawn; the person may be trained on again. Other sites that a job told of it "
+        "keep theirs."
+    )
+
+
+@site_app.command("init")
+def site_init(
+    folder: Annotated[Path, typer.Argument(help="New folder: card, keys, ledger, manifest.")],
+    name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
+    manifest: Annotated[Path, typer.Option(help="The site's faces: image,identity,label[,site][,split].")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="The fleet's classes in order, separated by commas; the manifest's by default."),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the model's input, pixels.")] = 64,
+    validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
+    test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
+    ledger: Annotated[
+        str, typer.Option(help="File in the folder, or postgresql+psycopg://host/database.")
+    ] = "ledger.db",
+    fleet_secret: Annotated[
+        Path | None, typer.Option(help="File of the secret that the sites share (openssl rand -hex 32).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
+) -> None:
+    """Make the folder of a site; its images stay where they are."""
+    from dlfd_fleet.ledger.site_setup import init_site
+
+    init_site(
+        folder,
+        name=name,
+        manifest=manifest,
+        root=root,
+        classes=tuple(classes.split(",")) if classes else None,
+        image_size=image_size,
+        validation_people=validation_people,
+        test_people=test_people,
+        ledger=ledger,
+        fleet_secret=fleet_secret,
+        seed=seed,
+    ).ledger.close()
+    site_status(folder)
+    console.print(
+        f"Start its SuperNode with: flower-supernode --node-config 'site-folder=\"{folder.absolute()}\"' ...",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@site_app.command("status")
+def site_status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
+    """Show what a site holds, and how its requests stand; checks the ledger's history."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger import site_status as read_status
+
+    now = datetime.now(UTC)
+    with Site(site) as opened:
+        card, status = opened.card, read_status(opened, now)
+    table = Table(title=f"{card.name} ({card.image_size} pixels; {', '.join(card.classes)})")
+    for column in ("split", "people", "images"):
+        table.add_column(column)
+    for split, images in sorted(status.images.items()):
+        table.add_row(split or "(none)", str(status.people[split]), str(images))
+    console.print(table)
+    states = ", ".join(f"{count} {state}" for state, count in sorted(status.requests.items())) or "none"
+    console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger's history is whole.")
+    console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")
+    if not status.fleet_secret:
+        console.print("Without a fleet secret this site does not learn of people who ask at other sites.")
+    if status.open_requests:
+        console.print(_requests_table(status.open_requests, now))
+
+
+@site_app.command("purge")
+def site_purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
+    """End interrupted purges, and delete images of forgotten people that came back."""
+    from dlfd_fleet.ledger import Site, purge_site
+
+    with Site(site) as opened:
+        ended, returned = purge_site(opened)
+    console.print(f"Deleted {ended} images of released requests, and {returned} that had come back.")
+
+
+def _requests_table(requests: Sequence[ForgetRequest], now: datetime) -> Table:
     table = Table()
     for name in ("request", "person", "state", "asked", "deadline", "job"):
         table.add_column(name, overflow="fold")
-    now = datetime.now(UTC)
     for request in requests:
         deadline = f"{request.deadline:%Y-%m-%d}" + (" OVERDUE" if request.overdue(now) else "")
         row = (request.id, request.identity or "(purged)", request.state, f"{request.requested_at:%Y-%m-%d}")
         table.add_row(*row, deadline, request.job or "")
-    console.print(table)
+    return table
 
 
 def _load(config: Path | None, overrides: list[str] | None, flags: dict[str, object] | None = None) -> LoadedSettings:

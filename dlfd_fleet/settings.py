@@ -142,6 +142,9 @@ class ErasureSettings(Section):
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     max_attempts: Count = Field(1, description="Attempts, each half as long again at DLFD, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
+    largest_forget_share: Fraction = Field(
+        0.25, description="Share of the fleet's images that one site may ask to forget in a job."
+    )
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
     fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if DLFD fails.")

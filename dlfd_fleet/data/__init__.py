@@ -5,7 +5,7 @@ Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this m
 
 from dlfd_fleet.data.check import Problem, check_manifest
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
-from dlfd_fleet.data.site_images import copy_images, purge_people
+from dlfd_fleet.data.site_images import copy_images, image_digest, purge_rows, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_look, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
@@ -19,11 +19,13 @@ __all__ = [
     "check_manifest",
     "choose_people_to_forget",
     "copy_images",
+    "image_digest",
     "open_source",
     "order_by_look",
     "orl_manifest",
-    "purge_people",
+    "purge_rows",
     "read_manifest",
+    "returned_images",
     "synthesize",
     "systematic_sample",
     "write_manifest",

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from dlfd_fleet.data.manifest import Manifest, read_manifest, write_manifest
+from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.exceptions import DataError
 
 
@@ -34,26 +34,31 @@ def copy_images(manifest: Manifest, folder: Path) -> Path:
     return file
 
 
-def purge_people(manifest_file: Path, root: Path, identities: Collection[str]) -> list[str]:
-    """Delete people's images from disk and their rows from the manifest.
+def image_digest(manifest: Manifest, row: Row) -> str | None:
+    """Return the SHA-256 of an image's file; None if there is no file."""
+    try:
+        return hashlib.sha256((manifest.root / row.image).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def returned_images(manifest: Manifest, tombstones: Collection[str]) -> frozenset[Row]:
+    """Return the rows whose files are those of purged images, whatever they are called now."""
+    return frozenset(row for row in manifest.rows if image_digest(manifest, row) in tombstones)
+
+
+def purge_rows(manifest_file: Path, root: Path, rows: Collection[Row]) -> int:
+    """Delete images from disk and their rows from the manifest; return how many files were deleted.
 
     The rows go last: killed midway, the next call finds them and goes on; a file that is gone already is no error.
-
-    Returns
-    -------
-    list of str
-        SHA-256 of each file that was deleted: tombstones, so that an import cannot bring it back by accident.
     """
-    manifest = read_manifest(manifest_file, root)
-    digests = []
-    for row in manifest.rows:
-        if row.identity not in identities:
-            continue
+    deleted = 0
+    for row in rows:
         file = root / row.image
-        if file.exists():
-            digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
-            file.unlink()
-    kept = [row for row in manifest.rows if row.identity not in identities]
+        deleted += file.exists()
+        file.unlink(missing_ok=True)
+    manifest = read_manifest(manifest_file, root)
+    kept = [row for row in manifest.rows if row not in rows]
     if len(kept) < len(manifest.rows):
         write_manifest(kept, manifest_file)
-    return digests
+    return deleted

@@ -57,7 +57,8 @@ class Coordinator:
 
     def pending(self) -> dict[int, PendingReply]:
         """Ask the sites what they hold and how many people ask to be forgotten."""
-        return ask_pending(self.fleet, self.record.job)
+        erasing = self.record.kind == "erase"
+        return ask_pending(self.fleet, self.record.job, self.settings.erasure.largest_forget_share if erasing else 1.0)
 
     def strategy(self, card: ModelCard) -> FederatedUnlearning:
         """Return the job's strategy, working on models of this card; its rounds go on counting."""

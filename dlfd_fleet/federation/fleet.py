@@ -101,6 +101,10 @@ class Fleet:
         """Note that a reply breaks the contract; the site counts as absent."""
         self._note_absence(reply.node, f"was refused: {error}")
 
+    def exclude(self, node: int, reason: str) -> None:
+        """Note that a node takes no part in this job, and why."""
+        self._note_absence(node, reason)
+
     def why_absent(self) -> str:
         """Return in words which sites are absent and why."""
         return "; ".join(f"{sender} {reason}" for sender, reason in self.absent.items()) or "no site replied"

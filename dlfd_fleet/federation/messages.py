@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dlfd_fleet.audit import SampleScores
@@ -27,6 +27,7 @@ FILE = "file"
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Weights = tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
 """One a class."""
 Arrays = dict[str, Tensor]
@@ -120,6 +121,8 @@ class PendingQuery(FleetMessage):
 
     TYPE: ClassVar[str] = "query.pending"
     job: str
+    asked: dict[Pseudonym, AwareDatetime] = {}
+    """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
 
 
 class PendingReply(FleetMessage):
@@ -127,6 +130,8 @@ class PendingReply(FleetMessage):
 
     requests: tuple[str, ...]
     """Random ids of accepted requests."""
+    people: dict[Pseudonym, AwareDatetime] = {}
+    """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
     forget_images: Count
     class_images: tuple[Count, ...]
     """Images to train on, one count a class."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.data import purge_people
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
@@ -34,22 +33,26 @@ from dlfd_fleet.federation.messages import (
     UnlearnResult,
     UnlearnTask,
 )
-from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.ledger.purge import purge_request
+from dlfd_fleet.ledger.site import Site, join_requests
+from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays, to_best_device
 from dlfd_fleet.unlearning import LabelledImages, distance, fit, predict_probabilities, recalibrate
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
-    """Count the accepted requests; those of a job that died are accepted again."""
+    """Count the accepted requests; those of a job that died are accepted again, and those of other sites too."""
     for request in site.ledger.requests(*UNDER_WAY):
         if request.job != query.job:
             site.ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
+    join_requests(site, query.job, query.asked)
     requests = site.ledger.requests(RequestState.ACCEPTED)
+    names = {request: site.fleet_pseudonym(request.identity or "", query.job) for request in requests}
     images = _images(site)
     class_images = torch.bincount(_retain(site, images).labels, minlength=len(site.card.classes))
     return PendingReply(
         requests=tuple(request.id for request in requests),
+        people={name: request.deadline for request, name in names.items() if name},
         forget_images=len(images.of_people(_identities(site, RequestState.ACCEPTED))),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
@@ -158,26 +161,13 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
 
 def _release(site: Site, task: SettleTask) -> SettleResult:
     ledger = site.ledger
-    states = (RequestState.EVALUATING, RequestState.RELEASED, RequestState.PURGING)
-    settled = [request for request in ledger.requests(*states) if request.job == task.job]
+    settled = [request for request in ledger.requests(RequestState.EVALUATING, *TO_PURGE) if request.job == task.job]
     purged = 0
     for request in settled:
-        if request.state not in (RequestState.RELEASED, RequestState.PURGING):
+        if request.state not in TO_PURGE:
             ledger.move(request.id, RequestState.RELEASED, task.reason, job=task.job, epoch=task.epoch)
-        if not task.purge:
-            continue
-        ledger.move(request.id, RequestState.PURGING, "deleting the images", job=task.job, epoch=task.epoch)
-        digests = purge_people(site.manifest_file, site.image_root, [request.identity] if request.identity else [])
-        ledger.purged(request.id, digests)
-        purged += len(digests)
-        ledger.move(
-            request.id,
-            RequestState.COMPLETE,
-            f"{len(digests)} images purged; no device is registered with this fleet",
-            job=task.job,
-            epoch=task.epoch,
-        )
-        ledger.forget_identity(request.id)
+        if task.purge:
+            purged += purge_request(site, ledger.get(request.id))
     return SettleResult(requests=len(settled), purged_images=purged)
 
 
@@ -189,7 +179,8 @@ def _images(site: Site) -> IdentityDataset:
 
 @lru_cache(maxsize=64)
 def _decoded(folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]) -> IdentityDataset:
-    return load_dataset(Site(folder).manifest(), image_size=image_size, classes=classes)
+    with Site(folder) as site:
+        return load_dataset(site.usable_manifest(), image_size=image_size, classes=classes)
 
 
 def _identities(site: Site, *states: RequestState) -> list[str]:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, Protocol
 
 from dlfd_fleet.audit import Outcome, Role, SampleScores, Scores, Verdict, judge, measure, read_gate
@@ -346,17 +347,44 @@ class FederatedUnlearning:
         return str(self._round)
 
 
-def ask_pending(fleet: Fleet, job: str) -> dict[int, PendingReply]:
-    """Ask every node what it holds and who asks to be forgotten; counts only.
+def ask_pending(fleet: Fleet, job: str, largest_share: float = 1.0) -> dict[int, PendingReply]:
+    """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
+
+    Where sites share a secret they are asked twice: the second time with the pseudonyms of everybody who asked, so that
+    other sites that have the person forget too.
+
+    Parameters
+    ----------
+    largest_share
+        Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
+        takes no part.
 
     Raises
     ------
     JobError
         If no node answers.
     """
-    records, nodes = PendingQuery(job=job).to_records(), fleet.wait_for_nodes()
+    replies = _query(fleet, PendingQuery(job=job))
+    asked: dict[str, datetime] = {}
+    for reply in replies.values():
+        for person, deadline in reply.people.items():
+            asked[person] = min(deadline, asked.get(person, deadline))
+    if asked and len(replies) > 1:
+        replies = _query(fleet, PendingQuery(job=job, asked=asked))
+    total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
+    for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
+        share = replies.pop(node).forget_images / total
+        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
+    if not replies:
+        raise JobError(f"No site takes part: {fleet.why_absent()}.")
+    fleet.members = frozenset(replies)
+    return replies
+
+
+def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
+    """Return the replies of the nodes that answered; only they take part from now on."""
     replies = {}
-    for reply in fleet.exchange(PendingQuery.TYPE, dict.fromkeys(nodes, records), "0"):
+    for reply in fleet.exchange(query.TYPE, dict.fromkeys(fleet.wait_for_nodes(), query.to_records()), "0"):
         try:
             replies[reply.node] = PendingReply.from_records(reply.records, reply.sender)
         except MessageError as error:

@@ -5,9 +5,20 @@ keyed digest remains, so that the person is recognised should the images ever co
 """
 
 from dlfd_fleet.ledger.ledger import Event, ForgetRequest, Ledger
-from dlfd_fleet.ledger.site import Site, SiteCard, create_site, request_forgetting, site_folders
-from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.ledger.purge import purge_request, purge_site
+from dlfd_fleet.ledger.site import (
+    Site,
+    SiteCard,
+    canonical,
+    create_site,
+    join_requests,
+    request_forgetting,
+    site_folders,
+    withdraw,
+)
+from dlfd_fleet.ledger.site_setup import deal_to_sites, init_site
 from dlfd_fleet.ledger.states import RequestState
+from dlfd_fleet.ledger.status import SiteStatus, site_status
 
 __all__ = [
     "Event",
@@ -16,8 +27,16 @@ __all__ = [
     "RequestState",
     "Site",
     "SiteCard",
+    "SiteStatus",
+    "canonical",
     "create_site",
     "deal_to_sites",
+    "init_site",
+    "join_requests",
+    "purge_request",
+    "purge_site",
     "request_forgetting",
     "site_folders",
+    "site_status",
+    "withdraw",
 ]

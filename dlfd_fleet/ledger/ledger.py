@@ -1,4 +1,4 @@
-"""The ledger itself: requests, an append-only hash-chained history, and tombstones of purged images (SQLite)."""
+"""The ledger itself: requests, an append-only hash-chained history, and tombstones of purged images (SQL)."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from dlfd_fleet.exceptions import LedgerError
-from dlfd_fleet.ledger.states import FOLLOWERS, RequestState
+from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, RequestState
 
+_VERSION = 2
 _BUSY_SECONDS = 30
+_POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
 _START = "0" * 64
 
 _tables = sa.MetaData()
+_ledger = sa.Table("ledger", _tables, sa.Column("version", sa.Integer, primary_key=True))
 _request = sa.Table(
     "request",
     _tables,
     sa.Column("id", sa.String, primary_key=True),
-    sa.Column("person_digest", sa.String, nullable=False, unique=True),
+    sa.Column("person_digest", sa.String, nullable=False),
     sa.Column("identity", sa.String),  # deleted once the person is purged
     sa.Column("state", sa.String, nullable=False),
     sa.Column("requested_at", sa.String, nullable=False),
     sa.Column("deadline", sa.String, nullable=False),
     sa.Column("job", sa.String),
     sa.Column("epoch", sa.Integer),
+)
+_open = _request.c.state != RequestState.WITHDRAWN.value
+sa.Index(  # who has withdrawn may ask again
+    "one_request_a_person", _request.c.person_digest, unique=True, sqlite_where=_open, postgresql_where=_open
 )
 _history = sa.Table(
     "history",
@@ -68,8 +75,8 @@ class ForgetRequest:
     epoch: int | None
 
     def overdue(self, now: datetime) -> bool:
-        """Tell whether the deadline has passed and the request is not complete."""
-        return now > self.deadline and self.state is not RequestState.COMPLETE
+        """Tell whether the deadline has passed and the request is neither complete nor withdrawn."""
+        return now > self.deadline and self.state not in CLOSED
 
 
 @dataclass(frozen=True)
@@ -88,35 +95,45 @@ class Event:
 class Ledger:
     """Forget requests of one site.
 
-    Several processes may use a ledger at once: each change is one transaction, and SQLite lets one writer in at a time.
+    Several processes may use a ledger at once: each change is one transaction, and one writer is let in at a time.
 
     Parameters
     ----------
-    file
-        The SQLite file.
+    location
+        A SQLite file, or the URL of a PostgreSQL database (``postgresql+psycopg://host/database``).
     create
         Make a new ledger where there is none.
 
     Raises
     ------
     LedgerError
-        If the file is missing, damaged or no ledger.
+        If the database cannot be reached, is damaged, no ledger, or one that another release wrote.
     """
 
-    def __init__(self, file: Path, *, create: bool = False) -> None:
-        self.file = file
-        if not create and not file.exists():
-            raise LedgerError(f"There is no ledger {file}; is {file.parent} a site's folder?")
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS}
-        )
-        sa.event.listen(self._engine, "connect", _prepare)
-        sa.event.listen(self._engine, "begin", _begin_immediate)
+    def __init__(self, location: Path | str, *, create: bool = False) -> None:
+        self.name = str(location)
+        if isinstance(location, Path) and not create and not location.exists():
+            raise LedgerError(f"There is no ledger {location}; is {location.parent} a site's folder?")
+        self._engine = _sqlite(location) if isinstance(location, Path) else _postgresql(location)
         with self._transaction() as connection:
-            if create:
+            known = set(sa.inspect(connection).get_table_names())
+            if create and not known & set(_tables.tables):
                 _tables.create_all(connection)
-            elif not set(_tables.tables) <= set(sa.inspect(connection).get_table_names()):
-                raise LedgerError(f"{file} is a database, but no ledger of dlfd-fleet.")
+                connection.execute(sa.insert(_ledger).values(version=_VERSION))
+            elif not set(_tables.tables) - {"ledger"} <= known:
+                raise LedgerError(f"{self.name} is a database, but no ledger of dlfd-fleet.")
+            else:
+                self._check_version(connection, known)
+                if create and connection.execute(sa.select(_request.c.id).limit(1)).first():
+                    raise LedgerError(f"{self.name} holds a ledger with requests already; name another one.")
+
+    def _check_version(self, connection: sa.Connection, known: set[str]) -> None:
+        version = connection.execute(sa.select(_ledger.c.version)).scalar() if "ledger" in known else 1
+        if version != _VERSION:
+            raise LedgerError(
+                f"The ledger {self.name} has the format {version}, and this release reads {_VERSION}; use the release "
+                "that wrote it."
+            )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -128,7 +145,9 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def request(self, identity: str, person_digest: str, *, deadline_days: int) -> ForgetRequest:
+    def request(
+        self, identity: str, person_digest: str, deadline: datetime, reason: str = "asked to be forgotten"
+    ) -> ForgetRequest:
         """Accept a person's request under a random id.
 
         Raises
@@ -136,23 +155,23 @@ class Ledger:
         LedgerError
             If the person has asked before, or has been forgotten.
         """
-        now = datetime.now(UTC)
         row = {
             "id": secrets.token_hex(8),
             "person_digest": person_digest,
             "identity": identity,
             "state": RequestState.ACCEPTED.value,
-            "requested_at": now.isoformat(),
-            "deadline": (now + timedelta(days=deadline_days)).isoformat(),
+            "requested_at": datetime.now(UTC).isoformat(),
+            "deadline": deadline.isoformat(),
         }
         with self._transaction() as connection:
             try:
-                connection.execute(sa.insert(_request).values(row))
+                with connection.begin_nested():
+                    connection.execute(sa.insert(_request).values(row))
             except IntegrityError:
-                earlier = self._read(connection, _request.c.person_digest == person_digest)[0]
+                earlier = self._read(connection, sa.and_(_request.c.person_digest == person_digest, _open))[0]
                 raise LedgerError(_asked_before(identity, earlier)) from None
-            self._append(connection, str(row["id"]), RequestState.ACCEPTED, "asked to be forgotten", None, None)
-        return self.get(str(row["id"]))
+            self._append(connection, row["id"], RequestState.ACCEPTED, reason, None, None)
+        return self.get(row["id"])
 
     def requests(self, *states: RequestState) -> list[ForgetRequest]:
         """Return the requests in these states, or all of them, oldest first."""
@@ -165,13 +184,14 @@ class Ledger:
         with self._transaction() as connection:
             found = self._read(connection, _request.c.id == request)
         if not found:
-            raise LedgerError(f"There is no request {request} in {self.file}.")
+            raise LedgerError(f"There is no request {request} in {self.name}.")
         return found[0]
 
-    def person_digests(self) -> frozenset[str]:
-        """Return the digests of everybody who has ever asked."""
+    def person_digests(self, *states: RequestState) -> frozenset[str]:
+        """Return the digests of the people of requests in these states; of everybody who has not withdrawn if none."""
+        condition = _request.c.state.in_([state.value for state in states]) if states else _open
         with self._transaction() as connection:
-            return frozenset(connection.execute(sa.select(_request.c.person_digest)).scalars())
+            return frozenset(connection.execute(sa.select(_request.c.person_digest).where(condition)).scalars())
 
     def move(
         self, request: str, state: RequestState, reason: str, *, job: str | None = None, epoch: int | None = None
@@ -231,12 +251,12 @@ class Ledger:
             states = {row.id: row.state for row in connection.execute(sa.select(_request.c.id, _request.c.state))}
         for number, row in enumerate(rows, start=1):
             if row["sequence"] != number or row["previous"] != previous or row["digest"] != _digest(dict(row)):
-                raise LedgerError(f"The history of {self.file} was tampered with at row {number}.")
+                raise LedgerError(f"The history of {self.name} was tampered with at row {number}.")
             previous = row["digest"]
             last[row["request"]] = row["state"]
         for request, state in states.items():
             if last.get(request) != state:
-                raise LedgerError(f"Request {request} in {self.file} is {state}, which its history does not say.")
+                raise LedgerError(f"Request {request} in {self.name} is {state}, which its history does not say.")
 
     def purged(self, request: str, sha256: Collection[str]) -> None:
         """Note the digests of deleted images."""
@@ -306,7 +326,33 @@ class Ledger:
             with self._engine.begin() as connection:
                 yield connection
         except DatabaseError as error:
-            raise LedgerError(f"The ledger {self.file} cannot be used: {error.orig}.") from error
+            raise LedgerError(f"The ledger {self.name} cannot be used: {str(error.orig).strip()}.") from error
+
+
+def _sqlite(file: Path) -> sa.Engine:
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
+    sa.event.listen(engine, "connect", _prepare)
+    sa.event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _postgresql(location: str) -> sa.Engine:
+    try:
+        engine = sa.create_engine(location)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise LedgerError(
+            f"The ledger's URL '{location}' cannot be used ({error}); write postgresql+psycopg://host/database, and "
+            "install dlfd-fleet[postgresql]."
+        ) from error
+    if engine.dialect.name != "postgresql":
+        raise LedgerError(f"The ledger's URL '{location}' is not of PostgreSQL; give a file for SQLite.")
+    sa.event.listen(engine, "begin", _lock)
+    return engine
+
+
+def _lock(connection: sa.Connection) -> None:
+    """Let one writer in at a time, as SQLite does; the end of the transaction lets go."""
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 
 
 def _prepare(connection: Any, _record: object) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dlfd_fleet.data import Manifest, read_manifest
+from dlfd_fleet.data import Manifest, read_manifest, returned_images
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
+from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 
-CARD_FILE, LEDGER_FILE, KEY_FILE = "site.json", "ledger.db", "site.key"
+CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 _FEWEST_IMAGES = 2
+_SHORTEST_SECRET = 16  # bytes
 
 
 class SiteCard(BaseModel):
@@ -35,6 +40,9 @@ class SiteCard(BaseModel):
         Names of the classes in the order of the fleet.
     manifest, root
         The face set, under the site's folder unless absolute.
+    ledger
+        A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
+        to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +52,18 @@ class SiteCard(BaseModel):
     classes: tuple[str, ...] = Field(min_length=2)
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
+    ledger: str = LEDGER_FILE
+
+    @field_validator("ledger")
+    @classmethod
+    def _no_password(cls, value: str) -> str:
+        if re.search(r"://[^/@]*:[^/@]*@", value):
+            raise ValueError("it holds a password; leave it out, and set PGPASSFILE or PGPASSWORD instead")
+        return value
+
+    def ledger_location(self, folder: Path) -> Path | str:
+        """Return where the ledger of a site in this folder is."""
+        return self.ledger if "://" in self.ledger else folder / self.ledger
 
 
 class Site:
@@ -62,7 +82,7 @@ class Site:
         self.card = _read_card(folder / CARD_FILE)
         self.manifest_file = folder / self.card.manifest
         self.image_root = folder / self.card.root
-        self.ledger = Ledger(folder / LEDGER_FILE)
+        self.ledger = Ledger(self.card.ledger_location(folder))
 
     def __enter__(self) -> Self:
         return self
@@ -74,9 +94,27 @@ class Site:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
         return read_manifest(self.manifest_file, self.image_root)
 
+    def usable_manifest(self) -> Manifest:
+        """Read the face set without images that were purged once and came back, under whatever name."""
+        manifest, tombstones = self.manifest(), self.ledger.tombstones()
+        if not tombstones:
+            return manifest
+        returned = returned_images(manifest, tombstones)
+        return replace(manifest, rows=tuple(row for row in manifest.rows if row not in returned))
+
     def person_digest(self, identity: str) -> str:
         """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""
         return hmac.digest(self._key, identity.encode(), "sha256").hex()
+
+    def fleet_pseudonym(self, identity: str, job: str) -> str | None:
+        """Return what sites of one fleet call a person in one job; None without the fleet's secret.
+
+        HMAC-SHA-256 of the canonical identity under a secret that the coordinator does not have: it can neither tell
+        who it is nor test a guess, nor follow a person from one job to the next.
+        """
+        if self._fleet_secret is None:
+            return None
+        return hmac.digest(self._fleet_secret, f"{job}\n{canonical(identity)}".encode(), "sha256").hex()
 
     def gone(self, identities: Iterable[str]) -> frozenset[str]:
         """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
@@ -93,15 +131,58 @@ class Site:
                 "without it nobody who was forgotten can be recognised."
             ) from error
 
+    @cached_property
+    def _fleet_secret(self) -> bytes | None:
+        file = self.folder / FLEET_SECRET_FILE
+        return read_secret(file) if file.exists() else None
 
-def create_site(folder: Path, card: SiteCard) -> None:
-    """Make a site's card, key and empty ledger in a folder that holds its faces."""
+
+def canonical(identity: str) -> str:
+    """Return the one spelling of an identity that all sites agree on: NFKC, case-folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", identity).casefold().split())
+
+
+def read_secret(file: Path) -> bytes:
+    """Read a fleet's secret, at least 32 hexadecimal digits.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read or holds less.
+    """
+    try:
+        secret = bytes.fromhex(file.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"The fleet's secret {file} cannot be read ({type(error).__name__}); it holds hexadecimal digits, such as "
+            "openssl rand -hex 32 makes."
+        ) from error
+    if len(secret) < _SHORTEST_SECRET:
+        raise ConfigurationError(f"The fleet's secret {file} has {len(secret)} bytes, fewer than {_SHORTEST_SECRET}.")
+    return secret
+
+
+def create_site(folder: Path, card: SiteCard, fleet_secret: bytes | None = None) -> None:
+    """Make a site's card, keys and empty ledger in a folder that holds its faces.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder is a site's already: a new key would forget who was forgotten.
+    """
+    if (folder / CARD_FILE).exists():
+        raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
     folder.mkdir(parents=True, exist_ok=True)
-    key = folder / KEY_FILE
-    key.touch(mode=0o600)
-    key.write_text(secrets.token_hex(32), encoding="ascii")
-    Ledger(folder / LEDGER_FILE, create=True).close()
+    _write_secret(folder / KEY_FILE, secrets.token_bytes(32))
+    if fleet_secret is not None:
+        _write_secret(folder / FLEET_SECRET_FILE, fleet_secret)
+    Ledger(card.ledger_location(folder), create=True).close()
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _write_secret(file: Path, secret: bytes) -> None:
+    file.touch(mode=0o600)
+    file.write_text(secret.hex(), encoding="ascii")
 
 
 def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> ForgetRequest:
@@ -124,7 +205,43 @@ def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> Forg
         raise LedgerError(f"'{identity}' is of the {rows[0].split} people, whom no model was trained on.")
     elif not site.gone([identity]):
         _refuse_last_images(site, identity, manifest)
-    return site.ledger.request(identity, site.person_digest(identity), deadline_days=deadline_days)
+    deadline = datetime.now(UTC) + timedelta(days=deadline_days)
+    return site.ledger.request(identity, site.person_digest(identity), deadline)
+
+
+def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
+    """Accept, for this site too, the requests of people who asked at another site of the fleet.
+
+    A site cannot refuse them, not even for its last images: the person has asked.
+
+    Parameters
+    ----------
+    asked
+        The people's pseudonyms in this job, and their deadlines.
+    """
+    trained = {row.identity for row in site.manifest().rows if row.split == "train"}
+    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(trained - site.gone(trained))}
+    return [
+        site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], "asked at another site")
+        for identity, pseudonym in here.items()
+        if pseudonym is not None and pseudonym in asked
+    ]
+
+
+def withdraw(site: Site, request: str) -> ForgetRequest:
+    """Take a request back, as long as no job works on it.
+
+    Raises
+    ------
+    LedgerError
+        If there is no such request, or it is under way, done or withdrawn already.
+    """
+    found = site.ledger.get(request)
+    if found.state is not RequestState.ACCEPTED:
+        under_way = f"the job {found.job} works on it" if found.state in UNDER_WAY else f"it is {found.state}"
+        raise LedgerError(f"Request {request} cannot be withdrawn: {under_way}.")
+    site.ledger.move(request, RequestState.WITHDRAWN, "withdrawn by the person")
+    return site.ledger.get(request)
 
 
 def site_folders(state_folder: Path) -> list[Path]:

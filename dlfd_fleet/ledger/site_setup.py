@@ -1,14 +1,86 @@
-"""Dealing a face set to the folders of a simulated fleet."""
+"""Making the folders of sites: one of a real fleet, or all of a simulated one."""
 
 from __future__ import annotations
 
+import secrets
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
-from dlfd_fleet.data import assign_people, copy_images, open_source
-from dlfd_fleet.exceptions import ConfigurationError
-from dlfd_fleet.ledger.site import SiteCard, create_site
+from pydantic import ValidationError
+
+from dlfd_fleet.data import assign_people, copy_images, open_source, read_manifest, write_manifest
+from dlfd_fleet.exceptions import ConfigurationError, DataError
+from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
+
+
+def init_site(
+    folder: Path,
+    *,
+    name: str,
+    manifest: Path,
+    root: Path | None = None,
+    classes: tuple[str, ...] | None = None,
+    image_size: int = 64,
+    validation_people: int = 0,
+    test_people: int = 0,
+    ledger: str = LEDGER_FILE,
+    fleet_secret: Path | None = None,
+    seed: int = 0,
+) -> Site:
+    """Make the folder of a site: card, keys, empty ledger, and a manifest of its own; images stay where they are.
+
+    Parameters
+    ----------
+    manifest, root
+        The site's faces; of a manifest with sites, the rows of this one. The image folder is the manifest's own when
+        omitted.
+    classes
+        All classes of the fleet in their order; those of the manifest when omitted.
+    validation_people, test_people
+        How many people are kept out of training for the gate and for the evidence, where the manifest does not say.
+    ledger
+        A file in the folder, or the URL of a PostgreSQL database.
+    fleet_secret
+        File of the secret that the sites of a fleet share, to recognise a person who is at several of them.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder is a site's already, or the secret or a setting cannot be used.
+    DataError
+        If the manifest cannot be read, has labels that are no classes, or too few people.
+    LedgerError
+        If the ledger cannot be made.
+    """
+    faces = read_manifest(manifest, root).of_site(name)
+    for row in faces.rows:
+        if classes and row.label not in classes:
+            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
+    dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
+    # Unseen people that this site set aside are its own; those that came with a split are everybody's.
+    rows = [replace(new, site=old.site if old.split else name) for old, new in zip(faces.rows, dealt.rows, strict=True)]
+    try:
+        card = SiteCard(
+            name=name,
+            image_size=image_size,
+            classes=classes or faces.classes,
+            root=faces.root,
+            ledger=ledger,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(
+            f"The site's '{first['loc'][0]}': {first['msg'].removeprefix('Value error, ')}."
+        ) from error
+    if (folder / CARD_FILE).exists():
+        raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
+    secret = read_secret(fleet_secret) if fleet_secret else None
+    write_manifest(rows, folder / card.manifest)
+    create_site(folder, card, secret)
+    return Site(folder)
 
 
 def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
@@ -40,10 +112,12 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     new = folder.with_name("sites.new")
     try:
         shutil.rmtree(new, ignore_errors=True)
+        secret = secrets.token_bytes(32)
         with progress.phase(f"Dealing {len(manifest.identities)} people to {len(names)} sites", len(names)) as advance:
             for name in names:
                 copy_images(manifest.of_site(name), new / name)
-                create_site(new / name, SiteCard(name=name, image_size=data.image_size, classes=manifest.classes))
+                card = SiteCard(name=name, image_size=data.image_size, classes=manifest.classes)
+                create_site(new / name, card, secret)
                 advance()
         new.replace(folder)
     except OSError as error:

@@ -15,15 +15,20 @@ class RequestState(StrEnum):
     RELEASED = "RELEASED"
     PURGING = "PURGING"
     COMPLETE = "COMPLETE"
+    WITHDRAWN = "WITHDRAWN"
 
 
 # Back to ACCEPTED: the job failed or died, and the request waits for the next one. Nothing leads back from RELEASED.
+# WITHDRAWN only while no job works on it: what a job has begun is ended by that job.
 FOLLOWERS: Mapping[RequestState, frozenset[RequestState]] = {
-    RequestState.ACCEPTED: frozenset({RequestState.UNLEARNING}),
+    RequestState.ACCEPTED: frozenset({RequestState.UNLEARNING, RequestState.WITHDRAWN}),
     RequestState.UNLEARNING: frozenset({RequestState.EVALUATING, RequestState.ACCEPTED}),
     RequestState.EVALUATING: frozenset({RequestState.UNLEARNING, RequestState.RELEASED, RequestState.ACCEPTED}),
     RequestState.RELEASED: frozenset({RequestState.PURGING}),
     RequestState.PURGING: frozenset({RequestState.PURGING, RequestState.COMPLETE}),
     RequestState.COMPLETE: frozenset(),
+    RequestState.WITHDRAWN: frozenset(),
 }
 UNDER_WAY = (RequestState.UNLEARNING, RequestState.EVALUATING)
+TO_PURGE = (RequestState.RELEASED, RequestState.PURGING)
+CLOSED = (RequestState.COMPLETE, RequestState.WITHDRAWN)

@@ -133,3 +133,24 @@ def test_an_unreadable_state_folder_is_one_sentence(tmp_path):
     assert "demo.json cannot be read" in refused(fleet("demo", "--set", f"state_folder={tmp_path}"))
     (tmp_path / "file").write_text("no folder")
     assert "cannot be" in refused(fleet("demo", "--set", f"state_folder={tmp_path / 'file'}"))
+
+
+def test_a_site_is_made_looked_at_and_purged(tmp_path, synthetic_faces):
+    site, arguments = tmp_path / "clinic", ["--name", "clinic", "--manifest", synthetic_faces, "--image-size", 32]
+    made = fleet("site", "init", site, *arguments, "--test-people", 2, "--validation-people", 2)
+    assert made.returncode == 0, made.stderr
+    assert "flower-supernode" in made.stdout
+    assert "Without a fleet secret" in made.stdout
+    assert "is a site's folder already" in refused(fleet("site", "init", site, *arguments))
+    with Site(site) as opened:
+        person = next(row.identity for row in opened.manifest().rows if row.split == "train")
+    request = fleet("forget", "request", person, "--site", site).stdout.split()[3].rstrip(";")
+    shown = fleet("site", "status", site)
+    assert "Requests: 1 ACCEPTED. Overdue: 0." in shown.stdout
+    assert request in shown.stdout
+    assert "asked to be forgotten" in fleet("forget", "show", request, "--site", site).stdout
+    assert "Deleted 0 images" in fleet("site", "purge", site).stdout
+    assert "is withdrawn" in fleet("forget", "withdraw", request, "--site", site).stdout
+    assert "cannot be withdrawn: it is WITHDRAWN" in refused(fleet("forget", "withdraw", request, "--site", site))
+    assert "There is no request nonsense" in refused(fleet("forget", "show", "nonsense", "--site", site))
+    assert "is no site's folder" in refused(fleet("site", "status", tmp_path))

@@ -4,7 +4,15 @@ import hashlib
 
 import pytest
 
-from dlfd_fleet.data import Manifest, Row, copy_images, purge_people, read_manifest
+from dlfd_fleet.data import (
+    Manifest,
+    Row,
+    copy_images,
+    image_digest,
+    purge_rows,
+    read_manifest,
+    returned_images,
+)
 from dlfd_fleet.exceptions import DataError
 
 
@@ -20,25 +28,38 @@ def test_a_site_has_its_own_copies(site, synthetic_faces):
         assert (own.root / mine.image).read_bytes() == (source.root / theirs.image).read_bytes()
 
 
-def test_a_purged_person_is_gone_from_disk_and_manifest(site):
-    before = read_manifest(site)
-    files = [before.root / row.image for row in before.rows if row.identity == "person-00002"]
-    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    assert purge_people(site, site.parent, ["person-00002"]) == expected
+def rows_of(site, person):
+    return [row for row in read_manifest(site).rows if row.identity == person]
+
+
+def test_purged_rows_are_gone_from_disk_and_manifest(site):
+    before, rows = read_manifest(site), rows_of(site, "person-00002")
+    assert purge_rows(site, site.parent, rows) == len(rows)
     after = read_manifest(site)
     assert "person-00002" not in after.identities
-    assert len(after.rows) == len(before.rows) - len(files)
-    assert not any(file.exists() for file in files)
+    assert len(after.rows) == len(before.rows) - len(rows)
+    assert not any((before.root / row.image).exists() for row in rows)
     assert all((after.root / row.image).exists() for row in after.rows)
 
 
 def test_a_purge_that_was_killed_midway_goes_on(site):
-    manifest = read_manifest(site)
-    rows = [row for row in manifest.rows if row.identity == "person-00002"]
-    (manifest.root / rows[0].image).unlink()
-    assert len(purge_people(site, site.parent, ["person-00002"])) == len(rows) - 1
-    assert purge_people(site, site.parent, ["person-00002"]) == []
+    rows = rows_of(site, "person-00002")
+    (site.parent / rows[0].image).unlink()
+    assert purge_rows(site, site.parent, rows) == len(rows) - 1
+    assert purge_rows(site, site.parent, rows) == 0
     assert "person-00002" not in read_manifest(site).identities
+
+
+def test_an_image_that_comes_back_is_known_by_its_content(site):
+    manifest, rows = read_manifest(site), rows_of(site, "person-00002")
+    expected = hashlib.sha256((site.parent / rows[0].image).read_bytes()).hexdigest()
+    assert image_digest(manifest, rows[0]) == expected
+    other = rows_of(site, "person-00003")[0]
+    (site.parent / other.image).write_bytes((site.parent / rows[0].image).read_bytes())
+    assert returned_images(manifest, {expected}) == {rows[0], other}
+    (site.parent / rows[0].image).unlink()
+    assert image_digest(manifest, rows[0]) is None
+    assert returned_images(manifest, {expected}) == {other}
 
 
 def test_a_missing_image_is_named(tmp_path):

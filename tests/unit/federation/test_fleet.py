@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
@@ -81,3 +83,44 @@ def test_a_refused_reply_is_noted():
     (reply,) = fleet.exchange(PendingQuery.TYPE, {1: PendingQuery(job="job-1").to_records()}, "0")
     fleet.refuse(reply, MessageError("it sent nonsense"))
     assert fleet.why_absent() == f"{pseudonym(1)} was refused: it sent nonsense"
+
+
+class AnsweringGrid(ScriptedGrid):
+    """Each node answers a query as a function says."""
+
+    def pull_messages(self, message_ids):
+        for message_id in message_ids:
+            request, answer = self.sent[message_id], self.answers[int(message_id)]
+            request.metadata._message_id = message_id
+            yield Message(answer(PendingQuery.from_records(request.content, "test")).to_records(), reply_to=request)
+
+
+def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym():
+    early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+    queries = []
+
+    def asks(deadline):
+        def answer(query):
+            queries.append(query.asked)
+            return REPLY.model_copy(update={"people": {"ab" * 32: deadline}})
+
+        return answer
+
+    def hears(query):
+        return REPLY.model_copy(update={"requests": ("r2",) if query.asked else ()})
+
+    replies = ask_pending(Fleet(AnsweringGrid({1: asks(late), 2: asks(early), 3: hears}), timeout=1.0), "job-1")
+    assert queries == [{}, {}, {"ab" * 32: early}, {"ab" * 32: early}]
+    assert replies[3].requests == ("r2",)
+
+
+def test_a_site_that_asks_for_too_much_waits_for_an_operator():
+    greedy = REPLY.model_copy(update={"forget_images": 30})
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: greedy.to_records()})
+    fleet = Fleet(grid, timeout=1.0)
+    assert list(ask_pending(fleet, "job-1", 0.5)) == [1]
+    assert fleet.wait_for_nodes() == (1,)
+    assert fleet.absent[pseudonym(2)] == "asks to forget 59% of the fleet's images, above 50%"
+    assert list(ask_pending(Fleet(grid, timeout=1.0), "job-1", 0.6)) == [1, 2]
+    with pytest.raises(JobError, match=r"No site takes part: .* asks to forget"):
+        ask_pending(Fleet(ScriptedGrid({2: greedy.to_records()}), timeout=1.0), "job-1", 0.5)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -21,6 +21,10 @@ WAY = [
 ]
 
 
+def in_days(days):
+    return datetime.now(UTC) + timedelta(days=days)
+
+
 @pytest.fixture
 def ledger(tmp_path):
     with Ledger(tmp_path / "ledger.db", create=True) as opened:
@@ -28,9 +32,9 @@ def ledger(tmp_path):
 
 
 def test_a_request_goes_its_way_and_its_history_tells_it(ledger):
-    request = ledger.request("anna", "digest-of-anna", deadline_days=30)
+    request = ledger.request("anna", "digest-of-anna", in_days(30))
     assert request.state is RequestState.ACCEPTED
-    assert request.deadline - request.requested_at == timedelta(days=30)
+    assert timedelta(days=29) < request.deadline - request.requested_at <= timedelta(days=30)
     for state in WAY:
         ledger.move(request.id, state, f"now {state}", job="job-1", epoch=1)
     assert [event.state for event in ledger.history(request.id)] == [RequestState.ACCEPTED, *WAY]
@@ -41,7 +45,7 @@ def test_a_request_goes_its_way_and_its_history_tells_it(ledger):
 
 
 def test_a_request_is_overdue_after_its_deadline(ledger):
-    request = ledger.request("anna", "a", deadline_days=1)
+    request = ledger.request("anna", "a", in_days(1))
     assert not request.overdue(request.requested_at)
     assert request.overdue(request.deadline + timedelta(seconds=1))
 
@@ -49,7 +53,7 @@ def test_a_request_is_overdue_after_its_deadline(ledger):
 @given(states=st.lists(st.sampled_from(RequestState), max_size=12))
 def test_only_states_that_may_follow_are_taken(tmp_path_factory, states):
     with Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db", create=True) as ledger:
-        request, current = ledger.request("anna", "a", deadline_days=1).id, RequestState.ACCEPTED
+        request, current = ledger.request("anna", "a", in_days(1)).id, RequestState.ACCEPTED
         for state in states:
             if state in FOLLOWERS[current]:
                 ledger.move(request, state, "may follow")
@@ -62,7 +66,7 @@ def test_only_states_that_may_follow_are_taken(tmp_path_factory, states):
 
 
 def test_nothing_leads_back_from_a_release(ledger):
-    request = ledger.request("anna", "a", deadline_days=1).id
+    request = ledger.request("anna", "a", in_days(1)).id
     for state in WAY[:3]:
         ledger.move(request, state, "on its way")
     with pytest.raises(LedgerError, match="is RELEASED; it cannot become ACCEPTED"):
@@ -70,15 +74,15 @@ def test_nothing_leads_back_from_a_release(ledger):
 
 
 def test_a_person_is_taken_once(ledger):
-    ledger.request("anna", "a", deadline_days=1)
+    ledger.request("anna", "a", in_days(1))
     with pytest.raises(LedgerError, match="'anna' has asked already"):
-        ledger.request("anna", "a", deadline_days=1)
+        ledger.request("anna", "a", in_days(1))
     assert len(ledger.requests()) == 1
     ledger.verify()
 
 
-def test_a_forgotten_name_is_nowhere_in_the_file(ledger):
-    request = ledger.request("rumpelstiltskin", "digest", deadline_days=1).id
+def test_a_forgotten_name_is_nowhere_in_the_file(ledger, tmp_path):
+    request = ledger.request("rumpelstiltskin", "digest", in_days(1)).id
     ledger.purged(request, ["ab" * 32, "cd" * 32])
     ledger.purged(request, ["ab" * 32])
     ledger.forget_identity(request)
@@ -87,7 +91,7 @@ def test_a_forgotten_name_is_nowhere_in_the_file(ledger):
     assert ledger.get(request).identity is None
     assert ledger.person_digests() == {"digest"}
     ledger.close()
-    for file in ledger.file.parent.iterdir():
+    for file in tmp_path.iterdir():
         assert b"rumpelstiltskin" not in file.read_bytes()
 
 
@@ -99,12 +103,12 @@ def test_a_forgotten_name_is_nowhere_in_the_file(ledger):
         "UPDATE request SET state = 'COMPLETE'",
     ],
 )
-def test_tampering_with_the_file_is_seen(ledger, change):
-    request = ledger.request("anna", "a", deadline_days=1).id
+def test_tampering_with_the_file_is_seen(ledger, tmp_path, change):
+    request = ledger.request("anna", "a", in_days(1)).id
     ledger.move(request, RequestState.UNLEARNING, "job started")
     ledger.move(request, RequestState.EVALUATING, "sent")
     ledger.verify()
-    with sqlite3.connect(ledger.file) as connection:
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute(change)
     with pytest.raises(LedgerError, match=r"tampered|history does not say"):
         ledger.verify()
@@ -115,7 +119,7 @@ def test_many_writers_keep_one_chain(tmp_path):
 
     def ask(number):
         with Ledger(tmp_path / "ledger.db") as own:
-            own.request(f"person-{number}", str(number), deadline_days=1)
+            own.request(f"person-{number}", str(number), in_days(1))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(24)))
@@ -133,3 +137,38 @@ def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
     sqlite3.connect(tmp_path / "foreign.db").execute("CREATE TABLE other (x)").connection.close()
     with pytest.raises(LedgerError, match="no ledger of dlfd-fleet"):
         Ledger(tmp_path / "foreign.db")
+
+
+def test_who_has_withdrawn_may_ask_again_and_is_trained_on_until_then(ledger):
+    first = ledger.request("anna", "a", in_days(1))
+    ledger.move(first.id, RequestState.WITHDRAWN, "withdrawn by the person")
+    assert ledger.person_digests() == frozenset()
+    assert not ledger.get(first.id).overdue(in_days(2))
+    second = ledger.request("anna", "a", in_days(1))
+    with pytest.raises(LedgerError, match=f"request {second.id} is ACCEPTED"):
+        ledger.request("anna", "a", in_days(1))
+    assert ledger.person_digests() == ledger.person_digests(RequestState.ACCEPTED) == {"a"}
+    assert ledger.person_digests(RequestState.COMPLETE) == frozenset()
+    ledger.verify()
+
+
+def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
+    ledger.request("anna", "a", in_days(1))
+    with pytest.raises(LedgerError, match="holds a ledger with requests already"):
+        Ledger(tmp_path / "ledger.db", create=True)
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("UPDATE ledger SET version = 3")
+    with pytest.raises(LedgerError, match="has the format 3, and this release reads 2; use the release that wrote it"):
+        Ledger(tmp_path / "ledger.db")
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("DROP TABLE ledger")
+    with pytest.raises(LedgerError, match="has the format 1"):
+        Ledger(tmp_path / "ledger.db")
+
+
+@pytest.mark.parametrize(
+    "url", ["no url at all", "mysql+other://host/name", "sqlite://", "postgresql+nothing://host/x"]
+)
+def test_a_url_that_is_not_of_postgresql_is_refused(url):
+    with pytest.raises(LedgerError, match="The ledger's URL"):
+        Ledger(url)

@@ -1,0 +1,42 @@
+"""Deleting what a site holds of forgotten people: after a release, and whenever it comes back."""
+
+from __future__ import annotations
+
+from dlfd_fleet.data import image_digest, purge_rows, returned_images
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import TO_PURGE, RequestState
+
+
+def purge_request(site: Site, request: ForgetRequest) -> int:
+    """Delete the images of a released request's person, and then the name; return how many images were deleted.
+
+    The tombstones are written before the files go: killed midway, the next call ends it and nothing is without one.
+    """
+    ledger, job, epoch = site.ledger, request.job, request.epoch
+    ledger.move(request.id, RequestState.PURGING, "deleting the images", job=job, epoch=epoch)
+    manifest = site.manifest()
+    rows = [row for row in manifest.rows if row.identity == request.identity]
+    digests = [image_digest(manifest, row) for row in rows]
+    ledger.purged(request.id, [digest for digest in digests if digest])
+    deleted = purge_rows(site.manifest_file, site.image_root, rows)
+    ledger.forget_identity(request.id)
+    reason = f"{deleted} images purged; no device is registered with this fleet"
+    ledger.move(request.id, RequestState.COMPLETE, reason, job=job, epoch=epoch)
+    return deleted
+
+
+def purge_site(site: Site) -> tuple[int, int]:
+    """End purges that were interrupted, and delete images of forgotten people that came back.
+
+    Returns
+    -------
+    tuple of int
+        Images deleted of requests that were not complete, and images deleted that had come back: under the name of
+        somebody who was forgotten, or a file that was purged once.
+    """
+    ended = sum(purge_request(site, request) for request in site.ledger.requests(*TO_PURGE))
+    manifest, forgotten = site.manifest(), site.ledger.person_digests(RequestState.COMPLETE)
+    named = {row for row in manifest.rows if site.person_digest(row.identity) in forgotten}
+    returned = named | returned_images(manifest, site.ledger.tombstones())
+    return ended, purge_rows(site.manifest_file, site.image_root, returned) if returned else 0

@@ -1,0 +1,69 @@
+"""What a site holds and how its requests stand, for the people who run it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from dlfd_fleet.data import returned_images
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import CLOSED
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """A site at a moment.
+
+    Attributes
+    ----------
+    people, images
+        Counts by split.
+    requests
+        Counts by state.
+    open_requests, overdue
+        Requests that are neither complete nor withdrawn, and those of them whose deadline has passed.
+    left_out
+        Images in the manifest that nobody trains on: of people who asked to be forgotten, or purged once and come back.
+    purged
+        Images that were purged so far.
+    fleet_secret
+        Whether the site can recognise people who ask at other sites.
+    """
+
+    people: Mapping[str, int]
+    images: Mapping[str, int]
+    requests: Mapping[str, int]
+    open_requests: tuple[ForgetRequest, ...]
+    overdue: tuple[ForgetRequest, ...]
+    left_out: int
+    purged: int
+    fleet_secret: bool
+
+
+def site_status(site: Site, now: datetime) -> SiteStatus:
+    """Return how a site stands, after checking its ledger's history.
+
+    Raises
+    ------
+    LedgerError
+        If the history was tampered with.
+    DataError
+        If the manifest cannot be read.
+    """
+    site.ledger.verify()
+    manifest, requests, tombstones = site.manifest(), site.ledger.requests(), site.ledger.tombstones()
+    gone = site.gone(manifest.identities)
+    left_out = {row for row in manifest.rows if row.identity in gone} | returned_images(manifest, tombstones)
+    return SiteStatus(
+        people=Counter(rows[0].split for rows in manifest.by_person().values()),
+        images=Counter(row.split for row in manifest.rows),
+        requests=Counter(request.state.value for request in requests),
+        open_requests=tuple(request for request in requests if request.state not in CLOSED),
+        overdue=tuple(request for request in requests if request.overdue(now)),
+        left_out=len(left_out),
+        purged=len(tombstones),
+        fleet_secret=site.fleet_pseudonym("", "") is not None,
+    )

