@@ -18,6 +18,7 @@ from dlfd_fleet.settings import Settings, flatten
 from dlfd_fleet.tracking import open_tracker
 
 _PATIENCE = 120.0
+_WIDE = 160
 
 
 def bench_command(settings: Settings, methods: str, seeds: int, budget: str, console: Console) -> None:
@@ -40,7 +41,9 @@ def bench_command(settings: Settings, methods: str, seeds: int, budget: str, con
     summaries = summarise(results.rows)
     faces = settings.data.source if settings.data.manifest is None else settings.data.manifest.name
     heading = f"Unlearning methods on {faces}, {seeds} seeds, {_machine()}"
-    console.print(console_table(summaries, heading))
+    # A log has no width of its own; a narrow terminal gets the means, and finds the bounds in the files.
+    width = console.width if console.is_terminal else max(console.width, _WIDE)
+    console.print(console_table(summaries, heading, bounds=width >= _WIDE), width=width)
     page = write_report(results.rows, summaries, folder, heading)
     log_to_mlflow(settings, results.rows)
     if results.missing:

@@ -112,16 +112,23 @@ def _mean_of_models(models: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([model[name] for model in models])) for name in names}
 
 
-def console_table(summaries: Sequence[Summary], title: str) -> Table:
-    """Return the table for a terminal: a column a method would make it too wide, so methods are rows."""
+def console_table(summaries: Sequence[Summary], title: str, *, bounds: bool = True) -> Table:
+    """Return the table for a terminal: a column a method would make it too wide, so methods are rows.
+
+    Parameters
+    ----------
+    bounds
+        Also show the half-widths of the intervals; a terminal needs some 160 columns for them.
+    """
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
     for name in ("test", "balanced", "forget", "|Δloss|", "|ΔRMIA|", "|Δrelearn|", "NoMUS", "time", "verdicts"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "verdicts")
     keys = ["test_accuracy", "balanced_accuracy", "forget_accuracy", "abs_loss_gap", "abs_rmia_gap"]
     keys += ["abs_relearned_gap", "nomus", "share_of_retraining_time"]
     for one in summaries:
-        cells = [str(one.means[key]) if key in one.means else "" for key in keys]
+        means = [one.means.get(key) for key in keys]
+        cells = ["" if mean is None else str(mean) if bounds else f"{mean.value:.3f}" for mean in means]
         table.add_row(one.title, *cells, one.verdicts + (f" ({one.collapsed} collapsed)" if one.collapsed else ""))
     return table
 

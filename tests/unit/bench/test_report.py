@@ -1,17 +1,19 @@
 """The bench's arithmetic and its files, from rows that are made up."""
 
 import csv
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.bench import RETRAINED, Row, summarise, write_report
 from dlfd_fleet.bench.cost import PassSeconds
-from dlfd_fleet.bench.report import DISTANCES, Mean
+from dlfd_fleet.bench.report import DISTANCES, Mean, console_table
 from dlfd_fleet.bench.runner import choose_methods, parse_duration
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.unlearning import Cost
@@ -81,3 +83,15 @@ def test_the_floor_adds_up_the_passes():
     cost = Cost(seconds=9.0, monitor_seconds=0.0, forward_images=100, backward_images=60, noise_images=20)
     floor = PassSeconds(train=1.0, noise=0.5, predict=0.1).floor(cost)
     assert floor == pytest.approx(40 * 1.0 + 20 * 0.5 + 40 * 0.1)
+
+
+@pytest.mark.parametrize(("width", "bounds"), [(100, False), (160, True)])
+def test_the_table_shows_every_number_in_full_on_a_terminal(width, bounds):
+    keys = ("balanced_accuracy", "forget_accuracy", "nomus", "share_of_retraining_time", "test_accuracy")
+    rows = [row("dlfd-released", seed, gap=0.1 * seed, **dict.fromkeys(keys, 0.9 + seed / 50)) for seed in (0, 1)]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(console_table(summarise(rows), "faces", bounds=bounds))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert shown.count("0.910 ±0.127" if bounds else "0.910") == len(keys)
+    assert ("±" in shown) is bounds
