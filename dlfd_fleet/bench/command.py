@@ -42,8 +42,9 @@ def bench_command(settings: Settings, methods: str, seeds: int, budget: str, con
     faces = settings.data.source if settings.data.manifest is None else settings.data.manifest.name
     heading = f"Unlearning methods on {faces}, {seeds} seeds, {_machine()}"
     # A log has no width of its own; a narrow terminal gets the means, and finds the bounds in the files.
-    width = console.width if console.is_terminal else max(console.width, _WIDE)
-    console.print(console_table(summaries, heading, bounds=width >= _WIDE), width=width)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
+    console.print(console_table(summaries, heading, bounds=console.width >= _WIDE))
     page = write_report(results.rows, summaries, folder, heading)
     log_to_mlflow(settings, results.rows)
     if results.missing:
