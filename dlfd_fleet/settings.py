@@ -89,15 +89,15 @@ class UnlearningSettings(Section):
     """
 
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
-    distancing_steps: Count = Field(9, description="Batches of distancing in a round.")
-    repair_steps: Count = Field(20, description="Plain batches after them; the learning rate falls to 0.")
+    distancing_steps: Count = Field(10, description="Batches of distancing in a round.")
+    repair_steps: Count = Field(18, description="Plain batches after them; the learning rate falls to 0.")
     strengthen: Annotated[float, Field(ge=1.0)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
     epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Retain images a step.")
-    learning_rate: Positive = Field(0.1, description="SGD step of distancing, and of methods without rounds.")
-    repair_learning_rate: Positive = Field(0.02, description="SGD step of repair, at its start.")
+    learning_rate: Positive = Field(0.07, description="SGD step of distancing, and of methods without rounds.")
+    repair_learning_rate: Positive = Field(0.05, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
     ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")

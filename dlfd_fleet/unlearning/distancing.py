@@ -267,11 +267,16 @@ class _Rounds:
         entry = TraceEntry(session.steps, phase, self.monitor(session.model))
         session.monitor_seconds += session.seconds() - before
         self.trace.append(entry)
-        if len(self.trace) == 1 or self._rank(entry.reading) > self._rank(self.trace[self.best].reading):
-            self.best = len(self.trace) - 1
+        latest = len(self.trace) - 1
+        if latest == 0 or self._rank(latest) > self._rank(self.best):
+            self.best = latest
             self.best_weights = copy.deepcopy(session.model.state_dict())
 
-    def _rank(self, reading: Reading) -> tuple[bool, float, float]:
+    def _rank(self, number: int) -> tuple[bool, float, float]:
+        """Rank a look; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
+        reading = self.trace[number].reading
+        if number == 0:
+            return (False, reading.utility, reading.utility)
         return checkpoint_rank(reading, self.utility_floor(), self.session.settings.gate)
 
     def outcome(self) -> UnlearnOutcome:
@@ -287,7 +292,7 @@ class _Rounds:
         classes = 2 if self.session.validation.multi_label else len(torch.unique(labels))
         reasons = []
         if self.best == 0:
-            reasons.append("no round was better than the original, which is given back")
+            reasons.append("no round was useful enough, so the original is given back")
         if reading.attack_auc > 0.5 + self.session.settings.gate:
             reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
         if reading.utility < self.utility_floor():

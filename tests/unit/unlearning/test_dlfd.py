@@ -120,6 +120,12 @@ def test_nobody_is_forgotten_without_a_round_of_distancing():
     assert outcome.success
 
 
+def test_the_original_is_not_given_back_because_few_people_hide_its_leak():
+    # Retrained models, too, find hard people below chance; the original, at chance on them, still remembers them.
+    outcome = run(small_classifier(), [Reading(0.9, 0.5), Reading(0.88, 0.3)])
+    assert (outcome.chosen_step > 0, outcome.success) == (True, True)
+
+
 def test_it_stops_at_the_gate():
     outcome = run(small_classifier(), [Reading(0.9, 0.8), Reading(0.9, 0.6), Reading(0.9, 0.5)], max_rounds=9)
     assert len(outcome.trace) == 3
