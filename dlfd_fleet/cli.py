@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,15 +30,31 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 data_app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 forget_app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")
+job_app = typer.Typer(no_args_is_help=True, help="Training and erasure jobs of a fleet.")
 site_app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, look at it, purge it.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(forget_app, name="forget")
 app.add_typer(site_app, name="site")
+app.add_typer(job_app, name="job")
+
+
+class JobKind(StrEnum):
+    """What a job is for."""
+
+    TRAIN = "train"
+    ERASE = "erase"
+
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
 SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
+JobName = Annotated[str | None, typer.Argument(help="Name of the job; the latest by default.")]
+FlowerApp = Annotated[Path | None, typer.Option("--app", help="Folder of the Flower app; this checkout by default.")]
+SuperLink = Annotated[str | None, typer.Option(help="SuperLink of Flower's configuration; its default one if omitted.")]
+Federation = Annotated[
+    str | None, typer.Option("--federation-config", help="For `flwr run`, such as num-supernodes=4.")
+]
 console = Console()
 _INTERRUPTED = 130
 
@@ -318,6 +335,75 @@ def site_purge(site: Annotated[Path, typer.Argument(help="The site's folder.")])
     with Site(site) as opened:
         ended, returned = purge_site(opened)
     console.print(f"Deleted {ended} images of released requests, and {returned} that had come back.")
+
+
+@job_app.command("start")
+def job_start(
+    kind: Annotated[JobKind, typer.Argument(help="train or erase.")] = JobKind.ERASE,
+    app: FlowerApp = None,
+    superlink: SuperLink = None,
+    federation_config: Federation = None,
+) -> None:
+    """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
+    from dlfd_fleet.federation.command import submit
+
+    submit(kind.value, app, superlink, federation_config)
+
+
+@job_app.command("list")
+def job_list(config: Config = None, overrides: Overrides = None) -> None:
+    """List the jobs of a state folder."""
+    from dlfd_fleet.federation.command import job_table, opened
+
+    with opened(_load(config, overrides).settings.state_folder) as store:
+        console.print(job_table(store))
+
+
+@job_app.command("status")
+def job_status(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
+    """Show how far a job is, and what each site does."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(_load(config, overrides).settings.state_folder) as store:
+        console.print(command.job_status(store, command.choose(store, job).job), soft_wrap=True, highlight=False)
+
+
+@job_app.command("watch")
+def job_watch(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
+    """Draw a job live until it ends."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(_load(config, overrides).settings.state_folder) as store:
+        command.watch(store, command.choose(store, job).job, console)
+
+
+@job_app.command("cancel")
+def job_cancel(
+    job: Annotated[str, typer.Argument(help="Name of the job.")], config: Config = None, overrides: Overrides = None
+) -> None:
+    """Stop a job before its next step; its requests wait for the next one."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(_load(config, overrides).settings.state_folder) as store:
+        console.print(command.cancel(store, job), soft_wrap=True, highlight=False)
+
+
+@job_app.command("resume")
+def job_resume(
+    job: Annotated[str | None, typer.Argument(help="Name of the job; the latest that is not settled.")] = None,
+    app: FlowerApp = None,
+    superlink: SuperLink = None,
+    federation_config: Federation = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a job that was interrupted, failed or cancelled, from its last finished step."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(_load(config, overrides).settings.state_folder) as store:
+        record = command.reopen(store, job)
+    console.print(f"Going on with {record.job}.", highlight=False)
+    command.submit(record.kind, app, superlink, federation_config)
 
 
 def _requests_table(requests: Sequence[ForgetRequest], now: datetime) -> Table:

@@ -78,7 +78,8 @@ class Demo:
                 )
         shutil.rmtree(folders[0], ignore_errors=True)
         if self._records_wait():
-            (folders[1] / "champion.json").unlink(missing_ok=True)
+            for file in folders[1].glob("jobs.db*"):
+                file.unlink()
         else:
             shutil.rmtree(folders[1], ignore_errors=True)
         return DemoState(phase="new", settings=self.settings)
@@ -140,8 +141,6 @@ class Demo:
                 self.ask_to_be_forgotten()
                 self.reach("requested")
             record = run(grid, "erase", self.settings, self.progress)  # type: ignore[arg-type]
-            if record.verdict is None:  # it died after its release, and was settled just now
-                record = next(job for job in reversed(Store(self.settings.state_folder).jobs()) if job.verdict)
             self.reach("erased", erase_job=record.job)
 
         simulate(self.settings, jobs)

@@ -43,5 +43,9 @@ class JobError(FleetError):
     """A federated job cannot start or cannot go on."""
 
 
+class JobCancelledError(JobError):
+    """Somebody asked for a job to be cancelled."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""

@@ -140,14 +140,30 @@ class ErasureSettings(Section):
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of DLFD and repair.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
+    relearning_rounds: Annotated[int, Field(ge=0)] = Field(
+        1, description="Ordinary rounds of training after which the unlearned model is attacked again."
+    )
     max_attempts: Count = Field(1, description="Attempts, each half as long again at DLFD, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
     largest_forget_share: Fraction = Field(
         0.25, description="Share of the fleet's images that one site may ask to forget in a job."
     )
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
-    reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
     fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if DLFD fails.")
+
+
+class FleetSettings(Section):
+    """The sites of a job, and how long to wait for them."""
+
+    least_sites: Count = Field(1, description="Sites that must be connected before a job begins.")
+    connect_seconds: Positive = Field(60.0, description="Longest wait for them.")
+    reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
+    quorum: Fraction = Field(
+        0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
+    )
+    update_ratio: Annotated[float, Field(gt=1.0)] = Field(
+        5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
+    )
 
 
 class BenchSettings(Section):
@@ -207,6 +223,7 @@ class Settings(BaseSettings):
     unlearning: UnlearningSettings = Field(default_factory=UnlearningSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     erasure: ErasureSettings = Field(default_factory=ErasureSettings)
+    fleet: FleetSettings = Field(default_factory=FleetSettings)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)

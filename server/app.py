@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import cast
 
 from flwr.app import Context
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Verdict, judge_retrained
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.coordinator import Coordinator, coordinate, may_release, retrain_instead
+from dlfd_fleet.federation.coordinator import Coordinator, may_release, retrain_instead, run_jobs
 from dlfd_fleet.federation.messages import Arrays, PendingReply
 from dlfd_fleet.federation.store import JobKind, JobRecord
 from dlfd_fleet.federation.strategy import AuditedModel
@@ -32,21 +31,19 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, kind: JobKind, settings: Settings, progress: ProgressDisplay) -> JobRecord:
-    """Run one job on the nodes of a grid, and return its record."""
-    with coordinate(grid, kind, settings, progress) as job:
-        train(job) if kind == "train" else erase(job)
-    return job.record
+    """Run one job on the nodes of a grid, and return its record; one that was interrupted is resumed."""
+    return run_jobs(grid, kind, settings, progress, {"train": train, "erase": erase})
 
 
 def train(job: Coordinator) -> None:
     """Train the original model by federated averaging, export it and make it the champion."""
-    started = time.perf_counter()
     pending = job.pending()
     card, arrays = job.new_model(pending)
     strategy = job.strategy(card)
     arrays = strategy.train(job.fleet, arrays, pending)
-    seconds, sent = time.perf_counter() - started, job.sent()
-    job.note_model("original", strategy.audit(job.fleet, arrays, "Auditing the original model"), seconds, sent)
+    effort = strategy.effort(job.fleet)
+    model = strategy.audit(job.fleet, arrays, "Auditing the original model", "original")
+    job.note_model("original", model, effort)
     publish(job, card, arrays)
     job.advance("settled", note="trained")
 
@@ -56,41 +53,44 @@ def erase(job: Coordinator) -> None:
     card, base, champion = job.champion()
     strategy = job.strategy(card)
     pending = job.pending()
-    if not any(reply.requests for reply in pending.values()):
+    asked = tuple(request for reply in pending.values() for request in reply.requests)
+    if not asked:
         job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)
         return
-    job.advance("started", requests=sum(len(reply.requests) for reply in pending.values()))
-    original = strategy.audit(job.fleet, base, "Attacking the original model")
-    job.note_original(original, champion)
+    job.advance(job.record.step, requests=len(asked))
+    original = strategy.audit(job.fleet, base, "Attacking the original model", "original")
+    job.note_original(original, card, champion)
 
-    sent = job.sent()
     unlearned = strategy.unlearn(job.fleet, pending, original)
-    job.note_model("unlearned", unlearned.model, unlearned.seconds, job.sent() - sent)
+    job.note_model("unlearned", unlearned.model, unlearned.effort)
+    if unlearned.relearned is not None:
+        job.note_model("relearned", *unlearned.relearned)
     new = card.model_copy(
         update={"kind": "unlearned", "epoch": card.epoch + 1, "parent": digest(base), "job": job.record.job}
     )
-    arrays, verdict = unlearned.model.arrays, unlearned.verdict
+    arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
     if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
         retrained, reverdict = retrain(job, card, pending, original)
         if retrain_instead(verdict, job.settings):
             new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
+            forgotten = asked  # nobody trained on any of them
     job.advance("judged", verdict=verdict)
     if may_release(verdict, job.settings):
         publish(job, new, arrays)
-    finish(job, new)
+    finish(job, new, forgotten, len(asked))
 
 
 def retrain(
     job: Coordinator, card: ModelCard, pending: dict[int, PendingReply], original: AuditedModel
 ) -> tuple[AuditedModel, Verdict]:
     """Train anew without the forgotten people: the gold standard, and the exact fallback."""
-    started, sent = time.perf_counter(), job.sent()
     _, fresh = job.new_model(pending, seed_offset=1)
     strategy = job.strategy(card)
+    before = strategy.effort(job.fleet)
     arrays = strategy.train(job.fleet, fresh, pending, "retrain")
-    seconds, sent = time.perf_counter() - started, job.sent() - sent
-    model = strategy.audit(job.fleet, arrays, "Attacking the retrained model")
-    job.note_model("retrained", model, seconds, sent)
+    effort = strategy.effort(job.fleet) - before
+    model = strategy.audit(job.fleet, arrays, "Attacking the retrained model", "retrained")
+    job.note_model("retrained", model, effort)
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
 
 
@@ -105,16 +105,18 @@ def publish(job: Coordinator, card: ModelCard, arrays: Arrays) -> None:
     job.release(card, arrays)
 
 
-def finish(job: Coordinator, card: ModelCard) -> None:
+def finish(job: Coordinator, card: ModelCard, forgotten: tuple[str, ...], asked: int) -> None:
     """Tell the sites how it ended; purge what a released model has forgotten; draw the result."""
     verdict = job.record.verdict
     reason = verdict.sentence() if verdict else ""
-    strategy = job.strategy(card)
     if job.record.released:
-        purged = strategy.settle(job.fleet, "released", reason, card.epoch, purge=True)
-        note = f"released as epoch {card.epoch}; {purged} images purged at the sites"
+        job.advance("released", forgotten=forgotten)
+        settled = job.settle("released", reason, card.epoch, forgotten)
+        note = f"released as epoch {card.epoch}; {settled.purged_images} images purged at the sites"
+        if waiting := asked - len(forgotten):
+            note += f"; {waiting} requests wait for the next job, for their sites sent no update that counts"
     else:
-        strategy.settle(job.fleet, "returned", reason, card.epoch - 1, purge=False)
+        settled = job.settle("returned", reason, card.epoch - 1, ())
         note = "not released: the alias stays, and the requests wait for the next job"
-    job.advance("settled", note=note)
     job.draw()
+    job.advance("settled", note=note, acknowledged=settled.acknowledged)

@@ -11,7 +11,15 @@ from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_di
 from dlfd_fleet.audit.gate import Reading, matched_auc, read_gate
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import SCORE_NAMES, Scores, forgetting_score, gap_to_retrain, measure, nomus
-from dlfd_fleet.audit.verdict import AttackComparison, Outcome, Verdict, judge, judge_beside_retrained, judge_retrained
+from dlfd_fleet.audit.verdict import (
+    AttackComparison,
+    Outcome,
+    Verdict,
+    judge,
+    judge_beside_retrained,
+    judge_relearned,
+    judge_retrained,
+)
 
 __all__ = [
     "SCORE_NAMES",
@@ -34,6 +42,7 @@ __all__ = [
     "gap_to_retrain",
     "judge",
     "judge_beside_retrained",
+    "judge_relearned",
     "judge_retrained",
     "linear_probe",
     "loss_attack",

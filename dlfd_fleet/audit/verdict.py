@@ -80,6 +80,29 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
     )
 
 
+def judge_relearned(verdict: Verdict, original: Scores, relearned: Scores, settings: AuditSettings) -> Verdict:
+    """Let a verdict stand if the model still does not leak after ordinary training on retain images; else FAIL.
+
+    Whatever was only hidden comes back then (arXiv 2505.22310).
+
+    Parameters
+    ----------
+    verdict
+        Of the unlearned model itself.
+    original, relearned
+        Scores of the model that remembers, and of the unlearned one after further training.
+
+    Raises
+    ------
+    DataError
+        If nobody was forgotten, so that there is nothing to judge.
+    """
+    if original.mia_auc is None or relearned.mia_auc is None:
+        raise DataError("There are no forgotten images in the audit, so forgetting cannot be judged.")
+    leaks = [f"after further training, {leak}" for leak in _leaks(original.mia_auc, relearned.mia_auc, settings.margin)]
+    return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(leaks)}) if leaks else verdict
+
+
 def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings) -> Verdict:
     """Judge a model that was trained anew without the forgotten people.
 

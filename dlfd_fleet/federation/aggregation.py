@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from dlfd_fleet.exceptions import MessageError
 
 def check_update(
     arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor], sender: str, largest_ratio: float | None = None
-) -> None:
-    """Refuse a site's model that does not fit the one it started from.
+) -> float:
+    """Return the L2 norm of a site's update; refuse a model that does not fit the one it started from.
 
     Parameters
     ----------
@@ -51,6 +52,39 @@ def check_update(
             f"{sender} sent an update {ratio:.2f} times as large as the model, above {largest_ratio:.2f}; "
             "it was refused."
         )
+    return float(update_square**0.5)
+
+
+def check_epoch(epoch: int, expected: int, sender: str) -> None:
+    """Refuse an update that was computed from a model of another erasure epoch: it may remember forgotten people."""
+    if epoch != expected:
+        raise MessageError(f"{sender} sent an update of a model of epoch {epoch}, not of {expected}; it was refused.")
+
+
+def check_weight(weight: int, most: int, sender: str) -> None:
+    """Refuse an update that wants to count by more images than its site has said it holds."""
+    if weight > most:
+        raise MessageError(f"{sender} says its update counts by {weight} images, and it holds {most}; it was refused.")
+
+
+def odd_updates(norms: Mapping[int, float], ratio: float) -> dict[int, float]:
+    """Return the nodes whose update is out of line, and how many medians of the others' norms it has.
+
+    With fewer than three updates nobody can tell which of them is the odd one.
+
+    Parameters
+    ----------
+    norms
+        L2 norms of the updates of one round, by node.
+    ratio
+        Largest norm, in medians of the others'.
+    """
+    odd = {}
+    for node, norm in norms.items():
+        others = [other for key, other in norms.items() if key != node]
+        if len(others) >= 2 and norm > ratio * median(others):
+            odd[node] = norm / max(median(others), 1e-30)
+    return odd
 
 
 class RunningMean:

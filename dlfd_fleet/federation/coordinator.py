@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,12 +14,14 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Outcome, Role, Verdict, gap_to_retrain, judge, judge_retrained
-from dlfd_fleet.exceptions import ExportError, FleetError, JobError, TrackingError
+from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
 from dlfd_fleet.export import export_onnx
-from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.messages import Arrays, PendingReply
-from dlfd_fleet.federation.store import Champion, JobKind, JobRecord, JobStep, ModelResult, Store
-from dlfd_fleet.federation.strategy import AuditedModel, FederatedUnlearning, ask_pending
+from dlfd_fleet.federation.fleet import Fleet, site_name
+from dlfd_fleet.federation.journal import Journal
+from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.requests import Settled, ask_pending, settle
+from dlfd_fleet.federation.store import STEPS, Champion, JobKind, JobRecord, JobStep, ModelResult, Store
+from dlfd_fleet.federation.strategy import AuditedModel, Effort, FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
@@ -30,6 +31,7 @@ from dlfd_fleet.tracking.figures import loss_histograms, score_table
 
 ONNX_FILE = "model.onnx"
 _SEND_PATIENCE = 60.0
+_ASKED = "asked"
 
 
 @dataclass
@@ -42,45 +44,68 @@ class Coordinator:
     tracker: Tracker
     progress: ProgressDisplay
     record: JobRecord
-    started: float = field(default_factory=time.perf_counter)
+    journal: Journal
     models: dict[str, AuditedModel] = field(default_factory=dict)
     _strategy: FederatedUnlearning | None = None
 
     # ------------------------------------------------------------------ the job's frame
 
     def advance(self, step: JobStep, **changes: object) -> None:
-        """Write how far the job is."""
-        seconds = time.perf_counter() - self.started
-        changes |= {"step": step, "seconds": seconds, "absent": dict(self.fleet.absent)}
+        """Write how far the job is; a job that goes over its steps again does not fall back."""
+        step = max(step, self.record.step, key=STEPS.index)
+        absent = self.record.absent | self.fleet.absent
+        changes |= {"step": step, "seconds": self.journal.seconds, "absent": absent}
         self.record = self.record.model_copy(update=changes)
         self.store.save(self.record)
 
     def pending(self) -> dict[int, PendingReply]:
-        """Ask the sites what they hold and how many people ask to be forgotten."""
-        erasing = self.record.kind == "erase"
-        return ask_pending(self.fleet, self.record.job, self.settings.erasure.largest_forget_share if erasing else 1.0)
+        """Ask the sites what they hold and how many people ask to be forgotten.
+
+        A job that is resumed asks again, for its nodes may have new ids; it goes on with what the sites said at first.
+        """
+        erasing, job, fleet = self.record.kind == "erase", self.record.job, self.fleet
+        settings = self.settings.fleet
+        known = self.store.step(job, _ASKED) is not None
+        first = self.journal.facts(_ASKED, list[PendingReply], list) if known else []
+        fleet.wait_for_nodes(max(settings.least_sites, len(first)), settings.connect_seconds)
+        query = PendingQuery(
+            job=job,
+            take=erasing and not known,
+            resumed=_requests(first),
+            released=self.store.released_requests() if erasing else {},
+        )
+        replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0)
+        if not known:
+            first = self.journal.facts(_ASKED, list[PendingReply], lambda: list(replies.values()))
+        if len(first) < settings.least_sites:
+            raise JobError(f"{len(first)} sites take part, fewer than {settings.least_sites}: {fleet.why_absent()}.")
+        nodes = {reply.site: node for node, reply in replies.items()}
+        for reply in first:
+            if reply.site not in nodes:
+                fleet.absent[site_name(reply.site)] = "was there when the job began, and has not come back"
+        present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}
+        fleet.members = frozenset(present)
+        return present
 
     def strategy(self, card: ModelCard) -> FederatedUnlearning:
         """Return the job's strategy, working on models of this card; its rounds go on counting."""
         if self._strategy is None:
-            self._strategy = FederatedUnlearning(self.settings, card, self.record.job, self.progress, self._log)
+            self._strategy = FederatedUnlearning(
+                self.settings, card, self.record.job, self.journal, self.progress, self._log
+            )
         self._strategy.card = card
         return self._strategy
 
     def _log(self, metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
         self.tracker.log_metrics(self.record.job, metrics, step=step, site=site)
 
-    def note_model(self, column: str, model: AuditedModel, seconds: float, sent: int) -> None:
-        """Keep a model's scores, seconds and bytes for the table, and log them."""
-        result = ModelResult(scores=model.scores, seconds=seconds, bytes_sent=sent)
+    def note_model(self, column: str, model: AuditedModel, effort: Effort) -> None:
+        """Keep a model's scores, and what it took, for the table, and log them."""
+        result = ModelResult(scores=model.scores, seconds=effort.seconds, bytes_sent=effort.sent_bytes)
         self.models[column] = model
         self.record = self.record.model_copy(update={"models": self.record.models | {column: result}})
         self._log({f"{column}.{name}": value for name, value in model.scores.metrics().items()}, 0)
-        self._log({f"{column}.seconds": seconds, f"{column}.bytes_sent": sent}, 0)
-
-    def sent(self) -> int:
-        """Return the array bytes that travelled so far, both directions."""
-        return self.fleet.sent_bytes + self.fleet.received_bytes
+        self._log({f"{column}.seconds": effort.seconds, f"{column}.bytes_sent": effort.sent_bytes}, 0)
 
     # ------------------------------------------------------------------ training
 
@@ -104,10 +129,16 @@ class Coordinator:
             classes=classes,
             image_size=image_size,
             dropout=model.dropout,
+            epoch=self.epoch(),
             job=self.record.job,
         )
         torch.manual_seed(self.settings.seed + seed_offset)
         return card, state_arrays(build(card))
+
+    def epoch(self) -> int:
+        """Return the fleet's erasure epoch: of the champion; 0 before there is one."""
+        champion = self.store.champion()
+        return champion.epoch if champion else 0
 
     # ------------------------------------------------------------------ erasure
 
@@ -119,11 +150,15 @@ class Coordinator:
         JobError
             If there is none yet.
         """
+        champion = self.journal.facts("champion", Champion, self._known_champion)
+        model, card = load_model(self.store.model_folder(champion.job))
+        return card, state_arrays(model), champion
+
+    def _known_champion(self) -> Champion:
         champion = self._registered_champion()
         if champion is None:
             raise JobError('There is no champion model to unlearn from; run a training job first (job = "train").')
-        model, card = load_model(self.store.model_folder(champion.job))
-        return card, state_arrays(model), champion
+        return champion
 
     def _registered_champion(self) -> Champion | None:
         """Return the registry's champion if we hold its model and it is not under the fleet's epoch.
@@ -142,11 +177,10 @@ class Coordinator:
         found = Champion(job=job, epoch=int(version.tags.get("dlfd.epoch", "0")) if version else 0)
         return found if found.epoch >= own.epoch else own
 
-    def note_original(self, original: AuditedModel, champion: Champion) -> None:
-        """Note the model that is unlearned from, with the cost of the job that made it."""
-        made = list(self.store.load(champion.job).models.values())
-        seconds, sent = (made[-1].seconds, made[-1].bytes_sent) if made else (0.0, 0)
-        self.note_model("original", original, seconds, sent)
+    def note_original(self, original: AuditedModel, card: ModelCard, champion: Champion) -> None:
+        """Note the model that is unlearned from, with what it took to make it."""
+        made = self.store.load(champion.job).models.get(card.kind)
+        self.note_model("original", original, Effort(made.seconds, made.bytes_sent) if made else Effort(0.0, 0))
 
     def judge_file(self, strategy: FederatedUnlearning, arrays: Arrays, file: Path) -> Verdict | None:
         """Attack the exported file at the sites; it must be torch's model, and must have forgotten too.
@@ -172,32 +206,31 @@ class Coordinator:
         return judge(self.models["original"].scores, scores, self.settings.audit)
 
     def export(self, card: ModelCard, arrays: Arrays) -> Path:
-        """Write the model and its ONNX file into the job's folder."""
-        folder = self.store.model_folder(self.record.job)
+        """Write the model and its ONNX file into the job's folder; one step of the job."""
+        file = self.store.model_folder(self.record.job) / ONNX_FILE
+        size = self.journal.facts("export", int, lambda: self._export(card, arrays, file))
+        self._log({"onnx_size_bytes": size}, 0)
+        self.advance("exported")
+        return file
+
+    def _export(self, card: ModelCard, arrays: Arrays, file: Path) -> int:
         model = build(card)
         model.load_state_dict(arrays)
-        save_model(model, card, folder)
+        save_model(model, card, file.parent)
         nothing = torch.zeros((0, 3, card.image_size, card.image_size), dtype=torch.uint8)
         with self.progress.phase("Exporting to ONNX", 1) as advance:
             report = export_onnx(
-                model,
-                card,
-                folder / ONNX_FILE,
-                version=version_of(card, arrays),
-                settings=self.settings.export,
-                images=nothing,
+                model, card, file, version=version_of(card, arrays), settings=self.settings.export, images=nothing
             )
             advance()
-        self._log(
-            {"onnx_size_bytes": report.size_bytes, "onnx_random_max_abs_difference": report.max_abs_difference}, 0
-        )
-        self.advance("exported")
-        return report.file
+        self._log({"onnx_random_max_abs_difference": report.max_abs_difference}, 0)
+        return report.size_bytes
 
     def release(self, card: ModelCard, arrays: Arrays) -> None:
         """Make the model the champion, here and in the registry."""
-        self.store.set_champion(Champion(job=self.record.job, epoch=card.epoch))
+        # The record first: a job that says it is released and is not yet the champion becomes it when it is resumed.
         self.advance("released", released=True, epoch=card.epoch)
+        self.store.set_champion(Champion(job=self.record.job, epoch=card.epoch))
         self.register(card, arrays)
 
     def register(self, card: ModelCard, arrays: Arrays) -> None:
@@ -227,6 +260,15 @@ class Coordinator:
         if card.epoch:
             self.tracker.revoke_older_versions(self.record.job, card.epoch)
 
+    def settle(
+        self, outcome: Literal["released", "returned"], reason: str, epoch: int, requests: Iterable[str]
+    ) -> Settled:
+        """Tell every site how the job ended; one step of the job."""
+        job = self.record.job
+        return self.journal.facts(
+            "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests)
+        )
+
     def draw(self) -> None:
         """Draw the table and the histograms, into the job's folder and into MLflow."""
         retrained = self.models.get("retrained")
@@ -239,6 +281,10 @@ class Coordinator:
         for name, png in pictures.items():
             (self.store.job_folder(self.record.job) / f"{name}.png").write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)
+
+
+def _requests(replies: Iterable[PendingReply]) -> tuple[str, ...]:
+    return tuple(request for reply in replies for request in reply.requests)
 
 
 def may_release(verdict: Verdict, settings: Settings) -> bool:
@@ -265,57 +311,82 @@ def version_of(card: ModelCard, arrays: Mapping[str, torch.Tensor]) -> str:
     return f"{card.epoch}-{digest(arrays)[:12]}"
 
 
-@contextmanager
-def coordinate(grid: Grid, kind: JobKind, settings: Settings, progress: ProgressDisplay) -> Iterator[Coordinator]:
-    """Open a job, and close it whatever happens: its record and its run always say how it ended."""
-    store = Store(settings.state_folder)
-    with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        fleet = Fleet(grid, settings.erasure.reply_timeout_seconds)
-        finish_earlier_jobs(store, fleet, tracker, settings, progress)
-        record = store.new_job(kind)
-        job = Coordinator(settings, store, fleet, tracker, progress, record)
-        tags = {"dlfd.kind": kind, "dlfd.epoch": str((store.champion() or Champion(job="", epoch=0)).epoch)}
-        tracker.start_job(record.job, kind=kind, parameters=flatten(settings.model_dump(mode="json")), tags=tags)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
-        try:
-            yield job
-        except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            _close_failed(job, error)
-            raise
-        finally:
-            tracker.finish_job(record.job, status)
-            waiting = tracker.flush(_SEND_PATIENCE)
-            if waiting:
-                job.record = job.record.model_copy(update={"unsent": waiting})
-                store.save(job.record)
+def run_jobs(
+    grid: Grid,
+    kind: JobKind,
+    settings: Settings,
+    progress: ProgressDisplay,
+    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
+) -> JobRecord:
+    """Bring jobs whose process died to their end, then do one of this kind unless such a one was among them.
 
-
-def _close_failed(job: Coordinator, error: BaseException) -> None:
-    """Return the requests of a job that failed before its model was released."""
-    if job.record.step in ("released", "settled"):
-        return
-    reason = str(error) if isinstance(error, FleetError) else f"the job stopped ({type(error).__name__})"
-    job.advance("failed", note=reason)
-
-
-def finish_earlier_jobs(
-    store: Store, fleet: Fleet, tracker: Tracker, settings: Settings, progress: ProgressDisplay
-) -> None:
-    """Bring jobs to an end whose process died: a released one is settled at the sites, any other is abandoned.
-
-    Requests of an abandoned job wait for the next one: sites accept them again at its query.
+    Raises
+    ------
+    JobError
+        If another coordinator works on the state folder, or the job cannot go on; then it is failed, and its requests
+        wait for the next one. Killed or interrupted, it is resumed by the next call.
     """
-    for record in store.unfinished():
-        champion = store.champion()
-        if champion is None or champion.job != record.job:
-            store.save(record.model_copy(update={"step": "abandoned", "note": "its process died"}))
-            progress.say(f"The job {record.job} had died before its release; its requests wait for this one.")
-            continue
-        job = Coordinator(settings, store, fleet, tracker, progress, record)
-        model, card = load_model(store.model_folder(record.job))
-        job.register(card, state_arrays(model))
-        if record.kind == "erase":
-            job.strategy(card).settle(fleet, "released", f"released by {record.job}", card.epoch, purge=True)
-        job.advance("settled", released=True, epoch=card.epoch)
-        progress.say(f"The job {record.job} had died after its release; it is settled now.")
+    store = Store(settings.state_folder)
+    with closing(store), store.lock(), open_tracker(settings.tracking, settings.state_folder) as tracker:
+        for record in store.jobs():
+            if record.step == "settled":
+                store.forget_steps(record.job)  # its process may have died before it could
+        done = None
+        for record in store.unfinished():
+            progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
+            done = _carry_out(grid, store, tracker, progress, record, carry_out)
+        if done is None or done.kind != kind or done.step == "cancelled":
+            done = _carry_out(grid, store, tracker, progress, store.new_job(kind, settings), carry_out)
+        return done
+
+
+def _carry_out(
+    grid: Grid,
+    store: Store,
+    tracker: Tracker,
+    progress: ProgressDisplay,
+    record: JobRecord,
+    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
+) -> JobRecord:
+    """Do one job, or what is left of it; its record and its run always say how it ended."""
+    settings = store.settings_of(record.job)
+    fleet = Fleet(grid, settings.fleet.reply_timeout_seconds, settings.fleet.quorum)
+    fleet.notice = lambda doing: store.note_activity(record.job, doing)
+    job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
+    tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
+    parameters = flatten(settings.model_dump(mode="json"))
+    tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
+    try:
+        carry_out[record.kind](job)
+        store.forget_steps(record.job)
+    except JobCancelledError as error:
+        status = "KILLED"
+        _give_back(job, str(error))
+        job.advance("cancelled", note="cancelled: the requests wait for the next job")
+    except Exception as error:
+        status = "FAILED"
+        reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+        if not job.record.released:
+            _give_back(job, f"the job failed: {reason}")
+            job.advance("failed", note=reason)
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish_job(record.job, status)
+        waiting = tracker.flush(_SEND_PATIENCE)
+        if waiting:
+            job.record = job.record.model_copy(update={"unsent": waiting})
+            store.save(job.record)
+    return job.record
+
+
+def _give_back(job: Coordinator, reason: str) -> None:
+    """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
+    if job.record.kind == "erase" and job.fleet.members:
+        try:
+            settle(job.fleet, job.record.job, job.progress, "returned", reason, job.epoch(), ())
+        except FleetError as error:
+            job.progress.say(f"The sites could not be told that {job.record.job} has ended: {error}")

@@ -28,6 +28,8 @@ FILE = "file"
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
+"""What a site calls itself: a random number that it keeps."""
 Weights = tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
 """One a class."""
 Arrays = dict[str, Tensor]
@@ -121,6 +123,12 @@ class PendingQuery(FleetMessage):
 
     TYPE: ClassVar[str] = "query.pending"
     job: str
+    take: bool = False
+    """Whether the job takes up the requests that wait: they are its own until it ends."""
+    resumed: tuple[str, ...] = ()
+    """Requests that the job had taken up, before it was interrupted."""
+    released: dict[str, Count] = {}
+    """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
     asked: dict[Pseudonym, AwareDatetime] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
 
@@ -128,8 +136,11 @@ class PendingQuery(FleetMessage):
 class PendingReply(FleetMessage):
     """Counts, never names."""
 
+    site: SiteId
     requests: tuple[str, ...]
-    """Random ids of accepted requests."""
+    """Random ids of the requests that the job has taken up."""
+    waiting: Count = 0
+    """How many other requests wait for the next job."""
     people: dict[Pseudonym, AwareDatetime] = {}
     """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
     forget_images: Count
@@ -149,7 +160,7 @@ class FitTask(FleetMessage):
 
     TYPE: ClassVar[str] = "train.fit"
     job: str
-    purpose: Literal["train", "repair", "retrain"]
+    purpose: Literal["train", "repair", "relearn", "retrain"]
     round: Count
     card: ModelCard
     training: TrainingSettings
@@ -163,9 +174,20 @@ class FitTask(FleetMessage):
 class FitResult(FleetMessage):
     """The trained ``model`` arrays and what they took."""
 
+    epoch: Count
+    """Of the model that it started from."""
     examples: Annotated[int, Field(ge=1)]
     loss: Annotated[float, Field(allow_inf_nan=False)]
     seconds: Seconds
+
+    @property
+    def weight(self) -> int:
+        """Images that the update counts by."""
+        return self.examples
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is logged of it."""
+        return self.model_dump(exclude={"epoch"})
 
 
 class UnlearnTask(FleetMessage):
@@ -185,11 +207,22 @@ class UnlearnTask(FleetMessage):
 class UnlearnResult(FleetMessage):
     """The unlearned ``model`` arrays, what they forgot, and what it took."""
 
+    epoch: Count
+    """Of the model that it started from."""
     requests: tuple[str, ...]
     forget_examples: Annotated[int, Field(ge=1)]
     retain_examples: Annotated[int, Field(ge=1)]
     steps: Count
     seconds: Seconds
+
+    @property
+    def weight(self) -> int:
+        """Images that the update counts by."""
+        return self.forget_examples
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is logged of it."""
+        return self.model_dump(exclude={"epoch", "requests"})
 
 
 class AuditTask(FleetMessage):
@@ -234,6 +267,8 @@ class SettleTask(FleetMessage):
     job: str
     outcome: Literal["released", "returned"]
     """``returned``: the requests wait for the next job."""
+    requests: tuple[str, ...] = ()
+    """Those that the released model has forgotten; any other of the job waits for the next one."""
     reason: str
     epoch: Count
     purge: bool
@@ -245,3 +280,5 @@ class SettleResult(FleetMessage):
 
     requests: Count
     purged_images: Count
+    epoch: Count
+    """The fleet's erasure epoch, as the site knows it from now on: it works on no model under it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from dlfd_fleet.federation.messages import (
     UnlearnResult,
     UnlearnTask,
 )
+from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import purge_request
 from dlfd_fleet.ledger.site import Site, join_requests
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
@@ -41,19 +42,36 @@ from dlfd_fleet.unlearning import LabelledImages, distance, fit, predict_probabi
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
-    """Count the accepted requests; those of a job that died are accepted again, and those of other sites too."""
-    for request in site.ledger.requests(*UNDER_WAY):
-        if request.job != query.job:
-            site.ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
-    join_requests(site, query.job, query.asked)
-    requests = site.ledger.requests(RequestState.ACCEPTED)
+    """Say what the site holds, and take up the requests that wait for the job.
+
+    One erasure job works at a time, so another one that had taken requests up has ended: what its released model has
+    forgotten is purged now, and the rest waits again.
+    """
+    ledger = site.ledger
+    if query.take:
+        for request in ledger.requests(*UNDER_WAY):
+            if request.job == query.job:
+                continue
+            if request.id in query.released:
+                epoch = ledger.raise_epoch(query.released[request.id])
+                _release(site, request, "released while this site was away", epoch)
+                purge_request(site, ledger.get(request.id))
+            else:
+                ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
+        join_requests(site, query.job, query.asked)
+    for request in ledger.requests(RequestState.ACCEPTED):
+        if query.take or request.id in query.resumed:
+            ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
+    requests = _of_job(site, query.job)
     names = {request: site.fleet_pseudonym(request.identity or "", query.job) for request in requests}
     images = _images(site)
     class_images = torch.bincount(_retain(site, images).labels, minlength=len(site.card.classes))
     return PendingReply(
+        site=site.card.id,
         requests=tuple(request.id for request in requests),
+        waiting=len(ledger.requests(RequestState.ACCEPTED)),
         people={name: request.deadline for request, name in names.items() if name},
-        forget_images=len(images.of_people(_identities(site, RequestState.ACCEPTED))),
+        forget_images=len(images.of_people(_people(requests))),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
         image_size=site.card.image_size,
@@ -63,6 +81,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
 def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Arrays]:
     """Train on the retain images. Nobody who asked to be forgotten is trained on, whatever the job."""
     started = time.perf_counter()
+    _refuse_old_models(site, task.card)
     model = _model(task.card, arrays)
     retain = _retain(site, _images(site))
     if len(retain) < 2:
@@ -78,20 +97,17 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
         augment=augmentation(task.augmentation),
     )
     recalibrate(model, _labelled(retain))
-    result = FitResult(examples=len(retain), loss=loss, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    result = FitResult(epoch=task.card.epoch, examples=len(retain), loss=loss, seconds=seconds)
     return result, state_arrays(model)
 
 
 def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
     """Run DLFD on the people of this job's requests."""
-    ledger = site.ledger
-    for request in ledger.requests(RequestState.ACCEPTED):
-        ledger.move(request.id, RequestState.UNLEARNING, "DLFD started", job=task.job)
-    for request in ledger.requests(RequestState.EVALUATING):
-        ledger.move(request.id, RequestState.UNLEARNING, "another round of DLFD", job=task.job)
-    requests = [request for request in ledger.requests(RequestState.UNLEARNING) if request.job == task.job]
+    _refuse_old_models(site, task.card)
+    requests = _of_job(site, task.job)
     images = _images(site)
-    forget = images.of_people([request.identity for request in requests if request.identity])
+    forget = images.of_people(_people(requests))
     if not len(forget):
         raise JobError("This site has no image of anybody who asked to be forgotten.")
     retain = _retain(site, images)
@@ -106,8 +122,10 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         augment=augmentation(task.augmentation),
     )
     for request in requests:
-        ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
+        if request.state is RequestState.UNLEARNING:
+            site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
     result = UnlearnResult(
+        epoch=task.card.epoch,
         requests=tuple(request.id for request in requests),
         forget_examples=len(forget),
         retain_examples=len(retain),
@@ -120,7 +138,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
 def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
-    images, roles = _audited(site, task.roles, task.shared)
+    images, roles = _audited(site, task.job, task.roles, task.shared)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
     person = _random_numbers(images.identities)
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
@@ -132,7 +150,7 @@ def run_file_audit(
 ) -> tuple[FileAuditResult, SampleScores]:
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
-    images, roles = _audited(site, task.roles, task.shared)
+    images, roles = _audited(site, task.job, task.roles, task.shared)
     expected = predict_probabilities(_model(task.card, arrays), _labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -149,26 +167,56 @@ def run_file_audit(
 
 
 def settle(site: Site, task: SettleTask) -> SettleResult:
-    """Write how a job ended into the ledger, and purge the forgotten people's images once they are released."""
-    ledger = site.ledger
-    if task.outcome == "released":
-        return _release(site, task)
-    moved = [request for request in ledger.requests(*UNDER_WAY) if request.job == task.job]
-    for request in moved:
-        ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
-    return SettleResult(requests=len(moved), purged_images=0)
+    """Write how a job ended into the ledger, and purge the forgotten people's images once they are released.
 
-
-def _release(site: Site, task: SettleTask) -> SettleResult:
-    ledger = site.ledger
-    settled = [request for request in ledger.requests(RequestState.EVALUATING, *TO_PURGE) if request.job == task.job]
-    purged = 0
-    for request in settled:
-        if request.state not in TO_PURGE:
-            ledger.move(request.id, RequestState.RELEASED, task.reason, job=task.job, epoch=task.epoch)
+    Of a released job's requests, those that its model does not know of wait for the next job: their update came too
+    late, or was refused.
+    """
+    ledger, settled = site.ledger, 0
+    epoch = ledger.raise_epoch(task.epoch)
+    for request in ledger.requests(*UNDER_WAY, *TO_PURGE):
+        if request.job != task.job:
+            continue
+        settled += 1
+        released = task.outcome == "released" and request.id in task.requests
+        if request.state in UNDER_WAY and not released:
+            ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
+            continue
+        if request.state in UNDER_WAY:
+            _release(site, request, task.reason, task.epoch)
         if task.purge:
-            purged += purge_request(site, ledger.get(request.id))
-    return SettleResult(requests=len(settled), purged_images=purged)
+            purge_request(site, ledger.get(request.id))
+    return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
+
+
+def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> None:
+    if request.state is RequestState.UNLEARNING:  # a model trained anew has forgotten without an update
+        site.ledger.move(request.id, RequestState.EVALUATING, "nobody trains on the images", job=request.job)
+    site.ledger.move(request.id, RequestState.RELEASED, reason, job=request.job, epoch=epoch)
+
+
+def _of_job(site: Site, job: str) -> list[ForgetRequest]:
+    """Return the requests that a job has taken up."""
+    return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
+
+
+def _people(requests: Iterable[ForgetRequest]) -> list[str]:
+    return [request.identity for request in requests if request.identity is not None]
+
+
+def _refuse_old_models(site: Site, card: ModelCard) -> None:
+    """Work on no model that remembers people whom a release has forgotten.
+
+    Raises
+    ------
+    JobError
+        If the model is under the fleet's erasure epoch.
+    """
+    epoch = site.ledger.epoch()
+    if card.epoch < epoch:
+        raise JobError(
+            f"The model has the epoch {card.epoch}, under the fleet's {epoch}: this site does not work on it."
+        )
 
 
 def _images(site: Site) -> IdentityDataset:
@@ -183,18 +231,16 @@ def _decoded(folder: Path, _changed: int, image_size: int, classes: tuple[str, .
         return load_dataset(site.usable_manifest(), image_size=image_size, classes=classes)
 
 
-def _identities(site: Site, *states: RequestState) -> list[str]:
-    return [request.identity for request in site.ledger.requests(*states) if request.identity is not None]
-
-
 def _retain(site: Site, images: IdentityDataset) -> IdentityDataset:
     return images.of_split("train").without_people(site.gone(images.identities))
 
 
-def _audited(site: Site, roles_asked: Sequence[str], shared: bool) -> tuple[IdentityDataset, NDArray[np.uint8]]:
+def _audited(
+    site: Site, job: str, roles_asked: Sequence[str], shared: bool
+) -> tuple[IdentityDataset, NDArray[np.uint8]]:
     """Return the images of the roles that are asked for, and each image's role."""
     images = _images(site)
-    under_way = set(_identities(site, RequestState.ACCEPTED, *UNDER_WAY))
+    under_way = set(_people(_of_job(site, job)))
     gone = site.gone(images.identities)
     rows, roles = [], []
     for index, row in enumerate(images.rows):

@@ -6,16 +6,17 @@ It reads top to bottom in the order of a job: train; distance at the sites that 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
-from dlfd_fleet.audit import Outcome, Role, SampleScores, Scores, Verdict, judge, measure, read_gate
+from torch import Tensor
+
+from dlfd_fleet.audit import Outcome, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure, read_gate
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.aggregation import RunningMean, check_epoch, check_update, check_weight, odd_updates
 from dlfd_fleet.federation.fleet import Fleet
+from dlfd_fleet.federation.journal import Answers, Journal, Merged
 from dlfd_fleet.federation.messages import (
     MODEL,
     Arrays,
@@ -25,21 +26,22 @@ from dlfd_fleet.federation.messages import (
     FileAuditTask,
     FitResult,
     FitTask,
-    PendingQuery,
     PendingReply,
-    SettleResult,
-    SettleTask,
     UnlearnResult,
     UnlearnTask,
     arrays_of,
     file_arrays,
     samples_of,
 )
+from dlfd_fleet.federation.requests import class_weights
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import checkpoint_rank
 
+Purpose = Literal["train", "repair", "relearn", "retrain"]
+_Update = TypeVar("_Update", FitResult, UnlearnResult)
+_Audit = TypeVar("_Audit", AuditResult, FileAuditResult)
 EVIDENCE = (Role.RETAIN, Role.FORGET, Role.VALIDATION, Role.TEST)
 CHOOSING = (Role.FORGET, Role.VALIDATION)
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
@@ -63,13 +65,27 @@ class AuditedModel:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """Seconds, and array bytes in both directions."""
+
+    seconds: float
+    sent_bytes: int
+
+    def __sub__(self, before: Effort) -> Effort:
+        return Effort(self.seconds - before.seconds, self.sent_bytes - before.sent_bytes)
+
+
+@dataclass(frozen=True)
 class Unlearned:
-    """What an erasure's federated part came to."""
+    """What an erasure's federated part came to, and what it took; ``requests`` are those whose updates are in it."""
 
     model: AuditedModel
     verdict: Verdict
     attempts: int
-    seconds: float
+    effort: Effort
+    requests: tuple[str, ...]
+    relearned: tuple[AuditedModel, Effort] | None
+    """The model after further ordinary training, if that was tried."""
 
 
 @dataclass
@@ -84,6 +100,8 @@ class FederatedUnlearning:
         The model that travels.
     job
         Name of the job, sent with every task.
+    journal
+        The job's finished steps: each round and each audit is one.
     progress, record
         Where progress and metrics go.
     """
@@ -91,6 +109,7 @@ class FederatedUnlearning:
     settings: Settings
     card: ModelCard
     job: str
+    journal: Journal
     progress: ProgressDisplay
     record: Recorder
     _round: int = field(default=0, init=False)
@@ -105,26 +124,42 @@ class FederatedUnlearning:
         purpose: Literal["train", "retrain"] = "train",
     ) -> Arrays:
         """Run federated averaging (McMahan et al. 2017), weighted by examples, with a cosine-decayed step."""
-        training, weights = self.settings.training, class_weights(pending)
+        training = self.settings.training
         title = "Training the original model" if purpose == "train" else "Retraining without the forgotten people"
         with self.progress.phase(title, training.rounds * len(pending)) as advance:
             for number in range(training.rounds):
                 rate = training.learning_rate * _cosine(number, training.rounds)
-                arrays = self._fit_round(fleet, arrays, weights, purpose, training.local_epochs, rate, advance)
+                arrays = self._fit_round(fleet, arrays, pending, purpose, training.local_epochs, rate, advance)
         return arrays
 
     def _fit_round(
         self,
         fleet: Fleet,
         arrays: Arrays,
-        weights: tuple[float, ...],
-        purpose: Literal["train", "repair", "retrain"],
+        pending: Mapping[int, PendingReply],
+        purpose: Purpose,
         epochs: int,
         rate: float,
         advance: Advance,
     ) -> Arrays:
-        """Return the mean of all sites' models after plain training on their retain images."""
+        """Return the mean of all sites' models after plain training on their retain images; one step of the job."""
         self._round += 1
+
+        def compute() -> Merged:
+            return self._fit(fleet, arrays, pending, purpose, epochs, rate, advance)
+
+        return self.journal.merged(f"{purpose}-{self._round}", compute).arrays
+
+    def _fit(
+        self,
+        fleet: Fleet,
+        arrays: Arrays,
+        pending: Mapping[int, PendingReply],
+        purpose: Purpose,
+        epochs: int,
+        rate: float,
+        advance: Advance,
+    ) -> Merged:
         task = FitTask(
             job=self.job,
             purpose=purpose,
@@ -132,27 +167,63 @@ class FederatedUnlearning:
             card=self.card,
             training=self.settings.training,
             augmentation=(self.settings.erasure if purpose == "repair" else self.settings.training).augmentation,
-            class_weights=weights,
+            class_weights=class_weights(pending),
             epochs=epochs,
             learning_rate=rate,
             seed=self._seed(),
         )
-        mean, tasks = RunningMean(), dict.fromkeys(fleet.wait_for_nodes(), task.to_records(model=arrays))
-        for reply in fleet.exchange(FitTask.TYPE, tasks, self._group()):
-            advance()
-            try:
-                result = FitResult.from_records(reply.records, reply.sender)
-                model = arrays_of(reply.records, MODEL, reply.sender)
-                check_update(model, arrays, reply.sender)
-            except MessageError as error:
-                fleet.refuse(reply, error)
-                continue
-            mean.add(model, result.examples)
-            self.record({f"{purpose}_loss": result.loss, "fit_seconds": result.seconds}, self._round, reply.sender)
-        if not mean.count:
-            raise JobError(f"No site could train in round {self._round}: {fleet.why_absent()}.")
-        self.record({f"{purpose}_sites": mean.count}, self._round)
-        return mean.value()
+        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes()}
+        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
+        fleet.require_quorum(mean.count, f"trained in round {self._round}")
+        losses = [result.loss for result in results]
+        self.record({f"{purpose}_sites": mean.count, f"{purpose}_loss": sum(losses) / len(losses)}, self._round)
+        return Merged(mean.value())
+
+    def _merge(
+        self,
+        fleet: Fleet,
+        most: Mapping[int, int],
+        task: FitTask | UnlearnTask,
+        expected: type[_Update],
+        arrays: Arrays,
+        advance: Advance,
+    ) -> tuple[RunningMean, list[_Update]]:
+        """Return the mean of the nodes' updated models, and what they say of them.
+
+        Replies are folded in as they come, so an update that is out of line with the others' shows only when all are
+        in; then the round is done again without its site. That costs time only where somebody misbehaves.
+
+        Parameters
+        ----------
+        most
+            The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
+        """
+        nodes, largest = set(most), self.settings.erasure.largest_update if isinstance(task, UnlearnTask) else None
+        while True:
+            mean, results, norms = RunningMean(), [], {}
+            tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
+            for reply in fleet.exchange(task.TYPE, tasks, self._group()):
+                advance()
+                try:
+                    result = expected.from_records(reply.records, reply.sender)
+                    model = arrays_of(reply.records, MODEL, reply.sender)
+                    check_epoch(result.epoch, self.card.epoch, reply.sender)
+                    check_weight(result.weight, most[reply.node], reply.sender)
+                    norms[reply.node] = check_update(model, arrays, reply.sender, largest)
+                except MessageError as error:
+                    fleet.refuse(reply, error)
+                    continue
+                mean.add(model, result.weight)
+                results.append(result)
+                metrics = result.metrics() | {"update_norm": norms[reply.node]}
+                name = task.purpose if isinstance(task, FitTask) else "distancing"
+                self.record({f"{name}_{key}": value for key, value in metrics.items()}, self._round, reply.sender)
+            odd = odd_updates(norms, self.settings.fleet.update_ratio)
+            if not odd:
+                return mean, results
+            for node, ratio in odd.items():
+                fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
+            nodes -= set(odd)
 
     # ------------------------------------------------------------------ unlearning
 
@@ -166,25 +237,46 @@ class FederatedUnlearning:
         original
             The model to unlearn from, audited.
         """
-        started, best_rank, attempt = time.perf_counter(), _WORST_RANK, 0
+        before, best_rank, attempt = self.effort(fleet), _WORST_RANK, 0
         while attempt < self.settings.erasure.max_attempts:
             attempt += 1
-            rank, arrays = self._attempt(fleet, pending, original, attempt)
-            candidate = self.audit(fleet, arrays, "Auditing the unlearned model")
-            verdict = judge(original.scores, candidate.scores, self.settings.audit)
+            rank, merged = self._attempt(fleet, pending, original, attempt)
+            candidate = self.audit(fleet, merged.arrays, "Auditing the unlearned model", f"unlearned-{attempt}")
+            verdict, relearned = judge(original.scores, candidate.scores, self.settings.audit), None
             self.record(candidate.scores.metrics() | {"attempt": attempt}, self._round)
+            after = self.effort(fleet)
+            if verdict.outcome is not Outcome.FAIL and self.settings.erasure.relearning_rounds:
+                again = self._relearn(fleet, candidate, pending, attempt)
+                relearned = again, self.effort(fleet) - after
+                verdict = judge_relearned(verdict, original.scores, again.scores, self.settings.audit)
             passed = verdict.outcome is not Outcome.FAIL
             # Of failed attempts the gate's favourite is shown: a stronger one can be the worse.
             if passed or rank > best_rank:
-                best_rank, best, best_verdict = rank, candidate, verdict
+                best_rank = rank
+                best = Unlearned(candidate, verdict, attempt, after - before, merged.requests, relearned)
             if passed:
                 break
             self.progress.say(f"Attempt {attempt}: {verdict.sentence()}")
-        return Unlearned(best, best_verdict, attempt, time.perf_counter() - started)
+        return best
+
+    def _relearn(
+        self, fleet: Fleet, model: AuditedModel, pending: Mapping[int, PendingReply], attempt: int
+    ) -> AuditedModel:
+        """Train on as any later round would, on retain images only, and attack again: what was only hidden comes back.
+
+        After the purge there is nobody left to attack with, so this is the last chance to see it.
+        """
+        training, rounds, arrays = self.settings.training, self.settings.erasure.relearning_rounds, model.arrays
+        with self.progress.phase("Training on, to see what comes back", rounds * len(pending)) as advance:
+            for _ in range(rounds):
+                arrays = self._fit_round(
+                    fleet, arrays, pending, "relearn", training.local_epochs, training.learning_rate, advance
+                )
+        return self.audit(fleet, arrays, "Attacking it again", f"relearned-{attempt}")
 
     def _attempt(
         self, fleet: Fleet, pending: Mapping[int, PendingReply], original: AuditedModel, attempt: int
-    ) -> tuple[tuple[bool, float, float], Arrays]:
+    ) -> tuple[tuple[bool, float, float], Merged]:
         """Run rounds of distancing and repair from the original; return the best round's rank and model.
 
         The paper's dynamic strategy with a fleet's gate: distance while forgotten people look more like members than
@@ -192,29 +284,29 @@ class FederatedUnlearning:
         averaging, Izmailov et al. 2018): single rounds of small fleets differ by chance. It stops when a round brings
         nothing more to a model that is forgetful and useful enough.
         """
-        erasure, unlearning, weights = self.settings.erasure, self.settings.unlearning, class_weights(pending)
-        nodes = [node for node, reply in pending.items() if reply.requests]
+        erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = read_gate(original.samples)
         least_utility = reading.utility - unlearning.max_utility_drop
-        arrays = best = original.arrays
+        arrays, best, requests = original.arrays, Merged(original.arrays), frozenset[str]()
         best_rank, averaged = _WORST_RANK, RunningMean()
-        total = erasure.rounds * (len(nodes) + len(pending))
+        total = erasure.rounds * (sum(1 for reply in pending.values() if reply.requests) + len(pending))
         with self.progress.phase(f"Unlearning, attempt {attempt}", total) as advance:
             for number in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round of DLFD.
                 if number == 0 or reading.attack_auc > 0.5 + unlearning.gate:
-                    arrays = self._distancing_round(fleet, nodes, arrays, weights, attempt, advance)
+                    distanced = self._distancing_round(fleet, arrays, pending, attempt, advance)
+                    arrays, requests = distanced.arrays, requests.union(distanced.requests)
                     averaged = RunningMean()
                 arrays = self._fit_round(
-                    fleet, arrays, weights, "repair", erasure.repair_epochs, erasure.learning_rate, advance
+                    fleet, arrays, pending, "repair", erasure.repair_epochs, erasure.learning_rate, advance
                 )
                 averaged.add(arrays, 1.0)
                 candidate = averaged.value()
-                reading = read_gate(self._audit_samples(fleet, candidate, CHOOSING))
+                reading = read_gate(self._audit_samples(fleet, candidate, CHOOSING, f"gate-{self._round}"))
                 self.record({"gate_utility": reading.utility, "gate_mia_auc": reading.attack_auc}, self._round)
                 rank = checkpoint_rank(reading, least_utility, unlearning.gate)
                 if rank > best_rank:
-                    best_rank, best = rank, candidate
+                    best_rank, best = rank, Merged(candidate, tuple(sorted(requests)))
                 elif best_rank >= _GOOD_ENOUGH:
                     break
         return best_rank, best
@@ -222,17 +314,31 @@ class FederatedUnlearning:
     def _distancing_round(
         self,
         fleet: Fleet,
-        nodes: list[int],
         arrays: Arrays,
-        weights: tuple[float, ...],
+        pending: Mapping[int, PendingReply],
         attempt: int,
         advance: Advance,
-    ) -> Arrays:
-        """Return the mean of the forgetting sites' models after DLFD, weighted by the images that each forgets.
+    ) -> Merged:
+        """Return the mean of the forgetting sites' models after DLFD; one step of the job."""
+        self._round += 1
+
+        def compute() -> Merged:
+            return self._distance(fleet, arrays, pending, attempt, advance)
+
+        return self.journal.merged(f"distancing-{self._round}", compute)
+
+    def _distance(
+        self,
+        fleet: Fleet,
+        arrays: Arrays,
+        pending: Mapping[int, PendingReply],
+        attempt: int,
+        advance: Advance,
+    ) -> Merged:
+        """Merge what the forgetting sites unlearn, weighted by the images that each forgets.
 
         Only they are merged: an average over all sites would dilute what few of them unlearn.
         """
-        self._round += 1
         erasure = self.settings.erasure
         epochs = erasure.distancing_epochs * 1.5 ** (attempt - 1)
         changes = {
@@ -248,24 +354,19 @@ class FederatedUnlearning:
             card=self.card,
             augmentation=erasure.augmentation,
             unlearning=self.settings.unlearning.model_copy(update=changes),
-            class_weights=weights,
+            class_weights=class_weights(pending),
             seed=self._seed(),
         )
-        mean, tasks = RunningMean(), dict.fromkeys(nodes, task.to_records(model=arrays))
-        for reply in fleet.exchange(UnlearnTask.TYPE, tasks, self._group()):
-            advance()
-            try:
-                result = UnlearnResult.from_records(reply.records, reply.sender)
-                model = arrays_of(reply.records, MODEL, reply.sender)
-                check_update(model, arrays, reply.sender, erasure.largest_update)
-            except MessageError as error:
-                fleet.refuse(reply, error)
-                continue
-            mean.add(model, result.forget_examples)
-            self.record(result.model_dump(exclude={"requests"}), self._round, reply.sender)
+        most = {node: pending[node].forget_images for node in fleet.wait_for_nodes() if pending[node].requests}
+        mean, results = self._merge(fleet, most, task, UnlearnResult, arrays, advance)
         if not mean.count:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
-        return mean.value()
+        requests = {request for result in results for request in result.requests}
+        return Merged(mean.value(), tuple(sorted(requests)))
+
+    def effort(self, fleet: Fleet) -> Effort:
+        """Return what the job took so far, in this process and in those before it."""
+        return Effort(self.journal.seconds, fleet.sent_bytes + fleet.received_bytes)
 
     def _seed(self) -> int:
         """Return the seed of the current round; each site makes its own of it."""
@@ -273,136 +374,79 @@ class FederatedUnlearning:
 
     # ------------------------------------------------------------------ audit
 
-    def audit(self, fleet: Fleet, arrays: Arrays, title: str) -> AuditedModel:
-        """Attack a model at every site, and score it on the people that no gate has used."""
+    def audit(self, fleet: Fleet, arrays: Arrays, title: str, step: str) -> AuditedModel:
+        """Attack a model at every site, and score it on the people that no gate has used; one step of the job."""
         with self.progress.phase(title, len(fleet.wait_for_nodes())) as advance:
-            samples = self._audit_samples(fleet, arrays, EVIDENCE, advance)
+            samples = self._audit_samples(fleet, arrays, EVIDENCE, f"audit-{step}", advance)
         scores = measure(samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
         return AuditedModel(arrays, samples, scores)
 
     def audit_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> tuple[Scores, float, int]:
         """Attack the exported file at every site; return its scores, its distance from torch, and images compared."""
-        nodes, parts, distances, images = fleet.wait_for_nodes(), [], [0.0], 0
-        tasks = {}
-        for index, node in enumerate(nodes):
-            task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE), shared=index == 0)
-            tasks[node] = task.to_records(model=arrays, file=file_arrays(content))
-        with self.progress.phase("Auditing the ONNX file", len(nodes)) as advance:
-            for reply in fleet.exchange(FileAuditTask.TYPE, tasks, self._group()):
-                advance()
-                try:
-                    result = FileAuditResult.from_records(reply.records, reply.sender)
-                    parts.append(samples_of(reply.records, reply.sender))
-                except MessageError as error:
-                    fleet.refuse(reply, error)
-                    continue
-                distances.append(result.max_abs_difference)
-                images += result.images
-        samples = SampleScores.concatenate(parts)
-        scores = measure(samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
-        return scores, max(distances), images
+        answers = self.journal.answers("audit-file", lambda: self._collect_file(fleet, arrays, content))
+        scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
+        return scores, answers.max_abs_difference, answers.images
+
+    def _collect_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> Answers:
+        task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE), shared=False)
+        with self.progress.phase("Auditing the ONNX file", len(fleet.wait_for_nodes())) as advance:
+            answers = self._ask_all(fleet, task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
+        return Answers(
+            SampleScores.concatenate([samples for _, samples in answers]),
+            max(result.max_abs_difference for result, _ in answers),
+            sum(result.images for result, _ in answers),
+        )
 
     def _audit_samples(
-        self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], advance: Advance = lambda: None
+        self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance = lambda: None
     ) -> SampleScores:
         """Return what a model says of the fleet's images; people whom every site holds count once."""
-        tasks = {}
-        for index, node in enumerate(fleet.wait_for_nodes()):
-            task = AuditTask(job=self.job, card=self.card, roles=_names(roles), shared=index == 0)
-            tasks[node] = task.to_records(model=arrays)
-        parts = []
-        for reply in fleet.exchange(AuditTask.TYPE, tasks, self._group()):
-            advance()
-            try:
-                AuditResult.from_records(reply.records, reply.sender)
-                parts.append(samples_of(reply.records, reply.sender))
-            except MessageError as error:
-                fleet.refuse(reply, error)
-        return SampleScores.concatenate(parts)
+        return self.journal.answers(step, lambda: self._collect(fleet, arrays, roles, advance)).samples
 
-    # ------------------------------------------------------------------ the end
+    def _collect(self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], advance: Advance) -> Answers:
+        task = AuditTask(job=self.job, card=self.card, roles=_names(roles), shared=False)
+        answers = self._ask_all(fleet, task, AuditResult, advance, model=arrays)
+        return Answers(SampleScores.concatenate([samples for _, samples in answers]))
 
-    def settle(
+    def _ask_all(
         self,
         fleet: Fleet,
-        outcome: Literal["released", "returned", "failed"],
-        reason: str,
-        epoch: int,
-        purge: bool,
-    ) -> int:
-        """Tell every site how the job ended; return the number of images that they purged."""
-        task = SettleTask(job=self.job, outcome=outcome, reason=reason, epoch=epoch, purge=purge)
-        nodes, purged = fleet.wait_for_nodes(), 0
-        with self.progress.phase("Settling the requests at the sites", len(nodes)) as advance:
-            for reply in fleet.exchange(SettleTask.TYPE, dict.fromkeys(nodes, task.to_records()), self._group()):
+        task: AuditTask | FileAuditTask,
+        expected: type[_Audit],
+        advance: Advance,
+        **arrays: Mapping[str, Tensor],
+    ) -> list[tuple[_Audit, SampleScores]]:
+        """Return every site's answer; one of them, and another if that one fails, answers for the shared people too."""
+        plain, sharing = (
+            task.to_records(None, **arrays),
+            task.model_copy(update={"shared": True}).to_records(None, **arrays),
+        )
+        sharers = list(fleet.wait_for_nodes())
+        tasks, answers = dict.fromkeys(sharers, plain), dict[int, tuple[_Audit, SampleScores]]()
+        while sharers:
+            tasks[sharers[0]] = sharing
+            heard = set()
+            for reply in fleet.exchange(task.TYPE, tasks, self._group()):
                 advance()
                 try:
-                    purged += SettleResult.from_records(reply.records, reply.sender).purged_images
+                    result = expected.from_records(reply.records, reply.sender)
+                    answers[reply.node] = result, samples_of(reply.records, reply.sender)
+                    heard.add(reply.node)
                 except MessageError as error:
                     fleet.refuse(reply, error)
-        return purged
+            if sharers[0] in heard:
+                break
+            sharers, tasks = [node for node in sharers[1:] if node in answers], {}
+        fleet.require_quorum(len(answers), f"answered {task.TYPE}")
+        return [answers[node] for node in sorted(answers)]
 
     def _group(self) -> str:
         """Return Flower's group id of the current round."""
         return str(self._round)
 
 
-def ask_pending(fleet: Fleet, job: str, largest_share: float = 1.0) -> dict[int, PendingReply]:
-    """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
-
-    Where sites share a secret they are asked twice: the second time with the pseudonyms of everybody who asked, so that
-    other sites that have the person forget too.
-
-    Parameters
-    ----------
-    largest_share
-        Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
-        takes no part.
-
-    Raises
-    ------
-    JobError
-        If no node answers.
-    """
-    replies = _query(fleet, PendingQuery(job=job))
-    asked: dict[str, datetime] = {}
-    for reply in replies.values():
-        for person, deadline in reply.people.items():
-            asked[person] = min(deadline, asked.get(person, deadline))
-    if asked and len(replies) > 1:
-        replies = _query(fleet, PendingQuery(job=job, asked=asked))
-    total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
-    for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
-        share = replies.pop(node).forget_images / total
-        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
-    if not replies:
-        raise JobError(f"No site takes part: {fleet.why_absent()}.")
-    fleet.members = frozenset(replies)
-    return replies
-
-
-def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
-    """Return the replies of the nodes that answered; only they take part from now on."""
-    replies = {}
-    for reply in fleet.exchange(query.TYPE, dict.fromkeys(fleet.wait_for_nodes(), query.to_records()), "0"):
-        try:
-            replies[reply.node] = PendingReply.from_records(reply.records, reply.sender)
-        except MessageError as error:
-            fleet.refuse(reply, error)
-    if not replies:
-        raise JobError(f"No site answered: {fleet.why_absent()}.")
-    fleet.members = frozenset(replies)
-    return replies
-
-
 def _names(roles: tuple[Role, ...]) -> tuple[Literal["retain", "forget", "validation", "test"], ...]:
     return tuple(role.value for role in roles)
-
-
-def class_weights(pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
-    """Return a weight for each class, inverse to its share of the images that the fleet trains on; 1 on average."""
-    counts = [max(1, sum(column)) for column in zip(*(reply.class_images for reply in pending.values()), strict=True)]
-    return tuple(sum(counts) / (len(counts) * count) for count in counts)
 
 
 def _cosine(number: int, total: int) -> float:

@@ -18,13 +18,18 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchM
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, RequestState
 
-_VERSION = 2
+_VERSION = 3
 _BUSY_SECONDS = 30
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
 _START = "0" * 64
 
 _tables = sa.MetaData()
-_ledger = sa.Table("ledger", _tables, sa.Column("version", sa.Integer, primary_key=True))
+_ledger = sa.Table(
+    "ledger",
+    _tables,
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),  # of the last release that the site was told of; it never falls
+)
 _request = sa.Table(
     "request",
     _tables,
@@ -119,7 +124,7 @@ class Ledger:
             known = set(sa.inspect(connection).get_table_names())
             if create and not known & set(_tables.tables):
                 _tables.create_all(connection)
-                connection.execute(sa.insert(_ledger).values(version=_VERSION))
+                connection.execute(sa.insert(_ledger).values(version=_VERSION, epoch=0))
             elif not set(_tables.tables) - {"ledger"} <= known:
                 raise LedgerError(f"{self.name} is a database, but no ledger of dlfd-fleet.")
             else:
@@ -258,6 +263,17 @@ class Ledger:
             if last.get(request) != state:
                 raise LedgerError(f"Request {request} in {self.name} is {state}, which its history does not say.")
 
+    def epoch(self) -> int:
+        """Return the fleet's erasure epoch, as far as this site was told."""
+        with self._transaction() as connection:
+            return int(connection.execute(sa.select(_ledger.c.epoch)).scalar_one())
+
+    def raise_epoch(self, epoch: int) -> int:
+        """Note a release; return the epoch, which never falls."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(_ledger).where(_ledger.c.epoch < epoch).values(epoch=epoch))
+        return self.epoch()
+
     def purged(self, request: str, sha256: Collection[str]) -> None:
         """Note the digests of deleted images."""
         with self._transaction() as connection:
@@ -270,6 +286,12 @@ class Ledger:
         """Return the SHA-256 of every image that was purged."""
         with self._transaction() as connection:
             return frozenset(connection.execute(sa.select(_tombstone.c.sha256)).scalars())
+
+    def count_purged(self, job: str) -> int:
+        """Return how many different images were purged for a job's requests."""
+        query = sa.select(sa.func.count()).select_from(_tombstone.join(_request)).where(_request.c.job == job)
+        with self._transaction() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def forget_identity(self, request: str) -> None:
         """Delete the person's name from a request; the keyed digest stays."""

@@ -34,6 +34,8 @@ class SiteCard(BaseModel):
     ----------
     name
         Known to the site only.
+    id
+        What the coordinator calls the site: random, made with the folder.
     image_size
         Side of the model's input, pixels.
     classes
@@ -48,6 +50,7 @@ class SiteCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
+    id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
     image_size: int = Field(ge=32, le=1024)
     classes: tuple[str, ...] = Field(min_length=2)
     manifest: Path = Path("manifest.csv")
@@ -282,10 +285,13 @@ def _refuse_last_images(site: Site, identity: str, manifest: Manifest) -> None:
 
 def _read_card(file: Path) -> SiteCard:
     try:
-        return SiteCard.model_validate_json(file.read_text(encoding="utf-8"))
+        card = SiteCard.model_validate_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{file.parent} is no site's folder: {file.name}: {error.strerror}.") from error
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         key = ".".join(map(str, first["loc"])) or "the whole file"
         raise ConfigurationError(f"{file}, '{key}': {first['msg']}.") from error
+    if "id" not in card.model_fields_set:
+        raise ConfigurationError(f"{file} has no 'id'; add 8 hexadecimal digits of the site's own, at random.")
+    return card

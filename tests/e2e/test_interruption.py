@@ -67,12 +67,8 @@ def test_an_interrupted_demo_goes_on_where_it_stood(fleet):
     assert last.returncode == 0, last.stderr
     assert "Going on with the run that was interrupted after the phase 'requested'" in last.stdout
     jobs = Store(fleet.state).jobs()
-    assert [(job.kind, job.step) for job in jobs] == [
-        ("train", "failed"),
-        ("train", "settled"),
-        ("erase", "abandoned"),
-        ("erase", "settled"),
-    ]
+    # Interrupted jobs went on from their last finished step: there is no third one.
+    assert [(job.kind, job.step) for job in jobs] == [("train", "settled"), ("erase", "settled")]
     assert jobs[-1].released
     for folder in site_folders(fleet.state):
         with Site(folder) as site:

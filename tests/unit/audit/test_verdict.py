@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlfd_fleet.audit import Estimate, Outcome, Scores, equivalence_power, judge, judge_retrained
+from dlfd_fleet.audit import Estimate, Outcome, Scores, equivalence_power, judge, judge_relearned, judge_retrained
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -84,6 +84,14 @@ def test_a_drop_of_exactly_the_bound_is_allowed():
 def test_nobody_forgotten_cannot_be_judged():
     with pytest.raises(DataError, match="no forgotten images"):
         judge(ORIGINAL, scores(auc=None), SETTINGS)
+
+
+def test_what_comes_back_after_further_training_fails_a_model_that_had_passed():
+    passed = judge(ORIGINAL, scores(), SETTINGS)
+    assert judge_relearned(passed, ORIGINAL, scores(auc=0.52, test=0.4), SETTINGS) == passed
+    back = judge_relearned(passed, ORIGINAL, scores(auc=0.75), SETTINGS)
+    assert back.outcome is Outcome.FAIL
+    assert all(reason.startswith("after further training, ") for reason in back.reasons)
 
 
 def test_a_retrained_model_is_judged_by_utility_alone():

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.aggregation import RunningMean, check_update, check_weight, odd_updates
 from dlfd_fleet.federation.messages import PendingReply
-from dlfd_fleet.federation.strategy import class_weights
+from dlfd_fleet.federation.requests import class_weights
 
 
 @given(
@@ -48,14 +48,36 @@ def test_an_update_that_does_not_fit_is_refused(update, sentence):
         check_update(update, REFERENCE, "site-a", largest_ratio=2.0)
 
 
-def test_a_fitting_update_passes():
-    check_update({"w": torch.full((4,), 2.5), "n": torch.tensor(9)}, REFERENCE, "site-a", largest_ratio=2.0)
+def test_a_fitting_update_passes_and_its_norm_is_told():
+    norm = check_update({"w": torch.full((4,), 2.5), "n": torch.tensor(9)}, REFERENCE, "site-a", largest_ratio=2.0)
+    assert norm == pytest.approx(3.0)
     check_update({"w": torch.full((4,), 1e6), "n": torch.tensor(9)}, REFERENCE, "site-a")
+
+
+def test_an_update_counts_by_no_more_images_than_its_site_holds():
+    check_weight(7, 7, "site-a")
+    with pytest.raises(MessageError, match="counts by 8 images, and it holds 7"):
+        check_weight(8, 7, "site-a")
+
+
+@given(norms=st.lists(st.floats(0.5, 2.0), min_size=3, max_size=9), scale=st.floats(1e-3, 1e3))
+def test_an_update_far_above_the_median_is_odd_at_any_scale(norms, scale):
+    by_node = {node: norm * scale for node, norm in enumerate(norms)}
+    assert odd_updates(by_node, 5.0) == {}
+    odd = odd_updates(by_node | {99: 100.0 * scale}, 5.0)
+    assert set(odd) == {99}
+    assert odd[99] == pytest.approx(100.0 * scale / float(np.median([*by_node.values()])))
+
+
+def test_of_two_updates_nobody_can_tell_the_odd_one():
+    assert odd_updates({1: 1.0, 2: 1e9}, 5.0) == {}
 
 
 def test_rare_classes_weigh_more_over_the_whole_fleet():
     def reply(*counts):
-        return PendingReply(requests=(), forget_images=0, class_images=counts, classes=("a", "b"), image_size=64)
+        return PendingReply(
+            site="0a1b2c3d", requests=(), forget_images=0, class_images=counts, classes=("a", "b"), image_size=64
+        )
 
     weights = class_weights({1: reply(30, 10), 2: reply(30, 10)})
     assert weights == pytest.approx((80 / 120, 80 / 40))

@@ -12,9 +12,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, pseudonym
 from dlfd_fleet.federation.messages import PendingQuery, PendingReply
-from dlfd_fleet.federation.strategy import ask_pending
+from dlfd_fleet.federation.requests import ask_pending
 
-REPLY = PendingReply(requests=("r1",), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32)
+SITE, OTHER = "0a1b2c3d", "11111111"
+QUERY = PendingQuery(job="job-1", take=True)
+REPLY = PendingReply(
+    site=SITE, requests=("r1",), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +67,12 @@ def test_replies_are_taken_as_they_come_and_bad_nodes_do_not_end_a_job():
 
 
 def test_only_nodes_that_answer_the_first_question_take_part():
-    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: REPLY.to_records()})
+    other = REPLY.model_copy(update={"site": OTHER})
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: other.to_records(), 4: REPLY.to_records()})
     fleet = Fleet(grid, timeout=1.0)
-    assert ask_pending(fleet, "job-1") == {1: REPLY, 3: REPLY}
+    assert ask_pending(fleet, QUERY) == {1: REPLY, 3: other}
+    assert fleet.name(3) == "site-11111111"
+    assert fleet.absent[pseudonym(4)] == f"says that it is site-{SITE}, which another node is"
     assert fleet.wait_for_nodes() == (1, 3)
     assert "sent no PendingReply" in fleet.absent[pseudonym(2)]
 
@@ -73,9 +80,10 @@ def test_only_nodes_that_answer_the_first_question_take_part():
 def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
     fleet = Fleet(ScriptedGrid({1: Error(code=3, reason="no site")}), timeout=1.0)
     with pytest.raises(JobError, match=f"No site answered: {pseudonym(1)} failed at query.pending: no site"):
-        ask_pending(fleet, "job-1")
+        ask_pending(fleet, QUERY)
     with pytest.raises(JobError, match="No site connected"):
         Fleet(ScriptedGrid({}), timeout=1.0).wait_for_nodes(patience=0.0)
+    assert Fleet(ScriptedGrid({1: None}), timeout=1.0).wait_for_nodes(2, patience=0.0) == (1,)
 
 
 def test_a_refused_reply_is_noted():
@@ -99,28 +107,40 @@ def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym()
     early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
     queries = []
 
-    def asks(deadline):
+    def asks(site, deadline):
         def answer(query):
             queries.append(query.asked)
-            return REPLY.model_copy(update={"people": {"ab" * 32: deadline}})
+            return REPLY.model_copy(update={"site": site, "people": {"ab" * 32: deadline}})
 
         return answer
 
     def hears(query):
-        return REPLY.model_copy(update={"requests": ("r2",) if query.asked else ()})
+        return REPLY.model_copy(update={"site": "2" * 8, "requests": ("r2",) if query.asked else ()})
 
-    replies = ask_pending(Fleet(AnsweringGrid({1: asks(late), 2: asks(early), 3: hears}), timeout=1.0), "job-1")
+    replies = ask_pending(
+        Fleet(AnsweringGrid({1: asks(SITE, late), 2: asks(OTHER, early), 3: hears}), timeout=1.0), QUERY
+    )
     assert queries == [{}, {}, {"ab" * 32: early}, {"ab" * 32: early}]
     assert replies[3].requests == ("r2",)
 
 
 def test_a_site_that_asks_for_too_much_waits_for_an_operator():
-    greedy = REPLY.model_copy(update={"forget_images": 30})
+    greedy = REPLY.model_copy(update={"site": OTHER, "forget_images": 30})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: greedy.to_records()})
     fleet = Fleet(grid, timeout=1.0)
-    assert list(ask_pending(fleet, "job-1", 0.5)) == [1]
+    assert list(ask_pending(fleet, QUERY, 0.5)) == [1]
     assert fleet.wait_for_nodes() == (1,)
-    assert fleet.absent[pseudonym(2)] == "asks to forget 59% of the fleet's images, above 50%"
-    assert list(ask_pending(Fleet(grid, timeout=1.0), "job-1", 0.6)) == [1, 2]
+    assert fleet.absent[f"site-{OTHER}"] == "asks to forget 59% of the fleet's images, above 50%"
+    assert list(ask_pending(Fleet(grid, timeout=1.0), QUERY, 0.6)) == [1, 2]
     with pytest.raises(JobError, match=r"No site takes part: .* asks to forget"):
-        ask_pending(Fleet(ScriptedGrid({2: greedy.to_records()}), timeout=1.0), "job-1", 0.5)
+        ask_pending(Fleet(ScriptedGrid({2: greedy.to_records()}), timeout=1.0), QUERY, 0.5)
+
+
+def test_a_quorum_is_of_the_members_and_an_expelled_one_is_none_any_more():
+    fleet = Fleet(ScriptedGrid({}), timeout=1.0, quorum=0.5, members=frozenset({1, 2, 3, 4}))
+    fleet.require_quorum(2, "trained")
+    fleet.expel(4, "sent an update 40.0 times as large")
+    with pytest.raises(JobError, match=rf"Only 1 of 3 sites trained, and the quorum is 50%: {pseudonym(4)} sent"):
+        fleet.require_quorum(1, "trained")
+    with pytest.raises(JobError, match="Only 0 of 3"):
+        Fleet(ScriptedGrid({}), timeout=1.0, members=frozenset({1, 2, 3})).require_quorum(0, "trained")

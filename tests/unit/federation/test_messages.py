@@ -32,7 +32,7 @@ def samples():
 
 def test_a_message_survives_the_journey(samples):
     model = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
-    result = FitResult(examples=7, loss=0.5, seconds=1.0)
+    result = FitResult(epoch=0, examples=7, loss=0.5, seconds=1.0)
     records = result.to_records(samples, model=model)
     assert FitResult.from_records(records, "site-a") == result
     back = arrays_of(records, MODEL, "site-a")
@@ -55,10 +55,10 @@ def test_a_file_arrives_byte_by_byte():
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ('{"examples": 3, "loss": 0.1}', "site-a sent a wrong FitResult: 'seconds': Field required"),
-        ('{"examples": 3, "loss": 0.1, "seconds": 1, "name": "anna"}', "'name': Extra inputs"),
-        ('{"examples": 0, "loss": 0.1, "seconds": 1}', "'examples'"),
-        ('{"examples": 3, "loss": NaN, "seconds": 1}', "site-a sent a wrong FitResult"),
+        ('{"epoch": 0, "examples": 3, "loss": 0.1}', "site-a sent a wrong FitResult: 'seconds': Field required"),
+        ('{"epoch": 0, "examples": 3, "loss": 0.1, "seconds": 1, "name": "anna"}', "'name': Extra inputs"),
+        ('{"epoch": 0, "examples": 0, "loss": 0.1, "seconds": 1}', "'examples'"),
+        ('{"epoch": 0, "examples": 3, "loss": NaN, "seconds": 1}', "site-a sent a wrong FitResult"),
         ("not json", "site-a sent a wrong FitResult: 'the whole message'"),
     ],
 )
@@ -84,5 +84,7 @@ def test_missing_parts_are_named_with_their_sender(samples):
 
 
 def test_images_to_train_on_are_counted_by_class():
-    reply = PendingReply(requests=(), forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64)
+    reply = PendingReply(
+        site="0a1b2c3d", requests=(), forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64
+    )
     assert reply.retain_images == 7

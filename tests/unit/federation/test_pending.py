@@ -33,16 +33,16 @@ def sites(tmp_path, synthetic_faces):
 
 def test_a_person_who_asks_at_one_site_is_forgotten_at_all_that_share_the_secret(sites):
     request_forgetting(sites[0], PERSON, deadline_days=30)
-    first = [answer_pending(site, PendingQuery(job="job-1")) for site in sites]
+    first = [answer_pending(site, PendingQuery(job="job-1", take=True)) for site in sites]
     assert [len(reply.requests) for reply in first] == [1, 0, 0]
     (pseudonym,) = first[0].people
     assert PERSON not in first[0].model_dump_json()
-    second = [answer_pending(site, PendingQuery(job="job-1", asked=first[0].people)) for site in sites]
+    second = [answer_pending(site, PendingQuery(job="job-1", take=True, asked=first[0].people)) for site in sites]
     assert [reply.forget_images for reply in second] == [4, 4, 0]
     assert list(second[1].people) == [pseudonym]
     assert second[1].retain_images == first[1].retain_images - 4
     assert second[0].requests == first[0].requests != second[1].requests
-    later = answer_pending(sites[1], PendingQuery(job="job-2"))
+    later = answer_pending(sites[1], PendingQuery(job="job-2", take=True))
     assert list(later.people) != [pseudonym]
 
 
@@ -50,12 +50,13 @@ def test_a_released_request_of_another_site_is_purged_here_too(sites):
     joined = sites[1]
     name = joined.fleet_pseudonym(PERSON, "job-1")
     (request,) = answer_pending(
-        joined, PendingQuery(job="job-1", asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
+        joined, PendingQuery(job="job-1", take=True, asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
     ).requests
-    for state in (RequestState.UNLEARNING, RequestState.EVALUATING):
-        joined.ledger.move(request, state, "as a job does", job="job-1")
-    result = settle(joined, SettleTask(job="job-1", outcome="released", reason="PASS", epoch=1, purge=True))
+    task = SettleTask(job="job-1", outcome="released", requests=(request,), reason="PASS", epoch=1, purge=True)
+    result = settle(joined, task)
+    assert result.epoch == 1
+    assert settle(joined, task).purged_images == 4
     assert result.purged_images == 4
     assert joined.ledger.get(request).state is RequestState.COMPLETE
     assert PERSON not in joined.manifest().identities
-    assert answer_pending(joined, PendingQuery(job="job-2", asked={})).people == {}
+    assert answer_pending(joined, PendingQuery(job="job-2", take=True)).people == {}

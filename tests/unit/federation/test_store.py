@@ -1,18 +1,61 @@
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
+import torch
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.store import Champion, Store
+from dlfd_fleet.federation.store import Champion, FinishedStep, Store
+from dlfd_fleet.settings import Settings
 
 
 def test_jobs_are_kept_and_unfinished_ones_found(tmp_path):
     store = Store(tmp_path)
-    first, second = store.new_job("train"), store.new_job("erase")
+    first, second = store.new_job("train", Settings(seed=3)), store.new_job("erase", Settings())
     store.save(first.model_copy(update={"step": "settled", "note": "trained"}))
     assert [record.job for record in Store(tmp_path).jobs()] == [first.job, second.job]
     assert store.load(first.job).note == "trained"
+    assert store.settings_of(first.job).seed == 3
     assert [record.job for record in store.unfinished()] == [second.job]
+    with pytest.raises(JobError, match="There is no job 'erase-1'"):
+        store.load("erase-1")
+
+
+def test_a_step_is_kept_with_its_arrays(tmp_path):
+    store = Store(tmp_path)
+    job = store.new_job("train", Settings()).job
+    arrays = {"w": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(4)}
+    store.finish_step(job, FinishedStep("train-1", "[1]", arrays, 2.5, 17))
+    found = Store(tmp_path).step(job, "train-1")
+    assert (found.result, found.seconds, found.sent_bytes) == ("[1]", 2.5, 17)
+    assert all(torch.equal(found.arrays[name], arrays[name]) for name in arrays)
+    assert store.step(job, "train-2") is None
+    store.finish_step(job, FinishedStep("settle", "3", {}, 0.0, 0))
+    assert store.steps(job) == ["train-1", "settle"]
+    store.forget_steps(job)
+    assert store.step(job, "train-1") is None
+    assert not list(store.job_folder(job).rglob("*.safetensors"))
+
+
+def test_a_job_that_failed_can_be_reopened(tmp_path):
+    store = Store(tmp_path)
+    record = store.new_job("erase", Settings())
+    store.ask_to_cancel(record.job)
+    assert store.is_cancelled(record.job)
+    store.save(record.model_copy(update={"step": "failed", "note": "no site"}))
+    assert store.reopen(record.job) == record
+    assert not store.is_cancelled(record.job)
+    assert store.unfinished() == [record]
+
+
+def test_what_sites_do_is_the_last_that_was_noted(tmp_path):
+    store = Store(tmp_path)
+    job = store.new_job("erase", Settings()).job
+    store.note_activity(job, {"site-b": "train.fit", "site-a": "train.fit"})
+    store.note_activity(job, {"site-b": "waiting"})
+    store.note_activity(job, {})
+    assert [(one.site, one.doing) for one in store.activities(job)] == [("site-a", "train.fit"), ("site-b", "waiting")]
 
 
 def test_the_epoch_of_the_champion_never_falls(tmp_path):
@@ -25,13 +68,40 @@ def test_the_epoch_of_the_champion_never_falls(tmp_path):
     assert Store(tmp_path).champion() == Champion(job="erase-3", epoch=2)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"job": 3}'])
-def test_a_damaged_state_folder_is_one_sentence(tmp_path, content):
+def test_one_coordinator_works_on_a_state_folder(tmp_path):
     store = Store(tmp_path)
-    job = store.new_job("train").job
-    (store.job_folder(job) / "job.json").write_bytes(content)
-    with pytest.raises(JobError, match=r"job\.json"):
-        store.jobs()
+    assert not store.is_locked()
+    with store.lock():
+        assert Store(tmp_path).is_locked()
+        with pytest.raises(JobError, match="Another coordinator works on"), Store(tmp_path).lock():
+            pass
+    assert not store.is_locked()
+
+
+def test_a_damaged_state_folder_is_one_sentence(tmp_path):
+    store = Store(tmp_path)
+    store.close()
+    store.file.write_bytes(b"no database" * 400)
+    with pytest.raises(JobError, match=r"jobs\.db is damaged"):
+        Store(tmp_path)
+
+
+def test_a_store_of_another_release_is_refused(tmp_path):
+    store = Store(tmp_path)
+    store.close()
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("UPDATE store SET version = 9")
+    with pytest.raises(JobError, match="has the format 9, and this release reads 1"):
+        Store(tmp_path)
+
+
+def test_a_damaged_step_is_one_sentence(tmp_path):
+    store = Store(tmp_path)
+    job = store.new_job("train", Settings()).job
+    store.finish_step(job, FinishedStep("train-1", "[]", {"w": torch.zeros(2)}, 0.0, 0))
+    next(store.job_folder(job).rglob("*.safetensors")).write_bytes(b"torn")
+    with pytest.raises(JobError, match=r"Cannot read .*train-1\.safetensors"):
+        store.step(job, "train-1")
 
 
 def test_a_state_folder_that_is_a_file_is_refused(tmp_path):

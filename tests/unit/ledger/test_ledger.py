@@ -157,8 +157,8 @@ def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
     with pytest.raises(LedgerError, match="holds a ledger with requests already"):
         Ledger(tmp_path / "ledger.db", create=True)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        connection.execute("UPDATE ledger SET version = 3")
-    with pytest.raises(LedgerError, match="has the format 3, and this release reads 2; use the release that wrote it"):
+        connection.execute("UPDATE ledger SET version = 9")
+    with pytest.raises(LedgerError, match="has the format 9, and this release reads 3; use the release that wrote it"):
         Ledger(tmp_path / "ledger.db")
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("DROP TABLE ledger")

@@ -1,0 +1,121 @@
+"""The forget requests of a job: asking the sites for them at its start, and telling the sites how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.fleet import Fleet, site_name
+from dlfd_fleet.federation.messages import PendingQuery, PendingReply, SettleResult, SettleTask
+from dlfd_fleet.progress import ProgressDisplay
+
+
+def ask_pending(fleet: Fleet, query: PendingQuery, largest_share: float = 1.0) -> dict[int, PendingReply]:
+    """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
+
+    Where sites share a secret and the job takes up what waits, they are asked twice: the second time with the
+    pseudonyms of everybody who asked, so that other sites that have the person forget too.
+
+    Parameters
+    ----------
+    largest_share
+        Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
+        takes no part.
+
+    Raises
+    ------
+    JobError
+        If no node answers.
+    """
+    replies = _query(fleet, query)
+    asked: dict[str, datetime] = {}
+    for reply in replies.values():
+        for person, deadline in reply.people.items():
+            asked[person] = min(deadline, asked.get(person, deadline))
+    if query.take and asked and len(replies) > 1:
+        replies = _query(fleet, query.model_copy(update={"asked": asked}))
+    total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
+    for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
+        share = replies.pop(node).forget_images / total
+        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
+    if not replies:
+        raise JobError(f"No site takes part: {fleet.why_absent()}.")
+    fleet.members = frozenset(replies)
+    return replies
+
+
+def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
+    """Return the replies of the nodes that answered; only they take part from now on."""
+    replies: dict[int, PendingReply] = {}
+    for reply in fleet.exchange(query.TYPE, dict.fromkeys(fleet.wait_for_nodes(), query.to_records()), "0"):
+        try:
+            answer = PendingReply.from_records(reply.records, reply.sender)
+        except MessageError as error:
+            fleet.refuse(reply, error)
+            continue
+        if answer.site in {other.site for other in replies.values()}:
+            fleet.exclude(reply.node, f"says that it is {site_name(answer.site)}, which another node is")
+            continue
+        replies[reply.node] = answer
+        fleet.names[reply.node] = site_name(answer.site)
+    if not replies:
+        raise JobError(f"No site answered: {fleet.why_absent()}.")
+    fleet.members = frozenset(replies)
+    return replies
+
+
+def class_weights(pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
+    """Return a weight for each class, inverse to its share of the images that the fleet trains on; 1 on average."""
+    counts = [max(1, sum(column)) for column in zip(*(reply.class_images for reply in pending.values()), strict=True)]
+    return tuple(sum(counts) / (len(counts) * count) for count in counts)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the sites answered to the end of a job: images purged, and the epoch that each one knows."""
+
+    purged_images: int
+    acknowledged: dict[str, int]
+
+
+def settle(
+    fleet: Fleet,
+    job: str,
+    progress: ProgressDisplay,
+    outcome: Literal["released", "returned"],
+    reason: str,
+    epoch: int,
+    requests: Iterable[str],
+) -> Settled:
+    """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
+
+    Parameters
+    ----------
+    epoch
+        The fleet's erasure epoch from now on.
+    requests
+        Those that the released model has forgotten.
+    """
+    task = SettleTask(
+        job=job,
+        outcome=outcome,
+        requests=tuple(requests),
+        reason=reason,
+        epoch=epoch,
+        purge=outcome == "released",
+    )
+    nodes, purged, acknowledged = fleet.wait_for_nodes(), 0, {}
+    with progress.phase("Settling the requests at the sites", len(nodes)) as advance:
+        for reply in fleet.exchange(SettleTask.TYPE, dict.fromkeys(nodes, task.to_records()), "settle"):
+            advance()
+            try:
+                result = SettleResult.from_records(reply.records, reply.sender)
+            except MessageError as error:
+                fleet.refuse(reply, error)
+                continue
+            purged += result.purged_images
+            acknowledged[reply.sender] = result.epoch
+    return Settled(purged, acknowledged)

@@ -1,0 +1,117 @@
+"""A fleet whose sites answer in this process: the real ServerApp code, ClientApp, ledgers and files, without Ray."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from unittest import mock
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from rich.console import Console
+
+from client.app import app as client_app
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import Ledger, site_folders
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import Settings
+from server.app import run
+
+KILLED = 9
+
+
+def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
+    return Settings(
+        state_folder=state,
+        data={
+            "source": "manifest",
+            "manifest": manifest,
+            "image_size": 32,
+            "sites": sites,
+            "validation_people": 2,
+            "test_people": 2,
+        },
+        model={"architecture": "mobilenet_v3_small"},
+        training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
+        erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
+        # A dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
+        audit={"resamples": 200, "margin": 0.49, "max_accuracy_drop": 1.0, "min_gain_over_majority": 0.0},
+        unlearning={"max_utility_drop": 1.0},
+        # Nobody listens there: the outbox keeps what is told.
+        tracking={"uri": "http://127.0.0.1:9"},
+    )
+
+
+class InProcessGrid:
+    """Answers each message at once, with the fleet's own ClientApp on the site folder of its node."""
+
+    def __init__(self, settings: Settings, absent: frozenset[int] = frozenset(), first_node: int = 1):
+        folders = site_folders(settings.state_folder)
+        self.nodes = {first_node + number: folder for number, folder in enumerate(folders)}
+        self.absent = absent
+        self.replies: dict[str, Message] = {}
+        self.seen: list[Message] = []
+
+    def get_node_ids(self):
+        return [node for node in self.nodes if node not in self.absent]
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            message.metadata._message_id = f"message-{len(self.seen)}"
+            self.seen.append(message)
+            node = message.metadata.dst_node_id
+            context = Context(
+                run_id=1,
+                node_id=node,
+                node_config={"site-folder": str(self.nodes[node])},
+                state=RecordDict(),
+                run_config={},
+            )
+            if node not in self.absent:
+                self.replies[message.metadata.message_id] = self.answer(message, context)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def answer(self, message, context):
+        try:
+            return client_app(message, context)
+        except Exception as error:
+            from flwr.app import Error
+
+            return Message(Error(code=0, reason=str(error)), reply_to=message)
+
+    def pull_messages(self, message_ids):
+        for message_id in message_ids:
+            reply = self.replies.pop(message_id, None)
+            if reply is not None:
+                self.seen.append(reply)
+                yield reply
+
+
+def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None):
+    """Run a job to its end, in a process that may be killed on the way."""
+    torch.set_num_threads(1)
+    for name in ("_run_id", "_node_id", "_task_id"):
+        setattr(TaskIdentity, name, 1)
+    return run(grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=io.StringIO())))
+
+
+def run_and_die(settings: Settings, kind: str, what: str, number: int) -> None:
+    """Run a job in a process that dies, as by SIGKILL, just before its n-th write of one kind; or exits with 0."""
+    owner, name = {"step": (Store, "finish_step"), "ledger": (Ledger, "move")}[what]
+    write, count = getattr(owner, name), 0
+
+    def dying(*arguments, **named):
+        nonlocal count
+        count += 1
+        if count == number:
+            os._exit(KILLED)
+        return write(*arguments, **named)
+
+    with mock.patch.object(owner, name, dying):
+        # Another process has other node ids, as SuperNodes that were started again have.
+        run_job(settings, kind, InProcessGrid(settings, first_node=10 * os.getpid()))
+    os._exit(0)

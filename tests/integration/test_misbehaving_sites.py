@@ -1,0 +1,123 @@
+"""Sites that fail or send nonsense: a job goes on without them, names them, and releases nothing of theirs."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Error, Message
+from rich.console import Console
+
+from dlfd_fleet.data import synthesize
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.messages import MODEL, AuditTask, FitTask, SettleTask, UnlearnTask, arrays_of
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.progress import ConsoleProgress
+from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+
+
+class MisbehavingGrid(InProcessGrid):
+    """One node spoils what it answers to some kinds of message."""
+
+    def __init__(self, settings, node, kinds, spoil):
+        super().__init__(settings)
+        self.node, self.kinds, self.spoil = node, kinds, spoil
+
+    def answer(self, message, context):
+        metadata = message.metadata
+        if metadata.dst_node_id == self.node and metadata.message_type in self.kinds:
+            return self.spoil(message, lambda: super(MisbehavingGrid, self).answer(message, context))
+        return super().answer(message, context)
+
+
+def dead(message, _answer):
+    return Message(Error(code=0, reason="killed"), reply_to=message)
+
+
+def poisoned(message, answer):
+    """Point the update elsewhere and make it large, as an attacker would who wants to decide alone."""
+    sent = arrays_of(message.content, MODEL, "test")
+    records = answer().content
+    noise = torch.Generator().manual_seed(0)
+    arrays = {
+        name: array + 0.5 * torch.randn(array.shape, generator=noise).to(array.dtype)
+        if array.is_floating_point()
+        else array
+        for name, array in sent.items()
+    }
+    records[MODEL] = ArrayRecord.from_torch_state_dict(arrays)
+    return Message(records, reply_to=message)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder, progress = tmp_path_factory.mktemp("misbehaving"), ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=36, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
+    )
+    settings = small_settings(folder / "state", manifest, sites=4)
+    deal_to_sites(settings, progress)
+    return settings
+
+
+def people_ask(settings):
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            left = [row for row in site.manifest().rows if row.split == "train"]
+            labels = Counter(row.label for row in left if row.identity not in site.gone({row.identity for row in left}))
+            commonest = labels.most_common(1)[0][0]
+            person = next(row.identity for row in left if row.label == commonest)
+            request_forgetting(site, person, deadline_days=30)
+
+
+def states(settings):
+    found = []
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            found.append([request.state for request in site.ledger.requests()])
+    return found
+
+
+def test_sites_that_poison_or_die_are_named_and_a_job_goes_on_without_them(trained):
+    """A fleet's weeks in one test, for each part needs the one before it: train, poison, die, recover."""
+    record = run_job(trained, "train", MisbehavingGrid(trained, 2, {FitTask.TYPE}, poisoned))
+    assert record.released
+    ((_, reason),) = record.absent.items()
+    assert "times as large as the median of the others'" in reason
+
+    people_ask(trained)
+    record = run_job(trained, "erase", MisbehavingGrid(trained, 3, {UnlearnTask.TYPE}, poisoned))
+    assert record.released
+    ((_, reason),) = record.absent.items()
+    assert "times as large" in reason
+    # Its own request is not called done: nobody knows whether it forgot.
+    done, back = [RequestState.COMPLETE], [RequestState.ACCEPTED]
+    assert sorted(states(trained)) == sorted([done, done, done, back])
+
+    # The site that answers for the shared people dies in every audit: another one answers for them.
+    record = run_job(trained, "erase", MisbehavingGrid(trained, 1, {AuditTask.TYPE}, dead))
+    assert record.released
+    assert states(trained) == [done] * 4
+    assert list(record.absent.values()) == ["failed at evaluate.audit: killed"]
+
+    # A site that was not told how a job ended learns it from the next one, and nothing is forgotten twice.
+    people_ask(trained)
+    record = run_job(trained, "erase", MisbehavingGrid(trained, 4, {SettleTask.TYPE}, dead))
+    assert record.released
+    assert states(trained)[3][-1] is RequestState.EVALUATING
+    record = run_job(trained, "erase")
+    assert record.note == "nobody asks to be forgotten"
+    assert all(site[-1] is RequestState.COMPLETE for site in states(trained))
+
+
+def test_too_few_sites_end_a_job_with_one_sentence_and_its_requests_wait(trained):
+    people_ask(trained)
+    strict = trained.model_copy(update={"fleet": trained.fleet.model_copy(update={"quorum": 1.0})})
+    with pytest.raises(JobError, match=r"Only 3 of 4 sites answered evaluate.audit, and the quorum is 100%: site-"):
+        run_job(strict, "erase", MisbehavingGrid(trained, 2, {AuditTask.TYPE}, dead))
+    assert Store(trained.state_folder).jobs()[-1].step == "failed"
+    assert all(site[-1] is RequestState.ACCEPTED for site in states(trained))

@@ -1,0 +1,116 @@
+"""What a person at the coordinator sees of its jobs, and may do with them."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import threading
+from datetime import timedelta
+
+import pytest
+from rich.console import Console
+
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation import command
+from dlfd_fleet.federation.store import FinishedStep, Store
+from dlfd_fleet.settings import Settings
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+def shown(renderable):
+    out = io.StringIO()
+    Console(file=out, width=200).print(renderable)
+    return out.getvalue()
+
+
+def change(store, record, **changes):
+    changed = record.model_copy(update=changes)
+    store.save(changed)
+    return changed
+
+
+def test_a_state_folder_without_jobs_is_told_so(tmp_path):
+    with pytest.raises(JobError, match="holds no jobs"), command.opened(tmp_path):
+        pass
+    assert not (tmp_path / "coordinator").exists()
+
+
+def test_status_says_how_far_a_job_is_and_what_each_site_does(store):
+    record = change(store, store.new_job("erase", Settings()), requests=3, absent={"site-2": "did not answer"})
+    store.finish_step(record.job, FinishedStep("asked", "[]", {}, 1.0, 0))
+    store.note_activity(record.job, {"site-1": "train.unlearn"})
+    text = shown(command.job_status(store, record.job))
+    assert "started, interrupted" in text
+    assert "Finished steps: 1, the last one asked." in text
+    assert "site-2 did not answer" in text
+    assert "train.unlearn" in text
+    with store.lock():
+        assert "started, running" in shown(command.job_status(store, record.job))
+        assert "started, running" in shown(command.job_table(store))
+
+
+def test_watching_in_a_log_prints_each_change_once_and_ends_with_the_job(store):
+    record, out = store.new_job("train", Settings()), io.StringIO()
+    store.note_activity(record.job, {"site-1": "train.fit"})
+    with store.lock():
+        watching = threading.Thread(target=command.watch, args=(store, record.job, Console(file=out, width=200)))
+        watching.start()
+        while "site-1: train.fit" not in out.getvalue():
+            assert watching.is_alive()
+        change(store, record, step="settled", note="trained")
+        watching.join(30)
+    assert not watching.is_alive()
+    assert out.getvalue().count("site-1: train.fit") == 1
+    assert "settled" in out.getvalue()
+
+
+def test_cancelling_is_asked_for_once_and_only_of_a_job_that_goes_on(store):
+    record = store.new_job("erase", Settings())
+    assert "not running" in command.cancel(store, record.job)
+    assert store.is_cancelled(record.job)
+    change(store, record, step="released", released=True)
+    with pytest.raises(JobError, match="has released its model"):
+        command.cancel(store, record.job)
+    change(store, record, step="settled")
+    with pytest.raises(JobError, match="settled already"):
+        command.cancel(store, record.job)
+
+
+def test_a_failed_or_cancelled_job_is_reopened_and_a_settled_one_is_not(store):
+    with pytest.raises(JobError, match="Every job is settled"):
+        command.reopen(store, None)
+    record = change(store, store.new_job("erase", Settings()), step="failed", note="no site")
+    assert command.reopen(store, None).step == "started"
+    store.ask_to_cancel(record.job)
+    assert command.reopen(store, record.job).job == record.job
+    assert not store.is_cancelled(record.job)
+    later = store.new_job("erase", Settings())
+    change(store, later, step="settled", released=True, started_at=record.started_at + timedelta(seconds=1))
+    with pytest.raises(JobError, match="has released another model since"):
+        command.reopen(store, record.job)
+    with pytest.raises(JobError, match="is settled"):
+        command.reopen(store, later.job)
+
+
+def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_path):
+    asked = []
+
+    def run(words, **named):
+        asked.append((words[1:], named["env"]["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"]))
+        return subprocess.CompletedProcess(words, len(asked) - 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (tmp_path / "pyproject.toml").write_text("")
+    command.submit("train", tmp_path, "fleet", "num-supernodes=2")
+    expected = ["run", str(tmp_path), "fleet", "--stream", "--run-config", 'job="train"']
+    assert asked[0] == ([*expected, "--federation-config", "num-supernodes=2"], "1")
+    with pytest.raises(JobError, match="exit code 1"):
+        command.submit("erase", tmp_path, None, None)
+    with pytest.raises(JobError, match="There is no Flower app"):
+        command.submit("erase", tmp_path / "nowhere", None, None)
