@@ -30,11 +30,6 @@ class Reading:
     attack_auc: float
     utility_half_width: float = 0.0
 
-    @property
-    def forgetting(self) -> float:
-        """Distance of the attack from chance, ``|AUC - 0.5|``."""
-        return abs(self.attack_auc - 0.5)
-
 
 def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:
     """Read a model from what it says of the forget set and of validation people.

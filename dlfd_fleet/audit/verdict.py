@@ -6,6 +6,7 @@ a leak is INCONCLUSIVE, with the power stated, and never a pass (two one-sided t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from statistics import NormalDist
@@ -71,7 +72,7 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
     failures += _leaks(original.mia_auc, candidate.mia_auc, settings.margin)
     if failures:
         return verdict(Outcome.FAIL, failures)
-    doubts = _doubts(original, candidate, settings.margin)
+    doubts = _doubts(original, candidate, settings)
     if doubts:
         return verdict(Outcome.INCONCLUSIVE, doubts)
     return verdict(
@@ -192,10 +193,20 @@ def judge_beside_retrained(
 
 def _utility_failures(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
     failures = []
-    drop = original.test_accuracy.value - candidate.test_accuracy.value
-    if drop > settings.max_accuracy_drop + _ROUNDING:
+    drop, error = _accuracy_drop(original, candidate)
+    if drop - _ONE_SIDED_5_PERCENT * error > settings.max_accuracy_drop + _ROUNDING:
         failures.append(f"test accuracy fell by {drop:.3f}, more than {settings.max_accuracy_drop:.3f}")
     return failures + _collapse(candidate, settings)
+
+
+def _accuracy_drop(original: Scores, candidate: Scores) -> tuple[float, float]:
+    """Return how much test accuracy fell, and the standard error of that.
+
+    Images cannot be paired, for nobody is to be followed from one audit to the next; taking the two as independent errs
+    on the wide side.
+    """
+    before, after = original.test_accuracy, candidate.test_accuracy
+    return before.value - after.value, math.hypot(before.standard_error, after.standard_error)
 
 
 def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
@@ -214,15 +225,22 @@ def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
     if candidate.low > 0.5 + margin or candidate.high < 0.5 - margin:
         side = "remembered" if candidate.value > 0.5 else "made conspicuous (losses above those of unseen people)"
         failures.append(f"forgotten people are still {side}: AUC {candidate} lies outside the margin")
-    before, after = forgetting_score(original.value), forgetting_score(candidate.value)
+    # Hard people are below chance for retrained models, too: only a lead over chance is memory.
+    before, after = original.value - 0.5, candidate.value - 0.5
     if before >= margin and after > before / 2.0:
-        failures.append(f"the attack was not halved: |AUC - 0.5| was {before:.3f} and is {after:.3f}")
+        failures.append(f"the attack was not halved: AUC - 0.5 was {before:.3f} and is {after:.3f}")
     return failures
 
 
-def _doubts(original: Scores, candidate: Scores, margin: float) -> list[str]:
+def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
     """List why equivalence is not shown: controls that do not work, or too few images."""
-    doubts = []
+    doubts, margin = list[str](), settings.margin
+    drop, error = _accuracy_drop(original, candidate)
+    if drop > settings.max_accuracy_drop + _ROUNDING:
+        doubts.append(
+            f"test accuracy fell by {drop:.3f}, more than {settings.max_accuracy_drop:.3f}, which may be chance on so "
+            f"few people (standard error {error:.3f})"
+        )
     if candidate.unseen_classes < 2:
         doubts.append("the test people show one class only, so a collapse towards it cannot be seen")
     assert original.mia_auc is not None  # noqa: S101 - judge() has refused it

@@ -31,8 +31,13 @@ class Summary:
 
 def summarise(record: JobRecord) -> Summary:
     """Return the table of a job; a score from a sample carries its 95% bounds over people."""
-    models = record.models
+    models = {name: model for name, model in record.models.items() if name != "relearned"}
     rows = [(_ROWS[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
+    again = record.models.get("relearned")
+    if again is not None:
+        # One row, not a column: utility after a round that is not released tells nobody anything.
+        cells = {"unlearned": _score(again, "mia_auc")}
+        rows.append(("MIA AUC after further training", *(cells.get(name, "-") for name in models)))
     retrained = models.get("retrained")
     if retrained is not None:
         gaps = (gap_to_retrain(model.scores, retrained.scores) for model in models.values())

@@ -79,10 +79,12 @@ def utility_floor(original: Reading, most_drop: float) -> float:
 def checkpoint_rank(reading: Reading, least_utility: float, gate: float) -> tuple[bool, float, float]:
     """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
 
-    Forgetting beyond the gate is noise of a small sample, so it earns nothing.
+    Forgetting beyond the gate is noise of a small sample, so it earns nothing. Nor does it cost anything: hard people
+    are below chance for retrained models, too. Whether somebody is conspicuous by a high loss is for the audit to say,
+    which has other people and bounds.
     """
     useful = reading.utility >= least_utility
-    beyond_gate = max(0.0, reading.forgetting - gate)
+    beyond_gate = max(0.0, reading.attack_auc - 0.5 - gate)
     return (useful, -beyond_gate if useful else reading.utility, reading.utility)
 
 

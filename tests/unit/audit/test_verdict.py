@@ -52,7 +52,7 @@ def test_equivalence_shown_with_working_controls_passes():
         (scores(auc=0.70), "remembered"),
         (scores(auc=0.30), "conspicuous"),
         (scores(auc=0.68, error=0.2), "not halved"),
-        (scores(test=0.77), "test accuracy fell by 0.030"),
+        (scores(test=0.70), "test accuracy fell by 0.100"),
         (scores(balanced=0.55), "collapsed"),
     ],
 )
@@ -84,6 +84,17 @@ def test_a_drop_of_exactly_the_bound_is_allowed():
 def test_nobody_forgotten_cannot_be_judged():
     with pytest.raises(DataError, match="no forgotten images"):
         judge(ORIGINAL, scores(auc=None), SETTINGS)
+
+
+def test_a_drop_that_few_people_cannot_tell_from_chance_is_a_doubt():
+    verdict = judge(ORIGINAL, scores(test=0.77), SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "test accuracy fell by 0.030, more than 0.020, which may be chance" in verdict.reasons[0]
+
+
+def test_below_chance_is_no_memory_until_bounds_say_that_it_stands_out():
+    assert judge(ORIGINAL, scores(auc=0.35, error=0.2), SETTINGS).outcome is Outcome.INCONCLUSIVE
+    assert judge(ORIGINAL, scores(auc=0.35, error=0.01), SETTINGS).outcome is Outcome.FAIL
 
 
 def test_what_comes_back_after_further_training_fails_a_model_that_had_passed():

@@ -235,8 +235,10 @@ def test_the_monitor_leaves_mode_and_weights_alone():
 
 def test_rank_prefers_usefulness_then_forgetting_then_utility():
     useless, leaking, forgot, better = Reading(0.5, 0.5), Reading(0.9, 0.8), Reading(0.9, 0.52), Reading(0.92, 0.49)
-    order = sorted([better, useless, forgot, leaking], key=lambda reading: checkpoint_rank(reading, 0.85, 0.03))
-    assert order == [useless, leaking, forgot, better]
+    hard_people = Reading(0.93, 0.3)
+    readings = [better, useless, hard_people, forgot, leaking]
+    order = sorted(readings, key=lambda reading: checkpoint_rank(reading, 0.85, 0.03))
+    assert order == [useless, leaking, forgot, better, hard_people]
 
 
 def several_labels(data):
