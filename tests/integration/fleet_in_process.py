@@ -91,12 +91,12 @@ class InProcessGrid:
                 yield reply
 
 
-def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None):
-    """Run a job to its end, in a process that may be killed on the way."""
+def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
+    """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
     torch.set_num_threads(1)
     for name in ("_run_id", "_node_id", "_task_id"):
         setattr(TaskIdentity, name, 1)
-    return run(grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=io.StringIO())))
+    return run(grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=out or io.StringIO())))
 
 
 def run_and_die(settings: Settings, kind: str, what: str, number: int) -> None:
