@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A fleet of real processes on this machine: one SuperLink, and one SuperNode for each site folder. Loopback only, no TLS.
+# A fleet of real processes on this machine: one SuperLink, and one SuperNode for each site folder. Loopback, over TLS, and
+# the SuperLink knows the key of every SuperNode.
 #
 #     dlfd-fleet data deal && deploy/local-fleet.sh dlfd-fleet-state
 #
@@ -11,24 +12,36 @@ port=${2:-9300}
 export FLWR_HOME="$state/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export DLFD_FLEET_STATE_FOLDER="$state"
 mkdir -p "$FLWR_HOME"
-printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress = "127.0.0.1:%s"\ninsecure = true\n' \
-    "$port" > "$FLWR_HOME/config.toml"
+here=$(dirname "$(realpath "$0")")
+keys="$state/keys"
+[ -d "$keys" ] || "$here/certificates.py" make "$keys" 127.0.0.1 localhost
+printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress = "127.0.0.1:%s"\nroot-certificates = "%s"\n' \
+    "$port" "$keys/ca.crt" > "$FLWR_HOME/config.toml"
 
 started=()
 stop() { kill "${started[@]}" 2>/dev/null || true; wait; }
 trap stop EXIT
-flower-superlink --insecure --port "$port" --disable-runtime-dependency-installation > "$FLWR_HOME/superlink.log" 2>&1 &
+flower-superlink --ssl-ca-certfile "$keys/ca.crt" --ssl-certfile "$keys/superlink.crt" --ssl-keyfile "$keys/superlink.key" \
+    --enable-supernode-auth --port "$port" --disable-runtime-dependency-installation > "$FLWR_HOME/superlink.log" 2>&1 &
 started+=($!)
+for _ in $(seq 120); do
+    if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then break; fi
+    sleep 0.5
+done
 number=0
 for site in "$state"/sites/*/; do
     number=$((number + 1))
-    flower-supernode --insecure --superlink "127.0.0.1:$port" --port $((port + number)) \
+    name=$(basename "$site")
+    [ -f "$keys/nodes/$name" ] || "$here/certificates.py" node "$keys" "$name" > /dev/null
+    flwr supernode register "$keys/nodes/$name.pub"
+    flower-supernode --root-certificates "$keys/ca.crt" --auth-supernode-private-key "$keys/nodes/$name" \
+        --superlink "127.0.0.1:$port" --port $((port + number)) \
         --node-config "site-folder=\"${site%/}\"" > "$FLWR_HOME/supernode-$number.log" 2>&1 &
     started+=($!)
 done
 echo "One SuperLink and $number SuperNodes are starting; their logs are in $FLWR_HOME."
 echo "  export FLWR_HOME=$FLWR_HOME"
-echo "  flwr run . --stream --run-config 'job=\"train\"'"
+echo "  dlfd-fleet job start train"
 echo "  dlfd-fleet forget request PERSON --site $state/sites/site-1"
-echo "  flwr run . --stream"
+echo "  dlfd-fleet job start erase"
 wait
