@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.fleet import WAITING
 from dlfd_fleet.federation.store import FINAL_STEPS, JobKind, JobRecord, Store
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
@@ -91,14 +92,14 @@ def choose(store: Store, job: str | None) -> JobRecord:
 def job_table(store: Store) -> Table:
     """Return all jobs, oldest first."""
     table = Table()
-    for column in ("job", "started", "state", "requests", "verdict", "epoch", "minutes"):
-        table.add_column(column, overflow="fold")
+    table.add_column("job", no_wrap=True)
+    for column in ("state", "requests", "verdict", "epoch", "minutes"):
+        table.add_column(column)
     running = store.is_locked()
     for record in store.jobs():
         verdict = record.verdict.outcome.value if record.verdict else ""
-        started, minutes = f"{record.started_at:%Y-%m-%d %H:%M}", f"{record.seconds / 60:.1f}"
         requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
-        table.add_row(record.job, started, _state(record, running), requests, verdict, epoch, minutes)
+        table.add_row(record.job, _state(record, running), requests, verdict, epoch, f"{record.seconds / 60:.1f}")
     return table
 
 
@@ -107,9 +108,13 @@ def job_status(store: Store, job: str) -> Group:
     record, now = store.load(job), datetime.now(UTC)
     sites = Table("site", "doing", "for")
     for activity in store.activities(job):
+        if activity.site.startswith("node-") and activity.doing == WAITING:
+            continue  # it has said since which site it is
         sites.add_row(activity.site, activity.doing, f"{(now - activity.since).total_seconds():.0f} s")
     steps = store.steps(job)
     lines = [f"{record.job}: {_state(record, store.is_locked())}"]
+    if record.step not in FINAL_STEPS and not store.is_locked():
+        lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
     if record.requests:
@@ -196,4 +201,4 @@ def _goes_on(store: Store, job: str) -> bool:
 def _state(record: JobRecord, running: bool) -> str:
     if record.step in FINAL_STEPS:
         return f"{record.step}, released" if record.released else record.step
-    return f"{record.step}, running" if running else f"{record.step}, interrupted: `dlfd-fleet job resume` goes on"
+    return f"{record.step}, {'running' if running else 'interrupted'}"

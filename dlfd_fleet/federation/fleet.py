@@ -14,6 +14,7 @@ from dlfd_fleet.exceptions import JobError, MessageError
 
 logger = logging.getLogger(__name__)
 
+WAITING = "waiting"
 _SHORTEST_POLL, _LONGEST_POLL = 0.05, 1.0
 
 
@@ -100,7 +101,7 @@ class Fleet:
             for message_id in list(outstanding):
                 for message in self.grid.pull_messages([message_id]):
                     node = outstanding.pop(message_id)
-                    self.notice({self.name(node): "waiting"})
+                    self.notice({self.name(node): WAITING})
                     if message.has_error():
                         self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
                     else:
