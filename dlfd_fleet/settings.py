@@ -26,6 +26,7 @@ MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Precision = Literal["float32", "float16"]
 
 
 class Section(BaseModel):
@@ -163,6 +164,9 @@ class FleetSettings(Section):
     )
     update_ratio: Annotated[float, Field(gt=1.0)] = Field(
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
+    )
+    update_precision: Precision = Field(
+        "float32", description="How sites send updates: float32 models, exact, or float16 differences, half the bytes."
     )
 
 

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Verdict, judge_retrained
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.coordinator import Coordinator, may_release, retrain_instead, run_jobs
+from dlfd_fleet.federation.coordinator import Coordinator, run_jobs
 from dlfd_fleet.federation.messages import Arrays, PendingReply
+from dlfd_fleet.federation.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.store import JobKind, JobRecord
-from dlfd_fleet.federation.strategy import AuditedModel
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings, load_settings

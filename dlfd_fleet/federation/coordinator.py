@@ -13,15 +13,16 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from dlfd_fleet.audit import Outcome, Role, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.audit import Role, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
 from dlfd_fleet.export import export_onnx
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
+from dlfd_fleet.federation.rounds import AuditedModel, Effort
 from dlfd_fleet.federation.store import STEPS, Champion, JobKind, JobRecord, JobStep, ModelResult, Store
-from dlfd_fleet.federation.strategy import AuditedModel, Effort, FederatedUnlearning
+from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
@@ -91,7 +92,12 @@ class Coordinator:
         """Return the job's strategy, working on models of this card; its rounds go on counting."""
         if self._strategy is None:
             self._strategy = FederatedUnlearning(
-                self.settings, card, self.record.job, self.journal, self.progress, self._log
+                card=card,
+                settings=self.settings,
+                job=self.record.job,
+                journal=self.journal,
+                progress=self.progress,
+                record=self._log,
             )
         self._strategy.card = card
         return self._strategy
@@ -285,20 +291,6 @@ class Coordinator:
 
 def _requests(replies: Iterable[PendingReply]) -> tuple[str, ...]:
     return tuple(request for reply in replies for request in reply.requests)
-
-
-def may_release(verdict: Verdict, settings: Settings) -> bool:
-    """Tell whether a verdict moves the alias."""
-    if verdict.outcome is Outcome.INCONCLUSIVE:
-        return settings.release.on_inconclusive == "release"
-    return verdict.outcome is Outcome.PASS
-
-
-def retrain_instead(verdict: Verdict, settings: Settings) -> bool:
-    """Tell whether a verdict asks for federated retraining."""
-    if verdict.outcome is Outcome.INCONCLUSIVE:
-        return settings.release.on_inconclusive == "retrain"
-    return verdict.outcome is Outcome.FAIL and settings.erasure.fallback_retrain
 
 
 def _losses(model: AuditedModel) -> dict[str, NDArray[np.float64]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -50,22 +50,30 @@ class Traffic(Protocol):
 
 
 @dataclass
+class Uncounted:
+    """Traffic of a job that has not begun."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass
 class Journal:
     """The finished steps of one job.
 
     Attributes
     ----------
     store, job
-        Where steps are kept, and under which job.
+        Where steps are kept, and under which job; without a store every step is done and none is kept.
     traffic
         Counts bytes; a step that is not done again adds what it took then.
     seconds
         What all steps so far took, in this process and in those before it.
     """
 
-    store: Store
-    job: str
-    traffic: Traffic
+    store: Store | None = None
+    job: str = ""
+    traffic: Traffic = field(default_factory=Uncounted)
     seconds: float = 0.0
 
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
@@ -104,19 +112,20 @@ class Journal:
         JobCancelledError
             Before a step that is still to be done, if somebody asked for the job to be cancelled.
         """
-        found = self.store.step(self.job, name)
+        found = self.store.step(self.job, name) if self.store else None
         if found is not None:
             self.seconds += found.seconds
             self.traffic.sent_bytes += found.sent_bytes
             return found
-        if self.store.is_cancelled(self.job):
+        if self.store and self.store.is_cancelled(self.job):
             raise JobCancelledError(f"The job {self.job} was cancelled before its step '{name}'.")
         started, before = time.perf_counter(), self._bytes()
         result = compute()
         seconds = time.perf_counter() - started
-        text, arrays = pack(result)
-        step = FinishedStep(name, text.decode(), dict(arrays), seconds, self._bytes() - before)
-        self.store.finish_step(self.job, step)
+        if self.store:
+            text, arrays = pack(result)
+            step = FinishedStep(name, text.decode(), dict(arrays), seconds, self._bytes() - before)
+            self.store.finish_step(self.job, step)
         self.seconds += seconds
         return result
 

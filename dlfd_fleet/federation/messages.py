@@ -19,7 +19,7 @@ from torch import Tensor
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.exceptions import DataError, MessageError
 from dlfd_fleet.models import ModelCard
-from dlfd_fleet.settings import AugmentationSettings, TrainingSettings, UnlearningSettings
+from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSettings, UnlearningSettings
 
 _BODY, _FIELDS, _SAMPLES = "body", "json", "samples"
 MODEL = "model"
@@ -168,6 +168,8 @@ class FitTask(FleetMessage):
     class_weights: Weights
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0.0)]
+    precision: Precision
+    """Of the update that is sent back."""
     seed: Count
 
 
@@ -201,6 +203,8 @@ class UnlearnTask(FleetMessage):
     """Of retain images."""
     unlearning: UnlearningSettings
     class_weights: Weights
+    precision: Precision
+    """Of the update that is sent back."""
     seed: Count
 
 

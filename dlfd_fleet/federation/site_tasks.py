@@ -18,6 +18,7 @@ from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.aggregation import update_to_send
 from dlfd_fleet.federation.messages import (
     Arrays,
     AuditResult,
@@ -99,7 +100,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     recalibrate(model, _labelled(retain))
     seconds = time.perf_counter() - started
     result = FitResult(epoch=task.card.epoch, examples=len(retain), loss=loss, seconds=seconds)
-    return result, state_arrays(model)
+    return result, update_to_send(state_arrays(model), arrays, task.precision)
 
 
 def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
@@ -132,7 +133,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         steps=outcome.chosen_step,
         seconds=outcome.cost.seconds,
     )
-    return result, state_arrays(model)
+    return result, update_to_send(state_arrays(model), arrays, task.precision)
 
 
 def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:

@@ -47,10 +47,10 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
 class InProcessGrid:
     """Answers each message at once, with the fleet's own ClientApp on the site folder of its node."""
 
-    def __init__(self, settings: Settings, absent: frozenset[int] = frozenset(), first_node: int = 1):
+    def __init__(self, settings: Settings, absent: frozenset[int] = frozenset(), first_node: int = 1, app=client_app):
         folders = site_folders(settings.state_folder)
         self.nodes = {first_node + number: folder for number, folder in enumerate(folders)}
-        self.absent = absent
+        self.absent, self.app = absent, app
         self.replies: dict[str, Message] = {}
         self.seen: list[Message] = []
 
@@ -77,7 +77,7 @@ class InProcessGrid:
 
     def answer(self, message, context):
         try:
-            return client_app(message, context)
+            return self.app(message, context)
         except Exception as error:
             from flwr.app import Error
 

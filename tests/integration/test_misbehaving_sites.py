@@ -44,7 +44,7 @@ def poisoned(message, answer):
     records = answer().content
     noise = torch.Generator().manual_seed(0)
     arrays = {
-        name: array + 0.5 * torch.randn(array.shape, generator=noise).to(array.dtype)
+        name: array + 0.5 * torch.randn(array.shape, generator=noise).abs().to(array.dtype)
         if array.is_floating_point()
         else array
         for name, array in sent.items()
