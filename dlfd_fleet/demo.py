@@ -7,19 +7,12 @@ one is followed by a new fleet, whose runs stand beside the earlier ones in MLfl
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -32,10 +25,11 @@ from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
-from dlfd_fleet.settings import CONFIG_VARIABLE, Settings, write_settings
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.simulation import simulate
 
 if TYPE_CHECKING:
-    from flwr.serverapp import Grid
+    pass
 
 FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
 _SHOWN_FACES = 6
@@ -208,108 +202,6 @@ def device_table(onnx_file: Path, settings: Settings) -> Table:
     for row, answer in zip(chosen, answers["predictions"], strict=True):
         table.add_row(row.image, row.label, answer["class"], f"{answer['probability']:.3f}")
     return table
-
-
-def simulate(settings: Settings, jobs: Callable[[object], None]) -> None:
-    """Run ``jobs(grid)`` in a ServerApp on Flower's Simulation Runtime, one virtual node a site, in process."""
-    os.environ |= {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    from flwr.app import Context
-    from flwr.serverapp import ServerApp
-    from flwr.simulation import run_simulation
-
-    from client.app import app as client_app
-
-    failures: list[BaseException] = []
-    interrupted = threading.Event()
-    server_app = ServerApp()
-
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
-        try:
-            jobs(InterruptibleGrid(grid, interrupted))
-        except BaseException as error:
-            failures.append(error)
-
-    cores = os.cpu_count() or 1
-    backend = {
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": "error", "include_dashboard": False},
-    }
-    with _settings_for_nodes(settings), _quiet("flwr", "ray"), _ctrl_c_sets(interrupted):
-        run_simulation(
-            server_app,
-            client_app,
-            len(site_folders(settings.state_folder)),
-            backend_config=backend,  # type: ignore[arg-type]
-        )
-    if failures:
-        raise failures[0]
-
-
-class InterruptibleGrid:
-    """A grid whose next use after Ctrl-C raises KeyboardInterrupt, in the thread that the job runs in.
-
-    Flower's Simulation Runtime runs a ServerApp beside the main thread, which alone gets the signal and then waits for
-    the ServerApp for ever.
-    """
-
-    def __init__(self, grid: Grid, interrupted: threading.Event) -> None:
-        self._grid, self._interrupted = grid, interrupted
-
-    def __getattr__(self, name: str) -> Any:
-        if self._interrupted.is_set():
-            raise KeyboardInterrupt
-        return getattr(self._grid, name)
-
-
-@contextmanager
-def _ctrl_c_sets(interrupted: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C end the job in good order; a second one is Python's own."""
-
-    def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of handlers
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _settings_for_nodes(settings: Settings) -> Iterator[None]:
-    """Write the effective settings where the processes of the virtual nodes find them."""
-    file = settings.state_folder / "effective-settings.json"
-    write_settings(settings, file)
-    before = os.environ.get(CONFIG_VARIABLE)
-    os.environ[CONFIG_VARIABLE] = str(file)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[CONFIG_VARIABLE]
-        else:
-            os.environ[CONFIG_VARIABLE] = before
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Let only errors of these libraries through: their lines would tear the progress bars."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _read_state(file: Path) -> DemoState | None:

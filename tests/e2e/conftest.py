@@ -32,6 +32,12 @@ class SmallFleet:
             # Three dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
             "audit": {"resamples": 200, "margin": 0.49, "max_accuracy_drop": 1.0, "min_gain_over_majority": 0.0},
         }
+        self.configure({})
+
+    def configure(self, sections: dict[str, dict]) -> None:
+        """Write the settings, some of them changed."""
+        for section, changes in sections.items():
+            self.settings[section] = self.settings.get(section, {}) | changes
         self.config.write_text(json.dumps(self.settings))
 
     def environment(self) -> dict[str, str]:

@@ -1,0 +1,129 @@
+"""A fleet of virtual nodes on this machine: Flower's Simulation Runtime, started and stopped in one call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from dlfd_fleet.ledger.site import site_folders
+from dlfd_fleet.settings import CONFIG_VARIABLE, Settings, write_settings
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid
+
+
+def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: ClientApp | None = None) -> None:
+    """Run ``jobs(grid)`` in a ServerApp on Flower's Simulation Runtime, in process.
+
+    Parameters
+    ----------
+    settings
+        ``state_folder/sites`` holds the sites, one virtual node each.
+    client_app
+        What the nodes run; the fleet's own ClientApp when omitted.
+    """
+    os.environ |= {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    from flwr.app import Context
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    from client.app import app as own_app
+
+    failures: list[BaseException] = []
+    interrupted = threading.Event()
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
+        try:
+            jobs(InterruptibleGrid(grid, interrupted))  # type: ignore[arg-type]
+        except BaseException as error:
+            failures.append(error)
+
+    cores = os.cpu_count() or 1
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": "error", "include_dashboard": False},
+    }
+    with _settings_for_nodes(settings), _quiet("flwr", "ray"), _ctrl_c_sets(interrupted):
+        run_simulation(
+            server_app,
+            client_app or own_app,
+            len(site_folders(settings.state_folder)),
+            backend_config=backend,  # type: ignore[arg-type]
+        )
+    if failures:
+        raise failures[0]
+
+
+class InterruptibleGrid:
+    """A grid whose next use after Ctrl-C raises KeyboardInterrupt, in the thread that the job runs in.
+
+    Flower's Simulation Runtime runs a ServerApp beside the main thread, which alone gets the signal and then waits for
+    the ServerApp for ever.
+    """
+
+    def __init__(self, grid: Grid, interrupted: threading.Event) -> None:
+        self._grid, self._interrupted = grid, interrupted
+
+    def __getattr__(self, name: str) -> Any:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+        return getattr(self._grid, name)
+
+
+@contextmanager
+def _ctrl_c_sets(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C end the job in good order; a second one is Python's own."""
+
+    def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of handlers
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _settings_for_nodes(settings: Settings) -> Iterator[None]:
+    """Write the effective settings where the processes of the virtual nodes find them."""
+    file = settings.state_folder / "effective-settings.json"
+    write_settings(settings, file)
+    before = os.environ.get(CONFIG_VARIABLE)
+    os.environ[CONFIG_VARIABLE] = str(file)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CONFIG_VARIABLE]
+        else:
+            os.environ[CONFIG_VARIABLE] = before
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let only errors of these libraries through: their lines would tear the progress bars."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

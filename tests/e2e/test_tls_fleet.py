@@ -1,0 +1,223 @@
+"""A fleet of real processes: SuperLink and SuperNodes over TLS, an MLflow server, and a power cut in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import RequestState, Site, site_folders
+from tests.e2e.conftest import SmallFleet
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SITES = 3
+PATIENCE = 300.0
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE:.0f} s"
+        time.sleep(0.2)
+
+
+def free_ports(count):
+    """The first of some neighbouring ports that nobody listens on."""
+    for start in range(20000 + os.getpid() % 20000, 60000, count):
+        with closing(socket.socket()) as last:
+            try:
+                for port in range(start, start + count):
+                    with closing(socket.socket()) as probe:
+                        probe.bind(("127.0.0.1", port))
+                last.bind(("127.0.0.1", start))
+            except OSError:
+                continue
+        return start
+    raise AssertionError("no free ports")
+
+
+def kill_tree(process, how):
+    """End a process that a test started, and everything that it has started; return when they are gone."""
+    try:
+        root = psutil.Process(process.pid)
+        family = [*root.children(recursive=True), root]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.send_signal(how)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    for member in alive:
+        member.kill()
+    psutil.wait_procs(alive, timeout=60)
+    process.wait()
+
+
+class TlsFleet(SmallFleet):
+    """Three site folders, and the processes that ``deploy/local-fleet.sh`` starts for them."""
+
+    def __init__(self, small, mlflow_uri):
+        self.state, self.config, self.uri = small.state, small.config, mlflow_uri
+        self.port = free_ports(SITES + 2)
+        self.script = None
+
+    @property
+    def keys(self):
+        return self.state / "keys"
+
+    def environment(self):
+        return super().environment() | {
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "FLWR_HOME": str(self.state / "flwr"),
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "DLFD_FLEET_CONFIG": str(self.config),
+            "MLFLOW_TRACKING_URI": self.uri,
+        }
+
+    def start(self):
+        """Run the script until every SuperNode is known to the SuperLink."""
+        log = (self.state / "local-fleet.log").open("a")
+        command = [str(ROOT / "deploy" / "local-fleet.sh"), str(self.state), str(self.port)]
+        self.script = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
+        said = (self.state / "local-fleet.log").read_text().count("are starting")
+        wait_until(
+            lambda: (
+                self.script.poll() is not None
+                or (self.state / "local-fleet.log").read_text().count("are starting") > said
+            ),
+            "the start of the fleet",
+        )
+        assert self.script.poll() is None, (self.state / "local-fleet.log").read_text()
+
+    def stop(self, how=signal.SIGTERM):
+        if self.script is not None:
+            kill_tree(self.script, how)
+            self.script = None
+
+    def begin(self, *arguments):
+        return subprocess.Popen(
+            self.command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment(),
+        )
+
+    def refused(self, *arguments):
+        """Try to connect as a SuperNode that must be refused; return what it says of it."""
+        said = self.state / "refused.log"
+        command = [str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{self.port}", *arguments]
+        command += ["--port", str(self.port + SITES + 1), "--max-retries", "0"]
+        with said.open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment(), start_new_session=True)
+        assert process.wait(PATIENCE) != 0
+        os.killpg(process.pid, signal.SIGKILL)  # what it has started outlives it for a while
+        return said.read_text()
+
+    def released(self, kind):
+        with closing(Store(self.state)) as store:
+            return [record for record in store.jobs() if record.kind == kind and record.released]
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory):
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "a"),
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    uri = f"http://127.0.0.1:{port}"
+
+    def is_up():
+        try:
+            return urllib.request.urlopen(f"{uri}/health", timeout=1).status == 200
+        except (urllib.error.URLError, OSError):
+            assert process.poll() is None, (folder / "log").read_text()
+            return False
+
+    wait_until(is_up, "the start of MLflow")
+    yield uri
+    kill_tree(process, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def tls_fleet(fleet, mlflow_server):
+    fleet.configure(
+        {
+            "data": {"sites": SITES},
+            "model": {"architecture": "mobilenet_v3_small"},
+            "training": {"rounds": 1},
+            "erasure": {"relearning_rounds": 0, "largest_forget_share": 1.0},
+        }
+    )
+    assert fleet.run("data", "deal", "--config", str(fleet.config)).returncode == 0
+    running = TlsFleet(fleet, mlflow_server)
+    running.start()
+    yield running
+    running.stop()
+
+
+def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
+    training = tls_fleet.begin("job", "start", "train")
+    unknown = tls_fleet.keys / "nodes" / "unknown"
+    subprocess.run(
+        [str(ROOT / "deploy" / "certificates.py"), "node", str(tls_fleet.keys), "unknown"],
+        env=tls_fleet.environment(),
+        check=True,
+    )
+    trusting = ("--root-certificates", str(tls_fleet.keys / "ca.crt"))
+    for stranger in ((*trusting, "--auth-supernode-private-key", str(unknown)), trusting, ("--insecure",)):
+        assert "could not establish a connection to the SuperLink" in tls_fleet.refused(*stranger), stranger
+    out, _ = training.communicate(timeout=PATIENCE)
+    assert training.returncode == 0, out
+    assert len(tls_fleet.released("train")) == 1, out
+
+    folders = site_folders(tls_fleet.state)
+    assert len(folders) == SITES
+    with Site(folders[0]) as site:
+        person = next(row.identity for row in site.manifest().rows if row.split == "train")
+    assert tls_fleet.run("forget", "request", person, "--site", str(folders[0])).returncode == 0
+
+    erasing = tls_fleet.begin("job", "start", "erase")
+    with closing(Store(tls_fleet.state)) as store:
+        wait_until(lambda: store.unfinished() and "distancing-1" in store.steps(store.unfinished()[0].job), "DLFD")
+    tls_fleet.stop(signal.SIGKILL)
+    kill_tree(erasing, signal.SIGKILL)
+    with Site(folders[0]) as site:
+        (request,) = site.ledger.requests()
+        assert request.state is RequestState.EVALUATING
+
+    tls_fleet.start()
+    resumed = tls_fleet.begin("job", "resume")
+    out, _ = resumed.communicate(timeout=PATIENCE)
+    assert resumed.returncode == 0, out
+    (record,) = tls_fleet.released("erase")
+    assert "steps of it are done" in out
+    with Site(folders[0]) as site:
+        (request,) = site.ledger.requests()
+        assert request.state is RequestState.COMPLETE
+        assert person not in site.manifest().identities
+        site.ledger.verify()
+    client = MlflowClient(tls_fleet.uri)
+    champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
+    assert (champion.tags["dlfd.job"], champion.tags["dlfd.epoch"]) == (record.job, "1")
+    original = next(version for version in client.search_model_versions("name='dlfd-fleet'") if version.version == "1")
+    assert "dlfd.revoked" in original.tags

@@ -1,0 +1,143 @@
+"""Compose, Kubernetes and systemd files: valid by their schemas, and their programs take every flag in them."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
+BIN = Path(sys.executable).parent
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+MANIFESTS = [
+    document
+    for file in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+    if file.name != "kustomization.yaml"
+    for document in yaml.safe_load_all(file.read_text())
+]
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+def named(document):
+    return f"{document['kind']}-{document['metadata']['name']}"
+
+
+def pods():
+    return [document for document in MANIFESTS if document["kind"] in ("StatefulSet", "Deployment")]
+
+
+def unit(file):
+    parser = configparser.RawConfigParser(strict=False, delimiters="=")
+    parser.optionxform = str
+    parser.read_string(file.read_text().replace("\\\n", " "))
+    return parser
+
+
+def commands():
+    """Every command line that these files run a program of ours with."""
+    for name, service in COMPOSE["services"].items():
+        words = service.get("command", [])
+        if words[:2] == ["sh", "-c"]:
+            words = shlex.split(words[2].split(" exec ")[1])
+        if words:
+            yield f"compose {name}", words
+    for document in pods():
+        for container in document["spec"]["template"]["spec"]["containers"]:
+            if "command" in container:
+                yield f"kubernetes {container['name']}", container["command"]
+    for file in UNITS:
+        words = shlex.split(unit(file)["Service"]["ExecStart"])
+        yield f"systemd {file.stem}", [Path(words[0]).name, *words[1:]]
+
+
+@cache
+def known_flags(*program):
+    help_text = subprocess.run(
+        [str(BIN / program[0]), *program[1:], "--help"], capture_output=True, text=True, check=True
+    )
+    return set(re.findall(r"--[a-z][a-z-]+", help_text.stdout))
+
+
+@pytest.mark.parametrize(("where", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_programs_take_the_flags_that_they_are_given(where, words):
+    program = tuple(words[:2]) if words[0] == "mlflow" else (words[0],)
+    given = {word.split("=")[0] for word in words if word.startswith("--")}
+    assert given
+    assert given <= known_flags(*program), where
+
+
+def test_compose_is_valid():
+    schema = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    jsonschema.validate(COMPOSE, json.loads(schema.read_text()))
+
+
+@pytest.mark.parametrize("document", MANIFESTS, ids=named)
+def test_kubernetes_manifests_are_valid(document):
+    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kustomization_names_every_manifest():
+    listed = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    found = {file.name for file in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(listed["resources"]) == found
+    for generator in listed["configMapGenerator"]:
+        for entry in generator["files"]:
+            assert (DEPLOY / "kubernetes" / entry.split("=")[1]).exists()
+
+
+def test_sites_can_reach_the_superlink_and_not_mlflow():
+    networks = {name: set(service.get("networks", [])) for name, service in COMPOSE["services"].items()}
+    for site in ("clinic", "shop"):
+        assert networks[site] & networks["superlink"]
+        assert not networks[site] & (networks["mlflow"] | networks["postgres"])
+        assert "MLFLOW_TRACKING_URI" not in COMPOSE["services"][site].get("environment", {})
+    policies = {named(document): document["spec"] for document in MANIFESTS if document["kind"] == "NetworkPolicy"}
+    assert policies["NetworkPolicy-nothing-but-names"]["podSelector"] == {}
+    (sources,) = [rule["from"] for rule in policies["NetworkPolicy-mlflow"]["ingress"]]
+    assert sources == [{"podSelector": {"matchLabels": {"app": "superlink"}}}]
+
+
+@pytest.mark.parametrize("document", pods(), ids=named)
+def test_pods_run_without_privileges(document):
+    pod = document["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert not pod["automountServiceAccountToken"]
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert not context["allowPrivilegeEscalation"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("name", sorted(set(COMPOSE["services"]) - {"postgres"}))
+def test_containers_run_without_privileges(name):
+    service = COMPOSE["services"][name]
+    assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001", True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_every_secret_of_a_container_is_a_file_that_the_scripts_make():
+    for service in COMPOSE["services"].values():
+        for secret in service.get("secrets", []):
+            assert COMPOSE["secrets"][secret]["file"].startswith("keys/")
+
+
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.stem)
+def test_units_are_hardened(file):
+    service = unit(file)["Service"]
+    strict = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "CapabilityBoundingSet": ""}
+    assert {key: service[key] for key in strict} == strict
+    assert service["User"] == "dlfd-fleet"
