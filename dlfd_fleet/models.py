@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
 import torch
-import torchvision
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -140,6 +139,8 @@ class WrappedClassifier(FeatureClassifier):
 
 def _backbone(architecture: Architecture) -> tuple[nn.Module, int]:
     """Build a torchvision network without its classifier; return it and the width of its features."""
+    import torchvision
+
     network = torchvision.models.get_model(architecture, weights=None)
     name = "fc" if hasattr(network, "fc") else "classifier"
     last = getattr(network, name)

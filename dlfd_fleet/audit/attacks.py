@@ -12,11 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from dlfd_fleet.audit.bootstrap import NOTHING_KNOWN, Estimate, Floats, draws, estimate, pair_wins, person_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
@@ -67,6 +62,8 @@ class MembershipScores:
 
     def auc(self) -> float:
         """Return the chance that a member scores above a person never trained on."""
+        from sklearn.metrics import roc_auc_score
+
         return float(roc_auc_score(self.member, self.score))
 
 
@@ -149,6 +146,12 @@ def linear_probe(features: Floats, member: NDArray[np.bool_], person: NDArray[np
     DataError
         If a side has fewer than two people.
     """
+    # Sites import this room and never attack: scikit-learn would take a second of each of their messages.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     sides = [len(np.unique(person[member == side])) for side in (True, False)]
     if min(sides) < 2:
         raise DataError("A probe needs two forgotten people and two never trained on; there are fewer.")
@@ -203,6 +206,9 @@ def accuracy_estimate(attack: MembershipScores, resamples: int, generator: np.ra
 
     The bounds resample people among the attack's out-of-fold answers.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     inside, outside = attack.sides()
     score = np.concatenate([inside.score, outside.score])[:, None]
     truth = np.repeat([1.0, 0.0], [len(inside.score), len(outside.score)])

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
-from sklearn.metrics import roc_auc_score
 
 from dlfd_fleet.audit.bootstrap import person_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
@@ -65,6 +63,8 @@ def _balanced_accuracy(samples: SampleScores) -> tuple[float, float]:
         rows = samples.label == label
         means.append(right[rows].mean())
         influence[rows] = (right[rows] - means[-1]) / (rows.sum() * len(classes))
+    from scipy.stats import t as student
+
     unit = units(samples.person)
     people = len(np.unique(unit))
     if people < 2:
@@ -90,4 +90,6 @@ def matched_auc(members: SampleScores, unseen: SampleScores) -> float:
 
 def _auc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
     truth = np.repeat([1, 0], [len(inside), len(outside)])
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(truth, -np.concatenate([inside, outside])))
