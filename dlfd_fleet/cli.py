@@ -114,11 +114,12 @@ def bench(
     methods: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")] = 5,
     budget: Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")] = "30m",
+    federated: Annotated[bool, typer.Option("--federated", help="Compare whole fleets, on virtual nodes.")] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Compare DLFD with every peer and with retraining; run it again to go on where the budget ended."""
-    from dlfd_fleet.bench import bench_command
+    from dlfd_fleet.bench import bench_command, federated_command
 
     flags: dict[str, object] = (
         {"data.source": data}
@@ -128,7 +129,11 @@ def bench(
             "data.manifest": data,
         }
     )
-    bench_command(_load(config, overrides, flags).settings, methods, seeds, budget, console)
+    settings = _load(config, overrides, flags).settings
+    if federated:
+        federated_command(settings, seeds, budget, console)
+    else:
+        bench_command(settings, methods, seeds, budget, console)
 
 
 @config_app.command("show")

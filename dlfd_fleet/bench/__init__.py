@@ -1,6 +1,6 @@
 """The comparison of DLFD with every peer and with retraining: one table, one audit, one machine."""
 
-from dlfd_fleet.bench.command import bench_command, log_to_mlflow
+from dlfd_fleet.bench.command import bench_command, federated_command, log_to_mlflow
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.report import Summary, summarise, write_report
 from dlfd_fleet.bench.runner import Plan, Results, run_bench
@@ -13,6 +13,7 @@ __all__ = [
     "Row",
     "Summary",
     "bench_command",
+    "federated_command",
     "log_to_mlflow",
     "run_bench",
     "summarise",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -36,19 +38,46 @@ def bench_command(settings: Settings, methods: str, seeds: int, budget: str, con
     results = run_bench(plan, ConsoleProgress(console))
     for failure in results.failures:
         console.print(f"[red]Failed:[/red] {escape(failure)}", soft_wrap=True)
-    if not results.rows:
+    _show(settings, results.rows, results.missing, folder, f"Unlearning methods, {seeds} seeds", console)
+
+
+def federated_command(settings: Settings, seeds: int, budget: str, console: Console) -> None:
+    """Compare what a coordinator may do, on the same sites; print the table, write its files and tell MLflow.
+
+    Raises
+    ------
+    ConfigurationError
+        For a budget that is no duration, or settings under which no fleet can be dealt.
+    JobError
+        If the budget ended before anything was measured.
+    """
+    from dlfd_fleet.bench.federated import federated_seeds
+
+    folder, deadline = settings.state_folder / "bench-federated", time.monotonic() + parse_duration(budget)
+    rows, missing = [], 0
+    for seed in federated_seeds(settings, seeds, folder, ConsoleProgress(console)):
+        if time.monotonic() < deadline:
+            seed.run(deadline)
+        missing += len(seed.missing())
+        rows += seed.rows()
+    heading = f"Federated unlearning at {settings.data.sites} sites, {seeds} seeds"
+    _show(settings, tuple(rows), missing, folder, heading, console)
+
+
+def _show(settings: Settings, rows: tuple[Row, ...], missing: int, folder: Path, title: str, console: Console) -> None:
+    if not rows:
         raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
-    summaries = summarise(results.rows)
+    summaries = summarise(rows)
     faces = settings.data.source if settings.data.manifest is None else settings.data.manifest.name
-    heading = f"Unlearning methods on {faces}, {seeds} seeds, {_machine()}"
+    heading = f"{title}, {faces}, {_machine()}"
     # A log has no width of its own; a narrow terminal gets the means, and finds the bounds in the files.
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)
     console.print(console_table(summaries, heading, bounds=console.width >= _WIDE))
-    page = write_report(results.rows, summaries, folder, heading)
-    log_to_mlflow(settings, results.rows)
-    if results.missing:
-        console.print(f"{results.missing} measurements are missing; run the same command again to go on.")
+    page = write_report(rows, summaries, folder, heading)
+    log_to_mlflow(settings, rows)
+    if missing:
+        console.print(f"{missing} measurements are missing; run the same command again to go on.")
     console.print(f"Report: {page}", soft_wrap=True)
 
 

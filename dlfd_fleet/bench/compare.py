@@ -210,7 +210,29 @@ def _row(
     gold: Gold | None = None,
     index: int = 0,
 ) -> Row:
-    audit, seed, gold = bed.experiment.settings.audit, bed.experiment.seed, gold or bed.gold
+    return weighed_row(bed.experiment, gold or bed.gold, method, model, again, extra, settings, index)
+
+
+def weighed_row(
+    experiment: Experiment,
+    gold: Gold,
+    method: str,
+    model: Observation,
+    again: Observation,
+    extra: dict[str, float],
+    settings: dict[str, Any] | None = None,
+    index: int = 0,
+) -> Row:
+    """Weigh a model beside retrained ones, and write down everything that is known of it.
+
+    Parameters
+    ----------
+    again
+        The model after further training.
+    extra
+        What it took, by the names of the table.
+    """
+    audit, seed = experiment.settings.audit, experiment.seed
     evidence = weigh(model, gold, audit, seed)
     relearned = auc_difference(
         [loss_attack(again.samples)], [loss_attack(gold.relearned.samples)], resamples=200, seed=seed
@@ -224,7 +246,7 @@ def _row(
         method=method,
         seed=seed,
         index=index,
-        settings=settings,
+        settings=settings or {},
         metrics=metrics,
         verdict=evidence.verdict,
         losses=losses,

@@ -39,7 +39,24 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("seconds", "seconds"),
     ("times_floor", "time / floor"),
     ("peak_memory_ratio", "memory / step"),
+    ("share_of_retraining_bytes", "bytes / retraining"),
+    ("megabytes_a_site", "MB a site"),
+    ("stored_megabytes", "MB stored"),
+    ("rounds", "rounds"),
 )
+
+_SHOWN = {
+    "test_accuracy": "test",
+    "balanced_accuracy": "balanced",
+    "forget_accuracy": "forget",
+    "abs_loss_gap": "|Δloss|",
+    "abs_rmia_gap": "|ΔRMIA|",
+    "abs_relearned_gap": "|Δrelearn|",
+    "nomus": "NoMUS",
+    "share_of_retraining_time": "time",
+    "share_of_retraining_bytes": "bytes",
+}
+"""Columns of the terminal's table."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Average rows by method over seeds, original and retrained first; several models of a seed count as one."""
     order = {name: place for place, name in enumerate((ORIGINAL, RETRAINED, *METHODS))}
     found = []
-    for method in sorted({row.method for row in rows}, key=lambda name: order.get(name, len(order))):
+    for method in sorted({row.method for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
         mine = [row for row in rows if row.method == method]
         seeds = sorted({row.seed for row in mine})
         by_seed = [_mean_of_models([_with_distances(row) for row in mine if row.seed == seed]) for seed in seeds]
@@ -122,10 +139,11 @@ def console_table(summaries: Sequence[Summary], title: str, *, bounds: bool = Tr
     """
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    for name in ("test", "balanced", "forget", "|Δloss|", "|ΔRMIA|", "|Δrelearn|", "NoMUS", "time", "verdicts"):
+    keys = dict(_SHOWN)
+    if not any("share_of_retraining_bytes" in one.means for one in summaries):
+        del keys["share_of_retraining_bytes"]
+    for name in (*keys.values(), "verdicts"):
         table.add_column(name, no_wrap=name != "verdicts")
-    keys = ["test_accuracy", "balanced_accuracy", "forget_accuracy", "abs_loss_gap", "abs_rmia_gap"]
-    keys += ["abs_relearned_gap", "nomus", "share_of_retraining_time"]
     for one in summaries:
         means = [one.means.get(key) for key in keys]
         cells = ["" if mean is None else str(mean) if bounds else f"{mean.value:.3f}" for mean in means]
@@ -165,17 +183,20 @@ def _write_csv(summaries: Sequence[Summary], file: Path) -> None:
             writer.writerow(cells)
 
 
-def _cells(one: Summary) -> list[str]:
-    return [one.title, *(str(one.means[key]) if key in one.means else "" for key, _ in _COLUMNS), one.verdicts]
-
-
-def _headers() -> list[str]:
-    return ["method", *(title for _, title in _COLUMNS), "verdicts"]
+def _full_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Return headers and cells of all columns that some method has a figure for."""
+    columns = [(key, title) for key, title in _COLUMNS if any(key in one.means for one in summaries)]
+    cells = [
+        [one.title, *(str(one.means[key]) if key in one.means else "" for key, _ in columns), one.verdicts]
+        for one in summaries
+    ]
+    return ["method", *(title for _, title in columns), "verdicts"], cells
 
 
 def _markdown(summaries: Sequence[Summary]) -> str:
-    lines = ["| " + " | ".join(name.replace("|", "\\|") for name in _headers()) + " |", "|---" * len(_headers()) + "|"]
-    lines += ["| " + " | ".join(_cells(one)) + " |" for one in summaries]
+    headers, cells = _full_table(summaries)
+    lines = ["| " + " | ".join(name.replace("|", "\\|") for name in headers) + " |", "|---" * len(headers) + "|"]
+    lines += ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join(lines) + "\n"
 
 
@@ -206,6 +227,7 @@ def _page(rows: Sequence[Row], summaries: Sequence[Summary], heading: str) -> st
     def line(cells: Sequence[str], tag: str = "td") -> str:
         return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
 
+    headers, cells = _full_table(summaries)
     settings = "".join(
         f"<tr><td>{html.escape(one.title)}</td><td><code>{html.escape(text)}</code></td></tr>"
         for one in summaries
@@ -213,8 +235,8 @@ def _page(rows: Sequence[Row], summaries: Sequence[Summary], heading: str) -> st
     )
     return _PAGE.substitute(
         heading=html.escape(heading),
-        header=line(_headers(), "th"),
-        body="".join(f"<tr>{line(_cells(one))}</tr>" for one in summaries),
+        header=line(headers, "th"),
+        body="".join(f"<tr>{line(row)}</tr>" for row in cells),
         tradeoff=_source(tradeoff_figure(summaries)),
         losses=_source(loss_figure(rows)),
         time=_source(time_figure(summaries)),

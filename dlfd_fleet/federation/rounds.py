@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from rich.console import Console
 from torch import Tensor
@@ -104,7 +104,13 @@ class FederatedRounds:
     journal: Journal = field(default_factory=Journal)
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(Console()))
     record: Recorder = _unrecorded
+    unlearn_task: ClassVar[type[UnlearnTask]] = UnlearnTask
     _round: int = field(default=0, init=False)
+
+    @property
+    def rounds_done(self) -> int:
+        """How many rounds of updates there were."""
+        return self._round
 
     # ------------------------------------------------------------------ updates
 
@@ -136,7 +142,16 @@ class FederatedRounds:
         rate: float,
         advance: Advance,
     ) -> Merged:
-        task = FitTask(
+        task = self._fit_task(pending, purpose, epochs, rate)
+        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes()}
+        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
+        fleet.require_quorum(mean.count, f"trained in round {self._round}")
+        losses = [result.loss for result in results]
+        self.record({f"{purpose}_sites": mean.count, f"{purpose}_loss": sum(losses) / len(losses)}, self._round)
+        return Merged(mean.value())
+
+    def _fit_task(self, pending: Mapping[int, PendingReply], purpose: Purpose, epochs: int, rate: float) -> FitTask:
+        return FitTask(
             job=self.job,
             purpose=purpose,
             round=self._round,
@@ -149,12 +164,6 @@ class FederatedRounds:
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),
         )
-        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes()}
-        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
-        fleet.require_quorum(mean.count, f"trained in round {self._round}")
-        losses = [result.loss for result in results]
-        self.record({f"{purpose}_sites": mean.count, f"{purpose}_loss": sum(losses) / len(losses)}, self._round)
-        return Merged(mean.value())
 
     def _merge(
         self,
@@ -240,7 +249,7 @@ class FederatedRounds:
             "steps": erasure.noise_steps,
             "step_size": erasure.noise_step_size,
         }
-        task = UnlearnTask(
+        task = self.unlearn_task(
             job=self.job,
             round=self._round,
             card=self.card,

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,8 +39,34 @@ from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import purge_request
 from dlfd_fleet.ledger.site import Site, join_requests
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
-from dlfd_fleet.models import FaceClassifier, ModelCard, build, state_arrays, to_best_device
-from dlfd_fleet.unlearning import LabelledImages, distance, fit, predict_probabilities, recalibrate
+from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build, state_arrays, to_best_device
+from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.unlearning import (
+    Augment,
+    LabelledImages,
+    UnlearnOutcome,
+    distance,
+    fit,
+    predict_probabilities,
+    recalibrate,
+)
+
+
+class SiteUnlearner(Protocol):
+    """What a site does to a model so that it forgets: no gate, for a site has nobody to look at through it."""
+
+    def __call__(
+        self,
+        model: FeatureClassifier,
+        retain: LabelledImages,
+        forget: LabelledImages,
+        settings: UnlearningSettings,
+        *,
+        seed: int,
+        class_weights: torch.Tensor,
+        augment: Augment | None,
+    ) -> UnlearnOutcome:
+        """Unlearn in place."""
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
@@ -103,8 +130,10 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     return result, update_to_send(state_arrays(model), arrays, task.precision)
 
 
-def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
-    """Run DLFD on the people of this job's requests."""
+def run_unlearn(
+    site: Site, task: UnlearnTask, arrays: Arrays, method: SiteUnlearner = distance
+) -> tuple[UnlearnResult, Arrays]:
+    """Run DLFD, or another method in its place, on the people of this job's requests."""
     _refuse_old_models(site, task.card)
     requests = _of_job(site, task.job)
     images = _images(site)
@@ -113,7 +142,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         raise JobError("This site has no image of anybody who asked to be forgotten.")
     retain = _retain(site, images)
     model = _model(task.card, arrays)
-    outcome = distance(
+    outcome = method(
         model,
         _labelled(retain),
         _labelled(forget),

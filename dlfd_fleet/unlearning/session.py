@@ -92,6 +92,10 @@ class Session:
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
+        self.count_step(images)
+
+    def count_step(self, images: int) -> None:
+        """Count a step over this number of images."""
         self.backward_images += images
         self.steps += 1
 

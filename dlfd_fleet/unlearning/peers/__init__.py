@@ -1,7 +1,7 @@
 """The methods that DLFD is measured against, each from its own paper and of the same shape."""
 
 from dlfd_fleet.unlearning.peers.fine_tuning import CatastrophicForgetting, ExactUnlearning, FineTune
-from dlfd_fleet.unlearning.peers.gradient import MaskedSmallGradients, NegGrad, NegGradPlus
+from dlfd_fleet.unlearning.peers.gradient import MaskedSmallGradients, NegGrad, NegGradPlus, ProjectedGradientAscent
 from dlfd_fleet.unlearning.peers.negation import NegateLayers
 from dlfd_fleet.unlearning.peers.noise import Unsir
 from dlfd_fleet.unlearning.peers.released import ReleasedDlfd
@@ -17,6 +17,7 @@ __all__ = [
     "NegGrad",
     "NegGradPlus",
     "NegateLayers",
+    "ProjectedGradientAscent",
     "ReleasedDlfd",
     "SalUn",
     "Scrub",

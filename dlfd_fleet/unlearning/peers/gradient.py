@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlfd_fleet.unlearning.contract import LabelledImages
-from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
+from dlfd_fleet.unlearning.peers.fine_tuning import reset, weight_layers
 from dlfd_fleet.unlearning.session import Peer, Session
 
 
@@ -25,6 +26,55 @@ class NegGrad(Peer):
         optimizer = session.optimizer()
         for images, labels in session.epochs(session.forget):
             session.step(optimizer, -session.loss(session.logits(images), labels), len(images))
+
+
+@dataclass(frozen=True)
+class ProjectedGradientAscent(Peer):
+    """Ascend the loss of the forget set inside a ball around the model (Halimi et al., arXiv 2207.05521, section 4).
+
+    The ball is what keeps the ascent from destroying the model; its radius is the paper's, a third of the distance
+    (L2, over all weights) to a model of fresh weights.
+
+    Attributes
+    ----------
+    radius
+        Of the ball, distances to a fresh model.
+    largest_gradient
+        L2 norm that gradients are clipped to.
+    """
+
+    radius: float = 1.0 / 3.0
+    largest_gradient: float = 5.0
+
+    def unlearn(self, session: Session) -> None:
+        """Ascend for ``settings.epochs`` epochs over the forget set; each step ends inside the ball."""
+        parameters = list(session.model.parameters())
+        centre = [parameter.detach().clone() for parameter in parameters]
+        fresh = copy.deepcopy(session.model)
+        fresh.apply(reset)
+        largest = self.radius * _distance(list(fresh.parameters()), centre)
+        optimizer = session.optimizer()
+        for images, labels in session.epochs(session.forget):
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(-session.loss(session.logits(images), labels))
+            nn.utils.clip_grad_norm_(parameters, self.largest_gradient)
+            optimizer.step()
+            session.count_step(len(images))
+            _project(parameters, centre, largest)
+
+
+def _distance(parameters: Sequence[Tensor], centre: Sequence[Tensor]) -> float:
+    squares = [(one.detach() - other).square().sum() for one, other in zip(parameters, centre, strict=True)]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+@torch.no_grad()
+def _project(parameters: Sequence[Tensor], centre: Sequence[Tensor], largest: float) -> None:
+    """Move parameters that lie outside a ball onto its surface."""
+    distance = _distance(parameters, centre)
+    if distance > largest:
+        for one, other in zip(parameters, centre, strict=True):
+            one.copy_(other + (one - other) * (largest / distance))
 
 
 @dataclass(frozen=True)

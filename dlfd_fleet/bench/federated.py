@@ -1,0 +1,302 @@
+"""The federated comparison: the same sites, requests and audit for every method, beside federated retraining.
+
+Each model is on disk once it is made, so that an interrupted comparison goes on. Virtual nodes share this machine's
+cores; seconds of different methods compare, and are no forecast for sites that have machines of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+
+from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row, weighed_row
+from dlfd_fleet.bench.evidence import Gold, Observation, observe
+from dlfd_fleet.bench.experiment import Experiment
+from dlfd_fleet.bench.federated_methods import FEDERATED_METHODS, Situation, client_app
+from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source
+from dlfd_fleet.data.dataset import load_dataset
+from dlfd_fleet.federation.fleet import Fleet
+from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.requests import ask_pending
+from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.models import build, state_arrays
+from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.simulation import simulate
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+JOB = "bench"
+FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
+_MEGABYTE = 1e6
+
+
+class MadeModel(BaseModel):
+    """What a model took, and the norms of the updates that it was made of, by round and site."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float
+    bytes_sent: int
+    rounds: int
+    norms: dict[int, dict[str, float]] = {}
+
+
+@dataclass(frozen=True)
+class FederatedSeed:
+    """One seed of the comparison, and where its models are.
+
+    Attributes
+    ----------
+    settings
+        With this seed, and a state folder of its own.
+    methods
+        Names of :data:`~dlfd_fleet.bench.federated_methods.FEDERATED_METHODS`.
+    """
+
+    settings: Settings
+    methods: tuple[str, ...]
+    progress: ProgressDisplay
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the retrained models."""
+        return [f"{RETRAINED}-{index}" for index in range(self.settings.bench.references)]
+
+    def missing(self) -> list[str]:
+        """Return the models that are still to be made."""
+        names = [ORIGINAL, *self.references, *self.methods]
+        return [name for name in names if not self._file(f"{name}.relearned").exists()]
+
+    def run(self, deadline: float) -> None:
+        """Make the models that are missing, until the deadline (:func:`time.monotonic`)."""
+        if not self.missing():
+            return
+        if not (self.settings.state_folder / "sites").exists():
+            deal_to_sites(self.settings, self.progress)
+        simulate(self.settings, lambda grid: self._make_models(grid, deadline), client_app)
+
+    # ------------------------------------------------------------------ making models
+
+    def _make_models(self, grid: Grid, deadline: float) -> None:
+        fleet = self._fleet(grid)
+        fleet.wait_for_nodes(self.settings.data.sites, self.settings.fleet.connect_seconds)
+        everybody = ask_pending(fleet, PendingQuery(job=JOB))
+        original = self._made(
+            ORIGINAL, grid, everybody, lambda one, its: one.train(its, self._fresh(0), everybody, "train")
+        )
+        self._ask_to_be_forgotten()
+        pending = ask_pending(fleet, PendingQuery(job=JOB, take=True))
+        for number, name in enumerate(self.references, start=1):
+
+            def retrain(one: FederatedUnlearning, its: Fleet, number: int = number) -> Arrays:
+                return one.train(its, self._fresh(number), pending, "retrain")
+
+            self._made(name, grid, pending, retrain)
+        audited = self._strategy().audit(fleet, original, "Attacking the original model", ORIGINAL)
+        for name in self.methods:
+            if time.monotonic() >= deadline:
+                return
+
+            def forget(one: FederatedUnlearning, its: Fleet, name: str = name) -> Arrays:
+                situation = Situation(its, pending, audited, self._fresh(0), self._note(ORIGINAL).norms)
+                return FEDERATED_METHODS[name].run(one, situation)
+
+            self._made(name, grid, pending, forget)
+
+    def _made(
+        self,
+        name: str,
+        grid: Grid,
+        pending: Mapping[int, PendingReply],
+        make: Callable[[FederatedUnlearning, Fleet], Arrays],
+    ) -> Arrays:
+        """Return a model, made now unless it was made before; a copy of it is trained on, to see what comes back."""
+        if not self._file(name).exists():
+            strategy, fleet = self._strategy(name), self._fleet(grid, pending)
+            norms: dict[int, dict[str, float]] = {}
+
+            def note_norms(metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
+                if site is not None and "train_update_norm" in metrics:
+                    norms.setdefault(step, {})[site] = metrics["train_update_norm"]
+
+            strategy.record = note_norms
+            started = time.perf_counter()
+            arrays = make(strategy, fleet)
+            took = MadeModel(
+                seconds=time.perf_counter() - started,
+                bytes_sent=fleet.sent_bytes + fleet.received_bytes,
+                rounds=strategy.rounds_done,
+                norms=norms,
+            )
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file(name).with_suffix(".json").write_text(took.model_dump_json(indent=1), encoding="utf-8")
+            self._save(name, arrays)
+        arrays = load_file(self._file(name))
+        if not self._file(f"{name}.relearned").exists():
+            self._save(f"{name}.relearned", self._relearned(grid, pending, arrays))
+        return arrays
+
+    def _relearned(self, grid: Grid, pending: Mapping[int, PendingReply], arrays: Arrays) -> Arrays:
+        training, fleet = self.settings.training, self._fleet(grid, pending)
+        with self.progress.phase("Training on", len(pending)) as advance:
+            return self._strategy().fit_round(
+                fleet, arrays, pending, "relearn", training.local_epochs, training.learning_rate, advance
+            )
+
+    def _fresh(self, number: int) -> Arrays:
+        torch.manual_seed(self.settings.seed * 100 + number)
+        return state_arrays(build(self.experiment.card))
+
+    def _strategy(self, name: str = "") -> FederatedUnlearning:
+        kind = FEDERATED_METHODS[name].strategy if name in FEDERATED_METHODS else FederatedUnlearning
+        erasure = self.settings.erasure.model_copy(update={"relearning_rounds": 0, "max_attempts": 1})
+        settings = self.settings.model_copy(update={"erasure": erasure})
+        return kind(card=self.experiment.card, settings=settings, job=JOB, progress=self.progress)
+
+    def _fleet(self, grid: Grid, pending: Mapping[int, PendingReply] | None = None) -> Fleet:
+        fleet = Fleet(grid, self.settings.fleet.reply_timeout_seconds, 1.0)
+        if pending is not None:
+            fleet.members = frozenset(pending)
+            fleet.names = {node: reply.site for node, reply in pending.items()}
+        return fleet
+
+    def _ask_to_be_forgotten(self) -> None:
+        for name, people in self._forgotten.items():
+            (folder,) = [folder for folder in site_folders(self.settings.state_folder) if folder.name == name]
+            with Site(folder) as site:
+                asked = [request.identity for request in site.ledger.requests()]
+                for person in people:
+                    if person not in asked:
+                        request_forgetting(site, person, deadline_days=self.settings.erasure.deadline_days)
+
+    # ------------------------------------------------------------------ weighing them
+
+    def rows(self) -> list[Row]:
+        """Return a row for each model there is; none before the references are."""
+        made = [name for name in (ORIGINAL, *self.references, *self.methods) if name not in self.missing()]
+        if not {ORIGINAL, *self.references} <= set(made):
+            return []
+        retrained, again = [self._observed(name) for name in self.references], self._observed
+        gold = Gold(self._observed(ORIGINAL), retrained, retrained, again(f"{self.references[0]}.relearned"))
+        rows = []
+        for name in made:
+            index = self.references.index(name) if name in self.references else 0
+            beside, method = gold, name
+            if name in self.references:
+                others = [one for one in retrained if one is not retrained[index]]
+                other = again(f"{self.references[index - 1]}.relearned")
+                beside, method = Gold(gold.original, others, retrained, other), RETRAINED
+            model = retrained[index] if name in self.references else self._observed(name)
+            rows.append(
+                weighed_row(
+                    self.experiment,
+                    beside,
+                    method,
+                    model,
+                    again(f"{name}.relearned"),
+                    self._costs(name),
+                    index=index,
+                )
+            )
+        return rows
+
+    def _costs(self, name: str) -> dict[str, float]:
+        """Return what a method took; of the original, which no method makes, nothing."""
+        if name == ORIGINAL:
+            return {}
+        retraining = [self._note(reference) for reference in self.references]
+        seconds = sum(one.seconds for one in retraining) / len(retraining)
+        sent = sum(one.bytes_sent for one in retraining) / len(retraining)
+        mine, sites = self._note(name), self.settings.data.sites
+        stored = FEDERATED_METHODS[name].stored_rounds(self.settings.training.rounds) if name in self.methods else 0
+        size = sum(array.numel() * array.element_size() for array in load_file(self._file(name)).values())
+        return {
+            "seconds": mine.seconds,
+            "share_of_retraining_time": mine.seconds / seconds,
+            "share_of_retraining_bytes": mine.bytes_sent / sent,
+            "megabytes_a_site": mine.bytes_sent / sites / _MEGABYTE,
+            "rounds": float(mine.rounds),
+            "stored_megabytes": stored * sites * size / _MEGABYTE,
+        }
+
+    def _observed(self, name: str) -> Observation:
+        model = build(self.experiment.card)
+        model.load_state_dict(load_file(self._file(name)))
+        return observe(model, self.experiment)
+
+    @cached_property
+    def _dealt(self) -> Manifest:
+        """The people, dealt as :func:`~dlfd_fleet.ledger.site_setup.deal_to_sites` does it."""
+        data = self.settings.data
+        return assign_people(
+            open_source(data),
+            validation_people=data.validation_people,
+            test_people=data.test_people,
+            sites=data.sites,
+            seed=self.settings.seed,
+        )
+
+    @cached_property
+    def _forgotten(self) -> dict[str, list[str]]:
+        """Who asks, by site: at some sites only, as in any fleet."""
+        sites = sorted({row.site for row in self._dealt.rows if row.site})[:FORGETTING_SITES]
+        return choose_people_to_forget(self._dealt, sites, PEOPLE_A_SITE)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The same people as at the sites, in one place: who is retained, forgotten and never seen."""
+        gone = {person for people in self._forgotten.values() for person in people}
+        faces = load_dataset(self._dealt, image_size=self.settings.data.image_size)
+        train = faces.of_split("train")
+        return Experiment(
+            settings=self.settings,
+            seed=self.settings.seed,
+            retain=train.without_people(gone),
+            forget=train.of_people(gone),
+            validation=faces.of_split("validation"),
+            test=faces.of_split("test"),
+        )
+
+    # ------------------------------------------------------------------ the files
+
+    @property
+    def _folder(self) -> Path:
+        return self.settings.state_folder / "models"
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name.replace(' ', '-')}.safetensors"
+
+    def _note(self, name: str) -> MadeModel:
+        return MadeModel.model_validate_json(self._file(name).with_suffix(".json").read_text(encoding="utf-8"))
+
+    def _save(self, name: str, arrays: Arrays) -> None:
+        new = self._file(name).with_suffix(".new")
+        save_file({key: array.contiguous() for key, array in arrays.items()}, new)
+        new.replace(self._file(name))
+
+
+def federated_seeds(settings: Settings, seeds: int, folder: Path, progress: ProgressDisplay) -> list[FederatedSeed]:
+    """Return the seeds of a comparison, each with a folder named by the settings that decide its models."""
+    tree = settings.model_dump_json(include={"data", "model", "training", "unlearning", "erasure", "bench", "fleet"})
+    key = hashlib.sha256(tree.encode()).hexdigest()[:12]
+    return [
+        FederatedSeed(
+            settings.model_copy(update={"seed": seed, "state_folder": folder / f"{key}-seed-{seed}"}),
+            tuple(FEDERATED_METHODS),
+            progress,
+        )
+        for seed in range(seeds)
+    ]

@@ -1,0 +1,197 @@
+"""What a coordinator may do when people at some sites ask to be forgotten: our rounds, and those of other papers.
+
+Every method starts from the same trained model, works on the same sites, and runs as many rounds of repair as DLFD may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.fleet import Fleet
+from dlfd_fleet.federation.handlers import COORDINATOR, add_unlearning
+from dlfd_fleet.federation.journal import Merged
+from dlfd_fleet.federation.messages import MODEL, Arrays, FitResult, FitTask, PendingReply, UnlearnTask, arrays_of
+from dlfd_fleet.federation.rounds import AuditedModel
+from dlfd_fleet.federation.site_of_node import site_of_node
+from dlfd_fleet.federation.site_tasks import run_unlearn
+from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.models import FeatureClassifier, build, state_arrays
+from dlfd_fleet.progress import Advance
+from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.unlearning import Augment, LabelledImages, UnlearnOutcome
+from dlfd_fleet.unlearning.peers import ProjectedGradientAscent
+from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
+
+_STORED_EVERY = 2
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a method finds when it is asked: the sites, their answers, the model, and what the server has stored.
+
+    Attributes
+    ----------
+    fresh
+        The weights that the training of the model began from.
+    norms
+        L2 norms of the sites' updates of that training, by round and site.
+    """
+
+    fleet: Fleet
+    pending: Mapping[int, PendingReply]
+    original: AuditedModel
+    fresh: Arrays
+    norms: Mapping[int, Mapping[str, float]]
+
+
+class AscentTask(UnlearnTask):
+    """Ascend the loss of the people who ask, instead of DLFD."""
+
+    TYPE: ClassVar[str] = "train.ascend"
+
+
+class GradientAscent(FederatedUnlearning):
+    """A strategy whose forgetting sites ascend."""
+
+    unlearn_task: ClassVar[type[UnlearnTask]] = AscentTask
+
+
+class AveragedWithAll(FederatedUnlearning):
+    """Plain federated averaging: forgetting sites distance, the others train, and all count by their images."""
+
+    def _distance(
+        self, fleet: Fleet, arrays: Arrays, pending: Mapping[int, PendingReply], attempt: int, advance: Advance
+    ) -> Merged:
+        forgotten = super()._distance(fleet, arrays, pending, attempt, advance)
+        erasure, mean = self.settings.erasure, RunningMean()
+        asked = sum(reply.retain_images for reply in pending.values() if reply.requests)
+        mean.add(forgotten.arrays, asked)
+        others = {node: reply.retain_images for node, reply in pending.items() if not reply.requests}
+        task = self._fit_task(pending, "repair", erasure.repair_epochs, erasure.learning_rate)
+        trained, _ = self._merge(fleet, others, task, FitResult, arrays, advance)
+        mean.add(trained.value(), trained.weight)
+        return Merged(mean.value(), forgotten.requests)
+
+
+class Eraser(FederatedUnlearning):
+    """FedEraser (Liu et al., arXiv 2012.13891): the training again, shorter, each update as long as it was then."""
+
+    def calibrate(
+        self, fleet: Fleet, arrays: Arrays, pending: Mapping[int, PendingReply], norms: Mapping[str, float]
+    ) -> Arrays:
+        """Return the model after one round whose updates have new directions and old lengths (section 3, step 2)."""
+        training = self.settings.training
+        self._round += 1
+        task = self._fit_task(pending, "retrain", max(1, training.local_epochs // 2), training.learning_rate)
+        mean = RunningMean()
+        records = task.to_records(model=arrays)
+        for reply in fleet.exchange(FitTask.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
+            result = FitResult.from_records(reply.records, reply.sender)
+            model = arrays_of(reply.records, MODEL, reply.sender)
+            scale = norms[reply.sender] / max(check_update(model, arrays, reply.sender), 1e-12)
+            mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
+        return mean.value()
+
+
+def _scaled(name: str, array: Tensor, before: Tensor, scale: float) -> Tensor:
+    """Lengthen an update; statistics of batch norm are no update."""
+    if "running_" in name or not array.is_floating_point():
+        return array
+    return before + scale * (array - before)
+
+
+def _dlfd(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
+    return strategy.unlearn(situation.fleet, situation.pending, situation.original).model.arrays
+
+
+def _continued(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
+    return _repaired(strategy, situation, situation.original.arrays)
+
+
+def _repaired(strategy: FederatedUnlearning, situation: Situation, arrays: Arrays) -> Arrays:
+    """Return a model after as many rounds of plain training on retain images as DLFD may take."""
+    erasure, fleet = strategy.settings.erasure, situation.fleet
+    with strategy.progress.phase("Repair", erasure.rounds * len(situation.pending)) as advance:
+        for _ in range(erasure.rounds):
+            arrays = strategy.fit_round(
+                fleet, arrays, situation.pending, "repair", erasure.repair_epochs, erasure.learning_rate, advance
+            )
+    return arrays
+
+
+def _ascended(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
+    with strategy.progress.phase("Gradient ascent", 1) as advance:
+        ascended = strategy.distancing_round(situation.fleet, situation.original.arrays, situation.pending, 1, advance)
+    return _repaired(strategy, situation, ascended.arrays)
+
+
+def _negated(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
+    model = build(strategy.card)
+    model.load_state_dict(situation.original.arrays)
+    with torch.no_grad():
+        weight_layers(model)[0].weight.neg_()
+    return _repaired(strategy, situation, state_arrays(model))
+
+
+def _erased(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
+    assert isinstance(strategy, Eraser)  # noqa: S101 - the registry pairs them
+    arrays, stored = situation.fresh, sorted(situation.norms)[::_STORED_EVERY]
+    with strategy.progress.phase("Calibration", len(stored)) as advance:
+        for number in stored:
+            arrays = strategy.calibrate(situation.fleet, arrays, situation.pending, situation.norms[number])
+            advance()
+    return arrays
+
+
+@dataclass(frozen=True)
+class FederatedMethod:
+    """A method: its strategy, what it does with it, and the updates that it makes the server store in training."""
+
+    strategy: type[FederatedUnlearning]
+    run: Callable[[FederatedUnlearning, Situation], Arrays]
+    stored_rounds: Callable[[int], int] = lambda _: 0
+
+
+FEDERATED_METHODS: dict[str, FederatedMethod] = {
+    "dlfd": FederatedMethod(FederatedUnlearning, _dlfd),
+    "DLFD averaged with all": FederatedMethod(AveragedWithAll, _dlfd),
+    "continued FedAvg": FederatedMethod(FederatedUnlearning, _continued),
+    "gradient ascent": FederatedMethod(GradientAscent, _ascended),
+    "NoT": FederatedMethod(FederatedUnlearning, _negated),
+    "FedEraser": FederatedMethod(Eraser, _erased, lambda rounds: -(-rounds // _STORED_EVERY)),
+}
+
+
+def _ascend_here(
+    model: FeatureClassifier,
+    retain: LabelledImages,
+    forget: LabelledImages,
+    settings: UnlearningSettings,
+    *,
+    seed: int,
+    class_weights: Tensor,
+    augment: Augment | None,
+) -> UnlearnOutcome:
+    ascent = ProjectedGradientAscent()
+    return ascent(model, retain, forget, retain, settings, seed=seed, class_weights=class_weights, augment=augment)
+
+
+client_app = add_unlearning(ClientApp())
+
+
+@client_app.train("ascend")
+def ascend(message: Message, context: Context) -> Message:
+    """Ascend the loss of the people who ask, at their site."""
+    task = AscentTask.from_records(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        arrays = arrays_of(message.content, MODEL, COORDINATOR)
+        result, model = run_unlearn(site, task, arrays, _ascend_here)
+    return Message(result.to_records(model=model), reply_to=message)

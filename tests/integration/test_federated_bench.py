@@ -1,0 +1,83 @@
+"""The federated comparison on a fleet of drawings: every method leaves a model, is weighed, and is not made twice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from dlfd_fleet.bench import federated_command
+from dlfd_fleet.data import synthesize
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("federated-bench")
+    silent = ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=18, images_per_person=2, image_size=32, classes=2, seed=0, progress=silent
+    )
+    return Settings(
+        state_folder=folder / "state",
+        data={
+            "source": "manifest",
+            "manifest": manifest,
+            "image_size": 32,
+            "sites": 2,
+            "validation_people": 2,
+            "test_people": 2,
+        },
+        model={"architecture": "mobilenet_v3_small"},
+        training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
+        erasure={"rounds": 1, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
+        audit={"resamples": 200},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(settings):
+    federated_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+    return settings.state_folder / "bench-federated"
+
+
+def test_every_method_is_weighed_beside_retraining(folder):
+    with (folder / "table.csv").open() as stream:
+        table = {row["method"]: row for row in csv.DictReader(stream)}
+    methods = {"dlfd", "DLFD averaged with all", "continued FedAvg", "gradient ascent", "NoT", "FedEraser"}
+    assert table.keys() == methods | {"original", "retrained"}
+    for name in methods:
+        row = table[name]
+        for column in ("abs_loss_gap", "abs_rmia_gap", "abs_relearned_gap", "test_accuracy"):
+            assert 0.0 <= float(row[column]) <= 1.0, (name, column)
+        assert float(row["seconds"]) > 0.0
+        assert float(row["rounds"]) >= 1.0
+        assert float(row["megabytes_a_site"]) > 0.0
+    assert float(table["retrained"]["share_of_retraining_bytes"]) == pytest.approx(1.0)
+    # One round of the two is stored, of two sites; nobody else makes the server keep updates.
+    assert float(table["FedEraser"]["stored_megabytes"]) > 0.0
+    assert {float(table[name]["stored_megabytes"]) for name in methods - {"FedEraser"}} == {0.0}
+
+
+def test_methods_leave_different_models(folder):
+    rows = json.loads((folder / "rows.json").read_text())
+    losses = {row["method"]: tuple(row["losses"]["forget"]) for row in rows if row["method"] != "retrained"}
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_a_second_run_makes_nothing_anew(settings, folder):
+    models = {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")}
+    assert models
+    federated_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")} == models
+
+
+def test_a_budget_that_ends_before_anything_is_one_sentence(settings, folder, tmp_path):
+    other = settings.model_copy(update={"state_folder": tmp_path})
+    with pytest.raises(JobError, match="The budget ended before anything was measured"):
+        federated_command(other, 1, "0.001s", Console(file=io.StringIO()))
