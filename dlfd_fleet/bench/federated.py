@@ -82,7 +82,7 @@ class FederatedSeed:
 
     def run(self, deadline: float) -> None:
         """Make the models that are missing, until the deadline (:func:`time.monotonic`)."""
-        if not self.missing():
+        if not self.missing() or time.monotonic() >= deadline:
             return
         if not (self.settings.state_folder / "sites").exists():
             deal_to_sites(self.settings, self.progress)
@@ -100,6 +100,8 @@ class FederatedSeed:
         self._ask_to_be_forgotten()
         pending = ask_pending(fleet, PendingQuery(job=JOB, take=True))
         for number, name in enumerate(self.references, start=1):
+            if time.monotonic() >= deadline:
+                return
 
             def retrain(one: FederatedUnlearning, its: Fleet, number: int = number) -> Arrays:
                 return one.train(its, self._fresh(number), pending, "retrain")

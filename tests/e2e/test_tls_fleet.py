@@ -186,6 +186,9 @@ def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
     trusting = ("--root-certificates", str(tls_fleet.keys / "ca.crt"))
     for stranger in ((*trusting, "--auth-supernode-private-key", str(unknown)), trusting, ("--insecure",)):
         assert "could not establish a connection to the SuperLink" in tls_fleet.refused(*stranger), stranger
+    with (tls_fleet.state / "flwr" / "config.toml").open("a") as configuration:
+        configuration.write(f'\n[superlink.plain]\naddress = "127.0.0.1:{tls_fleet.port}"\ninsecure = true\n')
+    assert tls_fleet.run("job", "start", "train", "--superlink", "plain").returncode == 2
     out, _ = training.communicate(timeout=PATIENCE)
     assert training.returncode == 0, out
     assert len(tls_fleet.released("train")) == 1, out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -21,7 +22,7 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("federated-bench")
     silent = ConsoleProgress(Console(file=io.StringIO()))
     manifest = synthesize(
-        folder / "faces", people=18, images_per_person=2, image_size=32, classes=2, seed=0, progress=silent
+        folder / "faces", people=20, images_per_person=2, image_size=32, classes=2, seed=0, progress=silent
     )
     return Settings(
         state_folder=folder / "state",
@@ -29,7 +30,7 @@ def settings(tmp_path_factory):
             "source": "manifest",
             "manifest": manifest,
             "image_size": 32,
-            "sites": 2,
+            "sites": 3,  # two forget, one does not
             "validation_people": 2,
             "test_people": 2,
         },
@@ -59,7 +60,7 @@ def test_every_method_is_weighed_beside_retraining(folder):
         assert float(row["rounds"]) >= 1.0
         assert float(row["megabytes_a_site"]) > 0.0
     assert float(table["retrained"]["share_of_retraining_bytes"]) == pytest.approx(1.0)
-    # One round of the two is stored, of two sites; nobody else makes the server keep updates.
+    # One round of the two is stored; nobody else makes the server keep updates.
     assert float(table["FedEraser"]["stored_megabytes"]) > 0.0
     assert {float(table[name]["stored_megabytes"]) for name in methods - {"FedEraser"}} == {0.0}
 
@@ -77,7 +78,11 @@ def test_a_second_run_makes_nothing_anew(settings, folder):
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")} == models
 
 
-def test_a_budget_that_ends_before_anything_is_one_sentence(settings, folder, tmp_path):
+def test_nothing_is_begun_after_the_budget(settings, tmp_path, monkeypatch):
     other = settings.model_copy(update={"state_folder": tmp_path})
+    clock = iter(range(0, 10**6, 3600))  # an hour passes between two looks at it
+    monkeypatch.setattr("dlfd_fleet.bench.command.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("dlfd_fleet.bench.federated.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with pytest.raises(JobError, match="The budget ended before anything was measured"):
-        federated_command(other, 1, "0.001s", Console(file=io.StringIO()))
+        federated_command(other, 2, "30m", Console(file=io.StringIO()))
+    assert not (tmp_path / "bench-federated").exists()

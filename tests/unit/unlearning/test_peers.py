@@ -23,6 +23,7 @@ from dlfd_fleet.unlearning.peers import (
     NegateLayers,
     NegGrad,
     NegGradPlus,
+    ProjectedGradientAscent,
     ReleasedDlfd,
     SalUn,
     Scrub,
@@ -313,3 +314,19 @@ def test_every_method_names_its_paper_and_peers_have_the_same_budget_of_tuning()
         assert len(method.candidates) == (1 if name.startswith("dlfd") else 3)
         for candidate in method.candidates:
             assert set(candidate.changes) <= set(UnlearningSettings.model_fields)
+
+
+def test_projected_ascent_climbs_inside_its_ball(learned):
+    fast = SETTINGS.model_copy(update={"learning_rate": 1.0, "epochs": 4.0})
+    bounded = run(ProjectedGradientAscent(radius=0.01), copy.deepcopy(learned), settings=fast).model
+    # A model of fresh weights is about as far away as any other one.
+    assert 0.0 < distance_of(bounded, learned) < 0.03 * distance_of(classifier(seed=1), learned)
+
+    slow = SETTINGS.model_copy(update={"epochs": 4.0})
+    climbed = run(ProjectedGradientAscent(), copy.deepcopy(learned), settings=slow).model
+    assert loss_of(climbed, FORGET) > loss_of(learned, FORGET)
+
+
+def distance_of(model, other):
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return sum(float((one - two).detach().square().sum()) for one, two in pairs) ** 0.5
