@@ -4,6 +4,7 @@ from dlfd_fleet.bench.command import bench_command, federated_command, log_to_ml
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.report import Summary, summarise, write_report
 from dlfd_fleet.bench.runner import Plan, Results, run_bench
+from dlfd_fleet.bench.scale import scale_command
 
 __all__ = [
     "ORIGINAL",
@@ -16,6 +17,7 @@ __all__ = [
     "federated_command",
     "log_to_mlflow",
     "run_bench",
+    "scale_command",
     "summarise",
     "write_report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import median
 
@@ -77,7 +78,7 @@ def check_update(
     if arrays.keys() != reference.keys():
         odd = sorted(arrays.keys() ^ reference.keys())[0]
         raise MessageError(f"{sender} sent a model with other arrays than ours, '{odd}' for one; it was refused.")
-    update_square = reference_square = 0.0
+    square = 0.0
     for name, array in arrays.items():
         expected = reference[name]
         if array.shape != expected.shape or array.dtype != expected.dtype:
@@ -85,23 +86,30 @@ def check_update(
                 f"{sender} sent '{name}' as {array.dtype} {tuple(array.shape)}, not {expected.dtype} "
                 f"{tuple(expected.shape)}; its update was refused."
             )
-        if not bool(torch.isfinite(array).all()):
+        # A norm is finite only if every value is: one pass over the array instead of two.
+        norm = _norm(array - expected) if array.is_floating_point() else 0.0
+        if not math.isfinite(norm):
             raise MessageError(f"{sender} sent '{name}' with values that are not finite; its update was refused.")
         if name.endswith("running_var") and bool((array < 0).any()):
             raise MessageError(
                 f"{sender} sent negative variances in '{name}', as noise on batch-norm statistics makes them; "
                 "its update was refused."
             )
-        if array.is_floating_point():
-            update_square += float((array.double() - expected.double()).square().sum())
-            reference_square += float(expected.double().square().sum())
-    if largest_ratio is not None and update_square > largest_ratio**2 * reference_square:
-        ratio = (update_square / max(reference_square, 1e-30)) ** 0.5
-        raise MessageError(
-            f"{sender} sent an update {ratio:.2f} times as large as the model, above {largest_ratio:.2f}; "
-            "it was refused."
-        )
-    return float(update_square**0.5)
+        square += norm**2
+    if largest_ratio is not None:
+        own = sum(_norm(array) ** 2 for array in reference.values() if array.is_floating_point())
+        ratio = (square / max(own, 1e-30)) ** 0.5
+        if ratio > largest_ratio:
+            raise MessageError(
+                f"{sender} sent an update {ratio:.2f} times as large as the model, above {largest_ratio:.2f}; "
+                "it was refused."
+            )
+    return float(square**0.5)
+
+
+def _norm(array: Tensor) -> float:
+    """Return the L2 norm, summed in float64 without a copy of the array in it."""
+    return float(torch.linalg.vector_norm(array, dtype=torch.float64))
 
 
 def check_epoch(epoch: int, expected: int, sender: str) -> None:
@@ -151,11 +159,10 @@ class RunningMean:
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
         """Fold in one model; the weight must be positive."""
         for name, array in arrays.items():
-            weighted = array.double() * weight
             if name in self._sum:
-                self._sum[name] += weighted
+                self._sum[name].add_(array, alpha=weight)
             else:
-                self._sum[name] = weighted
+                self._sum[name] = array.double() * weight
                 self._types[name] = array.dtype
         self.weight += weight
         self.count += 1
