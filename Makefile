@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/dlfd-fleet demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED)
 	$(BIN)/dlfd-fleet bench --seeds 2 --budget 20m

@@ -8,11 +8,11 @@ import sys
 
 import onnx
 import pytest
-from mlflow import MlflowClient
 
 from dlfd_fleet.audit import SCORE_NAMES
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
+from tests.mlflow_client import client_of
 
 UNSENT: list[str] = []
 
@@ -30,7 +30,7 @@ def record(fleet, finished):
 
 @pytest.fixture(scope="module")
 def client(fleet, record):
-    return MlflowClient(f"sqlite:///{fleet.state / 'mlflow.db'}")
+    return client_of(f"sqlite:///{fleet.state / 'mlflow.db'}")
 
 
 def test_the_table_shows_every_score_of_every_model(finished, record):

@@ -7,10 +7,9 @@ import signal
 import subprocess
 import time
 
-from mlflow import MlflowClient
-
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
+from tests.mlflow_client import client_of
 
 PATIENCE = 240.0
 
@@ -76,7 +75,7 @@ def test_an_interrupted_demo_goes_on_where_it_stood(fleet):
         assert {(request.state, request.job) for request in requests_of(folder)} == {
             (RequestState.COMPLETE, jobs[-1].job)
         }
-    client = MlflowClient(f"sqlite:///{fleet.state / 'mlflow.db'}")
+    client = client_of(f"sqlite:///{fleet.state / 'mlflow.db'}")
     assert client.get_model_version_by_alias("dlfd-fleet", "champion").tags["dlfd.job"] == jobs[-1].job
     assert Store(fleet.state).champion().job == jobs[-1].job
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
+from tests.mlflow_client import client_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -219,7 +219,7 @@ def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
         assert request.state is RequestState.COMPLETE
         assert person not in site.manifest().identities
         site.ledger.verify()
-    client = MlflowClient(tls_fleet.uri)
+    client = client_of(tls_fleet.uri)
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
     assert (champion.tags["dlfd.job"], champion.tags["dlfd.epoch"]) == (record.job, "1")
     original = next(version for version in client.search_model_versions("name='dlfd-fleet'") if version.version == "1")

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.mlflow_client import client_of
+
 TINY = {
     "data.image_size": 32,
     "data.validation_people": 3,
@@ -74,10 +76,9 @@ def test_a_second_run_goes_on_and_repeats_nothing(measured):
 
 
 def test_mlflow_has_a_run_for_the_bench_and_one_for_each_method(measured):
-    import mlflow
 
     folder, _, _ = measured
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'state' / 'mlflow.db'}")
+    client = client_of(f"sqlite:///{folder / 'state' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("dlfd-fleet")
     runs = client.search_runs([experiment.experiment_id])
     with_scores = [run for run in runs if "rmia_auc" in run.data.metrics]

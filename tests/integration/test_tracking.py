@@ -13,13 +13,13 @@ import urllib.request
 import numpy as np
 import onnx
 import pytest
-from mlflow import MlflowClient
 from onnx import TensorProto, helper
 
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_tracker
 from dlfd_fleet.tracking.figures import score_table
+from tests.mlflow_client import client_of
 
 PATIENCE = 120.0
 
@@ -53,7 +53,7 @@ def test_a_job_is_one_run_with_a_run_below_it_for_each_site(tmp_path, onnx_file,
         tracker.finish_job("job-1", "FINISHED")
         assert tracker.flush(PATIENCE) == 0
         uri = tracker.uri
-    client = MlflowClient(uri)
+    client = client_of(uri)
     parent = next(run for run in runs_of(client) if "dlfd.site" not in run.data.tags)
     child = next(run for run in runs_of(client) if "dlfd.site" in run.data.tags)
     assert parent.info.status == child.info.status == "FINISHED"
@@ -79,7 +79,7 @@ def test_a_model_is_registered_once_and_older_epochs_are_revoked(tmp_path, onnx_
         uri = tracker.uri
     assert champion is not None
     assert champion.tags["dlfd.job"] == "job-2"
-    versions = {version.version: version for version in MlflowClient(uri).search_model_versions("name = 'dlfd-fleet'")}
+    versions = {version.version: version for version in client_of(uri).search_model_versions("name = 'dlfd-fleet'")}
     assert len(versions) == 2
     assert ["dlfd.revoked" in versions[number].tags for number in sorted(versions)] == [True, False]
     import mlflow
@@ -154,9 +154,9 @@ def test_what_a_dead_server_missed_is_sent_when_it_is_back(tmp_path, server, onn
         assert tracker.flush(PATIENCE) == 0
         assert tracker.refused == 0
         assert tracker.champion() is not None
-    (run,) = runs_of(MlflowClient(server.uri))
+    (run,) = runs_of(client_of(server.uri))
     assert run.info.status == "FINISHED"
-    history = MlflowClient(server.uri).get_metric_history(run.info.run_id, "mia_auc")
+    history = client_of(server.uri).get_metric_history(run.info.run_id, "mia_auc")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.7), (2, 0.5)]
 
 
@@ -168,4 +168,4 @@ def test_an_entry_that_is_refused_is_set_aside_and_the_next_ones_go_on(tmp_path)
         assert tracker.flush(PATIENCE) == 0
         assert tracker.refused == 1
         uri = tracker.uri
-    assert runs_of(MlflowClient(uri))[0].data.metrics == {"mia_auc": 0.5}
+    assert runs_of(client_of(uri))[0].data.metrics == {"mia_auc": 0.5}
