@@ -15,6 +15,7 @@ mkdir -p "$FLWR_HOME"
 here=$(dirname "$(realpath "$0")")
 keys="$state/keys"
 [ -d "$keys" ] || "$here/certificates.py" make "$keys" 127.0.0.1 localhost
+"$here/certificates.py" check "$keys" > /dev/null || exit 2
 printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress = "127.0.0.1:%s"\nroot-certificates = "%s"\n' \
     "$port" "$keys/ca.crt" > "$FLWR_HOME/config.toml"
 

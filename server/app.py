@@ -53,7 +53,7 @@ def erase(job: Coordinator) -> None:
     """Forget, by DLFD, everybody who has asked; the way of one erasure job."""
     card, base, champion = job.champion()
     strategy = job.strategy(card)
-    pending = job.pending()
+    pending = job.pending(card)
     asked = tuple(request for reply in pending.values() for request in reply.requests)
     if not asked:
         job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)

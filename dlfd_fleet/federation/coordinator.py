@@ -59,8 +59,8 @@ class Coordinator:
         self.record = self.record.model_copy(update=changes)
         self.store.save(self.record)
 
-    def pending(self) -> dict[int, PendingReply]:
-        """Ask the sites what they hold and how many people ask to be forgotten.
+    def pending(self, card: ModelCard | None = None) -> dict[int, PendingReply]:
+        """Ask the sites what they hold and how many people ask to be forgotten; of those that the model's card fits.
 
         A job that is resumed asks again, for its nodes may have new ids; it goes on with what the sites said at first.
         """
@@ -75,7 +75,7 @@ class Coordinator:
             resumed=_requests(first),
             released=self.store.released_requests() if erasing else {},
         )
-        replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0)
+        replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
         if not known:
             first = self.journal.facts(_ASKED, list[PendingReply], lambda: list(replies.values()))
         if len(first) < settings.least_sites:

@@ -10,10 +10,13 @@ from typing import Literal
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import PendingQuery, PendingReply, SettleResult, SettleTask
+from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import ProgressDisplay
 
 
-def ask_pending(fleet: Fleet, query: PendingQuery, largest_share: float = 1.0) -> dict[int, PendingReply]:
+def ask_pending(
+    fleet: Fleet, query: PendingQuery, largest_share: float = 1.0, card: ModelCard | None = None
+) -> dict[int, PendingReply]:
     """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
 
     Where sites share a secret and the job takes up what waits, they are asked twice: the second time with the
@@ -24,6 +27,8 @@ def ask_pending(fleet: Fleet, query: PendingQuery, largest_share: float = 1.0) -
     largest_share
         Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
         takes no part.
+    card
+        Of the model that the job works on; a site of other classes or another image size takes no part.
 
     Raises
     ------
@@ -37,6 +42,14 @@ def ask_pending(fleet: Fleet, query: PendingQuery, largest_share: float = 1.0) -
             asked[person] = min(deadline, asked.get(person, deadline))
     if query.take and asked and len(replies) > 1:
         replies = _query(fleet, query.model_copy(update={"asked": asked}))
+    if card is not None:
+        for node in [node for node, reply in replies.items() if not _fits(reply, card)]:
+            reply = replies.pop(node)
+            fleet.exclude(
+                node,
+                f"has the classes {', '.join(reply.classes)} at {reply.image_size} pixels, and the model has "
+                f"{', '.join(card.classes)} at {card.image_size}; its site.json must agree",
+            )
     total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
     for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
         share = replies.pop(node).forget_images / total
@@ -45,6 +58,10 @@ def ask_pending(fleet: Fleet, query: PendingQuery, largest_share: float = 1.0) -
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)
     return replies
+
+
+def _fits(reply: PendingReply, card: ModelCard) -> bool:
+    return (reply.classes, reply.image_size) == (card.classes, card.image_size)
 
 
 def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:

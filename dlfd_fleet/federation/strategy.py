@@ -233,7 +233,12 @@ class FederatedUnlearning(FederatedRounds):
         initial_arrays: ArrayRecord,
         publish: Callable[[ArrayRecord, ModelCard, Verdict], None],
     ) -> UnlearningResult:
-        pending = ask_pending(fleet, PendingQuery(job=self.job, take=True), self.settings.erasure.largest_forget_share)
+        pending = ask_pending(
+            fleet,
+            PendingQuery(job=self.job, take=True),
+            self.settings.erasure.largest_forget_share,
+            self.card,
+        )
         if not any(reply.requests for reply in pending.values()):
             return UnlearningResult(arrays=initial_arrays, card=self.card)
         base = dict(initial_arrays.to_torch_state_dict())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 import ssl
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,31 @@ def test_a_certificate_of_another_ca_or_none_at_all_is_told(keys, tmp_path):
     mixed = certificates("check", other)
     assert (mixed.returncode, "was not signed by" in mixed.stderr) == (2, True)
     assert "cannot be read as a certificate" in certificates("check", tmp_path / "nowhere").stderr
+
+
+def test_an_expired_certificate_starts_nothing_and_is_one_sentence(tmp_path, monkeypatch):
+    module = runpy.run_path(str(SCRIPT))
+
+    class LastYear(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(days=365)
+
+    monkeypatch.setitem(module["make"].__globals__, "datetime", LastYear)
+    keys = tmp_path / "state" / "keys"
+    module["make"](keys, ["127.0.0.1"], days=30)
+    monkeypatch.undo()
+    (tmp_path / "state" / "sites").mkdir()
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    started = subprocess.run(
+        [SCRIPT.with_name("local-fleet.sh"), tmp_path / "state"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    for done in (certificates("check", keys), started):
+        assert done.returncode == 2
+        assert "expired on" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -7,9 +7,12 @@ from datetime import UTC, datetime
 import pytest
 
 from dlfd_fleet.data import read_manifest, write_manifest
+from dlfd_fleet.federation.fleet import Fleet, Reply
 from dlfd_fleet.federation.messages import PendingQuery, SettleTask
+from dlfd_fleet.federation.requests import ask_pending
 from dlfd_fleet.federation.site_tasks import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
+from dlfd_fleet.models import ModelCard
 
 PERSON = "person-00003"
 
@@ -60,3 +63,32 @@ def test_a_released_request_of_another_site_is_purged_here_too(sites):
     assert joined.ledger.get(request).state is RequestState.COMPLETE
     assert PERSON not in joined.manifest().identities
     assert answer_pending(joined, PendingQuery(job="job-2", take=True)).people == {}
+
+
+class FleetOfSites(Fleet):
+    """A fleet whose nodes are sites of this process."""
+
+    def __init__(self, sites):
+        super().__init__(grid=None, timeout=1.0)
+        self.sites = sites
+
+    def wait_for_nodes(self, count=1, patience=60.0):
+        return tuple(node for node in range(len(self.sites)) if not self.members or node in self.members)
+
+    def exchange(self, kind, tasks, group):
+        for node, records in tasks.items():
+            answer = answer_pending(self.sites[node], PendingQuery.from_records(records, "the coordinator"))
+            yield Reply(node, self.name(node), answer.to_records())
+
+
+def test_a_site_whose_classes_are_not_the_models_takes_no_part_and_is_told_why(sites):
+    classes = sites[0].card.classes
+    card = ModelCard(architecture="resnet18", classes=classes, image_size=32)
+    sites[1].card = sites[1].card.model_copy(update={"classes": (*classes, "another")})
+    fleet = FleetOfSites(sites)
+    assert ask_pending(fleet, PendingQuery(job="job-1"), 1.0, card).keys() == {0, 2}
+    (reason,) = fleet.absent.values()
+    assert reason == (
+        f"has the classes {', '.join(classes)}, another at 32 pixels, and the model has {', '.join(classes)} at 32; "
+        "its site.json must agree"
+    )

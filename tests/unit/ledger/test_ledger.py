@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.exceptions import LedgerError
-from dlfd_fleet.ledger import Ledger, RequestState
+from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site
 from dlfd_fleet.ledger.states import FOLLOWERS
 
 WAY = [
@@ -172,3 +174,46 @@ def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
 def test_a_url_that_is_not_of_postgresql_is_refused(url):
     with pytest.raises(LedgerError, match="The ledger's URL"):
         Ledger(url)
+
+
+def test_a_clock_that_is_a_day_off_breaks_no_history(ledger, monkeypatch):
+    request = ledger.request("anna", "digest", datetime.now(UTC) + timedelta(days=30))
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(days=1)
+
+    monkeypatch.setattr("dlfd_fleet.ledger.ledger.datetime", Yesterday)
+    ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job="job-1")
+    monkeypatch.undo()
+    ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job="job-1")
+    ledger.verify()
+    events = list(ledger.history())
+    assert [event.state for event in events][-2:] == [RequestState.UNLEARNING, RequestState.EVALUATING]
+    assert events[-2].at < events[-3].at < events[-1].at  # in the order in which they happened, whatever the clock said
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from dlfd_fleet.cli import main
+sys.argv = ["dlfd-fleet", *sys.argv[2:]]
+main()
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, synthetic_faces):
+    """No file may grow: what a full disk is to a writer."""
+    folder = tmp_path / "site"
+    with init_site(folder, name="clinic", manifest=synthetic_faces, image_size=32) as site:
+        person = site.manifest().identities[0]
+    command = [sys.executable, "-c", FULL_DISK, "0", "forget", "request", person, "--site", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cannot be used" in done.stderr
+    with Site(folder) as site:
+        assert site.ledger.requests() == []
+        site.ledger.verify()
