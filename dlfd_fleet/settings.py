@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dlfd_fleet.exceptions import ConfigurationError
@@ -27,6 +27,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "float16"]
+Format = Literal["fp32", "fp16", "int8", "ort"]
+
+
+def _words(value: object) -> object:
+    """Take a list from a flag or a variable, where it is words separated by commas."""
+    return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
 
 
 class Section(BaseModel):
@@ -198,10 +204,27 @@ class ReleaseSettings(Section):
 
 
 class ExportSettings(Section):
-    """The ONNX file."""
+    """The files that devices run."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX opset of the fleet's oldest runtime.")
-    parity_tolerance: Positive = Field(1e-4, description="Largest difference of probabilities from torch.")
+    formats: Annotated[tuple[Format, ...], BeforeValidator(_words)] = Field(
+        ("fp32",), description="Files of each model: fp32 (always), fp16, int8, ort; separated by commas."
+    )
+    parity_tolerance: Positive = Field(
+        1e-4, description="Largest difference of fp32's and ort's probabilities from torch."
+    )
+    fp16_tolerance: Positive = Field(0.01, description="Largest difference of fp16's probabilities from torch.")
+    int8_agreement: Fraction = Field(0.95, description="Least share of images that int8 and torch call the same.")
+    int8_accuracy_drop: Fraction = Field(0.02, description="Accuracy that int8 may lose against torch.")
+    calibration_images: Count = Field(256, description="Most retain images that a site calibrates int8 on.")
+    ort_platform: Literal["any", "this"] = Field("any", description="CPUs that .ort runs on; 'this' may be faster.")
+
+    @field_validator("formats")
+    @classmethod
+    def _fp32_is_there(cls, value: tuple[Format, ...]) -> tuple[Format, ...]:
+        if "fp32" not in value:
+            raise ValueError("export.formats must contain fp32, which the others are made of")
+        return tuple(dict.fromkeys(value))
 
 
 class TrackingSettings(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from dlfd_fleet.exceptions import DeviceError
 
 BATCH = 32
+DATA_SUFFIX = ".data"
 
 
 class _Card(BaseModel):
@@ -148,12 +150,20 @@ def _load(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # What goes wrong is raised; the log would only say it twice.
     try:
-        # Bytes, not the path: a file that points at further files beside it has nothing to load them from.
-        return onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        # Bytes, not the path: a file that points at further files has nothing to load them from but its own weights.
+        data = file.with_name(file.name + DATA_SUFFIX)
+        weights = data.read_bytes() if data.exists() else b""
+        if weights:
+            options.add_external_initializers_from_files_in_memory([data.name], [weights], [len(weights)])
+        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise DeviceError(f"Cannot read the model {file}: {error.strerror}.") from error
     except Exception as error:  # ONNX Runtime's errors have no base class but Exception
         raise DeviceError(f"The model {file} is damaged or not an ONNX file: fetch it again.") from error
+    told = session.get_modelmeta().custom_metadata_map.get("dlfd.data_sha256", "")
+    if told and hashlib.sha256(weights).hexdigest() != told:
+        raise DeviceError(f"The weights {data} are not those of {file}: fetch both again.")
+    return session
 
 
 def _read_card(metadata: Mapping[str, str], file: Path) -> _Card:

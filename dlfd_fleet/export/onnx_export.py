@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import torch
-from onnxscript import ir
 from torch import Tensor, nn
 from torch.onnx import OnnxExporterError
 
 from dlfd_fleet.exceptions import ExportError
-from dlfd_fleet.export.parity import largest_difference
+from dlfd_fleet.export.model_file import ModelFile, serialise
+from dlfd_fleet.export.parity import Parity, compare
 from dlfd_fleet.models import FeatureClassifier, ModelCard, digest, state_arrays
-from dlfd_fleet.settings import ExportSettings
-
-RANDOM_IMAGES = 200
+from dlfd_fleet.settings import ExportSettings, Format
 
 
 @dataclass(frozen=True)
@@ -33,20 +30,20 @@ class ExportReport:
 
     Attributes
     ----------
-    max_abs_difference
-        Largest difference of a probability between torch and ONNX Runtime.
-    compared_images
-        Images behind that number: the given ones and 200 random ones.
+    sha256
+        Digest of the file; of a large model's second file too, for the first holds that one's.
+    size_bytes
+        Of both together.
     seconds
         Wall time of the export with all its checks.
     """
 
     file: Path
+    format: Format
     sha256: str
     size_bytes: int
     opset: int
-    max_abs_difference: float
-    compared_images: int
+    parity: Parity
     seconds: float
 
 
@@ -73,8 +70,10 @@ def export_onnx(
     version: str,
     settings: ExportSettings,
     images: Tensor,
+    labels: Tensor | None = None,
+    verdict: str = "",
 ) -> ExportReport:
-    """Write a classifier as one ONNX file, after it was checked and compared with torch.
+    """Write a classifier as an fp32 ONNX file, after it was checked and compared with torch.
 
     Parameters
     ----------
@@ -83,13 +82,17 @@ def export_onnx(
     card
         Classes, image size and lineage; they travel in the file's metadata under ``dlfd.*``.
     file
-        Where the file appears once every check has passed.
+        Where the file appears once every check has passed; weights over 2 GB lie in a second file beside it.
     version
         Model version that a device reports.
     settings
         Opset and tolerance.
     images
         uint8 ``(N, 3, S, S)``, compared beside 200 random ones; N may be 0. None of them enters the file.
+    labels
+        Class numbers ``(N,)``, to report accuracies too.
+    verdict
+        Outcome of the model's audit, for the metadata; the file's own can only be known once the file is made.
 
     Raises
     ------
@@ -98,40 +101,56 @@ def export_onnx(
         probability differs from torch's by more than the tolerance, or the file cannot be written.
     """
     started = time.perf_counter()
+    check_images(images, card)
+    graph = torch_graph(model)
+    proto = _onnx_graph(graph, card, settings.opset)
+    made = serialise(proto, file.name, _metadata(model, card, version, verdict))
+    return write_checked(made, "fp32", graph, card, file, settings, images, labels, started)
+
+
+def check_images(images: Tensor, card: ModelCard) -> None:
+    """Refuse images that do not fit a card with an :class:`ExportError`."""
     size = card.image_size
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         raise ExportError(
             f"The images to compare are {images.dtype} of shape {tuple(images.shape)}: "
             f"give torch.uint8 of shape (N, 3, {size}, {size})."
         )
-    graph = PixelsToProbabilities(copy.deepcopy(model).cpu()).eval()
-    compared = torch.cat([images.cpu(), _random_images(size)]).permute(0, 2, 3, 1).contiguous()
-    content = _onnx_bytes(graph, card, settings.opset, _metadata(model, card, version))
-    difference = largest_difference(graph, content, compared, classes=len(card.classes))
-    # Written so that a NaN, which is under no tolerance, fails too.
-    if not difference <= settings.parity_tolerance:
-        raise ExportError(
-            f"A probability of the ONNX file differs from torch by {difference:.3g}, more than the tolerance "
-            f"{settings.parity_tolerance:.3g} (export.parity_tolerance), so {file} was not written."
-        )
-    _write(content, file)
+
+
+def torch_graph(model: FeatureClassifier) -> PixelsToProbabilities:
+    """Return what every file of a model is compared with."""
+    return PixelsToProbabilities(copy.deepcopy(model).cpu()).eval()
+
+
+def write_checked(
+    made: ModelFile,
+    form: Format,
+    graph: PixelsToProbabilities,
+    card: ModelCard,
+    file: Path,
+    settings: ExportSettings,
+    images: Tensor,
+    labels: Tensor | None,
+    started: float,
+) -> ExportReport:
+    """Write a file if it says what torch says, as nearly as its format allows; else raise an :class:`ExportError`."""
+    parity = compare(graph, made.session(), images, classes=len(card.classes), labels=labels)
+    reason = parity.why_not(form, settings)
+    if reason:
+        raise ExportError(f"The {form} file {reason}, so {file} was not written.")
     return ExportReport(
-        file=file,
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
+        file=made.write(file.parent),
+        format=form,
+        sha256=made.sha256,
+        size_bytes=made.size_bytes,
         opset=settings.opset,
-        max_abs_difference=difference,
-        compared_images=len(compared),
+        parity=parity,
         seconds=time.perf_counter() - started,
     )
 
 
-def _random_images(size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (RANDOM_IMAGES, 3, size, size), generator=generator, dtype=torch.uint8)
-
-
-def _metadata(model: FeatureClassifier, card: ModelCard, version: str) -> dict[str, str]:
+def _metadata(model: FeatureClassifier, card: ModelCard, version: str, verdict: str) -> dict[str, str]:
     return {
         "dlfd.classes": json.dumps(card.classes),
         "dlfd.image_size": str(card.image_size),
@@ -141,11 +160,15 @@ def _metadata(model: FeatureClassifier, card: ModelCard, version: str) -> dict[s
         "dlfd.parent": card.parent or "",
         "dlfd.job": card.job or "",
         "dlfd.weights_sha256": digest(state_arrays(model)),
+        "dlfd.format": "fp32",
+        "dlfd.verdict": verdict,
     }
 
 
-def _onnx_bytes(graph: PixelsToProbabilities, card: ModelCard, opset: int, metadata: dict[str, str]) -> bytes:
-    """Trace, translate and check; return the file's bytes."""
+def _onnx_graph(graph: PixelsToProbabilities, card: ModelCard, opset: int) -> onnx.ModelProto:
+    """Trace and translate."""
+    from onnxscript import ir
+
     # Two images: with one, the exporter would take the batch size for a constant.
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
     try:
@@ -167,17 +190,13 @@ def _onnx_bytes(graph: PixelsToProbabilities, card: ModelCard, opset: int, metad
     assert program is not None  # noqa: S101 - None is the answer of the old exporter only
     # The exporter notes source lines and file names of the machine it ran on; they are nobody else's business.
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
-    program.model.metadata_props.clear()
-    program.model.metadata_props.update(metadata)
     proto = program.model_proto
     written = {entry.domain: entry.version for entry in proto.opset_import}[""]
     if written != opset:
         raise ExportError(
             f"The exporter wrote opset {written} instead of {opset}: set export.opset to {written} or more."
         )
-    onnx.checker.check_model(proto, full_check=True)
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
+    return proto
 
 
 @contextmanager
@@ -194,15 +213,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _write(content: bytes, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.new")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise ExportError(f"Cannot write {file}: {error.strerror}.") from error

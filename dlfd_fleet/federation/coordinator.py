@@ -229,7 +229,7 @@ class Coordinator:
                 model, card, file, version=version_of(card, arrays), settings=self.settings.export, images=nothing
             )
             advance()
-        self._log({"onnx_random_max_abs_difference": report.max_abs_difference}, 0)
+        self._log({"onnx_random_max_abs_difference": report.parity.max_abs_difference}, 0)
         return report.size_bytes
 
     def release(self, card: ModelCard, arrays: Arrays) -> None:

@@ -111,6 +111,8 @@ def test_file_carries_its_card_and_the_digest_of_its_weights(exported):
         "dlfd.parent": "ab" * 32,
         "dlfd.job": "job-7",
         "dlfd.weights_sha256": digest(state_arrays(model)),
+        "dlfd.format": "fp32",
+        "dlfd.verdict": "",
     }
 
 
@@ -125,8 +127,8 @@ def test_report_describes_the_file(exported):
     content = report.file.read_bytes()
     assert report.sha256 == hashlib.sha256(content).hexdigest()
     assert report.size_bytes == len(content)
-    assert report.compared_images == 240
-    assert 0.0 <= report.max_abs_difference <= 1e-5
+    assert report.parity.compared_images == 240
+    assert 0.0 <= report.parity.max_abs_difference <= 1e-5
     assert report.seconds > 0.0
     assert [entry.name for entry in report.file.parent.iterdir()] == ["model.onnx"]
     onnx.checker.check_model(report.file, full_check=True)

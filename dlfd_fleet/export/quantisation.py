@@ -1,0 +1,162 @@
+"""Static int8: where images are, ranges are measured; where none are, the ranges become a file.
+
+A coordinator prepares the graph, each site measures the range of every activation on its own retain images, and the
+coordinator merges the ranges and writes the file. Only numbers travel: two for each tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from dlfd_fleet.exceptions import ExportError
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Smallest and largest value of each activation, by tensor name."""
+
+BATCH = 32
+# Losses are what attackers read: softmax in 256 steps would round them, and logits in 256 steps nearly so.
+_EXACT_OPERATORS = ("Softmax",)
+_EXACT_OUTPUTS = ("Gemm", "MatMul")
+
+
+def prepare(content: bytes) -> bytes:
+    """Return the fp32 graph as it is measured and quantised: batch norms folded, every shape known.
+
+    What comes out depends on the release of ONNX Runtime, so it is made once and sent, not made at each site.
+
+    Parameters
+    ----------
+    content
+        Bytes of an fp32 ONNX file.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with _folder() as folder:
+        (folder / "model.onnx").write_bytes(content)
+        # Symbolic shapes are for transformers; a convolutional network's follow from its input's.
+        quant_pre_process(folder / "model.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
+        return (folder / "prepared.onnx").read_bytes()
+
+
+def calibrated_tensors(prepared: bytes) -> frozenset[str]:
+    """Return the names of the activations that a prepared graph has, each of which needs a range."""
+    from onnxruntime.quantization.calibrate import CalibraterBase
+
+    with _folder() as folder:
+        (folder / "prepared.onnx").write_bytes(prepared)
+        base = CalibraterBase(folder / "prepared.onnx")
+        return frozenset(base.select_tensors_to_calibrate(base.model)[0])
+
+
+def calibrate(prepared: bytes, images: Tensor) -> dict[str, tuple[float, float]]:
+    """Return the range of every activation over some images.
+
+    Parameters
+    ----------
+    prepared
+        What :func:`prepare` returned.
+    images
+        uint8 ``(N, 3, S, S)``, N > 0. Retain images only: a range is a property of the images that it was measured on.
+
+    Raises
+    ------
+    ExportError
+        If there is no image, or an activation is not finite.
+    """
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    if not len(images):
+        raise ExportError("There is no image to calibrate with; an int8 file needs retain images.")
+
+    class Batches(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(torch.split(images.cpu().permute(0, 2, 3, 1).contiguous(), BATCH))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    with _folder() as folder:
+        (folder / "prepared.onnx").write_bytes(prepared)
+        calibrator = create_calibrator(folder / "prepared.onnx", augmented_model_path=str(folder / "augmented.onnx"))
+        calibrator.collect_data(Batches())
+        measured = {name: data.range_value for name, data in calibrator.compute_data().items()}
+    return merge_ranges([{name: (float(low.item()), float(high.item())) for name, (low, high) in measured.items()}])
+
+
+def merge_ranges(parts: Sequence[Ranges]) -> dict[str, tuple[float, float]]:
+    """Return the ranges over all images of several calibrations: the smallest that hold every one of them.
+
+    Raises
+    ------
+    ExportError
+        If there is none, they name different tensors, or a range is none.
+    """
+    if not parts:
+        raise ExportError("No site has measured ranges; an int8 file needs at least one.")
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise ExportError("Sites measured the ranges of different tensors; they must all calibrate the same file.")
+    for name, (low, high) in (item for part in parts for item in part.items()):
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ExportError(f"The range of the tensor '{name}' is {low} to {high}; it must be finite and rise.")
+    return {name: (min(part[name][0] for part in parts), max(part[name][1] for part in parts)) for name in parts[0]}
+
+
+def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
+    """Return the int8 graph: QDQ, activations and weights S8, weights per output channel, softmax in float32.
+
+    Parameters
+    ----------
+    prepared
+        What :func:`prepare` returned.
+    ranges
+        What :func:`merge_ranges` returned, of every tensor of the graph.
+
+    Raises
+    ------
+    ExportError
+        If the range of a tensor is missing.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+    from onnxruntime.quantization.registry import QDQRegistry
+
+    missing = calibrated_tensors(prepared) - ranges.keys()
+    if missing:
+        raise ExportError(f"The range of the tensor '{min(missing)}' is missing; calibrate this very file.")
+    data = {name: TensorData(lowest=_value(low), highest=_value(high)) for name, (low, high) in ranges.items()}
+    with _folder() as folder:
+        (folder / "prepared.onnx").write_bytes(prepared)
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), folder / "ranges.json")
+        quantize_static(
+            folder / "prepared.onnx",
+            folder / "int8.onnx",
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=sorted(QDQRegistry.keys() - set(_EXACT_OPERATORS)),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibration_cache_path=folder / "ranges.json",
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_EXACT_OUTPUTS)},
+        )
+        return onnx.load(folder / "int8.onnx")
+
+
+def _value(number: float) -> np.ndarray:
+    return np.array([number], dtype=np.float32)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
