@@ -15,6 +15,7 @@ from dlfd_fleet.federation.messages import Arrays, PendingReply
 from dlfd_fleet.federation.release_rule import may_release, retrain_instead
 from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.store import JobKind, JobRecord
+from dlfd_fleet.federation.variants import publish_variants
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings, load_settings
@@ -103,6 +104,7 @@ def publish(job: Coordinator, card: ModelCard, arrays: Arrays) -> None:
         job.advance("exported", verdict=verdict)
         if not may_release(verdict, job.settings):
             return
+    publish_variants(job, card, arrays, file)
     job.release(card, arrays)
 
 

@@ -6,7 +6,7 @@ format is made of the fp32 file: :func:`export_onnx`, then :func:`export_variant
 which are measured where retain images are: :func:`prepare`, :func:`calibrate` there, :func:`merge_ranges`.
 """
 
-from dlfd_fleet.export.formats import Variant, export_variant, file_of
+from dlfd_fleet.export.formats import Variant, content_of, export_variant, file_of
 from dlfd_fleet.export.onnx_export import ExportReport, export_onnx
 from dlfd_fleet.export.parity import Parity
 from dlfd_fleet.export.quantisation import Ranges, calibrate, calibrated_tensors, merge_ranges, prepare
@@ -18,6 +18,7 @@ __all__ = [
     "Variant",
     "calibrate",
     "calibrated_tensors",
+    "content_of",
     "export_onnx",
     "export_variant",
     "file_of",

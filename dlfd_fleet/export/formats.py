@@ -69,19 +69,22 @@ def export_variant(
     if form == "fp16":
         made = _half(source, file.name)
     elif form == "ort":
-        made = _optimised(_small(source), file.name, settings)
+        made = _optimised(content_of(source), file.name, settings)
     elif ranges is None:
         raise ExportError("An int8 file needs the ranges of its activations; calibrate on retain images first.")
     else:
-        made = serialise(quantize(prepare(_small(source)), ranges), file.name, {"dlfd.format": "int8"})
+        made = serialise(quantize(prepare(content_of(source)), ranges), file.name, {"dlfd.format": "int8"})
     return write_checked(made, form, torch_graph(model), card, file, settings, images, labels, started)
 
 
-def _small(source: Path) -> bytes:
-    """Return the bytes of a model that fits one file."""
-    if source.with_name(source.name + DATA_SUFFIX).exists():
-        raise ExportError(f"{source} has more than 2 GB of weights: only fp32 and fp16 files can be made of it.")
-    return source.read_bytes()
+def content_of(file: Path) -> bytes:
+    """Return the bytes of a model that is one file, or raise an :class:`ExportError`."""
+    if file.with_name(file.name + DATA_SUFFIX).exists():
+        raise ExportError(
+            f"{file} has more than 2 GB of weights: fp16 can be made of it, but no other format, and sites cannot "
+            "audit it in one message."
+        )
+    return file.read_bytes()
 
 
 def _half(source: Path, name: str) -> ModelFile:

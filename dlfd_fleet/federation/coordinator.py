@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Role, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
-from dlfd_fleet.export import export_onnx
+from dlfd_fleet.export import content_of, export_onnx, file_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
@@ -26,7 +26,7 @@ from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
-from dlfd_fleet.settings import Settings, flatten
+from dlfd_fleet.settings import Format, Settings, flatten
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.figures import loss_histograms, score_table
 
@@ -188,23 +188,24 @@ class Coordinator:
         made = self.store.load(champion.job).models.get(card.kind)
         self.note_model("original", original, Effort(made.seconds, made.bytes_sent) if made else Effort(0.0, 0))
 
-    def judge_file(self, strategy: FederatedUnlearning, arrays: Arrays, file: Path) -> Verdict | None:
-        """Attack the exported file at the sites; it must be torch's model, and must have forgotten too.
+    def judge_file(
+        self, strategy: FederatedUnlearning, arrays: Arrays, file: Path, form: Format = "fp32"
+    ) -> Verdict | None:
+        """Attack an exported file at the sites; it must be torch's model, and must have forgotten too.
 
         Raises
         ------
         ExportError
-            If a probability differs from torch's by more than the tolerance on any image of a site.
+            If it is not as near to torch on the sites' images as its format allows.
         """
-        scores, distance, images = strategy.audit_file(self.fleet, arrays, file.read_bytes())
-        self._log({"onnx_max_abs_difference": distance, "onnx_compared_images": images}, 0)
-        tolerance = self.settings.export.parity_tolerance
-        if distance > tolerance:
-            raise ExportError(
-                f"On the sites' images a probability of {file.name} differs from torch by {distance:.3g}, more than "
-                f"{tolerance:.3g}; it is not released."
-            )
-        self._log({f"onnx.{name}": value for name, value in scores.metrics().items()}, 0)
+        name, step = ("onnx", "audit-file") if form == "fp32" else (f"onnx_{form}", f"audit-file-{form}")
+        scores, parity = strategy.audit_file(self.fleet, arrays, content_of(file), step)
+        self._log({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
+        self._log({f"{name}_compared_images": parity.compared_images, f"{name}_agreement": parity.agreement or 0.0}, 0)
+        reason = parity.why_not(form, self.settings.export)
+        if reason:
+            raise ExportError(f"On the sites' images {file.name} {reason}; it is not released.")
+        self._log({f"{name}.{metric}": value for metric, value in scores.metrics().items()}, 0)
         if "original" not in self.models or scores.mia_auc is None:
             return None
         if strategy.card.kind == "retrained":
@@ -226,7 +227,13 @@ class Coordinator:
         nothing = torch.zeros((0, 3, card.image_size, card.image_size), dtype=torch.uint8)
         with self.progress.phase("Exporting to ONNX", 1) as advance:
             report = export_onnx(
-                model, card, file, version=version_of(card, arrays), settings=self.settings.export, images=nothing
+                model,
+                card,
+                file,
+                version=version_of(card, arrays),
+                settings=self.settings.export,
+                images=nothing,
+                verdict=self.record.verdict.outcome.value if self.record.verdict else "",
             )
             advance()
         self._log({"onnx_random_max_abs_difference": report.parity.max_abs_difference}, 0)
@@ -253,11 +260,14 @@ class Coordinator:
             "dlfd.parent": card.parent or "",
             "dlfd.weights_sha256": digest(arrays),
             "dlfd.verdict": verdict.outcome.value if verdict else "",
+            "dlfd.formats": ",".join(self.record.formats),
         }
+        files = [file_of(form, folder / ONNX_FILE) for form in self.record.formats if form != "fp32"]
+        files += [folder / name for name in ("model.safetensors", "card.json")]
         self.tracker.log_model(
             self.record.job,
             folder / ONNX_FILE,
-            extra_files={"model.safetensors": folder / "model.safetensors", "card.json": folder / "card.json"},
+            extra_files={file.name: file for file in files},
             input_example=example,
             outputs=len(card.classes),
             tags=tags,

@@ -22,7 +22,8 @@ def add_unlearning(app: ClientApp, update_mods: Sequence[Mod] = ()) -> ClientApp
     ----------
     app
         Any ClientApp. Its own handlers stay, for ours answer to actions of their own: ``train.fit``,
-        ``train.unlearn``, ``evaluate.audit``, ``evaluate.file``, ``query.pending`` and ``query.settle``.
+        ``train.unlearn``, ``evaluate.audit``, ``evaluate.file``, ``evaluate.calibrate``, ``query.pending`` and
+        ``query.settle``.
     update_mods
         Flower mods around the two handlers that send a model, such as ``LocalDpMod``. Mods of the app itself go around
         every handler, also those that send no arrays.
@@ -33,6 +34,7 @@ def add_unlearning(app: ClientApp, update_mods: Sequence[Mod] = ()) -> ClientApp
     app.train("unlearn", mods=mods)(unlearn)
     app.evaluate("audit")(audit)
     app.evaluate("file")(audit_file)
+    app.evaluate("calibrate")(calibrate)
     app.query("settle")(settle)
     return app
 
@@ -76,6 +78,14 @@ def audit_file(message: Message, context: Context) -> Message:
     with site_of_node(context) as site:
         result, samples = site_tasks.run_file_audit(site, task, model, content)
     return _reply(message, result.to_records(samples))
+
+
+def calibrate(message: Message, context: Context) -> Message:
+    """Measure the ranges that an int8 file needs."""
+    task = messages.CalibrateTask.from_records(message.content, COORDINATOR)
+    content = messages.bytes_of(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        return _reply(message, site_tasks.run_calibration(site, task, content).to_records())
 
 
 def settle(message: Message, context: Context) -> Message:

@@ -35,11 +35,12 @@ class Merged:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of the sites' images; of a file also how far it is from torch, and over how many images."""
+    """What a model says of the sites' images; of a file also how near it is to torch, over how many images."""
 
     samples: SampleScores
     max_abs_difference: float = 0.0
     images: int = 0
+    agreeing: int = 0
 
 
 class Traffic(Protocol):
@@ -87,7 +88,7 @@ class Journal:
             name,
             compute,
             lambda result: (
-                _PARITY.dump_json((result.max_abs_difference, result.images)),
+                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing)),
                 _columns(result.samples),
             ),
         )
@@ -134,7 +135,7 @@ class Journal:
 
 
 _REQUESTS = TypeAdapter(tuple[str, ...])
-_PARITY = TypeAdapter(tuple[float, int])
+_PARITY = TypeAdapter(tuple[float, int] | tuple[float, int, int])  # the first is of earlier releases
 
 
 def _columns(samples: SampleScores) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ MODEL = "model"
 FILE = "file"
 
 Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
@@ -257,10 +258,31 @@ class FileAuditTask(FleetMessage):
 
 
 class FileAuditResult(FleetMessage):
-    """The sampled answers of the file, and its largest difference of a probability from torch."""
+    """The sampled answers of the file, and how near it is to torch."""
 
     max_abs_difference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     images: Count
+    agreeing: Count
+    """Images of which both say the same class."""
+    seconds: Seconds
+
+
+class CalibrateTask(FleetMessage):
+    """Measure the range of every activation of a prepared ONNX ``file`` (uint8 bytes) on the site's retain images."""
+
+    TYPE: ClassVar[str] = "evaluate.calibrate"
+    job: str
+    card: ModelCard
+    images: Annotated[int, Field(ge=1)]
+    """The most to measure on."""
+    seed: Count
+
+
+class CalibrateResult(FleetMessage):
+    """Two numbers for each tensor; over all of a site's images at once, never of a single one."""
+
+    ranges: dict[str, tuple[Finite, Finite]]
+    images: Annotated[int, Field(ge=1)]
     seconds: Seconds
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, measure
-from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.exceptions import ExportError, JobError, MessageError
+from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.aggregation import (
     RunningMean,
     check_epoch,
@@ -27,6 +28,8 @@ from dlfd_fleet.federation.messages import (
     Arrays,
     AuditResult,
     AuditTask,
+    CalibrateResult,
+    CalibrateTask,
     FileAuditResult,
     FileAuditTask,
     FitResult,
@@ -281,11 +284,14 @@ class FederatedRounds:
         scores = measure(samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
         return AuditedModel(arrays, samples, scores)
 
-    def audit_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> tuple[Scores, float, int]:
-        """Attack the exported file at every site; return its scores, its distance from torch, and images compared."""
-        answers = self.journal.answers("audit-file", lambda: self._collect_file(fleet, arrays, content))
+    def audit_file(
+        self, fleet: Fleet, arrays: Arrays, content: bytes, step: str = "audit-file"
+    ) -> tuple[Scores, Parity]:
+        """Attack an exported file at every site; return scores and how near it is to torch; one step of the job."""
+        answers = self.journal.answers(step, lambda: self._collect_file(fleet, arrays, content))
         scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
-        return scores, answers.max_abs_difference, answers.images
+        agreement = answers.agreeing / answers.images if answers.images else None
+        return scores, Parity(answers.max_abs_difference, answers.images, agreement, None, None)
 
     def _collect_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> Answers:
         task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE), shared=False)
@@ -295,7 +301,29 @@ class FederatedRounds:
             SampleScores.concatenate([samples for _, samples in answers]),
             max(result.max_abs_difference for result, _ in answers),
             sum(result.images for result, _ in answers),
+            sum(result.agreeing for result, _ in answers),
         )
+
+    def ranges(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
+        """Return the ranges of a prepared file's activations over every site's retain images; one step of the job."""
+        kind = dict[str, tuple[float, float]]
+        return self.journal.facts("calibrate", kind, lambda: self._calibrate(fleet, prepared))
+
+    def _calibrate(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
+        images = self.settings.export.calibration_images
+        task = CalibrateTask(job=self.job, card=self.card, images=images, seed=self._seed())
+        nodes, tensors, parts = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), []
+        with self.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
+            records = task.to_records(file=file_arrays(prepared))
+            for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(self._round)):
+                advance()
+                try:
+                    result = CalibrateResult.from_records(reply.records, reply.sender)
+                    parts.append(_checked(result.ranges, tensors, reply.sender))
+                except MessageError as error:
+                    fleet.refuse(reply, error)
+        fleet.require_quorum(len(parts), f"answered {task.TYPE}")
+        return merge_ranges(parts)
 
     def samples(
         self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance = lambda: None
@@ -339,6 +367,15 @@ class FederatedRounds:
             sharers, tasks = [node for node in sharers[1:] if node in answers], {}
         fleet.require_quorum(len(answers), f"answered {task.TYPE}")
         return [answers[node] for node in sorted(answers)]
+
+
+def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:
+    if ranges.keys() != tensors:
+        raise MessageError(f"{sender} sent ranges of other tensors than the file has.")
+    try:
+        return merge_ranges([ranges])
+    except ExportError as error:
+        raise MessageError(f"{sender}: {error}") from error
 
 
 def _names(roles: tuple[Role, ...]) -> tuple[Literal["retain", "forget", "validation", "test"], ...]:

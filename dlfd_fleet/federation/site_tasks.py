@@ -24,6 +24,8 @@ from dlfd_fleet.federation.messages import (
     Arrays,
     AuditResult,
     AuditTask,
+    CalibrateResult,
+    CalibrateTask,
     FileAuditResult,
     FileAuditTask,
     FitResult,
@@ -191,9 +193,23 @@ def run_file_audit(
     result = FileAuditResult(
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
+        agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
         seconds=time.perf_counter() - started,
     )
     return result, samples
+
+
+def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> CalibrateResult:
+    """Measure the ranges of activations on retain images; on nobody's who asked to be forgotten, whatever the job."""
+    from dlfd_fleet.export import calibrate
+
+    started = time.perf_counter()
+    _refuse_old_models(site, task.card)
+    retain = _retain(site, _images(site))
+    order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(_site_seed(site, task.seed)))
+    images = retain.images[order[: task.images]]
+    ranges = calibrate(content, images)
+    return CalibrateResult(ranges=ranges, images=len(images), seconds=time.perf_counter() - started)
 
 
 def settle(site: Site, task: SettleTask) -> SettleResult:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dlfd_fleet.audit import Scores, Verdict
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import Format, Settings
 
 JobKind = Literal["train", "erase"]
 JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
@@ -99,6 +99,10 @@ class JobRecord(BaseModel):
     models: dict[str, ModelResult] = {}
     """By column: original, unlearned, retrained."""
     verdict: Verdict | None = None
+    formats: tuple[Format, ...] = ("fp32",)
+    """Of the released model's files."""
+    file_verdicts: dict[Format, Verdict] = {}
+    """Of each exported file that was attacked, those included that were not released."""
     released: bool = False
     forgotten: tuple[str, ...] = ()
     """Requests that the released model has forgotten."""

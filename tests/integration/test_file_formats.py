@@ -1,0 +1,164 @@
+"""A job releases the formats that were asked for: calibrated at the sites, attacked there, each judged alone."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from PIL import Image
+from rich.console import Console
+
+from dlfd_fleet.audit import Outcome
+from dlfd_fleet.data import synthesize
+from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.export import calibrate, calibrated_tensors, merge_ranges, prepare
+from dlfd_fleet.federation.coordinator import Coordinator
+from dlfd_fleet.federation.messages import CalibrateResult, CalibrateTask, PendingQuery
+from dlfd_fleet.federation.site_tasks import answer_pending, run_calibration
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.models import ModelCard, load_model
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import ExportSettings
+from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the settings of a fleet with a model, made without other formats."""
+    folder, progress = tmp_path_factory.mktemp("formats"), ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=36, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
+    )
+    # What int8 makes of a network that hardly learned anything is chance; trained ones are in the benchmark.
+    export = ExportSettings(formats=("fp32", "int8", "ort"), int8_agreement=0.0)
+    settings = small_settings(folder / "state", manifest)
+    erasure = settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0})
+    settings = settings.model_copy(update={"export": export, "erasure": erasure})
+    deal_to_sites(settings, progress)
+    run_job(settings.model_copy(update={"export": ExportSettings()}), "train")
+    return settings
+
+
+@pytest.fixture
+def fleet(trained, tmp_path):
+    """Return a copy of that fleet in which somebody asks to be forgotten."""
+    settings = trained.model_copy(update={"state_folder": tmp_path / "state"})
+    shutil.copytree(trained.state_folder, settings.state_folder)
+    with Site(site_folders(settings.state_folder)[0]) as site:
+        train = [row for row in site.manifest().rows if row.split == "train"]
+        commonest = Counter(row.label for row in train).most_common(1)[0][0]
+        person = next(row.identity for row in train if row.label == commonest)
+        request_forgetting(site, person, deadline_days=30)
+    return settings
+
+
+@pytest.fixture
+def outcomes(monkeypatch):
+    """Let a toy's files pass or fail by format: the attacks are real, what they can show of a dozen drawings is not."""
+    chosen, judge_file = {"fp32": Outcome.PASS, "int8": Outcome.PASS, "ort": Outcome.PASS}, Coordinator.judge_file
+
+    def judged(job, strategy, arrays, file, form="fp32"):
+        verdict = judge_file(job, strategy, arrays, file, form)
+        assert verdict is not None
+        return verdict.model_copy(update={"outcome": chosen[form]})
+
+    monkeypatch.setattr(Coordinator, "judge_file", judged)
+    monkeypatch.setattr("server.app.may_release", lambda verdict, settings: True)
+    return chosen
+
+
+def files_of(settings, record):
+    folder = Store(settings.state_folder).model_folder(record.job)
+    files = [file for file in folder.iterdir() if file.suffix in (".onnx", ".ort")]
+    return {DeviceModel(file).metadata["dlfd.format"]: file for file in files}
+
+
+def test_a_job_releases_every_format_with_its_own_verdict(fleet, outcomes):
+    grid = InProcessGrid(fleet)
+    record = run_job(fleet, "erase", grid)
+    assert record.released, record.verdict
+    assert record.formats == ("fp32", "int8", "ort")
+    assert record.file_verdicts.keys() == {"int8", "ort"}
+    files = files_of(fleet, record)
+    assert files.keys() == {"fp32", "int8", "ort"}
+    assert {DeviceModel(file).epoch for file in files.values()} == {1}
+    # Each file was attacked at each site, and both sites calibrated; nothing but numbers came back for it.
+    kinds = [message.metadata.message_type for message in grid.seen if message.has_content()]
+    assert kinds.count("evaluate.calibrate") == 4
+    assert kinds.count("evaluate.file") == 12
+    replies = [
+        m for m in grid.seen if m.metadata.message_type == "evaluate.calibrate" and m.metadata.reply_to_message_id
+    ]
+    assert len(replies) == 2
+    assert all(list(reply.content) == ["body"] for reply in replies)
+
+
+class SpoilsRanges(InProcessGrid):
+    """One site sends ranges that are none."""
+
+    def answer(self, message, context):
+        reply = super().answer(message, context)
+        if message.metadata.message_type != CalibrateTask.TYPE or message.metadata.dst_node_id != 1:
+            return reply
+        result = CalibrateResult.from_records(reply.content, "test")
+        wrong = result.model_copy(update={"ranges": dict.fromkeys(result.ranges, (1.0, -1.0))})
+        return Message(wrong.to_records(), reply_to=message)
+
+
+def test_a_file_that_leaks_again_is_not_released_and_the_others_are(fleet, outcomes):
+    outcomes["int8"] = Outcome.FAIL
+    out = io.StringIO()
+    record = run_job(fleet, "erase", SpoilsRanges(fleet), out)
+    assert record.released
+    assert record.formats == ("fp32", "ort")
+    assert {form: verdict.outcome.value for form, verdict in record.file_verdicts.items()} == {
+        "int8": "FAIL",
+        "ort": "PASS",
+    }
+    assert files_of(fleet, record).keys() == {"fp32", "ort"}
+    assert "No int8 file is released" in out.getvalue()
+    # The site that sent nonsense was left out of the ranges, and named.
+    assert any("it must be finite and rise" in reason for reason in record.absent.values())
+
+
+# ------------------------------------------------------------------ retain images only
+
+
+def test_the_forgotten_persons_images_change_no_range(fleet):
+    """Their images are made black and white; the ranges stay what they were, although those images go beyond them."""
+    store = Store(fleet.state_folder)
+    folder = store.model_folder(store.champion().job)
+    (_, card), prepared = load_model(folder), prepare((folder / "model.onnx").read_bytes())
+    task = CalibrateTask(job="job-1", card=card, images=1000, seed=0)
+    with Site(site_folders(fleet.state_folder)[0]) as site:
+        (request,) = site.ledger.requests()
+        before = run_calibration(site, task, prepared)
+        manifest = site.manifest()
+        mine = [row for row in manifest.rows if row.identity == request.identity]
+        for row, brightness in zip(mine, (0, 255), strict=True):
+            Image.fromarray(np.full((32, 32, 3), brightness, dtype=np.uint8)).save(manifest.root / row.image)
+        site.manifest_file.touch()
+        answer_pending(site, PendingQuery(job="job-1", take=True))
+        after = run_calibration(site, task, prepared)
+        trained_on = sum(row.split == "train" and row.identity != request.identity for row in manifest.rows)
+    assert after.images == before.images == trained_on
+    assert after.ranges == before.ranges
+    theirs = calibrate(prepared, torch.stack([torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (0, 255)]))
+    assert theirs.keys() == before.ranges.keys() == calibrated_tensors(prepared)
+    assert merge_ranges([theirs, before.ranges]) != before.ranges
+
+
+def test_a_site_calibrates_no_model_under_the_fleets_epoch(fleet):
+    with Site(site_folders(fleet.state_folder)[0]) as site:
+        card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+        site.ledger.raise_epoch(3)
+        with pytest.raises(JobError, match="under the fleet's 3"):
+            run_calibration(site, CalibrateTask(job="job-1", card=card, images=1, seed=0), b"")
