@@ -1,0 +1,42 @@
+"""The ``dlfd-fleet`` command: reads arguments, calls the library, prints. No logic of its own; a module a group."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from dlfd_fleet.cli import config, data, forget, job, site
+from dlfd_fleet.cli.main_commands import bench, demo, unlearn
+from dlfd_fleet.exceptions import FleetError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
+    help="Right to be forgotten for federated fleets.",
+)
+for command in (demo, unlearn, bench):
+    app.command()(command)
+app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
+app.add_typer(forget.app, name="forget")
+app.add_typer(site.app, name="site")
+app.add_typer(job.app, name="job")
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command; a person's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except FleetError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+            Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+        raise

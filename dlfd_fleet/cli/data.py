@@ -1,0 +1,72 @@
+"""``dlfd-fleet data``: face sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dlfd_fleet.cli.options import Config, Overrides, console, load
+
+app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
+
+
+@app.command("check")
+def check(
+    manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Allowed labels, separated by commas.")] = None,
+) -> None:
+    """List every problem of a manifest, with its row; exit code 2 if there is one."""
+    from dlfd_fleet.data import check_manifest
+    from dlfd_fleet.progress import ConsoleProgress
+
+    allowed = classes.split(",") if classes else None
+    problems = check_manifest(manifest, root, allowed, ConsoleProgress(Console(stderr=True)))
+    if not problems:
+        console.print(f"{manifest}: no problem found.")
+        return
+    table = Table("row", "column", "problem", title=f"{manifest}: {len(problems)} problems")
+    for problem in problems:
+        table.add_row(str(problem.row), problem.column, problem.sentence)
+    console.print(table)
+    raise typer.Exit(2)
+
+
+@app.command("synthesize")
+def synthesize(
+    folder: Annotated[Path, typer.Argument(help="Where the images and manifest.csv go; must be empty or absent.")],
+    people: Annotated[int, typer.Option(min=1)] = 40,
+    images: Annotated[int, typer.Option(min=1, help="Images a person.")] = 10,
+    image_size: Annotated[int, typer.Option(min=16)] = 64,
+    classes: Annotated[int, typer.Option(min=2)] = 2,
+    seed: int = 0,
+) -> None:
+    """Make a synthetic face set of any size, for load tests."""
+    from dlfd_fleet.data import synthesize
+    from dlfd_fleet.progress import ConsoleProgress
+
+    manifest = synthesize(
+        folder,
+        people=people,
+        images_per_person=images,
+        image_size=image_size,
+        classes=classes,
+        seed=seed,
+        progress=ConsoleProgress(Console(stderr=True)),
+    )
+    console.print(f"Wrote {people * images} images and {manifest}.")
+
+
+@app.command("deal")
+def deal(config: Config = None, overrides: Overrides = None) -> None:
+    """Deal the people of the face set to site folders under the state folder, for a simulated fleet."""
+    from dlfd_fleet.ledger.site_setup import deal_to_sites
+    from dlfd_fleet.progress import ConsoleProgress
+
+    settings = load(config, overrides).settings
+    for name in deal_to_sites(settings, ConsoleProgress(console)):
+        console.print(str(settings.state_folder / "sites" / name), soft_wrap=True)

@@ -1,0 +1,91 @@
+"""``dlfd-fleet forget``: the requests of one site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dlfd_fleet.cli.options import Config, Overrides, console, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from dlfd_fleet.ledger import ForgetRequest
+
+app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")
+
+SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
+
+
+@app.command("request")
+def request(
+    person: Annotated[str, typer.Argument(help="Identity, as in the site's manifest.")],
+    site: SiteFolder,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a person's request to be forgotten into the site's ledger."""
+    from dlfd_fleet.ledger.site import Site, request_forgetting
+
+    days = load(config, overrides).settings.erasure.deadline_days
+    with Site(site) as opened:
+        accepted = request_forgetting(opened, person, deadline_days=days)
+    console.print(f"Accepted as request {accepted.id}; to be done by {accepted.deadline:%Y-%m-%d}.")
+
+
+@app.command("list")
+def list_requests(site: SiteFolder) -> None:
+    """List the requests of a site, with their deadlines."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.ledger.site import Site
+
+    with Site(site) as opened:
+        requests = opened.ledger.requests()
+    console.print(requests_table(requests, datetime.now(UTC)))
+
+
+@app.command("show")
+def show(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
+    """Show a request and everything that happened to it."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.ledger.site import Site
+
+    with Site(site) as opened:
+        found, events = opened.ledger.get(request), opened.ledger.history(request)
+    console.print(requests_table([found], datetime.now(UTC)))
+    table = Table("at", "state", "reason", "job", "epoch")
+    for event in events:
+        epoch = "" if event.epoch is None else str(event.epoch)
+        table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "", epoch)
+    console.print(table)
+
+
+@app.command("withdraw")
+def withdraw(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
+    """Take a request back, as long as no job works on it."""
+    from dlfd_fleet.ledger.site import Site, withdraw
+
+    with Site(site) as opened:
+        found = withdraw(opened, request)
+    console.print(
+        f"Request {found.id} is withdrawn; the person may be trained on again. Other sites that a job told of it "
+        "keep theirs."
+    )
+
+
+def requests_table(requests: Sequence[ForgetRequest], now: datetime) -> Table:
+    """Return requests with their states and deadlines."""
+    table = Table()
+    for name in ("request", "person", "state", "asked", "deadline", "job"):
+        table.add_column(name, overflow="fold")
+    for request in requests:
+        deadline = f"{request.deadline:%Y-%m-%d}" + (" OVERDUE" if request.overdue(now) else "")
+        row = (request.id, request.identity or "(purged)", request.state, f"{request.requested_at:%Y-%m-%d}")
+        table.add_row(*row, deadline, request.job or "")
+    return table

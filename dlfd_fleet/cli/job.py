@@ -1,0 +1,96 @@
+"""``dlfd-fleet job``: the jobs of a fleet."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfd_fleet.cli.options import Config, Overrides, console, load
+
+app = typer.Typer(no_args_is_help=True, help="Training and erasure jobs of a fleet.")
+
+JobName = Annotated[str | None, typer.Argument(help="Name of the job; the latest by default.")]
+FlowerApp = Annotated[Path | None, typer.Option("--app", help="Folder of the Flower app; this checkout by default.")]
+SuperLink = Annotated[str | None, typer.Option(help="SuperLink of Flower's configuration; its default one if omitted.")]
+Federation = Annotated[
+    str | None, typer.Option("--federation-config", help="For `flwr run`, such as num-supernodes=4.")
+]
+
+
+class JobKind(StrEnum):
+    """What a job is for."""
+
+    TRAIN = "train"
+    ERASE = "erase"
+
+
+@app.command("start")
+def start(
+    kind: Annotated[JobKind, typer.Argument(help="train or erase.")] = JobKind.ERASE,
+    app: FlowerApp = None,
+    superlink: SuperLink = None,
+    federation_config: Federation = None,
+) -> None:
+    """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
+    from dlfd_fleet.federation.command import submit
+
+    submit(kind.value, app, superlink, federation_config)
+
+
+@app.command("list")
+def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
+    """List the jobs of a state folder."""
+    from dlfd_fleet.federation.command import job_table, opened
+
+    with opened(load(config, overrides).settings.state_folder) as store:
+        console.print(job_table(store))
+
+
+@app.command("status")
+def status(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
+    """Show how far a job is, and what each site does."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(load(config, overrides).settings.state_folder) as store:
+        console.print(command.job_status(store, command.choose(store, job).job), soft_wrap=True, highlight=False)
+
+
+@app.command("watch")
+def watch(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
+    """Draw a job live until it ends."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(load(config, overrides).settings.state_folder) as store:
+        command.watch(store, command.choose(store, job).job, console)
+
+
+@app.command("cancel")
+def cancel(
+    job: Annotated[str, typer.Argument(help="Name of the job.")], config: Config = None, overrides: Overrides = None
+) -> None:
+    """Stop a job before its next step; its requests wait for the next one."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(load(config, overrides).settings.state_folder) as store:
+        console.print(command.cancel(store, job), soft_wrap=True, highlight=False)
+
+
+@app.command("resume")
+def resume(
+    job: Annotated[str | None, typer.Argument(help="Name of the job; the latest that is not settled.")] = None,
+    app: FlowerApp = None,
+    superlink: SuperLink = None,
+    federation_config: Federation = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a job that was interrupted, failed or cancelled, from its last finished step."""
+    from dlfd_fleet.federation import command
+
+    with command.opened(load(config, overrides).settings.state_folder) as store:
+        record = command.reopen(store, job)
+    console.print(f"Going on with {record.job}.", highlight=False)
+    command.submit(record.kind, app, superlink, federation_config)

@@ -1,0 +1,27 @@
+"""What the commands share: their common options, the console, and the settings that a command line makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.settings import LoadedSettings, load_settings
+
+Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
+console = Console()
+
+
+def load(config: Path | None, overrides: list[str] | None, flags: dict[str, object] | None = None) -> LoadedSettings:
+    """Read the settings of a command line: ``--config``, ``--set``, and what its own flags set."""
+    values: dict[str, object] = dict(flags or {})
+    for text in overrides or []:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--set {text} has no value; write --set KEY=VALUE.")
+        values[key.strip()] = value
+    return load_settings(config, values)

@@ -1,0 +1,95 @@
+"""``dlfd-fleet site``: the folder of a site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dlfd_fleet.cli.forget import requests_table
+from dlfd_fleet.cli.options import console
+
+app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, look at it, purge it.")
+
+
+@app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder: card, keys, ledger, manifest.")],
+    name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
+    manifest: Annotated[Path, typer.Option(help="The site's faces: image,identity,label[,site][,split].")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="The fleet's classes in order, separated by commas; the manifest's by default."),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the model's input, pixels.")] = 64,
+    validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
+    test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
+    ledger: Annotated[
+        str, typer.Option(help="File in the folder, or postgresql+psycopg://host/database.")
+    ] = "ledger.db",
+    fleet_secret: Annotated[
+        Path | None, typer.Option(help="File of the secret that the sites share (openssl rand -hex 32).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
+) -> None:
+    """Make the folder of a site; its images stay where they are."""
+    from dlfd_fleet.ledger.site_setup import init_site
+
+    init_site(
+        folder,
+        name=name,
+        manifest=manifest,
+        root=root,
+        classes=tuple(classes.split(",")) if classes else None,
+        image_size=image_size,
+        validation_people=validation_people,
+        test_people=test_people,
+        ledger=ledger,
+        fleet_secret=fleet_secret,
+        seed=seed,
+    ).ledger.close()
+    status(folder)
+    console.print(
+        f"Start its SuperNode with: flower-supernode --node-config 'site-folder=\"{folder.absolute()}\"' ...",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command("status")
+def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
+    """Show what a site holds, and how its requests stand; checks the ledger's history."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger import site_status as read_status
+
+    now = datetime.now(UTC)
+    with Site(site) as opened:
+        card, status = opened.card, read_status(opened, now)
+    table = Table(title=f"{card.name} ({card.image_size} pixels; {', '.join(card.classes)})")
+    for column in ("split", "people", "images"):
+        table.add_column(column)
+    for split, images in sorted(status.images.items()):
+        table.add_row(split or "(none)", str(status.people[split]), str(images))
+    console.print(table)
+    states = ", ".join(f"{count} {state}" for state, count in sorted(status.requests.items())) or "none"
+    console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger's history is whole.")
+    console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")
+    if not status.fleet_secret:
+        console.print("Without a fleet secret this site does not learn of people who ask at other sites.")
+    if status.open_requests:
+        console.print(requests_table(status.open_requests, now))
+
+
+@app.command("purge")
+def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
+    """End interrupted purges, and delete images of forgotten people that came back."""
+    from dlfd_fleet.ledger import Site, purge_site
+
+    with Site(site) as opened:
+        ended, returned = purge_site(opened)
+    console.print(f"Deleted {ended} images of released requests, and {returned} that had come back.")
