@@ -119,6 +119,17 @@ def samples_of(records: RecordDict, sender: str) -> SampleScores:
         raise MessageError(f"{sender}: {error}") from error
 
 
+class DevicesReached(BaseModel):
+    """How far erasures have come on the devices that run the fleet's models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epoch: Count | None = None
+    """Greatest erasure epoch that no device keeps open; None if the fleet has no devices."""
+    reason: str = "no device is registered with this fleet"
+    """How the devices stand, in counts and words."""
+
+
 class PendingQuery(FleetMessage):
     """Ask a site what it holds and how many people ask to be forgotten. No arrays."""
 
@@ -130,6 +141,8 @@ class PendingQuery(FleetMessage):
     """Requests that the job had taken up, before it was interrupted."""
     released: dict[str, Count] = {}
     """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
+    devices: DevicesReached = DevicesReached()
+    """A request whose images are purged is complete once devices have purged older models, too."""
     asked: dict[Pseudonym, AwareDatetime] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
 
@@ -299,6 +312,8 @@ class SettleTask(FleetMessage):
     epoch: Count
     purge: bool
     """Whether to delete the forgotten people's images from the site's disk."""
+    devices: DevicesReached = DevicesReached()
+    """As in :class:`PendingQuery`."""
 
 
 class SettleResult(FleetMessage):

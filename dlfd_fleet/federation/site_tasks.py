@@ -38,7 +38,7 @@ from dlfd_fleet.federation.messages import (
     UnlearnTask,
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest
-from dlfd_fleet.ledger.purge import purge_request
+from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.site import Site, join_requests
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build, state_arrays, to_best_device
@@ -89,6 +89,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             else:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
         join_requests(site, query.job, query.asked)
+    complete_requests(site, query.devices.epoch, query.devices.reason)
     for request in ledger.requests(RequestState.ACCEPTED):
         if query.take or request.id in query.resumed:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
@@ -232,6 +233,7 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
             _release(site, request, task.reason, task.epoch)
         if task.purge:
             purge_request(site, ledger.get(request.id))
+    complete_requests(site, task.devices.epoch, task.devices.reason)
     return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
 
 

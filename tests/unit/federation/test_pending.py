@@ -8,7 +8,7 @@ import pytest
 
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.federation.fleet import Fleet, Reply
-from dlfd_fleet.federation.messages import PendingQuery, SettleTask
+from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, SettleTask
 from dlfd_fleet.federation.requests import ask_pending
 from dlfd_fleet.federation.site_tasks import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
@@ -63,6 +63,25 @@ def test_a_released_request_of_another_site_is_purged_here_too(sites):
     assert joined.ledger.get(request).state is RequestState.COMPLETE
     assert PERSON not in joined.manifest().identities
     assert answer_pending(joined, PendingQuery(job="job-2", take=True)).people == {}
+
+
+def test_a_request_is_complete_only_when_no_device_keeps_it_open(sites):
+    site = sites[0]
+    request_forgetting(site, PERSON, deadline_days=30)
+    (request,) = answer_pending(site, PendingQuery(job="job-1", take=True)).requests
+    waiting = DevicesReached(epoch=0, reason="1 of 2 devices has not purged")
+    task = SettleTask(
+        job="job-1", outcome="released", requests=(request,), reason="PASS", epoch=1, purge=True, devices=waiting
+    )
+    assert settle(site, task).purged_images == 4
+    assert site.ledger.get(request).state is RequestState.ROLLING_OUT
+    assert PERSON not in site.manifest().identities
+    answer_pending(site, PendingQuery(job="job-2", devices=waiting))
+    assert site.ledger.get(request).state is RequestState.ROLLING_OUT
+    over = DevicesReached(epoch=1, reason="2 devices have purged")
+    answer_pending(site, PendingQuery(job="job-3", devices=over))
+    assert site.ledger.get(request).state is RequestState.COMPLETE
+    assert site.ledger.history(request)[-1].reason == over.reason
 
 
 class FleetOfSites(Fleet):
