@@ -49,3 +49,11 @@ class JobCancelledError(JobError):
 
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
+
+
+class UpdateRefusedError(DeviceError):
+    """What was offered as an update is not what the fleet signed; the text says which attack it looks like."""
+
+
+class UpdateUnreachableError(DeviceError):
+    """The repository does not answer, or the device has no room for what it sends; a later attempt may succeed."""
