@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,6 +29,7 @@ class KeyRing:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
+        self._made: dict[str, CryptoSigner] = {}
 
     def signers(self, role: str, *delegators: Root | Targets) -> list[CryptoSigner]:
         """Return what signs for a role, in the eyes of each of these delegators.
@@ -40,9 +40,10 @@ class KeyRing:
             If fewer keys are at hand than must sign.
         """
         found: dict[str, CryptoSigner] = {}
+        at_hand = self._signers()
         for delegator in delegators:
             wanted = delegator.get_delegated_role(role)
-            here = {keyid: self._signers[keyid] for keyid in wanted.keyids if keyid in self._signers}
+            here = {keyid: at_hand[keyid] for keyid in wanted.keyids if keyid in at_hand}
             if len(here) < wanted.threshold:
                 missing = [_name(delegator.get_key(keyid)) for keyid in wanted.keyids if keyid not in here]
                 raise DeliveryError(
@@ -54,7 +55,8 @@ class KeyRing:
 
     def count(self, role: str, delegator: Root | Targets) -> int:
         """Return how many keys of a role are at hand."""
-        return sum(keyid in self._signers for keyid in delegator.get_delegated_role(role).keyids)
+        at_hand = self._signers()
+        return sum(keyid in at_hand for keyid in delegator.get_delegated_role(role).keyids)
 
     def can_sign(self, role: str, *delegators: Root | Targets) -> bool:
         """Tell whether enough keys of a role are at hand."""
@@ -75,12 +77,12 @@ class KeyRing:
             sync_folder(folder)
         except OSError as error:
             raise DeliveryError(f"The key {file} cannot be written: {error.strerror}.") from error
-        self._signers[signer.public_key.keyid] = signer
+        self._made[signer.public_key.keyid] = signer
         return signer
 
-    @cached_property
     def _signers(self) -> dict[str, CryptoSigner]:
-        return {signer.public_key.keyid: signer for signer in self._read()}
+        """Look again each time: keys come and go, on media and by rotation in another process."""
+        return self._made | {signer.public_key.keyid: signer for signer in self._read()}
 
     def _read(self) -> Iterator[CryptoSigner]:
         for file in sorted(file for folder in self.folders for file in folder.glob("*.pem")):

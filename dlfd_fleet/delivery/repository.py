@@ -49,7 +49,7 @@ TRUSTED_ROOT = "root.json"
 _BELOW_SNAPSHOT: tuple[RoleName, ...] = ("targets", "rollout")
 _NEW = ".new"
 _HASHES = ["sha256"]
-_VERSIONED = re.compile(r"(\d+)\.(\w+)\.json")
+_VERSIONED = re.compile(r"(\d+)\.(targets|rollout|snapshot)\.json")
 
 
 @dataclass
@@ -382,11 +382,8 @@ class Repository:
                     file.parent.rmdir()  # unless something else is in it
         for file in (self.served / "metadata").iterdir():
             named = _VERSIONED.fullmatch(file.name)
-            role = named[2] if named else ""
-            old = role in ("targets", "rollout", "snapshot") and (
-                int(named[1]) < contents.of(cast(RoleName, role)).signed.version - 1 if named else False
-            )
-            if old or file.name.endswith(_NEW):
+            kept = int(named[1]) >= contents.of(as_role(named[2])).signed.version - 1 if named else True
+            if not kept or file.name.endswith(_NEW):
                 file.unlink(missing_ok=True)
 
 
