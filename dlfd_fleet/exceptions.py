@@ -47,5 +47,21 @@ class JobCancelledError(JobError):
     """Somebody asked for a job to be cancelled."""
 
 
+class DeliveryError(FleetError):
+    """A release may not be published, a key is missing, or the signed repository cannot be written."""
+
+
+class ReportRefusedError(DeliveryError):
+    """What came as a device's report is not one, is not signed by a device of the fleet, or came before."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
+
+
+class UpdateRefusedError(DeviceError):
+    """What was offered as an update is not what the fleet signed; the text says which attack it looks like."""
+
+
+class UpdateUnreachableError(DeviceError):
+    """The repository does not answer, or the device has no room for what it sends; a later attempt may succeed."""

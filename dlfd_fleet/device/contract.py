@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_serializer
 
 CUSTOM_KEY = "dlfd"
 """Key of a model target's ``custom`` object under which its :class:`Release` is."""
@@ -41,6 +41,10 @@ class SelfTest(_Signed):
     target: str
     tolerance: Annotated[float, Field(gt=0.0, le=1.0)]
     """Largest difference of a probability."""
+
+    @field_serializer("tolerance")
+    def _as_text(self, tolerance: float) -> str:
+        return repr(tolerance)  # TUF signs canonical JSON, which has no fractions
 
 
 class Release(_Signed):

@@ -21,7 +21,16 @@ from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
-from dlfd_fleet.federation.store import STEPS, Champion, JobKind, JobRecord, JobStep, ModelResult, Store
+from dlfd_fleet.federation.store import (
+    ONNX_FILE,
+    STEPS,
+    Champion,
+    JobKind,
+    JobRecord,
+    JobStep,
+    ModelResult,
+    Store,
+)
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
@@ -30,7 +39,6 @@ from dlfd_fleet.settings import Format, Settings, flatten
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.figures import loss_histograms, score_table
 
-ONNX_FILE = "model.onnx"
 _SEND_PATIENCE = 60.0
 _ASKED = "asked"
 
