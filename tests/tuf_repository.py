@@ -234,6 +234,8 @@ class Coordinator:
 
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def __init__(self, *arguments: Any, coordinator: Coordinator, **named: Any) -> None:
         self._coordinator = coordinator
