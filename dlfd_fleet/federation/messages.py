@@ -141,8 +141,8 @@ class PendingQuery(FleetMessage):
     """Requests that the job had taken up, before it was interrupted."""
     released: dict[str, Count] = {}
     """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
-    devices: DevicesReached = DevicesReached()
-    """A request whose images are purged is complete once devices have purged older models, too."""
+    devices: DevicesReached | None = None
+    """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
     asked: dict[Pseudonym, AwareDatetime] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
 
@@ -312,7 +312,7 @@ class SettleTask(FleetMessage):
     epoch: Count
     purge: bool
     """Whether to delete the forgotten people's images from the site's disk."""
-    devices: DevicesReached = DevicesReached()
+    devices: DevicesReached | None = None
     """As in :class:`PendingQuery`."""
 
 

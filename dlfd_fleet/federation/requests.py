@@ -9,7 +9,7 @@ from typing import Literal
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, site_name
-from dlfd_fleet.federation.messages import PendingQuery, PendingReply, SettleResult, SettleTask
+from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import ProgressDisplay
 
@@ -106,6 +106,7 @@ def settle(
     reason: str,
     epoch: int,
     requests: Iterable[str],
+    devices: DevicesReached | None = None,
 ) -> Settled:
     """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
 
@@ -115,6 +116,8 @@ def settle(
         The fleet's erasure epoch from now on.
     requests
         Those that the released model has forgotten.
+    devices
+        How far erasures have come on devices; when omitted, no request is closed.
     """
     task = SettleTask(
         job=job,
@@ -123,6 +126,7 @@ def settle(
         reason=reason,
         epoch=epoch,
         purge=outcome == "released",
+        devices=devices,
     )
     nodes, purged, acknowledged = fleet.wait_for_nodes(), 0, {}
     with progress.phase("Settling the requests at the sites", len(nodes)) as advance:

@@ -26,6 +26,7 @@ from dlfd_fleet.federation.messages import (
     AuditTask,
     CalibrateResult,
     CalibrateTask,
+    DevicesReached,
     FileAuditResult,
     FileAuditTask,
     FitResult,
@@ -89,7 +90,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             else:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
         join_requests(site, query.job, query.asked)
-    complete_requests(site, query.devices.epoch, query.devices.reason)
+    _complete(site, query.devices)
     for request in ledger.requests(RequestState.ACCEPTED):
         if query.take or request.id in query.resumed:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
@@ -233,8 +234,13 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
             _release(site, request, task.reason, task.epoch)
         if task.purge:
             purge_request(site, ledger.get(request.id))
-    complete_requests(site, task.devices.epoch, task.devices.reason)
+    _complete(site, task.devices)
     return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
+
+
+def _complete(site: Site, devices: DevicesReached | None) -> None:
+    if devices is not None:
+        complete_requests(site, devices.epoch, devices.reason)
 
 
 def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> None:

@@ -19,7 +19,7 @@ from dlfd_fleet.exceptions import DataError, FleetError, JobError
 from dlfd_fleet.federation.aggregation import RunningMean
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Merged
-from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.requests import ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort, FederatedRounds
@@ -235,7 +235,7 @@ class FederatedUnlearning(FederatedRounds):
     ) -> UnlearningResult:
         pending = ask_pending(
             fleet,
-            PendingQuery(job=self.job, take=True),
+            PendingQuery(job=self.job, take=True, devices=DevicesReached()),
             self.settings.erasure.largest_forget_share,
             self.card,
         )
@@ -256,7 +256,7 @@ class FederatedUnlearning(FederatedRounds):
         result.arrays = ArrayRecord.from_torch_state_dict(unlearned.model.arrays)
         publish(result.arrays, result.card, unlearned.verdict)
         reason, epoch = unlearned.verdict.sentence(), result.card.epoch
-        settle(fleet, self.job, self.progress, "released", reason, epoch, unlearned.requests)
+        settle(fleet, self.job, self.progress, "released", reason, epoch, unlearned.requests, DevicesReached())
         return result
 
     def _give_back(self, fleet: Fleet, reason: str) -> None:

@@ -55,7 +55,15 @@ def test_a_released_request_of_another_site_is_purged_here_too(sites):
     (request,) = answer_pending(
         joined, PendingQuery(job="job-1", take=True, asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
     ).requests
-    task = SettleTask(job="job-1", outcome="released", requests=(request,), reason="PASS", epoch=1, purge=True)
+    task = SettleTask(
+        job="job-1",
+        outcome="released",
+        requests=(request,),
+        reason="PASS",
+        epoch=1,
+        purge=True,
+        devices=DevicesReached(),
+    )
     result = settle(joined, task)
     assert result.epoch == 1
     assert settle(joined, task).purged_images == 4
@@ -77,6 +85,7 @@ def test_a_request_is_complete_only_when_no_device_keeps_it_open(sites):
     assert site.ledger.get(request).state is RequestState.ROLLING_OUT
     assert PERSON not in site.manifest().identities
     answer_pending(site, PendingQuery(job="job-2", devices=waiting))
+    settle(site, SettleTask(job="job-2", outcome="returned", reason="failed", epoch=1, purge=False))
     assert site.ledger.get(request).state is RequestState.ROLLING_OUT
     over = DevicesReached(epoch=1, reason="2 devices have purged")
     answer_pending(site, PendingQuery(job="job-3", devices=over))
