@@ -218,7 +218,7 @@ class FederatedUnlearning(FederatedRounds):
         JobError
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
-        fleet = Fleet(grid, timeout, self.settings.fleet.quorum)
+        fleet = Fleet(grid, timeout, self.settings.fleet.quorum, self.settings.fleet.return_seconds)
         self.journal.traffic = fleet
         fleet.wait_for_nodes(self.settings.fleet.least_sites, self.settings.fleet.connect_seconds)
         try:
