@@ -23,16 +23,31 @@ printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress
 started=()
 stop() { kill "${started[@]}" 2>/dev/null || true; wait; }
 trap stop EXIT
+# Runs a program until it dies, and then again. Flower 1.41 does not notice when its SuperExec has ended, without which
+# no app is started any more, so a program without one is started again too.
 keep() {
-    local log=$1 child=
+    local log=$1 child= nap= started=
     shift
-    trap 'kill "$child" 2> /dev/null; wait; exit' TERM
+    end() {
+        kill "$child" "$nap" 2> /dev/null || true
+        sleep 10 & nap=$!
+        wait -n "$child" "$nap" || true  # a SuperLink waits for whoever reads a log, but not for ever
+        kill -9 "$child" "$nap" 2> /dev/null || true
+        exit
+    }
+    trap end TERM
     while true; do
         "$@" >> "$log" 2>&1 & child=$!
+        started=
+        while sleep "$pause" & nap=$!; wait "$nap"; kill -0 "$child" 2> /dev/null; do
+            if pgrep -P "$child" > /dev/null; then
+                started=1
+            elif [ -n "$started" ]; then
+                kill "$child" || true
+            fi
+        done
         wait "$child" || true
-        echo "$1 has ended; it is started again in $pause s." >> "$log"
-        sleep "$pause" & child=$!
-        wait "$child" || true
+        echo "${1##*/} has ended and is started again." >> "$log"
     done
 }
 pause=10

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TypeVar
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -19,11 +22,29 @@ _DEATHS = frozenset(
     }
 )
 _SHORTEST_POLL, LONGEST_POLL = 0.05, 1.0
+# A SuperLink whose database is busy answers these with 500, and nothing has happened; others may have half happened.
+_REPEATABLE = ("/get-nodes", "/pull-messages")
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
+_T = TypeVar("_T")
 
 
 def activations(grid: Grid) -> dict[int, str]:
     """Return the connected nodes, and when each one's SuperNode was let in: another time is another process."""
-    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+    nodes = _patiently(lambda: list(grid.get_nodes()))
+    return {node.node_id: node.last_activated_at for node in nodes}
+
+
+def _patiently(call: Callable[[], _T]) -> _T:
+    for pause in _PAUSES:
+        try:
+            return call()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            if not error.request.url.path.endswith(_REPEATABLE):
+                raise
+            time.sleep(pause)
+    return call()
 
 
 class Exchange:
@@ -101,7 +122,7 @@ class Exchange:
         for message_id in list(self._outstanding):
             if message_id not in self._outstanding:
                 continue  # its node was asked twice, and has answered
-            for message in self._grid.pull_messages([message_id]):
+            for message in _patiently(partial(self._pull, message_id)):
                 node = self._outstanding.pop(message_id)
                 if message.has_error() and message.error.code in _DEATHS and node not in self.repeated:
                     self._note_death(node)
@@ -109,6 +130,9 @@ class Exchange:
                 self._died.pop(node, None)
                 self._outstanding = {other: asked for other, asked in self._outstanding.items() if asked != node}
                 yield node, message
+
+    def _pull(self, message_id: str) -> list[Message]:
+        return list(self._grid.pull_messages([message_id]))
 
     def _ask_again(self) -> None:
         now = activations(self._grid)

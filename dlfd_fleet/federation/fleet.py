@@ -120,9 +120,9 @@ class Fleet:
         for node, reason in exchange.unanswered.items():
             self._note_absence(node, reason)
 
-    def refuse(self, reply: Reply, error: MessageError) -> None:
+    def refuse(self, node: int, error: MessageError) -> None:
         """Note that a reply breaks the contract; the site counts as absent."""
-        self._note_absence(reply.node, f"was refused: {error}")
+        self._note_absence(node, f"was refused: {error}")
 
     def exclude(self, node: int, reason: str) -> None:
         """Note that a node takes no part in this job, and why."""

@@ -230,7 +230,7 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
         person = next(row.identity for row in site.manifest().rows if row.split == "train")
     assert tls_fleet.run("forget", "request", person, "--site", str(folders[0])).returncode == 0
 
-    # A SuperNode and, at another site, a ClientApp die in one round: both sites are asked again, and nobody is left out.
+    # A SuperNode and, elsewhere, a ClientApp die in one round: both sites are asked again, and nobody is left out.
     erasing = tls_fleet.begin("job", "start", "erase")
     wait_until(lambda: "distancing-1" in tls_fleet.steps(), "DLFD")
     wait_until(lambda: tls_fleet.is_at_work(1) and tls_fleet.is_at_work(2), "repair at both sites")

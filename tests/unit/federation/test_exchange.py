@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -114,3 +115,22 @@ def test_members_that_are_away_are_waited_for_once_and_taken_up_when_they_are_ba
     assert fleet.wait_for_nodes() == (1,)
     grid.starts[2] = ["b"]
     assert fleet.wait_for_nodes() == (1, 2)
+
+
+def test_a_superlink_whose_database_is_busy_is_asked_again_and_another_error_ends_the_job(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSES", (0.0, 0.0))
+    grid, answers = MortalGrid({1: [RecordDict()]}, {1: ["a"]}), [500, 500, 200, 403]
+    pull = grid.pull_messages
+
+    def busy(message_ids):
+        status = answers.pop(0)
+        request = httpx.Request("POST", "https://superlink.example/v1/runtime/pull-messages")
+        httpx.Response(status, request=request).raise_for_status()
+        return pull(message_ids)
+
+    monkeypatch.setattr(grid, "pull_messages", busy)
+    _, replied, _ = exchanged(grid)
+    assert replied == [1]
+    grid.answers[1] = [RecordDict()]
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        exchanged(grid)

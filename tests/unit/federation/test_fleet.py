@@ -93,7 +93,7 @@ def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
 def test_a_refused_reply_is_noted():
     fleet = Fleet(ScriptedGrid({1: REPLY.to_records()}), timeout=1.0)
     (reply,) = fleet.exchange(PendingQuery.TYPE, {1: PendingQuery(job="job-1").to_records()}, "0")
-    fleet.refuse(reply, MessageError("it sent nonsense"))
+    fleet.refuse(reply.node, MessageError("it sent nonsense"))
     assert fleet.why_absent() == f"{pseudonym(1)} was refused: it sent nonsense"
 
 
