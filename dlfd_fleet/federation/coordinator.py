@@ -362,7 +362,8 @@ def _carry_out(
 ) -> JobRecord:
     """Do one job, or what is left of it; its record and its run always say how it ended."""
     settings = store.settings_of(record.job)
-    fleet = Fleet(grid, settings.fleet.reply_timeout_seconds, settings.fleet.quorum)
+    waits = settings.fleet
+    fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}

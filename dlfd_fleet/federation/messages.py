@@ -145,6 +145,8 @@ class PendingQuery(FleetMessage):
     """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
     asked: dict[Pseudonym, AwareDatetime] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
+    withdrawn: dict[Pseudonym, AwareDatetime] = {}
+    """People who withdrew where they had asked, and when: a site that had joined in takes the request back."""
 
 
 class PendingReply(FleetMessage):
@@ -157,6 +159,10 @@ class PendingReply(FleetMessage):
     """How many other requests wait for the next job."""
     people: dict[Pseudonym, AwareDatetime] = {}
     """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
+    joined: tuple[Pseudonym, ...] = ()
+    """Those of them who asked at another site, in an earlier job, and not here."""
+    withdrawn: dict[Pseudonym, AwareDatetime] = {}
+    """Who asked here once, and when they withdrew."""
     forget_images: Count
     class_images: tuple[Count, ...]
     """Images to train on, one count a class."""
@@ -250,13 +256,13 @@ class AuditTask(FleetMessage):
     job: str
     card: ModelCard
     roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
-    shared: bool
-    """Whether to answer for reference people that every site holds; one site does, so that they count once."""
 
 
 class AuditResult(FleetMessage):
     """The audited samples come beside it."""
 
+    shared: Count
+    """How many of the samples, the last ones, are of people whom every site holds."""
     seconds: Seconds
 
 
@@ -267,12 +273,13 @@ class FileAuditTask(FleetMessage):
     job: str
     card: ModelCard
     roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
-    shared: bool
 
 
 class FileAuditResult(FleetMessage):
     """The sampled answers of the file, and how near it is to torch."""
 
+    shared: Count
+    """How many of the samples, the last ones, are of people whom every site holds."""
     max_abs_difference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     images: Count
     agreeing: Count

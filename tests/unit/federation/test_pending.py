@@ -12,6 +12,7 @@ from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, SettleT
 from dlfd_fleet.federation.requests import ask_pending
 from dlfd_fleet.federation.site_tasks import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
+from dlfd_fleet.ledger.site import withdraw
 from dlfd_fleet.models import ModelCard
 
 PERSON = "person-00003"
@@ -107,6 +108,53 @@ class FleetOfSites(Fleet):
         for node, records in tasks.items():
             answer = answer_pending(self.sites[node], PendingQuery.from_records(records, "the coordinator"))
             yield Reply(node, self.name(node), answer.to_records())
+
+
+def asked(fleet, job):
+    """The requests that each site has in a job, after both of its questions."""
+    replies = ask_pending(fleet, PendingQuery(job=job, take=True))
+    return [len(replies[node].requests) for node in sorted(replies)]
+
+
+def give_back(sites, job):
+    for site in sites:
+        settle(site, SettleTask(job=job, outcome="returned", reason="FAIL", epoch=0, purge=False))
+
+
+def test_who_withdraws_is_let_go_by_the_sites_that_had_joined_in(sites):
+    fleet = FleetOfSites(sites)
+    request = request_forgetting(sites[0], PERSON, deadline_days=30)
+    assert asked(fleet, "job-1") == [1, 1, 0]
+    give_back(sites, "job-1")
+    withdraw(sites[0], request.id)
+    assert asked(fleet, "job-2") == [0, 0, 0]
+    (joined,) = sites[1].ledger.requests()
+    assert joined.state is RequestState.WITHDRAWN
+    assert sites[1].ledger.history(joined.id)[-1].reason == "withdrawn at another site"
+    assert PERSON not in sites[0].gone([PERSON]) | sites[1].gone([PERSON])
+    for site in sites:
+        site.ledger.verify()
+    # Who asks again is forgotten everywhere again.
+    request_forgetting(sites[0], PERSON, deadline_days=30)
+    assert asked(fleet, "job-3") == [1, 1, 0]
+
+
+def test_who_has_asked_at_two_sites_and_withdraws_at_one_is_forgotten_at_both(sites):
+    fleet = FleetOfSites(sites)
+    request = request_forgetting(sites[0], PERSON, deadline_days=30)
+    request_forgetting(sites[1], PERSON, deadline_days=30)
+    withdraw(sites[0], request.id)
+    assert asked(fleet, "job-1") == [1, 1, 0]
+
+
+def test_a_withdrawal_before_a_site_joined_in_does_not_end_its_request(sites):
+    early = request_forgetting(sites[0], PERSON, deadline_days=30)
+    withdraw(sites[0], early.id)
+    name = sites[1].fleet_pseudonym(PERSON, "job-1")
+    told = PendingQuery(job="job-1", take=True, asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
+    assert len(answer_pending(sites[1], told).requests) == 1
+    give_back(sites, "job-1")
+    assert asked(FleetOfSites(sites), "job-2")[1] == 1
 
 
 def test_a_site_whose_classes_are_not_the_models_takes_no_part_and_is_told_why(sites):
