@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -48,6 +49,7 @@ TRUSTED_ROOT = "root.json"
 """Beside the repository: the root that everything is verified from, here and on every device."""
 _BELOW_SNAPSHOT: tuple[RoleName, ...] = ("targets", "rollout")
 _NEW = ".new"
+_GRACE_SECONDS = 3600.0
 _HASHES = ["sha256"]
 _VERSIONED = re.compile(r"(\d+)\.(targets|rollout|snapshot)\.json")
 
@@ -369,22 +371,33 @@ class Repository:
         }.get(role, settings.snapshot_days)
 
     def _sweep(self, contents: Contents) -> None:
-        """Delete files that are not listed any more: a model that was withdrawn must not lie about.
+        """Delete what is not listed any more: a model that was withdrawn must not lie about.
 
-        Of metadata, the versions before stay for devices that are on their way through them.
+        Metadata, and rollouts, stay for a while for devices that are on their way through them.
         """
-        listed = {path for target in contents.target_files().values() for path in target.get_prefixed_paths()}
-        targets = self.served / "targets"
+        metadata, targets = self.served / "metadata", self.served / "targets"
+        for file in list(metadata.iterdir()):
+            if file.name.endswith(_NEW) or _is_over(file, contents):
+                file.unlink(missing_ok=True)
+        listed = [*contents.target_files().values()]
+        for file in metadata.glob(f"*.{ROLLOUT_ROLE}.json"):
+            with suppress(RepositoryError):
+                listed += Metadata[Targets].from_bytes(file.read_bytes()).signed.targets.values()
+        kept = {path for target in listed for path in target.get_prefixed_paths()}
         for file in [file for file in targets.rglob("*") if file.is_file()]:
-            if file.relative_to(targets).as_posix() not in listed:
+            if file.relative_to(targets).as_posix() not in kept:
                 file.unlink(missing_ok=True)
                 with suppress(OSError):
                     file.parent.rmdir()  # unless something else is in it
-        for file in (self.served / "metadata").iterdir():
-            named = _VERSIONED.fullmatch(file.name)
-            kept = int(named[1]) >= contents.of(as_role(named[2])).signed.version - 1 if named else True
-            if not kept or file.name.endswith(_NEW):
-                file.unlink(missing_ok=True)
+
+
+def _is_over(file: Path, contents: Contents) -> bool:
+    """Tell whether a metadata file was replaced so long ago that no device needs it any more."""
+    named = _VERSIONED.fullmatch(file.name)
+    if not named or int(named[1]) >= contents.of(as_role(named[2])).signed.version:
+        return False
+    successor = file.with_name(f"{int(named[1]) + 1}.{named[2]}.json")
+    return not successor.exists() or time.time() - successor.stat().st_mtime > _GRACE_SECONDS
 
 
 def write_whole(file: Path, content: Path | bytes) -> None:

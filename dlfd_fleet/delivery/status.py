@@ -93,7 +93,7 @@ def _erasure(delivery: Delivery, epoch: int) -> RenderableType:
     title = f"Erasure epoch {epoch}: " + (f"kept open by {len(waiting)} of {len(stand)} devices" if waiting else "over")
     if not waiting and not exceptions:
         return f"{title} on {len(stand)} devices."
-    table = Table("device", "id", "why", title=title)
+    table = Table("device", "id", "why")
     for each in (*waiting, *exceptions):
         table.add_row(escape(each.device.name), each.device.id[:_ID_SHOWN], escape(each.reason))
-    return table
+    return Group(f"{title}.", table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 
@@ -89,11 +90,21 @@ def test_files_that_are_not_listed_any_more_are_deleted(world):
 
 
 def test_metadata_of_before_stay_for_devices_on_their_way_and_no_longer(world):
+    folder = world.simulator.served / "metadata"
     for sequence in range(1, 5):
         world.simulator.release(b"x", epoch=1, sequence=sequence)
-    kept = {file.name for file in (world.simulator.served / "metadata").iterdir()}
-    expected = {f"{version}.{role}.json" for version in (4, 5) for role in ("snapshot", "targets")}
-    assert kept == expected | {"1.root.json", "1.rollout.json", "timestamp.json"}
+        world.simulator.roll_out(for_everybody(sequence))
+    assert len(list(folder.glob("*.targets.json"))) == 5
+    assert len(list(world.simulator.served.glob("targets/rollout/*"))) == 4
+    for file in folder.iterdir():
+        os.utime(file, (0, 0))
+    world.simulator.release(b"x", epoch=1, sequence=5)
+    kept = {file.name for file in folder.iterdir()}
+    assert kept == {
+        *("1.root.json", "5.rollout.json", "5.targets.json", "6.targets.json"),
+        *("9.snapshot.json", "10.snapshot.json", "timestamp.json"),
+    }
+    assert len(list(world.simulator.served.glob("targets/rollout/*"))) == 1
 
 
 def test_private_keys_are_their_owners_only(world):
