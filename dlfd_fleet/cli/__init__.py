@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import config, data, forget, job, site
+from dlfd_fleet.cli import config, data, forget, job, registry, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.exceptions import FleetError
 
@@ -25,6 +25,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(forget.app, name="forget")
 app.add_typer(site.app, name="site")
 app.add_typer(job.app, name="job")
+app.add_typer(registry.app, name="registry")
 
 _INTERRUPTED = 130
 

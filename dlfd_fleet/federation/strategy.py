@@ -14,7 +14,17 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from dlfd_fleet.audit import Outcome, Reading, Role, SampleScores, Verdict, judge, judge_relearned, read_gate
+from dlfd_fleet.audit import (
+    Outcome,
+    Reading,
+    Role,
+    SampleScores,
+    Verdict,
+    gate_metrics,
+    judge,
+    judge_relearned,
+    read_gate,
+)
 from dlfd_fleet.exceptions import DataError, FleetError, JobError
 from dlfd_fleet.federation.aggregation import RunningMean
 from dlfd_fleet.federation.fleet import Fleet
@@ -172,8 +182,9 @@ class FederatedUnlearning(FederatedRounds):
                 )
                 averaged.add(arrays, 1.0)
                 candidate = averaged.value()
-                reading = self._read(fleet, self.samples(fleet, candidate, CHOOSING, f"gate-{self._round}"))
-                self.record({"gate_utility": reading.utility, "gate_mia_auc": reading.attack_auc}, self._round)
+                samples = self.samples(fleet, candidate, CHOOSING, f"gate-{self._round}")
+                reading = self._read(fleet, samples)
+                self.record(gate_metrics(samples, reading) | {"attempt": attempt}, self._round)
                 rank = checkpoint_rank(reading, least_utility, gate)
                 if rank > best_rank:
                     best_rank, best, idle = rank, Merged(candidate, tuple(sorted(requests))), 0
