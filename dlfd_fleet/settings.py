@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -199,10 +201,13 @@ class BenchSettings(Section):
 
 
 class ReleaseSettings(Section):
-    """When the alias moves."""
+    """When the alias moves, and what becomes of the models before it."""
 
     on_inconclusive: Literal["release", "hold", "retrain"] = Field(
         "release", description="What an INCONCLUSIVE verdict does."
+    )
+    purge_revoked: bool = Field(
+        True, description="Delete the files of models that remember forgotten people, in MLflow and the state folder."
     )
 
 
@@ -267,6 +272,17 @@ class TrackingSettings(Section):
     uri: str | None = Field(None, description="Tracking URI; a SQLite store in the state folder when unset.")
     experiment: str = Field("dlfd-fleet", min_length=1, description="MLflow experiment.")
     registered_model: str = Field("dlfd-fleet", min_length=1, description="Name in the model registry.")
+    system_metrics: bool = Field(True, description="Record CPU, memory, disk and network of the coordinator's machine.")
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        if value and urlsplit(value).password is not None:
+            raise ValueError(
+                "a password here would be in records and messages; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for a database"
+            )
+        return value
 
 
 class Settings(BaseSettings):
@@ -419,9 +435,10 @@ def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Settings
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         origin = origins.get(key, "default")
+        shown = re.sub(r"//[^/@]*@", "//***@", repr(first["input"]))  # a URI may hold a password
         raise ConfigurationError(
-            f"Setting '{key}' ({origin}) is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}."
-        ) from error
+            f"Setting '{key}' ({origin}) is {shown}: {first['msg'].removeprefix('Value error, ')}."
+        ) from (None if shown != repr(first["input"]) else error)
 
 
 def _suggestion(key: str, known: set[str]) -> str:

@@ -8,7 +8,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from dlfd_fleet.audit import Verdict, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.coordinator import Coordinator, run_jobs
 from dlfd_fleet.federation.messages import Arrays, PendingReply
@@ -77,8 +77,8 @@ def erase(job: Coordinator) -> None:
             new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
             forgotten = asked  # nobody trained on any of them
     job.advance("judged", verdict=verdict)
-    if may_release(verdict, job.settings):
-        publish(job, new, arrays)
+    if verdict.outcome is not Outcome.FAIL:
+        publish(job, new, arrays, hold=not may_release(verdict, job.settings))
     finish(job, new, forgotten, len(asked))
 
 
@@ -96,14 +96,21 @@ def retrain(
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
 
 
-def publish(job: Coordinator, card: ModelCard, arrays: Arrays) -> None:
-    """Export, audit the file that ships, and move the alias if it holds what the model promised."""
+def publish(job: Coordinator, card: ModelCard, arrays: Arrays, hold: bool = False) -> None:
+    """Export, audit the file that ships, and move the alias if it holds what the model promised.
+
+    A model that policy holds, or whose file it holds, is registered as the candidate.
+    """
     file = job.export(card, arrays)
     verdict = job.judge_file(job.strategy(card), arrays, file)
     if verdict is not None:
         job.advance("exported", verdict=verdict)
-        if not may_release(verdict, job.settings):
+        if verdict.outcome is Outcome.FAIL:
             return
+        hold = hold or not may_release(verdict, job.settings)
+    if hold:
+        job.hold(card, arrays)
+        return
     publish_variants(job, card, arrays, file)
     job.release(card, arrays)
 
@@ -121,5 +128,7 @@ def finish(job: Coordinator, card: ModelCard, forgotten: tuple[str, ...], asked:
     else:
         settled = job.settle("returned", reason, card.epoch - 1, ())
         note = "not released: the alias stays, and the requests wait for the next job"
+        if job.record.epoch == card.epoch:
+            note += "; the model is registered as the candidate"
     job.draw()
     job.advance("settled", note=note, acknowledged=settled.acknowledged)

@@ -9,7 +9,7 @@ from dlfd_fleet.audit.agreement import agreed
 from dlfd_fleet.audit.attacks import AttackResult, MembershipScores, evaluate, linear_probe, loss_attack, rmia
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
-from dlfd_fleet.audit.gate import Reading, matched_auc, read_gate
+from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import SCORE_NAMES, Scores, forgetting_score, gap_to_retrain, measure, nomus
 from dlfd_fleet.audit.verdict import (
@@ -45,6 +45,7 @@ __all__ = [
     "evaluate",
     "forgetting_score",
     "gap_to_retrain",
+    "gate_metrics",
     "judge",
     "judge_beside_retrained",
     "judge_relearned",

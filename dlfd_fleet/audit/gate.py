@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlfd_fleet.audit.attacks import auc_estimate, loss_attack
 from dlfd_fleet.audit.bootstrap import person_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
 
 _FEWEST_UNSEEN = 5
+_RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,26 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
         raise DataError(f"There is no {missing} image for the gate to look at.")
     utility, half_width = _balanced_accuracy(unseen if predicted is None else predicted.of(Role.VALIDATION))
     return Reading(utility, matched_auc(forget, unseen), half_width)
+
+
+def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
+    """Return what a gate has read, for the record, with 95% bounds over people.
+
+    The gate's own attack matches losses by class and has none; beside it stands the plain loss attack, which has.
+    """
+    attack = auc_estimate(
+        loss_attack(samples.canonical(), unseen=Role.VALIDATION), _RESAMPLES, np.random.default_rng(0)
+    )
+    utility, half = reading.utility, reading.utility_half_width
+    return {
+        "gate_utility": utility,
+        "gate_utility_low": max(0.0, utility - half),
+        "gate_utility_high": min(1.0, utility + half),
+        "gate_mia_auc": reading.attack_auc,
+        "gate_loss_auc": attack.value,
+        "gate_loss_auc_low": attack.low,
+        "gate_loss_auc_high": attack.high,
+    }
 
 
 def _balanced_accuracy(samples: SampleScores) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import config, data, delivery, forget, job, rollout, site
+from dlfd_fleet.cli import config, data, delivery, forget, job, registry, rollout, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.exceptions import FleetError
 
@@ -28,6 +28,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(job.app, name="job")
 app.add_typer(delivery.app, name="delivery")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(registry.app, name="registry")
 
 _INTERRUPTED = 130
 

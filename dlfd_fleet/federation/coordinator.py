@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 import torch
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from dlfd_fleet.audit import Role, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.audit import Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
 from dlfd_fleet.export import content_of, export_onnx, file_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, outcome_tags
 from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
@@ -38,7 +38,9 @@ from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, 
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Format, Settings, flatten
 from dlfd_fleet.tracking import Tracker, open_tracker
-from dlfd_fleet.tracking.figures import loss_histograms, score_table
+from dlfd_fleet.tracking.figures import score_table
+from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
+from dlfd_fleet.tracking.system_metrics import sampled_system
 
 _SEND_PATIENCE = 60.0
 _ASKED = "asked"
@@ -56,6 +58,8 @@ class Coordinator:
     record: JobRecord
     journal: Journal
     models: dict[str, AuditedModel] = field(default_factory=dict)
+    rounds: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """What the gate read after each round."""
     _strategy: FederatedUnlearning | None = None
 
     # ------------------------------------------------------------------ the job's frame
@@ -96,6 +100,7 @@ class Coordinator:
                 fleet.absent[site_name(reply.site)] = "was there when the job began, and has not come back"
         present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}
         fleet.members = frozenset(present)
+        self.tracker.log_dataset(job, "fleet", fleet_profile(first), "unlearning" if erasing else "training")
         return present
 
     def strategy(self, card: ModelCard) -> FederatedUnlearning:
@@ -114,6 +119,10 @@ class Coordinator:
 
     def _log(self, metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
         self.tracker.log_metrics(self.record.job, metrics, step=step, site=site)
+        if "attempt" in metrics:
+            self.tracker.log_metrics(self.record.job, metrics, step=step, attempt=int(metrics["attempt"]))
+        if "gate_utility" in metrics:
+            self.rounds[step] = metrics
 
     def note_model(self, column: str, model: AuditedModel, effort: Effort) -> None:
         """Keep a model's scores, and what it took, for the table, and log them."""
@@ -168,7 +177,9 @@ class Coordinator:
         """
         champion = self.journal.facts("champion", Champion, self._known_champion)
         model, card = load_model(self.store.model_folder(champion.job))
-        return card, state_arrays(model), champion
+        arrays = state_arrays(model)
+        self.tracker.set_tags(self.record.job, {"dlfd.parent_version": version_of(card, arrays)})
+        return card, arrays, champion
 
     def _known_champion(self) -> Champion:
         champion = self._registered_champion()
@@ -187,10 +198,10 @@ class Coordinator:
         except TrackingError as error:
             self.progress.say(f"{error} Our own note of the champion is used.")
             return own
-        job = version.tags.get("dlfd.job", "") if version else ""
-        if own is None or not job or not (self.store.model_folder(job) / ONNX_FILE).exists():
+        job = version.job if version else ""
+        if own is None or version is None or version.revoked or not (self.store.model_folder(job) / ONNX_FILE).exists():
             return own
-        found = Champion(job=job, epoch=int(version.tags.get("dlfd.epoch", "0")) if version else 0)
+        found = Champion(job=job, epoch=version.epoch)
         return found if found.epoch >= own.epoch else own
 
     def note_original(self, original: AuditedModel, card: ModelCard, champion: Champion) -> None:
@@ -253,11 +264,20 @@ class Coordinator:
         """Make the model the champion, here and in the registry."""
         # The record first: a job that says it is released and is not yet the champion becomes it when it is resumed.
         self.advance("released", released=True, epoch=card.epoch)
-        self.store.set_champion(Champion(job=self.record.job, epoch=card.epoch))
-        self.register(card, arrays)
+        verdict = self.record.verdict
+        why = verdict.sentence() if verdict else "a training job"
+        self.store.set_champion(Champion(job=self.record.job, epoch=card.epoch), f"job {self.record.job}", why)
+        self.register(card, arrays, CHAMPION)
+        if card.kind != "original":
+            self.tracker.revoke_older_versions(self.record.job, card.epoch, purge=self.settings.release.purge_revoked)
 
-    def register(self, card: ModelCard, arrays: Arrays) -> None:
-        """Log the model, register it with its lineage, and move the alias; the outbox keeps what cannot be sent."""
+    def hold(self, card: ModelCard, arrays: Arrays) -> None:
+        """Register the model as the candidate: a person may look at it and promote it."""
+        self.advance("exported", epoch=card.epoch)
+        self.register(card, arrays, CANDIDATE)
+
+    def register(self, card: ModelCard, arrays: Arrays, alias: str) -> None:
+        """Log the model, register it with its lineage, and point an alias at it; the outbox waits for the server."""
         folder = self.store.model_folder(self.record.job)
         shape = (2, card.image_size, card.image_size, 3)
         example = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -281,10 +301,8 @@ class Coordinator:
             input_example=example,
             outputs=len(card.classes),
             tags=tags,
-            alias="champion",
+            alias=alias,
         )
-        if card.epoch:
-            self.tracker.revoke_older_versions(self.record.job, card.epoch)
 
     def settle(
         self, outcome: Literal["released", "returned"], reason: str, epoch: int, requests: Iterable[str]
@@ -303,7 +321,7 @@ class Coordinator:
             self._log({f"{name}.gap_to_retrain": gap for name, gap in gaps.items()}, 0)
         table = summarise(self.record)
         pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
-        pictures["losses"] = loss_histograms({name: _losses(model) for name, model in self.models.items()})
+        pictures |= job_pictures(self.models, self.rounds, self.store.step_seconds(self.record.job))
         for name, png in pictures.items():
             (self.store.job_folder(self.record.job) / f"{name}.png").write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)
@@ -311,11 +329,6 @@ class Coordinator:
 
 def _requests(replies: Iterable[PendingReply]) -> tuple[str, ...]:
     return tuple(request for reply in replies for request in reply.requests)
-
-
-def _losses(model: AuditedModel) -> dict[str, NDArray[np.float64]]:
-    roles = {"forget": Role.FORGET, "retain": Role.RETAIN, "unseen": Role.TEST}
-    return {name: model.samples.of(role).loss for name, role in roles.items()}
 
 
 def version_of(card: ModelCard, arrays: Mapping[str, torch.Tensor]) -> str:
@@ -343,6 +356,7 @@ def run_jobs(
         for record in store.jobs():
             if record.step == "settled":
                 store.forget_steps(record.job)  # its process may have died before it could
+        _purge(store, settings, progress)
         done = None
         for record in store.unfinished():
             progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
@@ -371,8 +385,10 @@ def _carry_out(
     tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     try:
-        carry_out[record.kind](job)
+        with sampled_system(tracker, record.job, settings.tracking.system_metrics):
+            carry_out[record.kind](job)
         store.forget_steps(record.job)
+        _purge(store, settings, progress)
     except JobCancelledError as error:
         status = "KILLED"
         _give_back(job, str(error))
@@ -388,12 +404,28 @@ def _carry_out(
         status = "KILLED"
         raise
     finally:
+        tracker.set_tags(record.job, outcome_tags(job.record))
         tracker.finish_job(record.job, status)
         waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
             job.record = job.record.model_copy(update={"unsent": waiting})
             store.save(job.record)
+        for reason in tracker.refusals(record.job):
+            progress.say(f"MLflow does not have all of {record.job}: {reason}")
     return job.record
+
+
+def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
+    """Delete our own files of models that remember; until its last step a job may need the one that it began with."""
+    if not settings.release.purge_revoked:
+        return
+    try:
+        purged = store.purge_remembering()
+    except JobError as error:
+        progress.say(str(error))
+        return
+    if purged:
+        progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")
 
 
 def _give_back(job: Coordinator, reason: str) -> None:

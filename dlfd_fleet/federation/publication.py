@@ -117,9 +117,11 @@ def _find(store: Store, settings: Settings, version: str) -> JobRecord:
     return found
 
 
-def _registered(store: Store, settings: Settings, number: str) -> JobRecord | None:
-    from dlfd_fleet.tracking import open_tracker
+def _registered(store: Store, settings: Settings, number: str) -> JobRecord:
+    from dlfd_fleet.tracking import open_registry
 
-    with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        job = tracker.job_of(number)
-    return store.load(job) if job else None
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        version = registry.version(number)
+    if not version.job:
+        raise JobError(f"Version {number} was not made by a job of dlfd-fleet, so nobody knows whom it remembers.")
+    return store.load(version.job)

@@ -67,6 +67,25 @@ _champion = sa.Table(
     sa.Column("job", sa.String, primary_key=True),
     sa.Column("epoch", sa.Integer, nullable=False),
 )
+_promotion = sa.Table(  # MLflow's registry keeps no history of an alias
+    "promotion",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("job", sa.String, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("who", sa.String, nullable=False),
+    sa.Column("why", sa.String, nullable=False),
+)
+for _change in ("UPDATE", "DELETE"):
+    sa.event.listen(
+        _promotion,
+        "after_create",
+        sa.DDL(  # type: ignore[no-untyped-call]
+            f"CREATE TRIGGER promotion_no_{_change.lower()} BEFORE {_change} ON promotion "
+            "BEGIN SELECT RAISE(ABORT, 'the history of promotions is append-only'); END"
+        ),
+    )
 _site = sa.Table(
     "site",
     _tables,
@@ -127,6 +146,17 @@ class Champion(BaseModel):
 
 
 @dataclass(frozen=True)
+class Promotion:
+    """One move of the champion: which model, when, by whom and why."""
+
+    at: datetime
+    job: str
+    epoch: int
+    who: str
+    why: str
+
+
+@dataclass(frozen=True)
 class FinishedStep:
     """One step of a job that need not be done again: its result, and what it took."""
 
@@ -169,6 +199,8 @@ class Store:
                 _tables.create_all(connection)
                 connection.execute(sa.insert(_store).values(version=_VERSION))
             version = connection.execute(sa.select(_store.c.version)).scalar() if not known or "store" in known else 0
+            if version == _VERSION and known and _promotion.name not in known:
+                _promotion.create(connection)  # an earlier release made the file
         if version != _VERSION:
             raise JobError(
                 f"{self.file} has the format {version}, and this release reads {_VERSION}; use the release that wrote "
@@ -301,6 +333,12 @@ class Store:
         with self._transaction() as connection:
             return list(connection.execute(query).scalars())
 
+    def step_seconds(self, job: str) -> dict[str, float]:
+        """Return what each finished step of a job took, in order, seconds."""
+        query = sa.select(_step.c.name, _step.c.seconds).where(_step.c.job == job).order_by(_step.c.number)
+        with self._transaction() as connection:
+            return {row["name"]: float(row["seconds"]) for row in connection.execute(query).mappings()}
+
     def finish_step(self, job: str, step: FinishedStep) -> None:
         """Keep a step's result; the arrays first, so that a row never names a file that is not whole."""
         file = f"steps/{step.name}.safetensors" if step.arrays else None
@@ -360,17 +398,75 @@ class Store:
             row = connection.execute(sa.select(_champion)).mappings().first()
         return Champion(job=row["job"], epoch=row["epoch"]) if row else None
 
-    def set_champion(self, champion: Champion) -> None:
-        """Move the champion; the epoch never falls."""
+    def set_champion(self, champion: Champion, who: str = "", why: str = "") -> None:
+        """Move the champion, and append that to the history of promotions; the epoch never falls.
+
+        Parameters
+        ----------
+        who, why
+            A person, or the job whose verdict it was, and the reason.
+        """
         current = self.champion()
         if current is not None and champion.epoch < current.epoch:
             raise JobError(
                 f"Job {champion.job} has the epoch {champion.epoch}, under the fleet's {current.epoch}: it may "
                 "remember forgotten people and cannot become the champion."
             )
+        row = {"at": datetime.now(UTC).isoformat(), "who": who or champion.job, "why": why, **champion.model_dump()}
         with self._transaction() as connection:
             connection.execute(sa.delete(_champion))
             connection.execute(sa.insert(_champion).values(champion.model_dump()))
+            if current != champion:  # a job that goes over its steps again promotes nothing
+                connection.execute(sa.insert(_promotion).values(row))
+
+    def promotions(self) -> list[Promotion]:
+        """Return every move of the champion, oldest first; nothing can be changed or taken out of it."""
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(_promotion).order_by(_promotion.c.number)).mappings().all()
+        return [
+            Promotion(datetime.fromisoformat(row["at"]), row["job"], row["epoch"], row["who"], row["why"])
+            for row in rows
+        ]
+
+    def purge_remembering(self) -> list[str]:
+        """Delete the arrays of ended jobs that may remember whom the champion has forgotten; return those jobs.
+
+        These are all jobs, but the one that first had the champion's erasure epoch, that began before it was promoted.
+        Records, scores and figures stay. While a job is unfinished, nothing is deleted.
+
+        Raises
+        ------
+        JobError
+            If something cannot be deleted.
+        """
+        champion = self.champion()
+        if champion is None or not champion.epoch or self.unfinished():
+            return []  # a job that goes on may need the model that it began with
+        first = next((move for move in self.promotions() if move.epoch == champion.epoch), None)
+        since = first.at if first else self.load(champion.job).started_at  # an earlier release kept no history
+        kept, purged = {champion.job, first.job if first else champion.job}, []
+        for record in self.jobs():
+            if record.job not in kept and record.started_at < since and self.delete_model(record.job):
+                purged.append(record.job)
+        return purged
+
+    def delete_model(self, job: str) -> bool:
+        """Delete every array of a job, its model's files and those of its steps; tell whether there were any.
+
+        Raises
+        ------
+        JobError
+            If they cannot be deleted.
+        """
+        folders = [self.model_folder(job), self.folder / "jobs" / job / "steps"]
+        there = [folder for folder in folders if folder.exists()]
+        for folder in there:
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise JobError(f"Cannot delete {folder}: {error.strerror}; the next job tries again.") from error
+        self.forget_steps(job)
+        return bool(there)
 
     # ------------------------------------------------------------------ the files
 

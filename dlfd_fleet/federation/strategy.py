@@ -20,6 +20,7 @@ from dlfd_fleet.audit import (
     Role,
     SampleScores,
     Verdict,
+    gate_metrics,
     judge,
     judge_relearned,
     judge_without_each,
@@ -189,8 +190,9 @@ class FederatedUnlearning(FederatedRounds):
                 )
                 averaged.add(arrays, 1.0)
                 candidate = averaged.value()
-                reading = self._read(fleet, self.samples(fleet, candidate, CHOOSING, f"gate-{self._round}"))
-                self.record({"gate_utility": reading.utility, "gate_mia_auc": reading.attack_auc}, self._round)
+                samples = self.samples(fleet, candidate, CHOOSING, f"gate-{self._round}")
+                reading = self._read(fleet, samples)
+                self.record(gate_metrics(samples, reading) | {"attempt": attempt}, self._round)
                 rank = checkpoint_rank(reading, least_utility, gate)
                 if rank > best_rank:
                     best_rank, best, idle = rank, Merged(candidate, tuple(sorted(requests))), 0

@@ -1,5 +1,5 @@
-"""MLflow: the only room that imports it. A job writes into an outbox on disk; one thread carries it to the server."""
+"""MLflow: a job writes into an outbox on disk; one thread carries it to the server."""
 
-from dlfd_fleet.tracking.tracker import ChampionVersion, Tracker, open_tracker
+from dlfd_fleet.tracking.tracker import Tracker, open_registry, open_tracker
 
-__all__ = ["ChampionVersion", "Tracker", "open_tracker"]
+__all__ = ["Tracker", "open_registry", "open_tracker"]

@@ -40,6 +40,83 @@ def loss_histograms(panels: Mapping[str, Losses]) -> bytes:
     return _png(figure)
 
 
+def person_scores(panels: Mapping[str, Losses]) -> bytes:
+    """Draw how well a model knows each forgotten and each unseen person, one panel a model.
+
+    Parameters
+    ----------
+    panels
+        By model, then by group: mean cross-entropy of a person's images in nats, ``(P,)``. People are numbered by it,
+        anew in each panel: nobody can be followed from one model to the next.
+    """
+    figure = Figure(figsize=(5.0 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (model, groups) in zip(axes, panels.items(), strict=True):
+        values = np.concatenate(list(groups.values()))
+        colours = [_COLOURS[name] for name, part in groups.items() for _ in part]
+        for place, person in enumerate(np.argsort(values, kind="stable")):
+            axis.plot(place + 1, max(values[person], _SMALLEST_LOSS), "o", color=colours[person], markersize=5)
+        for name, part in groups.items():
+            axis.plot([], [], "o", color=_COLOURS[name], label=f"{name} ({len(part)} people)")
+        axis.set(yscale="log", xlabel="person, numbered anew", title=model)
+        axis.legend(frameon=False)
+    axes[0].set_ylabel("mean loss of their images (nats)")
+    return _png(figure)
+
+
+def trade_off(rounds: Mapping[int, Mapping[str, float]]) -> bytes:
+    """Draw utility against the attack, a point a round, with 95% bounds.
+
+    Parameters
+    ----------
+    rounds
+        By number of the round: the metrics of :func:`~dlfd_fleet.audit.gate_metrics`.
+    """
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    axis = figure.subplots()
+    numbers = sorted(rounds)
+
+    def points(name: str) -> NDArray[np.float64]:
+        return np.array([rounds[number][name] for number in numbers])
+
+    def bars(name: str) -> list[NDArray[np.float64]]:
+        middle = points(name)  # which a bootstrap's bounds need not lie around
+        return [np.maximum(middle - points(f"{name}_low"), 0.0), np.maximum(points(f"{name}_high") - middle, 0.0)]
+
+    attack, utility = points("gate_loss_auc"), points("gate_utility")
+    axis.errorbar(
+        attack,
+        utility,
+        xerr=bars("gate_loss_auc"),
+        yerr=bars("gate_utility"),
+        fmt="o-",
+        color=_COLOURS["unseen"],
+        ecolor="#c9c9c9",
+        linewidth=1.0,
+    )
+    for number, horizontal, vertical in zip(numbers, attack, utility, strict=True):
+        axis.annotate(str(number), (horizontal, vertical), textcoords="offset points", xytext=(5, 5), fontsize=9)
+    axis.axvline(0.5, color=_COLOURS["retain"], linestyle=":", linewidth=1.0)
+    axis.set(
+        xlabel="AUC of the loss attack on validation people (0.5: nobody is found)",
+        ylabel="balanced accuracy on validation people",
+        title="Forgetting and utility by round",
+    )
+    return _png(figure)
+
+
+def time_by_phase(seconds: Mapping[str, float]) -> bytes:
+    """Draw how long each phase took, in seconds."""
+    figure = Figure(figsize=(6.0, 1.2 + 0.28 * len(seconds)), layout="constrained")
+    axis = figure.subplots()
+    names = list(seconds)[::-1]
+    bars = axis.barh(names, [seconds[name] for name in names], color=_COLOURS["unseen"])
+    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axis.set(xlabel="seconds", title="Time by phase")
+    axis.margins(x=0.12)
+    return _png(figure)
+
+
 def score_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: str) -> bytes:
     """Draw a table of scores with a line under it."""
     figure = Figure(figsize=(3.0 + 2.3 * len(columns), 1.4 + 0.32 * len(rows)), layout="constrained")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,16 @@ import mlflow
 import numpy as np
 import onnx
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.models import infer_signature
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from sqlalchemy.exc import SADeprecationWarning
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import Entry, Outbox
+from dlfd_fleet.tracking.purge import WEIGHTS_FOLDER, revoke_remembering
+from dlfd_fleet.tracking.registry import ATTEMPT_TAG, CHAMPION, JOB_TAG, SITE_TAG, RegisteredVersion, Registry
 
-JOB_TAG, SITE_TAG, EPOCH_TAG, REVOKED_TAG = "dlfd.job", "dlfd.site", "dlfd.epoch", "dlfd.revoked"
 _BATCH = 100
 
 
@@ -41,71 +37,70 @@ class Sender:
 
     def __init__(self, settings: TrackingSettings, uri: str, artifacts: Path, outbox: Outbox) -> None:
         self.settings, self.uri, self._artifacts, self._outbox = settings, uri, artifacts, outbox
-        self._client: MlflowClient | None = None
+        self.registry = Registry(settings, uri)
         self._experiment = ""
 
     @property
     def client(self) -> MlflowClient:
-        """MLflow's client; made late, because a local store creates its tables then."""
-        if self._client is None:
-            # MLflow 3.17 uses a loader strategy that SQLAlchemy 2.1 has deprecated; nobody here can act on that.
-            warnings.filterwarnings("ignore", category=SADeprecationWarning, module=r"mlflow\.")
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        return self._client
+        """MLflow's client."""
+        return self.registry.client
 
-    def send(self, entry: Entry) -> None:
-        """Tell one entry."""
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Tell one entry; or several of metrics of one job, together."""
+        entry = entries[0]
         match entry.kind:
             case "start":
                 self._start(entry)
             case "metrics":
-                self._metrics(entry)
+                self._metrics(entries)
+            case "tags":
+                self._tag(entry)
+            case "dataset":
+                self._dataset(entry)
             case "artifact":
                 self._artifact(entry)
             case "model":
                 self._model(entry)
             case "revoke":
-                self._revoke(entry)
+                fields = entry.fields
+                revoke_remembering(self.registry, entry.job, fields["epoch"], also_purge=fields.get("purge", False))
             case "finish":
-                for run in [*self._outbox.site_runs(self.uri, entry.job), self._run(entry.job)]:
+                for run in [*self._outbox.child_runs(self.uri, entry.job), self._run(entry.job)]:
                     self.client.set_terminated(run, entry.fields["status"], entry.fields["at"])
-
-    def version_of(self, job: str) -> ModelVersion | None:
-        """Return the registered version that a job made, if it did."""
-        return next((version for version in self._versions() if version.tags.get(JOB_TAG) == job), None)
-
-    def champion(self) -> ModelVersion | None:
-        """Return the version that the alias points at, if there is one."""
-        try:
-            return self.client.get_model_version_by_alias(self.settings.registered_model, "champion")
-        except MlflowException as error:
-            # An alias that is not there is an invalid parameter for some stores, a missing resource for others.
-            if http_status(error) in (400, 404):
-                return None
-            raise
-
-    def job_of(self, version: str) -> str | None:
-        """Return the job that made a registered version, if there is such a version."""
-        try:
-            return self.client.get_model_version(self.settings.registered_model, version).tags.get(JOB_TAG)
-        except MlflowException as error:
-            if http_status(error) in (400, 404):
-                return None
-            raise
 
     def _start(self, entry: Entry) -> None:
         run = self._run(entry.job)
         parameters = [Param(name, str(value)) for name, value in entry.fields["parameters"].items()]
         for start in range(0, len(parameters), _BATCH):
             self.client.log_batch(run, params=parameters[start : start + _BATCH])
-        for name, value in entry.fields["tags"].items():
-            self.client.set_tag(run, name, value)
+        self._tag(entry)
 
-    def _metrics(self, entry: Entry) -> None:
+    def _tag(self, entry: Entry) -> None:
+        tags = [RunTag(name, str(value)) for name, value in entry.fields["tags"].items()]
+        self.client.log_batch(self._run(entry.job), tags=tags)
+
+    def _metrics(self, entries: Sequence[Entry]) -> None:
+        """Log the metrics of each run in one request."""
+        by_run: dict[str, list[Metric]] = {}
+        for entry in entries:
+            fields = entry.fields
+            run = self._run(entry.job, fields["site"], fields.get("attempt", ""))
+            metrics = (Metric(name, value, fields["at"], fields["step"]) for name, value in fields["metrics"].items())
+            by_run.setdefault(run, []).extend(metrics)
+        for run, batch in by_run.items():
+            self.client.log_batch(run, metrics=batch)
+
+    def _dataset(self, entry: Entry) -> None:
         fields = entry.fields
-        run = self._run(entry.job, fields["site"])
-        metrics = [Metric(name, value, fields["at"], fields["step"]) for name, value in fields["metrics"].items()]
-        self.client.log_batch(run, metrics=metrics)
+        dataset = Dataset(
+            name=fields["name"],
+            digest=fields["digest"],
+            source_type="dlfd-fleet",
+            source=json.dumps({"sites": fields["profile"]["sites"]}),
+            profile=json.dumps(fields["profile"]),
+        )
+        tag = InputTag(MLFLOW_DATASET_CONTEXT, fields["context"])
+        self.client.log_inputs(self._run(entry.job), [DatasetInput(dataset, [tag])])
 
     def _artifact(self, entry: Entry) -> None:
         folder, name = Path(entry.fields["folder"]), entry.fields["name"]
@@ -115,14 +110,16 @@ class Sender:
             self.client.log_artifact(self._run(entry.job), str(file), str(folder))
 
     def _model(self, entry: Entry) -> None:
-        name, fields = self.settings.registered_model, entry.fields
-        version = self.version_of(entry.job) or self._registered(entry)
+        fields = entry.fields
+        version = self.registry.version_of(entry.job) or self._registered(entry)
         for tag, value in fields["tags"].items():
-            self.client.set_model_version_tag(name, version.version, tag, value)
-        if fields["alias"]:
-            self.client.set_registered_model_alias(name, fields["alias"], version.version)
+            self.registry.tag(version, tag, value)
+        if fields["alias"] == CHAMPION:
+            self.registry.promote(version, f"job {entry.job}", "the verdict")
+        elif fields["alias"]:
+            self.registry.point(fields["alias"], version)
 
-    def _registered(self, entry: Entry) -> ModelVersion:
+    def _registered(self, entry: Entry) -> RegisteredVersion:
         """Log the ONNX model with signature and input example, and register it."""
         fields, run = entry.fields, self._run(entry.job)
         for file in (fields["file"], *fields["extra_files"].values()):
@@ -147,44 +144,25 @@ class Sender:
             with tempfile.TemporaryDirectory() as temporary:
                 copy = Path(temporary) / target
                 copy.write_bytes(Path(file).read_bytes())
-                self.client.log_artifact(run, str(copy), "weights")
-        name = self.settings.registered_model
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(name)
-        return self.client.create_model_version(
-            name, logged.model_uri, run, tags=fields["tags"], model_id=logged.model_id
-        )
+                self.client.log_artifact(run, str(copy), WEIGHTS_FOLDER)
+        return self.registry.register(logged.model_uri, run, logged.model_id, fields["tags"])
 
-    def _revoke(self, entry: Entry) -> None:
-        """Tag every version of an older erasure epoch: it remembers somebody."""
-        for version in self._versions():
-            epoch = int(version.tags.get(EPOCH_TAG, "0"))
-            if epoch < entry.fields["epoch"] and REVOKED_TAG not in version.tags:
-                reason = f"under epoch {entry.fields['epoch']} of job {entry.job}"
-                self.client.set_model_version_tag(self.settings.registered_model, version.version, REVOKED_TAG, reason)
-
-    def _versions(self) -> list[ModelVersion]:
-        try:
-            return list(self.client.search_model_versions(f"name = '{self.settings.registered_model}'"))
-        except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                return []
-            raise
-
-    def _run(self, job: str, site: str = "") -> str:
-        """Return the run of a job, or of one of its sites below it; made when first needed."""
-        known = self._outbox.run_id(self.uri, job, site)
+    def _run(self, job: str, site: str = "", attempt: str = "") -> str:
+        """Return the run of a job, or of one of its sites or attempts below it; made when first needed."""
+        child = site or (f"attempt-{attempt}" if attempt else "")
+        known = self._outbox.run_id(self.uri, job, child)
         if known:
             return known
-        tags = {JOB_TAG: job} | ({SITE_TAG: site, MLFLOW_PARENT_RUN_ID: self._run(job)} if site else {})
+        own = {name: value for name, value in ((SITE_TAG, site), (ATTEMPT_TAG, attempt)) if value}
+        tags = {JOB_TAG: job} | own | ({MLFLOW_PARENT_RUN_ID: self._run(job)} if child else {})
         # A process that died between making a run and noting it left one behind.
         found = [
             run
             for run in self.client.search_runs([self._experiment_id()], f"tags.`{JOB_TAG}` = '{job}'")
-            if run.data.tags.get(SITE_TAG, "") == site
+            if {name: run.data.tags[name] for name in (SITE_TAG, ATTEMPT_TAG) if name in run.data.tags} == own
         ]
-        run = found[0] if found else self.client.create_run(self._experiment_id(), tags=tags, run_name=site or job)
-        self._outbox.note_run(self.uri, job, site, run.info.run_id)
+        run = found[0] if found else self.client.create_run(self._experiment_id(), tags=tags, run_name=child or job)
+        self._outbox.note_run(self.uri, job, child, run.info.run_id)
         return str(run.info.run_id)
 
     def _experiment_id(self) -> str:
@@ -195,11 +173,6 @@ class Sender:
             local = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
             self._experiment = found.experiment_id if found else self.client.create_experiment(name, local)
         return self._experiment
-
-
-def http_status(error: MlflowException) -> int:
-    """Return the status that a server answered with, or would have."""
-    return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 def milliseconds(moment: datetime) -> int:

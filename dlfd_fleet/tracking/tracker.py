@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlfd_fleet.exceptions import TrackingError
+from dlfd_fleet.current_job import set_current_job
 from dlfd_fleet.settings import TrackingSettings
-from dlfd_fleet.tracking.outbox import Outbox
+from dlfd_fleet.tracking.outbox import Entry, Outbox
 
 # MLflow's own retries would hold a job for minutes; the outbox is our retry. Set before MLflow is imported, and never
 # over what a user has set.
@@ -35,21 +36,13 @@ for _name, _value in {
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.logging_utils import disable_logging, enable_logging  # noqa: E402
 
-from dlfd_fleet.tracking.sender import Sender, as_text, http_status, milliseconds  # noqa: E402
+from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, answers, http_status  # noqa: E402
+from dlfd_fleet.tracking.sender import Sender, as_text, milliseconds  # noqa: E402
 
 logger = logging.getLogger(__name__)
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _FOR_EVER = frozenset({400, 404, 409, 413})
-
-
-@dataclass(frozen=True)
-class ChampionVersion:
-    """The registered model version that devices are to run."""
-
-    version: str
-    tags: Mapping[str, str]
-    run_id: str
 
 
 class Tracker:
@@ -70,13 +63,37 @@ class Tracker:
     def start_job(self, job: str, *, kind: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Open a job's run, with every setting as a parameter."""
         tags = {"dlfd.kind": kind} | dict(tags)
+        set_current_job({"dlfd.job": job} | tags)
         self._put(job, "start", {"parameters": as_text(parameters), "tags": tags})
 
-    def log_metrics(self, job: str, metrics: Mapping[str, float], *, step: int, site: str | None = None) -> None:
-        """Record metrics of a round, of the job or of one site under its pseudonym."""
+    def log_metrics(
+        self, job: str, metrics: Mapping[str, float], *, step: int, site: str | None = None, attempt: int | None = None
+    ) -> None:
+        """Record metrics of a round: of the job, or of one site under its pseudonym, or of one attempt.
+
+        What a job says again, because it goes over its finished steps, is recorded once.
+        """
         finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
-        fields = {"metrics": finite, "step": step, "site": site or "", "at": milliseconds(datetime.now(UTC))}
-        self._put(job, "metrics", fields)
+        fields = {"metrics": finite, "step": step, "site": site or "", "attempt": str(attempt or "")}
+        self._outbox.put_metrics(job, fields | {"at": milliseconds(datetime.now(UTC))})
+        self._notify()
+
+    def set_tags(self, job: str, tags: Mapping[str, str]) -> None:
+        """Tag a job's run, to find it by."""
+        self._put(job, "tags", {"tags": dict(tags)})
+
+    def log_dataset(self, job: str, name: str, profile: Mapping[str, Any], context: str) -> None:
+        """Record what a job worked on: counts, and a digest of exactly these counts.
+
+        Parameters
+        ----------
+        profile
+            What may be seen: no name, no path, nothing of one person; its key ``sites`` says how many sites there are.
+        context
+            What it was for, such as ``training``.
+        """
+        digest = hashlib.sha256(json.dumps(dict(profile), sort_keys=True).encode()).hexdigest()[:8]
+        self._put(job, "dataset", {"name": name, "digest": digest, "profile": dict(profile), "context": context})
 
     def log_image(self, job: str, name: str, png: bytes) -> None:
         """Keep a picture with a job's run, as ``figures/NAME.png``."""
@@ -114,17 +131,26 @@ class Tracker:
         }
         self._put(job, "model", fields)
 
-    def revoke_older_versions(self, job: str, epoch: int) -> None:
-        """Tag every version under an erasure epoch as revoked."""
-        self._put(job, "revoke", {"epoch": epoch})
+    def revoke_older_versions(self, job: str, epoch: int, *, purge: bool = False) -> None:
+        """Revoke every version that may remember whom the model of a job and epoch has forgotten.
+
+        Parameters
+        ----------
+        purge
+            Whether their bytes are deleted as well.
+        """
+        self._put(job, "revoke", {"epoch": epoch, "purge": purge})
 
     def finish_job(self, job: str, status: RunStatus) -> None:
         """Close a job's run and those of its sites."""
+        set_current_job({})
         self._put(job, "finish", {"status": status, "at": milliseconds(datetime.now(UTC))})
+        if status == "FINISHED":
+            self._outbox.forget_told(job)
 
     # ------------------------------------------------------------------ what a job asks
 
-    def champion(self) -> ChampionVersion | None:
+    def champion(self) -> RegisteredVersion | None:
         """Return the version that the alias ``champion`` points at, if there is one.
 
         Raises
@@ -132,28 +158,14 @@ class Tracker:
         TrackingError
             If the server does not answer.
         """
-        try:
-            with self._using_mlflow:
-                version = self._sender.champion()
-        except Exception as error:
-            raise TrackingError(f"MLflow at {self.uri} does not answer ({type(error).__name__}).") from error
-        if version is None:
-            return None
-        return ChampionVersion(str(version.version), dict(version.tags), str(version.run_id))
+        with self.registry() as registry:
+            return registry.champion()
 
-    def job_of(self, version: str) -> str | None:
-        """Return the job that made a registered version, by the registry's number; None if there is no such version.
-
-        Raises
-        ------
-        TrackingError
-            If the server does not answer.
-        """
-        try:
-            with self._using_mlflow:
-                return self._sender.job_of(version)
-        except Exception as error:
-            raise TrackingError(f"MLflow at {self.uri} does not answer ({type(error).__name__}).") from error
+    @contextmanager
+    def registry(self) -> Iterator[Registry]:
+        """Give the registry, while nothing is sent; what MLflow raises becomes a :class:`TrackingError`."""
+        with self._using_mlflow, _quiet_mlflow(), answers(self.uri):
+            yield self._sender.registry
 
     @property
     def waiting(self) -> int:
@@ -164,6 +176,10 @@ class Tracker:
     def refused(self) -> int:
         """Entries that the server will never take; they are kept in the outbox with the reason."""
         return self._outbox.refused()
+
+    def refusals(self, job: str) -> list[str]:
+        """Return why MLflow will never take some of a job's entries."""
+        return self._outbox.refusals(job)
 
     def flush(self, patience: float) -> int:
         """Wait until everything is sent, or the server turns out not to answer; return what still waits.
@@ -190,6 +206,9 @@ class Tracker:
 
     def _put(self, job: str, kind: str, fields: Mapping[str, Any], content: bytes | None = None) -> None:
         self._outbox.put(job, kind, fields, content)
+        self._notify()
+
+    def _notify(self) -> None:
         if not self._failures:
             self._wake.set()
 
@@ -207,22 +226,32 @@ class Tracker:
 
     def _send_all(self) -> bool:
         """Send what waits, in order; return False when the server did not answer."""
-        while not self._closing.is_set() and (entry := self._outbox.first()):
-            try:
-                with self._using_mlflow, _quiet_mlflow():
-                    self._sender.send(entry)
-            except MlflowException as error:
-                if http_status(error) not in _FOR_EVER:
-                    logger.info("MLflow did not take an entry: %s", error)
-                    return False
-                self._refuse(entry.sequence, entry.kind, error)
-            except OSError as error:  # connections, and requests' errors, are of this kind
+        while not self._closing.is_set() and (entries := self._outbox.next()):
+            if not self._send(entries):
+                return False
+        return True
+
+    def _send(self, entries: Sequence[Entry]) -> bool:
+        """Send entries together; those that are refused, one by one. Return False when the server did not answer."""
+        try:
+            with self._using_mlflow, _quiet_mlflow():
+                self._sender.send(entries)
+        except MlflowException as error:
+            if http_status(error) not in _FOR_EVER:
                 logger.info("MLflow did not take an entry: %s", error)
                 return False
-            except Exception as error:
-                self._refuse(entry.sequence, entry.kind, error)
-            else:
-                self._outbox.sent(entry.sequence)
+            reason: Exception = error
+        except OSError as error:  # connections, and requests' errors, are of this kind
+            logger.info("MLflow did not take an entry: %s", error)
+            return False
+        except Exception as error:
+            reason = error
+        else:
+            self._outbox.sent(entry.sequence for entry in entries)
+            return True
+        if len(entries) > 1:
+            return all(self._send([entry]) for entry in entries)
+        self._refuse(entries[0].sequence, entries[0].kind, reason)
         return True
 
     def _refuse(self, sequence: int, kind: str, error: Exception) -> None:
@@ -243,6 +272,14 @@ def open_tracker(settings: TrackingSettings, state_folder: Path) -> Iterator[Tra
         yield tracker
     finally:
         tracker.close()
+
+
+@contextmanager
+def open_registry(settings: TrackingSettings, state_folder: Path) -> Iterator[Registry]:
+    """Open the registry alone, to look at it; what MLflow raises becomes a :class:`TrackingError`."""
+    uri = tracking_uri(settings, state_folder)
+    with _quiet_mlflow(), answers(uri):
+        yield Registry(settings, uri)
 
 
 @contextmanager

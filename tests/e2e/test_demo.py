@@ -72,7 +72,15 @@ def test_mlflow_holds_the_job_its_sites_and_the_champion(client, record):
     runs = client.search_runs([experiment.experiment_id])
     parent = next(run for run in runs if run.data.tags.get("mlflow.runName") == record.job)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 2
+    assert sorted(("dlfd.site" in run.data.tags, "dlfd.attempt" in run.data.tags) for run in children) == [
+        (False, True),
+        (True, False),
+        (True, False),
+    ]
+    assert parent.data.tags["dlfd.verdict"] == record.verdict.outcome.value
+    assert parent.data.tags["dlfd.parent_version"].startswith("0-")
+    assert {"gate_loss_auc_low", "gate_utility_high", "mia_auc_low"} <= parent.data.metrics.keys()
+    assert parent.inputs.dataset_inputs[0].dataset.name == "fleet"
     assert all(run.info.status == "FINISHED" for run in runs)
     assert parent.data.params["unlearning.ball"] == "0.03"
     assert len(parent.data.params) > 50
@@ -82,14 +90,13 @@ def test_mlflow_holds_the_job_its_sites_and_the_champion(client, record):
     assert parent.data.metrics["retrained.gap_to_retrain"] == 0.0
     assert parent.data.metrics["unlearned.gap_to_retrain"] >= 0.0
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
-    assert figures == {"figures/scores.png", "figures/losses.png"}
+    assert figures == {f"figures/{name}.png" for name in ("scores", "losses", "people", "trade_off", "time")}
 
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
     assert champion.tags["dlfd.job"] == record.job
     assert champion.tags["dlfd.epoch"] == "1"
-    older = [version for version in client.search_model_versions("name = 'dlfd-fleet'") if version != champion]
-    assert [version.tags["dlfd.epoch"] for version in older if version.version != champion.version] == ["0"]
-    assert all("dlfd.revoked" in version.tags for version in older if version.version != champion.version)
+    assert {version.version for version in client.search_model_versions("name = 'dlfd-fleet'")} == {champion.version}
+    assert "dlfd.purged.1" in client.get_registered_model("dlfd-fleet").tags
 
 
 def test_no_name_and_no_path_of_a_person_reaches_the_coordinator_or_mlflow(fleet, record):

@@ -261,7 +261,7 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     client = client_of(tls_fleet.uri)
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
     assert (champion.tags["dlfd.job"], champion.tags["dlfd.epoch"]) == (record.job, "1")
-    original = next(version for version in client.search_model_versions("name='dlfd-fleet'") if version.version == "1")
-    assert "dlfd.revoked" in original.tags
+    assert [version.version for version in client.search_model_versions("name='dlfd-fleet'")] == [champion.version]
+    assert "dlfd.purged.1" in client.get_registered_model("dlfd-fleet").tags
     run = client.get_run(champion.run_id)
     assert run.data.metrics["repair_sites"] == SITES

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +11,9 @@ from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_tracker
 from dlfd_fleet.tracking.figures import score_table
+from dlfd_fleet.tracking.outbox import Outbox
+from dlfd_fleet.tracking.sender import Sender
+from tests.integration.mlflow_server import Server
 from tests.mlflow_client import client_of
 
 PATIENCE = 120.0
@@ -75,7 +70,6 @@ def test_a_model_is_registered_once_and_older_epochs_are_revoked(tmp_path, onnx_
             tracker.revoke_older_versions(job, epoch)
         assert tracker.flush(PATIENCE) == 0
         assert tracker.refused == 0
-        assert [tracker.job_of(number) for number in ("1", "2", "3")] == ["job-1", "job-2", None]
         champion = tracker.champion()
         uri = tracker.uri
     assert champion is not None
@@ -90,40 +84,6 @@ def test_a_model_is_registered_once_and_older_epochs_are_revoked(tmp_path, onnx_
     assert model.metadata.signature is not None
     assert model.input_example is not None
     assert model.predict(example)["probabilities"].shape == (2, 8, 8, 3)
-
-
-class Server:
-    """An MLflow server on a port of its own, which can be killed and started again."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError((self.folder / "server.log").read_text())
-
-    def kill(self):
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture
@@ -161,12 +121,83 @@ def test_what_a_dead_server_missed_is_sent_when_it_is_back(tmp_path, server, onn
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.7), (2, 0.5)]
 
 
+def test_a_server_killed_in_the_middle_has_each_entry_once_and_in_order(tmp_path, server):
+    """Killed while entries are on their way; what it had taken and what it had not come to one history."""
+    state, settings = tmp_path / "state", TrackingSettings(uri=server.uri)
+    server.start()
+    with open_tracker(settings, state) as tracker:
+        tracker.start_job("job-1", kind="erase", parameters={"seed": 0}, tags={})
+        while tracker.flush(PATIENCE):
+            pass
+        for step in range(60):
+            tracker.log_metrics("job-1", {"mia_auc": step / 100, "loss": 1.0}, step=step)
+            tracker.log_metrics("job-1", {"seconds": 1.0}, step=step, site=f"site-{step % 2}")
+            tracker.log_metrics("job-1", {"mia_auc": step / 100}, step=step, attempt=1)
+            tracker.log_metrics(
+                "job-1", {"mia_auc": step / 100}, step=step, attempt=1
+            )  # a step that is gone over again
+            if step == 30:
+                server.kill()  # whatever is on its way then
+        assert tracker.waiting
+        server.start()
+        while tracker.flush(PATIENCE):
+            pass
+        # Entries that a dying process had told, but not yet crossed out, are told again: it comes to the same.
+        again = Outbox(tmp_path / "again.db")
+        for step in (3, 4):
+            said = next(metric for metric in history_of(server, "mia_auc") if metric.step == step)
+            fields = {"metrics": {"mia_auc": said.value}, "step": step, "site": "", "at": said.timestamp}
+            again.put_metrics("job-1", fields)
+        Sender(settings, server.uri, tmp_path, again).send(again.next())
+        tracker.finish_job("job-1", "FINISHED")
+        while tracker.flush(PATIENCE):
+            pass
+        assert tracker.refused == 0
+    client = client_of(server.uri)
+    runs = {run.info.run_name: run for run in runs_of(client)}
+    assert set(runs) == {"job-1", "site-0", "site-1", "attempt-1"}
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs.values()} == {None, runs["job-1"].info.run_id}
+    for name in ("job-1", "attempt-1"):
+        history = client.get_metric_history(runs[name].info.run_id, "mia_auc")
+        assert [(metric.step, metric.value) for metric in history] == [(step, step / 100) for step in range(60)]
+        assert [metric.timestamp for metric in history] == sorted(metric.timestamp for metric in history)
+    seen = client.get_metric_history(runs["site-1"].info.run_id, "seconds")
+    assert [metric.step for metric in seen] == list(range(1, 60, 2))
+
+
+def history_of(server, name):
+    client = client_of(server.uri)
+    (run,) = [run for run in runs_of(client) if run.info.run_name == "job-1"]
+    return client.get_metric_history(run.info.run_id, name)
+
+
+def test_metrics_of_a_job_that_wait_go_together(tmp_path):
+    outbox = Outbox(tmp_path / "outbox.db")
+    outbox.put("job-1", "start", {})
+    for step in range(1200):
+        fields = {"metrics": {"mia_auc": 0.5}, "step": step, "site": "", "at": 0}
+        outbox.put_metrics("job-1" if step < 1100 else "job-2", fields)
+    sizes = []
+    while entries := outbox.next():
+        sizes.append((entries[0].kind, len(entries)))
+        outbox.sent(entry.sequence for entry in entries)
+    assert sizes == [("start", 1), ("metrics", 1000), ("metrics", 100), ("metrics", 100)]
+
+
 def test_an_entry_that_is_refused_is_set_aside_and_the_next_ones_go_on(tmp_path):
     with open_tracker(TrackingSettings(), tmp_path) as tracker:
         tracker.start_job("job-1", kind="train", parameters={"seed": 0}, tags={})
         tracker.log_metrics("job-1", {"a name with a \n line break": 1.0}, step=1)
         tracker.log_metrics("job-1", {"mia_auc": 0.5}, step=1)
         assert tracker.flush(PATIENCE) == 0
+        tracker.log_dataset("job-1", "fleet", {"sites": 2, "retain_images": {"none": 7}}, "training")
+        tracker.set_tags("job-1", {"dlfd.verdict": "PASS"})
+        assert tracker.flush(PATIENCE) == 0
         assert tracker.refused == 1
         uri = tracker.uri
-    assert runs_of(client_of(uri))[0].data.metrics == {"mia_auc": 0.5}
+    client = client_of(uri)
+    (run,) = client.search_runs(["1"], "tags.`dlfd.verdict` = 'PASS' and tags.`dlfd.kind` = 'train'")
+    assert run.data.metrics == {"mia_auc": 0.5}
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("fleet", "training")
+    assert "7" in data.dataset.profile

@@ -68,6 +68,60 @@ def test_the_epoch_of_the_champion_never_falls(tmp_path):
     assert Store(tmp_path).champion() == Champion(job="erase-3", epoch=2)
 
 
+def test_the_history_of_promotions_says_who_and_why_and_cannot_be_changed(tmp_path):
+    store = Store(tmp_path)
+    store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
+    store.set_champion(Champion(job="train-1", epoch=0))  # again, by a job that was resumed
+    store.set_champion(Champion(job="erase-2", epoch=1), "ada", "looked at it")
+    moves = [(move.job, move.epoch, move.who, move.why) for move in Store(tmp_path).promotions()]
+    assert moves == [("train-1", 0, "job train-1", "a training job"), ("erase-2", 1, "ada", "looked at it")]
+    for change in ("UPDATE promotion SET who = 'eve'", "DELETE FROM promotion"):
+        with sqlite3.connect(store.file) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(change)
+
+
+def test_a_store_of_an_earlier_release_gets_a_history(tmp_path):
+    store = Store(tmp_path)
+    store.close()
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("DROP TABLE promotion")
+    store = Store(tmp_path)
+    store.set_champion(Champion(job="train-1", epoch=0))
+    assert len(store.promotions()) == 1
+    with sqlite3.connect(store.file) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        connection.execute("DELETE FROM promotion")
+
+
+def test_models_of_jobs_that_began_before_an_erasure_are_deleted(tmp_path):
+    store = Store(tmp_path)
+
+    def job(kind, step="settled"):
+        record = store.new_job(kind, Settings()).model_copy(update={"step": step})
+        store.save(record)
+        for name in ("model", "steps"):
+            (store.job_folder(record.job) / name).mkdir()
+            (store.job_folder(record.job) / name / "x.safetensors").write_bytes(b"weights")
+        (store.job_folder(record.job) / "scores.png").write_bytes(b"a figure")
+        return record.job
+
+    original, held, failed = job("train"), job("erase"), job("erase", "failed")
+    store.set_champion(Champion(job=original, epoch=0))
+    assert store.purge_remembering() == []
+    erasure = job("erase")
+    store.set_champion(Champion(job=erasure, epoch=1))
+    later = job("train")
+    store.set_champion(Champion(job=later, epoch=1))
+    resumable = job("erase", "failed")
+    running = store.load(job("erase", "judged"))
+    assert store.purge_remembering() == []  # it may have begun with any of them
+    store.save(running.model_copy(update={"step": "failed"}))
+    assert store.purge_remembering() == [original, held, failed]
+    assert store.purge_remembering() == []
+    left = {file.parent.parent.name for file in store.folder.rglob("*.safetensors")}
+    assert left == {erasure, later, resumable, running.job}
+    assert (store.job_folder(original) / "scores.png").exists()
+
+
 def test_one_coordinator_works_on_a_state_folder(tmp_path):
     store = Store(tmp_path)
     assert not store.is_locked()

@@ -91,3 +91,10 @@ def test_written_settings_read_back_equal(tmp_path_factory, seed, rate, compare)
     write_settings(settings, file)
     assert load_settings(file, environment={}).settings == settings
     assert json.loads(file.read_text())["seed"] == seed
+
+
+def test_a_password_in_a_uri_is_refused_and_not_shown():
+    environment = {"MLFLOW_TRACKING_URI": "https://ada:secret@mlflow.example"}
+    with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_PASSWORD") as refused:
+        load_settings(environment=environment)
+    assert "secret" not in str(refused.value)

@@ -1,0 +1,74 @@
+"""``dlfd-fleet registry``: the versions of the model in MLflow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlfd_fleet.cli.options import Config, Overrides, console, load
+
+app = typer.Typer(no_args_is_help=True, help="Registered versions: which may run, who promoted which, and revocation.")
+
+Version = Annotated[str, typer.Argument(help="Number of the version.")]
+
+
+@app.command("list")
+def list_versions(
+    history: Annotated[
+        bool, typer.Option("--history", help="Show every promotion instead: when, by whom, why.")
+    ] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the registered versions, those that were purged too, and which may run."""
+    from dlfd_fleet.federation.promotion import promotion_table, registry_table
+
+    settings = load(config, overrides).settings
+    console.print(promotion_table(settings) if history else registry_table(settings))
+
+
+@app.command("promote")
+def promote(
+    version: Version,
+    reason: Annotated[str, typer.Option(help="Why; it is kept in the history.")],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a version the champion; not one that remembers forgotten people, is revoked, or failed its audit."""
+    from getpass import getuser
+
+    from dlfd_fleet.federation import promotion
+
+    promoted = promotion.promote(load(config, overrides).settings, version, getuser(), reason)
+    console.print(
+        f"Version {version} of job {promoted.job}, epoch {promoted.epoch}, is the champion.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command("revoke")
+def revoke(
+    version: Version,
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the version.")],
+    purge: Annotated[
+        bool | None, typer.Option("--purge/--keep-files", help="Delete its files; release.purge_revoked by default.")
+    ] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Revoke a version: it never runs again. Its files are deleted, and the store is searched for them."""
+    from dlfd_fleet.federation import promotion
+
+    settings = load(config, overrides).settings
+    also_purge = settings.release.purge_revoked if purge is None else purge
+    purged = promotion.revoke(settings, version, reason, also_purge=also_purge)
+    console.print(f"Version {version} is revoked.", highlight=False)
+    if purged is not None:
+        console.print(
+            f"Its {len(purged.digests)} files of weights are deleted; none of their digests is among the "
+            f"{purged.searched} files of the artifact store.",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -1,0 +1,238 @@
+"""MLflow's deployment target ``dlfd-fleet``: registered versions go to the fleet's devices.
+
+``mlflow deployments create -t dlfd-fleet --name cameras -m models:/dlfd-fleet@champion``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
+from numpy.typing import NDArray
+
+from dlfd_fleet.exceptions import FleetError, JobError
+from dlfd_fleet.federation.promotion import fleet_epoch
+from dlfd_fleet.federation.store import ONNX_FILE, Store
+from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
+from dlfd_fleet.settings import Settings, load_settings
+from dlfd_fleet.tracking import open_registry
+from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, why_not_published
+
+_HELP = """\
+Publishes registered versions of the fleet's model to its devices.
+
+  mlflow deployments create -t dlfd-fleet --name NAME -m models:/dlfd-fleet/3
+  mlflow deployments create -t dlfd-fleet --name NAME -m models:/dlfd-fleet@champion
+
+The target URI is `dlfd-fleet`; there are no config options and no endpoints. The coordinator's state folder and the
+MLflow server are those of dlfd-fleet's settings: DLFD_FLEET_STATE_FOLDER, or a file named by DLFD_FLEET_CONFIG, and
+MLFLOW_TRACKING_URI.
+
+Refused are versions that are revoked, were never promoted, failed their audit, or are under the erasure epoch of the
+champion or of anything that was ever deployed. Deleting a deployment does not lower that floor, nor takes it a model
+from devices: they run it until a newer one comes.
+
+predict takes images, uint8 pixels of shape (N, S, S, 3): an array, or JSON {"images": [...]}.
+"""
+
+
+class RefusedError(MlflowException, click.ClickException):  # type: ignore[misc]
+    """What MLflow's API expects, and what its command shows as one sentence."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except FleetError as error:
+        raise RefusedError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+
+
+class FleetDeploymentClient(BaseDeploymentClient):
+    """Deployments of the fleet whose state folder the settings name."""
+
+    def __init__(self, target_uri: str) -> None:
+        super().__init__(target_uri)  # type: ignore[no-untyped-call]
+        with _refusals():
+            self._settings: Settings = load_settings().settings
+        self._deployments = Deployments(self._settings.state_folder)
+
+    def create_deployment(
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None = None,
+        config: dict[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Publish a registered version to the fleet under a new name."""
+        with _refusals():
+            if self._deployments.get(name):
+                raise RefusedError(
+                    f"There is a deployment '{name}' already; update it.", error_code=RESOURCE_ALREADY_EXISTS
+                )
+            return self._publish(name, model_uri, flavor, config, endpoint)
+
+    def update_deployment(
+        self,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        config: dict[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Publish another version under a name that there is."""
+        with _refusals():
+            deployment = self._known(name)
+            return self._publish(name, model_uri or deployment.model_uri, flavor, config, endpoint)
+
+    def delete_deployment(self, name: str, config: dict[str, Any] | None = None, endpoint: str | None = None) -> None:
+        """Forget a deployment, if there is one; the least epoch that may be deployed does not fall."""
+        with _refusals():
+            _no_options(config, endpoint)
+            self._deployments.delete(name)
+
+    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
+        """Return every deployment."""
+        with _refusals():
+            _no_options(None, endpoint)
+            return [self._described(deployment) for deployment in self._deployments.all()]
+
+    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
+        """Return one deployment."""
+        with _refusals():
+            _no_options(None, endpoint)
+            return self._described(self._known(name))
+
+    def predict(
+        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
+    ) -> PredictionsResponse:
+        """Return the probability of every class for every image, as a device would answer."""
+        with _refusals():
+            _no_options(None, endpoint)
+            deployment = self._known(deployment_name or "")
+            if deployment.epoch < self._floor():
+                raise JobError(
+                    f"The deployment '{deployment.name}' has the epoch {deployment.epoch}, under the fleet's "
+                    f"{self._floor()}: it may not run; update it."
+                )
+            return _answer(self._model_folder(deployment.job) / ONNX_FILE, inputs)
+
+    # ------------------------------------------------------------------ what they have in common
+
+    def _publish(
+        self, name: str, model_uri: str, flavor: str | None, config: dict[str, Any] | None, endpoint: str | None
+    ) -> dict[str, Any]:
+        _no_options(config, endpoint)
+        if flavor not in (None, "onnx"):
+            raise JobError(f"Devices run the flavor 'onnx', not '{flavor}'.")
+        version = _version(self._settings, model_uri, self._floor())
+        deployment = new_deployment(name, model_uri, version.version, version.job, version.epoch)
+        self._deployments.publish(self._model_folder(version.job), deployment)
+        return self._described(deployment)
+
+    def _known(self, name: str) -> Deployment:
+        deployment = self._deployments.get(name)
+        if deployment is None:
+            raise RefusedError(f"There is no deployment '{name}'.", error_code=RESOURCE_DOES_NOT_EXIST)
+        return deployment
+
+    def _floor(self) -> int:
+        return max(self._deployments.floor(), fleet_epoch(self._settings))
+
+    def _described(self, deployment: Deployment) -> dict[str, Any]:
+        state = "may run" if deployment.epoch >= self._floor() else "under the fleet's epoch, may not run"
+        return {**deployment.model_dump(mode="json"), "state": state}
+
+    def _model_folder(self, job: str) -> Path:
+        return _model_folder(self._settings, job)
+
+
+def run_local(name: str, model_uri: str, flavor: str | None = None, config: dict[str, Any] | None = None) -> None:
+    """Load a version as a device does, let it answer one drawn image, and say what it is; nothing is published."""
+    from dlfd_fleet.device.inference import DeviceModel
+
+    with _refusals():
+        _no_options(config, None)
+        settings = load_settings().settings
+        version = _version(settings, model_uri, fleet_epoch(settings))
+        model = DeviceModel(_model_folder(settings, version.job) / ONNX_FILE)
+        size = model.image_size
+        image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+        answer = model.classes[int(model.predict(image)[0].argmax())]
+        click.echo(f"{name}: {flavor or 'onnx'} {model.version}, epoch {model.epoch}, answers '{answer}' to noise.")
+
+
+def target_help() -> str:
+    """Return what ``mlflow deployments help -t dlfd-fleet`` shows."""
+    return _HELP
+
+
+def _model_folder(settings: Settings, job: str) -> Path:
+    with closing(Store(settings.state_folder)) as store:
+        return store.model_folder(job)
+
+
+def _version(settings: Settings, model_uri: str, epoch: int) -> RegisteredVersion:
+    """Return the registered version that a URI names, if it may be published."""
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        version = _resolved(registry, model_uri)
+    reason = why_not_published(version, epoch)
+    if reason:
+        raise JobError(reason)
+    return version
+
+
+def _resolved(registry: Registry, model_uri: str) -> RegisteredVersion:
+    body = model_uri.removeprefix("models:/").strip("/")
+    name, _, alias = body.partition("@")
+    number = ""
+    if not alias:
+        name, _, number = body.rpartition("/")
+    if not model_uri.startswith("models:/") or name != registry.name:
+        raise JobError(
+            f"'{model_uri}' is no version of the registered model '{registry.name}'; give "
+            f"models:/{registry.name}/VERSION or models:/{registry.name}@champion."
+        )
+    if not alias:
+        return registry.version(number)
+    found = next((version for version in registry.versions() if alias in version.aliases), None)
+    if found is None:
+        raise JobError(f"No version of '{registry.name}' has the alias '{alias}'.")
+    return found
+
+
+def _no_options(config: dict[str, Any] | None, endpoint: str | None) -> None:
+    if config or endpoint:
+        raise JobError("The target dlfd-fleet has no config options and no endpoints; leave them out.")
+
+
+def _answer(onnx_file: Path, inputs: Any) -> PredictionsResponse:
+    from dlfd_fleet.device.inference import DeviceModel
+
+    model = DeviceModel(onnx_file)
+    probabilities = model.predict(_images(inputs)).astype(float)
+    rows = [dict(zip(model.classes, row, strict=True)) for row in probabilities.tolist()]
+    return PredictionsResponse(predictions=rows)
+
+
+def _images(inputs: Any) -> NDArray[np.uint8]:
+    """Take images from what MLflow hands over: an array, a frame read from JSON, or a mapping."""
+    try:
+        if not isinstance(inputs, np.ndarray):
+            inputs = np.array([np.array(image) for image in inputs["images"]])
+        pixels: NDArray[Any] = inputs
+        if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise JobError('The images are not whole numbers from 0 to 255, of one shape, under "images".') from error
+    return pixels.astype(np.uint8)

@@ -1,0 +1,191 @@
+"""MLflow's evaluator ``dlfd``: the forgetting audit by ``mlflow.models.evaluate``.
+
+One row of the data frame is an image:
+
+========== ================================================================================================
+``role``   retain, forget, validation or test: trained on; asked to be forgotten; never trained on (two parts)
+``person`` whose image it is; only equality counts, and nothing of it is recorded: use numbers, not names
+targets    number of the true class, in the order of the probabilities (``targets="label"``)
+========== ================================================================================================
+
+What the model says of it is either a column of probabilities, one list a row (``predictions="probabilities"``, no
+model), or is asked of the model, on the column ``image``: pixels ``(S, S, 3)``, uint8. With ``evaluator_config``
+``{"original": ...}``, a column of the original model's probabilities or the URI of that model, there is a verdict.
+
+>>> mlflow.models.evaluate(  # doctest: +SKIP
+...     "models:/dlfd-fleet/3", frame, targets="label", model_type="classifier", evaluators="dlfd",
+...     evaluator_config={"original": "models:/dlfd-fleet/1"},
+... )
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from numpy.typing import NDArray
+
+from dlfd_fleet.exceptions import DataError, FleetError
+
+if TYPE_CHECKING:
+    from dlfd_fleet.audit import SampleScores
+    from dlfd_fleet.settings import AuditSettings
+
+_ROLE, _PERSON, _IMAGE, _ORIGINAL = "role", "person", "image", "original"
+
+
+class ForgettingEvaluator(ModelEvaluator):
+    """Attacks a classifier: scores with bounds, histograms of losses and, beside the original, the verdict."""
+
+    @classmethod
+    def can_evaluate(cls, *, model_type: str | None, **_more: Any) -> bool:
+        """Tell whether this is a classifier."""
+        return model_type in (None, "classifier")
+
+    def evaluate(
+        self,
+        *,
+        dataset: Any,
+        run_id: str,
+        evaluator_config: Mapping[str, Any] | None,
+        model: Any = None,
+        **_more: Any,
+    ) -> EvaluationResult:
+        """Audit a model, or its probabilities, and log scores, verdict and figure into the run.
+
+        Raises
+        ------
+        MlflowException
+            If a column or setting is missing or wrong.
+        """
+        from dlfd_fleet.audit import judge, measure
+
+        try:
+            config = dict(evaluator_config or {})
+            original = config.pop(_ORIGINAL, None)
+            settings = _audit_settings(config)
+            panels = {"model": _samples(dataset, _probabilities(dataset, model))}
+            if original is not None:
+                panels[_ORIGINAL] = _samples(dataset, _probabilities_of_original(dataset, str(original)))
+            scores = {name: measure(panel, resamples=settings.resamples) for name, panel in panels.items()}
+            metrics = dict(scores["model"].metrics())
+            verdict = None
+            if original is not None:
+                metrics |= {f"{_ORIGINAL}.{name}": value for name, value in scores[_ORIGINAL].metrics().items()}
+                verdict = judge(scores[_ORIGINAL], scores["model"], settings)
+        except FleetError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        artifacts = _log(run_id, metrics, panels, verdict.model_dump(mode="json") if verdict else None)
+        return EvaluationResult(metrics=metrics, artifacts=artifacts, run_id=run_id)  # type: ignore[no-untyped-call]
+
+
+def _audit_settings(config: Mapping[str, Any]) -> AuditSettings:
+    from pydantic import ValidationError
+
+    from dlfd_fleet.settings import AuditSettings
+
+    try:
+        return AuditSettings(**config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"evaluator_config '{key}': {first['msg']}; it takes 'original' and the audit's settings."
+        ) from error
+
+
+def _samples(dataset: Any, probabilities: NDArray[np.float64]) -> SampleScores:
+    from dlfd_fleet.audit.samples import ROLES, SampleScores
+
+    frame, labels = _column_frame(dataset, _ROLE, _PERSON), dataset.labels_data
+    if labels is None:
+        raise DataError("The data has no true classes; name their column with targets=.")
+    known = [role.value for role in ROLES]
+    unknown = set(map(str, frame[_ROLE])) - set(known)
+    if unknown:
+        raise DataError(f"The role '{sorted(unknown)[0]}' is none of {', '.join(known)}.")
+    label = np.asarray(labels)
+    if not np.issubdtype(label.dtype, np.integer) or label.min() < 0 or label.max() >= probabilities.shape[1]:
+        raise DataError(f"The true classes must be whole numbers from 0 to {probabilities.shape[1] - 1}.")
+    _, person = np.unique(frame[_PERSON].astype(str).to_numpy(), return_inverse=True)
+    role = np.array([known.index(str(value)) for value in frame[_ROLE]], dtype=np.uint8)
+    return SampleScores.from_probabilities(probabilities, label.astype(np.int64), person.astype(np.int64), role)
+
+
+def _probabilities(dataset: Any, model: Any) -> NDArray[np.float64]:
+    if model is None:
+        if dataset.predictions_data is None:
+            raise DataError("There is no model and no column of probabilities; name one with predictions=.")
+        return _matrix(list(dataset.predictions_data))
+    images = np.stack([np.asarray(image, dtype=np.uint8) for image in _column_frame(dataset, _IMAGE)[_IMAGE]])
+    answer = model.predict(images)
+    if isinstance(answer, Mapping):
+        answer = next(iter(answer.values()))
+    return _matrix(answer)
+
+
+def _probabilities_of_original(dataset: Any, original: str) -> NDArray[np.float64]:
+    if original in dataset.features_data:
+        return _matrix(list(dataset.features_data[original]))
+    if ":/" not in original:
+        raise DataError(f"The original '{original}' is neither a column of the data nor the URI of a model.")
+    import mlflow
+
+    return _probabilities(dataset, mlflow.pyfunc.load_model(original))
+
+
+def _matrix(rows: Any) -> NDArray[np.float64]:
+    try:
+        matrix = np.asarray(rows, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError("The probabilities are not one list of numbers a row, all of one length.") from error
+    if matrix.ndim != 2 or matrix.shape[1] < 2 or not np.isfinite(matrix).all():
+        raise DataError("The probabilities are not one list of numbers a row, all of one length.")
+    return matrix
+
+
+def _column_frame(dataset: Any, *columns: str) -> Any:
+    frame = dataset.features_data
+    missing = [name for name in columns if name not in getattr(frame, "columns", ())]
+    if missing:
+        raise DataError(f"The data has no column '{missing[0]}'; the forgetting audit needs it for every image.")
+    return frame
+
+
+def _log(
+    run_id: str, metrics: Mapping[str, float], panels: Mapping[str, SampleScores], verdict: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Log into the run; return the artifacts as MLflow wants them."""
+    from mlflow import MlflowClient
+    from mlflow.models.evaluation.artifacts import ImageEvaluationArtifact, JsonEvaluationArtifact
+
+    from dlfd_fleet.audit import Role
+    from dlfd_fleet.tracking.figures import loss_histograms
+    from dlfd_fleet.tracking.registry import VERDICT_TAG
+
+    client, artifacts = MlflowClient(), {}
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+    roles = {"forget": Role.FORGET, "retain": Role.RETAIN, "unseen": Role.TEST}
+    losses = {name: {part: panel.of(role).loss for part, role in roles.items()} for name, panel in panels.items()}
+    contents = {"dlfd_losses.png": loss_histograms(losses)}
+    if verdict is not None:
+        client.set_tag(run_id, VERDICT_TAG, verdict["outcome"])
+        contents["dlfd_verdict.json"] = json.dumps(verdict, indent=2).encode()
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, content in contents.items():
+            file = Path(temporary) / name
+            file.write_bytes(content)
+            client.log_artifact(run_id, str(file))
+            kind = JsonEvaluationArtifact if name.endswith(".json") else ImageEvaluationArtifact
+            artifact = kind(uri=f"runs:/{run_id}/{name}")
+            artifact._load(str(file))  # type: ignore[no-untyped-call] # MLflow's own way to fill one
+            artifacts[file.stem] = artifact
+    return artifacts

@@ -1,0 +1,69 @@
+"""A coordinator's state folder with three registered models: the champion, one that was held, one that failed."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from dlfd_fleet.federation.store import Champion, Store
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking import open_tracker
+
+PATIENCE = 300.0
+SIZE = 8
+MODELS = {  # by job: kind, epoch, verdict, alias
+    "train-1": ("original", 0, "", "champion"),
+    "erase-held": ("unlearned", 1, "INCONCLUSIVE", "candidate"),
+    "erase-failed": ("unlearned", 1, "FAIL", None),
+}
+
+
+def save_model_of(store: Store, job: str, epoch: int) -> None:
+    """Write the files of a job's model: a tiny classifier that a device can run, with weights of its own."""
+    folder = store.model_folder(job)
+    folder.mkdir(parents=True)
+    weights = np.random.default_rng(list(MODELS).index(job)).normal(size=(3, 2)).astype(np.float32)
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=1),
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    constants = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([1, 2]), "axes")]
+    graph = helper.make_graph(nodes, "g", [images], [answer], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    card = {"classes": json.dumps(["none", "glasses"]), "image_size": SIZE, "version": f"{epoch}-{job}", "epoch": epoch}
+    helper.set_model_props(model, {f"dlfd.{name}": str(value) for name, value in card.items()})
+    onnx.save(model, folder / "model.onnx")
+    (folder / "model.safetensors").write_bytes(weights.tobytes() * 50)
+    (folder / "card.json").write_text("{}")
+
+
+def registered_fleet(settings: Settings) -> tuple[Settings, Store]:
+    store = Store(settings.state_folder)
+    store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
+    with open_tracker(settings.tracking, settings.state_folder) as tracker:
+        for job, (kind, epoch, verdict, alias) in MODELS.items():
+            save_model_of(store, job, epoch)
+            folder = store.model_folder(job)
+            tracker.log_model(
+                job,
+                folder / "model.onnx",
+                input_example=np.zeros((2, SIZE, SIZE, 3), np.uint8),
+                outputs=2,
+                tags={"dlfd.job": job, "dlfd.kind": kind, "dlfd.epoch": str(epoch), "dlfd.verdict": verdict},
+                extra_files={name: folder / name for name in ("model.safetensors", "card.json")},
+                alias=alias,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while tracker.flush(PATIENCE) and time.monotonic() < deadline:
+            pass  # a server's first answers can take longer than a request may
+        assert tracker.waiting == 0
+        assert tracker.refused == 0
+    return settings, store

@@ -1,0 +1,176 @@
+"""What MLflow finds in us by entry points, through MLflow's own command and API."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from mlflow.deployments import get_deploy_client
+from mlflow.deployments.cli import commands
+from mlflow.exceptions import MlflowException
+
+from dlfd_fleet.federation.promotion import promote
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking import open_tracker
+from tests.integration.registered_fleet import SIZE, registered_fleet
+from tests.mlflow_client import client_of
+
+TARGET = ("-t", "dlfd-fleet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    state = tmp_path_factory.mktemp("fleet") / "state"
+    registered_fleet(Settings(state_folder=state))
+    return state
+
+
+@pytest.fixture
+def fleet(folder, monkeypatch):
+    monkeypatch.setenv("DLFD_FLEET_STATE_FOLDER", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Settings(state_folder=folder)
+
+
+def deployments(*arguments):
+    return CliRunner().invoke(commands, arguments)
+
+
+def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fleet, tmp_path):
+    created = deployments("create", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet@champion")
+    assert created.exit_code == 0, created.output
+    assert "onnx deployment cameras is created" in created.output
+    twice = deployments("create", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet/1")
+    assert (twice.exit_code, "already; update it" in twice.output) == (2, True)
+    assert "version: 1" in deployments("get", *TARGET, "--name", "cameras").output
+    images = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3))
+    (tmp_path / "in.json").write_text(json.dumps({"images": images.tolist()}))
+    asked = deployments("predict", *TARGET, "--name", "cameras", "-I", str(tmp_path / "in.json"))
+    answers = json.loads(asked.output)["predictions"]
+    assert len(answers) == 3
+    assert all(sum(answer.values()) == pytest.approx(1.0) for answer in answers)
+
+    held = deployments("update", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet/2")
+    assert (held.exit_code, "was never promoted" in held.output) == (2, True)
+    failed = deployments("create", *TARGET, "--name", "doors", "-m", "models:/dlfd-fleet/3")
+    assert "The verdict on version 3 is FAIL" in failed.output
+    promote(fleet, "2", "ada", "looked at the bounds")
+    stale = deployments("predict", *TARGET, "--name", "cameras", "-I", str(tmp_path / "in.json"))
+    assert "under the fleet's 1" in stale.output
+    updated = deployments("update", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet/2")
+    assert updated.exit_code == 0, updated.output
+    assert "'epoch': 1" in deployments("list", *TARGET).output
+    assert deployments("delete", *TARGET, "--name", "cameras").exit_code == 0
+    assert deployments("delete", *TARGET, "--name", "cameras").exit_code == 0  # as MLflow asks
+
+    client = get_deploy_client("dlfd-fleet")
+    assert client.list_deployments() == []
+    assert client._deployments.floor() == 1
+    with pytest.raises(MlflowException, match="no deployment 'cameras'"):
+        client.get_deployment("cameras")
+    with pytest.raises(MlflowException, match="has no version 1"):  # it is purged
+        client.create_deployment("cameras", "models:/dlfd-fleet/1")
+    for uri in ("runs:/1/model", "models:/other/2", "models:/dlfd-fleet@nobody"):
+        with pytest.raises(MlflowException, match=r"is no version|has the alias"):
+            client.create_deployment("cameras", uri)
+    with pytest.raises(MlflowException, match="is no name for a deployment"):
+        client.create_deployment("../../cameras", "models:/dlfd-fleet/2")
+    assert "MLFLOW_TRACKING_URI" in deployments("help", *TARGET).output
+    local = deployments("run-local", *TARGET, "--name", "here", "-m", "models:/dlfd-fleet/2")
+    assert "epoch 1, answers" in local.output
+
+
+def frame_of(forget_leak):
+    """Forgotten people whom the model knows better than unseen ones, by so much; ten people of ten images a role."""
+    rng, rows = np.random.default_rng(0), []
+    for role, shift in (("retain", 2.0), ("forget", forget_leak), ("validation", 0.0), ("test", 0.0)):
+        for person in range(10):
+            for _ in range(10):
+                label = int(rng.integers(2))
+                logit = (rng.normal(1.5, 1.0) + shift) * (1 if label else -1)
+                probability = 1.0 / (1.0 + np.exp(-logit))
+                rows.append((role, f"{role}-{person}", label, [1.0 - probability, probability]))
+    return pd.DataFrame(rows, columns=["role", "person", "label", "probabilities"])
+
+
+def test_evaluate_attacks_probabilities_and_judges_them_beside_the_original(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    frame = frame_of(0.0)
+    frame["before"] = frame_of(3.0)["probabilities"]
+    with mlflow.start_run() as run:
+        result = mlflow.models.evaluate(
+            data=frame,
+            targets="label",
+            predictions="probabilities",
+            model_type="classifier",
+            evaluators="dlfd",
+            evaluator_config={"original": "before", "margin": 0.2, "resamples": 400},
+        )
+    assert abs(result.metrics["mia_auc"] - 0.5) < 0.1
+    assert result.metrics["mia_auc_low"] < result.metrics["mia_auc"] < result.metrics["mia_auc_high"]
+    assert result.metrics["original.mia_auc"] > 0.8
+    assert result.artifacts["dlfd_verdict"].content["outcome"] == "PASS"
+    logged = client_of(mlflow.get_tracking_uri()).get_run(run.info.run_id)
+    assert logged.data.tags["dlfd.verdict"] == "PASS"
+    assert logged.data.metrics["mia_auc"] == pytest.approx(result.metrics["mia_auc"])
+    files = [file.path for file in client_of(mlflow.get_tracking_uri()).list_artifacts(run.info.run_id)]
+    assert {"dlfd_losses.png", "dlfd_verdict.json"} <= set(files)
+    for file in tmp_path.rglob("*"):
+        assert b"forget-3" not in (file.read_bytes() if file.is_file() else b"")
+    with pytest.raises(MlflowException, match="no column 'person'"):
+        mlflow.models.evaluate(
+            data=frame.drop(columns="person"),
+            targets="label",
+            predictions="probabilities",
+            model_type="classifier",
+            evaluators="dlfd",
+        )
+
+
+def test_evaluate_asks_a_model_about_images(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    frame = frame_of(0.0).drop(columns="probabilities")
+    frame["image"] = [np.full((SIZE, SIZE, 3), 255 * label, np.uint8) for label in frame["label"]]
+
+    def bright(images):
+        light = images.mean(axis=(1, 2, 3)) / 255.0
+        return np.stack([1.0 - light, light], axis=1) * 0.8 + 0.1
+
+    class Bright:
+        def predict(self, images):
+            return {"probabilities": bright(images)}
+
+    from dlfd_fleet.plugins.evaluator import ForgettingEvaluator
+
+    with mlflow.start_run() as run:
+        dataset = mlflow.data.from_pandas(frame, targets="label").to_evaluation_dataset()
+        result = ForgettingEvaluator().evaluate(
+            dataset=dataset, run_id=run.info.run_id, evaluator_config={"resamples": 200}, model=Bright()
+        )
+    assert result.metrics["test_accuracy"] == 1.0
+    assert result.metrics["mia_auc"] == 0.5
+
+
+def test_a_run_that_somebody_starts_beside_a_job_says_which(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    with open_tracker(Settings().tracking, tmp_path / "state") as tracker:
+        tracker.start_job("erase-7", kind="erase", parameters={}, tags={"dlfd.epoch": "3"})
+        with mlflow.start_run() as beside:
+            pass
+        tracker.finish_job("erase-7", "FINISHED")
+        with mlflow.start_run() as after:
+            pass
+    found = {
+        name: client_of(mlflow.get_tracking_uri()).get_run(run.info.run_id).data.tags
+        for name, run in {"beside": beside, "after": after}.items()
+    }
+    assert {name: value for name, value in found["beside"].items() if name.startswith("dlfd.")} == {
+        "dlfd.beside": "erase-7",
+        "dlfd.kind": "erase",
+        "dlfd.epoch": "3",
+    }
+    assert not any(name.startswith("dlfd.") for name in found["after"])

