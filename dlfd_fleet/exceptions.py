@@ -47,5 +47,9 @@ class JobCancelledError(JobError):
     """Somebody asked for a job to be cancelled."""
 
 
+class EvidenceError(FleetError):
+    """A report or a certificate is missing or damaged, or does not hold."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""

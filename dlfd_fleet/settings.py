@@ -201,6 +201,9 @@ class ReleaseSettings(Section):
     on_inconclusive: Literal["release", "hold", "retrain"] = Field(
         "release", description="What an INCONCLUSIVE verdict does."
     )
+    certificate_key: Path | None = Field(
+        None, description="Private ed25519 key (PEM) that signs certificates; made in the state folder when unset."
+    )
 
 
 class ExportSettings(Section):

@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import config, data, forget, job, site
+from dlfd_fleet.cli import certificate, config, data, forget, job, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
+from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError
 
 app = typer.Typer(
@@ -18,13 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
     help="Right to be forgotten for federated fleets.",
 )
-for command in (demo, unlearn, bench):
+for command in (demo, unlearn, bench, report):
     app.command()(command)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(forget.app, name="forget")
 app.add_typer(site.app, name="site")
 app.add_typer(job.app, name="job")
+app.add_typer(certificate.app, name="certificate")
 
 _INTERRUPTED = 130
 

@@ -134,12 +134,21 @@ class PendingQuery(FleetMessage):
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
 
 
+class RequestDates(FleetMessage):
+    """When a request was made, and by when it is due."""
+
+    asked_at: AwareDatetime
+    deadline: AwareDatetime
+
+
 class PendingReply(FleetMessage):
     """Counts, never names."""
 
     site: SiteId
     requests: tuple[str, ...]
     """Random ids of the requests that the job has taken up."""
+    dates: dict[str, RequestDates] = {}
+    """Of each of them; sites of earlier releases do not say."""
     waiting: Count = 0
     """How many other requests wait for the next job."""
     people: dict[Pseudonym, AwareDatetime] = {}
