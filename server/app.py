@@ -13,7 +13,7 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.coordinator import Coordinator, run_jobs
 from dlfd_fleet.federation.messages import Arrays, PendingReply
 from dlfd_fleet.federation.release_rule import may_release, retrain_instead
-from dlfd_fleet.federation.reporting import publish_report
+from dlfd_fleet.federation.reporting import publish_report, signer_of
 from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.store import JobKind, JobRecord
 from dlfd_fleet.federation.variants import publish_variants
@@ -62,6 +62,7 @@ def erase(job: Coordinator) -> None:
         return
     job.advance(job.record.step, requests=len(asked))
     job.note(parent=digest(base))
+    signer_of(job)  # a key that cannot sign shows now, and not when the model is out
     original = strategy.audit(job.fleet, base, "Attacking the original model", "original")
     job.note_original(original, card, champion)
 

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from securesystemslib.signer import CryptoSigner
+
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.store import JobRecord, Store
@@ -43,11 +45,15 @@ def publish_report(job: Coordinator) -> None:
     content = report.to_json()
     files = {REPORT_FILE: content, PAGE_FILE: render(content).encode()}
     if report.released:
-        signer = load_signer(job.settings.release.certificate_key or job.store.folder / "keys" / "certificate.pem")
-        files[CERTIFICATE_FILE] = issue(report, signer)
+        files[CERTIFICATE_FILE] = issue(report, signer_of(job))
     for name, content in files.items():
         (job.store.job_folder(job.record.job) / name).write_bytes(content)
         job.tracker.log_file(job.record.job, f"erasure/{name}", content)
+
+
+def signer_of(job: Coordinator) -> CryptoSigner:
+    """Return what signs the coordinator's certificates, or raise an :class:`EvidenceError` if it cannot be used."""
+    return load_signer(job.settings.release.certificate_key or job.store.folder / "keys" / "certificate.pem")
 
 
 def report_of(store: Store, record: JobRecord) -> ErasureReport:
@@ -111,7 +117,7 @@ def write_report(
     if data == page:
         raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
     try:
-        page.write_text(render(content, delivery), encoding="utf-8")
+        page.write_text(render(content, delivery, _acknowledged_later(store, record)), encoding="utf-8")
         data.write_bytes(content)
     except OSError as error:
         raise JobError(f"The report cannot be written to {page.parent}: {error.strerror}.") from error
@@ -124,6 +130,17 @@ def _content(store: Store, record: JobRecord) -> bytes:
     if record.step == "settled" and file.exists():
         return file.read_bytes()
     return report_of(store, record).to_json()
+
+
+def _acknowledged_later(store: Store, record: JobRecord) -> dict[str, str]:
+    """Return the sites that a later job told of the release, and the first such job."""
+    return {
+        site: job.job
+        for job in reversed(store.jobs())
+        if job.started_at > record.started_at
+        for site, epoch in job.acknowledged.items()
+        if record.released and epoch >= record.epoch
+    }
 
 
 def latest_erasure(store: Store) -> JobRecord:

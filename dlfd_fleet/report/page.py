@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pydantic import AwareDatetime
@@ -53,7 +55,11 @@ class DeliveryProgress(Part):
         return f"As of {_moment(self.as_of)}, {done} have purged every older model; {state}."
 
 
-def render(content: bytes, delivery: DeliveryProgress | None = None) -> str:
+def render(
+    content: bytes,
+    delivery: DeliveryProgress | None = None,
+    acknowledged_later: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return the page of an erasure report.
 
     Parameters
@@ -62,6 +68,8 @@ def render(content: bytes, delivery: DeliveryProgress | None = None) -> str:
         ``report.json``, from :meth:`ErasureReport.to_json`; the page tells its digest.
     delivery
         What is known of the model's way to the devices when the page is made; None if it was never published.
+    acknowledged_later
+        Sites that were away when the job settled and have purged since then, and the job in which they said so.
 
     Raises
     ------
@@ -76,6 +84,7 @@ def render(content: bytes, delivery: DeliveryProgress | None = None) -> str:
         .render(
             report=report,
             delivery=delivery,
+            acknowledged_later=acknowledged_later,
             margin=report.verdict.margin if report.verdict else 0.0,
             tried=tuple(words.attacks(report)),
             control=unlearned.scores.control_auc if unlearned else None,
@@ -121,16 +130,19 @@ def _moment(value: datetime | None) -> str:
     return "not known" if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _result(request: AskedRequest, report: ErasureReport) -> str:
+def _result(request: AskedRequest, report: ErasureReport, later: Mapping[str, str]) -> str:
     if request.request not in report.served:
         return "waits for the next job"
     met = report.deadline_met(request)
     served = "served" if met is None else "served in time" if met else "served after the deadline"
-    return served if request.site in report.acknowledged else f"{served}; its site has yet to confirm the purge"
+    return (
+        served if request.site in {*report.acknowledged, *later} else f"{served}; its site has yet to confirm the purge"
+    )
 
 
-def _purge(site: str, report: ErasureReport) -> str:
+def _purge(site: str, report: ErasureReport, later: Mapping[str, str]) -> str:
     if not report.released:
         return "none: nothing was released"
-    epoch = report.acknowledged.get(site)
-    return f"acknowledged under epoch {epoch}" if epoch is not None else "not acknowledged; told by the next job"
+    if site in report.acknowledged:
+        return f"acknowledged under epoch {report.acknowledged[site]}"
+    return f"acknowledged later, in {later[site]}" if site in later else "not acknowledged; told by the next job"

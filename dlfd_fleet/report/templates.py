@@ -101,7 +101,7 @@ ERASURE = """{% extends "base" %}
 <thead><tr><th>request</th><th>site</th><th>asked</th><th>deadline</th><th>result</th></tr></thead>
 <tbody>{% for one in report.asked %}
 <tr><th scope="row"><code class="name">{{ one.request }}</code></th><td><code class="name">{{ one.site }}</code></td><td class="number">{{ one.asked_at | moment }}</td>
-<td class="number">{{ one.deadline | moment }}</td><td>{{ one | result(report) }}</td></tr>
+<td class="number">{{ one.deadline | moment }}</td><td>{{ one | result(report, acknowledged_later) }}</td></tr>
 {%- endfor %}</tbody></table></div>
 {% else %}<p>An earlier release kept only their number: {{ report.requests }}.</p>{% endif %}
 </section>
@@ -186,9 +186,9 @@ higher ones for people it never saw (unseen).</p>
 <thead><tr><th>site</th><th>requests</th><th>images of those who asked</th><th>images to train on</th><th>purge</th></tr></thead>
 <tbody>{% for site in report.sites %}
 <tr><th scope="row"><code class="name">{{ site.site }}</code></th><td class="number">{{ site.requests }}</td><td class="number">{{ site.forget_images }}</td><td class="number">{{ site.training_images }}</td>
-<td>{{ site.site | purge(report) }}</td></tr>
+<td>{{ site.site | purge(report, acknowledged_later) }}</td></tr>
 {%- endfor %}{% for name, reason in report.absent.items() %}{% if name not in taking_part %}
-<tr><th scope="row"><code class="name">{{ name }}</code></th><td colspan="3">took no part: {{ reason }}</td><td>{{ name | purge(report) }}</td></tr>
+<tr><th scope="row"><code class="name">{{ name }}</code></th><td colspan="3">took no part: {{ reason }}</td><td>{{ name | purge(report, acknowledged_later) }}</td></tr>
 {%- endif %}{% endfor %}</tbody></table></div>
 </section>
 
@@ -207,7 +207,7 @@ higher ones for people it never saw (unseen).</p>
 </section>
 
 <section><h2>Limits of the evidence</h2>
-<ul>{% for sentence in words.limits(report) %}<li>{{ sentence }}</li>{% endfor %}</ul>
+<ul>{% for sentence in words.limits(report, acknowledged_later) %}<li>{{ sentence }}</li>{% endfor %}</ul>
 </section>
 
 <section><h2>Software and settings</h2>

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from dlfd_fleet.audit import Difference, Outcome, Scores
@@ -176,7 +176,7 @@ def attacks(report: ErasureReport) -> Iterator[tuple[str, str, Scores]]:
         yield f"{file.name} ({form})", "does the exported file leak by itself?", file.scores
 
 
-def limits(report: ErasureReport) -> Iterator[str]:
+def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iterator[str]:
     """Say what the evidence cannot show."""
     yield (
         "This is evidence about a procedure and about measurements. It cannot show that nothing of a person is left in "
@@ -205,8 +205,8 @@ def limits(report: ErasureReport) -> Iterator[str]:
     if "relearned" not in report.models and report.models:
         yield "Whether further training brings anything back was not tried."
     for site, reason in sorted(report.absent.items()):
-        known = " It has confirmed the purge." if site in report.acknowledged else " It has not confirmed the purge."
-        yield f"{site} {reason.rstrip('.')}.{known if report.released else ''}"
+        has = "has" if site in {*report.acknowledged, *acknowledged_later} else "has not"
+        yield f"{site} {reason.rstrip('.')}.{f' It {has} confirmed the purge.' if report.released else ''}"
     if report.released:
         yield (
             "Copies of older models that were made outside this system are not reached by it, nor are copies of the "
