@@ -25,6 +25,7 @@ from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.report import PAGE_FILE
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate
 
@@ -179,7 +180,7 @@ class Demo:
         uri = self.settings.tracking.uri or f"sqlite:///{self.settings.state_folder / 'mlflow.db'}"
         for name, value in {
             "MLflow": f"mlflow ui --backend-store-uri {uri}",
-            "figures": str(store.job_folder(record.job)),
+            "report": str(store.job_folder(record.job) / PAGE_FILE),
             "ONNX file": str(onnx_file),
             "took": f"{seconds:.0f} s",
         }.items():

@@ -55,6 +55,10 @@ class ReportRefusedError(DeliveryError):
     """What came as a device's report is not one, is not signed by a device of the fleet, or came before."""
 
 
+class EvidenceError(FleetError):
+    """A report or a certificate is missing or damaged, or does not hold."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
 

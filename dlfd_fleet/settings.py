@@ -209,6 +209,9 @@ class ReleaseSettings(Section):
     purge_revoked: bool = Field(
         True, description="Delete the files of models that remember forgotten people, in MLflow and the state folder."
     )
+    certificate_key: Path | None = Field(
+        None, description="Private ed25519 key (PEM) that signs certificates; made in the state folder when unset."
+    )
 
 
 class ExportSettings(Section):

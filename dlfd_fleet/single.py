@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import html
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit import SCORE_NAMES, Estimate, Reading, Role, SampleScores, Scores, Verdict, judge, measure
+from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, measure
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import read_manifest
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
@@ -32,8 +29,10 @@ from dlfd_fleet.models import (
     to_best_device,
 )
 from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.report.contents import loss_counts
+from dlfd_fleet.report.page import render_single
+from dlfd_fleet.report.plots import loss_plot
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.tracking.figures import loss_histograms
 from dlfd_fleet.unlearning import LabelledImages, UnlearnOutcome, dlfd, loss_monitor, predict_probabilities
 
 
@@ -194,51 +193,15 @@ def _judged(
     )
 
 
-_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Unlearning report</title><style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 55rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse } th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #ddd }
-img { max-width: 100% }
-</style></head><body>
-<h1>$outcome</h1><p>$sentence</p>
-<p>$people people ($images images) in $rounds rounds, $seconds s. The comparison is with people never trained on, not
-with a retrained model. Bounds are 95%, by bootstrap over people. Nothing here proves that a model has forgotten.</p>
-<table><tr><th></th><th>original</th><th>unlearned</th></tr>$rows</table>
-<p><img alt="Loss histograms" src="data:image/png;base64,$picture"></p>
-<p>Weights unlearned from: SHA-256 $parent</p></body></html>
-""")
-
-
 def _write_report(result: Result, samples: list[SampleScores], output: Path) -> None:
     (output / "report.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    panels = {
-        name: {
-            group: one.loss[one.of_role(role)]
-            for group, role in (("forget", Role.FORGET), ("retain", Role.RETAIN), ("unseen", Role.TEST))
-        }
-        for name, one in zip(("original", "unlearned"), samples, strict=True)
-    }
-    rows = "".join(
-        f"<tr><td>{name.replace('_', ' ')}</td>"
-        f"<td>{score_text(result.original, name)}</td><td>{score_text(result.unlearned, name)}</td></tr>"
-        for name in SCORE_NAMES
-    )
-    page = _PAGE.substitute(
-        outcome=result.verdict.outcome.value,
-        sentence=html.escape("; ".join(result.reasons)),
-        people=result.forgotten_people,
-        images=result.forgotten_images,
-        rounds=result.rounds,
-        seconds=f"{result.seconds:.0f}",
-        rows=rows,
-        picture=base64.b64encode(loss_histograms(panels)).decode("ascii"),
-        parent=result.parent,
+    groups = {"forget": Role.FORGET, "retain": Role.RETAIN, "unseen": Role.TEST}
+    page = render_single(
+        result=result,
+        columns={"original": result.original, "unlearned": result.unlearned},
+        loss_plots=[
+            loss_plot(name, loss_counts({group: one.of(role).loss for group, role in groups.items()}))
+            for name, one in zip(("original", "unlearned"), samples, strict=True)
+        ],
     )
     (output / "report.html").write_text(page, encoding="utf-8")
-
-
-def score_text(scores: Scores, name: str) -> str:
-    """Return a score as people read it, with its bounds where it has them."""
-    value = getattr(scores, name)
-    return str(value) if isinstance(value, Estimate) else "-" if value is None else f"{value:.3f}"

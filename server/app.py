@@ -13,6 +13,7 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.coordinator import Coordinator, run_jobs
 from dlfd_fleet.federation.messages import Arrays, PendingReply
 from dlfd_fleet.federation.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.reporting import publish_report, signer_of
 from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.store import JobKind, JobRecord
 from dlfd_fleet.federation.variants import publish_variants
@@ -60,11 +61,14 @@ def erase(job: Coordinator) -> None:
         job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)
         return
     job.advance(job.record.step, requests=len(asked))
+    job.note(parent=digest(base))
+    signer_of(job)  # a key that cannot sign shows now, and not when the model is out
     original = strategy.audit(job.fleet, base, "Attacking the original model", "original")
     job.note_original(original, card, champion)
 
     unlearned = strategy.unlearn(job.fleet, pending, original)
     job.note_model("unlearned", unlearned.model, unlearned.effort)
+    job.note(attempts=unlearned.attempts, readings=unlearned.readings)
     if unlearned.relearned is not None:
         job.note_model("relearned", *unlearned.relearned)
     new = card.model_copy(
@@ -76,6 +80,7 @@ def erase(job: Coordinator) -> None:
         if retrain_instead(verdict, job.settings):
             new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
             forgotten = asked  # nobody trained on any of them
+            job.note(retrained=True)
     job.advance("judged", verdict=verdict)
     if verdict.outcome is not Outcome.FAIL:
         publish(job, new, arrays, hold=not may_release(verdict, job.settings))
@@ -131,4 +136,7 @@ def finish(job: Coordinator, card: ModelCard, forgotten: tuple[str, ...], asked:
         if job.record.epoch == card.epoch:
             note += "; the model is registered as the candidate"
     job.draw()
-    job.advance("settled", note=note, acknowledged=settled.acknowledged)
+    job.note(purged_images=settled.purged_images)
+    job.advance(job.record.step, note=note, acknowledged=settled.acknowledged)
+    publish_report(job)
+    job.advance("settled")

@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import config, data, delivery, forget, job, registry, rollout, site
+from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, registry, rollout, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
+from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
     help="Right to be forgotten for federated fleets.",
 )
-for command in (demo, unlearn, bench):
+for command in (demo, unlearn, bench, report):
     app.command()(command)
 app.command("publish")(delivery.publish)
 app.add_typer(config.app, name="config")
@@ -29,6 +30,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(delivery.app, name="delivery")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(registry.app, name="registry")
+app.add_typer(certificate.app, name="certificate")
 
 _INTERRUPTED = 130
 

@@ -44,13 +44,15 @@ def unlearn(
     """Make one model on this machine forget people; no fleet. Exit code 1 if it did not succeed."""
     from dlfd_fleet.audit import SCORE_NAMES
     from dlfd_fleet.progress import ConsoleProgress
-    from dlfd_fleet.single import score_text, unlearn_people
+    from dlfd_fleet.report.page import score_text
+    from dlfd_fleet.single import unlearn_people
 
     settings = load(config, overrides).settings
     result = unlearn_people(model, data, root, forget, output, settings, ConsoleProgress(console))
     table = Table("", "original", "unlearned")
     for name in SCORE_NAMES:
-        table.add_row(name.replace("_", " "), score_text(result.original, name), score_text(result.unlearned, name))
+        cells = (score_text(getattr(scores, name)) for scores in (result.original, result.unlearned))
+        table.add_row(name.replace("_", " "), *cells)
     console.print(table)
     console.print(f"{result.verdict.outcome.value}: {'; '.join(result.reasons)}.", highlight=False)
     console.print(f"Model and report: {output}", soft_wrap=True)

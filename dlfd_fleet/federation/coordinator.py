@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -12,30 +13,22 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from dlfd_fleet.audit import Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
 from dlfd_fleet.export import content_of, export_onnx, file_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
-from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, outcome_tags
+from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_of, outcome_tags
 from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
-from dlfd_fleet.federation.store import (
-    ONNX_FILE,
-    STEPS,
-    Champion,
-    JobKind,
-    JobRecord,
-    JobStep,
-    ModelResult,
-    Store,
-)
+from dlfd_fleet.federation.store import ONNX_FILE, STEPS, Champion, JobKind, JobRecord, JobStep, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.report.contents import AskedRequest, FileResult, ModelResult, SiteShare, loss_counts
 from dlfd_fleet.settings import Format, Settings, flatten
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.figures import score_table
@@ -72,6 +65,11 @@ class Coordinator:
         self.record = self.record.model_copy(update=changes)
         self.store.save(self.record)
 
+    def note(self, **changes: object) -> None:
+        """Note something for the job's report; it is written with the next :meth:`advance`."""
+        noted = self.record.proceedings.model_copy(update=changes)
+        self.record = self.record.model_copy(update={"proceedings": noted})
+
     def pending(self, card: ModelCard | None = None) -> dict[int, PendingReply]:
         """Ask the sites what they hold and how many people ask to be forgotten; of those that the model's card fits.
 
@@ -92,6 +90,7 @@ class Coordinator:
         replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
         if not known:
             first = self.journal.facts(_ASKED, list[PendingReply], lambda: list(replies.values()))
+        self._note_sites(first)
         if len(first) < settings.least_sites:
             raise JobError(f"{len(first)} sites take part, fewer than {settings.least_sites}: {fleet.why_absent()}.")
         nodes = {reply.site: node for node, reply in replies.items()}
@@ -102,6 +101,24 @@ class Coordinator:
         fleet.members = frozenset(present)
         self.tracker.log_dataset(job, "fleet", fleet_profile(first), "unlearning" if erasing else "training")
         return present
+
+    def _note_sites(self, replies: Iterable[PendingReply]) -> None:
+        """Note who takes part and what was asked, as the sites said it when the job began."""
+        requests, sites = list[AskedRequest](), list[SiteShare]()
+        for reply in replies:
+            name, dates = site_name(reply.site), reply.dates
+            sites.append(
+                SiteShare(
+                    site=name,
+                    requests=len(reply.requests),
+                    forget_images=reply.forget_images,
+                    training_images=reply.retain_images,
+                )
+            )
+            for request in reply.requests:
+                when = dates[request].model_dump() if request in dates else {}
+                requests.append(AskedRequest(request=request, site=name, **when))
+        self.note(asked=tuple(requests), sites=tuple(sites))
 
     def strategy(self, card: ModelCard) -> FederatedUnlearning:
         """Return the job's strategy, working on models of this card; its rounds go on counting."""
@@ -129,6 +146,7 @@ class Coordinator:
         result = ModelResult(scores=model.scores, seconds=effort.seconds, bytes_sent=effort.sent_bytes)
         self.models[column] = model
         self.record = self.record.model_copy(update={"models": self.record.models | {column: result}})
+        self.note(losses=self.record.proceedings.losses | {column: loss_counts(losses_of(model))})
         self._log({f"{column}.{name}": value for name, value in model.scores.metrics().items()}, 0)
         self._log({f"{column}.seconds": effort.seconds, f"{column}.bytes_sent": effort.sent_bytes}, 0)
 
@@ -220,16 +238,32 @@ class Coordinator:
             If it is not as near to torch on the sites' images as its format allows.
         """
         name, step = ("onnx", "audit-file") if form == "fp32" else (f"onnx_{form}", f"audit-file-{form}")
-        scores, parity = strategy.audit_file(self.fleet, arrays, content_of(file), step)
+        content = content_of(file)
+        scores, parity = strategy.audit_file(self.fleet, arrays, content, step)
         self._log({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self._log({f"{name}_compared_images": parity.compared_images, f"{name}_agreement": parity.agreement or 0.0}, 0)
         reason = parity.why_not(form, self.settings.export)
         if reason:
             raise ExportError(f"On the sites' images {file.name} {reason}; it is not released.")
         self._log({f"{name}.{metric}": value for metric, value in scores.metrics().items()}, 0)
+        verdict = self._verdict_of_file(strategy.card, scores)
+        result = FileResult(
+            name=file.name,
+            sha256=sha256(content).hexdigest(),
+            size_bytes=len(content),
+            max_abs_difference=parity.max_abs_difference,
+            compared_images=parity.compared_images,
+            agreement=parity.agreement,
+            scores=scores,
+            verdict=verdict,
+        )
+        self.note(files=self.record.proceedings.files | {form: result})
+        return verdict
+
+    def _verdict_of_file(self, card: ModelCard, scores: Scores) -> Verdict | None:
         if "original" not in self.models or scores.mia_auc is None:
             return None
-        if strategy.card.kind == "retrained":
+        if card.kind == "retrained":
             return judge_retrained(self.models["original"].scores, scores, self.settings.audit)
         return judge(self.models["original"].scores, scores, self.settings.audit)
 
@@ -321,7 +355,7 @@ class Coordinator:
             self._log({f"{name}.gap_to_retrain": gap for name, gap in gaps.items()}, 0)
         table = summarise(self.record)
         pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
-        pictures |= job_pictures(self.models, self.rounds, self.store.step_seconds(self.record.job))
+        pictures |= job_pictures(self.models, self.rounds, self.store.phases(self.record.job))
         for name, png in pictures.items():
             (self.store.job_folder(self.record.job) / f"{name}.png").write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)

@@ -149,12 +149,21 @@ class PendingQuery(FleetMessage):
     """People who withdrew where they had asked, and when: a site that had joined in takes the request back."""
 
 
+class RequestDates(FleetMessage):
+    """When a request was made, and by when it is due."""
+
+    asked_at: AwareDatetime
+    deadline: AwareDatetime
+
+
 class PendingReply(FleetMessage):
     """Counts, never names."""
 
     site: SiteId
     requests: tuple[str, ...]
     """Random ids of the requests that the job has taken up."""
+    dates: dict[str, RequestDates] = {}
+    """Of each of them; sites of earlier releases do not say."""
     waiting: Count = 0
     """How many other requests wait for the next job."""
     people: dict[Pseudonym, AwareDatetime] = {}

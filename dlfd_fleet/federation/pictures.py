@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlfd_fleet.audit import Role
+from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.federation.messages import PendingReply
 from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.store import JobRecord
+from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.tracking.figures import loss_histograms, person_scores, time_by_phase, trade_off
 from dlfd_fleet.tracking.registry import EPOCH_TAG, VERDICT_TAG
 
@@ -19,7 +19,7 @@ _GROUPS = {"forget": Role.FORGET, "retain": Role.RETAIN, "unseen": Role.TEST}
 
 
 def job_pictures(
-    models: Mapping[str, AuditedModel], rounds: Mapping[int, Mapping[str, float]], seconds: Mapping[str, float]
+    models: Mapping[str, AuditedModel], rounds: Mapping[int, Mapping[str, float]], phases: Mapping[str, Phase]
 ) -> dict[str, bytes]:
     """Draw a job, as PNG by name.
 
@@ -29,27 +29,32 @@ def job_pictures(
         Audited models by column: original, unlearned, retrained.
     rounds
         What the gate read after each round.
-    seconds
-        What each finished step took.
+    phases
+        What the finished steps took, those of a kind together.
     """
-    groups = {
-        name: {group: model.samples.of(role) for group, role in _GROUPS.items()} for name, model in models.items()
-    }
+    groups = {name: {group: _of(model, group) for group in _GROUPS} for name, model in models.items()}
     pictures = {
-        "losses": loss_histograms(
-            {name: {group: samples.loss for group, samples in parts.items()} for name, parts in groups.items()}
-        ),
+        "losses": loss_histograms({name: losses_of(model) for name, model in models.items()}),
         "people": person_scores(
             {
                 name: {group: _mean_by_person(parts[group].person, parts[group].loss) for group in ("forget", "unseen")}
                 for name, parts in groups.items()
             }
         ),
-        "time": time_by_phase(_by_phase(seconds)),
+        "time": time_by_phase({name: phase.seconds for name, phase in phases.items()}),
     }
     if rounds:
         pictures["trade_off"] = trade_off(rounds)
     return pictures
+
+
+def losses_of(model: AuditedModel) -> dict[str, NDArray[np.float64]]:
+    """Return the losses of forgotten, retained and unseen images, nats."""
+    return {group: _of(model, group).loss for group in _GROUPS}
+
+
+def _of(model: AuditedModel, group: str) -> SampleScores:
+    return model.samples.of(_GROUPS[group])
 
 
 def outcome_tags(record: JobRecord) -> dict[str, str]:
@@ -82,12 +87,3 @@ def fleet_profile(replies: Iterable[PendingReply]) -> dict[str, object]:
 def _mean_by_person(person: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
     _, index = np.unique(person, return_inverse=True)
     return np.bincount(index, weights=loss) / np.maximum(np.bincount(index), 1)
-
-
-def _by_phase(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Sum the steps of a kind: ``repair-7`` and ``repair-8`` are one phase."""
-    phases: dict[str, float] = {}
-    for step, value in seconds.items():
-        phase = re.sub(r"-\d+$", "", step)
-        phases[phase] = phases.get(phase, 0.0) + value
-    return phases

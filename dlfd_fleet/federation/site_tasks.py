@@ -33,6 +33,7 @@ from dlfd_fleet.federation.messages import (
     FitTask,
     PendingQuery,
     PendingReply,
+    RequestDates,
     SettleResult,
     SettleTask,
     UnlearnResult,
@@ -102,6 +103,9 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     return PendingReply(
         site=site.card.id,
         requests=tuple(request.id for request in requests),
+        dates={
+            request.id: RequestDates(asked_at=request.requested_at, deadline=request.deadline) for request in requests
+        },
         waiting=len(ledger.requests(RequestState.ACCEPTED)),
         people={name: request.deadline for request, name in names.items() if name},
         joined=tuple(name for request, name in names.items() if name and has_joined(site, request)),

@@ -6,6 +6,8 @@ SQLite file, a transaction a change. Whenever a process dies, a step is finished
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy.exc import DatabaseError, OperationalError
 from torch import Tensor
 
-from dlfd_fleet.audit import Scores, Verdict
+from dlfd_fleet.audit import Verdict
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.report.contents import ModelResult, Phase, Proceedings
 from dlfd_fleet.settings import Format, Settings
 
 JobKind = Literal["train", "erase"]
@@ -96,16 +99,6 @@ _site = sa.Table(
 )
 
 
-class ModelResult(BaseModel):
-    """What is known of one model of a job, for tables and reports."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scores: Scores
-    seconds: float
-    bytes_sent: int
-
-
 class JobRecord(BaseModel):
     """One job: how far it is, and what came out of it."""
 
@@ -134,6 +127,8 @@ class JobRecord(BaseModel):
     unsent: int = 0
     """Records that MLflow did not take in time; the next job sends them."""
     seconds: float = 0.0
+    proceedings: Proceedings = Proceedings()
+    """What the job's report shows beside this."""
 
 
 class Champion(BaseModel):
@@ -281,6 +276,13 @@ class Store:
         except ValidationError as error:
             raise JobError(f"The settings of {job} in {self.file} are of another release; cancel the job.") from error
 
+    def settings_as_written(self, job: str) -> dict[str, Any]:
+        """Return the settings that a job was started with, whatever release wrote them."""
+        with self._transaction() as connection:
+            text = connection.execute(sa.select(_job.c.settings).where(_job.c.job == job)).scalar_one()
+        tree: dict[str, Any] = json.loads(text)
+        return tree
+
     def jobs(self) -> list[JobRecord]:
         """Return all jobs, oldest first."""
         with self._transaction() as connection:
@@ -333,11 +335,18 @@ class Store:
         with self._transaction() as connection:
             return list(connection.execute(query).scalars())
 
-    def step_seconds(self, job: str) -> dict[str, float]:
-        """Return what each finished step of a job took, in order, seconds."""
-        query = sa.select(_step.c.name, _step.c.seconds).where(_step.c.job == job).order_by(_step.c.number)
+    def phases(self, job: str) -> dict[str, Phase]:
+        """Return what a job's steps took, those of one kind together: names are a kind and, for rounds, a number."""
+        query = sa.select(_step.c.name, _step.c.seconds, _step.c.sent_bytes).where(_step.c.job == job)
+        phases: dict[str, Phase] = {}
         with self._transaction() as connection:
-            return {row["name"]: float(row["seconds"]) for row in connection.execute(query).mappings()}
+            for name, seconds, sent in connection.execute(query.order_by(_step.c.number)).all():
+                kind = re.sub(r"-\d+$", "", name)
+                so_far = phases.get(kind, Phase(steps=0, seconds=0.0, sent_bytes=0))
+                phases[kind] = Phase(
+                    steps=so_far.steps + 1, seconds=so_far.seconds + seconds, sent_bytes=so_far.sent_bytes + sent
+                )
+        return phases
 
     def finish_step(self, job: str, step: FinishedStep) -> None:
         """Keep a step's result; the arrays first, so that a row never names a file that is not whole."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -35,6 +35,7 @@ from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.requests import ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort, FederatedRounds
 from dlfd_fleet.models import ModelCard, digest
+from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.unlearning import checkpoint_rank
 
 CHOOSING = (Role.FORGET, Role.VALIDATION)
@@ -54,6 +55,8 @@ class Unlearned:
     requests: tuple[str, ...]
     relearned: tuple[AuditedModel, Effort] | None
     """The model after further ordinary training, if that was tried."""
+    readings: tuple[GateReading, ...]
+    """What the gate saw, in all attempts."""
 
 
 @dataclass
@@ -116,10 +119,10 @@ class FederatedUnlearning(FederatedRounds):
         original
             The model to unlearn from, audited.
         """
-        before, best_rank, attempt = self.effort(fleet), _WORST_RANK, 0
+        before, best_rank, attempt, readings = self.effort(fleet), _WORST_RANK, 0, list[GateReading]()
         while attempt < self.settings.erasure.max_attempts:
             attempt += 1
-            rank, merged = self._attempt(fleet, pending, original, attempt)
+            rank, merged = self._attempt(fleet, pending, original, attempt, readings)
             candidate = self.audit(fleet, merged.arrays, "Auditing the unlearned model", f"unlearned-{attempt}")
             verdict, relearned = self._judge(original, candidate), None
             self.record(candidate.scores.metrics() | {"attempt": attempt}, self._round)
@@ -132,11 +135,11 @@ class FederatedUnlearning(FederatedRounds):
             # Of failed attempts the gate's favourite is shown: a stronger one can be the worse.
             if passed or rank > best_rank:
                 best_rank = rank
-                best = Unlearned(candidate, verdict, attempt, after - before, merged.requests, relearned)
+                best = Unlearned(candidate, verdict, attempt, after - before, merged.requests, relearned, ())
             if passed:
                 break
             self.progress.say(f"Attempt {attempt}: {verdict.sentence()}")
-        return best
+        return replace(best, readings=tuple(readings))
 
     def _judge(self, original: AuditedModel, candidate: AuditedModel) -> Verdict:
         audit, before, after = self.settings.audit, original.scores, candidate.scores
@@ -161,7 +164,12 @@ class FederatedUnlearning(FederatedRounds):
         return self.audit(fleet, arrays, "Attacking it again", f"relearned-{attempt}")
 
     def _attempt(
-        self, fleet: Fleet, pending: Mapping[int, PendingReply], original: AuditedModel, attempt: int
+        self,
+        fleet: Fleet,
+        pending: Mapping[int, PendingReply],
+        original: AuditedModel,
+        attempt: int,
+        readings: list[GateReading],
     ) -> tuple[tuple[bool, float, float], Merged]:
         """Run rounds of distancing and repair from the original; return the best round's rank and model.
 
@@ -172,6 +180,7 @@ class FederatedUnlearning(FederatedRounds):
         """
         erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = self._read(fleet, original.samples)
+        readings.append(_noted(reading, attempt, 0))
         least_utility = reading.utility - unlearning.max_utility_drop
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         gate = max(unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
@@ -193,6 +202,7 @@ class FederatedUnlearning(FederatedRounds):
                 samples = self.samples(fleet, candidate, CHOOSING, f"gate-{self._round}")
                 reading = self._read(fleet, samples)
                 self.record(gate_metrics(samples, reading) | {"attempt": attempt}, self._round)
+                readings.append(_noted(reading, attempt, self._round))
                 rank = checkpoint_rank(reading, least_utility, gate)
                 if rank > best_rank:
                     best_rank, best, idle = rank, Merged(candidate, tuple(sorted(requests))), 0
@@ -286,6 +296,16 @@ class FederatedUnlearning(FederatedRounds):
             settle(fleet, self.job, self.progress, "returned", reason, self.card.epoch, ())
         except FleetError as error:
             self.progress.say(f"The sites could not be told that {self.job} has ended: {error}")
+
+
+def _noted(reading: Reading, attempt: int, number: int) -> GateReading:
+    return GateReading(
+        attempt=attempt,
+        round=number,
+        utility=reading.utility,
+        utility_half_width=reading.utility_half_width,
+        attack_auc=reading.attack_auc,
+    )
 
 
 def _cosine(number: int, total: int) -> float:

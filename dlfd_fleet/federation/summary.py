@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlfd_fleet.audit import SCORE_NAMES, Estimate, gap_to_retrain
-from dlfd_fleet.federation.store import JobRecord, ModelResult
-
-_ROWS = {
-    "test_accuracy": "test accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "retain_accuracy": "retain accuracy",
-    "forget_accuracy": "forget accuracy",
-    "mia_accuracy": "MIA accuracy",
-    "mia_auc": "MIA AUC",
-    "forgetting_score": "forgetting score (0 is best)",
-    "nomus": "NoMUS",
-}
+from dlfd_fleet.audit import SCORE_NAMES, gap_to_retrain
+from dlfd_fleet.federation.store import JobRecord
+from dlfd_fleet.report.contents import ModelResult
+from dlfd_fleet.report.page import SCORE_TITLES, score_text
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Summary:
 def summarise(record: JobRecord) -> Summary:
     """Return the table of a job; a score from a sample carries its 95% bounds over people."""
     models = {name: model for name, model in record.models.items() if name != "relearned"}
-    rows = [(_ROWS[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
+    rows = [(SCORE_TITLES[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
     again = record.models.get("relearned")
     if again is not None:
         # One row, not a column: utility after a round that is not released tells nobody anything.
@@ -56,7 +47,4 @@ def summarise(record: JobRecord) -> Summary:
 
 
 def _score(model: ModelResult, name: str) -> str:
-    value = getattr(model.scores, name)
-    if isinstance(value, Estimate):
-        return str(value)
-    return "-" if value is None else f"{value:.3f}"
+    return score_text(getattr(model.scores, name))

@@ -44,6 +44,7 @@ def publish_variants(job: Coordinator, card: ModelCard, arrays: Arrays, source: 
             kept.append(form)
         else:
             file_of(form, source).unlink(missing_ok=True)
+            job.note(refused_files=job.record.proceedings.refused_files | {form: reason})
             job.progress.say(f"No {form} file is released: {reason}")
     job.advance("exported", formats=tuple(kept))
 

@@ -97,7 +97,12 @@ class Tracker:
 
     def log_image(self, job: str, name: str, png: bytes) -> None:
         """Keep a picture with a job's run, as ``figures/NAME.png``."""
-        self._put(job, "artifact", {"folder": "figures", "name": f"{name}.png"}, png)
+        self.log_file(job, f"figures/{name}.png", png)
+
+    def log_file(self, job: str, path: str, content: bytes) -> None:
+        """Keep a file with a job's run, under ``FOLDER/NAME``."""
+        folder, _, name = path.rpartition("/")
+        self._put(job, "artifact", {"folder": folder, "name": name}, content)
 
     def log_model(
         self,

@@ -91,6 +91,8 @@ def test_mlflow_holds_the_job_its_sites_and_the_champion(client, record):
     assert parent.data.metrics["unlearned.gap_to_retrain"] >= 0.0
     figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
     assert figures == {f"figures/{name}.png" for name in ("scores", "losses", "people", "trade_off", "time")}
+    files = {file.path for file in client.list_artifacts(parent.info.run_id, "erasure")}
+    assert files == {"erasure/report.html", "erasure/report.json", "erasure/certificate.json"}
 
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
     assert champion.tags["dlfd.job"] == record.job
@@ -105,6 +107,19 @@ def test_no_name_and_no_path_of_a_person_reaches_the_coordinator_or_mlflow(fleet
             if file.is_file():
                 assert b"person-0" not in file.read_bytes(), file
     assert b"person-0" not in (fleet.state / "mlflow.db").read_bytes()
+
+
+def test_the_report_is_made_again_and_the_certificate_verified_by_command(fleet, record, tmp_path):
+    job, key = Store(fleet.state).job_folder(record.job), fleet.state / "coordinator" / "keys" / "certificate.pub.pem"
+    made = fleet.run("report", "--config", str(fleet.config), "--output", str(tmp_path / "officer.html"))
+    assert made.returncode == 0, made.stderr
+    assert "4 requests to be forgotten: a new model was released" in (tmp_path / "officer.html").read_text()
+    arguments = [str(job / "certificate.json"), "--key", str(key), "--report", str(tmp_path / "officer.json")]
+    verified = fleet.run("certificate", "verify", *arguments, "--model", str(job / "model" / "model.onnx"))
+    assert verified.returncode == 0, verified.stderr
+    assert "model.onnx, byte for byte" in verified.stdout
+    assert "does not prove" in verified.stdout
+    assert "Not verified" in fleet.run("certificate", "show", arguments[0]).stdout
 
 
 def test_the_device_runs_the_file_without_torch(fleet, record):
@@ -145,6 +160,9 @@ def test_a_failed_verdict_moves_nothing_and_the_demo_can_be_run_again_at_once(fl
     assert set(UNSENT) <= names, "what the dead MLflow missed was sent to the one that answers"
     second = next(each for each in Store(fleet.state).jobs() if each.kind == "erase")
     assert not second.released
+    folder = Store(fleet.state).job_folder(second.job)
+    assert "no model was released" in (folder / "report.html").read_text()
+    assert not (folder / "certificate.json").exists()
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
     assert champion.tags["dlfd.job"] != second.job
     for folder in site_folders(fleet.state):

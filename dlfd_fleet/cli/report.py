@@ -1,0 +1,27 @@
+"""``dlfd-fleet report``: the report of an erasure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfd_fleet.cli.options import Config, Overrides, console, load
+
+
+def report(
+    job: Annotated[str | None, typer.Argument(help="Name of the job; the latest erasure by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file, and JSON beside it; in the job's folder by default.")
+    ] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write an erasure's report, an HTML file for people and its JSON, as far as is known now."""
+    from dlfd_fleet.federation.command import opened
+    from dlfd_fleet.federation.reporting import write_report
+
+    with opened(load(config, overrides).settings.state_folder) as store:
+        for file in write_report(store, job, output):
+            console.print(str(file), soft_wrap=True, highlight=False)

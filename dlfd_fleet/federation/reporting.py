@@ -1,0 +1,156 @@
+"""The erasure report and the certificate of a job: made of its record when it settles, and again whenever asked for."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.coordinator import Coordinator
+from dlfd_fleet.federation.store import JobRecord, Store
+from dlfd_fleet.report import (
+    CERTIFICATE_FILE,
+    PAGE_FILE,
+    REPORT_FILE,
+    DeliveryProgress,
+    ErasureReport,
+    issue,
+    load_signer,
+    render,
+)
+from dlfd_fleet.report.contents import Revoked
+from dlfd_fleet.settings import flatten
+
+_SOFTWARE = ("dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow")
+_GOVERNING = ("seed", "model", "training", "unlearning", "audit", "erasure", "fleet", "release", "export")
+"""Settings that bear on an erasure; the others are paths and addresses of the coordinator."""
+_LEFT_OUT = ("release.certificate_key",)
+
+
+def publish_report(job: Coordinator) -> None:
+    """Write the report into the job's folder and into MLflow; of a released model also its signed certificate."""
+    noted = job.record.proceedings
+    job.note(
+        phases=job.store.phases(job.record.job),
+        software={name: version(name) for name in _SOFTWARE} | {"python": platform.python_version()},
+        # A job that is resumed here settled when it first came here.
+        settled_at=noted.settled_at or datetime.now(UTC),
+    )
+    report = report_of(job.store, job.record)
+    content = report.to_json()
+    files = {REPORT_FILE: content, PAGE_FILE: render(content).encode()}
+    if report.released:
+        files[CERTIFICATE_FILE] = issue(report, signer_of(job))
+    for name, content in files.items():
+        (job.store.job_folder(job.record.job) / name).write_bytes(content)
+        job.tracker.log_file(job.record.job, f"erasure/{name}", content)
+
+
+def signer_of(job: Coordinator) -> CryptoSigner:
+    """Return what signs the coordinator's certificates, or raise an :class:`EvidenceError` if it cannot be used."""
+    return load_signer(job.settings.release.certificate_key or job.store.folder / "keys" / "certificate.pem")
+
+
+def report_of(store: Store, record: JobRecord) -> ErasureReport:
+    """Return the report of an erasure job, from what its record and its store know.
+
+    Raises
+    ------
+    JobError
+        If it is another kind of job, or nobody asked to be forgotten in it.
+    """
+    if record.kind != "erase":
+        raise JobError(f"{record.job} is a training job; a report is of an erasure: `dlfd-fleet job list` shows them.")
+    if not record.requests:
+        raise JobError(f"In {record.job} nobody asked to be forgotten, so there is nothing to report.")
+    noted = record.proceedings
+    earlier = [job for job in store.jobs() if job.released and job.started_at < record.started_at]
+    return ErasureReport(
+        **dict(noted.model_copy(update={} if noted.phases else {"phases": store.phases(record.job)})),
+        job=record.job,
+        state=record.step,
+        note=record.note,
+        started_at=record.started_at,
+        released=record.released,
+        epoch=record.epoch if record.released else max((job.epoch for job in earlier), default=0),
+        requests=record.requests,
+        served=record.forgotten,
+        verdict=record.verdict,
+        models=record.models,
+        released_files=record.formats if record.released else (),
+        absent=record.absent,
+        acknowledged=record.acknowledged,
+        revoked=tuple(
+            Revoked(job=job.job, epoch=job.epoch) for job in earlier if record.released and job.epoch < record.epoch
+        ),
+        settings=_governing(store.settings_as_written(record.job)),
+        seconds=record.seconds,
+    )
+
+
+def write_report(
+    store: Store, job: str | None, output: Path | None, delivery: DeliveryProgress | None = None
+) -> tuple[Path, Path]:
+    """Write the report of a job, of the latest erasure by default, and return the page and its JSON.
+
+    Parameters
+    ----------
+    output
+        The page; ``report.html`` in the job's folder by default. The JSON goes beside it under the same name.
+    delivery
+        How far the model has come to the devices; None if this coordinator has not published it.
+
+    Raises
+    ------
+    JobError
+        If there is nothing to report, or the files cannot be written.
+    """
+    record = store.load(job) if job is not None else latest_erasure(store)
+    content = _content(store, record)
+    page = output or store.job_folder(record.job) / PAGE_FILE
+    data = page.with_suffix(".json")
+    if data == page:
+        raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
+    try:
+        page.write_text(render(content, delivery, _acknowledged_later(store, record)), encoding="utf-8")
+        data.write_bytes(content)
+    except OSError as error:
+        raise JobError(f"The report cannot be written to {page.parent}: {error.strerror}.") from error
+    return page, data
+
+
+def _content(store: Store, record: JobRecord) -> bytes:
+    """Return ``report.json`` as it was when the job settled, byte for byte; of any other job what is known now."""
+    file = store.job_folder(record.job) / REPORT_FILE
+    if record.step == "settled" and file.exists():
+        return file.read_bytes()
+    return report_of(store, record).to_json()
+
+
+def _acknowledged_later(store: Store, record: JobRecord) -> dict[str, str]:
+    """Return the sites that a later job told of the release, and the first such job."""
+    return {
+        site: job.job
+        for job in reversed(store.jobs())
+        if job.started_at > record.started_at
+        for site, epoch in job.acknowledged.items()
+        if record.released and epoch >= record.epoch
+    }
+
+
+def latest_erasure(store: Store) -> JobRecord:
+    """Return the latest job in which somebody asked to be forgotten, or raise a :class:`JobError`."""
+    for record in reversed(store.jobs()):
+        if record.kind == "erase" and record.requests:
+            return record
+    raise JobError(f"There is no erasure in {store.folder.parent} yet; `dlfd-fleet job start erase` does one.")
+
+
+def _governing(settings: dict[str, Any]) -> dict[str, Any]:
+    known = flatten({name: value for name, value in settings.items() if name in _GOVERNING})
+    return {name: value for name, value in known.items() if name not in _LEFT_OUT}

@@ -1,0 +1,258 @@
+"""The certificate: a report's claims as an in-toto statement in a DSSE envelope, signed by the coordinator.
+
+What is verified is bytes: a certificate that differs in one of them from how it was written is refused, and so is one
+whose signer is not the one that the verifier names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import CryptoSigner, SSlibKey
+
+from dlfd_fleet.audit import Verdict
+from dlfd_fleet.exceptions import EvidenceError
+from dlfd_fleet.report.contents import ErasureReport
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_LARGEST = 4 * 2**20
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Claims(BaseModel):
+    """Self-contained, so that a later release that scores differently still reads the certificates of this one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class VerdictClaim(_Claims):
+    """An outcome, and what the audit was able to see."""
+
+    outcome: Literal["PASS", "FAIL", "INCONCLUSIVE"]
+    reasons: tuple[str, ...]
+    margin: float
+    power: float
+
+
+class RequestClaim(_Claims):
+    """A request under its random id."""
+
+    request: str
+    asked_at: AwareDatetime | None
+    deadline: AwareDatetime | None
+    served: bool
+
+
+class FileClaim(_Claims):
+    """One released file, attacked by itself."""
+
+    sha256: Sha256
+    verdict: VerdictClaim | None
+    scores: dict[str, float]
+
+
+class Predicate(_Claims):
+    """What is claimed of the subjects; scores have bounds as ``NAME_low`` and ``NAME_high`` (95%, over people)."""
+
+    job: str
+    model: Literal["unlearned", "retrained"]
+    epoch: Annotated[int, Field(ge=1)]
+    parent_sha256: Sha256 | None
+    """Of the weights that were unlearned from."""
+    verdict: VerdictClaim
+    scores: dict[str, dict[str, float]]
+    """By model: original, unlearned, relearned, retrained."""
+    files: dict[str, FileClaim]
+    requests: tuple[RequestClaim, ...]
+    counts: dict[str, int]
+    software: dict[str, str]
+    settings_sha256: Sha256
+    report_sha256: Sha256
+    issued_at: AwareDatetime
+
+
+class Digests(_Claims):
+    """How a subject is known."""
+
+    sha256: Sha256
+
+
+class Subject(_Claims):
+    """A released file."""
+
+    name: str
+    digest: Digests
+
+
+class Statement(_Claims):
+    """An in-toto Statement v1."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = Field("https://in-toto.io/Statement/v1", alias="_type")
+    subject: Annotated[tuple[Subject, ...], Field(min_length=1)]
+    predicate_type: Literal["urn:dlfd-fleet:erasure-certificate:1"] = Field(
+        "urn:dlfd-fleet:erasure-certificate:1", alias="predicateType"
+    )
+    predicate: Predicate
+
+
+def issue(report: ErasureReport, signer: CryptoSigner) -> bytes:
+    """Return the certificate of a report, signed.
+
+    Raises
+    ------
+    EvidenceError
+        If the report releases nothing that could be certified.
+    """
+    if not report.released or report.verdict is None:
+        raise EvidenceError(f"{report.job} released no model, so there is nothing to certify.")
+    statement = Statement(subject=_subjects(report), predicate=_predicate(report))
+    envelope = Envelope(statement.model_dump_json(by_alias=True).encode(), PAYLOAD_TYPE, {})
+    envelope.sign(signer)
+    return _written(envelope)
+
+
+def read(file: Path) -> Statement:
+    """Return what a certificate says, without asking who signed it.
+
+    Raises
+    ------
+    EvidenceError
+        If it cannot be read, or differs in any byte from how certificates are written.
+    """
+    return _open(file)[1]
+
+
+def verify(
+    file: Path, key: SSlibKey, models: Iterable[Path] = (), report: Path | None = None
+) -> tuple[Statement, list[str]]:
+    """Check a certificate offline, and return what it says, and the names of the subjects that the files are.
+
+    Parameters
+    ----------
+    key
+        Public key of the coordinator that is trusted; there is no default.
+    models
+        Model files, which must be among the subjects.
+    report
+        ``report.json``, which must be the certified one.
+
+    Raises
+    ------
+    EvidenceError
+        If anything does not hold.
+    """
+    envelope, statement = _open(file)
+    try:
+        envelope.verify([key], 1)
+    except VerificationError as error:
+        raise EvidenceError(
+            f"{file} does not bear a valid signature of the named key: it was changed, or somebody else signed it."
+        ) from error
+    subjects = {subject.digest.sha256: subject.name for subject in statement.subject}
+    found = []
+    for model in models:
+        name = subjects.get(_digest(model))
+        if name is None:
+            raise EvidenceError(f"{model} is not a file that {file} speaks of: its SHA-256 is not among the subjects.")
+        found.append(name)
+    if report is not None and _digest(report) != statement.predicate.report_sha256:
+        raise EvidenceError(f"{report} is not the report that {file} was made from: its SHA-256 is another one.")
+    return statement, found
+
+
+def _open(file: Path) -> tuple[Envelope, Statement]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise EvidenceError(f"The certificate {file} cannot be read: {error.strerror}.") from error
+    try:
+        if len(content) > _LARGEST:
+            raise ValueError("too large")
+        envelope = Envelope.from_dict(json.loads(content))
+        statement = Statement.model_validate_json(envelope.payload)
+        whole = _written(envelope) == content and envelope.payload_type == PAYLOAD_TYPE
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its JSON"
+        raise EvidenceError(f"{file} is no certificate that this release can read: '{key}' is wrong.") from error
+    # The library answers to malformed JSON with whatever its types make of it.
+    except Exception as error:
+        raise EvidenceError(f"{file} is no certificate, or is damaged.") from error
+    if not whole:
+        raise EvidenceError(f"{file} is not as it was written: some of its bytes were changed.")
+    return envelope, statement
+
+
+def _written(envelope: Envelope) -> bytes:
+    return (json.dumps(envelope.to_dict(), indent=2) + "\n").encode()
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise EvidenceError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _subjects(report: ErasureReport) -> tuple[Subject, ...]:
+    return tuple(
+        Subject(name=report.files[form].name, digest=Digests(sha256=report.files[form].sha256))
+        for form in report.released_files
+        if form in report.files
+    )
+
+
+def _predicate(report: ErasureReport) -> Predicate:
+    files = {form: report.files[form] for form in report.released_files if form in report.files}
+    return Predicate(
+        job=report.job,
+        model="retrained" if report.retrained else "unlearned",
+        epoch=report.epoch,
+        parent_sha256=report.parent,
+        verdict=_claim(report.verdict),
+        scores={name: model.scores.metrics() for name, model in report.models.items()},
+        files={
+            form: FileClaim(
+                sha256=file.sha256,
+                verdict=_claim(file.verdict) if file.verdict else None,
+                scores=file.scores.metrics(),
+            )
+            for form, file in files.items()
+        },
+        requests=tuple(
+            RequestClaim(
+                request=request.request,
+                asked_at=request.asked_at,
+                deadline=request.deadline,
+                served=request.request in report.served,
+            )
+            for request in report.asked
+        ),
+        counts={
+            "requests": report.requests,
+            "served_requests": len(report.served),
+            "sites": len(report.sites),
+            "sites_acknowledged": len(report.acknowledged),
+            "purged_images": report.purged_images,
+        },
+        software=report.software,
+        settings_sha256=report.settings_sha256,
+        report_sha256=hashlib.sha256(report.to_json()).hexdigest(),
+        issued_at=datetime.now(UTC),
+    )
+
+
+def _claim(verdict: Verdict | None) -> VerdictClaim:
+    assert verdict is not None  # noqa: S101 - issue() has refused it
+    return VerdictClaim(
+        outcome=verdict.outcome.value, reasons=verdict.reasons, margin=verdict.margin, power=verdict.power
+    )

@@ -1,0 +1,199 @@
+"""What an erasure report says, as data: ``report.json``. The page and the certificate are made of it.
+
+There are counts, random request ids, dates and scores in it, and never a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from dlfd_fleet.audit import Difference, Estimate, Scores, Verdict
+from dlfd_fleet.exceptions import EvidenceError
+from dlfd_fleet.settings import Format
+
+LOSS_EDGES: tuple[float, ...] = tuple(np.geomspace(1e-4, 30.0, 25).tolist())
+"""Edges of the bins of every loss histogram, nats; what lies outside is in the first or the last bin."""
+
+Compared = Literal["mia_auc", "test_accuracy", "forget_accuracy"]
+
+
+class Part(BaseModel):
+    """Base of all parts: frozen, and strict about its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AskedRequest(Part):
+    """One person's request at one site, under its random id; sites of earlier releases do not say when."""
+
+    request: str
+    site: str
+    asked_at: AwareDatetime | None = None
+    deadline: AwareDatetime | None = None
+
+
+class SiteShare(Part):
+    """What a site that took part holds."""
+
+    site: str
+    requests: int
+    forget_images: int
+    training_images: int
+
+
+class GateReading(Part):
+    """What the gate saw of a model on validation people after a round; round 0 is the original."""
+
+    attempt: int
+    round: int
+    utility: float
+    """Balanced accuracy."""
+    utility_half_width: float
+    """Half the width of its 95% interval."""
+    attack_auc: float
+
+
+class Phase(Part):
+    """What one kind of step took, in all."""
+
+    steps: int
+    seconds: float
+    sent_bytes: int
+
+
+class ModelResult(Part):
+    """What is known of one model of a job."""
+
+    scores: Scores
+    seconds: float
+    bytes_sent: int
+
+
+class FileResult(Part):
+    """One exported file, attacked by itself at the sites."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    max_abs_difference: float
+    """Largest difference of a probability from torch."""
+    compared_images: int
+    agreement: float | None
+    """Share of the images of which the file and torch name the same class."""
+    scores: Scores
+    verdict: Verdict | None
+
+
+class Revoked(Part):
+    """An older released model, which remembers somebody who is forgotten now."""
+
+    job: str
+    epoch: int
+
+
+class Proceedings(Part):
+    """What a job notes on its way, for its report."""
+
+    asked: tuple[AskedRequest, ...] = ()
+    sites: tuple[SiteShare, ...] = ()
+    parent: str | None = None
+    """SHA-256 of the weights that were unlearned from."""
+    retrained: bool = False
+    """Whether the model was trained anew instead, without the forgotten people."""
+    attempts: int = 0
+    readings: tuple[GateReading, ...] = ()
+    losses: dict[str, dict[str, tuple[int, ...]]] = {}
+    """Images in each bin of :data:`LOSS_EDGES`, by model and group."""
+    files: dict[Format, FileResult] = {}
+    refused_files: dict[Format, str] = {}
+    """Formats that were not released, and why."""
+    phases: dict[str, Phase] = {}
+    purged_images: int = 0
+    software: dict[str, str] = {}
+    settled_at: AwareDatetime | None = None
+
+
+class ErasureReport(Proceedings):
+    """The report of one erasure job."""
+
+    format: Literal["urn:dlfd-fleet:erasure-report:1"] = "urn:dlfd-fleet:erasure-report:1"
+    job: str
+    state: str
+    note: str
+    started_at: AwareDatetime
+    released: bool
+    epoch: int
+    """Of the fleet after the job."""
+    requests: int
+    served: tuple[str, ...]
+    """Requests that the released model has forgotten."""
+    verdict: Verdict | None
+    models: dict[str, ModelResult]
+    """By column: original, unlearned, relearned, retrained."""
+    released_files: tuple[Format, ...]
+    absent: dict[str, str]
+    acknowledged: dict[str, int]
+    """The epoch under which each site said that it had purged."""
+    revoked: tuple[Revoked, ...]
+    settings: dict[str, Any]
+    """What governs an erasure, by dotted key."""
+    seconds: float
+
+    @property
+    def settings_sha256(self) -> str:
+        """Digest of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def first_deadline(self) -> datetime | None:
+        """The earliest deadline of a request, where sites said it."""
+        return min((request.deadline for request in self.asked if request.deadline), default=None)
+
+    def deadline_met(self, request: AskedRequest) -> bool | None:
+        """Tell whether a request's model was released in time; None if it still waits, or no deadline is known."""
+        if request.deadline is None or self.settled_at is None or request.request not in self.served:
+            return None
+        return self.settled_at <= request.deadline
+
+    def beside_retrained(self, name: Compared) -> Difference | None:
+        """Return a score of the unlearned model minus the retrained one's, where there is one.
+
+        Images cannot be paired, for nobody is to be followed from one audit to the next; taking the two as independent
+        errs on the wide side.
+        """
+        models = [self.models.get(column) for column in ("unlearned", "retrained")]
+        one, other = (getattr(model.scores, name) if model else None for model in models)
+        if not isinstance(one, Estimate) or not isinstance(other, Estimate):
+            return None
+        error = math.hypot(one.standard_error, other.standard_error)
+        return Difference(model=one.value, reference=other.value, standard_error=error, references=1)
+
+    def to_json(self) -> bytes:
+        """Return ``report.json``: the same bytes for the same report."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Read ``report.json``, or raise an :class:`EvidenceError` if it is no report that this release knows."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            key = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its JSON"
+            raise EvidenceError(f"report.json is none that this release can read: '{key}' is wrong.") from error
+
+
+def loss_counts(losses: Mapping[str, NDArray[np.float64]]) -> dict[str, tuple[int, ...]]:
+    """Count losses ``(N,)`` of each group in the bins of :data:`LOSS_EDGES`."""
+    return {
+        group: tuple(np.histogram(np.clip(values, LOSS_EDGES[0], LOSS_EDGES[-1]), LOSS_EDGES)[0].tolist())
+        for group, values in losses.items()
+    }

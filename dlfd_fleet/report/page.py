@@ -1,0 +1,148 @@
+"""Reports as one HTML file each: no script, nothing loaded from elsewhere, for screens and for paper."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from pydantic import AwareDatetime
+
+from dlfd_fleet.audit import Estimate
+from dlfd_fleet.report import words
+from dlfd_fleet.report.contents import AskedRequest, ErasureReport, Part
+from dlfd_fleet.report.plots import gate_plot, loss_plot
+from dlfd_fleet.report.templates import BASE, ERASURE, SINGLE
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SCORE_TITLES = {
+    "test_accuracy": "test accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "retain_accuracy": "retain accuracy",
+    "forget_accuracy": "forget accuracy",
+    "mia_accuracy": "MIA accuracy",
+    "mia_auc": "MIA AUC",
+    "forgetting_score": "forgetting score (0 is best)",
+    "nomus": "NoMUS",
+}
+"""What scores are called where people read them."""
+
+
+class DeliveryProgress(Part):
+    """How far a released model has come to the devices, as the delivery knows it."""
+
+    as_of: AwareDatetime
+    published_at: AwareDatetime
+    minimum_epoch: int
+    """Least epoch that devices may run since then."""
+    devices: int
+    """That are known."""
+    purged: int
+    """Those that have said that they hold no model under the least epoch any more."""
+    retired: int = 0
+    """Those that were given up, with a reason, and can never answer."""
+
+    def sentence(self) -> str:
+        """Say how far it is."""
+        waiting = self.devices - self.purged - self.retired
+        done = f"{self.purged} of {words.count(self.devices, 'device')}"
+        state = f"{words.count(waiting, 'device')} still to come" if waiting else "no device is left to come"
+        return f"As of {_moment(self.as_of)}, {done} have purged every older model; {state}."
+
+
+def render(
+    content: bytes,
+    delivery: DeliveryProgress | None = None,
+    acknowledged_later: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return the page of an erasure report.
+
+    Parameters
+    ----------
+    content
+        ``report.json``, from :meth:`ErasureReport.to_json`; the page tells its digest.
+    delivery
+        What is known of the model's way to the devices when the page is made; None if it was never published.
+    acknowledged_later
+        Sites that were away when the job settled and have purged since then, and the job in which they said so.
+
+    Raises
+    ------
+    EvidenceError
+        If it is no report that this release can read.
+    """
+    report = ErasureReport.from_json(content)
+    unlearned = report.models.get("unlearned")
+    return (
+        _environment()
+        .get_template("erasure")
+        .render(
+            report=report,
+            delivery=delivery,
+            acknowledged_later=acknowledged_later,
+            margin=report.verdict.margin if report.verdict else 0.0,
+            tried=tuple(words.attacks(report)),
+            control=unlearned.scores.control_auc if unlearned else None,
+            # What a copy that is thrown away is good for tells nobody anything; its attack is among those tried.
+            columns={name: model.scores for name, model in report.models.items() if name != "relearned"},
+            compared=tuple(words.comparison(report)),
+            gate_plot=gate_plot(report.readings) if report.readings else "",
+            loss_plots=[loss_plot(name, groups) for name, groups in report.losses.items()],
+            taking_part={site.site for site in report.sites},
+            digest=hashlib.sha256(content).hexdigest(),
+        )
+    )
+
+
+def render_single(**values: object) -> str:
+    """Return the page of an unlearning without a fleet."""
+    return _environment().get_template("single").render(values)
+
+
+@cache
+def _environment() -> Environment:
+    # Late: who only verifies certificates, with the device's extra, has no Jinja.
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    environment = Environment(
+        loader=DictLoader({"base": BASE, "erasure": ERASURE, "single": SINGLE}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score_text, "moment": _moment, "result": _result, "purge": _purge}
+    environment.globals |= {"words": words, "score_titles": SCORE_TITLES}
+    return environment
+
+
+def score_text(value: Estimate | float | None) -> str:
+    """Return a score as people read it, with its bounds where it has them."""
+    return str(value) if isinstance(value, Estimate) else "-" if value is None else f"{value:.3f}"
+
+
+def _moment(value: datetime | None) -> str:
+    return "not known" if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _result(request: AskedRequest, report: ErasureReport, later: Mapping[str, str]) -> str:
+    if request.request not in report.served:
+        return "waits for the next job"
+    met = report.deadline_met(request)
+    served = "served" if met is None else "served in time" if met else "served after the deadline"
+    return (
+        served if request.site in {*report.acknowledged, *later} else f"{served}; its site has yet to confirm the purge"
+    )
+
+
+def _purge(site: str, report: ErasureReport, later: Mapping[str, str]) -> str:
+    if not report.released:
+        return "none: nothing was released"
+    if site in report.acknowledged:
+        return f"acknowledged under epoch {report.acknowledged[site]}"
+    return f"acknowledged later, in {later[site]}" if site in later else "not acknowledged; told by the next job"

@@ -1,0 +1,249 @@
+"""The pages as Jinja templates. They are a module because Flower's app bundle carries no HTML file to a server."""
+
+BASE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{% block title %}{% endblock %}</title>
+<style>
+:root { color-scheme: light dark; --paper: #fdfdfb; --ink: #23282d; --soft: #5c6670; --line: #dfe2e0; --wash: #f3f4f0;
+  --link: #1a5a96; --forget: #b3261e; --unseen: #1f6fb4; --retain: #7a8288;
+  --good: #1d6b42; --open: #8a5a00; --bad: #a32018 }
+@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e2e5e7; --soft: #9ba5ad; --line: #31383e;
+  --wash: #1d2226; --link: #7db8ee; --forget: #ff8a80; --unseen: #7db8ee; --retain: #98a2a9;
+  --good: #6fcf97; --open: #e6b34d; --bad: #ff8a80 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.6 system-ui, "Segoe UI", sans-serif }
+main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.5rem 4rem }
+h1 { font-size: 1.9rem; line-height: 1.25; margin: .2rem 0 1.2rem; font-weight: 600; max-width: 26em }
+h2 { font-size: 1.2rem; margin: 3rem 0 .6rem; padding-top: 1.2rem; border-top: 1px solid var(--line); font-weight: 600 }
+h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; font-weight: 600 }
+p, ul { max-width: 44rem; margin: .6rem 0 } ul { padding-left: 1.2rem } li { margin: .35rem 0 }
+a { color: var(--link) }
+.eyebrow, .note, figcaption, footer { color: var(--soft); font-size: .875rem }
+.eyebrow { margin: 0 } .lead p { font-size: 1.08rem }
+.verdict { display: inline-block; border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .7rem;
+  font-size: .8125rem; font-weight: 600; letter-spacing: .04em; white-space: nowrap }
+.PASS { color: var(--good) } .INCONCLUSIVE { color: var(--open) } .FAIL { color: var(--bad) }
+dl { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1.1rem 1.5rem; margin: 1.8rem 0 0;
+  padding: 1.2rem; background: var(--wash); border-radius: .4rem }
+dt { color: var(--soft); font-size: .8125rem } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere }
+.wide { overflow-x: auto; margin: .8rem 0 }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; vertical-align: top; padding: .45rem .9rem .45rem 0; border-bottom: 1px solid var(--line) }
+thead th { color: var(--soft); font-weight: 500; white-space: nowrap } tbody th { font-weight: 500 }
+td.number { white-space: nowrap } .why { display: block; color: var(--soft); font-weight: 400; font-size: .8125rem }
+tbody th { min-width: 8rem }
+code { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere }
+.name { white-space: nowrap }
+pre { background: var(--wash); padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto }
+.strip { display: block; width: 11rem; height: 1.5rem }
+.strip .margin { fill: var(--unseen); opacity: .16 } .strip .chance { stroke: var(--soft); stroke-dasharray: 1.5 1.5 }
+.strip .rail { stroke: var(--line) } .strip .bounds { stroke: var(--forget); stroke-width: 2 }
+.strip .value { fill: var(--forget) }
+figure { margin: 1rem 0 } figure svg, figure img { display: block; width: 100%; height: auto; max-width: 34rem }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; max-width: 46rem }
+details { margin: .8rem 0 } summary { cursor: pointer; color: var(--link) }
+footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+@media (max-width: 40rem) { main { padding: 1.5rem 1rem 3rem } h1 { font-size: 1.5rem }
+  dl { grid-template-columns: repeat(2, 1fr); padding: 1rem } .strip { width: 8rem }
+  table { width: max-content; min-width: 100%; max-width: 52rem } th, td { padding-right: .8rem } tbody th { max-width: 11rem } }
+@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --wash: #f4f4f4;
+  --link: #000; --forget: #b3261e; --unseen: #1f6fb4; --retain: #7a8288; --good: #1d6b42; --open: #8a5a00; --bad: #a32018 }
+  body { font-size: 10.5pt } main { max-width: none; padding: 0 } .wide { overflow: visible }
+  h2, h3 { break-after: avoid } tr, figure { break-inside: avoid } }
+</style>
+</head>
+<body><main>
+{% macro verdict(outcome) %}<span class="verdict {{ outcome }}">{{ outcome }}</span>{% endmacro %}
+{% macro strip(estimate, margin) -%}
+<svg class="strip" viewBox="0 0 110 15" role="img" aria-label="{{ estimate }} on a scale from 0 to 1">
+<rect class="margin" x="{{ 5 + 100 * (0.5 - margin) }}" y="1" width="{{ 200 * margin }}" height="13"/>
+<line class="rail" x1="5" x2="105" y1="7.5" y2="7.5"/><line class="chance" x1="55" x2="55" y1="1" y2="14"/>
+<line class="bounds" x1="{{ 5 + 100 * estimate.low }}" x2="{{ 5 + 100 * estimate.high }}" y1="7.5" y2="7.5"/>
+<circle class="value" cx="{{ 5 + 100 * estimate.value }}" cy="7.5" r="3.2"/></svg>
+{%- endmacro %}
+{% macro scores(models) %}
+<div class="wide"><table>
+<thead><tr><th>score</th>{% for name in models %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for name, title in score_titles.items() %}
+<tr><th scope="row">{{ title }}</th>{% for one in models.values() %}<td class="number">{{ one[name] | score }}</td>{% endfor %}</tr>
+{%- endfor %}</tbody>
+</table></div>
+{% endmacro %}
+{% block body %}{% endblock %}
+</main></body>
+</html>
+"""
+
+ERASURE = """{% extends "base" %}
+{% block title %}Erasure report {{ report.job }}{% endblock %}
+{% block body %}
+<header>
+<p class="eyebrow">Erasure report · {{ report.job }}</p>
+<h1>{{ words.headline(report) }}</h1>
+<div class="lead">{% for paragraph in words.lead(report) %}<p>{{ paragraph }}</p>{% endfor %}</div>
+<dl>
+<div><dt>Verdict</dt><dd>{{ verdict(report.verdict.outcome.value) if report.verdict else "none" }}</dd></div>
+<div><dt>Released</dt><dd>{{ (report.settled_at | moment) if report.released else "no" }}</dd></div>
+<div><dt>Earliest deadline</dt><dd>{{ report.first_deadline | moment }}</dd></div>
+<div><dt>Erasure epoch</dt><dd>{{ report.epoch }}{{ "" if report.released else " (unchanged)" }}</dd></div>
+<div><dt>Sites that took part</dt><dd>{{ report.sites | length }}{% if report.absent %}, {{ report.absent | length }} absent at the end{% endif %}</dd></div>
+<div><dt>Images purged</dt><dd>{{ report.purged_images }}</dd></div>
+</dl>
+</header>
+
+<section><h2>What was asked</h2>
+<p>The coordinator knows requests by random ids, and never a name. Who a request is of, only its site can tell.</p>
+{% if report.asked %}<div class="wide"><table>
+<thead><tr><th>request</th><th>site</th><th>asked</th><th>deadline</th><th>result</th></tr></thead>
+<tbody>{% for one in report.asked %}
+<tr><th scope="row"><code class="name">{{ one.request }}</code></th><td><code class="name">{{ one.site }}</code></td><td class="number">{{ one.asked_at | moment }}</td>
+<td class="number">{{ one.deadline | moment }}</td><td>{{ one | result(report, acknowledged_later) }}</td></tr>
+{%- endfor %}</tbody></table></div>
+{% else %}<p>An earlier release kept only their number: {{ report.requests }}.</p>{% endif %}
+</section>
+
+<section><h2>What was done</h2>
+{% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
+<ul>
+<li>Sites whose people asked ran DLFD (distribution-level feature distancing, arXiv 2409.14747) on them; all sites then
+trained on everybody else, to keep the model useful.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
+<li>After each round a gate looked at people kept for that; the evidence below is from others, whom no gate had seen.</li>
+{% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}
+{% if "retrained" in report.models %}<li>A model was trained anew without the people, to compare{{ ", and was released instead" if report.retrained }}.</li>{% endif %}
+{% if report.files %}<li>The model was exported, and each exported file was attacked by itself.</li>{% endif %}
+</ul>
+{% if gate_plot %}<figure>{{ gate_plot | safe }}<figcaption>What the gate saw on validation people. 0.5 (dotted) is guessing.</figcaption></figure>{% endif %}
+{% if report.phases %}
+<div class="wide"><table>
+<thead><tr><th>step</th><th>times</th><th>seconds</th><th>MB sent and received</th></tr></thead>
+<tbody>{% for name, phase in report.phases.items() if name != "champion" %}
+<tr><th scope="row">{{ words.STEPS.get(name, name) }}</th><td class="number">{{ phase.steps }}</td><td class="number">{{ "%.1f" | format(phase.seconds) }}</td>
+<td class="number">{{ "%.1f" | format(phase.sent_bytes / 1e6) }}</td></tr>
+{%- endfor %}
+<tr><th scope="row">in all</th><td></td><td class="number">{{ "%.1f" | format(report.seconds) }}</td><td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="sent_bytes") / 1e6) }}</td></tr>
+</tbody></table></div>{% endif %}
+</section>
+
+<section><h2>The evidence</h2>
+{% if report.verdict %}
+<p>{{ verdict(report.verdict.outcome.value) }} at margin {{ "%.2f" | format(report.verdict.margin) }} of AUC, power {{ "%.2f" | format(report.verdict.power) }}:</p>
+<ul>{% for reason in report.verdict.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
+{% else %}<p>The job ended before anything was judged.</p>{% endif %}
+{% if tried %}
+<h3>Attacks that were tried</h3>
+<p>The attack calls an image a member if its loss is low (arXiv 1709.01604). AUC is the chance that it puts an image of
+somebody who asked before one of somebody never trained on. In the drawing the dotted line is 0.5, the band the margin
+around it, the bar 95% bounds over people.</p>
+<div class="wide"><table>
+<thead><tr><th>on</th><th>AUC [95%], from 0 to 1</th><th>attack's accuracy [95%]</th></tr></thead>
+<tbody>{% for what, why, score in tried %}{% if score.mia_auc %}
+<tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ score.mia_auc }}{{ strip(score.mia_auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
+{%- endif %}{% endfor %}
+{% if control %}<tr><th scope="row">unlearned model, two groups never trained on<span class="why">the negative control: does the attack find a difference where there is none?</span></th>
+<td class="number">{{ control }}{{ strip(control, margin) }}</td><td>-</td></tr>{% endif %}
+</tbody></table></div>
+<h3>Scores before and after</h3>
+<p class="note">Fractions, with 95% bounds by resampling people. NoMUS rewards a model that collapses; read it beside the balanced accuracy.</p>
+{{ scores(columns) }}
+{% endif %}
+{% if compared %}
+<h3>Beside the retrained model</h3>
+<ul>{% for sentence in compared %}<li>{{ sentence }}</li>{% endfor %}</ul>{% endif %}
+{% if loss_plots %}
+<h3>How the losses are spread</h3>
+<p class="note">A model that remembers has low losses for those who asked (forget), like those it was trained on (retain), and
+higher ones for people it never saw (unseen).</p>
+<div class="plots">{% for plot in loss_plots %}<figure>{{ plot | safe }}</figure>{% endfor %}</div>{% endif %}
+</section>
+
+<section><h2>The files</h2>
+{% if report.files %}
+<div class="wide"><table>
+<thead><tr><th>file</th><th>released</th><th>verdict</th><th>attack AUC [95%]</th><th>MB</th><th>beside torch</th></tr></thead>
+<tbody>{% for form, file in report.files.items() %}
+<tr><th scope="row">{{ file.name }} ({{ form }})<br><code>{{ file.sha256 }}</code></th><td>{{ "yes" if form in report.released_files else "no" }}</td>
+<td>{{ verdict(file.verdict.outcome.value) if file.verdict else "-" }}</td><td class="number">{{ file.scores.mia_auc | score }}</td>
+<td class="number">{{ "%.1f" | format(file.size_bytes / 1e6) }}</td>
+<td>largest difference of a probability {{ "%.2g" | format(file.max_abs_difference) }}{% if file.agreement is not none %}, same class on {{ "%.1f" | format(100 * file.agreement) }}% of {{ words.count(file.compared_images, "image") }}{% endif %}</td></tr>
+{%- endfor %}</tbody></table></div>
+{% else %}<p>No file was exported.</p>{% endif %}
+{% for form, reason in report.refused_files.items() %}<p>No {{ form }} file was released: {{ reason }}</p>{% endfor %}
+</section>
+
+<section><h2>Revoked versions</h2>
+{% if report.revoked %}<p>Every model under epoch {{ report.epoch }} remembers somebody who asked, and is revoked:</p>
+<ul>{% for one in report.revoked %}<li>epoch {{ one.epoch }}, of job <code>{{ one.job }}</code></li>{% endfor %}</ul>
+{% else %}<p>This job revoked no version.</p>{% endif %}
+</section>
+
+<section><h2>Sites</h2>
+<p>A site that acknowledges has purged the images of the requests that were served, and from then on works on no model under the epoch.</p>
+<div class="wide"><table>
+<thead><tr><th>site</th><th>requests</th><th>images of those who asked</th><th>images to train on</th><th>purge</th></tr></thead>
+<tbody>{% for site in report.sites %}
+<tr><th scope="row"><code class="name">{{ site.site }}</code></th><td class="number">{{ site.requests }}</td><td class="number">{{ site.forget_images }}</td><td class="number">{{ site.training_images }}</td>
+<td>{{ site.site | purge(report, acknowledged_later) }}</td></tr>
+{%- endfor %}{% for name, reason in report.absent.items() %}{% if name not in taking_part %}
+<tr><th scope="row"><code class="name">{{ name }}</code></th><td colspan="3">took no part: {{ reason }}</td><td>{{ name | purge(report, acknowledged_later) }}</td></tr>
+{%- endif %}{% endfor %}</tbody></table></div>
+</section>
+
+<section><h2>Delivery</h2>
+{% if delivery %}
+<p>{{ delivery.sentence() }}</p>
+<div class="wide"><table><tbody>
+<tr><th scope="row">published</th><td>{{ delivery.published_at | moment }}</td></tr>
+<tr><th scope="row">least epoch that may run</th><td>{{ delivery.minimum_epoch }}</td></tr>
+<tr><th scope="row">devices known</th><td>{{ delivery.devices }}</td></tr>
+<tr><th scope="row">purged every older model</th><td>{{ delivery.purged }}</td></tr>
+<tr><th scope="row">retired, with a reason</th><td>{{ delivery.retired }}</td></tr>
+</tbody></table></div>
+{% elif report.released %}<p>Not published to devices by this coordinator. Devices that hold an older model may still run it.</p>
+{% else %}<p>No model was released, so there is nothing to deliver.</p>{% endif %}
+</section>
+
+<section><h2>Limits of the evidence</h2>
+<ul>{% for sentence in words.limits(report, acknowledged_later) %}<li>{{ sentence }}</li>{% endfor %}</ul>
+</section>
+
+<section><h2>Software and settings</h2>
+<p>{% for name, number in report.software.items() %}{{ name }} {{ number }}{{ ", " if not loop.last else "." }}{% endfor %}</p>
+<details><summary>The {{ report.settings | length }} settings that govern an erasure</summary>
+<div class="wide"><table><tbody>{% for name, value in report.settings.items() %}
+<tr><th scope="row"><code>{{ name }}</code></th><td><code>{{ value | tojson }}</code></td></tr>{% endfor %}</tbody></table></div>
+</details>
+<p class="note">SHA-256 of the settings: <code>{{ report.settings_sha256 }}</code></p>
+</section>
+
+<footer>
+<p>Made of <code>report.json</code>, SHA-256 <code>{{ digest }}</code>.{% if report.released %} The coordinator's signed
+<code>certificate.json</code> names this digest and those of the files; to check it, with the key of a coordinator that you trust:{% endif %}</p>
+{% if report.released %}<pre><code>dlfd-fleet certificate verify certificate.json --key KEY.pub.pem --report report.json</code></pre>{% endif %}
+</footer>
+{% endblock %}
+"""
+
+SINGLE = """{% extends "base" %}
+{% block title %}Unlearning report{% endblock %}
+{% block body %}
+<header>
+<p class="eyebrow">Unlearning report · one model, no fleet</p>
+<h1>{{ words.count(result.forgotten_people, "person") if result.forgotten_people == 1 else result.forgotten_people ~ " people" }} to be forgotten:
+{{ "the new model is good by its gate and audit" if result.success else "the new model did not succeed" }}</h1>
+<p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict.outcome.value, result.verdict.margin, result.verdict.power) }}</p>
+<ul>{% for reason in result.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
+<p>{{ result.forgotten_images }} images in {{ result.rounds }} rounds, {{ "%.0f" | format(result.seconds) }} s. The comparison is with people never
+trained on, not with a retrained model. Nothing here proves that a model has forgotten.</p>
+</header>
+<section><h2>Scores before and after</h2>
+<p class="note">Fractions, with 95% bounds by resampling people.</p>
+{{ scores(columns) }}</section>
+<section><h2>How the losses are spread</h2>
+<div class="plots">{% for plot in loss_plots %}<figure>{{ plot | safe }}</figure>{% endfor %}</div></section>
+<footer><p>Weights unlearned from: SHA-256 <code>{{ result.parent }}</code></p></footer>
+{% endblock %}
+"""

@@ -1,0 +1,241 @@
+"""A report in plain words, that claim no more than was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+from dlfd_fleet.audit import Difference, Outcome, Scores
+from dlfd_fleet.report.certificate import Statement
+from dlfd_fleet.report.contents import Compared, ErasureReport
+
+_COMPARED: dict[Compared, str] = {
+    "mia_auc": "AUC of the attack",
+    "test_accuracy": "accuracy on people never trained on",
+    "forget_accuracy": "accuracy on the people who asked",
+}
+
+STEPS: dict[str, str] = {
+    "asked": "asking the sites who wants to be forgotten",
+    "champion": "looking up the model in use",
+    "audit-original": "attacking the original model",
+    "distancing": "DLFD at the sites that were asked",
+    "repair": "training on everybody else, to keep the model useful",
+    "gate": "looking whether it is enough",
+    "audit-unlearned": "attacking the unlearned model",
+    "relearn": "training on, to see what comes back",
+    "audit-relearned": "attacking it again after that",
+    "retrain": "training anew without the people",
+    "audit-retrained": "attacking the retrained model",
+    "export": "exporting to ONNX",
+    "audit-file": "attacking the exported fp32 file",
+    "audit-file-fp16": "attacking the exported fp16 file",
+    "audit-file-int8": "attacking the exported int8 file",
+    "audit-file-ort": "attacking the exported ort file",
+    "calibrate": "measuring ranges for int8",
+    "settle": "telling the sites; they purge",
+}
+"""What a journal's steps are called."""
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def day(moment: datetime) -> str:
+    """Return a date as people write it."""
+    return f"{moment:%d %B %Y}".lstrip("0")
+
+
+def headline(report: ErasureReport) -> str:
+    """Say in one line what came of it."""
+    asked = f"{count(report.requests, 'request')} to be forgotten"
+    if report.released:
+        return f"{asked}: a new model was released"
+    return f"{asked}: no model was released"
+
+
+def lead(report: ErasureReport) -> Iterator[str]:
+    """Say what happened for somebody who is no engineer, a paragraph each."""
+    yield f"{_asked(report)} {_done(report)}"
+    if measured := _measured(report):
+        yield measured
+    yield _deadline(report)
+
+
+def _asked(report: ErasureReport) -> str:
+    sites = sum(1 for site in report.sites if site.requests)
+    where = f" reached {count(sites, 'site')} of this fleet" if sites else " reached this fleet"
+    moments = sorted(request.asked_at for request in report.asked if request.asked_at)
+    when = ""
+    if moments:
+        first, last = day(moments[0]), day(moments[-1])
+        when = f"On {first}, " if first == last else f"Between {first} and {last}, "
+    images = sum(site.forget_images for site in report.sites)
+    trained = f" The sites hold {count(images, 'image')} of the people who asked." if images else ""
+    return f"{when}{count(report.requests, 'request')} to be forgotten{where}.{trained}"
+
+
+def _done(report: ErasureReport) -> str:
+    if not report.released:
+        return (
+            "No model was released by this job: the model in use before stays in use, no image was purged, and the "
+            f"requests wait for the next job. {_sentence(report.note)}"
+        )
+    if report.retrained:
+        how = "a model that was trained anew without them"
+    else:
+        how = (
+            "one that was changed by a procedure called DLFD, with the aim that it treats their images like those of "
+            "people whom it has never seen"
+        )
+    when = f" on {day(report.settled_at)}" if report.settled_at else ""
+    waiting = report.requests - len(report.served)
+    rest = f" {count(waiting, 'request')} could not be served and wait for the next job." if waiting else ""
+    purged = (
+        f" The sites then deleted {count(report.purged_images, 'image')} of theirs." if report.purged_images else ""
+    )
+    return f"The fleet's model was replaced{when} by {how}. It is epoch {report.epoch}.{purged}{rest}"
+
+
+def _measured(report: ErasureReport) -> str:
+    before, after = (report.models.get(name) for name in ("original", "unlearned"))
+    if not before or not after or not before.scores.mia_auc or not after.scores.mia_auc or not report.verdict:
+        return ""
+    verdict = report.verdict
+    return (
+        "An attacker who sees how well the model predicts a picture tried to tell the people who asked from people "
+        "whom the model never saw. 0.5 is guessing, 1 is certainty. Before, the attack scored "
+        f"{before.scores.mia_auc}; "
+        f"after, {after.scores.mia_auc}; the brackets are 95% bounds. "
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power)}"
+    )
+
+
+def outcome(verdict: str, margin: float, power: float) -> str:
+    """Say what a verdict means."""
+    measure = f"margin {margin:.2f}, power {power:.2f}"
+    if verdict == Outcome.PASS:
+        return f"The audit passed: no difference that matters was detected ({measure})."
+    if verdict == Outcome.FAIL:
+        return f"The audit failed: what was measured is worse than the rules allow ({measure})."
+    return (
+        "The audit is inconclusive: nothing that the rules forbid was detected, but what was measured is not enough to "
+        f"exclude it ({measure})."
+    )
+
+
+def _deadline(report: ErasureReport) -> str:
+    deadline = report.first_deadline
+    if deadline is None:
+        return "The sites did not say by when the requests are due."
+    if not report.released or report.settled_at is None:
+        return f"The earliest deadline is {day(deadline)}; it is not met by this job."
+    left = (deadline - report.settled_at).days
+    if report.settled_at > deadline:
+        return f"The earliest deadline was {day(deadline)}; the release came after it, so it was not met."
+    return (
+        f"The earliest deadline is {day(deadline)}; the release came {count(left, 'day')} before it. What devices run "
+        "is told under Delivery."
+    )
+
+
+def comparison(report: ErasureReport) -> Iterator[str]:
+    """Compare the unlearned model with the retrained one, a sentence a score."""
+    margin = report.verdict.margin if report.verdict else 0.0
+    for name, words in _COMPARED.items():
+        difference = report.beside_retrained(name)
+        if difference is not None:
+            yield f"{words[0].upper()}{words[1:]}: {_compared(difference, margin)}"
+
+
+def _compared(difference: Difference, margin: float) -> str:
+    numbers = f"{difference.model:.3f} beside {difference.reference:.3f}, difference {difference}"
+    if difference.differs(margin):
+        return f"it differs from retraining by more than the margin {margin:.2f} ({numbers})."
+    power = difference.power(margin)
+    said = f"no difference from retraining detected at margin {margin:.2f}, power {power:.2f} ({numbers})"
+    if difference.equivalent(margin):
+        return f"{said}."
+    return f"{said}; there are too few people to exclude one."
+
+
+def attacks(report: ErasureReport) -> Iterator[tuple[str, str, Scores]]:
+    """Yield the attacks that were tried: on what, to see what, and the scores."""
+    words = {
+        "original": ("original model", "the positive control: does the attack find anybody at all?"),
+        "unlearned": ("unlearned model", "is the lead over guessing gone?"),
+        "relearned": ("unlearned model, trained on", "does it come back after an ordinary round of training?"),
+        "retrained": ("retrained model", "what the attack finds in a model that never saw the people"),
+    }
+    for name, (what, why) in words.items():
+        if name in report.models:
+            yield what, why, report.models[name].scores
+    for form, file in report.files.items():
+        yield f"{file.name} ({form})", "does the exported file leak by itself?", file.scores
+
+
+def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iterator[str]:
+    """Say what the evidence cannot show."""
+    yield (
+        "This is evidence about a procedure and about measurements. It cannot show that nothing of a person is left in "
+        "a model; no measurement can (arXiv 2110.11891)."
+    )
+    unlearned, verdict = report.models.get("unlearned"), report.verdict
+    if unlearned and verdict:
+        scores = unlearned.scores
+        yield (
+            f"{count(scores.forget_images, 'image')} of people who asked and {count(scores.unseen_images, 'image')} of "
+            "people never trained on were attacked. A leak smaller than the margin "
+            f"({verdict.margin:.2f} of AUC) is not looked for. Power {verdict.power:.2f} is the chance that an audit "
+            "of this size shows that there is no difference, when there is none."
+        )
+    yield (
+        "The attacks read only how well the model predicts a picture. Attackers who look inside the model, or who hold "
+        "the model from before as well and compare the two, were not tried."
+    )
+    if "retrained" in report.models:
+        yield "The comparison is with one retrained model; another training run would differ by chance."
+    else:
+        yield (
+            "No model was trained anew without the people, so the yardstick is people never trained on. They may be "
+            "easier or harder to recognise than those who asked, by chance."
+        )
+    if "relearned" not in report.models and report.models:
+        yield "Whether further training brings anything back was not tried."
+    for site, reason in sorted(report.absent.items()):
+        has = "has" if site in {*report.acknowledged, *acknowledged_later} else "has not"
+        yield f"{site} {reason.rstrip('.')}.{f' It {has} confirmed the purge.' if report.released else ''}"
+    if report.released:
+        yield (
+            "Copies of older models that were made outside this system are not reached by it, nor are copies of the "
+            "images outside the sites' folders."
+        )
+
+
+def certified(statement: Statement) -> Iterator[str]:
+    """Say what a valid certificate proves, and what it does not."""
+    claims = statement.predicate
+    verdict = claims.verdict
+    done = sum(1 for request in claims.requests if request.served)
+    kind = "unlearned" if claims.model == "unlearned" else "trained anew without the people"
+    yield (
+        f"The holder of the key stated on {day(claims.issued_at)}: in job {claims.job} the model of epoch "
+        f"{claims.epoch} was {kind} for {count(done, 'request')} of {len(claims.requests)}, and was judged "
+        f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power)}"
+    )
+    yield (
+        "It proves that this statement was signed with that key and has not been changed since, and which files it is "
+        "about."
+    )
+    yield (
+        "It does not prove that a model has forgotten anybody, that the measurements were made as stated, or that a "
+        "device runs these files."
+    )
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""

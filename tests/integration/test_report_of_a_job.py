@@ -1,0 +1,89 @@
+"""What a whole erasure leaves in writing: with real sites, and a tracking server that does not answer."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from dlfd_fleet.data import synthesize
+from dlfd_fleet.exceptions import EvidenceError
+from dlfd_fleet.federation.store import Store
+from dlfd_fleet.ledger import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.report import ErasureReport, load_public_key, verify
+from tests.integration.fleet_in_process import run_job, small_settings
+
+
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory):
+    """A settled erasure, its store, and the requests as the sites' ledgers had them."""
+    folder, progress = tmp_path_factory.mktemp("report"), ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=progress
+    )
+    settings = small_settings(folder / "state", manifest)
+    deal_to_sites(settings, progress)
+    run_job(settings, "train")
+    requests = {}
+    for site_folder in site_folders(settings.state_folder):
+        with Site(site_folder) as site:
+            person = next(row.identity for row in site.manifest().rows if row.split == "train")
+            asked = request_forgetting(site, person, deadline_days=30)
+            requests[asked.id] = (asked.requested_at, asked.deadline)
+    run_job(settings, "erase")
+    store = Store(settings.state_folder)
+    yield store, store.jobs()[-1], requests, settings
+    store.close()
+
+
+def test_the_report_holds_what_the_ledgers_and_the_job_know(erased):
+    store, record, requests, _ = erased
+    report = ErasureReport.from_json((store.job_folder(record.job) / "report.json").read_bytes())
+    assert {one.request: (one.asked_at, one.deadline) for one in report.asked} == requests
+    assert set(report.served) == set(requests)
+    assert all(report.deadline_met(one) for one in report.asked)
+    assert sum(site.forget_images for site in report.sites) == report.purged_images == 6
+    assert report.parent == json.loads((store.model_folder(record.job) / "card.json").read_text())["parent"]
+    assert report.readings[0].round == 0
+    assert {"asked", "distancing", "repair", "gate", "export", "audit-file", "settle"} <= report.phases.keys()
+    assert sum(phase.seconds for phase in report.phases.values()) == pytest.approx(report.seconds)
+    for name, model in report.models.items():
+        assert sum(report.losses[name]["unseen"]) == model.scores.unseen_images
+    assert [one.epoch for one in report.revoked] == [0]
+    assert {"dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow"} <= report.software.keys()
+
+
+def test_the_certificate_is_of_the_released_file_and_of_this_report(erased):
+    store, record, _, _ = erased
+    folder, key = store.job_folder(record.job), load_public_key(store.folder / "keys" / "certificate.pub.pem")
+    models = [store.model_folder(record.job) / "model.onnx"]
+    _, found = verify(folder / "certificate.json", key, models, folder / "report.json")
+    assert found == ["model.onnx"]
+
+
+def test_mlflow_is_told_of_all_three_and_never_of_the_key(erased):
+    store, record, _, _ = erased
+    waiting = (store.folder / "outbox.db").read_bytes()
+    secret = (store.folder / "keys" / "certificate.pem").read_text().splitlines()[1]
+    for name in ("report.html", "report.json", "certificate.json"):
+        assert name.encode() in waiting
+    assert secret.encode() not in waiting
+    assert all(secret.encode() not in file.read_bytes() for file in store.job_folder(record.job).glob("*.*"))
+
+
+def test_a_key_that_cannot_sign_ends_an_erasure_before_it_begins(erased, tmp_path):
+    store, _, _, settings = erased
+    key = tmp_path / "key.pem"
+    key.write_text("no key")
+    with Site(site_folders(settings.state_folder)[0]) as site:
+        person = next(row.identity for row in site.manifest().rows if row.split == "train")
+        request_forgetting(site, person, deadline_days=30)
+    release = settings.release.model_copy(update={"certificate_key": key})
+    with pytest.raises(EvidenceError, match=r"key\.pem cannot be read as an unencrypted private key"):
+        run_job(settings.model_copy(update={"release": release}), "erase")
+    assert store.jobs()[-1].step == "failed"
+    assert store.champion().epoch == 1

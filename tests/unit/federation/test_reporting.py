@@ -1,0 +1,117 @@
+"""A report of any job that is on disk: settled, failed, of an earlier release, or none at all."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dlfd_fleet.exceptions import EvidenceError, JobError
+from dlfd_fleet.federation.reporting import latest_erasure, report_of, write_report
+from dlfd_fleet.federation.store import FinishedStep, JobRecord, Store
+from dlfd_fleet.settings import Settings
+
+# As dlfd-fleet wrote it before reports: no proceedings.
+OLDER = {
+    "job": "erase-1",
+    "kind": "erase",
+    "step": "settled",
+    "started_at": "2026-11-24T11:10:07Z",
+    "epoch": 1,
+    "requests": 4,
+    "models": {},
+    "verdict": {"outcome": "PASS", "reasons": ["no difference detected"], "margin": 0.1, "power": 0.9},
+    "formats": ["fp32"],
+    "file_verdicts": {},
+    "released": True,
+    "forgotten": ["a", "b", "c", "d"],
+    "note": "released as epoch 1; 40 images purged at the sites",
+    "absent": {},
+    "acknowledged": {"site-1": 1},
+    "unsent": 0,
+    "seconds": 40.0,
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+def job(store, kind="erase", **changes):
+    settings = Settings(state_folder=store.folder.parent, tracking={"uri": "https://user:secret@host"})
+    record = store.new_job(kind, settings).model_copy(update=changes)
+    store.save(record)
+    return record
+
+
+def test_a_record_of_an_earlier_release_still_makes_a_report(store, tmp_path):
+    name = job(store).job
+    record = JobRecord.model_validate_json(json.dumps(OLDER | {"job": name}))
+    store.save(record)
+    page, data = write_report(store, None, tmp_path / "page.html")
+    assert "4 requests to be forgotten: a new model was released" in page.read_text()
+    assert json.loads(data.read_bytes())["served"] == ["a", "b", "c", "d"]
+
+
+def test_a_job_that_failed_says_why_and_what_its_steps_took(store, tmp_path):
+    record = job(store, step="failed", requests=2, note="Only 1 of 3 sites trained")
+    for number in (1, 2):
+        store.finish_step(record.job, FinishedStep(f"repair-{number}", "[]", {}, 2.5, 10))
+    report = report_of(store, record)
+    phase = report.phases["repair"]
+    assert (phase.steps, phase.seconds, phase.sent_bytes) == (2, 5.0, 20)
+    page, _ = write_report(store, record.job, None)
+    assert page == store.job_folder(record.job) / "report.html"
+    assert "Only 1 of 3 sites trained." in page.read_text()
+    assert "no model was released" in page.read_text()
+
+
+def test_a_report_holds_no_path_and_no_address_of_the_coordinator(store):
+    content = report_of(store, job(store, requests=1)).to_json()
+    for text in ("secret", str(store.folder.parent), "state_folder", "tracking", "certificate_key"):
+        assert text.encode() not in content
+    assert b'"audit.margin": 0.1' in content
+
+
+def test_what_a_release_revokes_is_every_earlier_model_under_its_epoch(store):
+    job(store, "train", released=True, epoch=0)
+    first = job(store, released=True, epoch=1, requests=1)
+    job(store, requests=1)  # released nothing
+    second = job(store, released=True, epoch=2, requests=1)
+    assert [one.epoch for one in report_of(store, first).revoked] == [0]
+    assert [one.epoch for one in report_of(store, second).revoked] == [0, 1]
+
+
+def test_the_json_of_a_settled_job_never_changes_and_the_page_learns_what_came_since(store, tmp_path):
+    now = datetime.now(UTC)
+    away = {"site-b": "did not answer query.settle within 3600 s"}
+    record = job(store, step="settled", released=True, epoch=1, requests=1, absent=away, acknowledged={"site-a": 1})
+    kept = report_of(store, record).to_json()
+    (store.job_folder(record.job) / "report.json").write_bytes(kept)
+    before, _ = write_report(store, record.job, tmp_path / "before.html")
+    assert "not acknowledged; told by the next job" in before.read_text()
+    later = job(store, step="settled", started_at=now + timedelta(days=1), acknowledged={"site-b": 1})
+    after, data = write_report(store, record.job, tmp_path / "after.html")
+    assert f"acknowledged later, in {later.job}" in after.read_text()
+    assert data.read_bytes() == kept
+
+
+def test_what_has_no_report_is_told_so(store, tmp_path):
+    with pytest.raises(JobError, match="no erasure"):
+        latest_erasure(store)
+    with pytest.raises(JobError, match="training job"):
+        write_report(store, job(store, "train").job, None)
+    with pytest.raises(JobError, match="nobody asked"):
+        write_report(store, job(store).job, None)
+    record = job(store, step="settled", requests=1)
+    with pytest.raises(JobError, match=r"name it with \.html"):
+        write_report(store, record.job, tmp_path / "report.json")
+    with pytest.raises(JobError, match="cannot be written"):
+        write_report(store, record.job, tmp_path / "nowhere" / "report.html")
+    (store.job_folder(record.job) / "report.json").write_text("{}")
+    with pytest.raises(EvidenceError, match=r"report\.json"):
+        write_report(store, record.job, tmp_path / "page.html")

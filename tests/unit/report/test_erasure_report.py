@@ -1,0 +1,168 @@
+"""What a privacy officer reads: whole, careful in its words, and safe to open."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+
+import pytest
+
+from dlfd_fleet.audit import Outcome, Verdict
+from dlfd_fleet.exceptions import EvidenceError
+from dlfd_fleet.report import DeliveryProgress, ErasureReport, render
+from dlfd_fleet.report.contents import ModelResult
+from tests.erasure_report import ASKED, make_report, scores
+
+VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle"}
+
+
+class Page(HTMLParser):
+    """The text of a page; fails on tags that do not match, and keeps what would load something."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open, self.words, self.loads = [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value[0] != "#"]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def read(report, delivery=None):
+    return Page(render(report.to_json(), delivery))
+
+
+def read_words(**changes):
+    """Return the text of a page without plots, which take their time to draw."""
+    return read(make_report(losses={}, readings=(), **changes)).text
+
+
+def test_the_page_tells_everything_that_the_report_holds():
+    report = make_report()
+    text = read(report).text
+    for request in report.asked:
+        assert request.request in text
+        assert f"{request.deadline:%Y-%m-%d}" in text
+    for part in (
+        "2 requests to be forgotten: a new model was released",
+        "Between 3 November 2026 and 5 November 2026",
+        "served in time",
+        "waits for the next job",
+        "the release came 25 days before it",
+        "PASS at margin 0.10 of AUC, power 0.83",
+        report.parent,
+        *(file.sha256 for file in report.files.values()),
+        "No int8 file was released: FAIL: forgotten people are still remembered.",
+        "train-20261124-105007-0001",
+        "acknowledged under epoch 1",
+        "site-5e6f7a8b did not answer query.settle within 3600 s. It has not confirmed the purge.",
+        "Not published to devices by this coordinator",
+        "torch 2.15.0",
+        "audit.margin",
+        report.settings_sha256,
+    ):
+        assert part in text, part
+    for model in report.models.values():
+        assert str(model.scores.mia_auc) in text
+
+
+def test_the_page_is_one_file_that_loads_nothing_and_runs_nothing():
+    page = render(make_report().to_json())
+    assert Page(page).loads == []
+    assert "<script" not in page
+    assert "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert render(make_report().to_json()) == page
+
+
+def test_what_a_site_or_a_setting_says_is_text_and_never_markup():
+    evil = "<script>alert(1)</script>"
+    page = render(make_report(absent={evil: evil}, note=evil, settings={evil: evil}, released=False).to_json())
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("retrained", [True, False])
+def test_no_report_says_that_anybody_was_forgotten(outcome, released, retrained):
+    verdict = Verdict(outcome=outcome, reasons=("too few images",), margin=0.1, power=0.05)
+    text = read_words(verdict=verdict, released=released, retrained=retrained).lower()
+    assert "power 0.05" in text
+    for claim in (
+        "has forgotten",
+        "have forgotten",
+        "is forgotten",
+        "was forgotten",
+        "were forgotten",
+        "proof",
+        "proves",
+    ):
+        assert claim not in text
+
+
+def test_a_job_that_released_nothing_says_so_first():
+    text = read_words(released=False, served=(), released_files=(), revoked=(), acknowledged={})
+    assert "2 requests to be forgotten: no model was released" in text
+    assert "the model in use before stays in use" in text
+    assert "it is not met by this job" in text
+    assert "served in time" not in text
+    assert "certificate verify" not in text
+
+
+@pytest.mark.parametrize(
+    ("auc", "error", "words"),
+    [
+        (0.51, 0.01, "no difference from retraining detected at margin 0.10, power 1.00 (0.510 beside 0.500"),
+        (0.55, 0.08, "there are too few people to exclude one"),
+        (0.90, 0.01, "it differs from retraining by more than the margin 0.10"),
+    ],
+)
+def test_the_comparison_with_retraining_claims_what_it_can(auc, error, words):
+    models = {
+        name: ModelResult(scores=scores(value, error), seconds=1.0, bytes_sent=1)
+        for name, value in {"original": 0.9, "unlearned": auc, "retrained": 0.5}.items()
+    }
+    assert words in read_words(models=models)
+
+
+def test_a_release_after_the_deadline_is_not_met():
+    text = read_words(settled_at=ASKED + timedelta(days=31))
+    assert "so it was not met" in text
+    assert "served after the deadline" in text
+
+
+def test_delivery_is_told_when_it_is_known():
+    progress = DeliveryProgress(
+        as_of=ASKED + timedelta(days=6), published_at=ASKED + timedelta(days=5), minimum_epoch=1, devices=9, purged=7
+    )
+    text = read(make_report(losses={}, readings=()), progress).text
+    assert "7 of 9 devices have purged every older model; 2 devices still to come" in text
+    assert "Not published" not in text
+
+
+def test_a_report_survives_its_json_and_another_kind_is_refused():
+    report = make_report()
+    assert ErasureReport.from_json(report.to_json()) == report
+    for content in (b"", b"{}", report.to_json().replace(b"erasure-report:1", b"erasure-report:2")):
+        with pytest.raises(EvidenceError, match=r"report\.json"):
+            render(content)
