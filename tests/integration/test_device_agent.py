@@ -221,8 +221,13 @@ def test_tampered_model_is_refused(site):
     target = site.publish(1, 2)
     file = site.repository.file_of(target)
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    refused(agent, "not those that were signed", DeviceError)
+    for _ in range(2):
+        refused(agent, "not those that were signed")
     assert runs(agent, "1", 1)
+    assert any("tampered target" in attack for report in site.reports() for attack in report.attacks)
+    file.write_bytes(tiny_model("2", 1, 2))
+    agent.poll()
+    assert runs(agent, "2", 1)
 
 
 def test_model_that_is_none_of_ours_is_refused(site):
