@@ -218,7 +218,9 @@ class Agent:
         try:
             self._report()
         except UpdateUnreachableError as error:
-            self._save(self.state.but(unreported=str(error)))
+            waits = self._folder.waiting_report.exists()
+            reported = self.state.reported if waits else None
+            self._save(self.state.but(unreported=str(error), reported=reported))
 
     def _purge_spare(self) -> None:
         slots = {self._folder.models / install.folder_name(slot) for slot in self.state.slots}

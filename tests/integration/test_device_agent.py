@@ -420,6 +420,18 @@ def test_report_waits_until_the_coordinator_takes_it_and_is_sent_once(site):
     assert not (site.path / "report.json").exists()
 
 
+def test_device_that_is_enrolled_late_reports_at_the_next_poll(site):
+    site.coordinator.report_status = 400
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    assert "400" in agent.state.unreported
+    site.coordinator.report_status = 204
+    agent.poll()
+    assert [report.version for report in site.reports()] == ["1"]
+    assert agent.state.unreported == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"payload": "", "payloadType": "", "signatures": []}'])
 def test_damaged_report_is_written_anew_with_everything_that_was_not_told(site, content):
     site.publish(1, 1)
