@@ -47,6 +47,14 @@ class JobCancelledError(JobError):
     """Somebody asked for a job to be cancelled."""
 
 
+class DeliveryError(FleetError):
+    """A release may not be published, a key is missing, or the signed repository cannot be written."""
+
+
+class ReportRefusedError(DeliveryError):
+    """What came as a device's report is not one, is not signed by a device of the fleet, or came before."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
 

@@ -165,6 +165,9 @@ class FleetSettings(Section):
     least_sites: Count = Field(1, description="Sites that must be connected before a job begins.")
     connect_seconds: Positive = Field(60.0, description="Longest wait for them.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
+    return_seconds: Positive = Field(
+        120.0, description="Longest wait for a site whose process died, before a round goes on without it."
+    )
     quorum: Fraction = Field(
         0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
     )
@@ -227,6 +230,37 @@ class ExportSettings(Section):
         return tuple(dict.fromkeys(value))
 
 
+class DeliverySettings(Section):
+    """The signed repository that devices update from, and the devices themselves."""
+
+    folder: Path | None = Field(None, description="Repository, keys, database; STATE/delivery when unset.")
+    database: str | None = Field(
+        None, description="postgresql+psycopg://host/database of the devices; a SQLite file in the folder when unset."
+    )
+    root_keys: Count = Field(3, description="Keys of the root, made by `delivery init`.")
+    root_threshold: Count = Field(2, description="How many of them sign.")
+    targets_keys: Count = Field(3, description="Keys of the releases.")
+    targets_threshold: Count = Field(2, description="How many of them sign.")
+    root_days: Positive = Field(365.0, description="Until the root expires.")
+    targets_days: Positive = Field(180.0, description="Until the list of releases expires.")
+    snapshot_days: Positive = Field(7.0, description="Until the snapshot and the rollout expire.")
+    timestamp_days: Positive = Field(1.0, description="Until devices must hear from the repository again.")
+    shares: Annotated[tuple[Fraction, ...], BeforeValidator(_words)] = Field(
+        (0.1, 0.5, 1.0), description="Shares of the devices that a rollout goes through after the canaries."
+    )
+    failed_share: Fraction = Field(0.1, description="Share of failed devices above which a rollout aborts by itself.")
+    least_reports: Count = Field(1, description="Devices that must have tried a release before it does.")
+    report_hours: Positive = Field(24.0, description="How far the time of a device's report may be from ours.")
+
+    @model_validator(mode="after")
+    def _enough_keys(self) -> DeliverySettings:
+        if self.root_threshold > self.root_keys or self.targets_threshold > self.targets_keys:
+            raise ValueError("a threshold of delivery must not be greater than the number of keys")
+        if not self.shares or list(self.shares) != sorted(set(self.shares)) or self.shares[-1] != 1.0:
+            raise ValueError("delivery.shares must rise to 1.0")
+        return self
+
+
 class TrackingSettings(Section):
     """MLflow."""
 
@@ -254,6 +288,7 @@ class Settings(BaseSettings):
     bench: BenchSettings = Field(default_factory=BenchSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
+    delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
 
     @field_validator("state_folder")

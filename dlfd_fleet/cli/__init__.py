@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import config, data, forget, job, site
+from dlfd_fleet.cli import config, data, delivery, forget, job, rollout, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.exceptions import FleetError
 
@@ -20,11 +20,14 @@ app = typer.Typer(
 )
 for command in (demo, unlearn, bench):
     app.command()(command)
+app.command("publish")(delivery.publish)
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(forget.app, name="forget")
 app.add_typer(site.app, name="site")
 app.add_typer(job.app, name="job")
+app.add_typer(delivery.app, name="delivery")
+app.add_typer(rollout.app, name="rollout")
 
 _INTERRUPTED = 130
 

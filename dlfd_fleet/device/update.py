@@ -39,7 +39,7 @@ _LOOKS_LIKE = (
     ),
     (tuf.BadVersionNumberError, "its version is not the one to come: a rollback, or parts that do not belong together"),
     (tuf.LengthOrHashMismatchError, "it is not what was signed: tampered, or parts that do not belong together"),
-    (tuf.DownloadLengthMismatchError, "it is longer than it may be: endless data"),
+    (tuf.DownloadLengthMismatchError, "it is longer than it may be: tampered, or endless data"),
     (tuf.RepositoryError, "it is damaged"),
 )
 
@@ -87,7 +87,7 @@ class UpdateClient:
         UpdateUnreachableError
             If it does not answer, or the disk refuses.
         """
-        now = datetime.now(UTC)
+        now = _now()
         self._check_clock(now)
         updater = self._updater()
         with self._said("The repository's metadata are refused"):
@@ -276,6 +276,10 @@ class UpdateClient:
         except OSError as error:
             where = error.filename or self._folder
             raise UpdateUnreachableError(f"{where} cannot be used: {error.strerror or error}.") from error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _check_name(name: str) -> None:

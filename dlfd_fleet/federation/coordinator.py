@@ -19,9 +19,19 @@ from dlfd_fleet.export import content_of, export_onnx, file_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
-from dlfd_fleet.federation.store import STEPS, Champion, JobKind, JobRecord, JobStep, ModelResult, Store
+from dlfd_fleet.federation.store import (
+    ONNX_FILE,
+    STEPS,
+    Champion,
+    JobKind,
+    JobRecord,
+    JobStep,
+    ModelResult,
+    Store,
+)
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
@@ -30,7 +40,6 @@ from dlfd_fleet.settings import Format, Settings, flatten
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.figures import loss_histograms, score_table
 
-ONNX_FILE = "model.onnx"
 _SEND_PATIENCE = 60.0
 _ASKED = "asked"
 
@@ -74,6 +83,7 @@ class Coordinator:
             take=erasing and not known,
             resumed=_requests(first),
             released=self.store.released_requests() if erasing else {},
+            devices=devices_reached(self.settings, self.epoch()),
         )
         replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
         if not known:
@@ -280,9 +290,9 @@ class Coordinator:
         self, outcome: Literal["released", "returned"], reason: str, epoch: int, requests: Iterable[str]
     ) -> Settled:
         """Tell every site how the job ended; one step of the job."""
-        job = self.record.job
+        job, devices = self.record.job, devices_reached(self.settings, epoch)
         return self.journal.facts(
-            "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests)
+            "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests, devices)
         )
 
     def draw(self) -> None:
@@ -352,7 +362,8 @@ def _carry_out(
 ) -> JobRecord:
     """Do one job, or what is left of it; its record and its run always say how it ended."""
     settings = store.settings_of(record.job)
-    fleet = Fleet(grid, settings.fleet.reply_timeout_seconds, settings.fleet.quorum)
+    waits = settings.fleet
+    fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}

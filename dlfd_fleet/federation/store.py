@@ -31,6 +31,8 @@ JobKind = Literal["train", "erase"]
 JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
 STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
+ONNX_FILE = "model.onnx"
+"""In a job's model folder."""
 
 _VERSION = 1
 _BUSY_SECONDS = 30

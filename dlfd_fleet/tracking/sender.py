@@ -84,6 +84,15 @@ class Sender:
                 return None
             raise
 
+    def job_of(self, version: str) -> str | None:
+        """Return the job that made a registered version, if there is such a version."""
+        try:
+            return self.client.get_model_version(self.settings.registered_model, version).tags.get(JOB_TAG)
+        except MlflowException as error:
+            if http_status(error) in (400, 404):
+                return None
+            raise
+
     def _start(self, entry: Entry) -> None:
         run = self._run(entry.job)
         parameters = [Param(name, str(value)) for name, value in entry.fields["parameters"].items()]

@@ -141,6 +141,20 @@ class Tracker:
             return None
         return ChampionVersion(str(version.version), dict(version.tags), str(version.run_id))
 
+    def job_of(self, version: str) -> str | None:
+        """Return the job that made a registered version, by the registry's number; None if there is no such version.
+
+        Raises
+        ------
+        TrackingError
+            If the server does not answer.
+        """
+        try:
+            with self._using_mlflow:
+                return self._sender.job_of(version)
+        except Exception as error:
+            raise TrackingError(f"MLflow at {self.uri} does not answer ({type(error).__name__}).") from error
+
     @property
     def waiting(self) -> int:
         """Entries that the server has not taken yet."""

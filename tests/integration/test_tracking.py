@@ -75,6 +75,7 @@ def test_a_model_is_registered_once_and_older_epochs_are_revoked(tmp_path, onnx_
             tracker.revoke_older_versions(job, epoch)
         assert tracker.flush(PATIENCE) == 0
         assert tracker.refused == 0
+        assert [tracker.job_of(number) for number in ("1", "2", "3")] == ["job-1", "job-2", None]
         champion = tracker.champion()
         uri = tracker.uri
     assert champion is not None

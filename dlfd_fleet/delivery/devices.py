@@ -1,0 +1,372 @@
+"""What the coordinator knows of its devices: their keys, their last reports, the files that they could have (SQL)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import Signer, SSlibKey
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
+
+from dlfd_fleet.delivery.reports import open_envelope, verified_report
+from dlfd_fleet.device.contract import DeviceReport
+from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError
+from dlfd_fleet.settings import Format
+
+RETIREMENT_TYPE = "application/vnd.dlfd-fleet.device-retirement+json"
+_VERSION = 1
+_BUSY_SECONDS = 30
+_KEPT_ATTACKS = 1000
+
+_tables = sa.MetaData()
+_delivery = sa.Table(
+    "delivery",
+    _tables,
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("floor", sa.Integer, nullable=False),  # least epoch that devices may run; it never falls
+)
+_device = sa.Table(
+    "device",
+    _tables,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("public_key", sa.String, nullable=False),
+    sa.Column("canary", sa.Boolean, nullable=False),
+    sa.Column("enrolled_at", sa.String, nullable=False),
+    sa.Column("retirement", sa.String),  # DSSE envelope that says why
+    sa.Column("report", sa.String),  # the last one
+    sa.Column("received_at", sa.String),
+)
+_nonce = sa.Table(
+    "nonce",
+    _tables,
+    sa.Column("device", sa.String, sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("nonce", sa.String, primary_key=True),
+    sa.Column("received_at", sa.String, nullable=False, index=True),
+)
+_attack = sa.Table(
+    "attack",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("device", sa.String, sa.ForeignKey("device.id"), nullable=False),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("said", sa.String, nullable=False),
+)
+_file = sa.Table(
+    "file",
+    _tables,
+    sa.Column("sha256", sa.String, primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("format", sa.String, nullable=False),
+    sa.Column("published_at", sa.String, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A model file that devices could have had."""
+
+    sha256: str
+    sequence: int
+    epoch: int
+    version: str
+    format: Format
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device: what it said last, or why it does not count any more."""
+
+    id: str
+    name: str
+    canary: bool
+    enrolled_at: datetime
+    retired: str | None
+    report: DeviceReport | None
+    received_at: datetime | None
+
+    def lease_is_over(self, now: datetime) -> bool:
+        """Tell whether it has stopped to answer, out of reach as it is."""
+        lease = self.report.lease_until if self.report else None
+        return lease is not None and lease < now
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Something that a device refused."""
+
+    device: str
+    at: datetime
+    said: str
+
+
+class DeviceStore:
+    """Devices and their reports; several processes may use it at once.
+
+    Parameters
+    ----------
+    location
+        A SQLite file, or the URL of a PostgreSQL database (``postgresql+psycopg://host/database``).
+
+    Raises
+    ------
+    DeliveryError
+        If the database cannot be reached, or another release wrote it.
+    """
+
+    def __init__(self, location: Path | str) -> None:
+        self.name = str(location)
+        self._engine = _sqlite(location) if isinstance(location, Path) else _postgresql(location)
+        with self._transaction() as connection:
+            _tables.create_all(connection)
+            version = connection.execute(sa.select(_delivery.c.version)).scalar()
+            if version is None:
+                connection.execute(sa.insert(_delivery).values(version=_VERSION, floor=0))
+            elif version != _VERSION:
+                raise DeliveryError(
+                    f"{self.name} has the format {version}, and this release reads {_VERSION}; use the release that "
+                    "wrote it."
+                )
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ who belongs to the fleet
+
+    def enroll(self, key: SSlibKey, name: str, now: datetime, *, canary: bool = False) -> str:
+        """Take a device into the fleet by its public key, and return its id.
+
+        Raises
+        ------
+        DeliveryError
+            If it is in it already.
+        """
+        row = {
+            "id": key.keyid,
+            "name": name,
+            "public_key": json.dumps(key.to_dict()),
+            "canary": canary,
+            "enrolled_at": now.isoformat(),
+        }
+        try:
+            with self._transaction() as connection:
+                connection.execute(sa.insert(_device).values(row))
+        except IntegrityError as error:
+            raise DeliveryError(f"The device {key.keyid[:12]} is in the fleet already.") from error
+        return key.keyid
+
+    def retire(self, device: str, reason: str, now: datetime, signer: Signer) -> Device:
+        """Let a device keep no erasure open any more, for a reason that is signed and kept.
+
+        Parameters
+        ----------
+        device
+            Its id or the beginning of it, or its name.
+
+        Raises
+        ------
+        DeliveryError
+            If there is no such device, or it is retired already.
+        """
+        found = self.find(device)
+        if found.retired is not None:
+            raise DeliveryError(f"The device {found.name} is retired already: {found.retired}.")
+        statement = {"device": found.id, "reason": reason, "time": now.isoformat()}
+        envelope = Envelope(json.dumps(statement, sort_keys=True).encode(), RETIREMENT_TYPE, {})
+        envelope.sign(signer)
+        with self._transaction() as connection:
+            update = sa.update(_device).where(_device.c.id == found.id)
+            connection.execute(update.values(retirement=json.dumps(envelope.to_dict())))
+        return self.find(found.id)
+
+    def retirement(self, device: str) -> str | None:
+        """Return the signed envelope that says why a device is retired."""
+        with self._transaction() as connection:
+            return connection.execute(sa.select(_device.c.retirement).where(_device.c.id == device)).scalar()
+
+    def devices(self) -> list[Device]:
+        """Return all devices, by name."""
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(_device).order_by(_device.c.name, _device.c.id)).mappings().all()
+        return [_as_device(row) for row in rows]
+
+    def find(self, device: str) -> Device:
+        """Return the one device of this id, beginning of an id, or name."""
+        found = [each for each in self.devices() if each.name == device or each.id.startswith(device)]
+        if len(found) != 1:
+            how = "no device" if not found else f"{len(found)} devices"
+            raise DeliveryError(f"There is {how} '{device}'; `dlfd-fleet delivery status` shows them.")
+        return found[0]
+
+    def canaries(self) -> list[str]:
+        """Return the ids of the devices that take a new release first."""
+        return [device.id for device in self.devices() if device.canary and device.retired is None]
+
+    # ------------------------------------------------------------------ reports
+
+    def receive(self, content: bytes, now: datetime, window: timedelta) -> DeviceReport:
+        """Take a device's report.
+
+        Parameters
+        ----------
+        content
+            JSON of the DSSE envelope.
+        window
+            How far its time may be from ours; as long, its nonce is remembered.
+
+        Raises
+        ------
+        ReportRefusedError
+            If it is not signed by a device of the fleet, is too old or too new, or came before.
+        """
+        envelope, keyid = open_envelope(content)
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(_device).where(_device.c.id == keyid)).mappings().first()
+        if row is None:
+            raise ReportRefusedError(f"The device {keyid[:12]} is not of this fleet: enroll its public key.")
+        if row["retirement"] is not None:
+            raise ReportRefusedError(f"The device {row['name']} is retired.")
+        report = verified_report(envelope, SSlibKey.from_dict(keyid, json.loads(row["public_key"])))
+        if abs(report.time - now) > window:
+            raise ReportRefusedError(
+                f"The report of {row['name']} is of {report.time:%Y-%m-%d %H:%M %Z}, too far from now: an old one, or "
+                "the device's clock is wrong."
+            )
+        try:
+            self._keep(report, now, window)
+        except IntegrityError as error:
+            raise ReportRefusedError(f"This report of {row['name']} came before: a replay.") from error
+        return report
+
+    def _keep(self, report: DeviceReport, now: datetime, window: timedelta) -> None:
+        with self._transaction() as connection:
+            nonce = {"device": report.device, "nonce": report.nonce, "received_at": now.isoformat()}
+            connection.execute(sa.insert(_nonce).values(nonce))
+            # A report's time is at most one window from ours, either way: two windows on, it is refused for its time.
+            over = _nonce.c.received_at < (now - 2 * window).isoformat()
+            connection.execute(sa.delete(_nonce).where(over))
+            attacks = [
+                {"device": report.device, "at": report.time.isoformat(), "said": said} for said in report.attacks
+            ]
+            if attacks:
+                newest = connection.execute(sa.insert(_attack).returning(_attack.c.number), attacks).scalars().all()
+                connection.execute(sa.delete(_attack).where(_attack.c.number <= max(newest) - _KEPT_ATTACKS))
+            last = connection.execute(sa.select(_device.c.report).where(_device.c.id == report.device)).scalar()
+            if last is None or DeviceReport.model_validate_json(last).time < report.time:
+                update = sa.update(_device).where(_device.c.id == report.device)
+                connection.execute(update.values(report=report.model_dump_json(), received_at=now.isoformat()))
+
+    def attacks(self, most: int = 20) -> list[Attack]:
+        """Return what devices refused, newest first."""
+        query = sa.select(_attack).order_by(_attack.c.number.desc()).limit(most)
+        with self._transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Attack(row["device"], datetime.fromisoformat(row["at"]), row["said"]) for row in rows]
+
+    # ------------------------------------------------------------------ releases
+
+    def note_file(self, file: PublishedFile, now: datetime | None = None) -> None:
+        """Remember a file that devices may have from now on."""
+        row = {**vars(file), "published_at": (now or datetime.now(UTC)).isoformat()}
+        with self._transaction() as connection:
+            connection.execute(sa.insert(_file).values(row))
+
+    def files(self) -> list[PublishedFile]:
+        """Return every model file that devices could ever have had, oldest first."""
+        columns = [_file.c[name] for name in PublishedFile.__dataclass_fields__]
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(*columns).order_by(_file.c.sequence, _file.c.format)).mappings().all()
+        return [PublishedFile(**row) for row in rows]
+
+    def published_at(self, sequence: int) -> datetime | None:
+        """Return when a publication was made."""
+        query = sa.select(sa.func.min(_file.c.published_at)).where(_file.c.sequence == sequence)
+        with self._transaction() as connection:
+            text = connection.execute(query).scalar()
+        return datetime.fromisoformat(text) if text else None
+
+    def last_sequence(self) -> int:
+        """Return the number of the last publication; 0 before there is one."""
+        with self._transaction() as connection:
+            return connection.execute(sa.select(sa.func.max(_file.c.sequence))).scalar() or 0
+
+    def floor(self) -> int:
+        """Return the least epoch that devices may run, as far as it was ever published."""
+        with self._transaction() as connection:
+            return int(connection.execute(sa.select(_delivery.c.floor)).scalar_one())
+
+    def raise_floor(self, epoch: int) -> None:
+        """Keep the floor that was published; it never falls."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(_delivery).where(_delivery.c.floor < epoch).values(floor=epoch))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise
+        except DatabaseError as error:
+            raise DeliveryError(f"The devices' database {self.name} cannot be used: {error.orig}.") from error
+
+
+def _as_device(row: sa.RowMapping) -> Device:
+    reason = None
+    if row["retirement"] is not None:
+        reason = str(json.loads(Envelope.from_dict(json.loads(row["retirement"])).payload)["reason"])
+    return Device(
+        id=row["id"],
+        name=row["name"],
+        canary=row["canary"],
+        enrolled_at=datetime.fromisoformat(row["enrolled_at"]),
+        retired=reason,
+        report=DeviceReport.model_validate_json(row["report"]) if row["report"] else None,
+        received_at=datetime.fromisoformat(row["received_at"]) if row["received_at"] else None,
+    )
+
+
+def _sqlite(file: Path) -> sa.Engine:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeliveryError(f"The folder {file.parent} cannot be made: {error.strerror}.") from error
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
+    sa.event.listen(engine, "connect", _prepare)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions are begun above, so that writers wait instead of failing
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _postgresql(location: str) -> sa.Engine:
+    try:
+        engine = sa.create_engine(location)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise DeliveryError(
+            f"delivery.database '{location}' cannot be used ({error}); write postgresql+psycopg://host/database, and "
+            "install dlfd-fleet[postgresql]."
+        ) from error
+    if engine.dialect.name != "postgresql":
+        raise DeliveryError(f"delivery.database '{location}' is not of PostgreSQL; leave it unset for SQLite.")
+    return engine

@@ -1,0 +1,77 @@
+"""When an erasure is over on devices: each has purged what remembers, or is retired, or has lost its lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from dlfd_fleet.delivery.devices import Device, DeviceStore
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a device stands with an erasure: whether it keeps the erasure open, and why, or why not."""
+
+    device: Device
+    open: bool
+    reason: str
+    excepted: bool = False
+    """Whether it has not purged, and keeps the erasure open no more: its lease has run out."""
+
+
+def published_epochs(store: DeviceStore) -> list[int]:
+    """Return the erasure epochs that devices know of."""
+    return sorted({file.epoch for file in store.files() if file.epoch})
+
+
+def standings(store: DeviceStore, epoch: int, now: datetime | None = None) -> list[Standing]:
+    """Return where every device stands with the erasure of an epoch."""
+    epochs: dict[str, int] = {}
+    for file in store.files():
+        epochs[file.sha256] = max(file.epoch, epochs.get(file.sha256, 0))
+    return [_standing(device, epoch, epochs, now or datetime.now(UTC)) for device in store.devices()]
+
+
+def open_devices(store: DeviceStore, epoch: int, now: datetime | None = None) -> list[Standing]:
+    """Return what keeps the erasure of an epoch open: devices that may still hold a model from before it."""
+    return [standing for standing in standings(store, epoch, now) if standing.open]
+
+
+def reached(store: DeviceStore, epoch: int, now: datetime | None = None) -> tuple[int | None, str]:
+    """Return the greatest erasure epoch, up to this one, that no device keeps open, and how devices stand, in words.
+
+    Returns
+    -------
+    tuple
+        The epoch, None if no device was ever enrolled; and counts only, for sites are told of it.
+    """
+    stand = standings(store, epoch, now)
+    if not stand:
+        return None, "no device is registered with this fleet"
+    over = epoch
+    while over and open_devices(store, over, now):
+        over -= 1
+    retired = sum(each.device.retired is not None for each in stand)
+    exceptions = sum(each.excepted for each in stand)
+    waiting = sum(each.open for each in stand)
+    purged = len(stand) - retired - exceptions - waiting
+    return over, (
+        f"epoch {epoch} on {len(stand)} devices: {purged} have purged, {retired} are retired, {exceptions} have not "
+        f"purged and may not answer any more (an exception), {waiting} keep it open"
+    )
+
+
+def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime) -> Standing:
+    report = device.report
+    if device.retired is not None:
+        return Standing(device, False, f"retired: {device.retired}")
+    if report is not None and report.floor >= epoch:
+        old = [digest for digest in report.installed if epochs.get(digest, -1) < epoch]
+        if not old:
+            return Standing(device, False, f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
+        return Standing(device, True, f"still holds {len(old)} files from before, or that nobody knows")
+    if device.lease_is_over(now):
+        return Standing(device, False, "EXCEPTION: has not purged; its lease has run out, so it answers no more", True)
+    if report is None:
+        return Standing(device, True, "has never reported")
+    return Standing(device, True, f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}")

@@ -1,0 +1,174 @@
+"""From the files of a released model to signed targets, each with golden answers that a device tests itself by."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlfd_fleet.delivery import releases, rollout
+from dlfd_fleet.delivery.devices import DeviceStore, PublishedFile
+from dlfd_fleet.delivery.repository import Contents, Repository
+from dlfd_fleet.device.contract import MODELS_FOLDER, Release, SelfTest
+from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
+from dlfd_fleet.exceptions import DeliveryError
+from dlfd_fleet.settings import Format
+
+_TOLERANCES: dict[Format, float] = {"fp32": 1e-3, "ort": 1e-3, "fp16": 2e-2, "int8": 0.1}
+"""Largest difference of a probability on another CPU: instructions round, and int8 ones saturate, differently."""
+_GOLDEN_IMAGES, _GOLDEN_SEED = 8, 0
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A model that the coordinator has released.
+
+    Attributes
+    ----------
+    version
+        Of the registry.
+    epoch
+        Erasure epoch.
+    files
+        By format; weights of over 2 GB lie beside a file.
+    """
+
+    version: str
+    epoch: int
+    files: Mapping[Format, Path]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was published: a counter of publications, and the names of the model targets."""
+
+    sequence: int
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    form: Format
+    file: Path
+    self_test: bytes
+
+
+def publish(repository: Repository, devices: DeviceStore, model: ReleasedModel, *, rings: bool = False) -> Publication:
+    """Sign a model's files as the newest release.
+
+    Parameters
+    ----------
+    rings
+        Let nobody take it until its rollout is started, and leave the floor where it is until that is complete.
+        Without, it is everybody's at once, and everything under its epoch is forbidden and deleted.
+
+    Raises
+    ------
+    DeliveryError
+        If the model is under the floor, a file is not of this model, a rollout is not over, or a key is missing.
+    """
+    if not model.files:
+        raise DeliveryError(f"{model.version} has no files to publish.")
+    prepared = [_prepare(model, form, file) for form, file in model.files.items()]
+    with repository.lock():
+        contents = repository.read()
+        repository.keys.signers("targets", contents.root.signed)  # before any file is copied
+        _check(repository, devices, contents, model)
+        listed = releases.listed(contents).values()
+        sequence = max([devices.last_sequence(), *(release.sequence for release in listed)]) + 1
+        floor = max(releases.floor(contents), devices.floor())
+        names = []
+        for each in prepared:
+            names.append(_add(repository, devices, contents, model, each, sequence, floor))
+        before = rollout.read(repository, contents)
+        if before is not None and before.state == "aborted":
+            releases.withdraw(contents, lambda release: release.sequence == before.sequence)
+        if not rings:
+            releases.raise_floor(contents, max(floor, model.epoch))
+        rollout.put(repository, contents, rollout.planned(sequence) if rings else rollout.for_everybody(sequence))
+        repository.commit(contents, ("targets", "rollout"))
+        devices.raise_floor(releases.floor(contents))
+    return Publication(sequence, tuple(names))
+
+
+def golden_images(size: int) -> NDArray[np.uint8]:
+    """Return synthetic images: coloured squares and noise, of nobody.
+
+    Returns
+    -------
+    ndarray
+        uint8 ``(N, S, S, 3)``, the same for the same size.
+    """
+    generator = np.random.default_rng(_GOLDEN_SEED)
+    squares = generator.integers(0, 256, (_GOLDEN_IMAGES, 4, 4, 3), dtype=np.uint8)
+    images = squares.repeat(-(-size // 4), axis=1).repeat(-(-size // 4), axis=2)[:, :size, :size]
+    noise = generator.integers(0, 256, images.shape, dtype=np.uint8)
+    noisy = (np.arange(_GOLDEN_IMAGES) % 2 == 1)[:, None, None, None]
+    return np.where(noisy, noise, images)
+
+
+def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
+    """Ask a file what it answers, and that it is what it is said to be."""
+    loaded = DeviceModel(file)
+    if (loaded.version, loaded.epoch) != (model.version, model.epoch):
+        raise DeliveryError(
+            f"{file} is of version {loaded.version}, epoch {loaded.epoch}, and not of {model.version}, epoch "
+            f"{model.epoch}: it is not published."
+        )
+    images = golden_images(loaded.image_size)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, probabilities=loaded.predict(images))
+    return _Prepared(form, file, buffer.getvalue())
+
+
+def _check(repository: Repository, devices: DeviceStore, contents: Contents, model: ReleasedModel) -> None:
+    floor = max(releases.floor(contents), devices.floor())
+    if model.epoch < floor:
+        raise DeliveryError(
+            f"{model.version} is of epoch {model.epoch}, and devices run nothing under {floor}: it may remember people "
+            "who were forgotten since, and is not published."
+        )
+    before = rollout.read(repository, contents)
+    if before is not None and before.state in ("running", "paused"):
+        raise DeliveryError(
+            f"The rollout of publication {before.sequence} is {before.state}: complete or abort it before the next."
+        )
+    aborted = before.sequence if before and before.state == "aborted" else None
+    for release in releases.listed(contents).values():
+        if release.version == model.version and release.sequence != aborted:
+            raise DeliveryError(f"{model.version} is published already, as publication {release.sequence}.")
+
+
+def _add(
+    repository: Repository,
+    devices: DeviceStore,
+    contents: Contents,
+    model: ReleasedModel,
+    prepared: _Prepared,
+    sequence: int,
+    floor: int,
+) -> str:
+    folder, file = f"{MODELS_FOLDER}/{model.epoch}-{sequence}", prepared.file
+    target = repository.store(f"{folder}/{file.name}", file)
+    beside = [repository.store(f"{folder}/{file.name}.selftest.npz", prepared.self_test)]
+    data = file.with_name(file.name + DATA_SUFFIX)
+    if data.exists():
+        beside.append(repository.store(f"{folder}/{data.name}", data))
+    release = Release(
+        version=model.version,
+        format=prepared.form,
+        epoch=model.epoch,
+        minimum_epoch=floor,
+        sequence=sequence,
+        self_test=SelfTest(target=beside[0].path, tolerance=_TOLERANCES[prepared.form]),
+        data=beside[1].path if data.exists() else None,
+    )
+    # First of all: a device may report a file from the moment on when it can have it.
+    for part in (target, *beside[1:]):
+        devices.note_file(PublishedFile(part.hashes["sha256"], sequence, model.epoch, model.version, prepared.form))
+    releases.add(contents, target, release, *beside)
+    return target.path

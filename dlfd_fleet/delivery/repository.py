@@ -1,0 +1,416 @@
+"""The TUF repository: what devices may run, signed. Any static file server may serve it.
+
+``metadata/`` and ``targets/`` lie in one folder, and nothing else does. Files that a change needs are written before
+``timestamp.json``, which is replaced last: whenever a writer dies, devices see the state before or the one after.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import filelock
+from securesystemslib.signer import Signer
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Signed,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+
+from dlfd_fleet.delivery.keys import KeyRing
+from dlfd_fleet.device.contract import ROLLOUT_ROLE
+from dlfd_fleet.device.download import sync_folder
+from dlfd_fleet.exceptions import DeliveryError
+from dlfd_fleet.settings import DeliverySettings
+
+S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
+RoleName = Literal["root", "targets", "snapshot", "timestamp", "rollout"]
+ROLES: tuple[RoleName, ...] = ("root", "targets", "snapshot", "timestamp", "rollout")
+OFFLINE: tuple[RoleName, ...] = ("root", "targets")
+"""Roles whose keys may be kept away from the coordinator; those of the others sign every day."""
+TRUSTED_ROOT = "root.json"
+"""Beside the repository: the root that everything is verified from, here and on every device."""
+_BELOW_SNAPSHOT: tuple[RoleName, ...] = ("targets", "rollout")
+_NEW = ".new"
+_GRACE_SECONDS = 3600.0
+_HASHES = ["sha256"]
+_VERSIONED = re.compile(r"(\d+)\.(targets|rollout|snapshot)\.json")
+
+
+@dataclass
+class Contents:
+    """The verified metadata of a repository; change what is ``signed`` and commit it."""
+
+    root: Metadata[Root]
+    targets: Metadata[Targets]
+    rollout: Metadata[Targets]
+    snapshot: Metadata[Snapshot]
+    timestamp: Metadata[Timestamp]
+
+    def of(self, role: RoleName) -> Metadata[Any]:
+        """Return a role's metadata."""
+        return cast("Metadata[Any]", getattr(self, role))
+
+    def target_files(self) -> dict[str, TargetFile]:
+        """Return every target that is listed."""
+        return self.targets.signed.targets | self.rollout.signed.targets
+
+
+def as_role(name: str) -> RoleName:
+    """Return a role by its name, or raise a :class:`DeliveryError` that names them all."""
+    if name not in ROLES:
+        raise DeliveryError(f"There is no role '{name}'; there are {', '.join(ROLES)}.")
+    return name
+
+
+def now_utc() -> datetime:
+    """Return the time."""
+    return datetime.now(UTC)
+
+
+class Repository:
+    """One repository and the keys at hand.
+
+    Parameters
+    ----------
+    folder
+        Of the delivery: ``repository/`` is what is served, ``root.json`` what is trusted.
+    keys
+        Private keys; reading needs none.
+    settings
+        Expiries and thresholds.
+    clock
+        Says what time it is.
+    """
+
+    def __init__(
+        self, folder: Path, keys: KeyRing, settings: DeliverySettings, clock: Callable[[], datetime] = now_utc
+    ) -> None:
+        self.folder = folder
+        self.keys = keys
+        self.served = folder / "repository"
+        self._settings = settings
+        self._clock = clock
+
+    # ------------------------------------------------------------------ making and reading
+
+    def create(self, key_folder: Path) -> None:
+        """Make an empty repository and all its keys.
+
+        Raises
+        ------
+        DeliveryError
+            If there is one already, or the disk refuses.
+        """
+        if (self.folder / TRUSTED_ROOT).exists():
+            raise DeliveryError(f"{self.folder} holds a repository already; its keys are changed with `rotate`.")
+        settings = self._settings
+        root = Root()
+        counts = {"root": settings.root_keys, "targets": settings.targets_keys}
+        for role in ("root", "targets", "snapshot", "timestamp"):
+            for _ in range(counts.get(role, 1)):
+                root.add_key(self.keys.make(role, key_folder).public_key, role)
+        root.roles["root"].threshold = settings.root_threshold
+        root.roles["targets"].threshold = settings.targets_threshold
+        key = self.keys.make(ROLLOUT_ROLE, key_folder).public_key
+        # Terminating, and of one folder: this key, which is always online, can say nothing of models.
+        role_of_rollouts = DelegatedRole(ROLLOUT_ROLE, [key.keyid], 1, True, paths=[f"{ROLLOUT_ROLE}/*"])
+        targets = Targets(delegations=Delegations({key.keyid: key}, {ROLLOUT_ROLE: role_of_rollouts}))
+        contents = Contents(
+            Metadata(root),
+            Metadata(targets),
+            Metadata(Targets()),
+            Metadata(Snapshot(meta={})),
+            Metadata(Timestamp()),
+        )
+        # New metadata begin one version back, for a commit counts on.
+        for name in ROLES:
+            contents.of(name).signed.version = 0
+        with self.lock():
+            self._write_root(contents.root, root)
+            self.commit(contents, ("targets", "rollout"))
+            write_whole(self.folder / TRUSTED_ROOT, contents.root.to_bytes())
+
+    def read(self) -> Contents:
+        """Read and verify everything, from the trusted root on: what is changed is never what somebody else put there.
+
+        Raises
+        ------
+        DeliveryError
+            If there is no repository, or it was tampered with.
+        """
+        file = self.folder / TRUSTED_ROOT
+        if not file.exists():
+            raise DeliveryError(f"There is no repository in {self.folder}; make one with `dlfd-fleet delivery init`.")
+        try:
+            root = self._newest_root(Metadata[Root].from_bytes(file.read_bytes()))
+            timestamp = self._verified(Timestamp, "timestamp", None, root.signed)
+            snapshot = self._verified(Snapshot, "snapshot", timestamp.signed.snapshot_meta, root.signed)
+            meta = snapshot.signed.meta
+            targets = self._verified(Targets, "targets", meta["targets.json"], root.signed)
+            rollout = self._verified(Targets, "rollout", meta[f"{ROLLOUT_ROLE}.json"], targets.signed)
+        except (RepositoryError, KeyError) as error:
+            raise DeliveryError(
+                f"The repository in {self.served} is damaged or was tampered with ({error}): restore it from a copy."
+            ) from error
+        except OSError as error:
+            raise DeliveryError(f"The repository in {self.served} cannot be read: {error}.") from error
+        return Contents(root, targets, rollout, snapshot, timestamp)
+
+    @contextmanager
+    def lock(self, patience: float = 30.0) -> Iterator[None]:
+        """Be the one writer; the lock goes with the process, however it ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.folder / "writer.lock", timeout=patience):
+                yield
+        except filelock.Timeout as error:
+            raise DeliveryError(f"Another process writes the repository in {self.folder}; try again.") from error
+        except OSError as error:
+            raise DeliveryError(f"The repository in {self.folder} cannot be written: {error}.") from error
+
+    # ------------------------------------------------------------------ changing
+
+    def store(self, name: str, source: Path | bytes) -> TargetFile:
+        """Put a target's bytes where devices will look for them, and return what is to be signed."""
+        if isinstance(source, bytes):
+            target = TargetFile.from_data(name, source, _HASHES)
+        else:
+            target = TargetFile.from_file(name, str(source), _HASHES)
+        file = self.served / "targets" / target.get_prefixed_paths()[0]
+        write_whole(file, source)
+        return target
+
+    def commit(
+        self,
+        contents: Contents,
+        changed: Iterable[RoleName] = (),
+        roots: Sequence[Root] = (),
+    ) -> None:
+        """Sign changed metadata, and what is above them, under their next versions; the timestamp is written last.
+
+        Call it under :meth:`lock`.
+
+        Parameters
+        ----------
+        contents
+            From :meth:`read`, and changed.
+        changed
+            Of targets, rollout and snapshot; the snapshot and the timestamp follow.
+        roots
+            In whose eyes the signatures must be good; two while keys change.
+
+        Raises
+        ------
+        DeliveryError
+            If a key is missing. Nothing is written then.
+        """
+        changed = set(changed)
+        order: list[RoleName] = [role for role in (*_BELOW_SNAPSHOT, "snapshot") if role in changed]
+        order += ["timestamp"] if "snapshot" in order or not changed else ["snapshot", "timestamp"]
+        signers = {role: self._signers(role, contents, roots) for role in order}
+        for role in order:
+            metadata = contents.of(role)
+            metadata.signed.version += 1
+            metadata.signed.expires = self._expiry(role)
+            metadata.signatures.clear()
+            for signer in signers[role]:
+                metadata.sign(signer, append=True)
+            content = metadata.to_bytes()
+            version = metadata.signed.version
+            prefix = "" if role == "timestamp" else f"{version}."
+            write_whole(self.served / "metadata" / f"{prefix}{role}.json", content)
+            if role == "snapshot":
+                contents.timestamp.signed.snapshot_meta = MetaFile.from_data(version, content, _HASHES)
+            elif role in _BELOW_SNAPSHOT:
+                contents.snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, _HASHES)
+        self._sweep(contents)
+
+    def refresh(self, *, only_due: bool = False) -> list[str]:
+        """Sign again what would expire, as far as the keys at hand go.
+
+        Parameters
+        ----------
+        only_due
+            Leave even the timestamp alone until half of its life is over.
+
+        Returns
+        -------
+        list of str
+            A sentence for each role that is due and whose keys are not at hand.
+        """
+        with self.lock():
+            contents = self.read()
+            due = [role for role in ROLES if self._is_due(contents.of(role).signed, role)]
+            left = []
+            for role in OFFLINE:
+                if role in due and not self.keys.can_sign(role, contents.root.signed):
+                    expires = contents.of(role).signed.expires
+                    left.append(f"'{role}' expires on {expires:%Y-%m-%d}: run `refresh` with its keys before.")
+                    due.remove(role)
+            if only_due and not due:
+                return left
+            if "root" in due:
+                self._write_root(contents.root, contents.root.signed)
+                self._trust(contents.root)
+            self.commit(contents, [role for role in due if role in (*_BELOW_SNAPSHOT, "snapshot")])
+        return left
+
+    def rotate(self, role: RoleName, key_folder: Path) -> None:
+        """Replace all keys of a role.
+
+        What they sign is signed by old and new keys at once before the root names the new ones, so that devices accept
+        every state on the way. Where the old keys are lost, the root comes first.
+
+        Raises
+        ------
+        DeliveryError
+            If keys of whoever delegates to the role are not at hand.
+        """
+        with self.lock():
+            contents = self.read()
+            old = contents.root.signed
+            self.keys.signers("targets" if role == ROLLOUT_ROLE else "root", old)  # before any new key is written
+            if role == ROLLOUT_ROLE:
+                self._replace_keys(contents.targets.signed, role, key_folder)
+                self.commit(contents, ("targets", "rollout"))
+                return
+            new = deepcopy(old)
+            self._replace_keys(new, role, key_folder)
+            changed: tuple[RoleName, ...] = (role,) if role in ("targets", "snapshot") else ()
+            if role == "root":
+                self._write_root(contents.root, new)
+            elif self.keys.can_sign(role, old):
+                self.commit(contents, changed, roots=(old, new))
+                self._write_root(contents.root, new)
+            else:
+                self._write_root(contents.root, new)
+                self.commit(contents, changed)
+            self._trust(contents.root)
+
+    def _replace_keys(self, delegator: Root | Targets, role: RoleName, key_folder: Path) -> None:
+        old = list(delegator.get_delegated_role(role).keyids)
+        for keyid in old:
+            delegator.revoke_key(keyid, role)
+        for _ in old:
+            delegator.add_key(self.keys.make(role, key_folder).public_key, role)
+
+    # ------------------------------------------------------------------ files
+
+    def _signers(self, role: RoleName, contents: Contents, roots: Sequence[Root]) -> Sequence[Signer]:
+        if role == ROLLOUT_ROLE:
+            return self.keys.signers(role, contents.targets.signed)
+        return self.keys.signers(role, *(roots or (contents.root.signed,)))
+
+    def _write_root(self, metadata: Metadata[Root], new: Root) -> None:
+        """Write the next root, signed as the last one and itself demand; devices look for it by its number."""
+        signers = self.keys.signers("root", metadata.signed, new)
+        new.version = metadata.signed.version + 1
+        new.expires = self._expiry("root")
+        metadata.signed = new
+        metadata.signatures.clear()
+        for signer in signers:
+            metadata.sign(signer, append=True)
+        write_whole(self.served / "metadata" / f"{new.version}.root.json", metadata.to_bytes())
+
+    def _trust(self, root: Metadata[Root]) -> None:
+        """Start from this root from now on, and let new devices start from it: older ones may have lost their keys."""
+        write_whole(self.folder / TRUSTED_ROOT, root.to_bytes())
+
+    def _newest_root(self, root: Metadata[Root]) -> Metadata[Root]:
+        root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+        while (file := self.served / "metadata" / f"{root.signed.version + 1}.root.json").exists():
+            new = Metadata[Root].from_bytes(file.read_bytes())
+            for judge in (root.signed, new.signed):
+                judge.verify_delegate("root", new.signed_bytes, new.signatures)
+            if new.signed.version != root.signed.version + 1:
+                raise RepositoryError(f"{file.name} has version {new.signed.version}")
+            root = new
+        return root
+
+    def _verified(self, kind: type[S], role: RoleName, meta: MetaFile | None, delegator: Root | Targets) -> Metadata[S]:
+        prefix = f"{meta.version}." if meta else ""
+        content = (self.served / "metadata" / f"{prefix}{role}.json").read_bytes()
+        if meta:
+            meta.verify_length_and_hashes(content)
+        metadata = Metadata[S].from_bytes(content)
+        if not isinstance(metadata.signed, kind):
+            raise RepositoryError(f"{prefix}{role}.json is of another role")
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        return metadata
+
+    def _expiry(self, role: RoleName) -> datetime:
+        return self._clock() + timedelta(days=self._days(role))
+
+    def _is_due(self, signed: Signed, role: RoleName) -> bool:
+        return signed.expires - self._clock() < timedelta(days=self._days(role)) / 2
+
+    def _days(self, role: RoleName) -> float:
+        settings = self._settings
+        return {
+            "root": settings.root_days,
+            "targets": settings.targets_days,
+            "timestamp": settings.timestamp_days,
+        }.get(role, settings.snapshot_days)
+
+    def _sweep(self, contents: Contents) -> None:
+        """Delete what is not listed any more: a model that was withdrawn must not lie about.
+
+        Metadata, and rollouts, stay for a while for devices that are on their way through them.
+        """
+        metadata, targets = self.served / "metadata", self.served / "targets"
+        for file in list(metadata.iterdir()):
+            if file.name.endswith(_NEW) or _is_over(file, contents):
+                file.unlink(missing_ok=True)
+        listed = [*contents.target_files().values()]
+        for file in metadata.glob(f"*.{ROLLOUT_ROLE}.json"):
+            with suppress(RepositoryError):
+                listed += Metadata[Targets].from_bytes(file.read_bytes()).signed.targets.values()
+        kept = {path for target in listed for path in target.get_prefixed_paths()}
+        for file in [file for file in targets.rglob("*") if file.is_file()]:
+            if file.relative_to(targets).as_posix() not in kept:
+                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.parent.rmdir()  # unless something else is in it
+
+
+def _is_over(file: Path, contents: Contents) -> bool:
+    """Tell whether a metadata file was replaced so long ago that no device needs it any more."""
+    named = _VERSIONED.fullmatch(file.name)
+    if not named or int(named[1]) >= contents.of(as_role(named[2])).signed.version:
+        return False
+    successor = file.with_name(f"{int(named[1]) + 1}.{named[2]}.json")
+    return not successor.exists() or time.time() - successor.stat().st_mtime > _GRACE_SECONDS
+
+
+def write_whole(file: Path, content: Path | bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    new = file.with_name(f".{file.name}{_NEW}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with new.open("wb") as opened:
+        if isinstance(content, bytes):
+            opened.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    new.replace(file)
+    sync_folder(file.parent)

@@ -1,0 +1,187 @@
+"""Who may take a new release, and when: canaries, then growing shares of the devices, each step by somebody's decision.
+
+The rules are functions from one :class:`~dlfd_fleet.device.contract.Rollout` to the next. Raising the floor is the last
+step, for it needs the releases' keys; until then devices out of the ring go on with the model before.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from dlfd_fleet.delivery import releases
+from dlfd_fleet.delivery.devices import DeviceStore
+from dlfd_fleet.delivery.repository import Contents, Repository
+from dlfd_fleet.device.contract import ROLLOUT_TARGET, DeviceReport, Rollout
+from dlfd_fleet.exceptions import DeliveryError
+from dlfd_fleet.settings import DeliverySettings
+
+# ---------------------------------------------------------------------- the rules
+
+
+def planned(sequence: int) -> Rollout:
+    """Return the rollout of a release that nobody may take yet."""
+    return Rollout(name=secrets.token_hex(8), sequence=sequence, share=0.0, state="paused")
+
+
+def for_everybody(sequence: int) -> Rollout:
+    """Return the rollout of a release that is for every device at once."""
+    return Rollout(name=secrets.token_hex(8), sequence=sequence, share=1.0, state="complete")
+
+
+def started(rollout: Rollout, canaries: Iterable[str], shares: Sequence[float]) -> Rollout:
+    """Give a planned release to the canaries; without any, to the first share."""
+    if rollout.state != "paused" or rollout.share or rollout.canaries:
+        raise DeliveryError(f"The rollout of publication {rollout.sequence} is {rollout.state} and has begun already.")
+    canaries = tuple(sorted(canaries))
+    share = 0.0 if canaries else shares[0]
+    return rollout.model_copy(update={"state": "running", "canaries": canaries, "share": share})
+
+
+def widened(rollout: Rollout, shares: Sequence[float]) -> Rollout:
+    """Give it to the next share of the devices."""
+    _must_be(rollout, "widened", "running")
+    wider = [share for share in shares if share > rollout.share]
+    if not wider:
+        raise DeliveryError("Every device may take the release: complete the rollout.")
+    return rollout.model_copy(update={"share": wider[0]})
+
+
+def paused(rollout: Rollout) -> Rollout:
+    """Let no more devices take it; those that have it keep it."""
+    _must_be(rollout, "paused", "running")
+    return rollout.model_copy(update={"state": "paused"})
+
+
+def resumed(rollout: Rollout) -> Rollout:
+    """Go on after a pause."""
+    _must_be(rollout, "resumed", "paused")
+    if not rollout.share and not rollout.canaries:
+        raise DeliveryError("The rollout has not begun: start it.")
+    return rollout.model_copy(update={"state": "running"})
+
+
+def aborted(rollout: Rollout) -> Rollout:
+    """Take it back from the devices that have it, by the release before."""
+    _must_be(rollout, "aborted", "running", "paused")
+    return rollout.model_copy(update={"state": "aborted"})
+
+
+def completed(rollout: Rollout) -> Rollout:
+    """End it: the release is everybody's."""
+    _must_be(rollout, "completed", "running")
+    if rollout.share < 1.0:
+        raise DeliveryError(
+            f"Only {rollout.share:.0%} of the devices may take publication {rollout.sequence} yet: widen the rollout."
+        )
+    return rollout.model_copy(update={"state": "complete"})
+
+
+def _must_be(rollout: Rollout, done: str, *states: str) -> None:
+    if rollout.state not in states:
+        raise DeliveryError(
+            f"The rollout of publication {rollout.sequence} is {rollout.state}: it cannot be {done}; "
+            "publish another version to begin one."
+        )
+
+
+@dataclass(frozen=True)
+class Health:
+    """How devices fare with a release: those that tried it, and those of them that failed."""
+
+    tried: int
+    failed: int
+
+    def why_abort(self, settings: DeliverySettings) -> str | None:
+        """Return why a rollout must not go on, if so."""
+        if self.tried < settings.least_reports or self.failed <= settings.failed_share * self.tried:
+            return None
+        return (
+            f"{self.failed} of {self.tried} devices that tried it failed, more than the {settings.failed_share:.0%} "
+            "of delivery.failed_share"
+        )
+
+
+def health(rollout: Rollout, reports: Iterable[DeviceReport]) -> Health:
+    """Count the devices that run a release, and those that may take it and answer no more.
+
+    Parameters
+    ----------
+    reports
+        Each device's last, of those that came since the release was published.
+    """
+    tried = failed = 0
+    for report in reports:
+        runs = report.sequence == rollout.sequence
+        may = rollout.admits(report.device, rollout.sequence, under_floor=False, has_it=runs)
+        if runs or (may and not report.healthy):
+            tried += 1
+            failed += not report.healthy
+    return Health(tried, failed)
+
+
+# ---------------------------------------------------------------------- the repository
+
+
+def read(repository: Repository, contents: Contents) -> Rollout | None:
+    """Return the rollout that a repository tells devices of."""
+    target = contents.rollout.signed.targets.get(ROLLOUT_TARGET)
+    if target is None:
+        return None
+    try:
+        content = (repository.served / "targets" / target.get_prefixed_paths()[0]).read_bytes()
+        target.verify_length_and_hashes(content)
+        return Rollout.model_validate_json(content)
+    except (OSError, ValidationError) as error:
+        raise DeliveryError(f"The rollout in {repository.served} cannot be read: {error}.") from error
+
+
+def put(repository: Repository, contents: Contents, rollout: Rollout) -> None:
+    """Tell devices of a rollout with the next commit of the role ``rollout``."""
+    target = repository.store(ROLLOUT_TARGET, rollout.model_dump_json(indent=1).encode())
+    contents.rollout.signed.targets[ROLLOUT_TARGET] = target
+
+
+def change(repository: Repository, rule: Callable[[Rollout], Rollout]) -> Rollout:
+    """Apply one of the rules to the rollout, and tell devices.
+
+    Raises
+    ------
+    DeliveryError
+        If there is no rollout, the rule does not allow it, or a key is missing.
+    """
+    with repository.lock():
+        contents = repository.read()
+        rollout = rule(_current(repository, contents))
+        put(repository, contents, rollout)
+        repository.commit(contents, ("rollout",))
+    return rollout
+
+
+def complete(repository: Repository, devices: DeviceStore) -> Rollout:
+    """End a rollout: forbid every model under the release's epoch, and delete what may not run any more.
+
+    Raises
+    ------
+    DeliveryError
+        If not every device may take it yet, or the releases' keys are not at hand.
+    """
+    with repository.lock():
+        contents = repository.read()
+        rollout = completed(_current(repository, contents))
+        epochs = [each.epoch for each in releases.listed(contents).values() if each.sequence == rollout.sequence]
+        releases.raise_floor(contents, max(epochs, default=0))
+        put(repository, contents, rollout)
+        repository.commit(contents, ("targets", "rollout"))
+        devices.raise_floor(releases.floor(contents))
+    return rollout
+
+
+def _current(repository: Repository, contents: Contents) -> Rollout:
+    rollout = read(repository, contents)
+    if rollout is None:
+        raise DeliveryError("There is no rollout: `dlfd-fleet publish VERSION --rings` begins one.")
+    return rollout

@@ -1,0 +1,125 @@
+"""Which of the coordinator's models may go to devices, and how far erasures have come on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast, get_args
+
+from dlfd_fleet.delivery.delivery import delivery_folder, opened
+from dlfd_fleet.delivery.erasures import reached
+from dlfd_fleet.delivery.publish import ReleasedModel
+from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.export import file_of
+from dlfd_fleet.federation.messages import DevicesReached
+from dlfd_fleet.federation.release_rule import may_release
+from dlfd_fleet.federation.store import ONNX_FILE, JobRecord, Store
+from dlfd_fleet.settings import Format, Settings
+
+
+def released_model(
+    store: Store, settings: Settings, version: str, formats: Sequence[Format] | None = None
+) -> ReleasedModel:
+    """Find a model that devices may run.
+
+    Parameters
+    ----------
+    version
+        A job's name, a version as the model's file says it, a number of the model registry, or ``champion``.
+    formats
+        Files to publish; all that were released by default.
+
+    Raises
+    ------
+    JobError
+        If there is none of this version, or it may not be published.
+    TrackingError
+        If the registry is asked and does not answer.
+    """
+    record = _find(store, settings, version)
+    reason = why_not(store, settings, record)
+    if reason is None:
+        wanted = tuple(formats or record.formats)
+        reason = next((why for form in wanted if (why := why_not_file(settings, record, form))), None)
+    if reason is not None:
+        raise JobError(f"{record.job} is not published: {reason}.")
+    source = store.model_folder(record.job) / ONNX_FILE
+    files = {form: file_of(form, source) for form in wanted}
+    return ReleasedModel(DeviceModel(source).version, record.epoch, files)
+
+
+def as_formats(words: str | None) -> tuple[Format, ...] | None:
+    """Return the formats of a command line, separated by commas; None if it names none."""
+    if words is None:
+        return None
+    names = tuple(word.strip() for word in words.split(","))
+    if unknown := [name for name in names if name not in get_args(Format)]:
+        raise JobError(f"There is no format '{unknown[0]}'; there are {', '.join(get_args(Format))}.")
+    return cast("tuple[Format, ...]", names)
+
+
+def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
+    """Return why a job's model may not be published, or None if it may."""
+    champion = store.champion()
+    if not record.released:
+        return f"it was not released ({record.note or record.step})"
+    if champion is not None and record.epoch < champion.epoch:
+        return (
+            f"it is revoked: it is of epoch {record.epoch}, and the fleet has forgotten people since "
+            f"(epoch {champion.epoch}, {champion.job})"
+        )
+    if record.verdict is not None and not may_release(record.verdict, settings):
+        return f"its verdict is {record.verdict.sentence().rstrip('.')}"
+    return None
+
+
+def why_not_file(settings: Settings, record: JobRecord, form: Format) -> str | None:
+    """Return why one of its files may not be published, or None if it may."""
+    verdict = record.file_verdicts.get(form)
+    if verdict is not None and not may_release(verdict, settings):
+        return f"the verdict of its {form} file is {verdict.sentence().rstrip('.')}"
+    if form not in record.formats:
+        return f"it has no {form} file; it has {', '.join(record.formats)}"
+    return None
+
+
+def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
+    """Return how far erasures up to an epoch have come on devices; a fleet that publishes to none has none.
+
+    Raises
+    ------
+    DeliveryError
+        If what is known of the devices cannot be read.
+    """
+    if not delivery_folder(settings).exists() and settings.delivery.database is None:
+        return DevicesReached()
+    with opened(settings) as delivery:
+        found, reason = reached(delivery.devices, epoch, delivery.clock())
+    return DevicesReached(epoch=found, reason=reason)
+
+
+def _find(store: Store, settings: Settings, version: str) -> JobRecord:
+    jobs = store.jobs()
+    champion = store.champion()
+    name = champion.job if version == "champion" and champion else version
+    found = next((record for record in jobs if record.job == name), None)
+    if found is None and name.isdecimal():
+        found = _registered(store, settings, name)
+    for record in reversed(jobs):
+        file = store.model_folder(record.job) / ONNX_FILE
+        if found is None and record.released and file.exists() and DeviceModel(file).version == name:
+            found = record
+    if found is None:
+        raise JobError(
+            f"There is no version '{version}': name a job (`dlfd-fleet job list`), a version of the registry, or "
+            "champion."
+        )
+    return found
+
+
+def _registered(store: Store, settings: Settings, number: str) -> JobRecord | None:
+    from dlfd_fleet.tracking import open_tracker
+
+    with open_tracker(settings.tracking, settings.state_folder) as tracker:
+        job = tracker.job_of(number)
+    return store.load(job) if job else None

@@ -1,0 +1,281 @@
+"""What devices report, what is refused of it, and what keeps an erasure open."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import CryptoSigner
+
+from dlfd_fleet.delivery.devices import RETIREMENT_TYPE, DeviceStore, PublishedFile
+from dlfd_fleet.delivery.erasures import open_devices, published_epochs, reached, standings
+from dlfd_fleet.device.contract import REPORT_TYPE, DeviceReport
+from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+OLD, NEW = "0" * 64, "1" * 64
+
+
+def report_of(signer, time, **fields):
+    values = {
+        "device": signer.public_key.keyid,
+        "time": time,
+        "nonce": secrets.token_hex(16),
+        "sequence": 2,
+        "version": "2-abc",
+        "epoch": 2,
+        "floor": 2,
+        "healthy": True,
+        "installed": (NEW,),
+        "purged": (OLD,),
+        "attacks": (),
+        "lease_until": None,
+    }
+    return DeviceReport(**(values | fields))
+
+
+def enveloped(signer, payload, payload_type=REPORT_TYPE):
+    envelope = Envelope(payload, payload_type, {})
+    envelope.sign(signer)
+    return json.dumps(envelope.to_dict()).encode()
+
+
+def signed_report(signer, time, **fields):
+    return enveloped(signer, report_of(signer, time, **fields).model_dump_json().encode())
+
+
+@pytest.fixture
+def store(tmp_path):
+    with DeviceStore(tmp_path / "devices.db") as store:
+        store.note_file(PublishedFile(OLD, 1, 1, "1-abc", "fp32"), NOW - DAY)
+        store.note_file(PublishedFile(NEW, 2, 2, "2-abc", "fp32"), NOW)
+        yield store
+
+
+@pytest.fixture
+def camera(store):
+    signer = CryptoSigner.generate_ed25519()
+    store.enroll(signer.public_key, "camera-1", NOW - DAY)
+    return signer
+
+
+def test_a_report_is_kept(store, camera):
+    received = store.receive(signed_report(camera, NOW, attacks=("a rollback",)), NOW, DAY)
+    device = store.find("camera-1")
+    assert device.report == received
+    assert device.received_at == NOW
+    (attack,) = store.attacks()
+    assert (attack.device, attack.said) == (camera.public_key.keyid, "a rollback")
+
+
+def test_a_report_that_comes_again_is_a_replay(store, camera):
+    content = signed_report(camera, NOW)
+    store.receive(content, NOW, DAY)
+    with pytest.raises(ReportRefusedError, match="a replay"):
+        store.receive(content, NOW + DAY / 2, DAY)
+
+
+def test_a_replay_is_refused_for_ever(store, camera):
+    """The nonce is forgotten after two windows, and the report's time is too far away by then."""
+    content = signed_report(camera, NOW + DAY)
+    store.receive(content, NOW, DAY)
+    for days in range(1, 6):
+        now = NOW + days * DAY
+        store.receive(signed_report(camera, now), now, DAY)
+        with pytest.raises(ReportRefusedError, match=r"a replay|too far from now"):
+            store.receive(content, now, DAY)
+
+
+def test_an_earlier_report_that_comes_late_does_not_hide_a_later_one(store, camera):
+    late = signed_report(camera, NOW - timedelta(hours=1), floor=1, installed=(OLD,))
+    store.receive(signed_report(camera, NOW), NOW, DAY)
+    store.receive(late, NOW, DAY)
+    assert store.find("camera-1").report.floor == 2
+
+
+def test_a_device_of_another_fleet(store):
+    with pytest.raises(ReportRefusedError, match="not of this fleet"):
+        store.receive(signed_report(CryptoSigner.generate_ed25519(), NOW), NOW, DAY)
+
+
+def test_a_report_signed_for_another_device(store, camera):
+    other = CryptoSigner.generate_ed25519()
+    store.enroll(other.public_key, "camera-2", NOW)
+    payload = report_of(camera, NOW).model_dump_json().encode()
+    with pytest.raises(ReportRefusedError, match="another device"):
+        store.receive(enveloped(other, payload), NOW, DAY)
+
+
+@pytest.mark.parametrize("field", sorted(DeviceReport.model_fields))
+def test_a_report_that_was_changed_on_the_way(store, camera, field):
+    envelope = Envelope.from_dict(json.loads(signed_report(camera, NOW)))
+    tree = json.loads(envelope.payload)
+    tree[field] = {"device": OLD, "time": (NOW - timedelta(hours=1)).isoformat(), "nonce": "f" * 32}.get(field)
+    envelope.payload = json.dumps(tree).encode()
+    with pytest.raises(ReportRefusedError, match="not signed by the device"):
+        store.receive(json.dumps(envelope.to_dict()).encode(), NOW, DAY)
+    assert store.find("camera-1").report is None
+
+
+@pytest.mark.parametrize("days", [-1.1, 1.1, -400])
+def test_a_report_of_another_time(store, camera, days):
+    with pytest.raises(ReportRefusedError, match="too far from now"):
+        store.receive(signed_report(camera, NOW + days * DAY), NOW, DAY)
+
+
+DEEP = b"[" * 10**5
+TWO_SIGNATURES = b'{"payload":"AA==","payloadType":"x","signatures":[{"keyid":"a","sig":""},{"keyid":"b","sig":""}]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff",
+        b'{"payload":1,"payloadType":"x","signatures":[]}',
+        b"[" * 10**5,
+        TWO_SIGNATURES,
+    ],
+)
+def test_what_is_no_envelope(store, content):
+    with pytest.raises(ReportRefusedError, match="no DSSE envelope"):
+        store.receive(content, NOW, DAY)
+
+
+def test_an_envelope_of_something_else(store, camera):
+    with pytest.raises(ReportRefusedError, match="no device report"):
+        store.receive(enveloped(camera, b"{}", RETIREMENT_TYPE), NOW, DAY)
+
+
+def test_a_report_that_breaks_the_contract(store, camera):
+    with pytest.raises(ReportRefusedError, match="breaks the contract"):
+        store.receive(enveloped(camera, b'{"device": "x"}'), NOW, DAY)
+
+
+def test_attacks_of_one_device_do_not_fill_the_database(store, camera):
+    for hour in range(3):
+        said = tuple(f"attack {hour}.{number}" for number in range(600))
+        store.receive(signed_report(camera, NOW + timedelta(hours=hour), attacks=said), NOW, DAY)
+    assert len(store.attacks(5000)) == 1000
+    assert store.attacks(1)[0].said == "attack 2.599"
+
+
+# ---------------------------------------------------------------------- the fleet
+
+
+def test_a_device_is_enrolled_once_and_found_by_name_or_id(store, camera):
+    with pytest.raises(DeliveryError, match="in the fleet already"):
+        store.enroll(camera.public_key, "again", NOW)
+    assert store.find(camera.public_key.keyid[:10]).name == "camera-1"
+    with pytest.raises(DeliveryError, match="no device 'toaster'"):
+        store.find("toaster")
+
+
+def test_a_retired_device_says_no_more_and_the_reason_is_signed(store, camera):
+    officer = CryptoSigner.generate_ed25519()
+    assert store.retire("camera-1", "scrapped on 3 May", NOW, officer).retired == "scrapped on 3 May"
+    envelope = Envelope.from_dict(json.loads(store.retirement(camera.public_key.keyid)))
+    envelope.verify([officer.public_key], 1)
+    assert json.loads(envelope.payload)["device"] == camera.public_key.keyid
+    with pytest.raises(ReportRefusedError, match="is retired"):
+        store.receive(signed_report(camera, NOW), NOW, DAY)
+    with pytest.raises(DeliveryError, match="retired already: scrapped"):
+        store.retire("camera-1", "again", NOW, officer)
+
+
+def test_canaries_are_those_in_service(store):
+    signers = [CryptoSigner.generate_ed25519() for _ in range(3)]
+    for number, signer in enumerate(signers):
+        store.enroll(signer.public_key, f"device-{number}", NOW, canary=number < 2)
+    store.retire("device-0", "lost", NOW, signers[2])
+    assert store.canaries() == [signers[1].public_key.keyid]
+
+
+def test_the_floor_never_falls(store):
+    for epoch, expected in ((2, 2), (1, 2), (5, 5), (0, 5)):
+        store.raise_floor(epoch)
+        assert store.floor() == expected
+
+
+def test_everything_is_there_after_a_restart(store, camera, tmp_path):
+    store.receive(signed_report(camera, NOW), NOW, DAY)
+    store.raise_floor(2)
+    store.close()
+    with DeviceStore(tmp_path / "devices.db") as again:
+        assert again.find("camera-1").report.epoch == 2
+        assert (again.floor(), again.last_sequence()) == (2, 2)
+        assert again.published_at(2) == NOW
+
+
+# ---------------------------------------------------------------------- erasures
+
+
+def reasons(store, epoch, now=NOW):
+    return {each.device.name: each.reason for each in open_devices(store, epoch, now)}
+
+
+def test_a_device_that_never_reported_keeps_an_erasure_open(store, camera):
+    assert published_epochs(store) == [1, 2]
+    assert reasons(store, 2) == {"camera-1": "has never reported"}
+
+
+def test_a_device_that_purged_closes_it(store, camera):
+    store.receive(signed_report(camera, NOW), NOW, DAY)
+    assert reasons(store, 2) == {}
+    assert reasons(store, 1) == {}
+    assert "has purged" in standings(store, 2, NOW)[0].reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"floor": 1, "epoch": 1, "installed": (OLD,), "purged": ()}, "was at epoch 1"),
+        ({"installed": (NEW, OLD)}, "still holds 1 files"),
+        ({"installed": (NEW, "a" * 64)}, "or that nobody knows"),
+    ],
+)
+def test_a_device_that_still_holds_something_keeps_it_open(store, camera, fields, why):
+    store.receive(signed_report(camera, NOW, **fields), NOW, DAY)
+    assert why in reasons(store, 2)["camera-1"]
+    assert (reasons(store, 1) == {}) == ("a" * 64 not in fields["installed"])
+
+
+def test_a_device_whose_lease_has_run_out_is_an_exception_that_is_said(store, camera):
+    fields = {"floor": 1, "installed": (OLD,), "purged": (), "lease_until": NOW + DAY}
+    store.receive(signed_report(camera, NOW, **fields), NOW, DAY)
+    assert "camera-1" in reasons(store, 2, NOW)
+    assert reasons(store, 2, NOW + 2 * DAY) == {}
+    assert standings(store, 2, NOW + 2 * DAY)[0].reason.startswith("EXCEPTION")
+
+
+def test_a_retired_device_closes_it(store, camera):
+    store.retire("camera-1", "stolen", NOW, camera)
+    assert reasons(store, 2) == {}
+    assert standings(store, 2, NOW)[0].reason == "retired: stolen"
+
+
+def test_sites_are_told_in_counts_how_far_an_erasure_has_come(store, camera):
+    assert reached(store, 2, NOW)[0] == 0
+    store.receive(signed_report(camera, NOW - DAY, floor=1, epoch=1, installed=(OLD,), purged=()), NOW, 2 * DAY)
+    other = CryptoSigner.generate_ed25519()
+    store.enroll(other.public_key, "camera-2", NOW)
+    store.retire("camera-2", "stolen", NOW, other)
+    epoch, words = reached(store, 2, NOW)
+    assert epoch == 1
+    assert "0 have purged, 1 are retired" in words
+    assert "1 keep it open" in words
+    assert "camera" not in words
+    store.receive(signed_report(camera, NOW), NOW, DAY)
+    assert reached(store, 2, NOW)[0] == 2
+
+
+def test_a_fleet_without_devices_has_nobody_to_wait_for(tmp_path):
+    with DeviceStore(tmp_path / "devices.db") as empty:
+        assert reached(empty, 3, NOW)[0] is None
