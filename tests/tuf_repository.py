@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,19 @@ def tiny_model(version: str, epoch: int, seed: int = 0, classes: tuple[str, ...]
     helper.set_model_props(model, {f"dlfd.{key}": value for key, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
+
+
+@cache
+def tiny_model_in_two(version: str, epoch: int, seed: int, file_name: str) -> tuple[bytes, bytes]:
+    """Return a tiny model as one of over 2 GB is exported: its graph, and its weights beside it."""
+    model = onnx.load_from_string(tiny_model(version, epoch, seed))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / file_name
+        onnx.save_model(model, file, save_as_external_data=True, location=f"{file_name}.data", size_threshold=100)
+        weights = file.with_name(f"{file_name}.data").read_bytes()
+        model = onnx.load(file, load_external_data=False)
+    model.metadata_props.add(key="dlfd.data_sha256", value=sha256(weights))
+    return model.SerializeToString(deterministic=True), weights
 
 
 def random_images(count: int, seed: int = 9) -> np.ndarray:
@@ -120,11 +134,14 @@ class TufRepository:
         form: str = "fp32",
         self_test: bytes | None = None,
         version: str | None = None,
+        weights: bytes | None = None,
     ) -> str:
         """List a release; its bytes are a tiny model of this epoch unless others are given."""
         version = version or str(sequence)
         content = tiny_model(version, epoch, seed=sequence) if content is None else content
         folder = f"models/{epoch}-{sequence}"
+        file = f"{folder}/model-{form}.onnx"
+        data = None if weights is None else self.add(f"{file}.data", weights)
         test = self.add(f"{folder}/{form}.npz", golden(content) if self_test is None else self_test)
         release = Release(
             version=version,
@@ -133,8 +150,9 @@ class TufRepository:
             minimum_epoch=epoch if minimum_epoch is None else minimum_epoch,
             sequence=sequence,
             self_test=SelfTest(target=test, tolerance=1e-3),
+            data=data,
         )
-        return self.add(f"{folder}/model-{form}.onnx", content, {CUSTOM_KEY: release.model_dump(mode="json")})
+        return self.add(file, content, {CUSTOM_KEY: release.model_dump(mode="json")})
 
     def set_rollout(self, rollout: Rollout | None) -> None:
         if rollout is None:
@@ -143,11 +161,12 @@ class TufRepository:
             content = rollout.model_dump_json().encode()
             self.rollout.targets[ROLLOUT_TARGET] = self._put(ROLLOUT_TARGET, content, None)
 
-    def publish(self) -> None:
-        """Sign everything anew, one version higher."""
+    def publish(self, signers: dict[str, CryptoSigner] | None = None) -> None:
+        """Sign everything anew, one version higher; with other keys than the root names, if they are given."""
+        signers = self.signers | (signers or {})
         snapshot = self.snapshot
         for role, signed, signer in (
-            ("targets", self.targets, self.signers["targets"]),
+            ("targets", self.targets, signers["targets"]),
             ("rollout", self.rollout, self.rollout_signer),
         ):
             name = f"{ROLLOUT_ROLE if role == 'rollout' else role}.json"
@@ -155,10 +174,10 @@ class TufRepository:
             self._write(f"{signed.version}.{name}", self._signed(signed, signer))
             snapshot.meta[name] = MetaFile(signed.version)
         snapshot.version += 1
-        self._write(f"{snapshot.version}.snapshot.json", self._signed(snapshot, self.signers["snapshot"]))
+        self._write(f"{snapshot.version}.snapshot.json", self._signed(snapshot, signers["snapshot"]))
         self.timestamp.snapshot_meta = MetaFile(snapshot.version)
         self.timestamp.version += 1
-        self._write("timestamp.json", self._signed(self.timestamp, self.signers["timestamp"]))
+        self._write("timestamp.json", self._signed(self.timestamp, signers["timestamp"]))
 
     def recover_with_lower_versions(self) -> None:
         """Rotate the snapshot's and the timestamp's keys together, and count anew: fast-forward recovery."""

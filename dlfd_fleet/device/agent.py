@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,22 +146,26 @@ class Agent:
         listed = {(target, self._updates.sha256(target)) for target, _ in offers}
         self._listed = {digest for _, digest in listed}
         self.state = self.state.but(refusals=rules.standing(self.state.refusals, listed, self._clock.now()))
-        while offer := self._choice(offers, rollout):
+        missing: dict[str, DeviceError] = {}
+        while offer := self._choice(offers, rollout, {*missing, *self._refused()}):
+            slot = self._slot(*offer)
             try:
-                self._install(*offer)
-            except UpdateUnreachableError as error:
-                return error
-            except DeviceError as error:
-                self._refuse(offer[0], error)
-        wanted = self._choice(offers, rollout, refused=False)
+                self._bring(slot)
+            except DeviceError as error:  # another attempt may bring what was signed
+                missing[slot.target] = error
+                continue
+            try:
+                self._exchange(slot)
+            except DeviceError as error:  # another attempt would end as this one
+                self._refuse(slot, error)
+        wanted = self._choice(offers, rollout, ())
         if wanted is None:
             self.state = self.state.but(refusals=())
             return problem
-        reasons = {refusal.target: refusal.reason for refusal in self.state.refusals}
-        return DeviceError(reasons[wanted[0]])
+        return missing.get(wanted[0]) or DeviceError(self._refused()[wanted[0]])
 
     def _choice(
-        self, offers: list[rules.Offer], rollout: Rollout | None, *, refused: bool = True
+        self, offers: list[rules.Offer], rollout: Rollout | None, refused: Collection[str]
     ) -> rules.Offer | None:
         return rules.choose(
             offers,
@@ -170,24 +174,34 @@ class Agent:
             formats=self._folder.settings.formats,
             floor=self._folder.floor.read(),
             current=self.state.current.release if self.state.current else None,
-            refused={refusal.target for refusal in self.state.refusals} if refused else (),
+            refused=refused,
         )
 
-    def _install(self, target: str, release: Release) -> None:
-        """Bring a model, try it, and exchange it for the current one, in an order that a power cut cannot break."""
-        floor = self._folder.floor.read()
-        slot = Slot(
+    def _refused(self) -> dict[str, str]:
+        """Return the targets that are not tried again today, each with the reason."""
+        return {refusal.target: refusal.reason for refusal in self.state.refusals}
+
+    def _slot(self, target: str, release: Release) -> Slot:
+        return Slot(
             target=target,
             sha256=self._updates.sha256(target),
             data_sha256=self._updates.sha256(release.data) if release.data else None,
             release=release,
         )
+
+    def _bring(self, slot: Slot) -> None:
         if not install.is_whole(self._folder, slot):
             self._make_room(install.download_size(self._updates, slot))
-            install.stage(self._folder, self._updates, slot, floor)
+            install.bring(self._folder, self._updates, slot)
+
+    def _exchange(self, slot: Slot) -> None:
+        """Try a model and exchange it for the current one, in an order that a power cut cannot break."""
+        floor = self._folder.floor.read()
+        if not install.is_whole(self._folder, slot):
+            install.settle(self._folder, slot, floor)
         model = install.load(self._folder, slot, floor)
         self._save(rules.slots_after(self.state, slot, floor))
-        self.answering.answer_with(Loaded(model, release))
+        self.answering.answer_with(Loaded(model, slot.release))
 
     def _make_room(self, size: int) -> None:
         """Give up the previous model if the disk has no room for three."""
@@ -204,7 +218,9 @@ class Agent:
         try:
             self._report()
         except UpdateUnreachableError as error:
-            self._save(self.state.but(unreported=str(error)))
+            waits = self._folder.waiting_report.exists()
+            reported = self.state.reported if waits else None
+            self._save(self.state.but(unreported=str(error), reported=reported))
 
     def _purge_spare(self) -> None:
         slots = {self._folder.models / install.folder_name(slot) for slot in self.state.slots}
@@ -226,8 +242,9 @@ class Agent:
         if not doomed and not self.state.purging:
             return
         digests = (*self.state.purging, *install.digests_of(self._folder, doomed))
+        self.state = self.state.but(purging=tuple(dict.fromkeys(digests)))
         with suppress(OSError):  # a full disk must not keep what is to be forgotten
-            self._save(self.state.but(purging=tuple(dict.fromkeys(digests))))
+            self._save(self.state)
         install.delete(doomed)
         self._save(self.state.but(purging=(), purged=tuple(dict.fromkeys((*self.state.purged, *digests)))))
 
@@ -246,11 +263,11 @@ class Agent:
     # ------------------------------------------------------------------ what is remembered
 
     def _save(self, state: DeviceState) -> None:
-        self.state = state
         self._folder.write_state(state)
+        self.state = state
 
-    def _refuse(self, target: str, error: DeviceError) -> None:
-        refusal = Refusal(target=target, sha256=self._updates.sha256(target), reason=str(error), time=self._clock.now())
+    def _refuse(self, slot: Slot, error: DeviceError) -> None:
+        refusal = Refusal(target=slot.target, sha256=slot.sha256, reason=str(error), time=self._clock.now())
         self.state = self.state.but(refusals=(*self.state.refusals, refusal))
         self._note(error)
 

@@ -62,36 +62,45 @@ def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
     return model
 
 
-def stage(folder: DeviceFolder, updates: Updates, slot: Slot, floor: int) -> None:
-    """Bring a model into its place, after it has passed every check.
+def bring(folder: DeviceFolder, updates: Updates, slot: Slot) -> None:
+    """Download a model and its self-test; what is there of them already is not asked for again.
 
     Raises
     ------
     UpdateRefusedError
-        If it is not what was signed, or may not run.
+        If other bytes come than those that were signed, or more than are taken.
     UpdateUnreachableError
-        If it does not arrive.
+        If they do not arrive.
+    """
+    staging = folder.staging / folder_name(slot)
+    size = updates.size(slot.release.self_test.target)
+    if size > LARGEST:
+        raise UpdateRefusedError(f"The self-test of {slot.target} has {size} bytes; at most {LARGEST} are taken.")
+    updates.download(slot.release.self_test.target, staging / _SELF_TEST)
+    if slot.release.data:
+        updates.download(slot.release.data, _data(staging / slot.file_name))
+    updates.download(slot.target, staging / slot.file_name)
+
+
+def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
+    """Bring a downloaded model into its place, after it has passed every check.
+
+    Raises
+    ------
+    UpdateRefusedError
+        If it may not run.
     DeviceError
         If it does not load, or fails its self-test.
     OSError
         If the disk refuses.
     """
     staging, place = folder.staging / folder_name(slot), folder.models / folder_name(slot)
-    file, golden = staging / slot.file_name, staging / _SELF_TEST
-    size = updates.size(slot.release.self_test.target)
-    if size > LARGEST:
-        raise UpdateRefusedError(f"The self-test of {slot.target} has {size} bytes; at most {LARGEST} are taken.")
-    folder.models.mkdir(exist_ok=True)
-    staging.mkdir(parents=True, exist_ok=True)
-    updates.download(slot.release.self_test.target, golden)
-    if slot.release.data:
-        updates.download(slot.release.data, _data(file))
-    updates.download(slot.target, file)
-    model = DeviceModel(file, folder.settings.threads, slot.sha256)
+    model = DeviceModel(staging / slot.file_name, folder.settings.threads, slot.sha256)
     check_may_run(slot.release, model.epoch, floor)
-    run_self_test(model, golden, slot.release.self_test.tolerance)
-    golden.unlink()
+    run_self_test(model, staging / _SELF_TEST, slot.release.self_test.tolerance)
+    (staging / _SELF_TEST).unlink()
     sync_tree(staging)
+    folder.models.mkdir(exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)  # of an installation that was broken off, or damaged since
     staging.replace(place)
     sync_folder(folder.models)

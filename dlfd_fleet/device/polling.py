@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.rules import delay
-from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.exceptions import DeviceError, UpdateRefusedError, UpdateUnreachableError
+
+_FIRST_SECONDS = 10.0
 
 
 def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: Callable[[str], object]) -> None:
@@ -23,13 +25,16 @@ def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: C
         Ends the loop, at the latest when the poll has ended that is under way.
     """
     generator, failures, said = random.Random(), 0, ""  # noqa: S311 - spreads polls, guards nothing
+    stopped.wait(
+        generator.uniform(0.0, min(interval, _FIRST_SECONDS))
+    )  # after a power failure all devices start at once
     while not stopped.is_set():
         words = ""
         try:
             agent.poll()
             failures = 0
         except DeviceError as error:
-            failures += 1
+            failures = failures + 1 if isinstance(error, UpdateRefusedError | UpdateUnreachableError) else 0
             words = f"{error} "
         words += _state(agent)
         if words != said:

@@ -9,6 +9,7 @@ from dlfd_fleet.device.answering import NEVER, NoAnswerError, check_lease
 from dlfd_fleet.device.clock import Clock
 from dlfd_fleet.device.folder import DeviceFolder
 from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.exceptions import DeviceError
 
 
 def allowed_model(folder: DeviceFolder) -> DeviceModel:
@@ -29,7 +30,12 @@ def allowed_model(folder: DeviceFolder) -> DeviceModel:
         raise NoAnswerError(
             f"This device has no model that may run: {state.problem or 'nothing is installed at or above its floor.'}"
         )
-    return install.load(folder, current, floor)
+    try:
+        return install.load(folder, current, floor)
+    except DeviceError:
+        if folder.read_state().current == current:
+            raise
+        return allowed_model(folder)  # the agent has exchanged it meanwhile
 
 
 def describe(folder: DeviceFolder) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
     Raises
     ------
     UpdateUnreachableError
-        If the coordinator does not take it. It waits on, unless it is damaged: then the next one tells everything.
+        If the coordinator does not take it. It waits on, unless it was found wrong (damaged, too old, of a device that
+        is not enrolled yet): then it is deleted, and the next one tells everything.
     """
     url = folder.settings.url.rstrip("/") + REPORTS_PATH
     content = folder.waiting_report.read_bytes()

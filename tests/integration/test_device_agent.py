@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from securesystemslib.dsse import Envelope
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata
 
 from dlfd_fleet.device import clock as device_clock
 from dlfd_fleet.device import durable
@@ -25,7 +27,15 @@ from dlfd_fleet.device.answering import NoAnswerError
 from dlfd_fleet.device.contract import REPORT_TYPE, DeviceReport, Rollout
 from dlfd_fleet.device.folder import DeviceFolder, DeviceSettings, init_device
 from dlfd_fleet.exceptions import DeviceError, UpdateRefusedError, UpdateUnreachableError
-from tests.tuf_repository import Coordinator, TufRepository, golden, random_images, sha256, tiny_model
+from tests.tuf_repository import (
+    Coordinator,
+    TufRepository,
+    golden,
+    random_images,
+    sha256,
+    tiny_model,
+    tiny_model_in_two,
+)
 
 
 @dataclass
@@ -153,6 +163,26 @@ def test_preferred_format_is_taken_and_the_next_where_it_was_not_published(site)
     assert agent.answering.loaded().release.format == "fp32"
 
 
+def test_large_model_and_the_weights_beside_it_come_and_go_together(site):
+    content, weights = tiny_model_in_two("1", 1, 1, "model-fp32.onnx")
+    site.publish(1, 1, content, weights=weights, self_test=golden(tiny_model("1", 1, 1)))
+    agent = site.started()
+    agent.poll()
+    assert runs(site.started(), "1", 1)
+    assert site.model_files() == {sha256(content), sha256(weights)} == set(site.reports()[-1].installed)
+    (file,) = site.path.rglob("*.data")
+    file.write_bytes(bytes([weights[0] ^ 1]) + weights[1:])
+    with pytest.raises(NoAnswerError, match="are not those of"):
+        site.started().answering.loaded()
+    agent = site.started()
+    agent.poll()
+    assert runs(agent, "1", 1)
+    site.publish(2, 2)
+    agent.poll()
+    assert site.model_files() == {sha256(tiny_model("2", 2, 2))}
+    assert {sha256(content), sha256(weights)} <= {digest for one in site.reports() for digest in one.purged}
+
+
 # ---------------------------------------------------------------------- attacks
 
 
@@ -214,6 +244,107 @@ def test_rollback_of_the_metadata_is_refused(site):
     assert any("rollback" in attack for attack in site.reports()[-1].attacks)
 
 
+def wrong_key(repository: TufRepository, role: str) -> None:
+    repository.publish({role: CryptoSigner.generate_ed25519()})
+
+
+def expired(repository: TufRepository) -> None:
+    repository.timestamp.expires = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    repository.publish()
+
+
+def endless(repository: TufRepository) -> None:
+    (repository.folder / "metadata" / "timestamp.json").write_bytes(b" " * 10**6)
+
+
+def mixed(repository: TufRepository) -> None:
+    repository.publish()
+    folder, version = repository.folder / "metadata", repository.targets.version
+    shutil.copy(folder / f"{version - 1}.targets.json", folder / f"{version}.targets.json")
+
+
+def replaced_root(repository: TufRepository) -> None:
+    strange = CryptoSigner.generate_ed25519()
+    repository.root.version += 1
+    file = repository.folder / "metadata" / f"{repository.root.version}.root.json"
+    metadata = Metadata(repository.root)
+    metadata.sign(strange)
+    file.write_bytes(metadata.to_bytes())
+
+
+def path_traversal(repository: TufRepository) -> None:
+    release = next(info for name, info in repository.targets.targets.items() if name.endswith(".onnx"))
+    repository.targets.targets["models/1-2/../../../floor"] = release
+    repository.publish()
+
+
+def damaged(repository: TufRepository) -> None:
+    (repository.folder / "metadata" / "timestamp.json").write_bytes(b"{")
+
+
+def broken_contract(repository: TufRepository) -> None:
+    repository.add("models/1-2/model.onnx", b"", {"dlfd": {"epoch": "many"}})
+    repository.publish()
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        (lambda repository: wrong_key(repository, "timestamp"), "wrong key"),
+        (lambda repository: wrong_key(repository, "targets"), "wrong key"),
+        (expired, "expired"),
+        (endless, "endless data"),
+        (mixed, "do not belong together"),
+        (replaced_root, "wrong key"),
+        (path_traversal, "path traversal"),
+        (damaged, "damaged"),
+        (broken_contract, "breaks the contract"),
+    ],
+    ids=["timestamp-key", "targets-key", "expired", "endless", "mixed", "root", "traversal", "damaged", "contract"],
+)
+def test_attack_on_the_metadata_is_named_and_reported_and_the_device_goes_on(site, attack, words):
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    attack(site.repository)
+    refused(agent, words)
+    assert runs(agent, "1", 1)
+    assert runs(site.started(), "1", 1)
+    assert words in site.folder().read_state().problem
+    assert any(words in said for said in site.reports()[-1].attacks)
+    assert site.folder().floor.read() == 1
+
+
+def test_truncated_download_is_taken_up_again(site):
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    file = site.repository.file_of(site.publish(2, 2))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    refused(agent, "broke off after 100", UpdateUnreachableError)
+    with pytest.raises(NoAnswerError, match="under the floor 2"):
+        agent.answering.loaded()
+    assert [part.read_bytes() for part in site.path.rglob("*.part")] == [whole[:100]]
+    file.write_bytes(whole)
+    site.started().poll()
+    assert runs(site.started(), "2", 2)
+    assert not list(site.path.rglob("*.part"))
+
+
+def test_broken_off_download_is_purged_when_the_floor_rises_over_it(site):
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    file = site.repository.file_of(site.publish(1, 2))
+    file.write_bytes(file.read_bytes()[:100])
+    refused(agent, "broke off after 100", UpdateUnreachableError)
+    site.publish(2, 3)
+    site.started().poll()
+    assert not list(site.path.rglob("*.part"))
+    assert not list((site.path / "staging").iterdir())
+
+
 def test_tampered_model_is_refused(site):
     site.publish(1, 1)
     agent = site.started()
@@ -221,8 +352,13 @@ def test_tampered_model_is_refused(site):
     target = site.publish(1, 2)
     file = site.repository.file_of(target)
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    refused(agent, "not those that were signed", DeviceError)
+    for _ in range(2):
+        refused(agent, "not those that were signed")
     assert runs(agent, "1", 1)
+    assert any("tampered target" in attack for report in site.reports() for attack in report.attacks)
+    file.write_bytes(tiny_model("2", 1, 2))
+    agent.poll()
+    assert runs(agent, "2", 1)
 
 
 def test_model_that_is_none_of_ours_is_refused(site):
@@ -413,6 +549,18 @@ def test_report_waits_until_the_coordinator_takes_it_and_is_sent_once(site):
     assert (first.version, first.purged) == ("1", ())
     assert (second.version, second.purged) == ("2", (sha256(tiny_model("1", 1, 1)),))
     assert not (site.path / "report.json").exists()
+
+
+def test_device_that_is_enrolled_late_reports_at_the_next_poll(site):
+    site.coordinator.report_status = 400
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    assert "400" in agent.state.unreported
+    site.coordinator.report_status = 204
+    agent.poll()
+    assert [report.version for report in site.reports()] == ["1"]
+    assert agent.state.unreported == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"payload": "", "payloadType": "", "signatures": []}'])

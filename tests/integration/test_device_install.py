@@ -15,6 +15,7 @@ from torch import nn
 from dlfd_fleet.export import export_onnx
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings
+from tests.tuf_repository import Coordinator, TufRepository, random_images
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,3 +63,17 @@ def test_installed_command_predicts(installed, tmp_path):
         expected = network(torch.tensor(pixels).permute(2, 0, 1)[None] / 255.0).softmax(dim=1)[0]
     (row,) = json.loads(out)["predictions"]
     np.testing.assert_allclose([row["probabilities"][name] for name in card.classes], expected, atol=1e-5)
+
+
+def test_installed_agent_updates_itself_and_predicts(installed, tmp_path):
+    repository = TufRepository(tmp_path / "repository")
+    repository.add_model(1, 1)
+    repository.publish()
+    Image.fromarray(random_images(1)[0]).save(tmp_path / "face.png")
+    command = installed / "dlfd-fleet-device"
+    with Coordinator(repository.folder).running() as coordinator:
+        run(command, "init", "device", "--url", coordinator.url, "--root", repository.root_file, cwd=tmp_path)
+        assert run(command, "once", "device", cwd=tmp_path) == "Runs version 1 (fp32), epoch 1.\n"
+        assert len(coordinator.reports) == 1
+    out = run(command, "predict", "--folder", "device", "face.png", "--json", cwd=tmp_path)
+    assert json.loads(out)["version"] == "1"

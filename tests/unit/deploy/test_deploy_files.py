@@ -71,7 +71,7 @@ def known_flags(*program):
 
 @pytest.mark.parametrize(("where", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_programs_take_the_flags_that_they_are_given(where, words):
-    program = tuple(words[:2]) if words[0] == "mlflow" else (words[0],)
+    program = tuple(words[:2]) if words[0] in ("mlflow", "dlfd-fleet-device") else (words[0],)
     given = {word.split("=")[0] for word in words if word.startswith("--")}
     assert given
     assert given <= known_flags(*program), where
