@@ -55,6 +55,10 @@ class ReportRefusedError(DeliveryError):
     """What came as a device's report is not one, is not signed by a device of the fleet, or came before."""
 
 
+class ReportRepeatedError(ReportRefusedError):
+    """A device's report came before: a replay, or the device did not hear that it had been taken."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchM
 
 from dlfd_fleet.delivery.reports import open_envelope, verified_report
 from dlfd_fleet.device.contract import DeviceReport
-from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError
+from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
 from dlfd_fleet.settings import Format
 
 RETIREMENT_TYPE = "application/vnd.dlfd-fleet.device-retirement+json"
@@ -233,7 +233,9 @@ class DeviceStore:
         Raises
         ------
         ReportRefusedError
-            If it is not signed by a device of the fleet, is too old or too new, or came before.
+            If it is not signed by a device of the fleet, or is too old or too new.
+        ReportRepeatedError
+            If it came before.
         """
         envelope, keyid = open_envelope(content)
         with self._transaction() as connection:
@@ -251,7 +253,7 @@ class DeviceStore:
         try:
             self._keep(report, now, window)
         except IntegrityError as error:
-            raise ReportRefusedError(f"This report of {row['name']} came before: a replay.") from error
+            raise ReportRepeatedError(f"This report of {row['name']} came before: it counts once.") from error
         return report
 
     def _keep(self, report: DeviceReport, now: datetime, window: timedelta) -> None:
