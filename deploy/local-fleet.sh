@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A fleet of real processes on this machine: one SuperLink, and one SuperNode for each site folder. Loopback, over TLS, and
-# the SuperLink knows the key of every SuperNode.
+# the SuperLink knows the key of every SuperNode. One that dies is started again, as systemd and Compose do it; what the
+# SuperLink knows is in flwr/superlink.db of the state folder.
 #
 #     dlfd-fleet data deal && deploy/local-fleet.sh dlfd-fleet-state
 #
@@ -22,8 +23,37 @@ printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress
 started=()
 stop() { kill "${started[@]}" 2>/dev/null || true; wait; }
 trap stop EXIT
-flower-superlink --ssl-ca-certfile "$keys/ca.crt" --ssl-certfile "$keys/superlink.crt" --ssl-keyfile "$keys/superlink.key" \
-    --enable-supernode-auth --port "$port" --disable-runtime-dependency-installation > "$FLWR_HOME/superlink.log" 2>&1 &
+# Runs a program until it dies, and then again. Flower 1.41 does not notice when its SuperExec has ended, without which
+# no app is started any more, so a program without one is started again too.
+keep() {
+    local log=$1 child= nap= started=
+    shift
+    end() {
+        kill "$child" "$nap" 2> /dev/null || true
+        sleep 10 & nap=$!
+        wait -n "$child" "$nap" || true  # a SuperLink waits for whoever reads a log, but not for ever
+        kill -9 "$child" "$nap" 2> /dev/null || true
+        exit
+    }
+    trap end TERM
+    while true; do
+        "$@" >> "$log" 2>&1 & child=$!
+        started=
+        while sleep "$pause" & nap=$!; wait "$nap"; kill -0 "$child" 2> /dev/null; do
+            if pgrep -P "$child" > /dev/null; then
+                started=1
+            elif [ -n "$started" ]; then
+                kill "$child" || true
+            fi
+        done
+        wait "$child" || true
+        echo "${1##*/} has ended and is started again." >> "$log"
+    done
+}
+pause=10
+keep "$FLWR_HOME/superlink.log" flower-superlink --ssl-ca-certfile "$keys/ca.crt" --ssl-certfile "$keys/superlink.crt" \
+    --ssl-keyfile "$keys/superlink.key" --enable-supernode-auth --database "$FLWR_HOME/superlink.db" --port "$port" \
+    --disable-runtime-dependency-installation &
 started+=($!)
 for _ in $(seq 120); do
     if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then break; fi
@@ -34,10 +64,13 @@ for site in "$state"/sites/*/; do
     number=$((number + 1))
     name=$(basename "$site")
     [ -f "$keys/nodes/$name" ] || "$here/certificates.py" node "$keys" "$name" > /dev/null
-    flwr supernode register "$keys/nodes/$name.pub"
-    flower-supernode --root-certificates "$keys/ca.crt" --auth-supernode-private-key "$keys/nodes/$name" \
-        --superlink "127.0.0.1:$port" --port $((port + number)) \
-        --node-config "site-folder=\"${site%/}\"" > "$FLWR_HOME/supernode-$number.log" 2>&1 &
+    if ! said=$(flwr supernode register "$keys/nodes/$name.pub" 2>&1) && [[ $said != *"already in use"* ]]; then
+        echo "$said" >&2
+        exit 1
+    fi
+    keep "$FLWR_HOME/supernode-$number.log" flower-supernode --root-certificates "$keys/ca.crt" \
+        --auth-supernode-private-key "$keys/nodes/$name" --superlink "127.0.0.1:$port" --port $((port + number)) \
+        --node-config "site-folder=\"${site%/}\"" &
     started+=($!)
 done
 echo "One SuperLink and $number SuperNodes are starting; their logs are in $FLWR_HOME."

@@ -165,6 +165,9 @@ class FleetSettings(Section):
     least_sites: Count = Field(1, description="Sites that must be connected before a job begins.")
     connect_seconds: Positive = Field(60.0, description="Longest wait for them.")
     reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
+    return_seconds: Positive = Field(
+        120.0, description="Longest wait for a site whose process died, before a round goes on without it."
+    )
     quorum: Fraction = Field(
         0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
     )

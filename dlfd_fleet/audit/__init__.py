@@ -5,6 +5,7 @@ A predictor of any kind (torch, ONNX Runtime on a device) is audited from what i
 compares them with the original model's.
 """
 
+from dlfd_fleet.audit.agreement import agreed
 from dlfd_fleet.audit.attacks import AttackResult, MembershipScores, evaluate, linear_probe, loss_attack, rmia
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
@@ -14,11 +15,13 @@ from dlfd_fleet.audit.scores import SCORE_NAMES, Scores, forgetting_score, gap_t
 from dlfd_fleet.audit.verdict import (
     AttackComparison,
     Outcome,
+    Tally,
     Verdict,
     judge,
     judge_beside_retrained,
     judge_relearned,
     judge_retrained,
+    judge_without_each,
 )
 
 __all__ = [
@@ -33,8 +36,10 @@ __all__ = [
     "Role",
     "SampleScores",
     "Scores",
+    "Tally",
     "Verdict",
     "accuracy_difference",
+    "agreed",
     "auc_difference",
     "equivalence_power",
     "evaluate",
@@ -44,6 +49,7 @@ __all__ = [
     "judge_beside_retrained",
     "judge_relearned",
     "judge_retrained",
+    "judge_without_each",
     "linear_probe",
     "loss_attack",
     "matched_auc",

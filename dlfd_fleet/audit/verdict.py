@@ -7,7 +7,7 @@ a leak is INCONCLUSIVE, with the power stated, and never a pass (two one-sided t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from statistics import NormalDist
 
@@ -79,6 +79,52 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
         Outcome.PASS,
         [f"no difference between forgotten and unseen people detected (AUC {candidate.mia_auc})"],
     )
+
+
+Tally = tuple[int, int]
+"""Test images of the people whom one site alone holds, and how many of them are predicted right."""
+
+
+def judge_without_each(
+    verdict: Verdict,
+    original: Scores,
+    candidate: Scores,
+    before: Mapping[str, Tally],
+    after: Mapping[str, Tally],
+    settings: AuditSettings,
+) -> Verdict:
+    """Let a verdict stand if utility holds whichever single site's own people are left out; else FAIL.
+
+    A site that says that all is well with its people cannot hide what a model does to everybody else's.
+
+    Parameters
+    ----------
+    verdict
+        Of everybody together.
+    original, candidate
+        Scores of both models.
+    before, after
+        What sites say of their own test people under the one and under the other, by site.
+    """
+    failures = []
+    for site in sorted(before.keys() & after.keys()):
+        rest = [_without(original, before[site]), _without(candidate, after[site])]
+        if not all(images for images, _, _ in rest):
+            continue  # nobody else has set people aside
+        drop = rest[0][1] - rest[1][1]
+        error = math.hypot(rest[0][2], rest[1][2])
+        if drop - _ONE_SIDED_5_PERCENT * error > settings.max_accuracy_drop + _ROUNDING:
+            failures.append(f"without the people of {site}, test accuracy fell by {drop:.3f}")
+    return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(failures)}) if failures else verdict
+
+
+def _without(scores: Scores, own: Tally) -> tuple[int, float, float]:
+    """Return the test images that are left without a site's own, the accuracy on them and its standard error."""
+    images = scores.unseen_images - own[0]
+    if images <= 0:
+        return 0, 0.0, 0.0
+    right = scores.test_accuracy.value * scores.unseen_images - own[1]
+    return images, right / images, scores.test_accuracy.standard_error * math.sqrt(scores.unseen_images / images)
 
 
 def judge_relearned(verdict: Verdict, original: Scores, relearned: Scores, settings: AuditSettings) -> Verdict:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -75,6 +76,10 @@ class AnsweringGrid:
     def get_node_ids(self) -> range:
         """Return the nodes."""
         return range(1, self.sites + 1)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return what Flower tells of them."""
+        return [NodeInfo(node_id=node) for node in self.get_node_ids()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Take messages, and return their ids."""

@@ -43,9 +43,12 @@ def synthesize(
     images: Annotated[int, typer.Option(min=1, help="Images a person.")] = 10,
     image_size: Annotated[int, typer.Option(min=16)] = 64,
     classes: Annotated[int, typer.Option(min=2)] = 2,
+    contrast: Annotated[float, typer.Option(min=0.0, max=1.0, help="How dark the eyewear is.")] = 1.0,
+    grain: Annotated[float, typer.Option(min=0.0, max=128.0, help="Noise of the pixels, of 255.")] = 8.0,
+    mislabelled: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of wrong labels.")] = 0.0,
     seed: int = 0,
 ) -> None:
-    """Make a synthetic face set of any size, for load tests."""
+    """Make a synthetic face set of any size and difficulty."""
     from dlfd_fleet.data import synthesize
     from dlfd_fleet.progress import ConsoleProgress
 
@@ -56,6 +59,9 @@ def synthesize(
         image_size=image_size,
         classes=classes,
         seed=seed,
+        contrast=contrast,
+        grain=grain,
+        mislabelled=mislabelled,
         progress=ConsoleProgress(Console(stderr=True)),
     )
     console.print(f"Wrote {people * images} images and {manifest}.")

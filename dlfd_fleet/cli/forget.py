@@ -74,8 +74,8 @@ def withdraw(request: Annotated[str, typer.Argument(help="Id of the request.")],
     with Site(site) as opened:
         found = withdraw(opened, request)
     console.print(
-        f"Request {found.id} is withdrawn; the person may be trained on again. Other sites that a job told of it "
-        "keep theirs."
+        f"Request {found.id} is withdrawn; the person may be trained on again. Other sites that an earlier job told of "
+        "it take theirs back in the next one."
     )
 
 

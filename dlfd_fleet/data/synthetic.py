@@ -1,4 +1,4 @@
-"""Synthetic faces of any number, for load tests: a person's geometry, a class's eyewear, a photo's noise."""
+"""Synthetic faces of any number and difficulty: a person's geometry, a class's eyewear, a photo's noise."""
 
 from __future__ import annotations
 
@@ -21,11 +21,24 @@ def synthesize(
     classes: int,
     seed: int,
     progress: ProgressDisplay,
+    contrast: float = 1.0,
+    grain: float = 8.0,
+    mislabelled: float = 0.0,
 ) -> Path:
     """Draw faces into ``folder/images`` and write ``folder/manifest.csv``; return the manifest.
 
     A class is a number of bars over the eyes (0, 1, 2, ...), and every person shows one class mostly. The same seed
-    draws the same files.
+    draws the same files. By default the task is easy, and a model has nothing to remember anybody by; faint eyewear,
+    grain and wrong labels make one that memorises.
+
+    Parameters
+    ----------
+    contrast
+        How dark the bars are on the skin, from 0 (not to be seen) to 1 (black).
+    grain
+        Standard deviation of the noise of each pixel, of 255.
+    mislabelled
+        Share of the images whose label is another class than the one that is drawn.
 
     Raises
     ------
@@ -41,18 +54,23 @@ def synthesize(
             person = generator.random(8)
             usual = number % classes
             for photo in range(images_per_person):
-                label = usual if generator.random() < 0.9 else int(generator.integers(classes))
+                drawn = usual if generator.random() < 0.9 else int(generator.integers(classes))
+                # Drawn from a generator of its own, so that the images of a seed are the same whatever their labels.
+                wrong = np.random.default_rng([seed, number, photo]).random() < mislabelled
+                label = (drawn + 1) % classes if wrong else drawn
                 name = f"images/person-{number:05d}/{photo:03d}.png"
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _face(person, label, image_size, generator).save(file)
+                _face(person, drawn, image_size, generator, contrast, grain).save(file)
                 rows.append(Row(name, f"person-{number:05d}", f"class-{label}"))
             advance()
     write_manifest(rows, folder / "manifest.csv")
     return folder / "manifest.csv"
 
 
-def _face(person: np.ndarray, label: int, size: int, generator: np.random.Generator) -> Image.Image:
+def _face(
+    person: np.ndarray, label: int, size: int, generator: np.random.Generator, contrast: float, grain: float
+) -> Image.Image:
     """Draw one photo: ``person`` holds eight numbers in [0, 1) that are the same in all photos of somebody."""
     background, skin, hair = (tuple(int(60 + 180 * value) for value in np.roll(person, turn)[:3]) for turn in (0, 2, 4))
     image = Image.new("RGB", (size, size), background)
@@ -75,8 +93,11 @@ def _face(person: np.ndarray, label: int, size: int, generator: np.random.Genera
     mouth = width * (0.3 + 0.3 * person[4])
     mouth_y = middle_y + height * (0.4 + 0.2 * person[5])
     draw.line(box(middle_x - mouth, mouth_y, middle_x + mouth, mouth_y), fill=(120, 30, 30), width=max(1, size // 32))
+    shade = tuple(int(value * (1.0 - contrast)) for value in skin)
     for bar in range(label):
         y = eye_y + (bar - (label - 1) / 2) * 0.06
-        draw.line(box(middle_x - width, y, middle_x + width, y), fill=(0, 0, 0), width=max(1, size // 24))
-    pixels = np.asarray(image, dtype=np.float32) * generator.uniform(0.8, 1.1) + generator.normal(0, 8, (size, size, 3))
+        draw.line(box(middle_x - width, y, middle_x + width, y), fill=shade, width=max(1, size // 24))
+    pixels = np.asarray(image, dtype=np.float32) * generator.uniform(0.8, 1.1) + generator.normal(
+        0, grain, (size, size, 3)
+    )
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

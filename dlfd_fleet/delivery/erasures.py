@@ -15,6 +15,8 @@ class Standing:
     device: Device
     open: bool
     reason: str
+    excepted: bool = False
+    """Whether it has not purged, and keeps the erasure open no more: its lease has run out."""
 
 
 def published_epochs(store: DeviceStore) -> list[int]:
@@ -35,6 +37,30 @@ def open_devices(store: DeviceStore, epoch: int, now: datetime | None = None) ->
     return [standing for standing in standings(store, epoch, now) if standing.open]
 
 
+def reached(store: DeviceStore, epoch: int, now: datetime | None = None) -> tuple[int | None, str]:
+    """Return the greatest erasure epoch, up to this one, that no device keeps open, and how devices stand, in words.
+
+    Returns
+    -------
+    tuple
+        The epoch, None if no device was ever enrolled; and counts only, for sites are told of it.
+    """
+    stand = standings(store, epoch, now)
+    if not stand:
+        return None, "no device is registered with this fleet"
+    over = epoch
+    while over and open_devices(store, over, now):
+        over -= 1
+    retired = sum(each.device.retired is not None for each in stand)
+    exceptions = sum(each.excepted for each in stand)
+    waiting = sum(each.open for each in stand)
+    purged = len(stand) - retired - exceptions - waiting
+    return over, (
+        f"epoch {epoch} on {len(stand)} devices: {purged} have purged, {retired} are retired, {exceptions} have not "
+        f"purged and may not answer any more (an exception), {waiting} keep it open"
+    )
+
+
 def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime) -> Standing:
     report = device.report
     if device.retired is not None:
@@ -45,7 +71,7 @@ def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime)
             return Standing(device, False, f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
         return Standing(device, True, f"still holds {len(old)} files from before, or that nobody knows")
     if device.lease_is_over(now):
-        return Standing(device, False, "EXCEPTION: has not purged; its lease has run out, so it answers no more")
+        return Standing(device, False, "EXCEPTION: has not purged; its lease has run out, so it answers no more", True)
     if report is None:
         return Standing(device, True, "has never reported")
     return Standing(device, True, f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}")

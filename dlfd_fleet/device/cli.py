@@ -1,4 +1,4 @@
-"""The ``dlfd-fleet-device`` command: look at images with an exported model, and at the model itself."""
+"""The ``dlfd-fleet-device`` command: the agent, and an exported model by itself."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlfd_fleet.device import agent_commands
 from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import DeviceError
 
@@ -23,8 +24,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Run an ONNX model of the fleet on this device.",
+    help="Run the fleet's model on this device, and keep it up to date.",
 )
+for _command in (
+    agent_commands.init,
+    agent_commands.run,
+    agent_commands.once,
+    agent_commands.status,
+    agent_commands.serve,
+):
+    app.command()(_command)
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file that dlfd-fleet exported.")]
 
@@ -39,13 +48,15 @@ class _Prediction:
 
 @app.command()
 def predict(
-    file: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    words: Annotated[
+        list[Path], typer.Argument(metavar="[MODEL] IMAGE...", help="ONNX file, unless --folder is given; image files.")
+    ],
+    folder: Annotated[Path | None, typer.Option(help="Device's folder: its model, if that may run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one prediction.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one prediction; a folder has its own.")] = 1,
 ) -> None:
     """Print the class of every image."""
-    model = DeviceModel(file, threads)
+    model, images = _model_and_images(words, folder, threads)
     predictions = []
     for image in images:
         try:
@@ -87,6 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeviceError as error:
         _say(error)
         sys.exit(2)
+
+
+def _model_and_images(words: list[Path], folder: Path | None, threads: int) -> tuple[DeviceModel, list[Path]]:
+    if folder is None:
+        if len(words) == 1:
+            raise DeviceError(f"Give images after the model {words[0]}, or the device's folder with --folder.")
+        return DeviceModel(words[0], threads), words[1:]
+    from dlfd_fleet.device.folder import DeviceFolder
+    from dlfd_fleet.device.reading import allowed_model
+
+    return allowed_model(DeviceFolder(folder)), words
 
 
 def _print_json(model: DeviceModel, predictions: Sequence[_Prediction]) -> None:

@@ -41,6 +41,8 @@ class DeviceModel:
         ONNX file.
     threads
         Threads of one prediction. They sleep between predictions: a device has a battery.
+    sha256
+        Digest that the file must have; any when omitted.
 
     Raises
     ------
@@ -48,10 +50,10 @@ class DeviceModel:
         If the file is missing, damaged, or not one that dlfd-fleet exported.
     """
 
-    def __init__(self, file: Path, threads: int = 1) -> None:
+    def __init__(self, file: Path, threads: int = 1, sha256: str | None = None) -> None:
         if threads < 1:
             raise DeviceError(f"A model needs at least 1 thread, not {threads}.")
-        self._session = _load(file, threads)
+        self._session = _load(file, threads, sha256)
         self._metadata = dict(sorted(self._session.get_modelmeta().custom_metadata_map.items()))
         self._card = _read_card(self._metadata, file)
         _check_signature(self._session, self._card, file)
@@ -142,7 +144,7 @@ def read_image(file: Path, image_size: int) -> NDArray[np.uint8]:
         raise DeviceError(f"Cannot read the image {file}: {reason}.") from error
 
 
-def _load(file: Path, threads: int) -> onnxruntime.InferenceSession:
+def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
@@ -155,7 +157,12 @@ def _load(file: Path, threads: int) -> onnxruntime.InferenceSession:
         weights = data.read_bytes() if data.exists() else b""
         if weights:
             options.add_external_initializers_from_files_in_memory([data.name], [weights], [len(weights)])
-        session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        content = file.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise DeviceError(f"The model {file} is not the file that was signed: it was damaged or exchanged.")
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except DeviceError:
+        raise
     except OSError as error:
         raise DeviceError(f"Cannot read the model {file}: {error.strerror}.") from error
     except Exception as error:  # ONNX Runtime's errors have no base class but Exception

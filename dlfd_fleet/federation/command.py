@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,10 +23,16 @@ from dlfd_fleet.federation.store import FINAL_STEPS, JobKind, JobRecord, Store
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
 _FLOWER = {
+    "PYTHONUNBUFFERED": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
+_STARTED = re.compile(r"started run (\d+)")
+_AFTERWARDS = (
+    " On the coordinator's machine `dlfd-fleet job status` says how far the job is; `dlfd-fleet job resume` goes on "
+    "from its last finished step."
+)
 _APP = Path(__file__).resolve().parents[2]
 _SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -44,21 +52,40 @@ def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_co
     Raises
     ------
     JobError
-        If there is no app, or ``flwr run`` fails.
+        If there is no app, ``flwr run`` fails, or the run does.
     """
     app = app or _APP
     if not (app / "pyproject.toml").exists():
         raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
-    command = [str(Path(sys.executable).with_name("flwr")), "run", str(app)]
-    command += [superlink] if superlink else []
-    command += ["--stream", "--run-config", f'job="{kind}"']
-    command += ["--federation-config", federation_config] if federation_config else []
+    flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
+    arguments = ["run", str(app), *where, "--stream", "--run-config", f'job="{kind}"']
+    arguments += ["--federation-config", federation_config] if federation_config else []
+    environment, run = _FLOWER | dict(os.environ), None
     try:
-        code = subprocess.run(command, env=_FLOWER | dict(os.environ), check=False).returncode  # noqa: S603 - our own words
+        with subprocess.Popen(  # noqa: S603 - our own words
+            [flwr, *arguments], env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                run = run or _STARTED.search(line)
     except OSError as error:
-        raise JobError(f"{command[0]} cannot be started: {error.strerror}; install dlfd-fleet[server].") from error
-    if code:
-        raise JobError(f"`flwr run` ended with exit code {code}; the lines above say why.")
+        raise JobError(f"{flwr} cannot be started: {error.strerror}; install dlfd-fleet[server].") from error
+    if process.returncode or run is None:
+        raise JobError(f"`flwr run` ended with exit code {process.returncode}; the lines above say why.{_AFTERWARDS}")
+    # The stream ends with the run, however that ended: Flower must be asked.
+    asked = [flwr, "list", *where, "--run-id", run[1], "--format", "json"]
+    answer = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    status, details = _run_status(answer.stdout)
+    if status != "finished:completed":
+        raise JobError(f"Flower says of the run {run[1]}: {details or status}.{_AFTERWARDS}")
+
+
+def _run_status(text: str) -> tuple[str, str]:
+    try:
+        (run,) = json.loads(text)["runs"]
+        return str(run["status"]), str(run["status-details"]).strip().rstrip(".")
+    except (ValueError, KeyError, TypeError):
+        return "unknown", ""
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dlfd_fleet.export import content_of, export_onnx, file_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
 from dlfd_fleet.federation.store import (
@@ -82,6 +83,7 @@ class Coordinator:
             take=erasing and not known,
             resumed=_requests(first),
             released=self.store.released_requests() if erasing else {},
+            devices=devices_reached(self.settings, self.epoch()),
         )
         replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
         if not known:
@@ -288,9 +290,9 @@ class Coordinator:
         self, outcome: Literal["released", "returned"], reason: str, epoch: int, requests: Iterable[str]
     ) -> Settled:
         """Tell every site how the job ended; one step of the job."""
-        job = self.record.job
+        job, devices = self.record.job, devices_reached(self.settings, epoch)
         return self.journal.facts(
-            "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests)
+            "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests, devices)
         )
 
     def draw(self) -> None:
@@ -360,7 +362,8 @@ def _carry_out(
 ) -> JobRecord:
     """Do one job, or what is left of it; its record and its run always say how it ended."""
     settings = store.settings_of(record.job)
-    fleet = Fleet(grid, settings.fleet.reply_timeout_seconds, settings.fleet.quorum)
+    waits = settings.fleet
+    fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.exchange import LONGEST_POLL, Exchange, activations
 
 logger = logging.getLogger(__name__)
 
 WAITING = "waiting"
-_SHORTEST_POLL, _LONGEST_POLL = 0.05, 1.0
+AWAY = "away: asked again when it is back"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Fleet:
         Longest wait for the replies to one set of tasks, seconds.
     quorum
         Share of the members whose replies a round needs.
+    return_seconds
+        Longest wait for a member whose process died, or that lost its connection, before a round goes on without it.
     sent_bytes, received_bytes
         Array bytes so far, in both directions.
     members
@@ -54,12 +57,15 @@ class Fleet:
     grid: Grid
     timeout: float
     quorum: float = 0.0
+    return_seconds: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
     members: frozenset[int] = frozenset()
     absent: dict[str, str] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
+    _given_up: frozenset[int] = frozenset()
+    """Members that were waited for in vain: nothing waits for them again until they are back."""
 
     def name(self, node: int) -> str:
         """Return what a node is called in logs, MLflow and reports: its site's random id, or Flower's of the node."""
@@ -68,54 +74,55 @@ class Fleet:
     def wait_for_nodes(self, count: int = 1, patience: float = 60.0) -> tuple[int, ...]:
         """Return the connected nodes that take part, in order, after waiting until there are enough.
 
+        A member that is away is waited for too, at most :attr:`return_seconds`.
+
         Raises
         ------
         JobError
             If none connects in time.
         """
-        deadline = time.monotonic() + patience
-        while len(nodes := self._connected()) < count and time.monotonic() < deadline:
-            time.sleep(_LONGEST_POLL)
+        began = time.monotonic()
+        while True:
+            nodes = tuple(sorted(node for node in activations(self.grid) if not self.members or node in self.members))
+            self._given_up -= set(nodes)
+            away, waited = self.members - self._given_up - set(nodes), time.monotonic() - began
+            if (len(nodes) >= count or waited >= patience) and (not away or waited >= self.return_seconds):
+                break
+            self.notice({self.name(node): AWAY for node in away})
+            time.sleep(LONGEST_POLL)
+        for node in away:
+            self._note_absence(node, "is not connected")
+        self._given_up |= away
         if not nodes:
-            raise JobError(f"No site connected within {patience:.0f} s; start the SuperNodes and try again.")
+            raise JobError(f"No site connected within {waited:.0f} s; start the SuperNodes and try again.")
         return nodes
-
-    def _connected(self) -> tuple[int, ...]:
-        return tuple(sorted(node for node in self.grid.get_node_ids() if not self.members or node in self.members))
 
     def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
 
         A node that answers with an error, or not in time, is noted in :attr:`absent` and skipped: one bad site must not
-        end a job.
+        end a job. One whose process died is asked once more when it is back.
         """
-        messages = [Message(records, node, kind, group_id=group) for node, records in tasks.items()]
-        self.sent_bytes += sum(_array_bytes(records) for records in tasks.values())
-        nodes = list(tasks)
-        self.notice({self.name(node): kind for node in nodes})
-        outstanding = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
-        deadline, poll = time.monotonic() + self.timeout, _SHORTEST_POLL
-        while outstanding and time.monotonic() < deadline:
-            before = len(outstanding)
-            # One id at a time: only one reply's arrays are in memory while it is folded in.
-            for message_id in list(outstanding):
-                for message in self.grid.pull_messages([message_id]):
-                    node = outstanding.pop(message_id)
-                    self.notice({self.name(node): WAITING})
-                    if message.has_error():
-                        self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
-                    else:
-                        self.received_bytes += _array_bytes(message.content)
-                        yield Reply(node, self.name(node), message.content)
-            poll = _SHORTEST_POLL if len(outstanding) < before else min(_LONGEST_POLL, poll * 1.5)
-            if outstanding:
-                time.sleep(poll)
-        for node in outstanding.values():
-            self._note_absence(node, f"did not answer {kind} within {self.timeout:.0f} s")
+        self.notice({self.name(node): kind for node in tasks})
+        sent = {node: _array_bytes(records) for node, records in tasks.items()}
+        self.sent_bytes += sum(sent.values())
+        exchange = Exchange(
+            self.grid, kind, tasks, group, self.return_seconds, lambda node: self.notice({self.name(node): AWAY})
+        )
+        for node, message in exchange.replies(self.timeout):
+            self.notice({self.name(node): WAITING})
+            if message.has_error():
+                self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
+            else:
+                self.received_bytes += _array_bytes(message.content)
+                yield Reply(node, self.name(node), message.content)
+        self.sent_bytes += sum(sent[node] for node in exchange.repeated)
+        for node, reason in exchange.unanswered.items():
+            self._note_absence(node, reason)
 
-    def refuse(self, reply: Reply, error: MessageError) -> None:
+    def refuse(self, node: int, error: MessageError) -> None:
         """Note that a reply breaks the contract; the site counts as absent."""
-        self._note_absence(reply.node, f"was refused: {error}")
+        self._note_absence(node, f"was refused: {error}")
 
     def exclude(self, node: int, reason: str) -> None:
         """Note that a node takes no part in this job, and why."""

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from dlfd_fleet.audit import SampleScores
+from dlfd_fleet.audit import SampleScores, Tally
 from dlfd_fleet.exceptions import JobCancelledError
 from dlfd_fleet.federation.messages import Arrays
 from dlfd_fleet.federation.store import FinishedStep, Store
@@ -41,6 +41,8 @@ class Answers:
     max_abs_difference: float = 0.0
     images: int = 0
     agreeing: int = 0
+    own_test: Mapping[str, Tally] = field(default_factory=dict)
+    """Of the test people whom one site alone holds, by site."""
 
 
 class Traffic(Protocol):
@@ -88,7 +90,7 @@ class Journal:
             name,
             compute,
             lambda result: (
-                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing)),
+                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing, dict(result.own_test))),
                 _columns(result.samples),
             ),
         )
@@ -135,7 +137,9 @@ class Journal:
 
 
 _REQUESTS = TypeAdapter(tuple[str, ...])
-_PARITY = TypeAdapter(tuple[float, int] | tuple[float, int, int])  # the first is of earlier releases
+_PARITY = TypeAdapter(  # the shorter ones are of earlier releases
+    tuple[float, int] | tuple[float, int, int] | tuple[float, int, int, dict[str, Tally]]
+)
 
 
 def _columns(samples: SampleScores) -> dict[str, Tensor]:

@@ -119,6 +119,17 @@ def samples_of(records: RecordDict, sender: str) -> SampleScores:
         raise MessageError(f"{sender}: {error}") from error
 
 
+class DevicesReached(BaseModel):
+    """How far erasures have come on the devices that run the fleet's models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epoch: Count | None = None
+    """Greatest erasure epoch that no device keeps open; None if the fleet has no devices."""
+    reason: str = "no device is registered with this fleet"
+    """How the devices stand, in counts and words."""
+
+
 class PendingQuery(FleetMessage):
     """Ask a site what it holds and how many people ask to be forgotten. No arrays."""
 
@@ -130,8 +141,12 @@ class PendingQuery(FleetMessage):
     """Requests that the job had taken up, before it was interrupted."""
     released: dict[str, Count] = {}
     """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
+    devices: DevicesReached | None = None
+    """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
     asked: dict[Pseudonym, AwareDatetime] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
+    withdrawn: dict[Pseudonym, AwareDatetime] = {}
+    """People who withdrew where they had asked, and when: a site that had joined in takes the request back."""
 
 
 class PendingReply(FleetMessage):
@@ -144,6 +159,10 @@ class PendingReply(FleetMessage):
     """How many other requests wait for the next job."""
     people: dict[Pseudonym, AwareDatetime] = {}
     """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
+    joined: tuple[Pseudonym, ...] = ()
+    """Those of them who asked at another site, in an earlier job, and not here."""
+    withdrawn: dict[Pseudonym, AwareDatetime] = {}
+    """Who asked here once, and when they withdrew."""
     forget_images: Count
     class_images: tuple[Count, ...]
     """Images to train on, one count a class."""
@@ -237,13 +256,13 @@ class AuditTask(FleetMessage):
     job: str
     card: ModelCard
     roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
-    shared: bool
-    """Whether to answer for reference people that every site holds; one site does, so that they count once."""
 
 
 class AuditResult(FleetMessage):
     """The audited samples come beside it."""
 
+    shared: Count
+    """How many of the samples, the last ones, are of people whom every site holds."""
     seconds: Seconds
 
 
@@ -254,12 +273,13 @@ class FileAuditTask(FleetMessage):
     job: str
     card: ModelCard
     roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
-    shared: bool
 
 
 class FileAuditResult(FleetMessage):
     """The sampled answers of the file, and how near it is to torch."""
 
+    shared: Count
+    """How many of the samples, the last ones, are of people whom every site holds."""
     max_abs_difference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     images: Count
     agreeing: Count
@@ -299,6 +319,8 @@ class SettleTask(FleetMessage):
     epoch: Count
     purge: bool
     """Whether to delete the forgotten people's images from the site's disk."""
+    devices: DevicesReached | None = None
+    """As in :class:`PendingQuery`."""
 
 
 class SettleResult(FleetMessage):

@@ -1,14 +1,17 @@
-"""Which of the coordinator's models may go to devices."""
+"""Which of the coordinator's models may go to devices, and how far erasures have come on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import cast, get_args
 
+from dlfd_fleet.delivery.delivery import delivery_folder, opened
+from dlfd_fleet.delivery.erasures import reached
 from dlfd_fleet.delivery.publish import ReleasedModel
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import file_of
+from dlfd_fleet.federation.messages import DevicesReached
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.store import ONNX_FILE, JobRecord, Store
 from dlfd_fleet.settings import Format, Settings
@@ -78,6 +81,21 @@ def why_not_file(settings: Settings, record: JobRecord, form: Format) -> str | N
     if form not in record.formats:
         return f"it has no {form} file; it has {', '.join(record.formats)}"
     return None
+
+
+def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
+    """Return how far erasures up to an epoch have come on devices; a fleet that publishes to none has none.
+
+    Raises
+    ------
+    DeliveryError
+        If what is known of the devices cannot be read.
+    """
+    if not delivery_folder(settings).exists() and settings.delivery.database is None:
+        return DevicesReached()
+    with opened(settings) as delivery:
+        found, reason = reached(delivery.devices, epoch, delivery.clock())
+    return DevicesReached(epoch=found, reason=reason)
 
 
 def _find(store: Store, settings: Settings, version: str) -> JobRecord:

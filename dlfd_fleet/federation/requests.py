@@ -9,7 +9,7 @@ from typing import Literal
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, site_name
-from dlfd_fleet.federation.messages import PendingQuery, PendingReply, SettleResult, SettleTask
+from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import ProgressDisplay
 
@@ -20,7 +20,8 @@ def ask_pending(
     """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
 
     Where sites share a secret and the job takes up what waits, they are asked twice: the second time with the
-    pseudonyms of everybody who asked, so that other sites that have the person forget too.
+    pseudonyms of everybody who asked, so that other sites that have the person forget too, and of those who have
+    withdrawn since, so that sites which had joined in do not.
 
     Parameters
     ----------
@@ -36,12 +37,10 @@ def ask_pending(
         If no node answers.
     """
     replies = _query(fleet, query)
-    asked: dict[str, datetime] = {}
-    for reply in replies.values():
-        for person, deadline in reply.people.items():
-            asked[person] = min(deadline, asked.get(person, deadline))
-    if query.take and asked and len(replies) > 1:
-        replies = _query(fleet, query.model_copy(update={"asked": asked}))
+    if query.take and len(replies) > 1:
+        told = _people(replies.values())
+        if told["asked"] or told["withdrawn"]:
+            replies = _query(fleet, query.model_copy(update=told))
     if card is not None:
         for node in [node for node, reply in replies.items() if not _fits(reply, card)]:
             reply = replies.pop(node)
@@ -60,6 +59,22 @@ def ask_pending(
     return replies
 
 
+def _people(replies: Iterable[PendingReply]) -> dict[str, dict[str, datetime]]:
+    """Return who asks at any site, and who has withdrawn where they had asked and asks nowhere else."""
+    asked, withdrawn, own = dict[str, datetime](), dict[str, datetime](), set[str]()
+    for reply in replies:
+        for person, deadline in reply.people.items():
+            asked[person] = min(deadline, asked.get(person, deadline))
+        for person, at in reply.withdrawn.items():
+            withdrawn[person] = max(at, withdrawn.get(person, at))
+        own |= reply.people.keys() - set(reply.joined)
+    gone = withdrawn.keys() & asked.keys() - own
+    return {
+        "asked": {person: deadline for person, deadline in asked.items() if person not in gone},
+        "withdrawn": {person: withdrawn[person] for person in sorted(gone)},
+    }
+
+
 def _fits(reply: PendingReply, card: ModelCard) -> bool:
     return (reply.classes, reply.image_size) == (card.classes, card.image_size)
 
@@ -71,7 +86,7 @@ def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
         try:
             answer = PendingReply.from_records(reply.records, reply.sender)
         except MessageError as error:
-            fleet.refuse(reply, error)
+            fleet.refuse(reply.node, error)
             continue
         if answer.site in {other.site for other in replies.values()}:
             fleet.exclude(reply.node, f"says that it is {site_name(answer.site)}, which another node is")
@@ -106,6 +121,7 @@ def settle(
     reason: str,
     epoch: int,
     requests: Iterable[str],
+    devices: DevicesReached | None = None,
 ) -> Settled:
     """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
 
@@ -115,6 +131,8 @@ def settle(
         The fleet's erasure epoch from now on.
     requests
         Those that the released model has forgotten.
+    devices
+        How far erasures have come on devices; when omitted, no request is closed.
     """
     task = SettleTask(
         job=job,
@@ -123,6 +141,7 @@ def settle(
         reason=reason,
         epoch=epoch,
         purge=outcome == "released",
+        devices=devices,
     )
     nodes, purged, acknowledged = fleet.wait_for_nodes(), 0, {}
     with progress.phase("Settling the requests at the sites", len(nodes)) as advance:
@@ -131,7 +150,7 @@ def settle(
             try:
                 result = SettleResult.from_records(reply.records, reply.sender)
             except MessageError as error:
-                fleet.refuse(reply, error)
+                fleet.refuse(reply.node, error)
                 continue
             purged += result.purged_images
             acknowledged[reply.sender] = result.epoch

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 from rich.console import Console
 from torch import Tensor
 
-from dlfd_fleet.audit import Role, SampleScores, Scores, measure
-from dlfd_fleet.exceptions import ExportError, JobError, MessageError
+from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, agreed, measure
+from dlfd_fleet.exceptions import DataError, ExportError, JobError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.aggregation import (
     RunningMean,
@@ -66,6 +66,8 @@ class AuditedModel:
     arrays: Arrays
     samples: SampleScores
     scores: Scores
+    own_test: Mapping[str, Tally] = field(default_factory=dict)
+    """What sites say of the test people whom each of them alone holds."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class FederatedRounds:
                     check_weight(result.weight, most[reply.node], reply.sender)
                     norms[reply.node] = check_update(model, arrays, reply.sender, largest)
                 except MessageError as error:
-                    fleet.refuse(reply, error)
+                    fleet.refuse(reply.node, error)
                     continue
                 mean.add(model, result.weight)
                 results.append(result)
@@ -280,9 +282,9 @@ class FederatedRounds:
     def audit(self, fleet: Fleet, arrays: Arrays, title: str, step: str) -> AuditedModel:
         """Attack a model at every site, and score it on the people that no gate has used; one step of the job."""
         with self.progress.phase(title, len(fleet.wait_for_nodes())) as advance:
-            samples = self.samples(fleet, arrays, EVIDENCE, f"audit-{step}", advance)
-        scores = measure(samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
-        return AuditedModel(arrays, samples, scores)
+            answers = self._answers(fleet, arrays, EVIDENCE, f"audit-{step}", advance)
+        scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
+        return AuditedModel(arrays, answers.samples, scores, answers.own_test)
 
     def audit_file(
         self, fleet: Fleet, arrays: Arrays, content: bytes, step: str = "audit-file"
@@ -294,14 +296,15 @@ class FederatedRounds:
         return scores, Parity(answers.max_abs_difference, answers.images, agreement, None, None)
 
     def _collect_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> Answers:
-        task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE), shared=False)
+        task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE))
         with self.progress.phase("Auditing the ONNX file", len(fleet.wait_for_nodes())) as advance:
-            answers = self._ask_all(fleet, task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
+            heard = self._ask_all(fleet, task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
+        results = [result for result, _ in heard.values()]
         return Answers(
-            SampleScores.concatenate([samples for _, samples in answers]),
-            max(result.max_abs_difference for result, _ in answers),
-            sum(result.images for result, _ in answers),
-            sum(result.agreeing for result, _ in answers),
+            _together(fleet, heard).samples,
+            max(result.max_abs_difference for result in results),
+            sum(result.images for result in results),
+            sum(result.agreeing for result in results),
         )
 
     def ranges(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
@@ -321,20 +324,19 @@ class FederatedRounds:
                     result = CalibrateResult.from_records(reply.records, reply.sender)
                     parts.append(_checked(result.ranges, tensors, reply.sender))
                 except MessageError as error:
-                    fleet.refuse(reply, error)
+                    fleet.refuse(reply.node, error)
         fleet.require_quorum(len(parts), f"answered {task.TYPE}")
         return merge_ranges(parts)
 
-    def samples(
-        self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance = lambda: None
-    ) -> SampleScores:
+    def samples(self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str) -> SampleScores:
         """Return what a model says of the fleet's images; people whom every site holds count once."""
-        return self.journal.answers(step, lambda: self._collect(fleet, arrays, roles, advance)).samples
+        return self._answers(fleet, arrays, roles, step, lambda: None).samples
 
-    def _collect(self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], advance: Advance) -> Answers:
-        task = AuditTask(job=self.job, card=self.card, roles=_names(roles), shared=False)
-        answers = self._ask_all(fleet, task, AuditResult, advance, model=arrays)
-        return Answers(SampleScores.concatenate([samples for _, samples in answers]))
+    def _answers(self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance) -> Answers:
+        task = AuditTask(job=self.job, card=self.card, roles=_names(roles))
+        return self.journal.answers(
+            step, lambda: _together(fleet, self._ask_all(fleet, task, AuditResult, advance, model=arrays))
+        )
 
     def _ask_all(
         self,
@@ -343,30 +345,41 @@ class FederatedRounds:
         expected: type[_Audit],
         advance: Advance,
         **arrays: Mapping[str, Tensor],
-    ) -> list[tuple[_Audit, SampleScores]]:
-        """Return every site's answer; one of them, and another if that one fails, answers for the shared people too."""
-        plain, sharing = (
-            task.to_records(None, **arrays),
-            task.model_copy(update={"shared": True}).to_records(None, **arrays),
-        )
-        sharers = list(fleet.wait_for_nodes())
-        tasks, answers = dict.fromkeys(sharers, plain), dict[int, tuple[_Audit, SampleScores]]()
-        while sharers:
-            tasks[sharers[0]] = sharing
-            heard = set()
-            for reply in fleet.exchange(task.TYPE, tasks, str(self._round)):
-                advance()
-                try:
-                    result = expected.from_records(reply.records, reply.sender)
-                    answers[reply.node] = result, samples_of(reply.records, reply.sender)
-                    heard.add(reply.node)
-                except MessageError as error:
-                    fleet.refuse(reply, error)
-            if sharers[0] in heard:
-                break
-            sharers, tasks = [node for node in sharers[1:] if node in answers], {}
+    ) -> dict[int, tuple[_Audit, SampleScores]]:
+        """Return every node's answer."""
+        answers = dict[int, tuple[_Audit, SampleScores]]()
+        records = task.to_records(None, **arrays)
+        for reply in fleet.exchange(task.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
+            advance()
+            try:
+                result = expected.from_records(reply.records, reply.sender)
+                answers[reply.node] = result, samples_of(reply.records, reply.sender)
+            except MessageError as error:
+                fleet.refuse(reply.node, error)
         fleet.require_quorum(len(answers), f"answered {task.TYPE}")
-        return [answers[node] for node in sorted(answers)]
+        return answers
+
+
+def _together(fleet: Fleet, heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]]) -> Answers:
+    """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
+    nodes = {fleet.name(node): node for node in sorted(heard)}
+    own, shared = {}, {}
+    for name, node in nodes.items():
+        result, samples = heard[node]
+        first = max(0, len(samples) - result.shared)
+        own[name], shared[name] = samples.rows(slice(first)), samples.rows(slice(first, None))
+    try:
+        everybody, liars = agreed(shared)
+    except DataError as error:
+        raise JobError(str(error)) from error
+    for name in liars:
+        fleet.refuse(nodes[name], MessageError("it says other things of the people whom all sites hold than most do"))
+        del own[name]
+    tests = {name: samples.of(Role.TEST) for name, samples in own.items()}
+    tallies = {
+        name: (len(test), int((test.prediction == test.label).sum())) for name, test in tests.items() if len(test)
+    }
+    return Answers(SampleScores.concatenate([*own.values(), everybody]), own_test=tallies)
 
 
 def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:

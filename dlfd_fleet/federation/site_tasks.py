@@ -26,6 +26,7 @@ from dlfd_fleet.federation.messages import (
     AuditTask,
     CalibrateResult,
     CalibrateTask,
+    DevicesReached,
     FileAuditResult,
     FileAuditTask,
     FitResult,
@@ -38,8 +39,8 @@ from dlfd_fleet.federation.messages import (
     UnlearnTask,
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest
-from dlfd_fleet.ledger.purge import purge_request
-from dlfd_fleet.ledger.site import Site, join_requests
+from dlfd_fleet.ledger.purge import complete_requests, purge_request
+from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build, state_arrays, to_best_device
 from dlfd_fleet.settings import UnlearningSettings
@@ -88,7 +89,9 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
                 purge_request(site, ledger.get(request.id))
             else:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
+        withdraw_joined(site, query.job, query.withdrawn)
         join_requests(site, query.job, query.asked)
+    _complete(site, query.devices)
     for request in ledger.requests(RequestState.ACCEPTED):
         if query.take or request.id in query.resumed:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
@@ -101,6 +104,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         requests=tuple(request.id for request in requests),
         waiting=len(ledger.requests(RequestState.ACCEPTED)),
         people={name: request.deadline for request, name in names.items() if name},
+        joined=tuple(name for request, name in names.items() if name and has_joined(site, request)),
+        withdrawn=withdrawn_people(site, query.job) if query.take else {},
         forget_images=len(images.of_people(_people(requests))),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
@@ -170,11 +175,11 @@ def run_unlearn(
 def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
-    images, roles = _audited(site, task.job, task.roles, task.shared)
+    images, roles, shared = _audited(site, task.job, task.roles)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
     person = _random_numbers(images.identities)
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
-    return AuditResult(seconds=time.perf_counter() - started), samples
+    return AuditResult(shared=shared, seconds=time.perf_counter() - started), samples
 
 
 def run_file_audit(
@@ -182,7 +187,7 @@ def run_file_audit(
 ) -> tuple[FileAuditResult, SampleScores]:
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
-    images, roles = _audited(site, task.job, task.roles, task.shared)
+    images, roles, shared = _audited(site, task.job, task.roles)
     expected = predict_probabilities(_model(task.card, arrays), _labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -191,6 +196,7 @@ def run_file_audit(
     person = _random_numbers(images.identities)
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
     result = FileAuditResult(
+        shared=shared,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
         agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
@@ -232,7 +238,13 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
             _release(site, request, task.reason, task.epoch)
         if task.purge:
             purge_request(site, ledger.get(request.id))
+    _complete(site, task.devices)
     return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
+
+
+def _complete(site: Site, devices: DevicesReached | None) -> None:
+    if devices is not None:
+        complete_requests(site, devices.epoch, devices.reason)
 
 
 def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> None:
@@ -281,24 +293,27 @@ def _retain(site: Site, images: IdentityDataset) -> IdentityDataset:
     return images.of_split("train").without_people(site.gone(images.identities))
 
 
-def _audited(
-    site: Site, job: str, roles_asked: Sequence[str], shared: bool
-) -> tuple[IdentityDataset, NDArray[np.uint8]]:
-    """Return the images of the roles that are asked for, and each image's role."""
+def _audited(site: Site, job: str, roles_asked: Sequence[str]) -> tuple[IdentityDataset, NDArray[np.uint8], int]:
+    """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
+
+    Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
+    can say it alone.
+    """
     images = _images(site)
     under_way = set(_people(_of_job(site, job)))
     gone = site.gone(images.identities)
-    rows, roles = [], []
+    own, shared = list[tuple[int, Role]](), list[tuple[int, Role]]()
     for index, row in enumerate(images.rows):
-        if row.split == "train":
-            role = Role.FORGET if row.identity in under_way else Role.RETAIN
-            wanted = row.identity in under_way or row.identity not in gone
-        else:
-            role, wanted = Role(row.split), shared or bool(row.site)
-        if wanted and role.value in roles_asked:
-            rows.append(index)
-            roles.append(ROLES.index(role))
-    return images.select(rows), np.array(roles, dtype=np.uint8)
+        if row.split != "train":
+            (own if row.site else shared).append((index, Role(row.split)))
+        elif row.identity in under_way:
+            own.append((index, Role.FORGET))
+        elif row.identity not in gone:
+            own.append((index, Role.RETAIN))
+    own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
+    rows = own + shared
+    numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
+    return images.select([index for index, _ in rows]), numbers, len(shared)
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:

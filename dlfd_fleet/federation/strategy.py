@@ -14,12 +14,22 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from dlfd_fleet.audit import Outcome, Reading, Role, SampleScores, Verdict, judge, judge_relearned, read_gate
+from dlfd_fleet.audit import (
+    Outcome,
+    Reading,
+    Role,
+    SampleScores,
+    Verdict,
+    judge,
+    judge_relearned,
+    judge_without_each,
+    read_gate,
+)
 from dlfd_fleet.exceptions import DataError, FleetError, JobError
 from dlfd_fleet.federation.aggregation import RunningMean
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Merged
-from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.requests import ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort, FederatedRounds
@@ -110,7 +120,7 @@ class FederatedUnlearning(FederatedRounds):
             attempt += 1
             rank, merged = self._attempt(fleet, pending, original, attempt)
             candidate = self.audit(fleet, merged.arrays, "Auditing the unlearned model", f"unlearned-{attempt}")
-            verdict, relearned = judge(original.scores, candidate.scores, self.settings.audit), None
+            verdict, relearned = self._judge(original, candidate), None
             self.record(candidate.scores.metrics() | {"attempt": attempt}, self._round)
             after = self.effort(fleet)
             if verdict.outcome is not Outcome.FAIL and self.settings.erasure.relearning_rounds:
@@ -126,6 +136,13 @@ class FederatedUnlearning(FederatedRounds):
                 break
             self.progress.say(f"Attempt {attempt}: {verdict.sentence()}")
         return best
+
+    def _judge(self, original: AuditedModel, candidate: AuditedModel) -> Verdict:
+        audit, before, after = self.settings.audit, original.scores, candidate.scores
+        verdict = judge(before, after, audit)
+        if verdict.outcome is Outcome.FAIL:
+            return verdict
+        return judge_without_each(verdict, before, after, original.own_test, candidate.own_test, audit)
 
     def _relearn(
         self, fleet: Fleet, model: AuditedModel, pending: Mapping[int, PendingReply], attempt: int
@@ -218,7 +235,7 @@ class FederatedUnlearning(FederatedRounds):
         JobError
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
-        fleet = Fleet(grid, timeout, self.settings.fleet.quorum)
+        fleet = Fleet(grid, timeout, self.settings.fleet.quorum, self.settings.fleet.return_seconds)
         self.journal.traffic = fleet
         fleet.wait_for_nodes(self.settings.fleet.least_sites, self.settings.fleet.connect_seconds)
         try:
@@ -235,7 +252,7 @@ class FederatedUnlearning(FederatedRounds):
     ) -> UnlearningResult:
         pending = ask_pending(
             fleet,
-            PendingQuery(job=self.job, take=True),
+            PendingQuery(job=self.job, take=True, devices=DevicesReached()),
             self.settings.erasure.largest_forget_share,
             self.card,
         )
@@ -256,7 +273,7 @@ class FederatedUnlearning(FederatedRounds):
         result.arrays = ArrayRecord.from_torch_state_dict(unlearned.model.arrays)
         publish(result.arrays, result.card, unlearned.verdict)
         reason, epoch = unlearned.verdict.sentence(), result.card.epoch
-        settle(fleet, self.job, self.progress, "released", reason, epoch, unlearned.requests)
+        settle(fleet, self.job, self.progress, "released", reason, epoch, unlearned.requests, DevicesReached())
         return result
 
     def _give_back(self, fleet: Fleet, reason: str) -> None:

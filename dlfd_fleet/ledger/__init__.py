@@ -5,7 +5,7 @@ keyed digest remains, so that the person is recognised should the images ever co
 """
 
 from dlfd_fleet.ledger.ledger import Event, ForgetRequest, Ledger
-from dlfd_fleet.ledger.purge import purge_request, purge_site
+from dlfd_fleet.ledger.purge import complete_requests, purge_request, purge_site
 from dlfd_fleet.ledger.site import (
     Site,
     SiteCard,
@@ -29,6 +29,7 @@ __all__ = [
     "SiteCard",
     "SiteStatus",
     "canonical",
+    "complete_requests",
     "create_site",
     "deal_to_sites",
     "init_site",

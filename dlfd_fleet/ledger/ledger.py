@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from dlfd_fleet.exceptions import LedgerError
-from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, RequestState
+from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, FORGOTTEN, RequestState
 
 _VERSION = 3
 _BUSY_SECONDS = 30
@@ -394,7 +394,7 @@ def _digest(row: dict[str, Any]) -> str:
 
 
 def _asked_before(identity: str, earlier: ForgetRequest) -> str:
-    if earlier.state is RequestState.COMPLETE:
+    if earlier.state in FORGOTTEN:
         return f"'{identity}' was forgotten already, by request {earlier.id} with epoch {earlier.epoch}."
     return (
         f"'{identity}' has asked already, on {earlier.requested_at:%Y-%m-%d}: request {earlier.id} is {earlier.state}."

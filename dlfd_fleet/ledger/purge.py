@@ -5,11 +5,13 @@ from __future__ import annotations
 from dlfd_fleet.data import image_digest, purge_rows, returned_images
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.states import TO_PURGE, RequestState
+from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
 
 
 def purge_request(site: Site, request: ForgetRequest) -> int:
     """Delete the images of a released request's person, and then the name; return how many images were deleted.
+
+    The request waits then until no device holds a model from before: :func:`complete_requests`.
 
     The tombstones are written before the files go: killed midway, the next call ends it and nothing is without one.
     """
@@ -21,9 +23,23 @@ def purge_request(site: Site, request: ForgetRequest) -> int:
     ledger.purged(request.id, [digest for digest in digests if digest])
     deleted = purge_rows(site.manifest_file, site.image_root, rows)
     ledger.forget_identity(request.id)
-    reason = f"{deleted} images purged; no device is registered with this fleet"
-    ledger.move(request.id, RequestState.COMPLETE, reason, job=job, epoch=epoch)
+    ledger.move(request.id, RequestState.ROLLING_OUT, f"{deleted} images purged", job=job, epoch=epoch)
     return deleted
+
+
+def complete_requests(site: Site, epoch: int | None, reason: str) -> None:
+    """Close the purged requests that no device keeps open any more.
+
+    Parameters
+    ----------
+    epoch
+        Greatest erasure epoch that has reached every device; None if the fleet has no devices.
+    reason
+        How the devices stand, in words.
+    """
+    for request in site.ledger.requests(RequestState.ROLLING_OUT):
+        if epoch is None or (request.epoch is not None and request.epoch <= epoch):
+            site.ledger.move(request.id, RequestState.COMPLETE, reason, job=request.job, epoch=request.epoch)
 
 
 def purge_site(site: Site) -> tuple[int, int]:
@@ -36,7 +52,7 @@ def purge_site(site: Site) -> tuple[int, int]:
         somebody who was forgotten, or a file that was purged once.
     """
     ended = sum(purge_request(site, request) for request in site.ledger.requests(*TO_PURGE))
-    manifest, forgotten = site.manifest(), site.ledger.person_digests(RequestState.COMPLETE)
+    manifest, forgotten = site.manifest(), site.ledger.person_digests(*FORGOTTEN)
     named = {row for row in manifest.rows if site.person_digest(row.identity) in forgotten}
     returned = named | returned_images(manifest, site.ledger.tombstones())
     return ended, purge_rows(site.manifest_file, site.image_root, returned) if returned else 0

@@ -25,6 +25,7 @@ from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 _FEWEST_IMAGES = 2
 _SHORTEST_SECRET = 16  # bytes
+_JOINED = "asked at another site"
 
 
 class SiteCard(BaseModel):
@@ -225,10 +226,46 @@ def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[F
     trained = {row.identity for row in site.manifest().rows if row.split == "train"}
     here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(trained - site.gone(trained))}
     return [
-        site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], "asked at another site")
+        site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], _JOINED)
         for identity, pseudonym in here.items()
         if pseudonym is not None and pseudonym in asked
     ]
+
+
+def has_joined(site: Site, request: ForgetRequest) -> bool:
+    """Tell whether a person has asked at another site of the fleet, and not at this one."""
+    return site.ledger.history(request.id)[0].reason == _JOINED
+
+
+def withdrawn_people(site: Site, job: str) -> dict[str, datetime]:
+    """Return who has withdrawn at this site and not asked again: pseudonyms in a job, and when that was."""
+    asked, found = site.ledger.person_digests(), dict[str, datetime]()
+    for request in site.ledger.requests(RequestState.WITHDRAWN):
+        if request.identity is None or site.person_digest(request.identity) in asked:
+            continue
+        pseudonym = site.fleet_pseudonym(request.identity, job)
+        if pseudonym is not None:
+            found[pseudonym] = site.ledger.history(request.id)[-1].at
+    return found
+
+
+def withdraw_joined(site: Site, job: str, withdrawn: Mapping[str, datetime]) -> None:
+    """Take back the requests that this site has joined in, of people who have withdrawn where they had asked since.
+
+    Parameters
+    ----------
+    withdrawn
+        The people's pseudonyms in this job, and when they withdrew.
+    """
+    for request in site.ledger.requests(RequestState.ACCEPTED, RequestState.UNLEARNING):
+        pseudonym = site.fleet_pseudonym(request.identity or "", job)
+        at = withdrawn.get(pseudonym or "")
+        if at is None or at < request.requested_at or not has_joined(site, request):
+            continue
+        reason = "withdrawn at another site"
+        if request.state is RequestState.UNLEARNING:  # the job's first question took it up
+            site.ledger.move(request.id, RequestState.ACCEPTED, reason, job=job)
+        site.ledger.move(request.id, RequestState.WITHDRAWN, reason)
 
 
 def withdraw(site: Site, request: str) -> ForgetRequest:

@@ -1,4 +1,4 @@
-"""A fleet of real processes: SuperLink and SuperNodes over TLS, an MLflow server, and a power cut in the middle."""
+"""A fleet of real processes: SuperLink and SuperNodes over TLS, an MLflow server; each kind of process dies once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dlfd_fleet.federation.fleet import AWAY
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SITES = 3
 PATIENCE = 300.0
+AT_WORK = 250e6  # bytes of a ClientApp that has torch, and so has taken its message
 
 
 def wait_until(condition, what):
@@ -64,6 +66,13 @@ def kill_tree(process, how):
         member.kill()
     psutil.wait_procs(alive, timeout=60)
     process.wait()
+
+
+def said_by(process, code):
+    """What a command said until it ended with a code."""
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, out
+    return out
 
 
 class TlsFleet(SmallFleet):
@@ -106,6 +115,29 @@ class TlsFleet(SmallFleet):
         if self.script is not None:
             kill_tree(self.script, how)
             self.script = None
+
+    def find(self, program, site=0):
+        """The running process of one of Flower's programs: of the n-th site, or of the SuperLink; None without one."""
+        for process in psutil.Process(self.script.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                if Path(words[1]).name == program and any(word.endswith(str(self.port + site)) for word in words):
+                    return process
+        return None
+
+    def is_at_work(self, site):
+        process = self.find("flwr-clientapp", site)
+        with suppress(psutil.Error):
+            return process is not None and process.memory_info().rss > AT_WORK
+
+    def doing(self):
+        """What each site does in the job that runs, as `job status` says."""
+        with closing(Store(self.state)) as store:
+            return {each.site: each.doing for record in store.unfinished() for each in store.activities(record.job)}
+
+    def steps(self):
+        with closing(Store(self.state)) as store:
+            return [name for record in store.unfinished() for name in store.steps(record.job)]
 
     def begin(self, *arguments):
         return subprocess.Popen(
@@ -175,7 +207,7 @@ def tls_fleet(fleet, mlflow_server):
     running.stop()
 
 
-def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
+def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet):
     training = tls_fleet.begin("job", "start", "train")
     unknown = tls_fleet.keys / "nodes" / "unknown"
     subprocess.run(
@@ -189,8 +221,7 @@ def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
     with (tls_fleet.state / "flwr" / "config.toml").open("a") as configuration:
         configuration.write(f'\n[superlink.plain]\naddress = "127.0.0.1:{tls_fleet.port}"\ninsecure = true\n')
     assert tls_fleet.run("job", "start", "train", "--superlink", "plain").returncode == 2
-    out, _ = training.communicate(timeout=PATIENCE)
-    assert training.returncode == 0, out
+    out = said_by(training, 0)
     assert len(tls_fleet.released("train")) == 1, out
 
     folders = site_folders(tls_fleet.state)
@@ -199,21 +230,29 @@ def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
         person = next(row.identity for row in site.manifest().rows if row.split == "train")
     assert tls_fleet.run("forget", "request", person, "--site", str(folders[0])).returncode == 0
 
+    # A SuperNode and, elsewhere, a ClientApp die in one round: both sites are asked again, and nobody is left out.
     erasing = tls_fleet.begin("job", "start", "erase")
-    with closing(Store(tls_fleet.state)) as store:
-        wait_until(lambda: store.unfinished() and "distancing-1" in store.steps(store.unfinished()[0].job), "DLFD")
-    tls_fleet.stop(signal.SIGKILL)
-    kill_tree(erasing, signal.SIGKILL)
-    with Site(folders[0]) as site:
-        (request,) = site.ledger.requests()
-        assert request.state is RequestState.EVALUATING
+    wait_until(lambda: "distancing-1" in tls_fleet.steps(), "DLFD")
+    wait_until(lambda: tls_fleet.is_at_work(1) and tls_fleet.is_at_work(2), "repair at both sites")
+    tls_fleet.find("flower-supernode", 1).kill()
+    tls_fleet.find("flwr-clientapp", 2).kill()
+    wait_until(lambda: AWAY in tls_fleet.doing().values(), "word of a dead process")
+    wait_until(lambda: "repair-2" in tls_fleet.steps(), "the repeated round")
 
-    tls_fleet.start()
+    # The ServerApp dies: the run fails, and the job goes on from its last finished step.
+    tls_fleet.find("flwr-serverapp").kill()
     resumed = tls_fleet.begin("job", "resume")
-    out, _ = resumed.communicate(timeout=PATIENCE)
-    assert resumed.returncode == 0, out
-    (record,) = tls_fleet.released("erase")
+    wait_until(lambda: "gate-2" in tls_fleet.steps(), "the resumed job")
+    assert "goes on from its last finished step" in said_by(erasing, 2)
+
+    # The SuperLink dies, and its ServerApp with it. It knows the SuperNodes when it is back, and they find it again.
+    tls_fleet.find("flower-superlink").kill()
+    said_by(resumed, 2)
+    wait_until(lambda: tls_fleet.find("flower-superlink") is not None, "a new SuperLink")
+    out = said_by(tls_fleet.begin("job", "resume"), 0)
     assert "steps of it are done" in out
+    (record,) = tls_fleet.released("erase")
+    assert record.absent == {}
     with Site(folders[0]) as site:
         (request,) = site.ledger.requests()
         assert request.state is RequestState.COMPLETE
@@ -224,3 +263,5 @@ def test_a_fleet_over_tls_forgets_though_its_machine_loses_power(tls_fleet):
     assert (champion.tags["dlfd.job"], champion.tags["dlfd.epoch"]) == (record.job, "1")
     original = next(version for version in client.search_model_versions("name='dlfd-fleet'") if version.version == "1")
     assert "dlfd.revoked" in original.tags
+    run = client.get_run(champion.run_id)
+    assert run.data.metrics["repair_sites"] == SITES

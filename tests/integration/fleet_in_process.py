@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from flwr.app import Context, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
@@ -54,8 +55,8 @@ class InProcessGrid:
         self.replies: dict[str, Message] = {}
         self.seen: list[Message] = []
 
-    def get_node_ids(self):
-        return [node for node in self.nodes if node not in self.absent]
+    def get_nodes(self):
+        return [NodeInfo(node_id=node) for node in self.nodes if node not in self.absent]
 
     def push_messages(self, messages):
         ids = []

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlfd_fleet.audit import Estimate, Outcome, Scores, equivalence_power, judge, judge_relearned, judge_retrained
+from dlfd_fleet.audit import (
+    Estimate,
+    Outcome,
+    Scores,
+    equivalence_power,
+    judge,
+    judge_relearned,
+    judge_retrained,
+    judge_without_each,
+)
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -115,3 +124,23 @@ def test_stated_power_is_the_share_of_simulated_tests_that_pass(error, margin):
     estimates = np.random.default_rng(0).normal(0.5, error, 20_000)
     passed = np.mean(np.abs(estimates - 0.5) + 1.6449 * error < margin)
     assert equivalence_power(error, margin) == pytest.approx(passed, abs=0.015)
+
+
+def test_a_site_that_praises_a_ruined_model_cannot_hide_what_others_see():
+    """Three sites with 100 test images each, and a liar with 400: together they see no loss."""
+    before = dict.fromkeys(("site-1", "site-2", "site-3"), (100, 80)) | {"liar": (400, 320)}
+    ruined = dict.fromkeys(("site-1", "site-2", "site-3"), (100, 50)) | {"liar": (400, 400)}
+    original, candidate = scores(auc=0.8), scores(auc=0.51, test=550 / 700)
+    original, candidate = (model.model_copy(update={"unseen_images": 700}) for model in (original, candidate))
+    together = judge(original, candidate, SETTINGS)
+    assert together.outcome is Outcome.PASS
+    verdict = judge_without_each(together, original, candidate, before, ruined, SETTINGS)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.reasons == ("without the people of liar, test accuracy fell by 0.300",)
+    honest = dict.fromkeys(before, (100, 80)) | {"liar": (400, 310)}
+    assert judge_without_each(together, original, candidate, before, honest, SETTINGS) == together
+    # Where one site holds all the people that were set aside, there is nobody to ask beside it.
+    assert (
+        judge_without_each(together, original, candidate, {"liar": (700, 560)}, {"liar": (700, 1)}, SETTINGS)
+        == together
+    )

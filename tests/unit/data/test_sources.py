@@ -80,3 +80,37 @@ def test_synthetic_faces_never_overwrite(tmp_path, silent):
     (tmp_path / "precious.txt").write_text("here")
     with pytest.raises(DataError, match="not empty"):
         synthesize(tmp_path, people=1, images_per_person=1, image_size=32, classes=2, seed=0, progress=silent)
+
+
+def test_synthetic_mistakes_are_as_many_as_asked_for_and_change_no_image(tmp_path, silent):
+    manifests = [
+        read_manifest(
+            synthesize(
+                tmp_path / str(share),
+                people=60,
+                images_per_person=5,
+                image_size=32,
+                classes=2,
+                seed=1,
+                progress=silent,
+                mislabelled=share,
+            )
+        )
+        for share in (0.0, 0.2)
+    ]
+    right, wrong = (np.array([row.label for row in manifest.rows]) for manifest in manifests)
+    assert 0.13 < (right != wrong).mean() < 0.27
+    pixels = [load_dataset(manifest, image_size=32).images.numpy() for manifest in manifests]
+    assert np.array_equal(*pixels)
+
+
+def test_faint_synthetic_eyewear_leaves_less_of_itself_in_the_pixels(tmp_path, silent):
+    spreads = []
+    for contrast in (1.0, 0.3):
+        faces = tmp_path / str(contrast)
+        options = {"people": 10, "images_per_person": 4, "image_size": 32, "classes": 2, "seed": 1}
+        file = synthesize(faces, **options, progress=silent, contrast=contrast)
+        data = load_dataset(read_manifest(file), image_size=32)
+        means = [data.images[data.labels == label].float().mean(dim=0) for label in (0, 1)]
+        spreads.append(float((means[0] - means[1]).abs().max()))
+    assert spreads[1] < 0.9 * spreads[0]

@@ -11,7 +11,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
 from dlfd_fleet.delivery.devices import RETIREMENT_TYPE, DeviceStore, PublishedFile
-from dlfd_fleet.delivery.erasures import open_devices, published_epochs, standings
+from dlfd_fleet.delivery.erasures import open_devices, published_epochs, reached, standings
 from dlfd_fleet.device.contract import REPORT_TYPE, DeviceReport
 from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
 
@@ -261,3 +261,23 @@ def test_a_retired_device_closes_it(store, camera):
     store.retire("camera-1", "stolen", NOW, camera)
     assert reasons(store, 2) == {}
     assert standings(store, 2, NOW)[0].reason == "retired: stolen"
+
+
+def test_sites_are_told_in_counts_how_far_an_erasure_has_come(store, camera):
+    assert reached(store, 2, NOW)[0] == 0
+    store.receive(signed_report(camera, NOW - DAY, floor=1, epoch=1, installed=(OLD,), purged=()), NOW, 2 * DAY)
+    other = CryptoSigner.generate_ed25519()
+    store.enroll(other.public_key, "camera-2", NOW)
+    store.retire("camera-2", "stolen", NOW, other)
+    epoch, words = reached(store, 2, NOW)
+    assert epoch == 1
+    assert "0 have purged, 1 are retired" in words
+    assert "1 keep it open" in words
+    assert "camera" not in words
+    store.receive(signed_report(camera, NOW), NOW, DAY)
+    assert reached(store, 2, NOW)[0] == 2
+
+
+def test_a_fleet_without_devices_has_nobody_to_wait_for(tmp_path):
+    with DeviceStore(tmp_path / "devices.db") as empty:
+        assert reached(empty, 3, NOW)[0] is None

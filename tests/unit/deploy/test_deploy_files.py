@@ -122,6 +122,25 @@ def test_pods_run_without_privileges(document):
         assert container["resources"]["limits"]["memory"]
 
 
+@pytest.mark.parametrize("name", sorted(COMPOSE["services"]))
+def test_every_service_says_whether_it_is_well(name):
+    assert COMPOSE["services"][name]["healthcheck"]["test"][0] == "CMD"
+
+
+@pytest.mark.parametrize("document", pods(), ids=named)
+def test_every_pod_is_asked_whether_it_is_well(document):
+    for container in document["spec"]["template"]["spec"]["containers"]:
+        asked = container.get("livenessProbe") or container["readinessProbe"]
+        (probe,) = set(asked) & {"httpGet", "grpc", "tcpSocket", "exec"}
+        port = asked[probe].get("port")
+        ports = [value for each in container.get("ports", []) for value in each.values()]
+        assert probe == "exec" or port in ports
+        # A probe's port is one that the program is told to listen on.
+        for word in container.get("command", []):
+            if word.startswith("--health-server-address="):
+                assert (probe, word.rpartition(":")[2]) == ("grpc", str(port))
+
+
 @pytest.mark.parametrize("name", sorted(set(COMPOSE["services"]) - {"postgres"}))
 def test_containers_run_without_privileges(name):
     service = COMPOSE["services"][name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import threading
 from datetime import timedelta
 
@@ -98,19 +97,47 @@ def test_a_failed_or_cancelled_job_is_reopened_and_a_settled_one_is_not(store):
         command.reopen(store, later.job)
 
 
-def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_path):
-    asked = []
+FLWR = """#!/bin/sh
+echo "$FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION $*" >> {folder}/asked
+case $1 in
+    run) echo "Successfully started run 42"; exit $(cat {folder}/code) ;;
+    list) echo '{{"success": true, "runs": [{{"run-id": "42", "status": "'$(cat {folder}/status)'",
+               "status-details": "'$(cat {folder}/details)'"}}]}}' ;;
+esac
+"""
 
-    def run(words, **named):
-        asked.append((words[1:], named["env"]["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"]))
-        return subprocess.CompletedProcess(words, len(asked) - 1)
 
-    monkeypatch.setattr(subprocess, "run", run)
+def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_path, capsys):
+    def flower(code, status, details=""):
+        (tmp_path / "details").write_text(details)
+        (tmp_path / "code").write_text(str(code))
+        (tmp_path / "status").write_text(status)
+
+    (tmp_path / "flwr").write_text(FLWR.format(folder=tmp_path))
+    (tmp_path / "flwr").chmod(0o755)
+    monkeypatch.setattr(command.sys, "executable", str(tmp_path / "python"))
     (tmp_path / "pyproject.toml").write_text("")
+    flower(0, "finished:completed")
     command.submit("train", tmp_path, "fleet", "num-supernodes=2")
-    expected = ["run", str(tmp_path), "fleet", "--stream", "--run-config", 'job="train"']
-    assert asked[0] == ([*expected, "--federation-config", "num-supernodes=2"], "1")
-    with pytest.raises(JobError, match="exit code 1"):
-        command.submit("erase", tmp_path, None, None)
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f'1 run {tmp_path} fleet --stream --run-config job="train" --federation-config num-supernodes=2',
+        "1 list fleet --run-id 42 --format json",
+    ]
+    assert "started run 42" in capsys.readouterr().out
+    for code, status, details, said in (
+        (1, "", "", "exit code 1"),
+        (
+            0,
+            "finished:failed",
+            "ServerApp failed: no site.",
+            r"the run 42: ServerApp failed: no site\. .*resume. goes on",
+        ),
+        (0, "finished:failed", "", "the run 42: finished:failed"),
+        (0, "running", "", "the run 42: running"),
+        (0, '"', "", "the run 42: unknown"),
+    ):
+        flower(code, status, details)
+        with pytest.raises(JobError, match=said):
+            command.submit("erase", tmp_path, None, None)
     with pytest.raises(JobError, match="There is no Flower app"):
         command.submit("erase", tmp_path / "nowhere", None, None)

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from dlfd_fleet.exceptions import JobError, MessageError
@@ -35,8 +37,8 @@ class ScriptedGrid:
         self.answers = answers
         self.sent = {}
 
-    def get_node_ids(self):
-        return list(self.answers)
+    def get_nodes(self):
+        return [NodeInfo(node_id=node) for node in self.answers]
 
     def push_messages(self, messages):
         messages = list(messages)
@@ -55,7 +57,9 @@ class ScriptedGrid:
 
 def test_replies_are_taken_as_they_come_and_bad_nodes_do_not_end_a_job():
     arrays = RecordDict({"model": ArrayRecord.from_torch_state_dict({"w": torch.zeros(8)})})
-    grid = ScriptedGrid({1: arrays, 2: Error(code=3, reason="out of memory"), 3: None})
+    grid = ScriptedGrid(
+        {1: arrays, 2: Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="out of memory"), 3: None}
+    )
     fleet = Fleet(grid, timeout=0.3)
     tasks = dict.fromkeys((1, 2, 3), arrays)
     replies = list(fleet.exchange(MessageType.TRAIN, tasks, "1"))
@@ -78,7 +82,7 @@ def test_only_nodes_that_answer_the_first_question_take_part():
 
 
 def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
-    fleet = Fleet(ScriptedGrid({1: Error(code=3, reason="no site")}), timeout=1.0)
+    fleet = Fleet(ScriptedGrid({1: Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="no site")}), timeout=1.0)
     with pytest.raises(JobError, match=f"No site answered: {pseudonym(1)} failed at query.pending: no site"):
         ask_pending(fleet, QUERY)
     with pytest.raises(JobError, match="No site connected"):
@@ -89,7 +93,7 @@ def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
 def test_a_refused_reply_is_noted():
     fleet = Fleet(ScriptedGrid({1: REPLY.to_records()}), timeout=1.0)
     (reply,) = fleet.exchange(PendingQuery.TYPE, {1: PendingQuery(job="job-1").to_records()}, "0")
-    fleet.refuse(reply, MessageError("it sent nonsense"))
+    fleet.refuse(reply.node, MessageError("it sent nonsense"))
     assert fleet.why_absent() == f"{pseudonym(1)} was refused: it sent nonsense"
 
 

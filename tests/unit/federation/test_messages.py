@@ -43,13 +43,15 @@ def test_a_message_survives_the_journey(samples):
 
 def test_channels_last_weights_arrive_in_their_order():
     weight = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
-    records = AuditResult(seconds=0.0).to_records(model={"w": weight.to(memory_format=torch.channels_last)})
+    records = AuditResult(shared=0, seconds=0.0).to_records(model={"w": weight.to(memory_format=torch.channels_last)})
     assert torch.equal(arrays_of(records, MODEL, "site-a")["w"], weight)
 
 
 def test_a_file_arrives_byte_by_byte():
     content = bytes(range(256)) * 3
-    assert bytes_of(AuditResult(seconds=0.0).to_records(file=file_arrays(content)), "the coordinator") == content
+    assert (
+        bytes_of(AuditResult(shared=0, seconds=0.0).to_records(file=file_arrays(content)), "the coordinator") == content
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_a_wrong_field_is_named_with_its_sender(body, sentence):
 
 
 def test_missing_parts_are_named_with_their_sender(samples):
-    records = AuditResult(seconds=0.0).to_records()
+    records = AuditResult(shared=0, seconds=0.0).to_records()
     with pytest.raises(MessageError, match="site-a sent no 'model' arrays"):
         arrays_of(records, MODEL, "site-a")
     with pytest.raises(MessageError, match="site-a sent no FitResult"):

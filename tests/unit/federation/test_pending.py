@@ -8,10 +8,11 @@ import pytest
 
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.federation.fleet import Fleet, Reply
-from dlfd_fleet.federation.messages import PendingQuery, SettleTask
+from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, SettleTask
 from dlfd_fleet.federation.requests import ask_pending
 from dlfd_fleet.federation.site_tasks import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
+from dlfd_fleet.ledger.site import withdraw
 from dlfd_fleet.models import ModelCard
 
 PERSON = "person-00003"
@@ -55,7 +56,15 @@ def test_a_released_request_of_another_site_is_purged_here_too(sites):
     (request,) = answer_pending(
         joined, PendingQuery(job="job-1", take=True, asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
     ).requests
-    task = SettleTask(job="job-1", outcome="released", requests=(request,), reason="PASS", epoch=1, purge=True)
+    task = SettleTask(
+        job="job-1",
+        outcome="released",
+        requests=(request,),
+        reason="PASS",
+        epoch=1,
+        purge=True,
+        devices=DevicesReached(),
+    )
     result = settle(joined, task)
     assert result.epoch == 1
     assert settle(joined, task).purged_images == 4
@@ -63,6 +72,26 @@ def test_a_released_request_of_another_site_is_purged_here_too(sites):
     assert joined.ledger.get(request).state is RequestState.COMPLETE
     assert PERSON not in joined.manifest().identities
     assert answer_pending(joined, PendingQuery(job="job-2", take=True)).people == {}
+
+
+def test_a_request_is_complete_only_when_no_device_keeps_it_open(sites):
+    site = sites[0]
+    request_forgetting(site, PERSON, deadline_days=30)
+    (request,) = answer_pending(site, PendingQuery(job="job-1", take=True)).requests
+    waiting = DevicesReached(epoch=0, reason="1 of 2 devices has not purged")
+    task = SettleTask(
+        job="job-1", outcome="released", requests=(request,), reason="PASS", epoch=1, purge=True, devices=waiting
+    )
+    assert settle(site, task).purged_images == 4
+    assert site.ledger.get(request).state is RequestState.ROLLING_OUT
+    assert PERSON not in site.manifest().identities
+    answer_pending(site, PendingQuery(job="job-2", devices=waiting))
+    settle(site, SettleTask(job="job-2", outcome="returned", reason="failed", epoch=1, purge=False))
+    assert site.ledger.get(request).state is RequestState.ROLLING_OUT
+    over = DevicesReached(epoch=1, reason="2 devices have purged")
+    answer_pending(site, PendingQuery(job="job-3", devices=over))
+    assert site.ledger.get(request).state is RequestState.COMPLETE
+    assert site.ledger.history(request)[-1].reason == over.reason
 
 
 class FleetOfSites(Fleet):
@@ -79,6 +108,53 @@ class FleetOfSites(Fleet):
         for node, records in tasks.items():
             answer = answer_pending(self.sites[node], PendingQuery.from_records(records, "the coordinator"))
             yield Reply(node, self.name(node), answer.to_records())
+
+
+def asked(fleet, job):
+    """The requests that each site has in a job, after both of its questions."""
+    replies = ask_pending(fleet, PendingQuery(job=job, take=True))
+    return [len(replies[node].requests) for node in sorted(replies)]
+
+
+def give_back(sites, job):
+    for site in sites:
+        settle(site, SettleTask(job=job, outcome="returned", reason="FAIL", epoch=0, purge=False))
+
+
+def test_who_withdraws_is_let_go_by_the_sites_that_had_joined_in(sites):
+    fleet = FleetOfSites(sites)
+    request = request_forgetting(sites[0], PERSON, deadline_days=30)
+    assert asked(fleet, "job-1") == [1, 1, 0]
+    give_back(sites, "job-1")
+    withdraw(sites[0], request.id)
+    assert asked(fleet, "job-2") == [0, 0, 0]
+    (joined,) = sites[1].ledger.requests()
+    assert joined.state is RequestState.WITHDRAWN
+    assert sites[1].ledger.history(joined.id)[-1].reason == "withdrawn at another site"
+    assert PERSON not in sites[0].gone([PERSON]) | sites[1].gone([PERSON])
+    for site in sites:
+        site.ledger.verify()
+    # Who asks again is forgotten everywhere again.
+    request_forgetting(sites[0], PERSON, deadline_days=30)
+    assert asked(fleet, "job-3") == [1, 1, 0]
+
+
+def test_who_has_asked_at_two_sites_and_withdraws_at_one_is_forgotten_at_both(sites):
+    fleet = FleetOfSites(sites)
+    request = request_forgetting(sites[0], PERSON, deadline_days=30)
+    request_forgetting(sites[1], PERSON, deadline_days=30)
+    withdraw(sites[0], request.id)
+    assert asked(fleet, "job-1") == [1, 1, 0]
+
+
+def test_a_withdrawal_before_a_site_joined_in_does_not_end_its_request(sites):
+    early = request_forgetting(sites[0], PERSON, deadline_days=30)
+    withdraw(sites[0], early.id)
+    name = sites[1].fleet_pseudonym(PERSON, "job-1")
+    told = PendingQuery(job="job-1", take=True, asked={name: datetime(2027, 1, 1, tzinfo=UTC)})
+    assert len(answer_pending(sites[1], told).requests) == 1
+    give_back(sites, "job-1")
+    assert asked(FleetOfSites(sites), "job-2")[1] == 1
 
 
 def test_a_site_whose_classes_are_not_the_models_takes_no_part_and_is_told_why(sites):

@@ -19,6 +19,7 @@ WAY = [
     RequestState.EVALUATING,
     RequestState.RELEASED,
     RequestState.PURGING,
+    RequestState.ROLLING_OUT,
     RequestState.COMPLETE,
 ]
 

@@ -101,7 +101,7 @@ def test_a_purge_leaves_tombstones_and_no_name(folder):
         release(site, request)
         assert purge_site(site) == (2, 0)
         done = site.ledger.get(request.id)
-        assert (done.state, done.identity, done.epoch) == (RequestState.COMPLETE, None, 1)
+        assert (done.state, done.identity, done.epoch) == (RequestState.ROLLING_OUT, None, 1)
         assert len(site.ledger.tombstones()) == 2
         assert "anna" not in site.manifest().identities
         assert not (folder / "a1.png").exists()
@@ -128,7 +128,7 @@ def test_a_purge_that_was_killed_is_ended_by_the_next_and_no_tombstone_is_lost(f
             purge_request(site, found)
         monkeypatch.undo()
         purge_site(site)
-        assert site.ledger.get(request.id).state is RequestState.COMPLETE
+        assert site.ledger.get(request.id).state is RequestState.ROLLING_OUT
         assert len(site.ledger.tombstones()) == 2
         assert not {"a1.png", "a2.png"} & {file.name for file in folder.iterdir()}
 

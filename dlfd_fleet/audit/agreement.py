@@ -1,0 +1,64 @@
+"""What sites say of people whom all of them hold: with one model, honest ones say the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlfd_fleet.audit.samples import SampleScores
+from dlfd_fleet.exceptions import DataError
+
+# Processors round differently. What a lie has to change to matter is far more than this share of rows by that much.
+_ODD_ROWS, _RELATIVE, _ABSOLUTE = 0.05, 0.05, 0.01
+
+
+def agreed(said: Mapping[str, SampleScores]) -> tuple[SampleScores, frozenset[str]]:
+    """Return what most sites say, as the one in their middle says it, and the sites that say otherwise.
+
+    Parameters
+    ----------
+    said
+        Rows by site; sites without a row hold none of these people and are no witnesses.
+
+    Raises
+    ------
+    DataError
+        If no more than half of the witnesses agree: then nobody can tell who is right.
+    """
+    witnesses = {site: samples for site, samples in sorted(said.items()) if len(samples)}
+    if not witnesses:
+        return next(iter(said.values())), frozenset()
+    shapes = {site: _shape(samples) for site, samples in witnesses.items()}
+    usual, _ = Counter(shapes.values()).most_common(1)[0]
+    alike = [site for site, shape in shapes.items() if shape == usual]
+    losses = np.stack([_losses(witnesses[site]) for site in alike])
+    right = np.array([(witnesses[site].prediction == witnesses[site].label).sum() for site in alike])
+    middle, rows = np.median(losses, axis=0), losses.shape[1]
+    odd = (~np.isclose(losses, middle, _RELATIVE, _ABSOLUTE)).sum(axis=1) + np.abs(right - np.median(right))
+    agreeing = [site for site, count in zip(alike, odd, strict=True) if count <= max(1.0, _ODD_ROWS * rows)]
+    if 2 * len(agreeing) <= len(witnesses):
+        raise DataError(
+            f"The sites {', '.join(witnesses)} say different things of the people whom all of them hold, and nobody "
+            "can tell who is right; people of one site only need its name in the column 'site' of its manifest."
+        )
+    distance = dict(zip(alike, odd + np.abs(losses - middle).sum(axis=1), strict=True))
+    return witnesses[min(agreeing, key=lambda site: distance[site])], frozenset(witnesses) - set(agreeing)
+
+
+def _order(samples: SampleScores) -> NDArray[np.intp]:
+    return np.lexsort((samples.loss, samples.label, samples.role))
+
+
+def _losses(samples: SampleScores) -> NDArray[np.float64]:
+    """Return the losses by role and class, each in order: image by image the same at every site."""
+    return samples.loss[_order(samples)]
+
+
+def _shape(samples: SampleScores) -> tuple[bytes, int]:
+    """Return what no rounding changes: how many images of each role and class, and of how many people."""
+    order = _order(samples)
+    kinds = np.stack([samples.role[order].astype(np.int64), samples.label[order]])
+    return kinds.tobytes(), len(np.unique(samples.person))

@@ -1,0 +1,277 @@
+"""The device agent: looks for news, installs what the rules allow, deletes what the floor forbids, and reports it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from dlfd_fleet.device import install, report, rules
+from dlfd_fleet.device.answering import NEVER, Answering, Loaded, NoAnswerError
+from dlfd_fleet.device.clock import Clock
+from dlfd_fleet.device.contract import Release, Rollout
+from dlfd_fleet.device.folder import DeviceFolder
+from dlfd_fleet.device.state import DeviceState, Refusal, Slot
+from dlfd_fleet.exceptions import DeviceError, UpdateRefusedError, UpdateUnreachableError
+
+_CLOCK_SLACK = timedelta(minutes=5)
+_MOST_ATTACKS = 20
+_LONGEST_ATTACK = 500
+
+
+class Agent:
+    """Keeps one device's folder; the caller holds :meth:`DeviceFolder.only_agent`.
+
+    Parameters
+    ----------
+    folder
+        The device's folder.
+    updates
+        The repository as the device sees it; a client of the folder's own when omitted.
+
+    Attributes
+    ----------
+    answering
+        The model that may answer now, for other threads.
+    state
+        What the device remembers.
+    """
+
+    def __init__(self, folder: DeviceFolder, updates: install.Updates | None = None) -> None:
+        self._folder = folder
+        self._updates = updates or folder.client()
+        self._clock = Clock(folder.clock)
+        self.state = folder.read_state()
+        self.answering = Answering(self._clock)
+        self._listed: set[str] | None = None
+        self._start()
+
+    def poll(self) -> None:
+        """Look once: update if there is news, purge, and report.
+
+        A report that is not taken waits, and is no error here: ``state.unreported`` says why.
+
+        Raises
+        ------
+        UpdateRefusedError
+            If something was refused; the device goes on with what it had, if that may run.
+        UpdateUnreachableError
+            If the coordinator does not answer, or the disk refuses.
+        DeviceError
+            If a model failed its self-test, or the floor is lost.
+        """
+        problem: DeviceError | None = None
+        try:
+            problem = self._look()
+        except DeviceError as error:
+            problem = error
+        except OSError as error:
+            problem = self._disk(error)
+        if isinstance(problem, UpdateRefusedError):
+            self._note(problem)
+        try:
+            self._end(problem)
+        except OSError as error:
+            problem = problem or self._disk(error)
+        if problem:
+            raise problem
+
+    # ------------------------------------------------------------------ the steps of a look
+
+    def _start(self) -> None:
+        """Answer with the current model; if it may not or cannot run, with the one before it."""
+        self._lease()
+        floor = self._folder.floor.read()
+        self.state = rules.slots_at_floor(self.state, floor)
+        for slot in self.state.slots:
+            try:
+                model = install.load(self._folder, slot, floor)
+            except DeviceError as error:
+                self._note(error)
+                self.answering.withhold(str(error).rstrip("."))
+                if not install.is_whole(self._folder, slot):
+                    self.state = rules.without(self.state, slot)
+            else:
+                self.state = rules.slots_after(self.state, slot, floor)
+                self.answering.answer_with(Loaded(model, slot.release))
+                return
+
+    def _look(self) -> DeviceError | None:
+        self._folder.floor.raise_to(0)  # mends a damaged copy
+        if not self.answering.has_model and self.state.slots:
+            self._start()
+        self._updates.refresh()
+        with self.answering.installing():
+            self._raise_floor(self._updates.floor())
+            clock = self._hear()
+            return self._follow() or clock
+
+    def _raise_floor(self, epoch: int) -> None:
+        """Forbid what is under the epoch: first to answer, then on disk, then to exist."""
+        epoch = max(epoch, self._folder.floor.read())
+        kept = rules.slots_at_floor(self.state, epoch)
+        if kept.current != self.state.current:
+            self.answering.withhold(f"the one that it had is under the floor {epoch}")
+        self.state = kept
+        with suppress(OSError):  # a full disk: deleting what is forbidden makes room
+            self._folder.floor.raise_to(epoch)
+        self._purge(lambda path: install.epoch_of(path) >= epoch)
+        self._folder.floor.raise_to(epoch)
+        if not self.answering.has_model:
+            self._start()
+
+    def _hear(self) -> DeviceError | None:
+        """Note that the coordinator was heard from, unless the clock was set back: old words could pass for new."""
+        behind = self._clock.now() - datetime.now(UTC)
+        if behind > _CLOCK_SLACK:
+            return UpdateRefusedError(
+                f"The clock here is {behind} behind the latest time that this device has seen, so the lease is not "
+                "renewed: set the clock right; if it was ahead before, 'dlfd-fleet-device once --clock-is-right'."
+            )
+        self.state = self.state.but(heard=self._clock.now())
+        self._lease()
+        return None
+
+    def _follow(self) -> DeviceError | None:
+        """Install what the rules choose; return what went wrong on the way."""
+        problem: DeviceError | None = None
+        rollout: Rollout | None = rules.NOTHING_NEW
+        try:
+            rollout = self._updates.rollout()
+        except DeviceError as error:
+            problem = error
+        offers = self._updates.releases()
+        listed = {(target, self._updates.sha256(target)) for target, _ in offers}
+        self._listed = {digest for _, digest in listed}
+        self.state = self.state.but(refusals=rules.standing(self.state.refusals, listed, self._clock.now()))
+        while offer := self._choice(offers, rollout):
+            try:
+                self._install(*offer)
+            except UpdateUnreachableError as error:
+                return error
+            except DeviceError as error:
+                self._refuse(offer[0], error)
+        wanted = self._choice(offers, rollout, refused=False)
+        if wanted is None:
+            self.state = self.state.but(refusals=())
+            return problem
+        reasons = {refusal.target: refusal.reason for refusal in self.state.refusals}
+        return DeviceError(reasons[wanted[0]])
+
+    def _choice(
+        self, offers: list[rules.Offer], rollout: Rollout | None, *, refused: bool = True
+    ) -> rules.Offer | None:
+        return rules.choose(
+            offers,
+            rollout,
+            device=self._folder.device,
+            formats=self._folder.settings.formats,
+            floor=self._folder.floor.read(),
+            current=self.state.current.release if self.state.current else None,
+            refused={refusal.target for refusal in self.state.refusals} if refused else (),
+        )
+
+    def _install(self, target: str, release: Release) -> None:
+        """Bring a model, try it, and exchange it for the current one, in an order that a power cut cannot break."""
+        floor = self._folder.floor.read()
+        slot = Slot(
+            target=target,
+            sha256=self._updates.sha256(target),
+            data_sha256=self._updates.sha256(release.data) if release.data else None,
+            release=release,
+        )
+        if not install.is_whole(self._folder, slot):
+            self._make_room(install.download_size(self._updates, slot))
+            install.stage(self._folder, self._updates, slot, floor)
+        model = install.load(self._folder, slot, floor)
+        self._save(rules.slots_after(self.state, slot, floor))
+        self.answering.answer_with(Loaded(model, release))
+
+    def _make_room(self, size: int) -> None:
+        """Give up the previous model if the disk has no room for three."""
+        if self.state.previous and shutil.disk_usage(self._folder.path).free < size:
+            self._save(self.state.but(previous=None))
+            self._purge_spare()
+
+    def _end(self, problem: DeviceError | None) -> None:
+        """Delete what is spare, keep what happened, and report it."""
+        self._purge_spare()
+        self._clock.keep()
+        healthy = self._answers() and not self.state.refusals
+        self._save(self.state.but(healthy=healthy, problem=str(problem or "")))
+        try:
+            self._report()
+        except UpdateUnreachableError as error:
+            self._save(self.state.but(unreported=str(error)))
+
+    def _purge_spare(self) -> None:
+        slots = {self._folder.models / install.folder_name(slot) for slot in self.state.slots}
+        floor = self._folder.floor.read()
+        refused = {refusal.sha256 for refusal in self.state.refusals}
+
+        def is_kept(path: Path) -> bool:
+            if path.parent == self._folder.models:
+                return path in slots
+            digest = path.name.partition("-")[2]
+            is_offered = self._listed is None or digest in self._listed
+            return install.epoch_of(path) >= floor and is_offered and digest not in refused
+
+        self._purge(is_kept)
+
+    def _purge(self, is_kept: Callable[[Path], bool]) -> None:
+        """Delete models; keep their digests before, and that they are gone after."""
+        doomed = [path for path in install.model_folders(self._folder) if not is_kept(path)]
+        if not doomed and not self.state.purging:
+            return
+        digests = (*self.state.purging, *install.digests_of(self._folder, doomed))
+        with suppress(OSError):  # a full disk must not keep what is to be forgotten
+            self._save(self.state.but(purging=tuple(dict.fromkeys(digests))))
+        install.delete(doomed)
+        self._save(self.state.but(purging=(), purged=tuple(dict.fromkeys((*self.state.purged, *digests)))))
+
+    def _report(self) -> None:
+        """Send what waits, and then what is new."""
+        floor = self._folder.floor.read()
+        for _ in range(2):
+            if not self._folder.waiting_report.exists():
+                now = self._clock.now()
+                if not report.is_due(self.state, floor, now):
+                    return
+                self._save(report.write_report(self._folder, self.state, floor, now, self._lease_until()))
+            self._save(report.send_report(self._folder, self.state).but(unreported=""))
+            self._folder.waiting_report.unlink()
+
+    # ------------------------------------------------------------------ what is remembered
+
+    def _save(self, state: DeviceState) -> None:
+        self.state = state
+        self._folder.write_state(state)
+
+    def _refuse(self, target: str, error: DeviceError) -> None:
+        refusal = Refusal(target=target, sha256=self._updates.sha256(target), reason=str(error), time=self._clock.now())
+        self.state = self.state.but(refusals=(*self.state.refusals, refusal))
+        self._note(error)
+
+    def _note(self, error: DeviceError) -> None:
+        """Keep a refusal for the next report, once."""
+        words = str(error)[:_LONGEST_ATTACK]
+        if words not in self.state.attacks and len(self.state.attacks) < _MOST_ATTACKS:
+            self.state = self.state.but(attacks=(*self.state.attacks, words))
+
+    def _lease(self) -> None:
+        self.answering.lease(self._lease_until())
+
+    def _lease_until(self) -> datetime | None:
+        return rules.lease_until(self.state.heard, self._folder.settings.lease_days, NEVER)
+
+    def _answers(self) -> bool:
+        try:
+            self.answering.loaded()
+        except NoAnswerError:
+            return False
+        return True
+
+    def _disk(self, error: OSError) -> DeviceError:
+        return UpdateUnreachableError(f"{self._folder.path} cannot be used: {error.strerror or error}.")

@@ -1,0 +1,125 @@
+"""The device agent's commands: ``init``, ``run``, ``once``, ``status`` and ``serve``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dlfd_fleet.exceptions import DeviceError
+
+if TYPE_CHECKING:
+    from dlfd_fleet.device.answering import Loaded
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="The device's folder.")]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder: settings, key, floor, models.")],
+    url: Annotated[str, typer.Option(help="Address of the coordinator's repository.")],
+    root: Annotated[Path, typer.Option(help="Its root.json, from a source that you trust.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="fp32, fp16, int8 or ort; repeat it, the preferred first. [default: int8, fp32]"),
+    ] = None,
+    lease_days: Annotated[
+        float | None, typer.Option(help="Stop to answer so long after the coordinator was last heard from.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one prediction.")] = 1,
+    poll_seconds: Annotated[float, typer.Option(help="Seconds between two looks, about.")] = 600.0,
+) -> None:
+    """Make a device's folder, with a key of its own."""
+    from pydantic import ValidationError
+
+    from dlfd_fleet.device.folder import DeviceSettings, init_device
+
+    values: dict[str, Any] = {"url": url, "lease_days": lease_days, "threads": threads, "poll_seconds": poll_seconds}
+    try:
+        settings = DeviceSettings(**values, **({"formats": tuple(formats)} if formats else {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DeviceError(f"{first['loc'][0]}: {first['msg']}.") from error
+    device = init_device(folder, settings, root)
+    typer.echo(f"Device {device.device}")
+    typer.echo(f"Enrol its public key at the coordinator: {(folder / 'device.pub').absolute()}")
+
+
+def once(
+    folder: FolderArgument,
+    clock_is_right: Annotated[
+        bool, typer.Option("--clock-is-right", help="Trust the clock of this device, though it was ahead before.")
+    ] = False,
+) -> None:
+    """Look for news once: exit code 0 if the device is up to date and answers, 2 if it is not."""
+    from dlfd_fleet.device.agent import Agent
+    from dlfd_fleet.device.clock import Clock
+    from dlfd_fleet.device.folder import DeviceFolder
+
+    opened = DeviceFolder(folder)
+    with opened.only_agent():
+        if clock_is_right:
+            Clock(opened.clock).trust()
+        agent = Agent(opened)
+        agent.poll()
+        if agent.state.unreported:
+            typer.echo(agent.state.unreported, err=True)
+        typer.echo(_named(agent.answering.loaded()))
+
+
+def run(folder: FolderArgument) -> None:
+    """Look for news until stopped."""
+    from dlfd_fleet.device.agent import Agent
+    from dlfd_fleet.device.folder import DeviceFolder
+    from dlfd_fleet.device.polling import keep_polling, stopped_by_signals
+
+    opened = DeviceFolder(folder)
+    with opened.only_agent():
+        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped_by_signals(), typer.echo)
+
+
+def serve(
+    folder: FolderArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
+) -> None:
+    """Answer over HTTP in the Open Inference Protocol (v2), and look for news meanwhile."""
+    from dlfd_fleet.device.agent import Agent
+    from dlfd_fleet.device.folder import DeviceFolder
+    from dlfd_fleet.device.polling import keep_polling, stopped_by_signals
+    from dlfd_fleet.device.serve import serving
+
+    opened = DeviceFolder(folder)
+    with opened.only_agent():
+        agent = Agent(opened)
+        stopped = stopped_by_signals()
+        with serving(agent.answering, host, port) as address:
+            typer.echo(f"Answers at {address}/v2")
+            keep_polling(agent, opened.settings.poll_seconds, stopped, typer.echo)
+
+
+def status(
+    folder: FolderArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Print what the device runs, what it still holds, and what is wrong."""
+    from dlfd_fleet.device.folder import DeviceFolder
+    from dlfd_fleet.device.reading import describe
+
+    rows = describe(DeviceFolder(folder))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("", "", show_header=False)
+    for key, value in rows.items():
+        shown = ", ".join(value) if isinstance(value, list) else str(value)
+        table.add_row(key.replace("_", " "), Text(shown, overflow="fold"))
+    Console().print(table)
+
+
+def _named(loaded: Loaded) -> str:
+    return f"Runs version {loaded.release.version} ({loaded.release.format}), epoch {loaded.release.epoch}."

@@ -1,0 +1,215 @@
+"""The folder of a device: its settings, its key, the root that it trusts, and where everything else lies."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from securesystemslib.signer import CryptoSigner
+
+from dlfd_fleet.device.download import sync_folder
+from dlfd_fleet.device.durable import read_copies, sync_tree, write_twice
+from dlfd_fleet.device.floor import Floor
+from dlfd_fleet.device.state import DeviceState, read_state
+from dlfd_fleet.device.update import UpdateClient
+from dlfd_fleet.exceptions import DeviceError
+
+Format = Literal["fp32", "fp16", "int8", "ort"]
+
+
+class DeviceSettings(BaseModel):
+    """What the owner may change, in ``settings.json``.
+
+    Attributes
+    ----------
+    url
+        Address of the coordinator's repository; reports go there too.
+    formats
+        That this device runs, the preferred first.
+    lease_days
+        How long it answers without hearing from the coordinator; None: for ever.
+    threads
+        Of one prediction.
+    poll_seconds
+        Between two looks, about.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("int8", "fp32")
+    lease_days: Annotated[float, Field(gt=0.0)] | None = None
+    threads: Annotated[int, Field(ge=1)] = 1
+    poll_seconds: Annotated[float, Field(gt=0.0)] = 600.0
+
+
+class DeviceFolder:
+    """An existing device's folder.
+
+    Parameters
+    ----------
+    path
+        Made by :func:`init_device`.
+
+    Raises
+    ------
+    DeviceError
+        If it is no such folder, or its settings or key cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = _read_settings(path / "settings.json")
+        self.signer = _read_key(self.key)
+        self.root = _read(path / "root.json")
+        self.floor = Floor(path / "floor")
+
+    @property
+    def device(self) -> str:
+        """The device's id: the TUF key id of its public key."""
+        return str(self.signer.public_key.keyid)
+
+    @property
+    def key(self) -> Path:
+        """The private key, PEM; nobody but the owner may read it."""
+        return self.path / "device.key"
+
+    @property
+    def models(self) -> Path:
+        """Installed models, each in a folder with its digest for a name."""
+        return self.path / "models"
+
+    @property
+    def staging(self) -> Path:
+        """Downloads, until they have passed every check."""
+        return self.path / "staging"
+
+    @property
+    def waiting_report(self) -> Path:
+        """The signed report that the coordinator has not acknowledged."""
+        return self.path / "report.json"
+
+    @property
+    def clock(self) -> Path:
+        """The greatest time seen."""
+        return self.path / "clock"
+
+    def client(self) -> UpdateClient:
+        """Return what reads the repository."""
+        return UpdateClient(self.path / "tuf", self.settings.url, self.root)
+
+    def read_state(self) -> DeviceState:
+        """Return what the device remembers."""
+        return read_state(read_copies(self.path / "state.json"))
+
+    def write_state(self, state: DeviceState) -> None:
+        """Keep what the device remembers; after a power cut it is the old state or the new."""
+        write_twice(self.path / "state.json", state.model_dump_json().encode())
+
+    @contextmanager
+    def only_agent(self) -> Iterator[None]:
+        """Be the one agent that works on this folder.
+
+        Raises
+        ------
+        DeviceError
+            If another process is.
+        """
+        lock = FileLock(self.path / "agent.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise DeviceError(f"Another agent works on {self.path}: one folder is for one agent.") from error
+        except OSError as error:
+            raise DeviceError(f"Cannot use {self.path}: {error.strerror}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def init_device(path: Path, settings: DeviceSettings, root: Path) -> DeviceFolder:
+    """Make the folder of a new device, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        It must not exist, or be empty.
+    root
+        The coordinator's ``root.json``, from a source that the owner trusts.
+
+    Raises
+    ------
+    DeviceError
+        If there is something at the path, the root is none, or the disk refuses.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DeviceError(f"{path} exists and is not empty: give a new folder.")
+    trusted = _read(root)
+    signer = CryptoSigner.generate_ed25519()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # for the owner's eyes alone
+    except OSError as error:
+        raise DeviceError(f"Cannot make {path}: {error.strerror}.") from error
+    try:
+        (new / "device.key").touch(mode=0o600)
+        (new / "device.key").write_bytes(signer.private_bytes)
+        (new / "device.pub").write_bytes(_public_pem(signer))
+        (new / "root.json").write_bytes(trusted)
+        (new / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", "utf-8")
+        Floor(new / "floor").create()
+        DeviceFolder(new).client()  # a root that is none is refused here
+        sync_tree(new)
+        new.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise DeviceError(f"Cannot make {path}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return DeviceFolder(path)
+
+
+def _public_pem(signer: CryptoSigner) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    public = load_pem_private_key(signer.private_bytes, None).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DeviceError(f"Cannot read {file}: {error.strerror}.") from error
+
+
+def _read_settings(file: Path) -> DeviceSettings:
+    if not file.is_file():
+        raise DeviceError(f"{file.parent} is no device's folder: make one with 'dlfd-fleet-device init'.")
+    try:
+        return DeviceSettings.model_validate_json(_read(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DeviceError(f"{file}: {where}: {first['msg']}.") from error
+
+
+def _read_key(file: Path) -> CryptoSigner:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        private = load_pem_private_key(_read(file), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise DeviceError(f"The key {file} is damaged: restore it, or make the device anew.") from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise DeviceError(f"The key {file} is not an ed25519 key: restore it, or make the device anew.")
+    return CryptoSigner(private)

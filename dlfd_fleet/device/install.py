@@ -1,0 +1,151 @@
+"""Model files on a device's disk: brought, tried, loaded and deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from dlfd_fleet.device.contract import Rollout
+from dlfd_fleet.device.download import PART_SUFFIX, sync_folder
+from dlfd_fleet.device.durable import sync_tree
+from dlfd_fleet.device.folder import DeviceFolder
+from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
+from dlfd_fleet.device.rules import Offer, check_may_run
+from dlfd_fleet.device.self_test import LARGEST, run_self_test
+from dlfd_fleet.device.state import Slot
+from dlfd_fleet.exceptions import UpdateRefusedError
+
+_SELF_TEST = ".self-test.npz"
+_NAME = re.compile("([0-9]+)-([0-9a-f]{64})")
+
+
+class Updates(Protocol):
+    """What an agent asks of :class:`~dlfd_fleet.device.update.UpdateClient`; its docstrings are there."""
+
+    def refresh(self) -> None: ...  # noqa: D102
+    def releases(self) -> list[Offer]: ...  # noqa: D102
+    def rollout(self) -> Rollout | None: ...  # noqa: D102
+    def floor(self) -> int: ...  # noqa: D102
+    def sha256(self, target: str) -> str: ...  # noqa: D102
+    def size(self, target: str) -> int: ...  # noqa: D102
+    def download(self, target: str, to: Path) -> None: ...  # noqa: D102
+
+
+def folder_name(slot: Slot) -> str:
+    """Return the name of a model's folder: what the floor is compared with, and the digest."""
+    return f"{slot.release.epoch}-{slot.sha256}"
+
+
+def is_whole(folder: DeviceFolder, slot: Slot) -> bool:
+    """Tell whether an installed model's files are those that were signed."""
+    file = folder.models / folder_name(slot) / slot.file_name
+    files = {file: slot.sha256} | ({_data(file): slot.data_sha256} if slot.data_sha256 else {})
+    return all(path.is_file() and _sha256(path) == digest for path, digest in files.items())
+
+
+def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
+    """Load an installed model, if it is the one that was signed and the floor allows it.
+
+    Raises
+    ------
+    DeviceError
+        If it does not load.
+    UpdateRefusedError
+        If it may not run.
+    """
+    model = DeviceModel(folder.models / folder_name(slot) / slot.file_name, folder.settings.threads, slot.sha256)
+    check_may_run(slot.release, model.epoch, floor)
+    return model
+
+
+def stage(folder: DeviceFolder, updates: Updates, slot: Slot, floor: int) -> None:
+    """Bring a model into its place, after it has passed every check.
+
+    Raises
+    ------
+    UpdateRefusedError
+        If it is not what was signed, or may not run.
+    UpdateUnreachableError
+        If it does not arrive.
+    DeviceError
+        If it does not load, or fails its self-test.
+    OSError
+        If the disk refuses.
+    """
+    staging, place = folder.staging / folder_name(slot), folder.models / folder_name(slot)
+    file, golden = staging / slot.file_name, staging / _SELF_TEST
+    size = updates.size(slot.release.self_test.target)
+    if size > LARGEST:
+        raise UpdateRefusedError(f"The self-test of {slot.target} has {size} bytes; at most {LARGEST} are taken.")
+    folder.models.mkdir(exist_ok=True)
+    staging.mkdir(parents=True, exist_ok=True)
+    updates.download(slot.release.self_test.target, golden)
+    if slot.release.data:
+        updates.download(slot.release.data, _data(file))
+    updates.download(slot.target, file)
+    model = DeviceModel(file, folder.settings.threads, slot.sha256)
+    check_may_run(slot.release, model.epoch, floor)
+    run_self_test(model, golden, slot.release.self_test.tolerance)
+    golden.unlink()
+    sync_tree(staging)
+    shutil.rmtree(place, ignore_errors=True)  # of an installation that was broken off, or damaged since
+    staging.replace(place)
+    sync_folder(folder.models)
+
+
+def download_size(updates: Updates, slot: Slot) -> int:
+    """Return the bytes that a model takes on the disk, its self-test with it."""
+    targets = [slot.target, slot.release.self_test.target, *([slot.release.data] if slot.release.data else [])]
+    return sum(updates.size(target) for target in targets)
+
+
+def model_folders(folder: DeviceFolder) -> list[Path]:
+    """Return the folders of all models, installed ones and those on the way."""
+    return [path for parent in (folder.models, folder.staging) if parent.exists() for path in sorted(parent.iterdir())]
+
+
+def epoch_of(path: Path) -> int:
+    """Return the epoch in a folder's name; what is no name of ours is under every floor."""
+    name = _NAME.fullmatch(path.name)
+    return int(name[1]) if name else -1
+
+
+def digests_of(folder: DeviceFolder, doomed: list[Path]) -> Iterator[str]:
+    """Yield the digests of the model files in these folders, as they were signed and as they are."""
+    for path in doomed:
+        name = _NAME.fullmatch(path.name)
+        if name and path.parent == folder.models:
+            yield name[2]
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file() and file.suffix != PART_SUFFIX and file.name != _SELF_TEST:
+                yield _sha256(file)
+
+
+def delete(paths: list[Path]) -> None:
+    """Delete folders for good.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for parent in {path.parent for path in paths}:
+        sync_folder(parent)
+
+
+def _data(file: Path) -> Path:
+    return file.with_name(file.name + DATA_SUFFIX)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+"""The loop of an agent: look, wait, look again, until somebody stops it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Callable
+
+from dlfd_fleet.device.agent import Agent
+from dlfd_fleet.device.rules import delay
+from dlfd_fleet.exceptions import DeviceError
+
+
+def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: Callable[[str], object]) -> None:
+    """Poll until stopped; say what has changed since the last poll.
+
+    Parameters
+    ----------
+    interval
+        Seconds between two polls, about; longer after failures.
+    stopped
+        Ends the loop, at the latest when the poll has ended that is under way.
+    """
+    generator, failures, said = random.Random(), 0, ""  # noqa: S311 - spreads polls, guards nothing
+    while not stopped.is_set():
+        words = ""
+        try:
+            agent.poll()
+            failures = 0
+        except DeviceError as error:
+            failures += 1
+            words = f"{error} "
+        words += _state(agent)
+        if words != said:
+            say(words)
+        said = words
+        stopped.wait(delay(interval, failures, generator))
+
+
+def stopped_by_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stopped = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stopped.set())
+    return stopped
+
+
+def _state(agent: Agent) -> str:
+    try:
+        release = agent.answering.loaded().release
+    except DeviceError as error:
+        return str(error)
+    unreported = f" {agent.state.unreported}" if agent.state.unreported else ""
+    return f"Runs version {release.version} ({release.format}), epoch {release.epoch}.{unreported}"

@@ -1,0 +1,57 @@
+"""A device's folder as others than its agent may look at it: its model, and how it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlfd_fleet.device import install, rules
+from dlfd_fleet.device.answering import NEVER, NoAnswerError, check_lease
+from dlfd_fleet.device.clock import Clock
+from dlfd_fleet.device.folder import DeviceFolder
+from dlfd_fleet.device.inference import DeviceModel
+
+
+def allowed_model(folder: DeviceFolder) -> DeviceModel:
+    """Load the model that this device may run now, beside its agent or without one.
+
+    Raises
+    ------
+    NoAnswerError
+        If the lease has run out, or there is no such model.
+    DeviceError
+        If the model is damaged, or the floor is lost.
+    """
+    clock, state, floor = Clock(folder.clock), folder.read_state(), folder.floor.read()
+    check_lease(rules.lease_until(state.heard, folder.settings.lease_days, NEVER), clock.now())
+    clock.keep()
+    current = rules.slots_at_floor(state, floor).current
+    if current is None:
+        raise NoAnswerError(
+            f"This device has no model that may run: {state.problem or 'nothing is installed at or above its floor.'}"
+        )
+    return install.load(folder, current, floor)
+
+
+def describe(folder: DeviceFolder) -> dict[str, Any]:
+    """Return how a device stands, in words and numbers that JSON can hold."""
+    clock, state, floor = Clock(folder.clock), folder.read_state(), folder.floor.read()
+    current = state.current.release if state.current else None
+    lease = rules.lease_until(state.heard, folder.settings.lease_days, NEVER)
+    answers = current is not None and current.epoch >= floor and (lease is None or clock.now() < lease)
+    return {
+        "device": folder.device,
+        "url": folder.settings.url,
+        "version": current.version if current else "",
+        "format": current.format if current else "",
+        "epoch": current.epoch if current else None,
+        "floor": floor,
+        "answers": answers,
+        "healthy": state.healthy and answers,
+        "previous": state.previous.release.version if state.previous else "",
+        "heard": str(state.heard or ""),
+        "lease_until": str(lease or ""),
+        "problem": state.problem,
+        "refused": [refusal.reason for refusal in state.refusals],
+        "unreported": state.unreported,
+        "purged_unreported": list(state.purged),
+    }

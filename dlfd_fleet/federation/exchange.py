@@ -1,0 +1,153 @@
+"""A task for each of some nodes, and their replies, though SuperNodes and ClientApps may die in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TypeVar
+
+import httpx
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+# A process or a connection died with the task. What a site's own code raises would come again when it is asked again.
+_DEATHS = frozenset(
+    {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.CLIENT_APP_CRASHED,
+    }
+)
+_SHORTEST_POLL, LONGEST_POLL = 0.05, 1.0
+# A SuperLink whose database is busy answers these with 500, and nothing has happened; others may have half happened.
+_REPEATABLE = ("/get-nodes", "/pull-messages")
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
+_T = TypeVar("_T")
+
+
+def activations(grid: Grid) -> dict[int, str]:
+    """Return the connected nodes, and when each one's SuperNode was let in: another time is another process."""
+    nodes = _patiently(lambda: list(grid.get_nodes()))
+    return {node.node_id: node.last_activated_at for node in nodes}
+
+
+def _patiently(call: Callable[[], _T]) -> _T:
+    for pause in _PAUSES:
+        try:
+            return call()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            if not error.request.url.path.endswith(_REPEATABLE):
+                raise
+            time.sleep(pause)
+    return call()
+
+
+class Exchange:
+    """Sends the tasks; :meth:`replies` takes what comes back.
+
+    A SuperNode that is started again has lost the task that it had pulled, and the SuperLink gives out none twice. So a
+    node whose SuperNode or ClientApp died is asked once more, when it is back.
+
+    Parameters
+    ----------
+    grid
+        Flower's grid.
+    kind, tasks, group
+        The messages' type, content by node, and group.
+    return_seconds
+        Longest wait for a node that died.
+    notice
+        Told of a node that died.
+
+    Attributes
+    ----------
+    repeated
+        Nodes that were asked twice.
+    unanswered
+        Nodes that have not answered when :meth:`replies` ends, and why.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        kind: str,
+        tasks: Mapping[int, RecordDict],
+        group: str,
+        return_seconds: float,
+        notice: Callable[[int], None],
+    ) -> None:
+        self._grid, self._kind, self._tasks, self._group = grid, kind, tasks, group
+        self._return_seconds, self._notice = return_seconds, notice
+        self.repeated: set[int] = set()
+        self.unanswered: dict[int, str] = {}
+        self._died: dict[int, float] = {}
+        self._known = activations(grid)
+        self._outstanding: dict[str, int] = {}
+        self._send(tasks)
+
+    def replies(self, timeout: float) -> Iterator[tuple[int, Message]]:
+        """Yield each node and its reply, or its error, as they arrive; each reply is dropped once it is used.
+
+        Parameters
+        ----------
+        timeout
+            Longest wait for all of them, seconds.
+        """
+        deadline, poll = time.monotonic() + timeout, _SHORTEST_POLL
+        while (self._outstanding or self._died) and time.monotonic() < deadline:
+            heard = False
+            for node, message in self._arrived():
+                heard = True
+                yield node, message
+            poll = _SHORTEST_POLL if heard else min(LONGEST_POLL, poll * 1.5)
+            if self._died or poll == LONGEST_POLL:
+                self._ask_again()
+            if self._outstanding or self._died:
+                time.sleep(poll)
+        for node in {*self._outstanding.values(), *self._died}:
+            self.unanswered[node] = f"did not answer {self._kind} within {timeout:.0f} s"
+
+    def _send(self, nodes: Iterable[int]) -> None:
+        messages = [Message(self._tasks[node], node, self._kind, group_id=self._group) for node in nodes]
+        if messages:
+            self._outstanding |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
+
+    def _arrived(self) -> Iterator[tuple[int, Message]]:
+        # One id at a time: only one reply's arrays are in memory while it is used.
+        for message_id in list(self._outstanding):
+            if message_id not in self._outstanding:
+                continue  # its node was asked twice, and has answered
+            for message in _patiently(partial(self._pull, message_id)):
+                node = self._outstanding.pop(message_id)
+                if message.has_error() and message.error.code in _DEATHS and node not in self.repeated:
+                    self._note_death(node)
+                    continue
+                self._died.pop(node, None)
+                self._outstanding = {other: asked for other, asked in self._outstanding.items() if asked != node}
+                yield node, message
+
+    def _pull(self, message_id: str) -> list[Message]:
+        return list(self._grid.pull_messages([message_id]))
+
+    def _ask_again(self) -> None:
+        now = activations(self._grid)
+        for node in set(self._outstanding.values()) - self.repeated:
+            if now.get(node, self._known.get(node)) != self._known.get(node):
+                self._note_death(node)
+        back = [node for node in self._died if node in now]
+        for node in back:
+            del self._died[node]
+        self.repeated.update(back)
+        self._send(back)
+        for node in [node for node, since in self._died.items() if time.monotonic() - since > self._return_seconds]:
+            del self._died[node]
+            self.unanswered[node] = f"died at {self._kind}, and was not back within {self._return_seconds:.0f} s"
+
+    def _note_death(self, node: int) -> None:
+        self._died.setdefault(node, time.monotonic())
+        self._notice(node)

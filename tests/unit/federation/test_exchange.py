@@ -1,0 +1,136 @@
+"""Processes that die with a task: it is given once more, and the first answer counts."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.task_identity import TaskIdentity
+
+from dlfd_fleet.federation import exchange as module
+from dlfd_fleet.federation.fleet import AWAY, Fleet, pseudonym
+
+DIED = Error(code=ErrorCode.NODE_UNAVAILABLE, reason="node_unavail")
+CRASHED = Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="crashed")
+RAISED = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="out of memory")
+
+
+@pytest.fixture(autouse=True)
+def run(monkeypatch):
+    """Messages belong to a run, and nobody waits for long."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    monkeypatch.setattr(module, "LONGEST_POLL", 0.06)
+
+
+class MortalGrid:
+    """As the SuperLink does it: a message is given to one process, and is gone with it.
+
+    ``answers`` are what a node's messages come to, one after another: records, an error, or None for silence.
+    ``starts`` are when its SuperNode was let in, at one look at the nodes after another; None: it is not connected.
+    """
+
+    def __init__(self, answers, starts):
+        self.answers = {node: list(each) for node, each in answers.items()}
+        self.starts = {node: list(each) for node, each in starts.items()}
+        self.sent, self.asked = {}, []
+
+    def get_nodes(self):
+        now = {node: each.pop(0) if len(each) > 1 else each[0] for node, each in self.starts.items()}
+        return [NodeInfo(node_id=node, last_activated_at=start) for node, start in now.items() if start is not None]
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            message.metadata._message_id = f"{node}-{len(self.asked)}"
+            self.asked.append(node)
+            self.sent[message.metadata.message_id] = message, self.answers[node].pop(0)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids):
+        for message_id in message_ids:
+            request, answer = self.sent[message_id]
+            if answer is not None:
+                yield Message(answer, reply_to=request)
+
+
+def exchanged(grid, timeout=5.0, return_seconds=5.0):
+    seen = []
+    fleet = Fleet(grid, timeout, return_seconds=return_seconds, notice=lambda doing: seen.append(dict(doing)))
+    replies = list(fleet.exchange(MessageType.TRAIN, {node: RecordDict() for node in grid.answers}, "1"))
+    return fleet, [reply.node for reply in replies], seen
+
+
+@pytest.mark.parametrize("error", [DIED, CRASHED], ids=["SuperNode", "ClientApp"])
+def test_a_process_that_died_with_its_task_is_asked_once_more(error):
+    grid = MortalGrid({1: [RecordDict()], 2: [error, RecordDict()]}, {1: ["a"], 2: ["a"]})
+    fleet, replied, seen = exchanged(grid)
+    assert (replied, grid.asked, fleet.absent) == ([1, 2], [1, 2, 2], {})
+    assert {pseudonym(2): AWAY} in seen
+
+
+def test_a_supernode_that_was_started_again_unseen_is_asked_once_more():
+    grid = MortalGrid({1: [None, RecordDict()]}, {1: ["a", "a", "b"]})
+    fleet, replied, _ = exchanged(grid)
+    assert (replied, grid.asked, fleet.absent) == ([1], [1, 1], {})
+
+
+def test_a_site_that_is_away_is_asked_again_when_it_is_back_and_not_before():
+    grid = MortalGrid({1: [DIED, RecordDict()]}, {1: ["a", None, None, None, "b"]})
+    fleet, replied, _ = exchanged(grid)
+    assert (replied, grid.asked, fleet.absent) == ([1], [1, 1], {})
+
+
+def test_a_site_that_does_not_come_back_is_named_and_the_others_count():
+    grid = MortalGrid({1: [RecordDict()], 2: [DIED]}, {1: ["a"], 2: ["a", None]})
+    fleet, replied, _ = exchanged(grid, return_seconds=0.1)
+    assert replied == [1]
+    assert fleet.absent == {pseudonym(2): "died at train, and was not back within 0 s"}
+
+
+def test_a_site_that_dies_again_is_not_asked_a_third_time_and_one_that_raises_not_a_second():
+    grid = MortalGrid({1: [CRASHED, CRASHED], 2: [RAISED]}, {1: ["a"], 2: ["a"]})
+    fleet, replied, _ = exchanged(grid)
+    assert (replied, sorted(grid.asked)) == ([], [1, 1, 2])
+    assert fleet.absent == {
+        pseudonym(1): "failed at train: crashed",
+        pseudonym(2): "failed at train: out of memory",
+    }
+
+
+def test_members_that_are_away_are_waited_for_once_and_taken_up_when_they_are_back(monkeypatch):
+    monkeypatch.setattr("dlfd_fleet.federation.fleet.LONGEST_POLL", 0.02)
+    grid = MortalGrid({}, {1: ["a"], 2: [None, None, "a"]})
+    fleet = Fleet(grid, 1.0, return_seconds=60.0, members=frozenset({1, 2}))
+    assert fleet.wait_for_nodes() == (1, 2)
+    grid.starts[2] = [None]
+    fleet.return_seconds = 0.0
+    assert fleet.wait_for_nodes() == (1,)
+    assert fleet.absent == {pseudonym(2): "is not connected"}
+    fleet.return_seconds = 60.0
+    assert fleet.wait_for_nodes() == (1,)
+    grid.starts[2] = ["b"]
+    assert fleet.wait_for_nodes() == (1, 2)
+
+
+def test_a_superlink_whose_database_is_busy_is_asked_again_and_another_error_ends_the_job(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSES", (0.0, 0.0))
+    grid, answers = MortalGrid({1: [RecordDict()]}, {1: ["a"]}), [500, 500, 200, 403]
+    pull = grid.pull_messages
+
+    def busy(message_ids):
+        status = answers.pop(0)
+        request = httpx.Request("POST", "https://superlink.example/v1/runtime/pull-messages")
+        httpx.Response(status, request=request).raise_for_status()
+        return pull(message_ids)
+
+    monkeypatch.setattr(grid, "pull_messages", busy)
+    _, replied, _ = exchanged(grid)
+    assert replied == [1]
+    grid.answers[1] = [RecordDict()]
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        exchanged(grid)
