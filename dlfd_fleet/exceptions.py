@@ -59,6 +59,10 @@ class EvidenceError(FleetError):
     """A report or a certificate is missing or damaged, or does not hold."""
 
 
+class ReportRepeatedError(ReportRefusedError):
+    """A device's report came before: a replay, or the device did not hear that it had been taken."""
+
+
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
 

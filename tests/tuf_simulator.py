@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from dlfd_fleet.delivery import releases
+from dlfd_fleet.delivery.contents import Contents, RoleName
 from dlfd_fleet.delivery.keys import KeyRing
-from dlfd_fleet.delivery.repository import Contents, Repository, RoleName
+from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.delivery.rollout import put
 from dlfd_fleet.device.contract import Release, Rollout, SelfTest
 from dlfd_fleet.settings import DeliverySettings

@@ -23,8 +23,9 @@ Role = Annotated[str, typer.Argument(help="root, targets, snapshot, timestamp or
 @app.command("init")
 def init(new_keys: NewKeys = None, config: Config = None, overrides: Overrides = None) -> None:
     """Make an empty repository and its keys."""
+    from dlfd_fleet.delivery.contents import OFFLINE
     from dlfd_fleet.delivery.delivery import KEYS, opened
-    from dlfd_fleet.delivery.repository import OFFLINE, TRUSTED_ROOT
+    from dlfd_fleet.delivery.repository import TRUSTED_ROOT
 
     with opened(load(config, overrides).settings) as delivery:
         folder = delivery.repository.folder
@@ -73,8 +74,8 @@ def rotate(
     role: Role, keys: Keys = None, new_keys: NewKeys = None, config: Config = None, overrides: Overrides = None
 ) -> None:
     """Replace all keys of a role; needs the root's keys, for `rollout` the releases'."""
+    from dlfd_fleet.delivery.contents import as_role
     from dlfd_fleet.delivery.delivery import KEYS, opened
-    from dlfd_fleet.delivery.repository import as_role
 
     with opened(load(config, overrides).settings, keys or ()) as delivery:
         folder = new_keys or delivery.repository.folder / KEYS

@@ -8,67 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import sqlalchemy as sa
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Signer, SSlibKey
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
+from dlfd_fleet.delivery.database import ATTACK, DELIVERY, DEVICE, FILE, NONCE, TABLES, engine_of
 from dlfd_fleet.delivery.reports import open_envelope, verified_report
 from dlfd_fleet.device.contract import DeviceReport
-from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError
+from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
 from dlfd_fleet.settings import Format
 
 RETIREMENT_TYPE = "application/vnd.dlfd-fleet.device-retirement+json"
 _VERSION = 1
-_BUSY_SECONDS = 30
 _KEPT_ATTACKS = 1000
-
-_tables = sa.MetaData()
-_delivery = sa.Table(
-    "delivery",
-    _tables,
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("floor", sa.Integer, nullable=False),  # least epoch that devices may run; it never falls
-)
-_device = sa.Table(
-    "device",
-    _tables,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("public_key", sa.String, nullable=False),
-    sa.Column("canary", sa.Boolean, nullable=False),
-    sa.Column("enrolled_at", sa.String, nullable=False),
-    sa.Column("retirement", sa.String),  # DSSE envelope that says why
-    sa.Column("report", sa.String),  # the last one
-    sa.Column("received_at", sa.String),
-)
-_nonce = sa.Table(
-    "nonce",
-    _tables,
-    sa.Column("device", sa.String, sa.ForeignKey("device.id"), primary_key=True),
-    sa.Column("nonce", sa.String, primary_key=True),
-    sa.Column("received_at", sa.String, nullable=False, index=True),
-)
-_attack = sa.Table(
-    "attack",
-    _tables,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("device", sa.String, sa.ForeignKey("device.id"), nullable=False),
-    sa.Column("at", sa.String, nullable=False),
-    sa.Column("said", sa.String, nullable=False),
-)
-_file = sa.Table(
-    "file",
-    _tables,
-    sa.Column("sha256", sa.String, primary_key=True),
-    sa.Column("sequence", sa.Integer, primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("version", sa.String, nullable=False),
-    sa.Column("format", sa.String, nullable=False),
-    sa.Column("published_at", sa.String, nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -125,12 +80,12 @@ class DeviceStore:
 
     def __init__(self, location: Path | str) -> None:
         self.name = str(location)
-        self._engine = _sqlite(location) if isinstance(location, Path) else _postgresql(location)
+        self._engine = engine_of(location)
         with self._transaction() as connection:
-            _tables.create_all(connection)
-            version = connection.execute(sa.select(_delivery.c.version)).scalar()
+            TABLES.create_all(connection)
+            version = connection.execute(sa.select(DELIVERY.c.version)).scalar()
             if version is None:
-                connection.execute(sa.insert(_delivery).values(version=_VERSION, floor=0))
+                connection.execute(sa.insert(DELIVERY).values(version=_VERSION, floor=0))
             elif version != _VERSION:
                 raise DeliveryError(
                     f"{self.name} has the format {version}, and this release reads {_VERSION}; use the release that "
@@ -166,7 +121,7 @@ class DeviceStore:
         }
         try:
             with self._transaction() as connection:
-                connection.execute(sa.insert(_device).values(row))
+                connection.execute(sa.insert(DEVICE).values(row))
         except IntegrityError as error:
             raise DeliveryError(f"The device {key.keyid[:12]} is in the fleet already.") from error
         return key.keyid
@@ -191,19 +146,19 @@ class DeviceStore:
         envelope = Envelope(json.dumps(statement, sort_keys=True).encode(), RETIREMENT_TYPE, {})
         envelope.sign(signer)
         with self._transaction() as connection:
-            update = sa.update(_device).where(_device.c.id == found.id)
+            update = sa.update(DEVICE).where(DEVICE.c.id == found.id)
             connection.execute(update.values(retirement=json.dumps(envelope.to_dict())))
         return self.find(found.id)
 
     def retirement(self, device: str) -> str | None:
         """Return the signed envelope that says why a device is retired."""
         with self._transaction() as connection:
-            return connection.execute(sa.select(_device.c.retirement).where(_device.c.id == device)).scalar()
+            return connection.execute(sa.select(DEVICE.c.retirement).where(DEVICE.c.id == device)).scalar()
 
     def devices(self) -> list[Device]:
         """Return all devices, by name."""
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(_device).order_by(_device.c.name, _device.c.id)).mappings().all()
+            rows = connection.execute(sa.select(DEVICE).order_by(DEVICE.c.name, DEVICE.c.id)).mappings().all()
         return [_as_device(row) for row in rows]
 
     def find(self, device: str) -> Device:
@@ -233,11 +188,13 @@ class DeviceStore:
         Raises
         ------
         ReportRefusedError
-            If it is not signed by a device of the fleet, is too old or too new, or came before.
+            If it is not signed by a device of the fleet, or is too old or too new.
+        ReportRepeatedError
+            If it came before.
         """
         envelope, keyid = open_envelope(content)
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_device).where(_device.c.id == keyid)).mappings().first()
+            row = connection.execute(sa.select(DEVICE).where(DEVICE.c.id == keyid)).mappings().first()
         if row is None:
             raise ReportRefusedError(f"The device {keyid[:12]} is not of this fleet: enroll its public key.")
         if row["retirement"] is not None:
@@ -251,30 +208,30 @@ class DeviceStore:
         try:
             self._keep(report, now, window)
         except IntegrityError as error:
-            raise ReportRefusedError(f"This report of {row['name']} came before: a replay.") from error
+            raise ReportRepeatedError(f"This report of {row['name']} came before: it counts once.") from error
         return report
 
     def _keep(self, report: DeviceReport, now: datetime, window: timedelta) -> None:
         with self._transaction() as connection:
             nonce = {"device": report.device, "nonce": report.nonce, "received_at": now.isoformat()}
-            connection.execute(sa.insert(_nonce).values(nonce))
+            connection.execute(sa.insert(NONCE).values(nonce))
             # A report's time is at most one window from ours, either way: two windows on, it is refused for its time.
-            over = _nonce.c.received_at < (now - 2 * window).isoformat()
-            connection.execute(sa.delete(_nonce).where(over))
+            over = NONCE.c.received_at < (now - 2 * window).isoformat()
+            connection.execute(sa.delete(NONCE).where(over))
             attacks = [
                 {"device": report.device, "at": report.time.isoformat(), "said": said} for said in report.attacks
             ]
             if attacks:
-                newest = connection.execute(sa.insert(_attack).returning(_attack.c.number), attacks).scalars().all()
-                connection.execute(sa.delete(_attack).where(_attack.c.number <= max(newest) - _KEPT_ATTACKS))
-            last = connection.execute(sa.select(_device.c.report).where(_device.c.id == report.device)).scalar()
+                newest = connection.execute(sa.insert(ATTACK).returning(ATTACK.c.number), attacks).scalars().all()
+                connection.execute(sa.delete(ATTACK).where(ATTACK.c.number <= max(newest) - _KEPT_ATTACKS))
+            last = connection.execute(sa.select(DEVICE.c.report).where(DEVICE.c.id == report.device)).scalar()
             if last is None or DeviceReport.model_validate_json(last).time < report.time:
-                update = sa.update(_device).where(_device.c.id == report.device)
+                update = sa.update(DEVICE).where(DEVICE.c.id == report.device)
                 connection.execute(update.values(report=report.model_dump_json(), received_at=now.isoformat()))
 
     def attacks(self, most: int = 20) -> list[Attack]:
         """Return what devices refused, newest first."""
-        query = sa.select(_attack).order_by(_attack.c.number.desc()).limit(most)
+        query = sa.select(ATTACK).order_by(ATTACK.c.number.desc()).limit(most)
         with self._transaction() as connection:
             rows = connection.execute(query).mappings().all()
         return [Attack(row["device"], datetime.fromisoformat(row["at"]), row["said"]) for row in rows]
@@ -285,18 +242,18 @@ class DeviceStore:
         """Remember a file that devices may have from now on."""
         row = {**vars(file), "published_at": (now or datetime.now(UTC)).isoformat()}
         with self._transaction() as connection:
-            connection.execute(sa.insert(_file).values(row))
+            connection.execute(sa.insert(FILE).values(row))
 
     def files(self) -> list[PublishedFile]:
         """Return every model file that devices could ever have had, oldest first."""
-        columns = [_file.c[name] for name in PublishedFile.__dataclass_fields__]
+        columns = [FILE.c[name] for name in PublishedFile.__dataclass_fields__]
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(*columns).order_by(_file.c.sequence, _file.c.format)).mappings().all()
+            rows = connection.execute(sa.select(*columns).order_by(FILE.c.sequence, FILE.c.format)).mappings().all()
         return [PublishedFile(**row) for row in rows]
 
     def published_at(self, sequence: int) -> datetime | None:
         """Return when a publication was made."""
-        query = sa.select(sa.func.min(_file.c.published_at)).where(_file.c.sequence == sequence)
+        query = sa.select(sa.func.min(FILE.c.published_at)).where(FILE.c.sequence == sequence)
         with self._transaction() as connection:
             text = connection.execute(query).scalar()
         return datetime.fromisoformat(text) if text else None
@@ -304,17 +261,17 @@ class DeviceStore:
     def last_sequence(self) -> int:
         """Return the number of the last publication; 0 before there is one."""
         with self._transaction() as connection:
-            return connection.execute(sa.select(sa.func.max(_file.c.sequence))).scalar() or 0
+            return connection.execute(sa.select(sa.func.max(FILE.c.sequence))).scalar() or 0
 
     def floor(self) -> int:
         """Return the least epoch that devices may run, as far as it was ever published."""
         with self._transaction() as connection:
-            return int(connection.execute(sa.select(_delivery.c.floor)).scalar_one())
+            return int(connection.execute(sa.select(DELIVERY.c.floor)).scalar_one())
 
     def raise_floor(self, epoch: int) -> None:
         """Keep the floor that was published; it never falls."""
         with self._transaction() as connection:
-            connection.execute(sa.update(_delivery).where(_delivery.c.floor < epoch).values(floor=epoch))
+            connection.execute(sa.update(DELIVERY).where(DELIVERY.c.floor < epoch).values(floor=epoch))
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -340,33 +297,3 @@ def _as_device(row: sa.RowMapping) -> Device:
         report=DeviceReport.model_validate_json(row["report"]) if row["report"] else None,
         received_at=datetime.fromisoformat(row["received_at"]) if row["received_at"] else None,
     )
-
-
-def _sqlite(file: Path) -> sa.Engine:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeliveryError(f"The folder {file.parent} cannot be made: {error.strerror}.") from error
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
-    sa.event.listen(engine, "connect", _prepare)
-    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return engine
-
-
-def _prepare(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions are begun above, so that writers wait instead of failing
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _postgresql(location: str) -> sa.Engine:
-    try:
-        engine = sa.create_engine(location)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise DeliveryError(
-            f"delivery.database '{location}' cannot be used ({error}); write postgresql+psycopg://host/database, and "
-            "install dlfd-fleet[postgresql]."
-        ) from error
-    if engine.dialect.name != "postgresql":
-        raise DeliveryError(f"delivery.database '{location}' is not of PostgreSQL; leave it unset for SQLite.")
-    return engine

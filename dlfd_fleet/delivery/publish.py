@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlfd_fleet.delivery import releases, rollout
+from dlfd_fleet.delivery.contents import Contents
 from dlfd_fleet.delivery.devices import DeviceStore, PublishedFile
-from dlfd_fleet.delivery.repository import Contents, Repository
+from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.device.contract import MODELS_FOLDER, Release, SelfTest
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
 from dlfd_fleet.exceptions import DeliveryError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tuf.api.metadata import TargetFile
 
-from dlfd_fleet.delivery.repository import Contents
+from dlfd_fleet.delivery.contents import Contents
 from dlfd_fleet.device.contract import CUSTOM_KEY, Release
 
 

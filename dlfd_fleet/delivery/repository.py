@@ -6,17 +6,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
 
 import filelock
 from securesystemslib.signer import Signer
@@ -34,50 +28,17 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from dlfd_fleet.delivery.contents import OFFLINE, ROLES, Contents, RoleName, read_contents
+from dlfd_fleet.delivery.files import sweep, write_whole
 from dlfd_fleet.delivery.keys import KeyRing
 from dlfd_fleet.device.contract import ROLLOUT_ROLE
-from dlfd_fleet.device.download import sync_folder
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings
 
-S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
-RoleName = Literal["root", "targets", "snapshot", "timestamp", "rollout"]
-ROLES: tuple[RoleName, ...] = ("root", "targets", "snapshot", "timestamp", "rollout")
-OFFLINE: tuple[RoleName, ...] = ("root", "targets")
-"""Roles whose keys may be kept away from the coordinator; those of the others sign every day."""
 TRUSTED_ROOT = "root.json"
 """Beside the repository: the root that everything is verified from, here and on every device."""
 _BELOW_SNAPSHOT: tuple[RoleName, ...] = ("targets", "rollout")
-_NEW = ".new"
-_GRACE_SECONDS = 3600.0
 _HASHES = ["sha256"]
-_VERSIONED = re.compile(r"(\d+)\.(targets|rollout|snapshot)\.json")
-
-
-@dataclass
-class Contents:
-    """The verified metadata of a repository; change what is ``signed`` and commit it."""
-
-    root: Metadata[Root]
-    targets: Metadata[Targets]
-    rollout: Metadata[Targets]
-    snapshot: Metadata[Snapshot]
-    timestamp: Metadata[Timestamp]
-
-    def of(self, role: RoleName) -> Metadata[Any]:
-        """Return a role's metadata."""
-        return cast("Metadata[Any]", getattr(self, role))
-
-    def target_files(self) -> dict[str, TargetFile]:
-        """Return every target that is listed."""
-        return self.targets.signed.targets | self.rollout.signed.targets
-
-
-def as_role(name: str) -> RoleName:
-    """Return a role by its name, or raise a :class:`DeliveryError` that names them all."""
-    if name not in ROLES:
-        raise DeliveryError(f"There is no role '{name}'; there are {', '.join(ROLES)}.")
-    return name
 
 
 def now_utc() -> datetime:
@@ -148,8 +109,13 @@ class Repository:
             self.commit(contents, ("targets", "rollout"))
             write_whole(self.folder / TRUSTED_ROOT, contents.root.to_bytes())
 
-    def read(self) -> Contents:
+    def read(self, mended: RoleName | None = None) -> Contents:
         """Read and verify everything, from the trusted root on: what is changed is never what somebody else put there.
+
+        Parameters
+        ----------
+        mended
+            A role that is about to get new keys.
 
         Raises
         ------
@@ -160,19 +126,13 @@ class Repository:
         if not file.exists():
             raise DeliveryError(f"There is no repository in {self.folder}; make one with `dlfd-fleet delivery init`.")
         try:
-            root = self._newest_root(Metadata[Root].from_bytes(file.read_bytes()))
-            timestamp = self._verified(Timestamp, "timestamp", None, root.signed)
-            snapshot = self._verified(Snapshot, "snapshot", timestamp.signed.snapshot_meta, root.signed)
-            meta = snapshot.signed.meta
-            targets = self._verified(Targets, "targets", meta["targets.json"], root.signed)
-            rollout = self._verified(Targets, "rollout", meta[f"{ROLLOUT_ROLE}.json"], targets.signed)
+            return read_contents(self.served, file.read_bytes(), mended)
         except (RepositoryError, KeyError) as error:
             raise DeliveryError(
                 f"The repository in {self.served} is damaged or was tampered with ({error}): restore it from a copy."
             ) from error
         except OSError as error:
             raise DeliveryError(f"The repository in {self.served} cannot be read: {error}.") from error
-        return Contents(root, targets, rollout, snapshot, timestamp)
 
     @contextmanager
     def lock(self, patience: float = 30.0) -> Iterator[None]:
@@ -241,7 +201,7 @@ class Repository:
                 contents.timestamp.signed.snapshot_meta = MetaFile.from_data(version, content, _HASHES)
             elif role in _BELOW_SNAPSHOT:
                 contents.snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, _HASHES)
-        self._sweep(contents)
+        sweep(self.served, contents)
 
     def refresh(self, *, only_due: bool = False) -> list[str]:
         """Sign again what would expire, as far as the keys at hand go.
@@ -285,7 +245,7 @@ class Repository:
             If keys of whoever delegates to the role are not at hand.
         """
         with self.lock():
-            contents = self.read()
+            contents = self.read(mended=role)
             old = contents.root.signed
             self.keys.signers("targets" if role == ROLLOUT_ROLE else "root", old)  # before any new key is written
             if role == ROLLOUT_ROLE:
@@ -334,28 +294,6 @@ class Repository:
         """Start from this root from now on, and let new devices start from it: older ones may have lost their keys."""
         write_whole(self.folder / TRUSTED_ROOT, root.to_bytes())
 
-    def _newest_root(self, root: Metadata[Root]) -> Metadata[Root]:
-        root.signed.verify_delegate("root", root.signed_bytes, root.signatures)
-        while (file := self.served / "metadata" / f"{root.signed.version + 1}.root.json").exists():
-            new = Metadata[Root].from_bytes(file.read_bytes())
-            for judge in (root.signed, new.signed):
-                judge.verify_delegate("root", new.signed_bytes, new.signatures)
-            if new.signed.version != root.signed.version + 1:
-                raise RepositoryError(f"{file.name} has version {new.signed.version}")
-            root = new
-        return root
-
-    def _verified(self, kind: type[S], role: RoleName, meta: MetaFile | None, delegator: Root | Targets) -> Metadata[S]:
-        prefix = f"{meta.version}." if meta else ""
-        content = (self.served / "metadata" / f"{prefix}{role}.json").read_bytes()
-        if meta:
-            meta.verify_length_and_hashes(content)
-        metadata = Metadata[S].from_bytes(content)
-        if not isinstance(metadata.signed, kind):
-            raise RepositoryError(f"{prefix}{role}.json is of another role")
-        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        return metadata
-
     def _expiry(self, role: RoleName) -> datetime:
         return self._clock() + timedelta(days=self._days(role))
 
@@ -369,48 +307,3 @@ class Repository:
             "targets": settings.targets_days,
             "timestamp": settings.timestamp_days,
         }.get(role, settings.snapshot_days)
-
-    def _sweep(self, contents: Contents) -> None:
-        """Delete what is not listed any more: a model that was withdrawn must not lie about.
-
-        Metadata, and rollouts, stay for a while for devices that are on their way through them.
-        """
-        metadata, targets = self.served / "metadata", self.served / "targets"
-        for file in list(metadata.iterdir()):
-            if file.name.endswith(_NEW) or _is_over(file, contents):
-                file.unlink(missing_ok=True)
-        listed = [*contents.target_files().values()]
-        for file in metadata.glob(f"*.{ROLLOUT_ROLE}.json"):
-            with suppress(RepositoryError):
-                listed += Metadata[Targets].from_bytes(file.read_bytes()).signed.targets.values()
-        kept = {path for target in listed for path in target.get_prefixed_paths()}
-        for file in [file for file in targets.rglob("*") if file.is_file()]:
-            if file.relative_to(targets).as_posix() not in kept:
-                file.unlink(missing_ok=True)
-                with suppress(OSError):
-                    file.parent.rmdir()  # unless something else is in it
-
-
-def _is_over(file: Path, contents: Contents) -> bool:
-    """Tell whether a metadata file was replaced so long ago that no device needs it any more."""
-    named = _VERSIONED.fullmatch(file.name)
-    if not named or int(named[1]) >= contents.of(as_role(named[2])).signed.version:
-        return False
-    successor = file.with_name(f"{int(named[1]) + 1}.{named[2]}.json")
-    return not successor.exists() or time.time() - successor.stat().st_mtime > _GRACE_SECONDS
-
-
-def write_whole(file: Path, content: Path | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    new = file.with_name(f".{file.name}{_NEW}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with new.open("wb") as opened:
-        if isinstance(content, bytes):
-            opened.write(content)
-        else:
-            with content.open("rb") as source:
-                shutil.copyfileobj(source, opened)
-        opened.flush()
-        os.fsync(opened.fileno())
-    new.replace(file)
-    sync_folder(file.parent)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from dlfd_fleet.delivery import releases
+from dlfd_fleet.delivery.contents import Contents
 from dlfd_fleet.delivery.devices import DeviceStore
-from dlfd_fleet.delivery.repository import Contents, Repository
+from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.device.contract import ROLLOUT_TARGET, DeviceReport, Rollout
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from dlfd_fleet.delivery.delivery import Delivery
 from dlfd_fleet.device.contract import REPORTS_PATH
-from dlfd_fleet.exceptions import FleetError, ReportRefusedError
+from dlfd_fleet.exceptions import FleetError, ReportRefusedError, ReportRepeatedError
 
 logger = logging.getLogger(__name__)
 LARGEST_REPORT = 2**20
@@ -57,6 +57,8 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> 
                 return JSONResponse({"error": f"A report has at most {LARGEST_REPORT} bytes."}, 413)
         try:
             await run_in_threadpool(_receive, delivery, one_at_a_time, content)
+        except ReportRepeatedError:
+            pass  # its device sends it until it hears that it was taken; whoever else does has changed nothing
         except ReportRefusedError as error:
             return JSONResponse({"error": str(error)}, 400)
         return Response(status_code=204)

@@ -7,10 +7,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlfd_fleet.delivery import releases, rollout
+from dlfd_fleet.delivery.contents import ROLES, Contents
 from dlfd_fleet.delivery.delivery import Delivery
 from dlfd_fleet.delivery.devices import Device
 from dlfd_fleet.delivery.erasures import published_epochs, standings
-from dlfd_fleet.delivery.repository import ROLES, Contents
 from dlfd_fleet.device.contract import Rollout
 
 _ID_SHOWN = 12

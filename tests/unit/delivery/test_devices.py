@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from dlfd_fleet.delivery.devices import RETIREMENT_TYPE, DeviceStore, PublishedFile
 from dlfd_fleet.delivery.erasures import open_devices, published_epochs, reached, standings
 from dlfd_fleet.device.contract import REPORT_TYPE, DeviceReport
-from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError
+from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -73,10 +73,12 @@ def test_a_report_is_kept(store, camera):
 
 
 def test_a_report_that_comes_again_is_a_replay(store, camera):
-    content = signed_report(camera, NOW)
+    content = signed_report(camera, NOW, attacks=("a freeze",))
     store.receive(content, NOW, DAY)
-    with pytest.raises(ReportRefusedError, match="a replay"):
+    with pytest.raises(ReportRepeatedError, match="counts once"):
         store.receive(content, NOW + DAY / 2, DAY)
+    assert len(store.attacks()) == 1
+    assert store.find("camera-1").received_at == NOW
 
 
 def test_a_replay_is_refused_for_ever(store, camera):
@@ -86,7 +88,7 @@ def test_a_replay_is_refused_for_ever(store, camera):
     for days in range(1, 6):
         now = NOW + days * DAY
         store.receive(signed_report(camera, now), now, DAY)
-        with pytest.raises(ReportRefusedError, match=r"a replay|too far from now"):
+        with pytest.raises(ReportRefusedError, match=r"counts once|too far from now"):
             store.receive(content, now, DAY)
 
 

@@ -11,12 +11,13 @@ import pytest
 from tuf.api.metadata import Metadata, TargetFile
 
 from dlfd_fleet.delivery import repository as module
+from dlfd_fleet.delivery.contents import ROLES, as_role
 from dlfd_fleet.delivery.keys import KeyRing
-from dlfd_fleet.delivery.repository import ROLES, Repository, as_role
+from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.delivery.rollout import for_everybody
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings
-from tests.tuf_simulator import Clock, SimulatedRepository, serving
+from tests.tuf_simulator import ONE_KEY_EACH, Clock, SimulatedRepository, serving
 
 
 class KilledError(BaseException):
@@ -221,6 +222,32 @@ def test_a_lost_key_of_the_releases_is_replaced_by_the_roots(guarded, tmp_path):
         client = UpdateClient(tmp_path / "device", server.url, root)
         client.refresh()
         assert [each for each, _ in client.releases()] == [name]
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
+def test_a_writer_that_is_killed_while_it_replaces_lost_keys_is_followed_by_one_that_does(world, monkeypatch, role):
+    name = world.simulator.release(b"before", epoch=1, sequence=1)
+    keys, root = keys_of(world.simulator), world.simulator.root
+    shutil.copytree(world.simulator.repository.folder, world.folder / "before")
+    for number in range(1, 8):
+        for file in keys.glob(f"{role}-*"):
+            file.unlink()
+        writer = Repository(world.simulator.repository.folder, KeyRing([keys]), ONE_KEY_EACH, world.simulator.clock)
+        with monkeypatch.context() as patch:
+            died = dies_at(patch, number)
+            with suppress(KilledError):
+                writer.rotate(role, keys)
+            happened = died()
+        again = Repository(writer.folder, KeyRing([keys]), ONE_KEY_EACH, world.simulator.clock)
+        again.rotate(role, keys)
+        client = world.device(f"device-{number}", root)
+        client.refresh()
+        assert [each for each, _ in client.releases()] == [name]
+        if not happened:
+            break
+        shutil.rmtree(writer.folder)
+        shutil.copytree(world.folder / "before", writer.folder)
+    assert number > 2
 
 
 @pytest.mark.parametrize("role", ROLES)
