@@ -40,7 +40,7 @@ keep() {
         "$@" >> "$log" 2>&1 & child=$!
         started=
         while sleep "$pause" & nap=$!; wait "$nap"; kill -0 "$child" 2> /dev/null; do
-            if pgrep -P "$child" > /dev/null; then
+            if pgrep -r D,R,S -P "$child" > /dev/null; then
                 started=1
             elif [ -n "$started" ]; then
                 kill "$child" || true

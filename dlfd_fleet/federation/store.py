@@ -299,6 +299,12 @@ class Store:
         with self._transaction() as connection:
             return list(connection.execute(query).scalars())
 
+    def step_seconds(self, job: str) -> float:
+        """Return what a job's finished steps took; 0 once they are forgotten."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(_step.c.seconds), 0.0)).where(_step.c.job == job)
+        with self._transaction() as connection:
+            return float(connection.execute(query).scalar_one())
+
     def finish_step(self, job: str, step: FinishedStep) -> None:
         """Keep a step's result; the arrays first, so that a row never names a file that is not whole."""
         file = f"steps/{step.name}.safetensors" if step.arrays else None
