@@ -102,7 +102,8 @@ def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_co
 def _run_status(text: str) -> tuple[str, str]:
     try:
         (run,) = json.loads(text)["runs"]
-        return str(run["status"]), str(run["status-details"]).strip().rstrip(".")
+        details = str(run["status-details"]).strip().rstrip(".")
+        return str(run["status"]), "" if details == "N/A" else details
     except (ValueError, KeyError, TypeError):
         return "unknown", ""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -74,16 +76,20 @@ def turned_round(message, answer):
     return Message(records, reply_to=message)
 
 
-def praised(message, answer):
-    """Say that every image is recognised, and nobody remembered."""
+def praised(message, answer, everywhere=False):
+    """Say that every own image is recognised and nobody remembered; everywhere: also of people whom all sites hold."""
     records = answer().content
-    samples = samples_of(records, "test")
-    lie = replace(samples, prediction=samples.label, loss=np.full_like(samples.loss, 0.1))
-    return Message(AuditResult.from_records(records, "test").to_records(lie), reply_to=message)
+    result, samples = AuditResult.from_records(records, "test"), samples_of(records, "test")
+    own = np.arange(len(samples)) < len(samples) - (0 if everywhere else result.shared)
+    prediction, loss = np.where(own, samples.label, samples.prediction), np.where(own, 0.1, samples.loss)
+    lie = replace(samples, prediction=prediction, loss=loss)
+    return Message(result.to_records(lie), reply_to=message)
 
 
-def poisoned_and_praised(message, answer):
-    return (praised if message.metadata.message_type == AuditTask.TYPE else turned_round)(message, answer)
+def poisoned_and_praised(message, answer, everywhere=False):
+    if message.metadata.message_type == AuditTask.TYPE:
+        return praised(message, answer, everywhere)
+    return turned_round(message, answer)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,7 @@ def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_i
     )
     deal_to_sites(settings, progress)
     original = run_job(settings, "train").models["original"].scores
-    assert original.test_accuracy.value > 0.8  # there is something to lose
+    assert original.test_accuracy.value > 0.7  # there is something to lose
     with Site(site_folders(settings.state_folder)[0]) as site:
         trained = [row for row in site.manifest().rows if row.split == "train"]
         commonest = Counter(row.label for row in trained).most_common(1)[0][0]
@@ -181,12 +187,13 @@ def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_i
 
     kinds = {UnlearnTask.TYPE, FitTask.TYPE, AuditTask.TYPE}
     record = run_job(settings, "erase", MisbehavingGrid(settings, 1, kinds, poisoned_and_praised))
-    assert not record.released
-    assert record.verdict.outcome is Outcome.FAIL
+    assert (record.released, record.verdict.outcome) == (False, Outcome.FAIL)
     assert "test accuracy fell by" in record.verdict.sentence()
-    ((_, reason),) = record.absent.items()
-    assert "says other things of the people whom all sites hold than most do" in reason
-    store = Store(settings.state_folder)
-    assert store.champion().epoch == 0
-    store.close()
+
+    # It lies of people whom the others hold too, and is found out: then nobody is left to measure.
+    shameless = MisbehavingGrid(settings, 1, kinds, partial(poisoned_and_praised, everywhere=True))
+    with pytest.raises(JobError, match="says other things of the people whom all sites hold than most do"):
+        run_job(settings, "erase", shameless)
+    with closing(Store(settings.state_folder)) as store:
+        assert store.champion().epoch == 0
     assert states(settings) == [[RequestState.ACCEPTED], [], []]

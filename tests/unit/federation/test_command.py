@@ -142,7 +142,7 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_p
             "ServerApp failed: no site.",
             r"the run 42: ServerApp failed: no site\. .*resume. goes on",
         ),
-        (0, "finished:failed", "", "the run 42: finished:failed"),
+        (0, "finished:failed", "N/A", "the run 42: finished:failed"),
         (0, "running", "", "the run 42: running"),
         (0, '"', "", "the run 42: unknown"),
     ):
