@@ -12,6 +12,7 @@ port=${2:-9300}
 [ -d "$state/sites" ] || { echo "There is no $state/sites; make it with: dlfd-fleet data deal" >&2; exit 2; }
 export FLWR_HOME="$state/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export DLFD_FLEET_STATE_FOLDER="$state"
+database=${SUPERLINK_DATABASE:-$FLWR_HOME/superlink.db}  # or :memory:
 mkdir -p "$FLWR_HOME"
 here=$(dirname "$(realpath "$0")")
 keys="$state/keys"
@@ -40,7 +41,7 @@ keep() {
         "$@" >> "$log" 2>&1 & child=$!
         started=
         while sleep "$pause" & nap=$!; wait "$nap"; kill -0 "$child" 2> /dev/null; do
-            if pgrep -P "$child" > /dev/null; then
+            if pgrep -r D,R,S -P "$child" > /dev/null; then
                 started=1
             elif [ -n "$started" ]; then
                 kill "$child" || true
@@ -52,7 +53,7 @@ keep() {
 }
 pause=10
 keep "$FLWR_HOME/superlink.log" flower-superlink --ssl-ca-certfile "$keys/ca.crt" --ssl-certfile "$keys/superlink.crt" \
-    --ssl-keyfile "$keys/superlink.key" --enable-supernode-auth --database "$FLWR_HOME/superlink.db" --port "$port" \
+    --ssl-keyfile "$keys/superlink.key" --enable-supernode-auth --database "$database" --port "$port" \
     --disable-runtime-dependency-installation &
 started+=($!)
 for _ in $(seq 120); do
@@ -68,7 +69,8 @@ for site in "$state"/sites/*/; do
         echo "$said" >&2
         exit 1
     fi
-    keep "$FLWR_HOME/supernode-$number.log" flower-supernode --root-certificates "$keys/ca.crt" \
+    # The SuperLink goes before what sites compute, as on a machine of its own.
+    keep "$FLWR_HOME/supernode-$number.log" nice -n 5 flower-supernode --root-certificates "$keys/ca.crt" \
         --auth-supernode-private-key "$keys/nodes/$name" --superlink "127.0.0.1:$port" --port $((port + number)) \
         --node-config "site-folder=\"${site%/}\"" &
     started+=($!)

@@ -79,6 +79,12 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.requests.items())) or "none"
     console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger's history is whole.")
     console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")
+    for label, images in sorted(status.unknown_labels.items()):
+        console.print(
+            f"{images} images have the label '{label}', which is none of the classes in site.json: the site can take "
+            "part in no job until the manifest or site.json is corrected.",
+            soft_wrap=True,
+        )
     if not status.fleet_secret:
         console.print("Without a fleet secret this site does not learn of people who ask at other sites.")
     if status.open_requests:

@@ -19,6 +19,15 @@ from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.fleet import WAITING
+from dlfd_fleet.federation.messages import (
+    AuditTask,
+    CalibrateTask,
+    FileAuditTask,
+    FitTask,
+    PendingQuery,
+    SettleTask,
+    UnlearnTask,
+)
 from dlfd_fleet.federation.store import FINAL_STEPS, JobKind, JobRecord, Store
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
@@ -35,6 +44,16 @@ _AFTERWARDS = (
 )
 _APP = Path(__file__).resolve().parents[2]
 _SECONDS_BETWEEN_LOOKS = 1.0
+_DOING = {
+    PendingQuery.TYPE: "counting its requests",
+    FitTask.TYPE: "training",
+    UnlearnTask.TYPE: "unlearning",
+    AuditTask.TYPE: "auditing the model",
+    FileAuditTask.TYPE: "auditing the file",
+    CalibrateTask.TYPE: "measuring ranges",
+    SettleTask.TYPE: "settling its requests",
+    WAITING: "has answered, waits for the others",
+}
 
 
 def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_config: str | None) -> None:
@@ -83,7 +102,8 @@ def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_co
 def _run_status(text: str) -> tuple[str, str]:
     try:
         (run,) = json.loads(text)["runs"]
-        return str(run["status"]), str(run["status-details"]).strip().rstrip(".")
+        details = str(run["status-details"]).strip().rstrip(".")
+        return str(run["status"]), "" if details == "N/A" else details
     except (ValueError, KeyError, TypeError):
         return "unknown", ""
 
@@ -126,21 +146,24 @@ def job_table(store: Store) -> Table:
     for record in store.jobs():
         verdict = record.verdict.outcome.value if record.verdict else ""
         requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
-        table.add_row(record.job, _state(record, running), requests, verdict, epoch, f"{record.seconds / 60:.1f}")
+        done = sum(phase.seconds for phase in store.phases(record.job).values())
+        minutes = f"{max(record.seconds, done) / 60:.1f}"
+        table.add_row(record.job, _state(record, running), requests, verdict, epoch, minutes)
     return table
 
 
 def job_status(store: Store, job: str) -> Group:
     """Return one job: how far it is, what each site does, and what came of it."""
-    record, now = store.load(job), datetime.now(UTC)
+    record, now, running = store.load(job), datetime.now(UTC), store.is_locked()
     sites = Table("site", "doing", "for")
-    for activity in store.activities(job):
+    for activity in store.activities(job) if running and record.step not in FINAL_STEPS else ():
         if activity.site.startswith("node-") and activity.doing == WAITING:
             continue  # it has said since which site it is
-        sites.add_row(activity.site, activity.doing, f"{(now - activity.since).total_seconds():.0f} s")
+        doing = _DOING.get(activity.doing, activity.doing)
+        sites.add_row(activity.site, doing, f"{(now - activity.since).total_seconds():.0f} s")
     steps = store.steps(job)
-    lines = [f"{record.job}: {_state(record, store.is_locked())}"]
-    if record.step not in FINAL_STEPS and not store.is_locked():
+    lines = [f"{record.job}: {_state(record, running)}"]
+    if record.step not in FINAL_STEPS and not running:
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
@@ -171,7 +194,7 @@ def _watch_in_lines(store: Store, job: str, console: Console) -> None:
     while goes_on:
         goes_on = _goes_on(store, job)
         now = {"steps": ", ".join(store.steps(job)[-1:])}
-        now |= {activity.site: activity.doing for activity in store.activities(job)}
+        now |= {each.site: _DOING.get(each.doing, each.doing) for each in store.activities(job)}
         for name, value in now.items():
             if said.get(name, "") != value:
                 console.print(f"{name}: {value}", soft_wrap=True, highlight=False)

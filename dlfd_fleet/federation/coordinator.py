@@ -413,6 +413,7 @@ def _carry_out(
     waits = settings.fleet
     fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
+    store.forget_activities(record.job)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
     parameters = flatten(settings.model_dump(mode="json"))

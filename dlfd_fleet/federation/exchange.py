@@ -21,6 +21,7 @@ _DEATHS = frozenset(
         ErrorCode.CLIENT_APP_CRASHED,
     }
 )
+AWAY = "away: asked again when it is back"
 _SHORTEST_POLL, LONGEST_POLL = 0.05, 1.0
 # A SuperLink whose database is busy answers these with 500, and nothing has happened; others may have half happened.
 _REPEATABLE = ("/get-nodes", "/pull-messages")
@@ -62,7 +63,7 @@ class Exchange:
     return_seconds
         Longest wait for a node that died.
     notice
-        Told of a node that died.
+        Told of a node that died, and when it is asked again.
 
     Attributes
     ----------
@@ -79,7 +80,7 @@ class Exchange:
         tasks: Mapping[int, RecordDict],
         group: str,
         return_seconds: float,
-        notice: Callable[[int], None],
+        notice: Callable[[int, str], None],
     ) -> None:
         self._grid, self._kind, self._tasks, self._group = grid, kind, tasks, group
         self._return_seconds, self._notice = return_seconds, notice
@@ -142,6 +143,7 @@ class Exchange:
         back = [node for node in self._died if node in now]
         for node in back:
             del self._died[node]
+            self._notice(node, self._kind)
         self.repeated.update(back)
         self._send(back)
         for node in [node for node, since in self._died.items() if time.monotonic() - since > self._return_seconds]:
@@ -150,4 +152,4 @@ class Exchange:
 
     def _note_death(self, node: int) -> None:
         self._died.setdefault(node, time.monotonic())
-        self._notice(node)
+        self._notice(node, AWAY)

@@ -11,12 +11,11 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.exchange import LONGEST_POLL, Exchange, activations
+from dlfd_fleet.federation.exchange import AWAY, LONGEST_POLL, Exchange, activations
 
 logger = logging.getLogger(__name__)
 
 WAITING = "waiting"
-AWAY = "away: asked again when it is back"
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,11 @@ class Fleet:
         self.notice({self.name(node): kind for node in tasks})
         sent = {node: _array_bytes(records) for node, records in tasks.items()}
         self.sent_bytes += sum(sent.values())
-        exchange = Exchange(
-            self.grid, kind, tasks, group, self.return_seconds, lambda node: self.notice({self.name(node): AWAY})
-        )
+
+        def notice(node: int, doing: str) -> None:
+            self.notice({self.name(node): doing})
+
+        exchange = Exchange(self.grid, kind, tasks, group, self.return_seconds, notice)
         for node, message in exchange.replies(self.timeout):
             self.notice({self.name(node): WAITING})
             if message.has_error():

@@ -18,7 +18,7 @@ from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.device.inference import DeviceModel
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.aggregation import update_to_send
 from dlfd_fleet.federation.messages import (
     Arrays,
@@ -329,7 +329,10 @@ def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
 
 def _model(card: ModelCard, arrays: Arrays) -> FaceClassifier:
     model = build(card)
-    model.load_state_dict(arrays)
+    try:
+        model.load_state_dict(arrays)
+    except RuntimeError as error:
+        raise MessageError(f"The coordinator sent arrays that are not those of a {card.architecture}.") from error
     return to_best_device(model)
 
 

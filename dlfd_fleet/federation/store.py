@@ -382,6 +382,11 @@ class Store:
         with self._transaction() as connection:
             connection.execute(sa.insert(_site).prefix_with("OR REPLACE"), rows)
 
+    def forget_activities(self, job: str) -> None:
+        """Delete what sites did when the job's last process died."""
+        with self._transaction() as connection:
+            connection.execute(sa.delete(_site).where(_site.c.job == job))
+
     def activities(self, job: str) -> list[SiteActivity]:
         """Return what each site of a job does, by site."""
         query = sa.select(_site).where(_site.c.job == job).order_by(_site.c.site)

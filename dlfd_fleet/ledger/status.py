@@ -29,6 +29,8 @@ class SiteStatus:
         Images in the manifest that nobody trains on: of people who asked to be forgotten, or purged once and come back.
     purged
         Images that were purged so far.
+    unknown_labels
+        Images in the manifest by label, of labels that are none of the site's classes.
     fleet_secret
         Whether the site can recognise people who ask at other sites.
     """
@@ -40,6 +42,7 @@ class SiteStatus:
     overdue: tuple[ForgetRequest, ...]
     left_out: int
     purged: int
+    unknown_labels: Mapping[str, int]
     fleet_secret: bool
 
 
@@ -65,5 +68,6 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
         overdue=tuple(request for request in requests if request.overdue(now)),
         left_out=len(left_out),
         purged=len(tombstones),
+        unknown_labels=Counter(row.label for row in manifest.rows if row.label not in site.card.classes),
         fleet_secret=site.fleet_pseudonym("", "") is not None,
     )

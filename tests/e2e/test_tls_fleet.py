@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlfd_fleet.federation.fleet import AWAY
+from dlfd_fleet.federation.exchange import AWAY
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message
 from rich.console import Console
 
+from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.messages import MODEL, AuditTask, FitTask, SettleTask, UnlearnTask, arrays_of
+from dlfd_fleet.federation.messages import (
+    MODEL,
+    AuditResult,
+    AuditTask,
+    FitTask,
+    SettleTask,
+    UnlearnTask,
+    arrays_of,
+    samples_of,
+)
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
@@ -51,6 +65,31 @@ def poisoned(message, answer):
     }
     records[MODEL] = ArrayRecord.from_torch_state_dict(arrays)
     return Message(records, reply_to=message)
+
+
+def turned_round(message, answer):
+    """Send a good model with its two answers exchanged: right shapes, and no norm that stands out."""
+    records = answer().content
+    arrays = arrays_of(records, MODEL, "test")
+    turned = {name: array.flip(0) if array.shape[:1] == (2,) else array for name, array in arrays.items()}
+    records[MODEL] = ArrayRecord.from_torch_state_dict(turned)
+    return Message(records, reply_to=message)
+
+
+def praised(message, answer, everywhere=False):
+    """Say that every own image is recognised and nobody remembered; everywhere: also of people whom all sites hold."""
+    records = answer().content
+    result, samples = AuditResult.from_records(records, "test"), samples_of(records, "test")
+    own = np.arange(len(samples)) < len(samples) - (0 if everywhere else result.shared)
+    prediction, loss = np.where(own, samples.label, samples.prediction), np.where(own, 0.1, samples.loss)
+    lie = replace(samples, prediction=prediction, loss=loss)
+    return Message(result.to_records(lie), reply_to=message)
+
+
+def poisoned_and_praised(message, answer, everywhere=False):
+    if message.metadata.message_type == AuditTask.TYPE:
+        return praised(message, answer, everywhere)
+    return turned_round(message, answer)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +137,7 @@ def test_sites_that_poison_or_die_are_named_and_a_job_goes_on_without_them(train
     done, back = [RequestState.COMPLETE], [RequestState.ACCEPTED]
     assert sorted(states(trained)) == sorted([done, done, done, back])
 
-    # The site that answers for the shared people dies in every audit: another one answers for them.
+    # A site dies in every audit: the others answer for the people whom all of them hold.
     record = run_job(trained, "erase", MisbehavingGrid(trained, 1, {AuditTask.TYPE}, dead))
     assert record.released
     assert states(trained) == [done] * 4
@@ -121,3 +160,40 @@ def test_too_few_sites_end_a_job_with_one_sentence_and_its_requests_wait(trained
         run_job(strict, "erase", MisbehavingGrid(trained, 2, {AuditTask.TYPE}, dead))
     assert Store(trained.state_folder).jobs()[-1].step == "failed"
     assert all(site[-1] is RequestState.ACCEPTED for site in states(trained))
+
+
+def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_it_in_every_audit(tmp_path):
+    progress = ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        tmp_path / "faces", people=44, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
+    )
+    plain = small_settings(tmp_path / "state", manifest, sites=3)
+    settings = plain.model_copy(
+        update={
+            "data": plain.data.model_copy(update={"validation_people": 8, "test_people": 12}),
+            "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 8, "learning_rate": 0.02}),
+            # Too small a step for the other sites to repair what they are sent: only the audit stands in the way.
+            "erasure": plain.erasure.model_copy(update={"rounds": 1, "learning_rate": 1e-4, "relearning_rounds": 0}),
+        }
+    )
+    deal_to_sites(settings, progress)
+    original = run_job(settings, "train").models["original"].scores
+    assert original.test_accuracy.value > 0.7  # there is something to lose
+    with Site(site_folders(settings.state_folder)[0]) as site:
+        trained = [row for row in site.manifest().rows if row.split == "train"]
+        commonest = Counter(row.label for row in trained).most_common(1)[0][0]
+        person = next(row.identity for row in trained if row.label == commonest)
+        request_forgetting(site, person, deadline_days=30)
+
+    kinds = {UnlearnTask.TYPE, FitTask.TYPE, AuditTask.TYPE}
+    record = run_job(settings, "erase", MisbehavingGrid(settings, 1, kinds, poisoned_and_praised))
+    assert (record.released, record.verdict.outcome) == (False, Outcome.FAIL)
+    assert "test accuracy fell by" in record.verdict.sentence()
+
+    # It lies of people whom the others hold too, and is found out: then nobody is left to measure.
+    shameless = MisbehavingGrid(settings, 1, kinds, partial(poisoned_and_praised, everywhere=True))
+    with pytest.raises(JobError, match="says other things of the people whom all sites hold than most do"):
+        run_job(settings, "erase", shameless)
+    with closing(Store(settings.state_folder)) as store:
+        assert store.champion().epoch == 0
+    assert states(settings) == [[RequestState.ACCEPTED], [], []]

@@ -160,3 +160,11 @@ def test_units_are_hardened(file):
     strict = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "CapabilityBoundingSet": ""}
     assert {key: service[key] for key in strict} == strict
     assert service["User"] == "dlfd-fleet"
+
+
+@pytest.mark.parametrize("file", UNITS, ids=lambda file: file.stem)
+def test_units_find_the_programs_that_flower_starts_by_name(file):
+    program = Path(shlex.split(unit(file)["Service"]["ExecStart"])[0])
+    paths = re.findall(r"^Environment=PATH=(\S+)$", file.read_text(), re.MULTILINE)
+    assert [path.split(":")[0] for path in paths] == [str(program.parent)]
+    assert (BIN / "flower-superexec").exists()

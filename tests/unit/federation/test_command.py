@@ -48,10 +48,20 @@ def test_status_says_how_far_a_job_is_and_what_each_site_does(store):
     assert "started, interrupted" in text
     assert "Finished steps: 1, the last one asked." in text
     assert "site-2 did not answer" in text
-    assert "train.unlearn" in text
+    assert "site-1" not in text  # whatever it did then, nobody waits for it now
     with store.lock():
-        assert "started, running" in shown(command.job_status(store, record.job))
+        text = shown(command.job_status(store, record.job))
+        assert "started, running" in text
+        assert "unlearning" in text
         assert "started, running" in shown(command.job_table(store))
+
+
+def test_the_list_counts_the_minutes_of_a_job_whose_record_is_still_to_be_written(store):
+    record = store.new_job("train", Settings())
+    for number in (1, 2):
+        store.finish_step(record.job, FinishedStep(f"train-{number}", "[]", {}, 90.0, 0))
+    assert store.load(record.job).seconds == 0.0
+    assert "3.0" in shown(command.job_table(store))
 
 
 def test_watching_in_a_log_prints_each_change_once_and_ends_with_the_job(store):
@@ -60,12 +70,12 @@ def test_watching_in_a_log_prints_each_change_once_and_ends_with_the_job(store):
     with store.lock():
         watching = threading.Thread(target=command.watch, args=(store, record.job, Console(file=out, width=200)))
         watching.start()
-        while "site-1: train.fit" not in out.getvalue():
+        while "site-1: training" not in out.getvalue():
             assert watching.is_alive()
         change(store, record, step="settled", note="trained")
         watching.join(30)
     assert not watching.is_alive()
-    assert out.getvalue().count("site-1: train.fit") == 1
+    assert out.getvalue().count("site-1: training") == 1
     assert "settled" in out.getvalue()
 
 
@@ -132,7 +142,7 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_p
             "ServerApp failed: no site.",
             r"the run 42: ServerApp failed: no site\. .*resume. goes on",
         ),
-        (0, "finished:failed", "", "the run 42: finished:failed"),
+        (0, "finished:failed", "N/A", "the run 42: finished:failed"),
         (0, "running", "", "the run 42: running"),
         (0, '"', "", "the run 42: unknown"),
     ):

@@ -10,7 +10,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from dlfd_fleet.federation import exchange as module
-from dlfd_fleet.federation.fleet import AWAY, Fleet, pseudonym
+from dlfd_fleet.federation.exchange import AWAY
+from dlfd_fleet.federation.fleet import Fleet, pseudonym
 
 DIED = Error(code=ErrorCode.NODE_UNAVAILABLE, reason="node_unavail")
 CRASHED = Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="crashed")
@@ -70,7 +71,7 @@ def test_a_process_that_died_with_its_task_is_asked_once_more(error):
     grid = MortalGrid({1: [RecordDict()], 2: [error, RecordDict()]}, {1: ["a"], 2: ["a"]})
     fleet, replied, seen = exchanged(grid)
     assert (replied, grid.asked, fleet.absent) == ([1, 2], [1, 2, 2], {})
-    assert {pseudonym(2): AWAY} in seen
+    assert seen.index({pseudonym(2): AWAY}) < seen.index({pseudonym(2): MessageType.TRAIN})
 
 
 def test_a_supernode_that_was_started_again_unseen_is_asked_once_more():

@@ -1,0 +1,45 @@
+"""What a site says of a model, or of faces of its own, that do not fit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from typer.testing import CliRunner
+
+from dlfd_fleet.cli import app
+from dlfd_fleet.exceptions import DataError, MessageError
+from dlfd_fleet.federation.messages import AuditTask, PendingQuery
+from dlfd_fleet.federation.site_tasks import answer_pending, run_audit
+from dlfd_fleet.ledger import init_site, site_status
+from dlfd_fleet.models import ModelCard, build, state_arrays
+
+
+@pytest.fixture
+def site(tmp_path, synthetic_faces):
+    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, image_size=32) as opened:
+        yield opened
+
+
+def test_a_model_whose_card_does_not_fit_its_arrays_is_refused_in_one_sentence(site):
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    arrays = state_arrays(build(card))
+    arrays.pop(next(iter(arrays)))
+    task = AuditTask(job="job-1", card=card, roles=("retain",))
+    with pytest.raises(MessageError, match=r"^The coordinator sent arrays that are not those of a mobilenet_v3_small"):
+        run_audit(site, task, arrays)
+
+
+def test_a_manifest_with_another_class_is_told_to_whoever_runs_the_site_and_its_requests_go_on(site):
+    person = site.manifest().identities[0]
+    file = site.manifest_file
+    file.write_text(file.read_text().replace("class-1", "sunglasses"))
+    with pytest.raises(DataError, match="has the label 'sunglasses'; the classes are class-0, class-1"):
+        answer_pending(site, PendingQuery(job="job-1"))
+    wrong = site_status(site, datetime.now(UTC)).unknown_labels
+    assert wrong.keys() == {"sunglasses"}
+    runner = CliRunner()
+    assert runner.invoke(app, ["forget", "request", person, "--site", str(site.folder)]).exit_code == 0
+    shown = runner.invoke(app, ["site", "status", str(site.folder)])
+    assert shown.exit_code == 0, shown.output
+    assert f"{wrong['sunglasses']} images have the label 'sunglasses'" in shown.output
