@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast, get_args
 
 from dlfd_fleet.delivery.delivery import delivery_folder, opened
@@ -37,7 +38,7 @@ def released_model(
         If the registry is asked and does not answer.
     """
     record = _find(store, settings, version)
-    reason = why_not(store, settings, record)
+    reason = why_not(store, settings, record) or _why_revoked(settings, record)
     if reason is None:
         wanted = tuple(formats or record.formats)
         reason = next((why for form in wanted if (why := why_not_file(settings, record, form))), None)
@@ -45,7 +46,8 @@ def released_model(
         raise JobError(f"{record.job} is not published: {reason}.")
     source = store.model_folder(record.job) / ONNX_FILE
     files = {form: file_of(form, source) for form in wanted}
-    return ReleasedModel(DeviceModel(source).version, record.epoch, files)
+    model = DeviceModel(source)
+    return ReleasedModel(model.version, model.epoch, files)
 
 
 def as_formats(words: str | None) -> tuple[Format, ...] | None:
@@ -61,6 +63,8 @@ def as_formats(words: str | None) -> tuple[Format, ...] | None:
 def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
     """Return why a job's model may not be published, or None if it may."""
     champion = store.champion()
+    if champion is not None and champion.job == record.job:
+        return None  # by its verdict, or by the word of a person who promoted it
     if not record.released:
         return f"it was not released ({record.note or record.step})"
     if champion is not None and record.epoch < champion.epoch:
@@ -71,6 +75,19 @@ def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
     if record.verdict is not None and not may_release(record.verdict, settings):
         return f"its verdict is {record.verdict.sentence().rstrip('.')}"
     return None
+
+
+def _why_revoked(settings: Settings, record: JobRecord) -> str | None:
+    """Return the word of a person who revoked a job's version in the registry, if one did."""
+    from dlfd_fleet.tracking import open_registry
+    from dlfd_fleet.tracking.tracker import tracking_uri
+
+    uri = tracking_uri(settings.tracking, settings.state_folder)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None  # nothing was ever registered
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        version = registry.version_of(record.job)
+    return f"it is revoked: {version.revoked}" if version and version.revoked else None
 
 
 def why_not_file(settings: Settings, record: JobRecord, form: Format) -> str | None:
