@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
 from dlfd_fleet.delivery.delivery import delivery_folder, opened
-from dlfd_fleet.delivery.erasures import reached
+from dlfd_fleet.delivery.erasures import reached, standings
 from dlfd_fleet.delivery.publish import ReleasedModel
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
@@ -15,6 +16,7 @@ from dlfd_fleet.export import file_of
 from dlfd_fleet.federation.messages import DevicesReached
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.store import ONNX_FILE, JobRecord, Store
+from dlfd_fleet.report import DeliveryProgress
 from dlfd_fleet.settings import Format, Settings
 
 
@@ -113,6 +115,37 @@ def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
     with opened(settings) as delivery:
         found, reason = reached(delivery.devices, epoch, delivery.clock())
     return DevicesReached(epoch=found, reason=reason)
+
+
+def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None:
+    """Return how far a released model of an epoch has come to devices; None if it was never published.
+
+    Raises
+    ------
+    DeliveryError
+        If what is known of the devices cannot be read.
+    """
+    if not delivery_folder(settings).exists() and settings.delivery.database is None:
+        return None
+    with opened(settings) as delivery:
+        devices, now = delivery.devices, delivery.clock()
+        published = [devices.published_at(file.sequence) for file in devices.files() if file.epoch >= epoch]
+        first = min((at for at in published if at), default=None)
+        if first is None:
+            return None
+        stand = standings(devices, epoch, now)
+        floor = devices.floor()
+    kinds = Counter(each.kind for each in stand)
+    return DeliveryProgress(
+        as_of=now,
+        published_at=first,
+        minimum_epoch=floor,
+        devices=len(stand),
+        purged=kinds["purged"],
+        retired=kinds["retired"],
+        excepted={each.device.name: each.reason for each in stand if each.kind == "excepted"},
+        waiting={each.device.name: each.reason for each in stand if each.open},
+    )
 
 
 def _find(store: Store, settings: Settings, version: str) -> JobRecord:
