@@ -79,9 +79,14 @@ def _asked(report: ErasureReport) -> str:
 
 def _done(report: ErasureReport) -> str:
     if not report.released:
+        why = {
+            "settled": "",
+            "failed": f" The job failed: {report.note.rstrip('.')}.",
+            "cancelled": " The job was cancelled.",
+        }.get(report.state, " The job has not ended.")
         return (
             "No model was released by this job: the model in use before stays in use, no image was purged, and the "
-            f"requests wait for the next job. {_sentence(report.note)}"
+            f"requests wait for the next job.{why}"
         )
     if report.retrained:
         how = "a model that was trained anew without them"
@@ -100,7 +105,8 @@ def _done(report: ErasureReport) -> str:
 
 
 def _measured(report: ErasureReport) -> str:
-    before, after = (report.models.get(name) for name in ("original", "unlearned"))
+    released = "retrained" if report.retrained else "unlearned"
+    before, after = (report.models.get(name) for name in ("original", released))
     if not before or not after or not before.scores.mia_auc or not after.scores.mia_auc or not report.verdict:
         return ""
     verdict = report.verdict
@@ -182,7 +188,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         "This is evidence about a procedure and about measurements. It cannot show that nothing of a person is left in "
         "a model; no measurement can (arXiv 2110.11891)."
     )
-    unlearned, verdict = report.models.get("unlearned"), report.verdict
+    original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
     if unlearned and verdict:
         scores = unlearned.scores
         yield (
@@ -190,6 +196,12 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             "people never trained on were attacked. A leak smaller than the margin "
             f"({verdict.margin:.2f} of AUC) is not looked for. Power {verdict.power:.2f} is the chance that an audit "
             "of this size shows that there is no difference, when there is none."
+        )
+    if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
+        yield (
+            f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
+            f"the unlearned one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
+            "strictly comparable."
         )
     yield (
         "The attacks read only how well the model predicts a picture. Attackers who look inside the model, or who hold "
@@ -234,8 +246,3 @@ def certified(statement: Statement) -> Iterator[str]:
         "It does not prove that a model has forgotten anybody, that the measurements were made as stated, or that a "
         "device runs these files."
     )
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""

@@ -66,7 +66,7 @@ def test_a_job_that_failed_says_why_and_what_its_steps_took(store, tmp_path):
     assert (phase.steps, phase.seconds, phase.sent_bytes) == (2, 5.0, 20)
     page, _ = write_report(store, record.job, None)
     assert page == store.job_folder(record.job) / "report.html"
-    assert "Only 1 of 3 sites trained." in page.read_text()
+    assert "The job failed: Only 1 of 3 sites trained." in page.read_text()
     assert "no model was released" in page.read_text()
 
 

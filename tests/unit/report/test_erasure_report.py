@@ -145,6 +145,14 @@ def test_the_comparison_with_retraining_claims_what_it_can(auc, error, words):
     assert words in read_words(models=models)
 
 
+def test_attacks_on_different_images_are_said_to_be_so():
+    assert "not strictly comparable" not in read_words()
+    models = dict(make_report().models)
+    fewer = models["unlearned"].scores.model_copy(update={"forget_images": 20})
+    models["unlearned"] = models["unlearned"].model_copy(update={"scores": fewer})
+    assert "attacked on 40 images of people who asked, the unlearned one on 20" in read_words(models=models)
+
+
 def test_a_release_after_the_deadline_is_not_met():
     text = read_words(settled_at=ASKED + timedelta(days=31))
     assert "so it was not met" in text
