@@ -115,13 +115,15 @@ def _measured(report: ErasureReport) -> str:
         "whom the model never saw. 0.5 is guessing, 1 is certainty. Before, the attack scored "
         f"{before.scores.mia_auc}; "
         f"after, {after.scores.mia_auc}; the brackets are 95% bounds. "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power)}"
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)}"
     )
 
 
-def outcome(verdict: str, margin: float, power: float) -> str:
-    """Say what a verdict means."""
+def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
+    """Say what a verdict means; of a retrained model only usefulness is judged, for it never saw the people."""
     measure = f"margin {margin:.2f}, power {power:.2f}"
+    if retrained and verdict == Outcome.PASS:
+        return f"It was trained without them, so only its usefulness was judged, and is within the rules ({measure})."
     if verdict == Outcome.PASS:
         return f"The audit passed: no difference that matters was detected ({measure})."
     if verdict == Outcome.FAIL:
@@ -236,7 +238,7 @@ def certified(statement: Statement) -> Iterator[str]:
         f"The holder of the key stated on {day(claims.issued_at)}: in job {claims.job} the model of epoch "
         f"{claims.epoch} was {kind} for {count(done, 'request')} of {len(claims.requests)}, and was judged "
         f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power)}"
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=claims.model == 'retrained')}"
     )
     yield (
         "It proves that this statement was signed with that key and has not been changed since, and which files it is "

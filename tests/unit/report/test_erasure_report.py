@@ -145,6 +145,13 @@ def test_the_comparison_with_retraining_claims_what_it_can(auc, error, words):
     assert words in read_words(models=models)
 
 
+def test_a_retrained_model_is_judged_by_its_usefulness_only():
+    text = read_words(retrained=True)
+    assert "replaced on 7 November 2026 by a model that was trained anew without them" in text
+    assert "only its usefulness was judged" in text
+    assert "no difference that matters" not in text
+
+
 def test_attacks_on_different_images_are_said_to_be_so():
     assert "not strictly comparable" not in read_words()
     models = dict(make_report().models)

@@ -91,3 +91,10 @@ def test_written_settings_read_back_equal(tmp_path_factory, seed, rate, compare)
     write_settings(settings, file)
     assert load_settings(file, environment={}).settings == settings
     assert json.loads(file.read_text())["seed"] == seed
+
+
+def test_a_path_means_the_same_file_to_a_server_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_settings(None, {"release.certificate_key": "keys/sign.pem", "state_folder": "state"}, {})
+    assert loaded.settings.release.certificate_key == tmp_path / "keys" / "sign.pem"
+    assert loaded.settings.state_folder == tmp_path / "state"
