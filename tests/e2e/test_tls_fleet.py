@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from dlfd_fleet.federation.exchange import AWAY
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
@@ -130,10 +130,19 @@ class TlsFleet(SmallFleet):
         with suppress(psutil.Error):
             return process is not None and process.memory_info().rss > AT_WORK
 
-    def doing(self):
-        """What each site does in the job that runs, as `job status` says."""
-        with closing(Store(self.state)) as store:
-            return {each.site: each.doing for record in store.unfinished() for each in store.activities(record.job)}
+    def is_well(self, service):
+        """Ask a process what Compose asks its container."""
+        file = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+        words = file["services"][service]["healthcheck"]["test"]
+        assert words[:2] == ["CMD", "python"]
+        here = {
+            "superlink:9300": f"127.0.0.1:{self.port}",
+            "127.0.0.1:9301": f"127.0.0.1:{self.port + 1}",
+            "/run/secrets": str(self.keys),
+        }
+        for there, place in here.items():
+            words = [word.replace(there, place) for word in words]
+        return subprocess.run([sys.executable, *words[2:]], check=False).returncode == 0
 
     def steps(self):
         with closing(Store(self.state)) as store:
@@ -198,6 +207,7 @@ def tls_fleet(fleet, mlflow_server):
             "model": {"architecture": "mobilenet_v3_small"},
             "training": {"rounds": 1},
             "erasure": {"relearning_rounds": 0, "largest_forget_share": 1.0},
+            "fleet": {"connect_seconds": 180, "reply_timeout_seconds": 300},
         }
     )
     assert fleet.run("data", "deal", "--config", str(fleet.config)).returncode == 0
@@ -221,6 +231,8 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     with (tls_fleet.state / "flwr" / "config.toml").open("a") as configuration:
         configuration.write(f'\n[superlink.plain]\naddress = "127.0.0.1:{tls_fleet.port}"\ninsecure = true\n')
     assert tls_fleet.run("job", "start", "train", "--superlink", "plain").returncode == 2
+    for service in ("superlink", "clinic"):
+        assert tls_fleet.is_well(service)
     out = said_by(training, 0)
     assert len(tls_fleet.released("train")) == 1, out
 
@@ -236,7 +248,6 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     wait_until(lambda: tls_fleet.is_at_work(1) and tls_fleet.is_at_work(2), "repair at both sites")
     tls_fleet.find("flower-supernode", 1).kill()
     tls_fleet.find("flwr-clientapp", 2).kill()
-    wait_until(lambda: AWAY in tls_fleet.doing().values(), "word of a dead process")
     wait_until(lambda: "repair-2" in tls_fleet.steps(), "the repeated round")
 
     # The ServerApp dies: the run fails, and the job goes on from its last finished step.
