@@ -119,7 +119,7 @@ class TlsFleet(SmallFleet):
     def find(self, program, site=0):
         """The running process of one of Flower's programs: of the n-th site, or of the SuperLink; None without one."""
         for process in psutil.Process(self.script.pid).children(recursive=True):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, IndexError):
                 words = process.cmdline()
                 if Path(words[1]).name == program and any(word.endswith(str(self.port + site)) for word in words):
                     return process
@@ -142,7 +142,7 @@ class TlsFleet(SmallFleet):
         }
         for there, place in here.items():
             words = [word.replace(there, place) for word in words]
-        return subprocess.run([sys.executable, *words[2:]], check=False).returncode == 0
+        return subprocess.run([sys.executable, *words[2:]], capture_output=True, check=False).returncode == 0
 
     def steps(self):
         with closing(Store(self.state)) as store:
@@ -259,7 +259,7 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     # The SuperLink dies, and its ServerApp with it. It knows the SuperNodes when it is back, and they find it again.
     tls_fleet.find("flower-superlink").kill()
     said_by(resumed, 2)
-    wait_until(lambda: tls_fleet.find("flower-superlink") is not None, "a new SuperLink")
+    wait_until(lambda: tls_fleet.is_well("superlink"), "a new SuperLink")
     out = said_by(tls_fleet.begin("job", "resume"), 0)
     assert "steps of it are done" in out
     (record,) = tls_fleet.released("erase")
