@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from dlfd_fleet.federation.exchange import AWAY
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
@@ -119,7 +119,7 @@ class TlsFleet(SmallFleet):
     def find(self, program, site=0):
         """The running process of one of Flower's programs: of the n-th site, or of the SuperLink; None without one."""
         for process in psutil.Process(self.script.pid).children(recursive=True):
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, IndexError):
                 words = process.cmdline()
                 if Path(words[1]).name == program and any(word.endswith(str(self.port + site)) for word in words):
                     return process
@@ -130,10 +130,19 @@ class TlsFleet(SmallFleet):
         with suppress(psutil.Error):
             return process is not None and process.memory_info().rss > AT_WORK
 
-    def doing(self):
-        """What each site does in the job that runs, as `job status` says."""
-        with closing(Store(self.state)) as store:
-            return {each.site: each.doing for record in store.unfinished() for each in store.activities(record.job)}
+    def is_well(self, service):
+        """Ask a process what Compose asks its container."""
+        file = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+        words = file["services"][service]["healthcheck"]["test"]
+        assert words[:2] == ["CMD", "python"]
+        here = {
+            "superlink:9300": f"127.0.0.1:{self.port}",
+            "127.0.0.1:9301": f"127.0.0.1:{self.port + 1}",
+            "/run/secrets": str(self.keys),
+        }
+        for there, place in here.items():
+            words = [word.replace(there, place) for word in words]
+        return subprocess.run([sys.executable, *words[2:]], capture_output=True, check=False).returncode == 0
 
     def steps(self):
         with closing(Store(self.state)) as store:
@@ -198,6 +207,7 @@ def tls_fleet(fleet, mlflow_server):
             "model": {"architecture": "mobilenet_v3_small"},
             "training": {"rounds": 1},
             "erasure": {"relearning_rounds": 0, "largest_forget_share": 1.0},
+            "fleet": {"connect_seconds": 180, "reply_timeout_seconds": 300},
         }
     )
     assert fleet.run("data", "deal", "--config", str(fleet.config)).returncode == 0
@@ -221,6 +231,8 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     with (tls_fleet.state / "flwr" / "config.toml").open("a") as configuration:
         configuration.write(f'\n[superlink.plain]\naddress = "127.0.0.1:{tls_fleet.port}"\ninsecure = true\n')
     assert tls_fleet.run("job", "start", "train", "--superlink", "plain").returncode == 2
+    for service in ("superlink", "clinic"):
+        assert tls_fleet.is_well(service)
     out = said_by(training, 0)
     assert len(tls_fleet.released("train")) == 1, out
 
@@ -236,7 +248,6 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     wait_until(lambda: tls_fleet.is_at_work(1) and tls_fleet.is_at_work(2), "repair at both sites")
     tls_fleet.find("flower-supernode", 1).kill()
     tls_fleet.find("flwr-clientapp", 2).kill()
-    wait_until(lambda: AWAY in tls_fleet.doing().values(), "word of a dead process")
     wait_until(lambda: "repair-2" in tls_fleet.steps(), "the repeated round")
 
     # The ServerApp dies: the run fails, and the job goes on from its last finished step.
@@ -248,7 +259,7 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     # The SuperLink dies, and its ServerApp with it. It knows the SuperNodes when it is back, and they find it again.
     tls_fleet.find("flower-superlink").kill()
     said_by(resumed, 2)
-    wait_until(lambda: tls_fleet.find("flower-superlink") is not None, "a new SuperLink")
+    wait_until(lambda: tls_fleet.is_well("superlink"), "a new SuperLink")
     out = said_by(tls_fleet.begin("job", "resume"), 0)
     assert "steps of it are done" in out
     (record,) = tls_fleet.released("erase")

@@ -188,7 +188,7 @@ def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_i
     kinds = {UnlearnTask.TYPE, FitTask.TYPE, AuditTask.TYPE}
     record = run_job(settings, "erase", MisbehavingGrid(settings, 1, kinds, poisoned_and_praised))
     assert (record.released, record.verdict.outcome) == (False, Outcome.FAIL)
-    assert "test accuracy fell by" in record.verdict.sentence()
+    assert "the model collapsed towards one answer" in record.verdict.sentence()
 
     # It lies of people whom the others hold too, and is found out: then nobody is left to measure.
     shameless = MisbehavingGrid(settings, 1, kinds, partial(poisoned_and_praised, everywhere=True))

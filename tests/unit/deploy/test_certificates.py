@@ -106,6 +106,7 @@ def test_an_expired_certificate_starts_nothing_and_is_one_sentence(tmp_path, mon
         timeout=60,
         check=False,
     )
+    assert "certificate has expired" in shaken_hands(keys, "127.0.0.1", keys / "ca.crt")  # what a SuperNode says
     for done in (certificates("check", keys), started):
         assert done.returncode == 2
         assert "expired on" in done.stderr
