@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 
-
 # The server's own job runner is eight processes that no test of ours needs.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 

@@ -45,11 +45,12 @@ def save_model_of(store: Store, job: str, epoch: int) -> None:
     (folder / "card.json").write_text("{}")
 
 
-def registered_fleet(settings: Settings) -> tuple[Settings, Store]:
+def registered_fleet(settings: Settings, jobs: tuple[str, ...] = tuple(MODELS)) -> tuple[Settings, Store]:
     store = Store(settings.state_folder)
     store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        for job, (kind, epoch, verdict, alias) in MODELS.items():
+        for job in jobs:
+            kind, epoch, verdict, alias = MODELS[job]
             save_model_of(store, job, epoch)
             folder = store.model_folder(job)
             tracker.log_model(
