@@ -55,11 +55,12 @@ def _note_job(store: Store, settings: Settings, job: str, *, released: bool) -> 
         database.execute("UPDATE job SET job = ?, record = ? WHERE job = ?", (job, record.model_dump_json(), made.job))
 
 
-def registered_fleet(settings: Settings) -> tuple[Settings, Store]:
+def registered_fleet(settings: Settings, jobs: tuple[str, ...] = tuple(MODELS)) -> tuple[Settings, Store]:
     store = Store(settings.state_folder)
     store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        for job, (kind, epoch, verdict, alias) in MODELS.items():
+        for job in jobs:
+            kind, epoch, verdict, alias = MODELS[job]
             save_model_of(store, job, epoch)
             _note_job(store, settings, job, released=alias == "champion")
             folder = store.model_folder(job)

@@ -14,7 +14,9 @@ from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folde
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import digest, load_model, state_arrays
 from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import TrackingSettings
 from tests.integration.fleet_in_process import KILLED, run_and_die, run_job, small_settings
+from tests.mlflow_client import client_of
 
 # Forked from a process that has imported everything and computed nothing: quick, and without anybody's threads.
 processes = multiprocessing.get_context("forkserver")
@@ -114,3 +116,29 @@ def test_a_training_that_is_killed_goes_on_from_its_last_round(trained, tmp_path
     whole, other = Store(trained.state_folder), store
     models = [load_model(each.model_folder(each.champion().job))[0] for each in (whole, other)]
     assert digest(state_arrays(models[0])) == digest(state_arrays(models[1]))
+
+
+def test_a_verdict_that_policy_holds_leaves_a_candidate_and_the_champion_stays(trained, tmp_path):
+    settings = copy_of(trained, tmp_path / "held").model_copy(
+        update={
+            "release": trained.release.model_copy(update={"on_inconclusive": "hold"}),
+            "audit": trained.audit.model_copy(update={"margin": 0.02}),  # so few people cannot show that
+            "tracking": TrackingSettings(),
+        }
+    )
+    assert in_process(run_job, settings, "erase") == 0
+    store = Store(settings.state_folder)
+    (job,) = [record for record in store.jobs() if record.kind == "erase"]
+    assert (job.step, job.released, job.verdict.outcome, job.unsent) == ("settled", False, "INCONCLUSIVE", 0)
+    assert "registered as the candidate" in job.note
+    assert store.champion().epoch == 0
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            assert [request.state for request in site.ledger.requests()] == [RequestState.ACCEPTED]
+    client = client_of(f"sqlite:///{settings.state_folder / 'mlflow.db'}")
+    candidate = client.get_model_version_by_alias("dlfd-fleet", "candidate")
+    assert (candidate.tags["dlfd.job"], candidate.tags["dlfd.epoch"]) == (job.job, "1")
+    assert "dlfd.promoted" not in candidate.tags
+    champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
+    assert champion.tags["dlfd.job"] == store.champion().job
+    assert "dlfd.revoked" not in champion.tags

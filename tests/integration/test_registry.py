@@ -29,7 +29,10 @@ def digests_under(folder):
 
 @pytest.fixture
 def fleet(tmp_path):
-    return lambda uri=None: registered_fleet(Settings(state_folder=tmp_path / "state", tracking={"uri": uri}))
+    def make(uri=None, **more):
+        return registered_fleet(Settings(state_folder=tmp_path / "state", tracking={"uri": uri}), **more)
+
+    return make
 
 
 def aliases(settings):
@@ -81,7 +84,7 @@ def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(flee
 
 
 def test_bytes_that_are_still_in_the_store_are_found(fleet):
-    settings, _ = fleet()
+    settings, _ = fleet(jobs=("train-1",))
     artifacts = settings.state_folder / "mlartifacts"
     copy = artifacts / "a-copy" / "renamed.bin"
     copy.parent.mkdir()
@@ -110,6 +113,7 @@ def protected_server(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "auth.ini").write_text(
         "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+        "auth_cache_ttl_seconds = 600\n"  # a password is slow to check, on purpose
         f"database_uri = sqlite:///{folder}/auth.db\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
