@@ -26,7 +26,7 @@ FAST = {"root_keys": 1, "root_threshold": 1, "targets_keys": 1, "targets_thresho
 @pytest.fixture
 def delivery(tmp_path):
     settings = Settings(state_folder=tmp_path / "state", delivery=FAST)
-    with opened(settings, clock=Clock()) as delivery:
+    with opened(settings, clock=Clock(), create=True) as delivery:
         delivery.repository.create(delivery.repository.folder / "keys")
         yield delivery
 
