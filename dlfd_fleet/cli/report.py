@@ -22,6 +22,7 @@ def report(
     from dlfd_fleet.federation.command import opened
     from dlfd_fleet.federation.reporting import write_report
 
-    with opened(load(config, overrides).settings.state_folder) as store:
-        for file in write_report(store, job, output):
+    settings = load(config, overrides).settings
+    with opened(settings.state_folder) as store:
+        for file in write_report(store, job, output, settings):
             console.print(str(file), soft_wrap=True, highlight=False)

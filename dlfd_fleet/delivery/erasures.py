@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from dlfd_fleet.delivery.devices import Device, DeviceStore
 
@@ -13,10 +15,14 @@ class Standing:
     """Where a device stands with an erasure: whether it keeps the erasure open, and why, or why not."""
 
     device: Device
-    open: bool
+    kind: Literal["open", "purged", "retired", "excepted"]
+    """``excepted``: it has not purged, and keeps the erasure open no more, for its lease has run out."""
     reason: str
-    excepted: bool = False
-    """Whether it has not purged, and keeps the erasure open no more: its lease has run out."""
+
+    @property
+    def open(self) -> bool:
+        """Whether the erasure waits for this device."""
+        return self.kind == "open"
 
 
 def published_epochs(store: DeviceStore) -> list[int]:
@@ -51,27 +57,24 @@ def reached(store: DeviceStore, epoch: int, now: datetime | None = None) -> tupl
     over = epoch
     while over and open_devices(store, over, now):
         over -= 1
-    retired = sum(each.device.retired is not None for each in stand)
-    exceptions = sum(each.excepted for each in stand)
-    waiting = sum(each.open for each in stand)
-    purged = len(stand) - retired - exceptions - waiting
+    kinds = Counter(each.kind for each in stand)
     return over, (
-        f"epoch {epoch} on {len(stand)} devices: {purged} have purged, {retired} are retired, {exceptions} have not "
-        f"purged and may not answer any more (an exception), {waiting} keep it open"
+        f"epoch {epoch} on {len(stand)} devices: {kinds['purged']} have purged, {kinds['retired']} are retired, "
+        f"{kinds['excepted']} have not purged and may not answer any more (an exception), {kinds['open']} keep it open"
     )
 
 
 def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime) -> Standing:
     report = device.report
     if device.retired is not None:
-        return Standing(device, False, f"retired: {device.retired}")
+        return Standing(device, "retired", f"retired: {device.retired}")
     if report is not None and report.floor >= epoch:
         old = [digest for digest in report.installed if epochs.get(digest, -1) < epoch]
         if not old:
-            return Standing(device, False, f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
-        return Standing(device, True, f"still holds {len(old)} files from before, or that nobody knows")
+            return Standing(device, "purged", f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
+        return Standing(device, "open", f"still holds {len(old)} files from before, or that nobody knows")
     if device.lease_is_over(now):
-        return Standing(device, False, "EXCEPTION: has not purged; its lease has run out, so it answers no more", True)
+        return Standing(device, "excepted", "EXCEPTION: has not purged; its lease has run out, so it answers no more")
     if report is None:
-        return Standing(device, True, "has never reported")
-    return Standing(device, True, f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}")
+        return Standing(device, "open", "has never reported")
+    return Standing(device, "open", f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}")

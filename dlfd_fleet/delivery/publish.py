@@ -14,7 +14,7 @@ from dlfd_fleet.delivery import releases, rollout
 from dlfd_fleet.delivery.contents import Contents
 from dlfd_fleet.delivery.devices import DeviceStore, PublishedFile
 from dlfd_fleet.delivery.repository import Repository
-from dlfd_fleet.device.contract import MODELS_FOLDER, Release, SelfTest
+from dlfd_fleet.device.contract import MODELS_FOLDER, Release, Rollout, SelfTest
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import Format
@@ -96,6 +96,12 @@ def publish(repository: Repository, devices: DeviceStore, model: ReleasedModel, 
     return Publication(sequence, tuple(names))
 
 
+def offered(repository: Repository, version: str) -> int | None:
+    """Return the publication by which devices are offered a version; None if there is none, or it was taken back."""
+    contents = repository.read()
+    return _offered(contents, rollout.read(repository, contents), version)
+
+
 def golden_images(size: int) -> NDArray[np.uint8]:
     """Return synthetic images: coloured squares and noise, of nobody.
 
@@ -138,10 +144,15 @@ def _check(repository: Repository, devices: DeviceStore, contents: Contents, mod
         raise DeliveryError(
             f"The rollout of publication {before.sequence} is {before.state}: complete or abort it before the next."
         )
-    aborted = before.sequence if before and before.state == "aborted" else None
-    for release in releases.listed(contents).values():
-        if release.version == model.version and release.sequence != aborted:
-            raise DeliveryError(f"{model.version} is published already, as publication {release.sequence}.")
+    sequence = _offered(contents, before, model.version)
+    if sequence is not None:
+        raise DeliveryError(f"{model.version} is published already, as publication {sequence}.")
+
+
+def _offered(contents: Contents, current: Rollout | None, version: str) -> int | None:
+    aborted = current.sequence if current and current.state == "aborted" else None
+    found = (release for release in releases.listed(contents).values() if release.version == version)
+    return next((release.sequence for release in found if release.sequence != aborted), None)
 
 
 def _add(

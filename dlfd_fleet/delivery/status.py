@@ -89,7 +89,7 @@ def _devices(devices: list[Device]) -> Table:
 def _erasure(delivery: Delivery, epoch: int) -> RenderableType:
     stand = standings(delivery.devices, epoch, delivery.clock())
     waiting = [each for each in stand if each.open]
-    exceptions = [each for each in stand if each.excepted]
+    exceptions = [each for each in stand if each.kind == "excepted"]
     title = f"Erasure epoch {epoch}: " + (f"kept open by {len(waiting)} of {len(stand)} devices" if waiting else "over")
     if not waiting and not exceptions:
         return f"{title} on {len(stand)} devices."

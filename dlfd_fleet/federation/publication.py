@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast, get_args
 
 from dlfd_fleet.delivery.delivery import delivery_folder, opened
-from dlfd_fleet.delivery.erasures import reached
+from dlfd_fleet.delivery.erasures import reached, standings
 from dlfd_fleet.delivery.publish import ReleasedModel
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
@@ -14,6 +16,7 @@ from dlfd_fleet.export import file_of
 from dlfd_fleet.federation.messages import DevicesReached
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.store import ONNX_FILE, JobRecord, Store
+from dlfd_fleet.report import DeliveryProgress
 from dlfd_fleet.settings import Format, Settings
 
 
@@ -37,7 +40,7 @@ def released_model(
         If the registry is asked and does not answer.
     """
     record = _find(store, settings, version)
-    reason = why_not(store, settings, record)
+    reason = why_not(store, settings, record) or _why_revoked(settings, record)
     if reason is None:
         wanted = tuple(formats or record.formats)
         reason = next((why for form in wanted if (why := why_not_file(settings, record, form))), None)
@@ -45,7 +48,8 @@ def released_model(
         raise JobError(f"{record.job} is not published: {reason}.")
     source = store.model_folder(record.job) / ONNX_FILE
     files = {form: file_of(form, source) for form in wanted}
-    return ReleasedModel(DeviceModel(source).version, record.epoch, files)
+    model = DeviceModel(source)
+    return ReleasedModel(model.version, model.epoch, files)
 
 
 def as_formats(words: str | None) -> tuple[Format, ...] | None:
@@ -61,6 +65,8 @@ def as_formats(words: str | None) -> tuple[Format, ...] | None:
 def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
     """Return why a job's model may not be published, or None if it may."""
     champion = store.champion()
+    if champion is not None and champion.job == record.job:
+        return None  # by its verdict, or by the word of a person who promoted it
     if not record.released:
         return f"it was not released ({record.note or record.step})"
     if champion is not None and record.epoch < champion.epoch:
@@ -71,6 +77,19 @@ def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
     if record.verdict is not None and not may_release(record.verdict, settings):
         return f"its verdict is {record.verdict.sentence().rstrip('.')}"
     return None
+
+
+def _why_revoked(settings: Settings, record: JobRecord) -> str | None:
+    """Return the word of a person who revoked a job's version in the registry, if one did."""
+    from dlfd_fleet.tracking import open_registry
+    from dlfd_fleet.tracking.tracker import tracking_uri
+
+    uri = tracking_uri(settings.tracking, settings.state_folder)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None  # nothing was ever registered
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        version = registry.version_of(record.job)
+    return f"it is revoked: {version.revoked}" if version and version.revoked else None
 
 
 def why_not_file(settings: Settings, record: JobRecord, form: Format) -> str | None:
@@ -96,6 +115,37 @@ def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
     with opened(settings) as delivery:
         found, reason = reached(delivery.devices, epoch, delivery.clock())
     return DevicesReached(epoch=found, reason=reason)
+
+
+def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None:
+    """Return how far a released model of an epoch has come to devices; None if it was never published.
+
+    Raises
+    ------
+    DeliveryError
+        If what is known of the devices cannot be read.
+    """
+    if not delivery_folder(settings).exists() and settings.delivery.database is None:
+        return None
+    with opened(settings) as delivery:
+        devices, now = delivery.devices, delivery.clock()
+        published = [devices.published_at(file.sequence) for file in devices.files() if file.epoch >= epoch]
+        first = min((at for at in published if at), default=None)
+        if first is None:
+            return None
+        stand = standings(devices, epoch, now)
+        floor = devices.floor()
+    kinds = Counter(each.kind for each in stand)
+    return DeliveryProgress(
+        as_of=now,
+        published_at=first,
+        minimum_epoch=floor,
+        devices=len(stand),
+        purged=kinds["purged"],
+        retired=kinds["retired"],
+        excepted={each.device.name: each.reason for each in stand if each.kind == "excepted"},
+        waiting={each.device.name: each.reason for each in stand if each.open},
+    )
 
 
 def _find(store: Store, settings: Settings, version: str) -> JobRecord:

@@ -12,19 +12,19 @@ from securesystemslib.signer import CryptoSigner
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.coordinator import Coordinator
+from dlfd_fleet.federation.publication import delivery_progress
 from dlfd_fleet.federation.store import JobRecord, Store
 from dlfd_fleet.report import (
     CERTIFICATE_FILE,
     PAGE_FILE,
     REPORT_FILE,
-    DeliveryProgress,
     ErasureReport,
     issue,
     load_signer,
     render,
 )
 from dlfd_fleet.report.contents import Revoked
-from dlfd_fleet.settings import flatten
+from dlfd_fleet.settings import Settings, flatten
 
 _SOFTWARE = ("dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow")
 _GOVERNING = ("seed", "model", "training", "unlearning", "audit", "erasure", "fleet", "release", "export")
@@ -93,17 +93,15 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
     )
 
 
-def write_report(
-    store: Store, job: str | None, output: Path | None, delivery: DeliveryProgress | None = None
-) -> tuple[Path, Path]:
+def write_report(store: Store, job: str | None, output: Path | None, settings: Settings) -> tuple[Path, Path]:
     """Write the report of a job, of the latest erasure by default, and return the page and its JSON.
 
     Parameters
     ----------
     output
         The page; ``report.html`` in the job's folder by default. The JSON goes beside it under the same name.
-    delivery
-        How far the model has come to the devices; None if this coordinator has not published it.
+    settings
+        Where this coordinator's delivery is: the page tells how far the model has come to devices.
 
     Raises
     ------
@@ -116,6 +114,7 @@ def write_report(
     data = page.with_suffix(".json")
     if data == page:
         raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
+    delivery = delivery_progress(settings, record.epoch) if record.released else None
     try:
         page.write_text(render(content, delivery, _acknowledged_later(store, record)), encoding="utf-8")
         data.write_bytes(content)

@@ -1,8 +1,4 @@
-"""What was deployed through MLflow, in the state folder; and the least epoch that may be deployed from now on.
-
-A deployment is a name and a version. The files stay where they are, in the folder of the job that made them: a copy
-would be one more thing that remembers.
-"""
+"""What was deployed through MLflow, in the state folder: a name for a version that devices are offered."""
 
 from __future__ import annotations
 
@@ -28,6 +24,8 @@ class Deployment(BaseModel):
     version: str
     job: str
     epoch: int
+    publication: int
+    """Under which devices know it."""
     deployed_at: datetime
 
 
@@ -37,31 +35,22 @@ class Deployments:
     def __init__(self, state_folder: Path) -> None:
         self.folder = state_folder / "coordinator" / "deployments"
 
-    def floor(self) -> int:
-        """Return the greatest epoch that was ever deployed; deleting deployments does not lower it."""
-        file = self.folder / "floor"
-        return int(file.read_text(encoding="ascii")) if file.exists() else 0
-
-    def publish(self, model_folder: Path, deployment: Deployment) -> None:
-        """Publish a model's files to the fleet: the one place where a deployed version leaves the coordinator.
-
-        Parameters
-        ----------
-        model_folder
-            Where the files are that were attacked and judged.
+    def keep(self, deployment: Deployment) -> None:
+        """Keep a deployment under its name, in place of an earlier one.
 
         Raises
         ------
         JobError
-            If the files are gone, the epoch is under the floor, or the state folder cannot be written.
+            If the state folder cannot be written.
         """
-        if not (model_folder / "model.onnx").exists():
-            raise JobError(f"This coordinator has no files of {deployment.job}; deploy the version where it was made.")
-        if deployment.epoch < self.floor():
-            raise JobError(f"The epoch {deployment.epoch} is under {self.floor()}, which was deployed before.")
-        # The floor first: whatever happens then, nothing older is deployed again.
-        self._write(self.folder / "floor", str(deployment.epoch))
-        self._write(self._file(deployment.name), deployment.model_dump_json(indent=2))
+        file = self._file(deployment.name)
+        new = file.with_name(f".{file.name}.new")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(deployment.model_dump_json(indent=2), encoding="utf-8")
+            new.replace(file)
+        except OSError as error:
+            raise JobError(f"Cannot write {file}: {error.strerror}; check space and rights.") from error
 
     def get(self, name: str) -> Deployment | None:
         """Return one deployment, if there is one of this name."""
@@ -77,7 +66,7 @@ class Deployments:
         return [deployment for deployment in found if deployment]
 
     def delete(self, name: str) -> None:
-        """Forget a deployment; the floor stays."""
+        """Forget a deployment; what devices may run is not changed by that."""
         self._file(name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
@@ -85,19 +74,15 @@ class Deployments:
             raise JobError(f"'{name}' is no name for a deployment; use letters, digits, '.', '_' and '-'.")
         return self.folder / f"{name}.json"
 
-    @staticmethod
-    def _write(file: Path, text: str) -> None:
-        new = file.with_name(f".{file.name}.new")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(text, encoding="utf-8")
-            new.replace(file)
-        except OSError as error:
-            raise JobError(f"Cannot write {file}: {error.strerror}; check space and rights.") from error
 
-
-def new_deployment(name: str, model_uri: str, version: str, job: str, epoch: int) -> Deployment:
+def new_deployment(name: str, model_uri: str, version: str, job: str, epoch: int, publication: int) -> Deployment:
     """Return a deployment of now."""
     return Deployment(
-        name=name, model_uri=model_uri, version=version, job=job, epoch=epoch, deployed_at=datetime.now(UTC)
+        name=name,
+        model_uri=model_uri,
+        version=version,
+        job=job,
+        epoch=epoch,
+        publication=publication,
+        deployed_at=datetime.now(UTC),
     )

@@ -17,8 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
 from numpy.typing import NDArray
 
+from dlfd_fleet.delivery.delivery import delivery_folder
+from dlfd_fleet.delivery.delivery import opened as opened_delivery
+from dlfd_fleet.delivery.publish import offered, publish
 from dlfd_fleet.exceptions import FleetError, JobError
 from dlfd_fleet.federation.promotion import fleet_epoch
+from dlfd_fleet.federation.publication import released_model
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
 from dlfd_fleet.settings import Settings, load_settings
@@ -31,13 +35,15 @@ Publishes registered versions of the fleet's model to its devices.
   mlflow deployments create -t dlfd-fleet --name NAME -m models:/dlfd-fleet/3
   mlflow deployments create -t dlfd-fleet --name NAME -m models:/dlfd-fleet@champion
 
-The target URI is `dlfd-fleet`; there are no config options and no endpoints. The coordinator's state folder and the
-MLflow server are those of dlfd-fleet's settings: DLFD_FLEET_STATE_FOLDER, or a file named by DLFD_FLEET_CONFIG, and
-MLFLOW_TRACKING_URI.
+It is signed into the repository that devices update from (`dlfd-fleet delivery init` makes one), as
+`dlfd-fleet publish` does: for every device at once, or by rings with `-C rings=true` and `dlfd-fleet rollout start`.
+
+The target URI is `dlfd-fleet`; there are no endpoints. The coordinator's state folder and the MLflow server are those
+of dlfd-fleet's settings: DLFD_FLEET_STATE_FOLDER, or a file named by DLFD_FLEET_CONFIG, and MLFLOW_TRACKING_URI.
 
 Refused are versions that are revoked, were never promoted, failed their audit, or are under the erasure epoch of the
-champion or of anything that was ever deployed. Deleting a deployment does not lower that floor, nor takes it a model
-from devices: they run it until a newer one comes.
+champion or of what devices may run. Deleting a deployment does not lower that floor, nor takes it a model from devices:
+they run it until a newer one comes.
 
 predict takes images, uint8 pixels of shape (N, S, S, 3): an array, or JSON {"images": [...]}.
 """
@@ -132,12 +138,14 @@ class FleetDeploymentClient(BaseDeploymentClient):
     def _publish(
         self, name: str, model_uri: str, flavor: str | None, config: dict[str, Any] | None, endpoint: str | None
     ) -> dict[str, Any]:
-        _no_options(config, endpoint)
+        rings = _rings(dict(config or {}))
+        _no_options(None, endpoint)
         if flavor not in (None, "onnx"):
             raise JobError(f"Devices run the flavor 'onnx', not '{flavor}'.")
         version = _version(self._settings, model_uri, self._floor())
-        deployment = new_deployment(name, model_uri, version.version, version.job, version.epoch)
-        self._deployments.publish(self._model_folder(version.job), deployment)
+        publication = _publication(self._settings, version, rings=rings)
+        deployment = new_deployment(name, model_uri, version.version, version.job, version.epoch, publication)
+        self._deployments.keep(deployment)
         return self._described(deployment)
 
     def _known(self, name: str) -> Deployment:
@@ -147,7 +155,11 @@ class FleetDeploymentClient(BaseDeploymentClient):
         return deployment
 
     def _floor(self) -> int:
-        return max(self._deployments.floor(), fleet_epoch(self._settings))
+        """Return the least epoch that may run: of the champion, and of what devices were told."""
+        if not delivery_folder(self._settings).exists():
+            return fleet_epoch(self._settings)
+        with opened_delivery(self._settings) as delivery:
+            return max(delivery.devices.floor(), fleet_epoch(self._settings))
 
     def _described(self, deployment: Deployment) -> dict[str, Any]:
         state = "may run" if deployment.epoch >= self._floor() else "under the fleet's epoch, may not run"
@@ -211,9 +223,25 @@ def _resolved(registry: Registry, model_uri: str) -> RegisteredVersion:
     return found
 
 
+def _publication(settings: Settings, version: RegisteredVersion, *, rings: bool) -> int:
+    """Sign a version for devices, unless they are offered it already; return the publication."""
+    with closing(Store(settings.state_folder)) as store:
+        model = released_model(store, settings, version.job)
+    with opened_delivery(settings) as delivery:
+        known = offered(delivery.repository, model.version)
+        return known or publish(delivery.repository, delivery.devices, model, rings=rings).sequence
+
+
+def _rings(config: dict[str, Any]) -> bool:
+    rings = str(config.pop("rings", "false")).lower()
+    if config or rings not in ("true", "false"):
+        raise JobError("The target dlfd-fleet has one config option: rings=true or rings=false.")
+    return rings == "true"
+
+
 def _no_options(config: dict[str, Any] | None, endpoint: str | None) -> None:
     if config or endpoint:
-        raise JobError("The target dlfd-fleet has no config options and no endpoints; leave them out.")
+        raise JobError("The target dlfd-fleet has no endpoints, and options for publishing only; leave them out.")
 
 
 def _answer(onnx_file: Path, inputs: Any) -> PredictionsResponse:

@@ -9,7 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from dlfd_fleet.audit import Estimate
 from dlfd_fleet.report import words
@@ -46,10 +46,14 @@ class DeliveryProgress(Part):
     """Those that have said that they hold no model under the least epoch any more."""
     retired: int = 0
     """Those that were given up, with a reason, and can never answer."""
+    excepted: dict[str, str] = Field(default_factory=dict)
+    """Those that have not purged and may not answer any more, for their lease has run out: by name, in words."""
+    waiting: dict[str, str] = Field(default_factory=dict)
+    """Those that keep the erasure open: by name, in words."""
 
     def sentence(self) -> str:
         """Say how far it is."""
-        waiting = self.devices - self.purged - self.retired
+        waiting = len(self.waiting)
         done = f"{self.purged} of {words.count(self.devices, 'device')}"
         state = f"{words.count(waiting, 'device')} still to come" if waiting else "no device is left to come"
         return f"As of {_moment(self.as_of)}, {done} have purged every older model; {state}."

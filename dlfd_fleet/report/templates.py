@@ -201,6 +201,11 @@ higher ones for people it never saw (unseen).</p>
 <tr><th scope="row">devices known</th><td>{{ delivery.devices }}</td></tr>
 <tr><th scope="row">purged every older model</th><td>{{ delivery.purged }}</td></tr>
 <tr><th scope="row">retired, with a reason</th><td>{{ delivery.retired }}</td></tr>
+{%- for name, reason in delivery.waiting.items() %}
+<tr><th scope="row">waiting for {{ name }}</th><td>{{ reason }}</td></tr>
+{%- endfor %}{% for name, reason in delivery.excepted.items() %}
+<tr><th scope="row">exception: {{ name }}</th><td>{{ reason }}</td></tr>
+{%- endfor %}
 </tbody></table></div>
 {% elif report.released %}<p>Not published to devices by this coordinator. Devices that hold an older model may still run it.</p>
 {% else %}<p>No model was released, so there is nothing to deliver.</p>{% endif %}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 
 import numpy as np
 import onnx
@@ -45,12 +47,21 @@ def save_model_of(store: Store, job: str, epoch: int) -> None:
     (folder / "card.json").write_text("{}")
 
 
+def _note_job(store: Store, settings: Settings, job: str, *, released: bool) -> None:
+    """Put a job's record into the store, under a name of ours."""
+    made = store.new_job("erase" if job.startswith("erase") else "train", settings)
+    record = made.model_copy(update={"job": job, "step": "settled", "released": released})
+    with closing(sqlite3.connect(store.file)) as database, database:
+        database.execute("UPDATE job SET job = ?, record = ? WHERE job = ?", (job, record.model_dump_json(), made.job))
+
+
 def registered_fleet(settings: Settings) -> tuple[Settings, Store]:
     store = Store(settings.state_folder)
     store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
         for job, (kind, epoch, verdict, alias) in MODELS.items():
             save_model_of(store, job, epoch)
+            _note_job(store, settings, job, released=alias == "champion")
             folder = store.model_folder(job)
             tracker.log_model(
                 job,

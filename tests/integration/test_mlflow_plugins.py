@@ -13,6 +13,8 @@ from mlflow.deployments import get_deploy_client
 from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
+from dlfd_fleet.delivery import releases
+from dlfd_fleet.delivery.delivery import KEYS, opened
 from dlfd_fleet.federation.promotion import promote
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
@@ -36,11 +38,23 @@ def fleet(folder, monkeypatch):
     return Settings(state_folder=folder)
 
 
+@pytest.fixture(scope="module")
+def repository(folder):
+    with opened(Settings(state_folder=folder)) as delivery:
+        delivery.repository.create(delivery.repository.folder / KEYS)
+
+
 def deployments(*arguments):
     return CliRunner().invoke(commands, arguments)
 
 
-def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fleet, tmp_path):
+def test_a_version_is_not_deployed_without_a_repository_for_devices(fleet):
+    refused = deployments("create", *TARGET, "--name", "early", "-m", "models:/dlfd-fleet@champion")
+    assert (refused.exit_code, "make one with `dlfd-fleet delivery init`" in refused.output) == (2, True)
+    assert get_deploy_client("dlfd-fleet").list_deployments() == []
+
+
+def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fleet, repository, tmp_path):
     created = deployments("create", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet@champion")
     assert created.exit_code == 0, created.output
     assert "onnx deployment cameras is created" in created.output
@@ -69,7 +83,10 @@ def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fle
 
     client = get_deploy_client("dlfd-fleet")
     assert client.list_deployments() == []
-    assert client._deployments.floor() == 1
+    with opened(fleet) as delivery:
+        assert delivery.devices.floor() == 1
+        offers = releases.listed(delivery.repository.read())
+        assert [(release.epoch, release.minimum_epoch) for release in offers.values()] == [(1, 1)]
     with pytest.raises(MlflowException, match="no deployment 'cameras'"):
         client.get_deployment("cameras")
     with pytest.raises(MlflowException, match="has no version 1"):  # it is purged

@@ -73,11 +73,17 @@ def test_a_revoked_model(store, settings):
 
 
 def test_a_verdict_that_the_settings_do_not_release_any_more(store, settings, tmp_path):
-    name = job(store, 1, verdict=verdict(Outcome.INCONCLUSIVE))
+    name = job(store, 1, verdict=verdict(Outcome.INCONCLUSIVE), champion=False)
     assert released_model(store, settings, name).epoch == 1
     strict = Settings(state_folder=tmp_path, release={"on_inconclusive": "hold"})
     with pytest.raises(JobError, match="its verdict is INCONCLUSIVE"):
         released_model(store, strict, name)
+
+
+def test_a_model_that_was_held_and_that_a_person_has_promoted(store, settings):
+    name = job(store, 1, released=False, verdict=verdict(Outcome.INCONCLUSIVE))
+    store.set_champion(Champion(job=name, epoch=1), "ada", "looked at the bounds")
+    assert released_model(store, settings, name).epoch == 1
 
 
 def test_a_file_that_leaks_again(store, settings):
