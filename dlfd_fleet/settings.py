@@ -213,6 +213,12 @@ class ReleaseSettings(Section):
         None, description="Private ed25519 key (PEM) that signs certificates; made in the state folder when unset."
     )
 
+    @field_validator("certificate_key")
+    @classmethod
+    def _from_anywhere(cls, value: Path | None) -> Path | None:
+        """Mean the same file to a server that runs in another folder."""
+        return value.expanduser().absolute() if value else None
+
 
 class ExportSettings(Section):
     """The files that devices run."""

@@ -47,7 +47,7 @@ def publish_report(job: Coordinator) -> None:
     if report.released:
         files[CERTIFICATE_FILE] = issue(report, signer_of(job))
     for name, content in files.items():
-        (job.store.job_folder(job.record.job) / name).write_bytes(content)
+        _write(job.store.job_folder(job.record.job) / name, content)
         job.tracker.log_file(job.record.job, f"erasure/{name}", content)
 
 
@@ -115,12 +115,19 @@ def write_report(store: Store, job: str | None, output: Path | None, settings: S
     if data == page:
         raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
     delivery = delivery_progress(settings, record.epoch) if record.released else None
-    try:
-        page.write_text(render(content, delivery, _acknowledged_later(store, record)), encoding="utf-8")
-        data.write_bytes(content)
-    except OSError as error:
-        raise JobError(f"The report cannot be written to {page.parent}: {error.strerror}.") from error
+    _write(page, render(content, delivery, _acknowledged_later(store, record)).encode())
+    _write(data, content)
     return page, data
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    new = file.with_name(f".{file.name}.new")
+    try:
+        new.write_bytes(content)
+        new.replace(file)
+    except OSError as error:
+        raise JobError(f"{file} cannot be written: {error.strerror}; check space and rights.") from error
 
 
 def _content(store: Store, record: JobRecord) -> bytes:

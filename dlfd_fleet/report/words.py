@@ -79,9 +79,14 @@ def _asked(report: ErasureReport) -> str:
 
 def _done(report: ErasureReport) -> str:
     if not report.released:
+        why = {
+            "settled": "",
+            "failed": f" The job failed: {report.note.rstrip('.')}.",
+            "cancelled": " The job was cancelled.",
+        }.get(report.state, " The job has not ended.")
         return (
             "No model was released by this job: the model in use before stays in use, no image was purged, and the "
-            f"requests wait for the next job. {_sentence(report.note)}"
+            f"requests wait for the next job.{why}"
         )
     if report.retrained:
         how = "a model that was trained anew without them"
@@ -100,7 +105,8 @@ def _done(report: ErasureReport) -> str:
 
 
 def _measured(report: ErasureReport) -> str:
-    before, after = (report.models.get(name) for name in ("original", "unlearned"))
+    released = "retrained" if report.retrained else "unlearned"
+    before, after = (report.models.get(name) for name in ("original", released))
     if not before or not after or not before.scores.mia_auc or not after.scores.mia_auc or not report.verdict:
         return ""
     verdict = report.verdict
@@ -109,13 +115,15 @@ def _measured(report: ErasureReport) -> str:
         "whom the model never saw. 0.5 is guessing, 1 is certainty. Before, the attack scored "
         f"{before.scores.mia_auc}; "
         f"after, {after.scores.mia_auc}; the brackets are 95% bounds. "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power)}"
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)}"
     )
 
 
-def outcome(verdict: str, margin: float, power: float) -> str:
-    """Say what a verdict means."""
+def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
+    """Say what a verdict means; of a retrained model only usefulness is judged, for it never saw the people."""
     measure = f"margin {margin:.2f}, power {power:.2f}"
+    if retrained and verdict == Outcome.PASS:
+        return f"It was trained without them, so only its usefulness was judged, and is within the rules ({measure})."
     if verdict == Outcome.PASS:
         return f"The audit passed: no difference that matters was detected ({measure})."
     if verdict == Outcome.FAIL:
@@ -182,7 +190,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         "This is evidence about a procedure and about measurements. It cannot show that nothing of a person is left in "
         "a model; no measurement can (arXiv 2110.11891)."
     )
-    unlearned, verdict = report.models.get("unlearned"), report.verdict
+    original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
     if unlearned and verdict:
         scores = unlearned.scores
         yield (
@@ -190,6 +198,12 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             "people never trained on were attacked. A leak smaller than the margin "
             f"({verdict.margin:.2f} of AUC) is not looked for. Power {verdict.power:.2f} is the chance that an audit "
             "of this size shows that there is no difference, when there is none."
+        )
+    if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
+        yield (
+            f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
+            f"the unlearned one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
+            "strictly comparable."
         )
     yield (
         "The attacks read only how well the model predicts a picture. Attackers who look inside the model, or who hold "
@@ -224,7 +238,7 @@ def certified(statement: Statement) -> Iterator[str]:
         f"The holder of the key stated on {day(claims.issued_at)}: in job {claims.job} the model of epoch "
         f"{claims.epoch} was {kind} for {count(done, 'request')} of {len(claims.requests)}, and was judged "
         f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power)}"
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=claims.model == 'retrained')}"
     )
     yield (
         "It proves that this statement was signed with that key and has not been changed since, and which files it is "
@@ -234,8 +248,3 @@ def certified(statement: Statement) -> Iterator[str]:
         "It does not prove that a model has forgotten anybody, that the measurements were made as stated, or that a "
         "device runs these files."
     )
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""

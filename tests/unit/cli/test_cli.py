@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,7 @@ def state(tmp_path, synthetic_faces):
 def test_help_names_every_command_and_loads_nothing_heavy():
     shown = fleet("--help")
     assert shown.returncode == 0
-    assert all(name in shown.stdout for name in ("demo", "config", "data", "forget"))
+    assert all(name in shown.stdout for name in ("demo", "config", "data", "forget", "report", "certificate"))
     code = "import sys, dlfd_fleet.cli; print([n for n in ('torch', 'mlflow', 'flwr', 'sklearn') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -154,3 +155,24 @@ def test_a_site_is_made_looked_at_and_purged(tmp_path, synthetic_faces):
     assert "cannot be withdrawn: it is WITHDRAWN" in refused(fleet("forget", "withdraw", request, "--site", site))
     assert "There is no request nonsense" in refused(fleet("forget", "show", "nonsense", "--site", site))
     assert "is no site's folder" in refused(fleet("site", "status", tmp_path))
+
+
+def test_a_certificate_is_verified_offline_by_a_named_key_and_a_changed_one_is_refused(tmp_path):
+    kept = Path(__file__).parents[1] / "report" / "certificates"
+    certificate, key = kept / "0.1.0.json", kept / "0.1.0.pub.pem"
+    verified = fleet("certificate", "verify", certificate, "--key", key)
+    assert verified.returncode == 0, verified.stderr
+    assert "Verified." in verified.stdout
+    changed = tmp_path / "certificate.json"
+    changed.write_text(certificate.read_text().replace("a", "b", 1))
+    assert "certificate.json" in refused(fleet("certificate", "verify", changed, "--key", key))
+    assert "not a file that" in refused(fleet("certificate", "verify", certificate, "--key", key, "--model", key))
+    assert fleet("certificate", "verify", certificate).returncode == 2  # there is no default for whom to trust
+    code = (
+        "import sys, dlfd_fleet.report; print([n for n in ('torch', 'mlflow', 'flwr', 'jinja2') if n in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_state_folder_without_an_erasure_has_no_report(tmp_path):
+    assert "holds no jobs" in refused(fleet("report", "--set", f"state_folder={tmp_path}"))

@@ -41,8 +41,12 @@ def store(tmp_path):
     opened.close()
 
 
+def settings_of(store):
+    return Settings(state_folder=store.folder.parent)
+
+
 def job(store, kind="erase", **changes):
-    settings = Settings(state_folder=store.folder.parent, tracking={"uri": "https://user:secret@host"})
+    settings = Settings(state_folder=store.folder.parent, tracking={"uri": "https://secret.host"})
     record = store.new_job(kind, settings).model_copy(update=changes)
     store.save(record)
     return record
@@ -52,7 +56,7 @@ def test_a_record_of_an_earlier_release_still_makes_a_report(store, tmp_path):
     name = job(store).job
     record = JobRecord.model_validate_json(json.dumps(OLDER | {"job": name}))
     store.save(record)
-    page, data = write_report(store, None, tmp_path / "page.html")
+    page, data = write_report(store, None, tmp_path / "page.html", settings_of(store))
     assert "4 requests to be forgotten: a new model was released" in page.read_text()
     assert json.loads(data.read_bytes())["served"] == ["a", "b", "c", "d"]
 
@@ -64,9 +68,9 @@ def test_a_job_that_failed_says_why_and_what_its_steps_took(store, tmp_path):
     report = report_of(store, record)
     phase = report.phases["repair"]
     assert (phase.steps, phase.seconds, phase.sent_bytes) == (2, 5.0, 20)
-    page, _ = write_report(store, record.job, None)
+    page, _ = write_report(store, record.job, None, settings_of(store))
     assert page == store.job_folder(record.job) / "report.html"
-    assert "Only 1 of 3 sites trained." in page.read_text()
+    assert "The job failed: Only 1 of 3 sites trained." in page.read_text()
     assert "no model was released" in page.read_text()
 
 
@@ -92,10 +96,10 @@ def test_the_json_of_a_settled_job_never_changes_and_the_page_learns_what_came_s
     record = job(store, step="settled", released=True, epoch=1, requests=1, absent=away, acknowledged={"site-a": 1})
     kept = report_of(store, record).to_json()
     (store.job_folder(record.job) / "report.json").write_bytes(kept)
-    before, _ = write_report(store, record.job, tmp_path / "before.html")
+    before, _ = write_report(store, record.job, tmp_path / "before.html", settings_of(store))
     assert "not acknowledged; told by the next job" in before.read_text()
     later = job(store, step="settled", started_at=now + timedelta(days=1), acknowledged={"site-b": 1})
-    after, data = write_report(store, record.job, tmp_path / "after.html")
+    after, data = write_report(store, record.job, tmp_path / "after.html", settings_of(store))
     assert f"acknowledged later, in {later.job}" in after.read_text()
     assert data.read_bytes() == kept
 
@@ -104,14 +108,16 @@ def test_what_has_no_report_is_told_so(store, tmp_path):
     with pytest.raises(JobError, match="no erasure"):
         latest_erasure(store)
     with pytest.raises(JobError, match="training job"):
-        write_report(store, job(store, "train").job, None)
+        write_report(store, job(store, "train").job, None, settings_of(store))
     with pytest.raises(JobError, match="nobody asked"):
-        write_report(store, job(store).job, None)
+        write_report(store, job(store).job, None, settings_of(store))
     record = job(store, step="settled", requests=1)
     with pytest.raises(JobError, match=r"name it with \.html"):
-        write_report(store, record.job, tmp_path / "report.json")
+        write_report(store, record.job, tmp_path / "report.json", settings_of(store))
     with pytest.raises(JobError, match="cannot be written"):
-        write_report(store, record.job, tmp_path / "nowhere" / "report.html")
+        write_report(
+            store, record.job, tmp_path / "nowhere" / "report.html", Settings(state_folder=store.folder.parent)
+        )
     (store.job_folder(record.job) / "report.json").write_text("{}")
     with pytest.raises(EvidenceError, match=r"report\.json"):
-        write_report(store, record.job, tmp_path / "page.html")
+        write_report(store, record.job, tmp_path / "page.html", settings_of(store))

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
@@ -58,6 +59,21 @@ def test_a_certificate_says_what_the_report_says(signed):
     said = " ".join(certified(statement))
     assert "does not prove that a model has forgotten anybody" in said
     assert "margin 0.10, power 0.83" in said
+
+
+def test_it_is_an_in_toto_statement_in_dsse_by_an_implementation_of_its_own(signed):
+    """The specifications' own words: PAE of the payload, ed25519, and the fields of a Statement v1."""
+    file, key, _ = signed
+    envelope = envelope_of(file)
+    payload, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"].encode()
+    pae = b" ".join([b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(payload), payload])
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.keyval["public"]))
+    public.verify(base64.b64decode(envelope["signatures"][0]["sig"]), pae)
+    assert envelope["payloadType"] == "application/vnd.in-toto+json"
+    statement = json.loads(payload)
+    assert statement.keys() == {"_type", "subject", "predicateType", "predicate"}
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": "model.onnx", "digest": {"sha256": "c" * 64}}]
 
 
 @given(data=st.data(), bit=st.integers(0, 7))

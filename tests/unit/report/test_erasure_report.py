@@ -145,6 +145,21 @@ def test_the_comparison_with_retraining_claims_what_it_can(auc, error, words):
     assert words in read_words(models=models)
 
 
+def test_a_retrained_model_is_judged_by_its_usefulness_only():
+    text = read_words(retrained=True)
+    assert "replaced on 7 November 2026 by a model that was trained anew without them" in text
+    assert "only its usefulness was judged" in text
+    assert "no difference that matters" not in text
+
+
+def test_attacks_on_different_images_are_said_to_be_so():
+    assert "not strictly comparable" not in read_words()
+    models = dict(make_report().models)
+    fewer = models["unlearned"].scores.model_copy(update={"forget_images": 20})
+    models["unlearned"] = models["unlearned"].model_copy(update={"scores": fewer})
+    assert "attacked on 40 images of people who asked, the unlearned one on 20" in read_words(models=models)
+
+
 def test_a_release_after_the_deadline_is_not_met():
     text = read_words(settled_at=ASKED + timedelta(days=31))
     assert "so it was not met" in text
@@ -153,10 +168,18 @@ def test_a_release_after_the_deadline_is_not_met():
 
 def test_delivery_is_told_when_it_is_known():
     progress = DeliveryProgress(
-        as_of=ASKED + timedelta(days=6), published_at=ASKED + timedelta(days=5), minimum_epoch=1, devices=9, purged=7
+        as_of=ASKED + timedelta(days=6),
+        published_at=ASKED + timedelta(days=5),
+        minimum_epoch=1,
+        devices=9,
+        purged=6,
+        excepted={"door": "its lease has run out"},
+        waiting={"gate": "has never reported", "yard": "was at epoch 0"},
     )
     text = read(make_report(losses={}, readings=()), progress).text
-    assert "7 of 9 devices have purged every older model; 2 devices still to come" in text
+    assert "6 of 9 devices have purged every older model; 2 devices still to come" in text
+    assert "waiting for gate" in text
+    assert "exception: door" in text
     assert "Not published" not in text
 
 

@@ -98,3 +98,10 @@ def test_a_password_in_a_uri_is_refused_and_not_shown():
     with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_PASSWORD") as refused:
         load_settings(environment=environment)
     assert "secret" not in str(refused.value)
+
+
+def test_a_path_means_the_same_file_to_a_server_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_settings(None, {"release.certificate_key": "keys/sign.pem", "state_folder": "state"}, {})
+    assert loaded.settings.release.certificate_key == tmp_path / "keys" / "sign.pem"
+    assert loaded.settings.state_folder == tmp_path / "state"
