@@ -122,7 +122,7 @@ def measure_delivery(
         Devices that poll at the same time.
     """
     settings = Settings(state_folder=folder / "state")
-    with opened(settings) as delivery:
+    with opened(settings, create=True) as delivery:
         delivery.repository.create(delivery.repository.folder / "keys")
         root = (delivery.repository.folder / "root.json").read_bytes()
         _publish(delivery, 1, model_bytes)

@@ -27,7 +27,7 @@ def init(new_keys: NewKeys = None, config: Config = None, overrides: Overrides =
     from dlfd_fleet.delivery.delivery import KEYS, opened
     from dlfd_fleet.delivery.repository import TRUSTED_ROOT
 
-    with opened(load(config, overrides).settings) as delivery:
+    with opened(load(config, overrides).settings, create=True) as delivery:
         folder = delivery.repository.folder
         delivery.repository.create(new_keys or folder / KEYS)
     _say(f"The repository is {folder / 'repository'}; each device gets a copy of {folder / TRUSTED_ROOT}.")

@@ -14,6 +14,7 @@ from dlfd_fleet.delivery.devices import Device, DeviceStore
 from dlfd_fleet.delivery.keys import KeyRing
 from dlfd_fleet.delivery.repository import Repository, now_utc
 from dlfd_fleet.device.contract import ROLLOUT_ROLE, DeviceReport, Rollout
+from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings, Settings
 
 RolloutStep = Literal["start", "widen", "pause", "resume", "abort", "complete"]
@@ -100,7 +101,7 @@ def delivery_folder(settings: Settings) -> Path:
 
 @contextmanager
 def opened(
-    settings: Settings, keys: Sequence[Path] = (), clock: Callable[[], datetime] = now_utc
+    settings: Settings, keys: Sequence[Path] = (), clock: Callable[[], datetime] = now_utc, *, create: bool = False
 ) -> Iterator[Delivery]:
     """Open the delivery that the settings name.
 
@@ -108,8 +109,17 @@ def opened(
     ----------
     keys
         Folders of private keys beside the delivery's own.
+    create
+        Make the folder if need be.
+
+    Raises
+    ------
+    DeliveryError
+        If there is no such folder and no other database of the devices, or that cannot be read.
     """
     folder = delivery_folder(settings)
+    if not create and not folder.is_dir() and settings.delivery.database is None:
+        raise DeliveryError(f"There is no repository in {folder}; make one with `dlfd-fleet delivery init`.")
     repository = Repository(folder, KeyRing([folder / KEYS, *keys]), settings.delivery, clock)
     with DeviceStore(settings.delivery.database or folder / DATABASE) as devices:
         yield Delivery(repository, devices, settings.delivery, clock)

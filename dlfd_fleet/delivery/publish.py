@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,14 @@ class ReleasedModel:
         Erasure epoch.
     files
         By format; weights of over 2 GB lie beside a file.
+    digests
+        SHA-256 of the files that were attacked at the sites: no others are published in their place.
     """
 
     version: str
     epoch: int
     files: Mapping[Format, Path]
+    digests: Mapping[Format, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Publication:
 class _Prepared:
     form: Format
     file: Path
+    sha256: str
     self_test: bytes
 
 
@@ -121,6 +126,12 @@ def golden_images(size: int) -> NDArray[np.uint8]:
 def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
     """Ask a file what it answers, and that it is what it is said to be."""
     loaded = DeviceModel(file)
+    with file.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    if model.digests.get(form, sha256) != sha256:
+        raise DeliveryError(
+            f"{file} is not the file that was attacked at the sites, it was changed since: it is not published."
+        )
     if (loaded.version, loaded.epoch) != (model.version, model.epoch):
         raise DeliveryError(
             f"{file} is of version {loaded.version}, epoch {loaded.epoch}, and not of {model.version}, epoch "
@@ -129,7 +140,7 @@ def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
     images = golden_images(loaded.image_size)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, probabilities=loaded.predict(images))
-    return _Prepared(form, file, buffer.getvalue())
+    return _Prepared(form, file, sha256, buffer.getvalue())
 
 
 def _check(repository: Repository, devices: DeviceStore, contents: Contents, model: ReleasedModel) -> None:
@@ -166,6 +177,8 @@ def _add(
 ) -> str:
     folder, file = f"{MODELS_FOLDER}/{model.epoch}-{sequence}", prepared.file
     target = repository.store(f"{folder}/{file.name}", file)
+    if target.hashes["sha256"] != prepared.sha256:
+        raise DeliveryError(f"{file} was changed while it was published: publish it again.")
     beside = [repository.store(f"{folder}/{file.name}.selftest.npz", prepared.self_test)]
     data = file.with_name(file.name + DATA_SUFFIX)
     if data.exists():

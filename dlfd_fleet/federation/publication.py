@@ -49,7 +49,8 @@ def released_model(
     source = store.model_folder(record.job) / ONNX_FILE
     files = {form: file_of(form, source) for form in wanted}
     model = DeviceModel(source)
-    return ReleasedModel(model.version, model.epoch, files)
+    digests = {form: result.sha256 for form, result in record.proceedings.files.items()}
+    return ReleasedModel(model.version, model.epoch, files, digests)
 
 
 def as_formats(words: str | None) -> tuple[Format, ...] | None:

@@ -94,7 +94,7 @@ def running(delivery, seconds=3600.0):
 
 @pytest.fixture
 def delivery(tmp_path):
-    with opened(Settings(state_folder=tmp_path / "state"), clock=Clock()) as delivery:
+    with opened(Settings(state_folder=tmp_path / "state"), clock=Clock(), create=True) as delivery:
         delivery.repository.create(delivery.repository.folder / "keys")
         yield delivery
 
@@ -161,6 +161,27 @@ def test_from_a_released_job_to_an_erasure_that_is_over(tmp_path, fleet):
         server.terminate()
         assert server.wait(PATIENCE) in (0, -15)
     assert "is retired: sold" in fleet("delivery", "retire", "camera-1", "--reason", "sold")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("delivery", "rotate", "mirror"), "There is no role 'mirror'"),
+        (("delivery", "enroll", "nowhere.pub", "--name", "x"), "nowhere.pub cannot be read"),
+        (("delivery", "enroll", __file__, "--name", "x"), "is no public key in PEM"),
+        (("delivery", "retire", "toaster", "--reason", "x"), "There is no device 'toaster'"),
+        (("publish", "champion"), "holds no jobs"),
+        (("rollout", "start"), "There is no rollout"),
+        (("rollout", "complete", "--keys", "/nowhere"), "There is no rollout"),
+        (("delivery", "init", "--set", "delivery.root_threshold=4"), "threshold"),
+        (("delivery", "init", "--set", "delivery.shares=0.5,0.2,1"), "must rise to 1.0"),
+        (("delivery", "status", "--set", "delivery.database=nonsense"), "cannot be used"),
+        (("delivery", "status", "--set", "delivery.folder=/nowhere/delivery"), "delivery init"),
+    ],
+)
+def test_a_mistake_is_one_sentence(fleet, words, said):
+    fleet("delivery", "init")
+    assert said in fleet(*words, code=2)
 
 
 def test_reports_that_are_refused_say_why(delivery, tmp_path):

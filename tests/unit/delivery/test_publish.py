@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from datetime import timedelta
 
@@ -26,7 +27,7 @@ FAST = {"root_keys": 1, "root_threshold": 1, "targets_keys": 1, "targets_thresho
 @pytest.fixture
 def delivery(tmp_path):
     settings = Settings(state_folder=tmp_path / "state", delivery=FAST)
-    with opened(settings, clock=Clock()) as delivery:
+    with opened(settings, clock=Clock(), create=True) as delivery:
         delivery.repository.create(delivery.repository.folder / "keys")
         yield delivery
 
@@ -161,6 +162,18 @@ def test_a_file_of_another_version_is_not_published(delivery, model):
         put(delivery, made)
     assert listed(delivery) == {}
     assert served(delivery) == set()
+
+
+def test_a_file_that_was_exchanged_after_its_audit_is_not_published(delivery, model):
+    """What somebody put in its place says the same of itself, and was attacked by nobody."""
+    made = model(1, formats=("fp32", "int8"))
+    attacked = {form: hashlib.sha256(file.read_bytes()).hexdigest() for form, file in made.files.items()}
+    small_model(made.files["int8"], version=made.version, epoch=1, seed=99)
+    with pytest.raises(DeliveryError, match="not the file that was attacked"):
+        put(delivery, ReleasedModel(made.version, 1, made.files, attacked))
+    assert served(delivery) == set()
+    put(delivery, ReleasedModel(made.version, 1, {"fp32": made.files["fp32"]}, attacked))
+    assert [release.format for release in listed(delivery).values()] == ["fp32"]
 
 
 def test_without_the_releases_keys_nothing_is_copied(delivery, model, tmp_path):

@@ -8,7 +8,9 @@ from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.publication import as_formats, released_model
 from dlfd_fleet.federation.store import Champion, Store
+from dlfd_fleet.report.contents import FileResult, Proceedings
 from dlfd_fleet.settings import Settings
+from tests.erasure_report import scores
 from tests.unit.delivery.conftest import small_model
 
 
@@ -105,3 +107,18 @@ def test_formats_of_a_command_line():
     assert as_formats("fp32, int8") == ("fp32", "int8")
     with pytest.raises(JobError, match="There is no format 'bf16'"):
         as_formats("fp32,bf16")
+
+
+def test_the_files_that_were_attacked_are_known_by_their_digests(store, settings):
+    result = FileResult(
+        name="model.onnx",
+        sha256="c" * 64,
+        size_bytes=10,
+        max_abs_difference=0.0,
+        compared_images=1,
+        agreement=1.0,
+        scores=scores(0.5),
+        verdict=None,
+    )
+    name = job(store, 1, proceedings=Proceedings(files={"fp32": result}))
+    assert released_model(store, settings, name).digests == {"fp32": "c" * 64}
