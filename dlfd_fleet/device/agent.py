@@ -41,7 +41,7 @@ class Agent:
 
     def __init__(self, folder: DeviceFolder, updates: install.Updates | None = None) -> None:
         self._folder = folder
-        self._updates = updates or folder.client()
+        self._repository = updates
         self._clock = Clock(folder.clock)
         self.state = folder.read_state()
         self.answering = Answering(self._clock)
@@ -259,6 +259,13 @@ class Agent:
                 self._save(report.write_report(self._folder, self.state, floor, now, self._lease_until()))
             self._save(report.send_report(self._folder, self.state).but(unreported=""))
             self._folder.waiting_report.unlink()
+
+    @property
+    def _updates(self) -> install.Updates:
+        """The repository; opened when it is first needed, for a device answers without it."""
+        if self._repository is None:
+            self._repository = self._folder.client()
+        return self._repository
 
     # ------------------------------------------------------------------ what is remembered
 

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from dlfd_fleet.device.contract import Rollout
 from dlfd_fleet.device.download import PART_SUFFIX, sync_folder
-from dlfd_fleet.device.durable import sync_tree
 from dlfd_fleet.device.folder import DeviceFolder
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
 from dlfd_fleet.device.rules import Offer, check_may_run
@@ -44,7 +43,10 @@ def is_whole(folder: DeviceFolder, slot: Slot) -> bool:
     """Tell whether an installed model's files are those that were signed."""
     file = folder.models / folder_name(slot) / slot.file_name
     files = {file: slot.sha256} | ({_data(file): slot.data_sha256} if slot.data_sha256 else {})
-    return all(path.is_file() and _sha256(path) == digest for path, digest in files.items())
+    try:
+        return all(_sha256(path) == digest for path, digest in files.items())
+    except OSError:
+        return False
 
 
 def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
@@ -83,7 +85,7 @@ def bring(folder: DeviceFolder, updates: Updates, slot: Slot) -> None:
 
 
 def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
-    """Bring a downloaded model into its place, after it has passed every check.
+    """Bring a downloaded model into its place, after it has passed every check; its bytes are synced already.
 
     Raises
     ------
@@ -99,7 +101,6 @@ def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
     check_may_run(slot.release, model.epoch, floor)
     run_self_test(model, staging / _SELF_TEST, slot.release.self_test.tolerance)
     (staging / _SELF_TEST).unlink()
-    sync_tree(staging)
     folder.models.mkdir(exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)  # of an installation that was broken off, or damaged since
     staging.replace(place)

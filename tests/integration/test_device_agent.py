@@ -520,6 +520,18 @@ def test_damaged_state_costs_a_download_and_no_more(site):
     assert site.folder().floor.read() == 2
 
 
+def test_tuf_folder_that_cannot_be_used_does_not_keep_the_device_from_answering(site):
+    site.publish(1, 1)
+    site.started().poll()
+    shutil.rmtree(site.path / "tuf")
+    (site.path / "tuf").write_bytes(b"")
+    agent = site.started()
+    assert runs(agent, "1", 1)
+    refused(agent, "cannot be used", UpdateUnreachableError)
+    (site.path / "tuf").unlink()
+    agent.poll()
+
+
 def test_offline_coordinator_changes_nothing(site):
     site.publish(1, 1)
     site.started().poll()
