@@ -14,6 +14,7 @@ from dlfd_fleet.device.clock import Clock
 from dlfd_fleet.device.contract import Release, Rollout
 from dlfd_fleet.device.folder import DeviceFolder
 from dlfd_fleet.device.state import DeviceState, Refusal, Slot
+from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import DeviceError, UpdateRefusedError, UpdateUnreachableError
 
 _CLOCK_SLACK = timedelta(minutes=5)
@@ -28,8 +29,6 @@ class Agent:
     ----------
     folder
         The device's folder.
-    updates
-        The repository as the device sees it; a client of the folder's own when omitted.
 
     Attributes
     ----------
@@ -39,9 +38,9 @@ class Agent:
         What the device remembers.
     """
 
-    def __init__(self, folder: DeviceFolder, updates: install.Updates | None = None) -> None:
+    def __init__(self, folder: DeviceFolder) -> None:
         self._folder = folder
-        self._repository = updates
+        self._client: UpdateClient | None = None
         self._clock = Clock(folder.clock)
         self.state = folder.read_state()
         self.answering = Answering(self._clock)
@@ -261,11 +260,11 @@ class Agent:
             self._folder.waiting_report.unlink()
 
     @property
-    def _updates(self) -> install.Updates:
-        """The repository; opened when it is first needed, for a device answers without it."""
-        if self._repository is None:
-            self._repository = self._folder.client()
-        return self._repository
+    def _updates(self) -> UpdateClient:
+        """What reads the repository; opened when it is first needed, for a device answers without it."""
+        if self._client is None:
+            self._client = self._folder.client()
+        return self._client
 
     # ------------------------------------------------------------------ what is remembered
 

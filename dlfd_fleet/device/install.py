@@ -7,31 +7,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
-from dlfd_fleet.device.contract import Rollout
 from dlfd_fleet.device.download import PART_SUFFIX, sync_folder
 from dlfd_fleet.device.folder import DeviceFolder
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
-from dlfd_fleet.device.rules import Offer, check_may_run
+from dlfd_fleet.device.rules import check_may_run
 from dlfd_fleet.device.self_test import LARGEST, run_self_test
 from dlfd_fleet.device.state import Slot
+from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import UpdateRefusedError
 
 _SELF_TEST = ".self-test.npz"
 _NAME = re.compile("([0-9]+)-([0-9a-f]{64})")
-
-
-class Updates(Protocol):
-    """What an agent asks of :class:`~dlfd_fleet.device.update.UpdateClient`; its docstrings are there."""
-
-    def refresh(self) -> None: ...  # noqa: D102
-    def releases(self) -> list[Offer]: ...  # noqa: D102
-    def rollout(self) -> Rollout | None: ...  # noqa: D102
-    def floor(self) -> int: ...  # noqa: D102
-    def sha256(self, target: str) -> str: ...  # noqa: D102
-    def size(self, target: str) -> int: ...  # noqa: D102
-    def download(self, target: str, to: Path) -> None: ...  # noqa: D102
 
 
 def folder_name(slot: Slot) -> str:
@@ -64,7 +51,7 @@ def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
     return model
 
 
-def bring(folder: DeviceFolder, updates: Updates, slot: Slot) -> None:
+def bring(folder: DeviceFolder, updates: UpdateClient, slot: Slot) -> None:
     """Download a model and its self-test; what is there of them already is not asked for again.
 
     Raises
@@ -107,7 +94,7 @@ def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
     sync_folder(folder.models)
 
 
-def download_size(updates: Updates, slot: Slot) -> int:
+def download_size(updates: UpdateClient, slot: Slot) -> int:
     """Return the bytes that a model takes on the disk, its self-test with it."""
     targets = [slot.target, slot.release.self_test.target, *([slot.release.data] if slot.release.data else [])]
     return sum(updates.size(target) for target in targets)
