@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tuf.ngclient
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
@@ -621,6 +622,26 @@ def test_full_disk_does_not_keep_a_forbidden_model(site, monkeypatch):
         agent.answering.loaded()
     agent.poll()
     assert runs(agent, "2", 2)
+
+
+def test_erasure_is_heard_on_a_full_disk_for_room_was_kept_for_it(site, monkeypatch):
+    site.publish(1, 1)
+    site.started().poll()
+    assert (site.path / "reserve").stat().st_size > 0
+    site.publish(2, 2)
+    whole = tuf.ngclient.Updater._persist_file
+
+    def full(updater, file: str, content: bytes) -> None:
+        if (site.path / "reserve").exists():  # the disk is full as long as the reserve lies on it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(updater, file, content)
+
+    monkeypatch.setattr(tuf.ngclient.Updater, "_persist_file", full)
+    agent = site.started()
+    assert runs(agent, "1", 1)
+    agent.poll()
+    assert runs(agent, "2", 2)
+    assert site.model_files() == {sha256(tiny_model("2", 2, 2))}
 
 
 def fail_writes_from(patched, call: int) -> None:
