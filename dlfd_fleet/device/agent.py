@@ -13,7 +13,9 @@ from dlfd_fleet.device.answering import NEVER, Answering, Loaded, NoAnswerError
 from dlfd_fleet.device.clock import Clock
 from dlfd_fleet.device.contract import Release, Rollout
 from dlfd_fleet.device.folder import DeviceFolder
+from dlfd_fleet.device.reserve import RESERVED, give_up_reserve, keep_reserve
 from dlfd_fleet.device.state import DeviceState, Refusal, Slot
+from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import DeviceError, UpdateRefusedError, UpdateUnreachableError
 
 _CLOCK_SLACK = timedelta(minutes=5)
@@ -28,8 +30,6 @@ class Agent:
     ----------
     folder
         The device's folder.
-    updates
-        The repository as the device sees it; a client of the folder's own when omitted.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class Agent:
         What the device remembers.
     """
 
-    def __init__(self, folder: DeviceFolder, updates: install.Updates | None = None) -> None:
+    def __init__(self, folder: DeviceFolder) -> None:
         self._folder = folder
-        self._updates = updates or folder.client()
+        self._client: UpdateClient | None = None
         self._clock = Clock(folder.clock)
         self.state = folder.read_state()
         self.answering = Answering(self._clock)
@@ -102,11 +102,20 @@ class Agent:
         self._folder.floor.raise_to(0)  # mends a damaged copy
         if not self.answering.has_model and self.state.slots:
             self._start()
-        self._updates.refresh()
+        self._refresh()
         with self.answering.installing():
             self._raise_floor(self._updates.floor())
             clock = self._hear()
             return self._follow() or clock
+
+    def _refresh(self) -> None:
+        """Hear what the repository says now, on a full disk too."""
+        try:
+            self._updates.refresh()
+        except UpdateUnreachableError as error:
+            if not give_up_reserve(self._folder.reserve, error):
+                raise
+            self._updates.refresh()
 
     def _raise_floor(self, epoch: int) -> None:
         """Forbid what is under the epoch: first to answer, then on disk, then to exist."""
@@ -204,14 +213,22 @@ class Agent:
         self.answering.answer_with(Loaded(model, slot.release))
 
     def _make_room(self, size: int) -> None:
-        """Give up the previous model if the disk has no room for three."""
-        if self.state.previous and shutil.disk_usage(self._folder.path).free < size:
+        """Give up the previous model if the disk has no room for three, and an update rather than the reserve."""
+        spare = 0 if self._folder.reserve.exists() else RESERVED
+        if self.state.previous and shutil.disk_usage(self._folder.path).free < size + spare:
             self._save(self.state.but(previous=None))
             self._purge_spare()
+        room = shutil.disk_usage(self._folder.path).free - spare
+        if spare and self.answering.has_model and room < size:
+            raise UpdateUnreachableError(
+                f"The next model has {size} bytes, and {self._folder.path} has room for {max(room, 0)}: make room on "
+                "the disk."
+            )
 
     def _end(self, problem: DeviceError | None) -> None:
         """Delete what is spare, keep what happened, and report it."""
         self._purge_spare()
+        keep_reserve(self._folder.reserve)
         self._clock.keep()
         healthy = self._answers() and not self.state.refusals
         self._save(self.state.but(healthy=healthy, problem=str(problem or "")))
@@ -259,6 +276,13 @@ class Agent:
                 self._save(report.write_report(self._folder, self.state, floor, now, self._lease_until()))
             self._save(report.send_report(self._folder, self.state).but(unreported=""))
             self._folder.waiting_report.unlink()
+
+    @property
+    def _updates(self) -> UpdateClient:
+        """What reads the repository; opened when it is first needed, for a device answers without it."""
+        if self._client is None:
+            self._client = self._folder.client()
+        return self._client
 
     # ------------------------------------------------------------------ what is remembered
 

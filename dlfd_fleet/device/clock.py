@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dlfd_fleet.device.durable import write_durably
+from dlfd_fleet.exceptions import DeviceError
 
 _NEWS = timedelta(minutes=1)
 
@@ -26,24 +28,37 @@ class Clock:
         self._kept = _read(file)
         self._greatest = max(self._kept, datetime.now(UTC))
         self._at = time.monotonic()
+        self._looking = threading.Lock()
 
     def now(self) -> datetime:
         """Return the time, never before one that was returned or kept earlier."""
-        passed = timedelta(seconds=time.monotonic() - self._at)
-        self._greatest, self._at = max(self._greatest + passed, datetime.now(UTC)), time.monotonic()
-        return self._greatest
+        with self._looking:
+            at = time.monotonic()
+            self._greatest = max(self._greatest + timedelta(seconds=at - self._at), datetime.now(UTC))
+            self._at = at
+            return self._greatest
 
     def keep(self) -> None:
-        """Put the time on disk, if it is news; a disk that refuses costs no more than a minute of memory."""
-        if self.now() - self._kept >= _NEWS:
+        """Put the time on disk, if it is news and the disk takes it."""
+        now = self.now()
+        if now - self._kept >= _NEWS:
             with suppress(OSError):
-                write_durably(self._file, self._greatest.isoformat().encode())
-                self._kept = self._greatest
+                write_durably(self._file, now.isoformat().encode())
+                self._kept = now
 
     def trust(self) -> None:
-        """Take the device's own clock for right, even if it is behind: what the owner may say, and nobody else."""
+        """Take the device's own clock for right, even if it is behind: what the owner may say, and nobody else.
+
+        Raises
+        ------
+        DeviceError
+            If the disk refuses.
+        """
         self._greatest = self._kept = datetime.now(UTC)
-        write_durably(self._file, self._greatest.isoformat().encode())
+        try:
+            write_durably(self._file, self._greatest.isoformat().encode())
+        except OSError as error:
+            raise DeviceError(f"Cannot write {self._file}: {error.strerror}.") from error
 
 
 def _read(file: Path) -> datetime:

@@ -96,6 +96,11 @@ class DeviceFolder:
         return self.path / "report.json"
 
     @property
+    def reserve(self) -> Path:
+        """Room that is kept for an erasure to arrive in."""
+        return self.path / "reserve"
+
+    @property
     def clock(self) -> Path:
         """The greatest time seen."""
         return self.path / "clock"

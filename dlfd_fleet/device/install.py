@@ -7,32 +7,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
-from dlfd_fleet.device.contract import Rollout
 from dlfd_fleet.device.download import PART_SUFFIX, sync_folder
-from dlfd_fleet.device.durable import sync_tree
 from dlfd_fleet.device.folder import DeviceFolder
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
-from dlfd_fleet.device.rules import Offer, check_may_run
+from dlfd_fleet.device.rules import check_may_run
 from dlfd_fleet.device.self_test import LARGEST, run_self_test
 from dlfd_fleet.device.state import Slot
+from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import UpdateRefusedError
 
 _SELF_TEST = ".self-test.npz"
 _NAME = re.compile("([0-9]+)-([0-9a-f]{64})")
-
-
-class Updates(Protocol):
-    """What an agent asks of :class:`~dlfd_fleet.device.update.UpdateClient`; its docstrings are there."""
-
-    def refresh(self) -> None: ...  # noqa: D102
-    def releases(self) -> list[Offer]: ...  # noqa: D102
-    def rollout(self) -> Rollout | None: ...  # noqa: D102
-    def floor(self) -> int: ...  # noqa: D102
-    def sha256(self, target: str) -> str: ...  # noqa: D102
-    def size(self, target: str) -> int: ...  # noqa: D102
-    def download(self, target: str, to: Path) -> None: ...  # noqa: D102
 
 
 def folder_name(slot: Slot) -> str:
@@ -44,7 +30,10 @@ def is_whole(folder: DeviceFolder, slot: Slot) -> bool:
     """Tell whether an installed model's files are those that were signed."""
     file = folder.models / folder_name(slot) / slot.file_name
     files = {file: slot.sha256} | ({_data(file): slot.data_sha256} if slot.data_sha256 else {})
-    return all(path.is_file() and _sha256(path) == digest for path, digest in files.items())
+    try:
+        return all(_sha256(path) == digest for path, digest in files.items())
+    except OSError:
+        return False
 
 
 def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
@@ -62,7 +51,7 @@ def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
     return model
 
 
-def bring(folder: DeviceFolder, updates: Updates, slot: Slot) -> None:
+def bring(folder: DeviceFolder, updates: UpdateClient, slot: Slot) -> None:
     """Download a model and its self-test; what is there of them already is not asked for again.
 
     Raises
@@ -83,7 +72,7 @@ def bring(folder: DeviceFolder, updates: Updates, slot: Slot) -> None:
 
 
 def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
-    """Bring a downloaded model into its place, after it has passed every check.
+    """Bring a downloaded model into its place, after it has passed every check; its bytes are synced already.
 
     Raises
     ------
@@ -99,14 +88,13 @@ def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
     check_may_run(slot.release, model.epoch, floor)
     run_self_test(model, staging / _SELF_TEST, slot.release.self_test.tolerance)
     (staging / _SELF_TEST).unlink()
-    sync_tree(staging)
     folder.models.mkdir(exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)  # of an installation that was broken off, or damaged since
     staging.replace(place)
     sync_folder(folder.models)
 
 
-def download_size(updates: Updates, slot: Slot) -> int:
+def download_size(updates: UpdateClient, slot: Slot) -> int:
     """Return the bytes that a model takes on the disk, its self-test with it."""
     targets = [slot.target, slot.release.self_test.target, *([slot.release.data] if slot.release.data else [])]
     return sum(updates.size(target) for target in targets)

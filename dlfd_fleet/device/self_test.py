@@ -53,5 +53,5 @@ def _read(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
             raise DeviceError(f"The self-test unpacks to {unpacked} bytes; at most {LARGEST} are taken.")
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["images"], arrays["probabilities"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DeviceError("The self-test that came with the model is damaged.") from error
