@@ -53,6 +53,7 @@ class ModelFile:
     def session(self) -> onnxruntime.InferenceSession:
         """Open it with ONNX Runtime on the CPU."""
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", "1")  # as devices do
         if self.weights:
             names, sizes = [self.name + DATA_SUFFIX], [len(self.weights)]
             options.add_external_initializers_from_files_in_memory(names, [self.weights], sizes)

@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
@@ -130,16 +132,51 @@ def test_every_format_carries_the_card_and_its_own_name(model, source, ranges, f
     assert json.loads(device.metadata["dlfd.classes"]) == list(CARD.classes)
 
 
-def test_int8_is_per_channel_signed_and_leaves_softmax_alone(model, source, ranges):
+def test_int8_is_per_channel_and_leaves_softmax_alone(model, source, ranges):
     graph = onnx.load(variant(model, source, "int8", ranges).file).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and len(shapes.get(n.input[0], ())) == 4]
     assert [shapes[node.input[1]] for node in weights] == [(8,), (64,)]
+    assert {types[node.input[0]] for node in weights} == {onnx.TensorProto.INT8}
     points = {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
-    assert points == {onnx.TensorProto.INT8}
+    assert points == {onnx.TensorProto.UINT8}
     (softmax,) = (node for node in graph.node if node.op_type == "Softmax")
     assert next(node.op_type for node in graph.node if softmax.input[0] in node.output) == "Gemm"
+
+
+class Residual(nn.Module):
+    """Two residual blocks: the sum between them has two readers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=4, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)) for _ in range(2)
+        )
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, images):
+        seen = nn.functional.max_pool2d(self.stem(images).relu(), 2)
+        for block in self.blocks:
+            seen = (seen + block(seen)).relu()
+        return self.head(self.pool(seen))
+
+
+def test_int8_file_has_no_convolution_that_is_run_in_float(tmp_path):
+    torch.manual_seed(3)
+    network, images = WrappedClassifier(Residual().eval(), "pool"), faces(32)[0]
+    file = tmp_path / "model.onnx"
+    export_onnx(network, CARD, file, version="1", settings=ExportSettings(), images=images)
+    made = variant(network, file, "int8", calibrate(prepare(file.read_bytes()), images), int8_accuracy_drop=1.0)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as-run.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(made.file, options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "as-run.onnx").graph.node)
+    assert kinds["QLinearConv"] == 5
+    assert kinds["Conv"] == 0
 
 
 @pytest.mark.parametrize("form", VARIANTS)
