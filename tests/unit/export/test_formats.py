@@ -17,6 +17,7 @@ from torch import nn
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, ExportError
 from dlfd_fleet.export import calibrate, calibrated_tensors, export_onnx, export_variant, merge_ranges, prepare
+from dlfd_fleet.export.model_file import ModelFile
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings, load_settings
 
@@ -177,6 +178,27 @@ def test_int8_file_has_no_convolution_that_is_run_in_float(tmp_path):
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "as-run.onnx").graph.node)
     assert kinds["QLinearConv"] == 5
     assert kinds["Conv"] == 0
+
+
+def test_batch_norm_before_its_convolution_stays_in_float(tmp_path):
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1)),
+        *(nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 2)),
+    )
+    model, images = WrappedClassifier(network.eval(), "8"), faces(32)[0]
+    file = tmp_path / "model.onnx"
+    export_onnx(model, CARD, file, version="1", settings=ExportSettings(), images=images)
+    made = variant(model, file, "int8", calibrate(prepare(file.read_bytes()), images), int8_accuracy_drop=1.0)
+    graph = onnx.load(made.file).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    (norm,) = (node for node in graph.node if node.op_type == "BatchNormalization")
+    assert set(norm.input[1:]) <= weights
+
+
+def test_file_that_the_runtime_refuses_is_one_sentence():
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load model\.onnx: [^\n]+$"):
+        ModelFile("model.onnx", b"nothing").session()
 
 
 @pytest.mark.parametrize("form", VARIANTS)
