@@ -237,14 +237,15 @@ def _page(rows: Sequence[Row], summaries: Sequence[Summary], heading: str) -> st
         heading=html.escape(heading),
         header=line(headers, "th"),
         body="".join(f"<tr>{line(row)}</tr>" for row in cells),
-        tradeoff=_source(tradeoff_figure(summaries)),
-        losses=_source(loss_figure(rows)),
-        time=_source(time_figure(summaries)),
+        tradeoff=picture_source(tradeoff_figure(summaries)),
+        losses=picture_source(loss_figure(rows)),
+        time=picture_source(time_figure(summaries)),
         settings=settings,
     )
 
 
-def _source(figure: Figure) -> str:
+def picture_source(figure: Figure) -> str:
+    """Return a figure as the source of an image in a page that stands alone."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -66,12 +66,13 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")] = 5,
     budget: Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")] = "30m",
     federated: Annotated[bool, typer.Option("--federated", help="Compare whole fleets, on virtual nodes.")] = False,
+    devices: Annotated[bool, typer.Option("--devices", help="Run a model in each format, and in torch.")] = False,
     sites: Annotated[str | None, typer.Option(help="Measure the coordinator with so many sites: 10,100,1000.")] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Compare DLFD with every peer and with retraining; run it again to go on where the budget ended."""
-    from dlfd_fleet.bench import bench_command, federated_command, scale_command
+    from dlfd_fleet.bench import bench_command, devices_command, federated_command, scale_command
 
     flags: dict[str, object] = (
         {"data.source": data}
@@ -84,6 +85,8 @@ def bench(
     settings = load(config, overrides, flags).settings
     if sites is not None:
         scale_command(settings, sites, console)
+    elif devices:
+        devices_command(settings, console)
     elif federated:
         federated_command(settings, seeds, budget, console)
     else:

@@ -150,6 +150,8 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # x86 CPUs without VNNI add int8 products in 16 bits, which overflow: rather slower there than wrong.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # What goes wrong is raised; the log would only say it twice.
     try:
         # Bytes, not the path: a file that points at further files has nothing to load them from but its own weights.

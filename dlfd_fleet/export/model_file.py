@@ -51,12 +51,23 @@ class ModelFile:
         return len(self.content) + len(self.weights)
 
     def session(self) -> onnxruntime.InferenceSession:
-        """Open it with ONNX Runtime on the CPU."""
+        """Open it with ONNX Runtime on the CPU.
+
+        Raises
+        ------
+        ExportError
+            If ONNX Runtime does not take it.
+        """
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", "1")  # as devices do
         if self.weights:
             names, sizes = [self.name + DATA_SUFFIX], [len(self.weights)]
             options.add_external_initializers_from_files_in_memory(names, [self.weights], sizes)
-        return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+        options.log_severity_level = 4  # what goes wrong is raised
+        try:
+            return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no base class but Exception
+            raise ExportError(f"ONNX Runtime cannot load {self.name}: {str(error).splitlines()[0]}") from error
 
     def write(self, folder: Path) -> Path:
         """Write it, each file whole or not at all and the graph last, and return the graph's path.

@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from torch import nn
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, ExportError
 from dlfd_fleet.export import calibrate, calibrated_tensors, export_onnx, export_variant, merge_ranges, prepare
+from dlfd_fleet.export.model_file import ModelFile
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings, load_settings
 
@@ -130,16 +133,72 @@ def test_every_format_carries_the_card_and_its_own_name(model, source, ranges, f
     assert json.loads(device.metadata["dlfd.classes"]) == list(CARD.classes)
 
 
-def test_int8_is_per_channel_signed_and_leaves_softmax_alone(model, source, ranges):
+def test_int8_is_per_channel_and_leaves_softmax_alone(model, source, ranges):
     graph = onnx.load(variant(model, source, "int8", ranges).file).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and len(shapes.get(n.input[0], ())) == 4]
     assert [shapes[node.input[1]] for node in weights] == [(8,), (64,)]
+    assert {types[node.input[0]] for node in weights} == {onnx.TensorProto.INT8}
     points = {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
-    assert points == {onnx.TensorProto.INT8}
+    assert points == {onnx.TensorProto.UINT8}
     (softmax,) = (node for node in graph.node if node.op_type == "Softmax")
     assert next(node.op_type for node in graph.node if softmax.input[0] in node.output) == "Gemm"
+
+
+class Residual(nn.Module):
+    """Two residual blocks: the sum between them has two readers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=4, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)) for _ in range(2)
+        )
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, images):
+        seen = nn.functional.max_pool2d(self.stem(images).relu(), 2)
+        for block in self.blocks:
+            seen = (seen + block(seen)).relu()
+        return self.head(self.pool(seen))
+
+
+def test_int8_file_has_no_convolution_that_is_run_in_float(tmp_path):
+    torch.manual_seed(3)
+    network, images = WrappedClassifier(Residual().eval(), "pool"), faces(32)[0]
+    file = tmp_path / "model.onnx"
+    export_onnx(network, CARD, file, version="1", settings=ExportSettings(), images=images)
+    made = variant(network, file, "int8", calibrate(prepare(file.read_bytes()), images), int8_accuracy_drop=1.0)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "as-run.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(made.file, options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "as-run.onnx").graph.node)
+    assert kinds["QLinearConv"] == 5
+    assert kinds["Conv"] == 0
+
+
+def test_batch_norm_before_its_convolution_stays_in_float(tmp_path):
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1)),
+        *(nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 2)),
+    )
+    model, images = WrappedClassifier(network.eval(), "8"), faces(32)[0]
+    file = tmp_path / "model.onnx"
+    export_onnx(model, CARD, file, version="1", settings=ExportSettings(), images=images)
+    made = variant(model, file, "int8", calibrate(prepare(file.read_bytes()), images), int8_accuracy_drop=1.0)
+    graph = onnx.load(made.file).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    (norm,) = (node for node in graph.node if node.op_type == "BatchNormalization")
+    assert set(norm.input[1:]) <= weights
+
+
+def test_file_that_the_runtime_refuses_is_one_sentence():
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot load model\.onnx: [^\n]+$"):
+        ModelFile("model.onnx", b"nothing").session()
 
 
 @pytest.mark.parametrize("form", VARIANTS)

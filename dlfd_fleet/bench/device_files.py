@@ -1,0 +1,116 @@
+"""The models whose files the device bench runs: one trained on everybody, one that has forgotten, in every format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from dlfd_fleet.bench.compare import Bed
+from dlfd_fleet.bench.experiment import Experiment, labelled
+from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.exceptions import ExportError
+from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, file_of, prepare
+from dlfd_fleet.models import MODEL_FILE, FaceClassifier, ModelCard, digest, load_model, save_model, state_arrays
+from dlfd_fleet.settings import Format
+from dlfd_fleet.unlearning import dlfd
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+EAGER, EAGER_CHANNELS_LAST, COMPILED = "torch", "torch_channels_last", "torch_compile"
+WAYS: tuple[str, ...] = (EAGER, EAGER_CHANNELS_LAST, COMPILED, *FORMATS)
+"""Every way to run a model."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in every format.
+
+    Attributes
+    ----------
+    folder
+        Of the weights and of the files.
+    refused
+        Formats that were not made, and why.
+    """
+
+    folder: Path
+    refused: Mapping[str, str]
+
+    def loaded_by(self, way: str) -> Path:
+        """Return what a way to run the model loads: a file, or for torch the folder."""
+        return next((file_of(form, self.folder / "model.onnx") for form in FORMATS if form == way), self.folder)
+
+    def size_bytes(self, way: str) -> int:
+        """Return the size on disk of what it loads."""
+        file = self.loaded_by(way)
+        return (self.folder / MODEL_FILE if file == self.folder else file).stat().st_size
+
+
+def make_subjects(bed: Bed, folder: Path) -> tuple[Subject, Subject]:
+    """Return the original and what DLFD makes of it, in every format; training and forgetting are cached.
+
+    Raises
+    ------
+    ExportError
+        If there is no fp32 file: without it there is none.
+    """
+    original, experiment = bed.original, bed.experiment
+    unlearned, card = _unlearned(bed, original)
+    return (
+        _export(original, experiment.card, folder / "original", experiment),
+        _export(unlearned, card, folder / "unlearned", experiment),
+    )
+
+
+def _unlearned(bed: Bed, original: FaceClassifier) -> tuple[FaceClassifier, ModelCard]:
+    experiment, settings = bed.experiment, bed.experiment.settings
+    card = experiment.card.model_copy(
+        update={"kind": "unlearned", "epoch": 1, "parent": digest(state_arrays(original))}
+    )
+    decides = [card.model_dump(), settings.unlearning.model_dump(), settings.bench.augmentation.model_dump()]
+    text = json.dumps([decides, experiment.digest()], sort_keys=True)
+    folder = bed.cache / f"unlearned-{experiment.seed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not folder.exists():
+        model = Bed(experiment, bed.cache).original  # DLFD works in place
+        dlfd(
+            model,
+            labelled(experiment.retain),
+            labelled(experiment.forget),
+            labelled(experiment.validation),
+            settings.unlearning,
+            seed=experiment.seed,
+            class_weights=experiment.class_weights,
+            augment=augmentation(settings.bench.augmentation),
+        )
+        save_model(model, card, folder)
+    return load_model(folder)
+
+
+def _export(model: FaceClassifier, card: ModelCard, folder: Path, experiment: Experiment) -> Subject:
+    """Write every format; compared on the people whom the model never saw, calibrated on the retained ones."""
+    settings = experiment.settings.export
+    save_model(model, card, folder)
+    images = torch.cat([experiment.validation.images, experiment.test.images])
+    labels = torch.cat([experiment.validation.labels, experiment.test.labels])
+    source = folder / "model.onnx"
+    export_onnx(model, card, source, version=f"{card.epoch}-bench", settings=settings, images=images, labels=labels)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    chosen = torch.randperm(len(experiment.retain), generator=generator)[: settings.calibration_images]
+    ranges = calibrate(prepare(content_of(source)), experiment.retain.images[chosen])
+    refused: dict[str, str] = {}
+    for form in FORMATS:
+        if form == "fp32":
+            continue
+        file_of(form, source).unlink(missing_ok=True)
+        try:
+            export_variant(
+                model, card, source, form=form, settings=settings, images=images, labels=labels, ranges=ranges
+            )
+        except ExportError as error:
+            refused[form] = str(error)
+    return Subject(folder, refused)
