@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from dlfd_fleet.federation.messages import (
     SettleTask,
     UnlearnTask,
 )
-from dlfd_fleet.federation.store import FINAL_STEPS, JobKind, JobRecord, Store
+from dlfd_fleet.federation.store import FINAL_STEPS, JobKind, JobRecord, SiteActivity, Store
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
 _FLOWER = {
@@ -156,11 +157,8 @@ def job_status(store: Store, job: str) -> Group:
     """Return one job: how far it is, what each site does, and what came of it."""
     record, now, running = store.load(job), datetime.now(UTC), store.is_locked()
     sites = Table("site", "doing", "for")
-    for activity in store.activities(job) if running and record.step not in FINAL_STEPS else ():
-        if activity.site.startswith("node-") and activity.doing == WAITING:
-            continue  # it has said since which site it is
-        doing = _DOING.get(activity.doing, activity.doing)
-        sites.add_row(activity.site, doing, f"{(now - activity.since).total_seconds():.0f} s")
+    for activity in _activities(store, job):
+        sites.add_row(activity.site, activity.doing, f"{(now - activity.since).total_seconds():.0f} s")
     steps = store.steps(job)
     lines = [f"{record.job}: {_state(record, running)}"]
     if record.step not in FINAL_STEPS and not running:
@@ -194,7 +192,7 @@ def _watch_in_lines(store: Store, job: str, console: Console) -> None:
     while goes_on:
         goes_on = _goes_on(store, job)
         now = {"steps": ", ".join(store.steps(job)[-1:])}
-        now |= {each.site: _DOING.get(each.doing, each.doing) for each in store.activities(job)}
+        now |= {activity.site: activity.doing for activity in _activities(store, job)}
         for name, value in now.items():
             if said.get(name, "") != value:
                 console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
@@ -242,6 +240,16 @@ def reopen(store: Store, job: str | None) -> JobRecord:
         if later.released and later.started_at > record.started_at:
             raise JobError(f"{later.job} has released another model since {record.job} began; start a new job.")
     return store.reopen(record.job) if record.step in FINAL_STEPS or store.is_cancelled(record.job) else record
+
+
+def _activities(store: Store, job: str) -> Iterator[SiteActivity]:
+    """Yield what sites do, in words, while there is a coordinator that waits for it."""
+    if not _goes_on(store, job):
+        return
+    for activity in store.activities(job):
+        if activity.site.startswith("node-") and activity.doing == WAITING:
+            continue  # it has said since which site it is
+        yield replace(activity, doing=_DOING.get(activity.doing, activity.doing))
 
 
 def _goes_on(store: Store, job: str) -> bool:
