@@ -13,15 +13,16 @@ import torch
 from flwr.serverapp import Grid
 
 from dlfd_fleet.audit import Verdict, gap_to_retrain, judge, judge_retrained
-from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
+from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError
 from dlfd_fleet.export import content_of, export_onnx, file_of
+from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
 from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, outcome_tags
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
-from dlfd_fleet.federation.store import STEPS, Champion, JobKind, JobRecord, JobStep, ModelResult, Store
+from dlfd_fleet.federation.store import ONNX_FILE, STEPS, Champion, JobKind, JobRecord, JobStep, ModelResult, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
@@ -32,7 +33,6 @@ from dlfd_fleet.tracking.figures import score_table
 from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
 from dlfd_fleet.tracking.system_metrics import sampled_system
 
-ONNX_FILE = "model.onnx"
 _SEND_PATIENCE = 60.0
 _ASKED = "asked"
 
@@ -172,27 +172,10 @@ class Coordinator:
         return card, arrays, champion
 
     def _known_champion(self) -> Champion:
-        champion = self._registered_champion()
+        champion = agreed_champion(self.store, self.tracker, self.progress.say)
         if champion is None:
             raise JobError('There is no champion model to unlearn from; run a training job first (job = "train").')
         return champion
-
-    def _registered_champion(self) -> Champion | None:
-        """Return the registry's champion if we hold its model and it is not under the fleet's epoch.
-
-        A registry that lags behind (entries wait in the outbox) or names a model of another fleet is not followed.
-        """
-        own = self.store.champion()
-        try:
-            version = self.tracker.champion()
-        except TrackingError as error:
-            self.progress.say(f"{error} Our own note of the champion is used.")
-            return own
-        job = version.job if version else ""
-        if own is None or version is None or version.revoked or not (self.store.model_folder(job) / ONNX_FILE).exists():
-            return own
-        found = Champion(job=job, epoch=version.epoch)
-        return found if found.epoch >= own.epoch else own
 
     def note_original(self, original: AuditedModel, card: ModelCard, champion: Champion) -> None:
         """Note the model that is unlearned from, with what it took to make it."""

@@ -32,6 +32,9 @@ JobStep = Literal["started", "judged", "exported", "released", "settled", "faile
 STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
 
+ONNX_FILE = "model.onnx"
+"""In a job's model folder: the file that ships."""
+
 _VERSION = 1
 _BUSY_SECONDS = 30
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.store import ONNX_FILE
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -55,7 +56,7 @@ class Deployments:
         JobError
             If the files are gone, the epoch is under the floor, or the state folder cannot be written.
         """
-        if not (model_folder / "model.onnx").exists():
+        if not (model_folder / ONNX_FILE).exists():
             raise JobError(f"This coordinator has no files of {deployment.job}; deploy the version where it was made.")
         if deployment.epoch < self.floor():
             raise JobError(f"The epoch {deployment.epoch} is under {self.floor()}, which was deployed before.")

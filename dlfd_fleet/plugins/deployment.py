@@ -18,9 +18,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 from numpy.typing import NDArray
 
 from dlfd_fleet.exceptions import FleetError, JobError
-from dlfd_fleet.federation.coordinator import ONNX_FILE
 from dlfd_fleet.federation.promotion import fleet_epoch
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
 from dlfd_fleet.settings import Settings, load_settings
 from dlfd_fleet.tracking import open_registry
