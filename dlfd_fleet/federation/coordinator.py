@@ -14,8 +14,9 @@ import torch
 from flwr.serverapp import Grid
 
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
-from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError, TrackingError
+from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError
 from dlfd_fleet.export import content_of, export_onnx, file_of
+from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
@@ -200,27 +201,10 @@ class Coordinator:
         return card, arrays, champion
 
     def _known_champion(self) -> Champion:
-        champion = self._registered_champion()
+        champion = agreed_champion(self.store, self.tracker, self.progress.say)
         if champion is None:
             raise JobError('There is no champion model to unlearn from; run a training job first (job = "train").')
         return champion
-
-    def _registered_champion(self) -> Champion | None:
-        """Return the registry's champion if we hold its model and it is not under the fleet's epoch.
-
-        A registry that lags behind (entries wait in the outbox) or names a model of another fleet is not followed.
-        """
-        own = self.store.champion()
-        try:
-            version = self.tracker.champion()
-        except TrackingError as error:
-            self.progress.say(f"{error} Our own note of the champion is used.")
-            return own
-        job = version.job if version else ""
-        if own is None or version is None or version.revoked or not (self.store.model_folder(job) / ONNX_FILE).exists():
-            return own
-        found = Champion(job=job, epoch=version.epoch)
-        return found if found.epoch >= own.epoch else own
 
     def note_original(self, original: AuditedModel, card: ModelCard, champion: Champion) -> None:
         """Note the model that is unlearned from, with what it took to make it."""

@@ -37,6 +37,9 @@ FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
 ONNX_FILE = "model.onnx"
 """In a job's model folder."""
 
+ONNX_FILE = "model.onnx"
+"""In a job's model folder: the file that ships."""
+
 _VERSION = 1
 _BUSY_SECONDS = 30
 

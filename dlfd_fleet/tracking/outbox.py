@@ -125,6 +125,10 @@ class Outbox:
         """Return how many entries were refused."""
         return self._count(_entry.c.refused.is_not(None))
 
+    def holds(self, job: str, kind: str) -> bool:
+        """Tell whether an entry of this kind was not taken: it waits, or was refused."""
+        return bool(self._count(sa.and_(_entry.c.job == job, _entry.c.kind == kind)))
+
     def refusals(self, job: str) -> list[str]:
         """Return why entries of a job were refused."""
         query = sa.select(_entry.c.refused).where(_entry.c.job == job, _entry.c.refused.is_not(None))

@@ -182,6 +182,10 @@ class Tracker:
         """Entries that the server will never take; they are kept in the outbox with the reason."""
         return self._outbox.refused()
 
+    def owes_model(self, job: str) -> bool:
+        """Tell whether the registry does not know a job's model yet."""
+        return self._outbox.holds(job, "model")
+
     def refusals(self, job: str) -> list[str]:
         """Return why MLflow will never take some of a job's entries."""
         return self._outbox.refusals(job)

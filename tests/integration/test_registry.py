@@ -12,10 +12,11 @@ import pytest
 
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.promotion import promote, revoke
 from dlfd_fleet.federation.store import Champion
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.tracking import open_registry
+from dlfd_fleet.tracking import open_registry, open_tracker
 from dlfd_fleet.tracking.purge import purge, purged_versions
 from dlfd_fleet.tracking.registry import REVOKED_TAG, why_not_published
 from tests.integration.mlflow_server import Server
@@ -81,6 +82,23 @@ def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(flee
     assert "purged" in capsys.readouterr().out
     moves = [(move.job, move.epoch, move.who != "", move.why) for move in store.promotions()]
     assert moves == [("train-1", 0, True, "a training job"), ("erase-held", 1, True, "looked at the bounds")]
+
+
+def test_an_alias_that_a_person_moved_is_followed_only_to_a_version_that_may_run(fleet):
+    settings, store = fleet(jobs=("train-1", "erase-held"))
+    client, said = client_of(f"sqlite:///{settings.state_folder / 'mlflow.db'}"), []
+    own = Champion(job="train-1", epoch=0)
+    with open_tracker(settings.tracking, settings.state_folder) as tracker:
+        assert agreed_champion(store, tracker, said.append) == own
+        client.set_registered_model_alias("dlfd-fleet", "champion", "2")
+        assert agreed_champion(store, tracker, said.append) == own
+        assert "never promoted" in said.pop()
+        client.set_model_version_tag("dlfd-fleet", "2", "dlfd.promoted", "by a person")
+        assert agreed_champion(store, tracker, said.append) == Champion(job="erase-held", epoch=1)
+        client.set_registered_model_alias("dlfd-fleet", "champion", "1")
+        assert agreed_champion(store, tracker, said.append) == Champion(job="erase-held", epoch=1)
+        assert "under the fleet's 1" in said.pop()
+    assert [move.who for move in store.promotions()] == ["job train-1", "the registry"]
 
 
 def test_bytes_that_are_still_in_the_store_are_found(fleet):
