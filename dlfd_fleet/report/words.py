@@ -79,8 +79,9 @@ def _asked(report: ErasureReport) -> str:
 
 def _done(report: ErasureReport) -> str:
     if not report.released:
+        held = report.verdict is not None and report.verdict.outcome is not Outcome.FAIL
         why = {
-            "settled": "",
+            "settled": " The new model is held back as a candidate, as the release policy asks." if held else "",
             "failed": f" The job failed: {report.note.rstrip('.')}.",
             "cancelled": " The job was cancelled.",
         }.get(report.state, " The job has not ended.")

@@ -145,6 +145,12 @@ def test_the_comparison_with_retraining_claims_what_it_can(auc, error, words):
     assert words in read_words(models=models)
 
 
+def test_a_model_that_policy_holds_is_said_to_be_a_candidate():
+    assert "held back as a candidate" in read_words(released=False, served=())
+    failed = Verdict(outcome=Outcome.FAIL, reasons=("collapsed",), margin=0.1, power=0.9)
+    assert "candidate" not in read_words(released=False, served=(), verdict=failed)
+
+
 def test_a_retrained_model_is_judged_by_its_usefulness_only():
     text = read_words(retrained=True)
     assert "replaced on 7 November 2026 by a model that was trained anew without them" in text
