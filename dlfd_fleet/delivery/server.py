@@ -6,6 +6,7 @@ repository instead, with this one for the reports.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -40,7 +41,8 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> 
         Between two looks at what would expire, and at how devices fare with a rollout.
     """
     metadata, targets = delivery.repository.served / "metadata", delivery.repository.served / "targets"
-    one_at_a_time = threading.Lock()  # SQLite has one writer; waiting for it here is fairer than its own retries
+    # The database has one writer. Reports that wait for it here hold no thread, which files are served by.
+    one_at_a_time = asyncio.Lock()
 
     async def send_metadata(request: Request) -> Response:
         # Read at once: the timestamp is replaced while it is served.
@@ -56,7 +58,8 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> 
             if len(content) > LARGEST_REPORT:
                 return JSONResponse({"error": f"A report has at most {LARGEST_REPORT} bytes."}, 413)
         try:
-            await run_in_threadpool(_receive, delivery, one_at_a_time, content)
+            async with one_at_a_time:
+                await run_in_threadpool(delivery.receive, content)
         except ReportRepeatedError:
             pass  # its device sends it until it hears that it was taken; whoever else does has changed nothing
         except ReportRefusedError as error:
@@ -102,11 +105,6 @@ def _read(file: Path) -> bytes | None:
         return file.read_bytes() if file.suffix == ".json" else None
     except OSError:
         return None
-
-
-def _receive(delivery: Delivery, one_at_a_time: threading.Lock, content: bytes) -> None:
-    with one_at_a_time:
-        delivery.receive(content)
 
 
 def _keep_up(delivery: Delivery, seconds: float, over: threading.Event) -> None:

@@ -169,6 +169,11 @@ class UpdateClient:
         with self._said(f"{target} is refused"):
             download(self._fetcher, self._address(info), info, to)
 
+    def trust_clock(self) -> None:
+        """Forget what the clock said before, because it was ahead then: the device's owner may say so, nobody else."""
+        with self._said("The time cannot be forgotten"):
+            self._clock.unlink(missing_ok=True)
+
     # ------------------------------------------------------------------ TUF
 
     @property

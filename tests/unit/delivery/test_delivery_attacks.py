@@ -275,6 +275,9 @@ def test_clock_set_back(world, monkeypatch):
     assert names(client) == [name]
     monkeypatch.setattr(update, "_now", lambda: datetime.now(UTC) - timedelta(minutes=2))
     client.refresh()  # as a time server may do
+    monkeypatch.setattr(update, "_now", lambda: datetime.now(UTC) - timedelta(hours=2))
+    client.trust_clock()  # it was two hours ahead, says the owner
+    client.refresh()
 
 
 # ---------------------------------------------------------------------- what was signed and makes no sense
