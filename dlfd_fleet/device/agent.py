@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dlfd_fleet.device import install, report, rules
 from dlfd_fleet.device.answering import NEVER, Answering, Loaded, NoAnswerError
 from dlfd_fleet.device.clock import Clock
@@ -157,11 +159,11 @@ class Agent:
         self.state = self.state.but(refusals=rules.standing(self.state.refusals, listed, self._clock.now()))
         missing: dict[str, DeviceError] = {}
         while offer := self._choice(offers, rollout, {*missing, *self._refused()}):
-            slot = self._slot(*offer)
             try:
+                slot = self._slot(*offer)
                 self._bring(slot)
             except DeviceError as error:  # another attempt may bring what was signed
-                missing[slot.target] = error
+                missing[offer[0]] = error
                 continue
             try:
                 self._exchange(slot)
@@ -191,12 +193,12 @@ class Agent:
         return {refusal.target: refusal.reason for refusal in self.state.refusals}
 
     def _slot(self, target: str, release: Release) -> Slot:
-        return Slot(
-            target=target,
-            sha256=self._updates.sha256(target),
-            data_sha256=self._updates.sha256(release.data) if release.data else None,
-            release=release,
-        )
+        sha256 = self._updates.sha256(target)
+        data_sha256 = self._updates.sha256(release.data) if release.data else None
+        try:
+            return Slot(target=target, sha256=sha256, data_sha256=data_sha256, release=release)
+        except ValidationError as error:
+            raise UpdateRefusedError(f"{target} is signed with a digest that is none: {sha256:.80}.") from error
 
     def _bring(self, slot: Slot) -> None:
         if not install.is_whole(self._folder, slot):
