@@ -312,6 +312,38 @@ def test_lease_that_ran_out_stops_the_answers_until_the_coordinator_is_heard_aga
     assert runs(agent, "1", 1)
 
 
+def test_lease_lasts_no_longer_than_the_coordinator_has_been_told(leased, monkeypatch):
+    """It counts an erasure as over on this device when the lease that it knows of has run out."""
+    told = leased.reports()[-1].lease_until
+    leased.coordinator.report_status = 503
+    agent = leased.started()
+    set_clock(monkeypatch, told - timedelta(days=1))
+    agent.poll()
+    assert runs(agent, "1", 1)
+    set_clock(monkeypatch, told + timedelta(seconds=1))
+    agent.poll()
+    for asked in (agent, leased.started()):
+        with pytest.raises(NoAnswerError, match="the coordinator has taken a report"):
+            asked.answering.loaded()
+    leased.coordinator.report_status = 204
+    agent.poll()
+    assert runs(agent, "1", 1)
+    assert leased.reports()[-1].lease_until > told
+    assert all(report.healthy for report in leased.reports())
+
+
+def test_lease_that_the_owner_ends_goes_on_until_the_coordinator_knows(leased, monkeypatch):
+    told = leased.reports()[-1].lease_until
+    leased.change_settings(lease_days=None)
+    set_clock(monkeypatch, told + timedelta(seconds=1))
+    with pytest.raises(NoAnswerError, match="lease ran out"):
+        leased.started().answering.loaded()
+    agent = leased.started()
+    agent.poll()
+    assert leased.reports()[-1].lease_until is None
+    assert runs(agent, "1", 1)
+
+
 def test_clock_set_back_does_not_lengthen_the_lease(leased, monkeypatch):
     began = datetime.now(UTC)
     set_clock(monkeypatch, began + timedelta(days=8))
