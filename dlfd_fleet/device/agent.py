@@ -8,11 +8,14 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dlfd_fleet.device import install, report, rules
-from dlfd_fleet.device.answering import NEVER, Answering, Loaded, NoAnswerError
+from dlfd_fleet.device.answering import Answering, Loaded
 from dlfd_fleet.device.clock import Clock
 from dlfd_fleet.device.contract import Release, Rollout
 from dlfd_fleet.device.folder import DeviceFolder
+from dlfd_fleet.device.lease import lease_in_force, offered_lease
 from dlfd_fleet.device.reserve import RESERVED, give_up_reserve, keep_reserve
 from dlfd_fleet.device.state import DeviceState, Refusal, Slot
 from dlfd_fleet.device.update import UpdateClient
@@ -157,11 +160,11 @@ class Agent:
         self.state = self.state.but(refusals=rules.standing(self.state.refusals, listed, self._clock.now()))
         missing: dict[str, DeviceError] = {}
         while offer := self._choice(offers, rollout, {*missing, *self._refused()}):
-            slot = self._slot(*offer)
             try:
+                slot = self._slot(*offer)
                 self._bring(slot)
             except DeviceError as error:  # another attempt may bring what was signed
-                missing[slot.target] = error
+                missing[offer[0]] = error
                 continue
             try:
                 self._exchange(slot)
@@ -191,12 +194,12 @@ class Agent:
         return {refusal.target: refusal.reason for refusal in self.state.refusals}
 
     def _slot(self, target: str, release: Release) -> Slot:
-        return Slot(
-            target=target,
-            sha256=self._updates.sha256(target),
-            data_sha256=self._updates.sha256(release.data) if release.data else None,
-            release=release,
-        )
+        sha256 = self._updates.sha256(target)
+        data_sha256 = self._updates.sha256(release.data) if release.data else None
+        try:
+            return Slot(target=target, sha256=sha256, data_sha256=data_sha256, release=release)
+        except ValidationError as error:
+            raise UpdateRefusedError(f"{target} is signed with a digest that is none: {sha256:.80}.") from error
 
     def _bring(self, slot: Slot) -> None:
         if not install.is_whole(self._folder, slot):
@@ -230,7 +233,9 @@ class Agent:
         self._purge_spare()
         keep_reserve(self._folder.reserve)
         self._clock.keep()
-        healthy = self._answers() and not self.state.refusals
+        offered = self._offered_lease()
+        has_lease = offered is None or self._clock.now() < offered
+        healthy = self.answering.has_model and has_lease and not self.state.refusals
         self._save(self.state.but(healthy=healthy, problem=str(problem or "")))
         try:
             self._report()
@@ -271,10 +276,12 @@ class Agent:
         for _ in range(2):
             if not self._folder.waiting_report.exists():
                 now = self._clock.now()
-                if not report.is_due(self.state, floor, now):
+                offered = self._offered_lease()
+                if not report.is_due(self.state, floor, now, offered):
                     return
-                self._save(report.write_report(self._folder, self.state, floor, now, self._lease_until()))
+                self._save(report.write_report(self._folder, self.state, floor, now, offered))
             self._save(report.send_report(self._folder, self.state).but(unreported=""))
+            self._lease()
             self._folder.waiting_report.unlink()
 
     @property
@@ -302,17 +309,10 @@ class Agent:
             self.state = self.state.but(attacks=(*self.state.attacks, words))
 
     def _lease(self) -> None:
-        self.answering.lease(self._lease_until())
+        self.answering.lease(lease_in_force(self._offered_lease(), self.state.acknowledged_lease))
 
-    def _lease_until(self) -> datetime | None:
-        return rules.lease_until(self.state.heard, self._folder.settings.lease_days, NEVER)
-
-    def _answers(self) -> bool:
-        try:
-            self.answering.loaded()
-        except NoAnswerError:
-            return False
-        return True
+    def _offered_lease(self) -> datetime | None:
+        return offered_lease(self.state.heard, self._folder.settings.lease_days)
 
     def _disk(self, error: OSError) -> DeviceError:
         return UpdateUnreachableError(f"{self._folder.path} cannot be used: {error.strerror or error}.")

@@ -6,18 +6,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from dlfd_fleet.device.clock import Clock
 from dlfd_fleet.device.contract import Release
 from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.device.lease import NEVER
 from dlfd_fleet.exceptions import DeviceError
 
 WAIT_SECONDS = 30.0
 """Longest wait for a model that is being installed, where the one before may not run any more."""
-
-NEVER = datetime.min.replace(tzinfo=UTC)
-"""End of the lease of a device that never heard from its coordinator."""
 
 
 class NoAnswerError(DeviceError):
@@ -116,5 +114,5 @@ def check_lease(until: datetime | None, now: datetime) -> None:
     if until is not None and now >= until:
         raise NoAnswerError(
             f"The lease ran out at {until:%Y-%m-%d %H:%M} UTC: this device answers again when it has heard from its "
-            "coordinator."
+            "coordinator, and the coordinator has taken a report of it."
         )

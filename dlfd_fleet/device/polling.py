@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 
 from dlfd_fleet.device.agent import Agent
@@ -36,6 +37,10 @@ def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: C
         except DeviceError as error:
             failures = failures + 1 if isinstance(error, UpdateRefusedError | UpdateUnreachableError) else 0
             words = f"{error} "
+        except Exception:  # a defect of ours must keep the device neither from answering nor from hearing of erasures
+            failures += 1
+            words = "This look for news failed by a defect, of which the traceback tells. "
+            traceback.print_exc()
         words += _state(agent)
         if words != said:
             say(words)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from dlfd_fleet.device import install, rules
-from dlfd_fleet.device.answering import NEVER, NoAnswerError, check_lease
+from dlfd_fleet.device.answering import NoAnswerError, check_lease
 from dlfd_fleet.device.clock import Clock
 from dlfd_fleet.device.folder import DeviceFolder
 from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.device.lease import lease_in_force, offered_lease
+from dlfd_fleet.device.state import DeviceState
 from dlfd_fleet.exceptions import DeviceError
 
 
@@ -23,7 +26,7 @@ def allowed_model(folder: DeviceFolder) -> DeviceModel:
         If the model is damaged, or the floor is lost.
     """
     clock, state, floor = Clock(folder.clock), folder.read_state(), folder.floor.read()
-    check_lease(rules.lease_until(state.heard, folder.settings.lease_days, NEVER), clock.now())
+    check_lease(_lease(folder, state), clock.now())
     clock.keep()
     current = rules.slots_at_floor(state, floor).current
     if current is None:
@@ -42,7 +45,7 @@ def describe(folder: DeviceFolder) -> dict[str, Any]:
     """Return how a device stands, in words and numbers that JSON can hold."""
     clock, state, floor = Clock(folder.clock), folder.read_state(), folder.floor.read()
     current = state.current.release if state.current else None
-    lease = rules.lease_until(state.heard, folder.settings.lease_days, NEVER)
+    lease = _lease(folder, state)
     answers = current is not None and current.epoch >= floor and (lease is None or clock.now() < lease)
     return {
         "device": folder.device,
@@ -61,3 +64,7 @@ def describe(folder: DeviceFolder) -> dict[str, Any]:
         "unreported": state.unreported,
         "purged_unreported": list(state.purged),
     }
+
+
+def _lease(folder: DeviceFolder, state: DeviceState) -> datetime | None:
+    return lease_in_force(offered_lease(state.heard, folder.settings.lease_days), state.acknowledged_lease)

@@ -17,6 +17,7 @@ from securesystemslib.exceptions import FormatError
 from dlfd_fleet.device.contract import REPORT_TYPE, REPORTS_PATH, DeviceReport
 from dlfd_fleet.device.durable import write_durably
 from dlfd_fleet.device.folder import DeviceFolder
+from dlfd_fleet.device.lease import is_to_be_renewed
 from dlfd_fleet.device.state import DeviceState
 from dlfd_fleet.exceptions import UpdateUnreachableError
 
@@ -24,8 +25,10 @@ DAILY = timedelta(days=1)
 _SECONDS = 30.0
 
 
-def is_due(state: DeviceState, floor: int, now: datetime) -> bool:
+def is_due(state: DeviceState, floor: int, now: datetime, lease_until: datetime | None) -> bool:
     """Tell whether there is something to report, or a day has passed since the last report was written."""
+    if is_to_be_renewed(lease_until, state.acknowledged_lease, now):
+        return True
     news = state.purged or state.attacks or state.told != _fingerprint(state, floor)
     return bool(news) or state.reported is None or now - state.reported >= DAILY
 
@@ -94,6 +97,7 @@ def acknowledged(state: DeviceState, report: DeviceReport) -> DeviceState:
     return state.but(
         purged=tuple(digest for digest in state.purged if digest not in report.purged),
         attacks=tuple(attack for attack in state.attacks if attack not in report.attacks),
+        acknowledged_lease=report.lease_until,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a device may run, what it takes next, and how long it answers: rules without a disk or a network."""
+"""What a device may run, and what it takes next: rules without a disk or a network."""
 
 from __future__ import annotations
 
@@ -127,23 +127,6 @@ def standing(refusals: Sequence[Refusal], listed: Collection[tuple[str, str]], n
         for refusal in refusals
         if (refusal.target, refusal.sha256) in listed and now < refusal.time + RETRY_AFTER
     )
-
-
-def lease_until(heard: datetime | None, lease_days: float | None, never: datetime) -> datetime | None:
-    """Return when a device stops to answer unless it hears from the coordinator.
-
-    Parameters
-    ----------
-    heard
-        When it last did.
-    lease_days
-        None: it never stops.
-    never
-        What counts for a device that never heard from the coordinator: its lease is over.
-    """
-    if lease_days is None:
-        return None
-    return heard + timedelta(days=lease_days) if heard else never
 
 
 def delay(interval: float, failures: int, generator: random.Random) -> float:

@@ -72,6 +72,8 @@ class DeviceState(_Kept):
         Fingerprint and time of the last report that was written.
     unreported
         Why the coordinator has not acknowledged it, in words.
+    acknowledged_lease
+        End of the lease in the last report that it has acknowledged.
     """
 
     current: Slot | None = None
@@ -86,6 +88,7 @@ class DeviceState(_Kept):
     told: str = ""
     reported: AwareDatetime | None = None
     unreported: str = ""
+    acknowledged_lease: AwareDatetime | None = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:

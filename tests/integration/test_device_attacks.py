@@ -122,6 +122,12 @@ def path_traversal(repository: TufRepository) -> None:
     repository.publish()
 
 
+def digest_that_is_none(repository: TufRepository) -> None:
+    target = repository.add_model(1, 2)
+    repository.targets.targets[target].hashes["sha256"] = "../../etc/passwd"
+    repository.publish()
+
+
 def damaged(repository: TufRepository) -> None:
     (repository.folder / "metadata" / "timestamp.json").write_bytes(b"{")
 
@@ -141,10 +147,22 @@ def broken_contract(repository: TufRepository) -> None:
         (mixed, "do not belong together"),
         (replaced_root, "wrong key"),
         (path_traversal, "path traversal"),
+        (digest_that_is_none, "a digest that is none"),
         (damaged, "damaged"),
         (broken_contract, "breaks the contract"),
     ],
-    ids=["timestamp-key", "targets-key", "expired", "endless", "mixed", "root", "traversal", "damaged", "contract"],
+    ids=[
+        "timestamp-key",
+        "targets-key",
+        "expired",
+        "endless",
+        "mixed",
+        "root",
+        "traversal",
+        "digest",
+        "damaged",
+        "contract",
+    ],
 )
 def test_attack_on_the_metadata_is_named_and_reported_and_the_device_goes_on(site, attack, words):
     site.publish(1, 1)

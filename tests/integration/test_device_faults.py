@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,9 @@ import tuf.ngclient
 
 from dlfd_fleet.device import clock as device_clock
 from dlfd_fleet.device import durable
+from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.answering import NoAnswerError
+from dlfd_fleet.device.polling import keep_polling
 from dlfd_fleet.exceptions import DeviceError, UpdateUnreachableError
 from tests.device_site import Site, refused, running_site, runs, set_clock
 from tests.tuf_repository import (
@@ -101,6 +104,27 @@ def test_tuf_folder_that_cannot_be_used_does_not_keep_the_device_from_answering(
     refused(agent, "cannot be used", UpdateUnreachableError)
     (site.path / "tuf").unlink()
     agent.poll()
+
+
+def test_defect_in_a_poll_is_told_and_stops_neither_the_answers_nor_the_polls(site, capfd):
+    class Defective(Agent):
+        polls = 0
+
+        def poll(self) -> None:
+            self.polls += 1
+            if self.polls == 1:
+                raise ZeroDivisionError("a defect of ours")
+            super().poll()
+            stopped.set()
+
+    site.publish(1, 1)
+    stopped, said = threading.Event(), []
+    agent = Defective(site.folder())
+    keep_polling(agent, 0.01, stopped, said.append)
+    assert runs(agent, "1", 1)
+    assert "failed by a defect" in said[0]
+    assert said[1] == "Runs version 1 (fp32), epoch 1."
+    assert "ZeroDivisionError: a defect of ours" in capfd.readouterr().err
 
 
 def test_offline_coordinator_changes_nothing(site):
@@ -285,6 +309,38 @@ def test_lease_that_ran_out_stops_the_answers_until_the_coordinator_is_heard_aga
     shutil.rmtree(leased.path / "clock", ignore_errors=True)
     agent = leased.started()
     agent.poll()
+    assert runs(agent, "1", 1)
+
+
+def test_lease_lasts_no_longer_than_the_coordinator_has_been_told(leased, monkeypatch):
+    """It counts an erasure as over on this device when the lease that it knows of has run out."""
+    told = leased.reports()[-1].lease_until
+    leased.coordinator.report_status = 503
+    agent = leased.started()
+    set_clock(monkeypatch, told - timedelta(days=1))
+    agent.poll()
+    assert runs(agent, "1", 1)
+    set_clock(monkeypatch, told + timedelta(seconds=1))
+    agent.poll()
+    for asked in (agent, leased.started()):
+        with pytest.raises(NoAnswerError, match="the coordinator has taken a report"):
+            asked.answering.loaded()
+    leased.coordinator.report_status = 204
+    agent.poll()
+    assert runs(agent, "1", 1)
+    assert leased.reports()[-1].lease_until > told
+    assert all(report.healthy for report in leased.reports())
+
+
+def test_lease_that_the_owner_ends_goes_on_until_the_coordinator_knows(leased, monkeypatch):
+    told = leased.reports()[-1].lease_until
+    leased.change_settings(lease_days=None)
+    set_clock(monkeypatch, told + timedelta(seconds=1))
+    with pytest.raises(NoAnswerError, match="lease ran out"):
+        leased.started().answering.loaded()
+    agent = leased.started()
+    agent.poll()
+    assert leased.reports()[-1].lease_until is None
     assert runs(agent, "1", 1)
 
 

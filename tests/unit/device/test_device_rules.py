@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.device.contract import Release, Rollout, SelfTest
-from dlfd_fleet.device.rules import NOTHING_NEW, check_may_run, choose, delay, lease_until, slots_after, slots_at_floor
+from dlfd_fleet.device.lease import NEVER, is_to_be_renewed, lease_in_force, offered_lease
+from dlfd_fleet.device.rules import NOTHING_NEW, check_may_run, choose, delay, slots_after, slots_at_floor
 from dlfd_fleet.device.state import DeviceState, Slot
 from dlfd_fleet.exceptions import UpdateRefusedError
 
@@ -152,11 +153,41 @@ def test_at_most_one_older_model_stays_and_none_under_the_floor(epochs, floor, n
     assert all(kept.release.epoch >= floor for kept in slots_at_floor(before, floor).slots)
 
 
+DAY = timedelta(days=1)
+HEARD = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 def test_lease_begins_when_the_coordinator_was_heard():
-    heard, never = datetime(2026, 1, 1, tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
-    assert lease_until(heard, 7, never) == heard + timedelta(days=7)
-    assert lease_until(heard, None, never) is None
-    assert lease_until(None, 7, never) == never
+    assert offered_lease(HEARD, 7) == HEARD + 7 * DAY
+    assert offered_lease(HEARD, None) is None
+    assert offered_lease(None, 7) == NEVER
+
+
+times = st.none() | st.datetimes(timezones=st.just(UTC))
+
+
+@given(offered=times, acknowledged=times)
+def test_lease_never_lasts_longer_than_the_coordinator_knows(offered, acknowledged):
+    found = lease_in_force(offered, acknowledged)
+    assert found in (offered, acknowledged)
+    assert acknowledged is None or found <= acknowledged
+    assert offered is None or found <= offered
+
+
+@pytest.mark.parametrize(
+    ("offered", "acknowledged", "expected"),
+    [
+        (None, None, False),
+        (HEARD + 7 * DAY, None, True),
+        (None, HEARD + 7 * DAY, True),
+        (HEARD + 7 * DAY, HEARD + 7 * DAY, False),
+        (HEARD + 7 * DAY, HEARD + 6 * DAY, False),
+        (HEARD + 7 * DAY, HEARD + 3 * DAY, True),
+        (HEARD + 7 * DAY, HEARD - DAY, True),
+    ],
+)
+def test_lease_is_reported_when_it_begins_or_ends_or_half_of_it_has_passed(offered, acknowledged, expected):
+    assert is_to_be_renewed(offered, acknowledged, HEARD) == expected
 
 
 @given(failures=st.integers(0, 1000), seed=st.integers(0, 100))
