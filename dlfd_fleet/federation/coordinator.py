@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -196,12 +196,19 @@ class Coordinator:
         Raises
         ------
         ExportError
-            If it is not as near to torch on the sites' images as its format allows.
+            If it is not as near to torch on the sites' images, or not as accurate, as its format allows.
         """
         name, step = ("onnx", "audit-file") if form == "fp32" else (f"onnx_{form}", f"audit-file-{form}")
         scores, parity = strategy.audit_file(self.fleet, arrays, content_of(file), step)
+        torch_model = self.models.get(strategy.card.kind)
+        # A site may have been away from one of the two audits; then their accuracies are of different images.
+        if torch_model is not None and torch_model.scores.unseen_images == scores.unseen_images:
+            accuracies = scores.test_accuracy.value, torch_model.scores.test_accuracy.value
+            parity = replace(parity, accuracy=accuracies[0], torch_accuracy=accuracies[1])
+            self._log({f"{name}_accuracy": accuracies[0], f"{name}_torch_accuracy": accuracies[1]}, 0)
         self._log({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self._log({f"{name}_compared_images": parity.compared_images, f"{name}_agreement": parity.agreement or 0.0}, 0)
+        self._log({f"{name}_size_bytes": file.stat().st_size}, 0)
         reason = parity.why_not(form, self.settings.export)
         if reason:
             raise ExportError(f"On the sites' images {file.name} {reason}; it is not released.")
@@ -215,8 +222,7 @@ class Coordinator:
     def export(self, card: ModelCard, arrays: Arrays) -> Path:
         """Write the model and its ONNX file into the job's folder; one step of the job."""
         file = self.store.model_folder(self.record.job) / ONNX_FILE
-        size = self.journal.facts("export", int, lambda: self._export(card, arrays, file))
-        self._log({"onnx_size_bytes": size}, 0)
+        self.journal.facts("export", int, lambda: self._export(card, arrays, file))
         self.advance("exported")
         return file
 
