@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError
-from dlfd_fleet.export import content_of, export_onnx, file_of
+from dlfd_fleet.export import Parity, content_of, export_onnx, file_of
 from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
@@ -219,13 +219,15 @@ class Coordinator:
         Raises
         ------
         ExportError
-            If it is not as near to torch on the sites' images as its format allows.
+            If it is not as near to torch on the sites' images, or not as accurate, as its format allows.
         """
         name, step = ("onnx", "audit-file") if form == "fp32" else (f"onnx_{form}", f"audit-file-{form}")
         content = content_of(file)
         scores, parity = strategy.audit_file(self.fleet, arrays, content, step)
+        parity = self._beside_torch(strategy.card, scores, parity, name)
         self._log({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self._log({f"{name}_compared_images": parity.compared_images, f"{name}_agreement": parity.agreement or 0.0}, 0)
+        self._log({f"{name}_size_bytes": file.stat().st_size}, 0)
         reason = parity.why_not(form, self.settings.export)
         if reason:
             raise ExportError(f"On the sites' images {file.name} {reason}; it is not released.")
@@ -244,6 +246,18 @@ class Coordinator:
         self.note(files=self.record.proceedings.files | {form: result})
         return verdict
 
+    def _beside_torch(self, card: ModelCard, scores: Scores, parity: Parity, name: str) -> Parity:
+        """Add the accuracies of the file and of torch, if they are of the same images.
+
+        A site may have been away from one of the two audits.
+        """
+        torch_model = self.models.get(card.kind)
+        if torch_model is None or torch_model.scores.unseen_images != scores.unseen_images:
+            return parity
+        own, torchs = scores.test_accuracy.value, torch_model.scores.test_accuracy.value
+        self._log({f"{name}_accuracy": own, f"{name}_torch_accuracy": torchs}, 0)
+        return replace(parity, accuracy=own, torch_accuracy=torchs)
+
     def _verdict_of_file(self, card: ModelCard, scores: Scores) -> Verdict | None:
         if "original" not in self.models or scores.mia_auc is None:
             return None
@@ -254,8 +268,7 @@ class Coordinator:
     def export(self, card: ModelCard, arrays: Arrays) -> Path:
         """Write the model and its ONNX file into the job's folder; one step of the job."""
         file = self.store.model_folder(self.record.job) / ONNX_FILE
-        size = self.journal.facts("export", int, lambda: self._export(card, arrays, file))
-        self._log({"onnx_size_bytes": size}, 0)
+        self.journal.facts("export", int, lambda: self._export(card, arrays, file))
         self.advance("exported")
         return file
 

@@ -26,8 +26,9 @@ from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import ModelCard, load_model
 from dlfd_fleet.progress import ConsoleProgress
-from dlfd_fleet.settings import ExportSettings
+from dlfd_fleet.settings import ExportSettings, TrackingSettings
 from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+from tests.mlflow_client import client_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def trained(tmp_path_factory):
         folder / "faces", people=36, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
     )
     # What int8 makes of a network that hardly learned anything is chance; trained ones are in the benchmark.
-    export = ExportSettings(formats=("fp32", "int8", "ort"), int8_agreement=0.0)
+    export = ExportSettings(formats=("fp32", "int8", "ort"), int8_agreement=0.0, int8_accuracy_drop=1.0)
     settings = small_settings(folder / "state", manifest)
     erasure = settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0})
     settings = settings.model_copy(update={"export": export, "erasure": erasure})
@@ -83,13 +84,24 @@ def files_of(settings, record):
 
 def test_a_job_releases_every_format_with_its_own_verdict(fleet, outcomes):
     grid = InProcessGrid(fleet)
-    record = run_job(fleet, "erase", grid)
+    record = run_job(fleet.model_copy(update={"tracking": TrackingSettings()}), "erase", grid)
     assert record.released, record.verdict
     assert record.formats == ("fp32", "int8", "ort")
     assert record.file_verdicts.keys() == {"int8", "ort"}
     files = files_of(fleet, record)
     assert files.keys() == {"fp32", "int8", "ort"}
     assert {DeviceModel(file).epoch for file in files.values()} == {1}
+    # MLflow has how near to torch each file is, on the sites' images, and how accurate, beside torch.
+    client = client_of(f"sqlite:///{fleet.state_folder / 'mlflow.db'}")
+    (experiment,) = (one for one in client.search_experiments() if one.name == fleet.tracking.experiment)
+    logged = [run.data.metrics for run in client.search_runs([experiment.experiment_id])]
+    (metrics,) = (one for one in logged if "onnx_int8.mia_auc" in one)
+    for name, form in (("onnx", "fp32"), ("onnx_int8", "int8"), ("onnx_ort", "ort")):
+        assert metrics[f"{name}_size_bytes"] == files[form].stat().st_size
+        assert metrics[f"{name}_accuracy"] == metrics[f"{name}.test_accuracy"]
+        assert metrics[f"{name}_torch_accuracy"] == metrics["unlearned.test_accuracy"]
+        assert metrics[f"{name}_max_abs_difference"] >= 0.0
+        assert 0.0 < metrics[f"{name}_agreement"] <= 1.0
     # Each file was attacked at each site, and both sites calibrated; nothing but numbers came back for it.
     kinds = [message.metadata.message_type for message in grid.seen if message.has_content()]
     assert kinds.count("evaluate.calibrate") == 4

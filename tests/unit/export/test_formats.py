@@ -16,7 +16,7 @@ from torch import nn
 
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, ExportError
-from dlfd_fleet.export import calibrate, calibrated_tensors, export_onnx, export_variant, merge_ranges, prepare
+from dlfd_fleet.export import Parity, calibrate, calibrated_tensors, export_onnx, export_variant, merge_ranges, prepare
 from dlfd_fleet.export.model_file import ModelFile
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings, load_settings
@@ -229,6 +229,12 @@ def test_file_that_is_not_near_enough_does_not_appear(model, source, ranges, for
 def test_lost_accuracy_refuses_an_int8_file(model, source, ranges):
     with pytest.raises(ExportError, match=r"less accurate than torch by 0\.\d+.*export\.int8_accuracy_drop"):
         variant(model, source, "int8", dict.fromkeys(ranges, (-1e6, 1e6)), int8_agreement=0.0)
+
+
+def test_accuracy_may_fall_by_the_setting_and_no_more():
+    parity = Parity(0.1, 50, agreement=0.98, accuracy=0.82, torch_accuracy=0.84)
+    assert parity.why_not("int8", ExportSettings(int8_accuracy_drop=0.02)) is None
+    assert "less accurate than torch by 0.020" in str(parity.why_not("int8", ExportSettings(int8_accuracy_drop=0.019)))
 
 
 # ------------------------------------------------------------------ calibration
