@@ -125,10 +125,15 @@ class TlsFleet(SmallFleet):
                     return process
         return None
 
-    def is_at_work(self, site):
-        process = self.find("flwr-clientapp", site)
-        with suppress(psutil.Error):
-            return process is not None and process.memory_info().rss > AT_WORK
+    def kill_at_work(self, programs):
+        """Kill a program of each site once its ClientApp works on its message; whether all are dead."""
+        for site in list(programs):
+            at_work, victim = self.find("flwr-clientapp", site), self.find(programs[site], site)
+            with suppress(psutil.Error):
+                if at_work and victim and at_work.memory_info().rss > AT_WORK:
+                    victim.kill()
+                    del programs[site]
+        return not programs
 
     def is_well(self, service):
         """Ask a process what Compose asks its container."""
@@ -245,9 +250,8 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     # A SuperNode and, elsewhere, a ClientApp die in one round: both sites are asked again, and nobody is left out.
     erasing = tls_fleet.begin("job", "start", "erase")
     wait_until(lambda: "distancing-1" in tls_fleet.steps(), "DLFD")
-    wait_until(lambda: tls_fleet.is_at_work(1) and tls_fleet.is_at_work(2), "repair at both sites")
-    tls_fleet.find("flower-supernode", 1).kill()
-    tls_fleet.find("flwr-clientapp", 2).kill()
+    to_die = {1: "flower-supernode", 2: "flwr-clientapp"}
+    wait_until(lambda: tls_fleet.kill_at_work(to_die), "repair at both sites")
     wait_until(lambda: "repair-2" in tls_fleet.steps(), "the repeated round")
 
     # The ServerApp dies: the run fails, and the job goes on from its last finished step.
