@@ -37,6 +37,7 @@ class WayFailedError(JobError):
 class DeviceProcess:
     """A process that runs a model in one way."""
 
+    way: str
     process: subprocess.Popen[str]
     requests: IO[str]
     answers: IO[str]
@@ -55,7 +56,7 @@ class DeviceProcess:
         except BrokenPipeError:
             pass  # it has failed before, and said so
         line = self.answers.readline()
-        answer = json.loads(line) if line else {"error": "the process died"}
+        answer = json.loads(line) if line else {"error": f"the process of {self.way} died"}
         if "error" in answer:
             raise WayFailedError(answer["error"])
         return answer.get("seconds")
@@ -88,7 +89,7 @@ def device_process(way: str, subject: Subject, images: Path, threads: int) -> It
         assert process.stdin is not None  # noqa: S101 - for mypy: both are pipes
         assert process.stdout is not None  # noqa: S101
         try:
-            yield DeviceProcess(process, process.stdin, process.stdout)
+            yield DeviceProcess(way, process, process.stdin, process.stdout)
         finally:
             process.kill()
             process.communicate()

@@ -157,7 +157,8 @@ def _machine() -> str:
     facts = {key.strip(): value for key, _, value in (line.partition(":") for line in lines)}
     flags = facts.get("flags", facts.get("Features", "")).split()
     name = facts.get("model name", platform.machine()).strip()
-    return f"{name}, {os.cpu_count()} cores, int8: {', '.join(set(_INSTRUCTIONS) & set(flags)) or 'no instructions'}"
+    known = ", ".join(flag for flag in _INSTRUCTIONS if flag in flags)
+    return f"{name}, {os.cpu_count()} cores, int8 instructions: {known or 'none known'}"
 
 
 def _log_to_mlflow(settings: Settings, rows: list[DeviceRow]) -> None:
