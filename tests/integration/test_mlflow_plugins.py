@@ -44,6 +44,14 @@ def repository(folder):
         delivery.repository.create(delivery.repository.folder / KEYS)
 
 
+@pytest.fixture
+def store(folder):
+    """The client of the fleet's own store, which is MLflow's default as well, and its experiment."""
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(mlflow.get_tracking_uri())
+    return client, client.get_experiment_by_name("dlfd-fleet").experiment_id
+
+
 def deployments(*arguments):
     return CliRunner().invoke(commands, arguments)
 
@@ -114,11 +122,11 @@ def frame_of(forget_leak):
     return pd.DataFrame(rows, columns=["role", "person", "label", "probabilities"])
 
 
-def test_evaluate_attacks_probabilities_and_judges_them_beside_the_original(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+def test_evaluate_attacks_probabilities_and_judges_them_beside_the_original(store, folder):
+    client, experiment = store
     frame = frame_of(0.0)
     frame["before"] = frame_of(3.0)["probabilities"]
-    with mlflow.start_run() as run:
+    with mlflow.start_run(experiment_id=experiment) as run:
         result = mlflow.models.evaluate(
             data=frame,
             targets="label",
@@ -131,12 +139,12 @@ def test_evaluate_attacks_probabilities_and_judges_them_beside_the_original(tmp_
     assert result.metrics["mia_auc_low"] < result.metrics["mia_auc"] < result.metrics["mia_auc_high"]
     assert result.metrics["original.mia_auc"] > 0.8
     assert result.artifacts["dlfd_verdict"].content["outcome"] == "PASS"
-    logged = client_of(mlflow.get_tracking_uri()).get_run(run.info.run_id)
+    logged = client.get_run(run.info.run_id)
     assert logged.data.tags["dlfd.verdict"] == "PASS"
     assert logged.data.metrics["mia_auc"] == pytest.approx(result.metrics["mia_auc"])
-    files = [file.path for file in client_of(mlflow.get_tracking_uri()).list_artifacts(run.info.run_id)]
+    files = [file.path for file in client.list_artifacts(run.info.run_id)]
     assert {"dlfd_losses.png", "dlfd_verdict.json"} <= set(files)
-    for file in tmp_path.rglob("*"):
+    for file in folder.rglob("*"):
         assert b"forget-3" not in (file.read_bytes() if file.is_file() else b"")
     with pytest.raises(MlflowException, match="no column 'person'"):
         mlflow.models.evaluate(
@@ -148,8 +156,7 @@ def test_evaluate_attacks_probabilities_and_judges_them_beside_the_original(tmp_
         )
 
 
-def test_evaluate_asks_a_model_about_images(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+def test_evaluate_asks_a_model_about_images(store):
     frame = frame_of(0.0).drop(columns="probabilities")
     frame["image"] = [np.full((SIZE, SIZE, 3), 255 * label, np.uint8) for label in frame["label"]]
 
@@ -163,7 +170,7 @@ def test_evaluate_asks_a_model_about_images(tmp_path):
 
     from dlfd_fleet.plugins.evaluator import ForgettingEvaluator
 
-    with mlflow.start_run() as run:
+    with mlflow.start_run(experiment_id=store[1]) as run:
         dataset = mlflow.data.from_pandas(frame, targets="label").to_evaluation_dataset()
         result = ForgettingEvaluator().evaluate(
             dataset=dataset, run_id=run.info.run_id, evaluator_config={"resamples": 200}, model=Bright()
@@ -172,22 +179,16 @@ def test_evaluate_asks_a_model_about_images(tmp_path):
     assert result.metrics["mia_auc"] == 0.5
 
 
-def test_a_run_that_somebody_starts_beside_a_job_says_which(tmp_path):
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    with open_tracker(Settings().tracking, tmp_path / "state") as tracker:
+def test_a_run_that_somebody_starts_beside_a_job_says_which(fleet, store, folder):
+    client, experiment = store
+    with open_tracker(fleet.tracking, folder) as tracker:
         tracker.start_job("erase-7", kind="erase", parameters={}, tags={"dlfd.epoch": "3"})
-        with mlflow.start_run() as beside:
+        with mlflow.start_run(experiment_id=experiment) as beside:
             pass
         tracker.finish_job("erase-7", "FINISHED")
-        with mlflow.start_run() as after:
+        with mlflow.start_run(experiment_id=experiment) as after:
             pass
-    found = {
-        name: client_of(mlflow.get_tracking_uri()).get_run(run.info.run_id).data.tags
-        for name, run in {"beside": beside, "after": after}.items()
-    }
-    assert {name: value for name, value in found["beside"].items() if name.startswith("dlfd.")} == {
-        "dlfd.beside": "erase-7",
-        "dlfd.kind": "erase",
-        "dlfd.epoch": "3",
-    }
-    assert not any(name.startswith("dlfd.") for name in found["after"])
+    tags = {name: client.get_run(run.info.run_id).data.tags for name, run in (("beside", beside), ("after", after))}
+    ours = {name: value for name, value in tags["beside"].items() if name.startswith("dlfd.")}
+    assert ours == {"dlfd.beside": "erase-7", "dlfd.kind": "erase", "dlfd.epoch": "3"}
+    assert not any(name.startswith("dlfd.") for name in tags["after"])
