@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -120,13 +119,6 @@ def test_time_goes_on_though_the_clock_was_set_back(tmp_path, monkeypatch):
     set_clock(monkeypatch, start - timedelta(days=1))
     assert clock.now() == start + timedelta(seconds=60)
     assert clock.now() == start + timedelta(seconds=300)
-
-
-def test_time_that_passed_counts_once_however_many_threads_look(tmp_path):
-    clock = Clock(tmp_path / "clock")
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: clock.now(), range(2000)))
-    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"yesterday", b"\xff\xfe"])
