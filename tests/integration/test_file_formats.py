@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +17,17 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
+from dlfd_fleet.delivery.delivery import opened
+from dlfd_fleet.delivery.publish import publish
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import calibrate, calibrated_tensors, merge_ranges, prepare
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.messages import CalibrateResult, CalibrateTask, PendingQuery
+from dlfd_fleet.federation.publication import released_model
 from dlfd_fleet.federation.site_tasks import answer_pending, run_calibration
 from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import ModelCard, load_model
@@ -71,7 +77,14 @@ def outcomes(monkeypatch):
         assert verdict is not None
         return verdict.model_copy(update={"outcome": chosen[form]})
 
+    unlearn = FederatedUnlearning.unlearn
+
+    def unlearned(strategy, *arguments):
+        result = unlearn(strategy, *arguments)
+        return replace(result, verdict=result.verdict.model_copy(update={"outcome": Outcome.PASS}))
+
     monkeypatch.setattr(Coordinator, "judge_file", judged)
+    monkeypatch.setattr(FederatedUnlearning, "unlearn", unlearned)
     monkeypatch.setattr("server.app.may_release", lambda verdict, settings: True)
     return chosen
 
@@ -111,6 +124,14 @@ def test_a_job_releases_every_format_with_its_own_verdict(fleet, outcomes):
     ]
     assert len(replies) == 2
     assert all(list(reply.content) == ["body"] for reply in replies)
+    # The files that were attacked go to devices, and no others in their place.
+    without_registry = fleet.model_copy(update={"tracking": TrackingSettings()})
+    model = released_model(Store(fleet.state_folder), without_registry, "champion")
+    assert model.digests == {form: hashlib.sha256(file.read_bytes()).hexdigest() for form, file in files.items()}
+    with opened(fleet, create=True) as delivery:
+        delivery.repository.create(delivery.repository.folder / "keys")
+        publish(delivery.repository, delivery.devices, model)
+        assert {file.sha256 for file in delivery.devices.files()} == set(model.digests.values())
 
 
 class SpoilsRanges(InProcessGrid):
