@@ -2,6 +2,7 @@
 
 from dlfd_fleet.bench.command import bench_command, federated_command, log_to_mlflow
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
+from dlfd_fleet.bench.delivery import delivery_command
 from dlfd_fleet.bench.devices import devices_command
 from dlfd_fleet.bench.report import Summary, summarise, write_report
 from dlfd_fleet.bench.runner import Plan, Results, run_bench
@@ -15,6 +16,7 @@ __all__ = [
     "Row",
     "Summary",
     "bench_command",
+    "delivery_command",
     "devices_command",
     "federated_command",
     "log_to_mlflow",

@@ -10,6 +10,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -149,7 +150,9 @@ def measure_delivery(
 
 def delivery_command(devices: int, folder: Path, console: Console) -> None:
     """Measure, print a table, and write ``delivery.csv`` into the folder."""
-    times = measure_delivery(folder, devices, ConsoleProgress(console))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        times = measure_delivery(Path(fresh), devices, ConsoleProgress(console))
     table = Table("the devices found", "devices", "at once", "failed", "seconds", "median s", "p95 s", "longest s")
     for row in times:
         spent = (row.seconds, row.median_seconds, row.p95_seconds, row.longest_seconds)

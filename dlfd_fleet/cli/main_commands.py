@@ -68,11 +68,14 @@ def bench(
     federated: Annotated[bool, typer.Option("--federated", help="Compare whole fleets, on virtual nodes.")] = False,
     devices: Annotated[bool, typer.Option("--devices", help="Run a model in each format, and in torch.")] = False,
     sites: Annotated[str | None, typer.Option(help="Measure the coordinator with so many sites: 10,100,1000.")] = None,
+    polling: Annotated[
+        int | None, typer.Option(min=1, help="Measure the repository with so many devices that poll it: 1000.")
+    ] = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Compare DLFD with every peer and with retraining; run it again to go on where the budget ended."""
-    from dlfd_fleet.bench import bench_command, devices_command, federated_command, scale_command
+    from dlfd_fleet.bench import bench_command, delivery_command, devices_command, federated_command, scale_command
 
     flags: dict[str, object] = (
         {"data.source": data}
@@ -85,6 +88,8 @@ def bench(
     settings = load(config, overrides, flags).settings
     if sites is not None:
         scale_command(settings, sites, console)
+    elif polling is not None:
+        delivery_command(polling, settings.state_folder / "bench-delivery", console)
     elif devices:
         devices_command(settings, console)
     elif federated:
