@@ -109,17 +109,19 @@ def purged_versions(registry: Registry) -> list[Purged]:
 
 
 def revoke_remembering(registry: Registry, job: str, epoch: int, *, also_purge: bool) -> None:
-    """Revoke every version that may remember whom a released model has forgotten, and purge its bytes if asked.
+    """Revoke every version that may remember whom a released model has forgotten.
 
     Parameters
     ----------
     job, epoch
         Of the released model.
+    also_purge
+        Whether the bytes of those that our jobs made are deleted as well.
     """
     reason = f"under epoch {epoch} of job {job}"
     revoked = [registry.revoke(version, reason) for version in registry.versions() if version.remembers(epoch, job)]
     if also_purge:
-        purge(registry, revoked)
+        purge(registry, (version for version in revoked if version.job))
 
 
 def _digests(

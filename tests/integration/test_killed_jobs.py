@@ -122,7 +122,6 @@ def test_a_verdict_that_policy_holds_leaves_a_candidate_and_the_champion_stays(t
     settings = copy_of(trained, tmp_path / "held").model_copy(
         update={
             "release": trained.release.model_copy(update={"on_inconclusive": "hold"}),
-            "audit": trained.audit.model_copy(update={"margin": 0.02}),  # so few people cannot show that
             "tracking": TrackingSettings(),
         }
     )
