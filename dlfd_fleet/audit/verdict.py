@@ -207,9 +207,10 @@ def judge_beside_retrained(
     def verdict(outcome: Outcome, reasons: list[str]) -> Verdict:
         return Verdict(outcome=outcome, reasons=tuple(reasons), margin=margin, power=power)
 
-    failures = _collapse(candidate, settings)
-    if accuracy.value < -settings.max_accuracy_drop - _ROUNDING:
-        failures.append(f"test accuracy is {-accuracy.value:.3f} under that of retrained models")
+    failures, most = _collapse(candidate, settings), settings.max_accuracy_drop + _ROUNDING
+    under = f"test accuracy is {-accuracy.value:.3f} under that of retrained models"
+    if accuracy.value + _ONE_SIDED_5_PERCENT * accuracy.standard_error < -most:
+        failures.append(under)
     failures += [
         f"the {attack.name} attack tells it from retrained models: AUC {attack.candidate}"
         for attack in attacks
@@ -217,7 +218,8 @@ def judge_beside_retrained(
     ]
     if failures:
         return verdict(Outcome.FAIL, failures)
-    doubts = []
+    # Retrained models are as far under each other on few people; what bounds cannot tell from that is no failure.
+    doubts = [f"{under}, which may be chance on so few people"] if accuracy.value < -most else []
     if not any(attack.original.low > 0.0 for attack in attacks):
         doubts.append("no attack finds anybody in the original model either")
     doubts += [
