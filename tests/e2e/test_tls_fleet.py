@@ -262,7 +262,7 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     wait_until(lambda: "gate-2" in tls_fleet.steps(), "the resumed job")
     assert "goes on from its last finished step" in said_by(erasing, 2)
 
-    # The SuperLink dies, and its ServerApp with it. Once it knows the SuperNodes' keys again, they find it by themselves.
+    # The SuperLink dies, and its ServerApp with it. Once it knows the keys again, SuperNodes find it by themselves.
     tls_fleet.find("flower-superlink").kill()
     said_by(resumed, 2)
     wait_until(lambda: tls_fleet.is_well("superlink"), "a new SuperLink")
