@@ -12,7 +12,8 @@ port=${2:-9300}
 [ -d "$state/sites" ] || { echo "There is no $state/sites; make it with: dlfd-fleet data deal" >&2; exit 2; }
 export FLWR_HOME="$state/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export DLFD_FLEET_STATE_FOLDER="$state"
-database=${SUPERLINK_DATABASE:-$FLWR_HOME/superlink.db}  # or :memory:
+# Or :flwr-in-memory: on a machine that is too busy for Flower's SQLite; a SuperLink that died then knows no key any more.
+database=${SUPERLINK_DATABASE:-$FLWR_HOME/superlink.db}
 mkdir -p "$FLWR_HOME"
 here=$(dirname "$(realpath "$0")")
 keys="$state/keys"
