@@ -40,7 +40,7 @@ def fleet(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def repository(folder):
-    with opened(Settings(state_folder=folder)) as delivery:
+    with opened(Settings(state_folder=folder), create=True) as delivery:
         delivery.repository.create(delivery.repository.folder / KEYS)
 
 
