@@ -25,7 +25,7 @@ from tests.mlflow_client import client_of
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SITES = 3
-PATIENCE = 300.0
+PATIENCE = 900.0  # a machine with other work takes its time; nothing is asserted of that
 AT_WORK = 250e6  # bytes of a ClientApp that has torch, and so has taken its message
 
 
