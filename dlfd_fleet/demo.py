@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
 _SHOWN_FACES = 6
-_SEND_PATIENCE = 60.0
+_SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
 Phase = Literal["new", "dealt", "trained", "requested", "erased", "done"]
 
 

@@ -36,7 +36,7 @@ from dlfd_fleet.tracking.figures import score_table
 from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
 from dlfd_fleet.tracking.system_metrics import sampled_system
 
-_SEND_PATIENCE = 60.0
+_SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
 _ASKED = "asked"
 
 
