@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from dlfd_fleet.configuration import CONFIG_VARIABLE, write_settings
 from dlfd_fleet.ledger.site import site_folders
-from dlfd_fleet.settings import CONFIG_VARIABLE, Settings, write_settings
+from dlfd_fleet.settings import Settings
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp

@@ -14,9 +14,10 @@ from rich.markup import escape
 from dlfd_fleet.bench.compare import RETRAINED, Row
 from dlfd_fleet.bench.report import console_table, summarise, write_report
 from dlfd_fleet.bench.runner import Plan, choose_methods, parse_duration, run_bench
+from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.progress import ConsoleProgress
-from dlfd_fleet.settings import Settings, flatten
+from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 
 _PATIENCE = 120.0

@@ -20,10 +20,11 @@ from dlfd_fleet.bench.device_files import EAGER, EAGER_CHANNELS_LAST, FORMATS, W
 from dlfd_fleet.bench.device_report import DeviceRow, console_table, goals, write_report
 from dlfd_fleet.bench.device_turns import Turns, answers_of, take_turns
 from dlfd_fleet.bench.experiment import Experiment, deal_experiment
+from dlfd_fleet.configuration import flatten
 from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset
 from dlfd_fleet.progress import ConsoleProgress
-from dlfd_fleet.settings import Settings, flatten
+from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 
 THREADS = (1, 2)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dlfd_fleet.configuration import LoadedSettings, load_settings
 from dlfd_fleet.exceptions import ConfigurationError
-from dlfd_fleet.settings import LoadedSettings, load_settings
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]

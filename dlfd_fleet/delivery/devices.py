@@ -15,8 +15,9 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Signer, SSlibKey
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from dlfd_fleet.delivery.database import ATTACK, DELIVERY, DEVICE, FILE, NONCE, TABLES, engine_of
+from dlfd_fleet.database import shared_engine
 from dlfd_fleet.delivery.reports import open_envelope, verified_report
+from dlfd_fleet.delivery.tables import ATTACK, DELIVERY, DEVICE, FILE, NONCE, TABLES
 from dlfd_fleet.device.contract import DeviceReport
 from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
 from dlfd_fleet.settings import Format
@@ -80,7 +81,12 @@ class DeviceStore:
 
     def __init__(self, location: Path | str) -> None:
         self.name = str(location)
-        self._engine = engine_of(location)
+        try:
+            if isinstance(location, Path):
+                location.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeliveryError(f"The folder of {location} cannot be made: {error.strerror}.") from error
+        self._engine = shared_engine(location, "delivery.database", DeliveryError)
         with self._transaction() as connection:
             TABLES.create_all(connection)
             version = connection.execute(sa.select(DELIVERY.c.version)).scalar()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dlfd_fleet.exceptions import TrackingError
-from dlfd_fleet.federation.store import ONNX_FILE, Champion, Store
+from dlfd_fleet.federation.records import Champion
+from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.tracking import Tracker
 from dlfd_fleet.tracking.registry import why_not_published
 

@@ -29,7 +29,8 @@ from dlfd_fleet.federation.messages import (
     SettleTask,
     UnlearnTask,
 )
-from dlfd_fleet.federation.store import FINAL_STEPS, JobKind, JobRecord, SiteActivity, Store
+from dlfd_fleet.federation.records import FINAL_STEPS, JobKind, JobRecord, SiteActivity
+from dlfd_fleet.federation.store import Store
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
 _FLOWER = {

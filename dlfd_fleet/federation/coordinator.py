@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,32 +10,30 @@ from typing import Literal
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
 
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
-from dlfd_fleet.exceptions import ExportError, FleetError, JobCancelledError, JobError
+from dlfd_fleet.exceptions import ExportError, JobError
 from dlfd_fleet.export import Parity, content_of, export_onnx, file_of
 from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
-from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_of, outcome_tags
+from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_of
 from dlfd_fleet.federation.publication import devices_reached
+from dlfd_fleet.federation.records import STEPS, Champion, JobRecord, JobStep
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort
-from dlfd_fleet.federation.store import ONNX_FILE, STEPS, Champion, JobKind, JobRecord, JobStep, Store
+from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.report.contents import AskedRequest, FileResult, ModelResult, SiteShare, loss_counts
-from dlfd_fleet.settings import Format, Settings, flatten
-from dlfd_fleet.tracking import Tracker, open_tracker
+from dlfd_fleet.settings import Format, Settings
+from dlfd_fleet.tracking import Tracker
 from dlfd_fleet.tracking.figures import score_table
 from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
-from dlfd_fleet.tracking.system_metrics import sampled_system
 
-_SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
 _ASKED = "asked"
 
 
@@ -365,105 +362,3 @@ def _requests(replies: Iterable[PendingReply]) -> tuple[str, ...]:
 def version_of(card: ModelCard, arrays: Mapping[str, torch.Tensor]) -> str:
     """Return a model's version: its erasure epoch and the start of its digest. It is known before any registry is."""
     return f"{card.epoch}-{digest(arrays)[:12]}"
-
-
-def run_jobs(
-    grid: Grid,
-    kind: JobKind,
-    settings: Settings,
-    progress: ProgressDisplay,
-    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
-) -> JobRecord:
-    """Bring jobs whose process died to their end, then do one of this kind unless such a one was among them.
-
-    Raises
-    ------
-    JobError
-        If another coordinator works on the state folder, or the job cannot go on; then it is failed, and its requests
-        wait for the next one. Killed or interrupted, it is resumed by the next call.
-    """
-    store = Store(settings.state_folder)
-    with closing(store), store.lock(), open_tracker(settings.tracking, settings.state_folder) as tracker:
-        for record in store.jobs():
-            if record.step == "settled":
-                store.forget_steps(record.job)  # its process may have died before it could
-        _purge(store, settings, progress)
-        done = None
-        for record in store.unfinished():
-            progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
-            done = _carry_out(grid, store, tracker, progress, record, carry_out)
-        if done is None or done.kind != kind or done.step == "cancelled":
-            done = _carry_out(grid, store, tracker, progress, store.new_job(kind, settings), carry_out)
-        return done
-
-
-def _carry_out(
-    grid: Grid,
-    store: Store,
-    tracker: Tracker,
-    progress: ProgressDisplay,
-    record: JobRecord,
-    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
-) -> JobRecord:
-    """Do one job, or what is left of it; its record and its run always say how it ended."""
-    settings = store.settings_of(record.job)
-    waits = settings.fleet
-    fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
-    fleet.notice = lambda doing: store.note_activity(record.job, doing)
-    store.forget_activities(record.job)
-    job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
-    tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
-    parameters = flatten(settings.model_dump(mode="json"))
-    tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
-    try:
-        with sampled_system(tracker, record.job, settings.tracking.system_metrics):
-            carry_out[record.kind](job)
-        store.forget_steps(record.job)
-        _purge(store, settings, progress)
-    except JobCancelledError as error:
-        status = "KILLED"
-        _give_back(job, str(error))
-        job.advance("cancelled", note="cancelled: the requests wait for the next job")
-    except Exception as error:
-        status = "FAILED"
-        reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
-        if not job.record.released:
-            _give_back(job, f"the job failed: {reason}")
-            job.advance("failed", note=reason)
-        raise
-    except BaseException:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.set_tags(record.job, outcome_tags(job.record))
-        tracker.finish_job(record.job, status)
-        waiting = tracker.flush(_SEND_PATIENCE)
-        if waiting:
-            job.record = job.record.model_copy(update={"unsent": waiting})
-            store.save(job.record)
-        for reason in tracker.refusals(record.job):
-            progress.say(f"MLflow does not have all of {record.job}: {reason}")
-    return job.record
-
-
-def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
-    """Delete our own files of models that remember; until its last step a job may need the one that it began with."""
-    if not settings.release.purge_revoked:
-        return
-    try:
-        purged = store.purge_remembering()
-    except JobError as error:
-        progress.say(str(error))
-        return
-    if purged:
-        progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")
-
-
-def _give_back(job: Coordinator, reason: str) -> None:
-    """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
-    if job.record.kind == "erase" and job.fleet.members:
-        try:
-            settle(job.fleet, job.record.job, job.progress, "returned", reason, job.epoch(), ())
-        except FleetError as error:
-            job.progress.say(f"The sites could not be told that {job.record.job} has ended: {error}")

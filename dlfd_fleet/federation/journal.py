@@ -20,7 +20,8 @@ from torch import Tensor
 from dlfd_fleet.audit import SampleScores, Tally
 from dlfd_fleet.exceptions import JobCancelledError
 from dlfd_fleet.federation.messages import Arrays
-from dlfd_fleet.federation.store import FinishedStep, Store
+from dlfd_fleet.federation.records import FinishedStep
+from dlfd_fleet.federation.store import Store
 
 _T = TypeVar("_T")
 

@@ -8,7 +8,8 @@ from contextlib import closing, contextmanager
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError, TrackingError
-from dlfd_fleet.federation.store import ONNX_FILE, Champion, Store
+from dlfd_fleet.federation.records import Champion
+from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_registry, open_tracker
 from dlfd_fleet.tracking.purge import Purged, purge, purged_versions, revoke_remembering

@@ -14,8 +14,9 @@ from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import file_of
 from dlfd_fleet.federation.messages import DevicesReached
+from dlfd_fleet.federation.records import JobRecord
 from dlfd_fleet.federation.release_rule import may_release
-from dlfd_fleet.federation.store import ONNX_FILE, JobRecord, Store
+from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.report import DeliveryProgress
 from dlfd_fleet.settings import Format, Settings
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
+from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.publication import delivery_progress
-from dlfd_fleet.federation.store import JobRecord, Store
+from dlfd_fleet.federation.records import JobRecord
+from dlfd_fleet.federation.store import Store
 from dlfd_fleet.report import (
     CERTIFICATE_FILE,
     PAGE_FILE,
@@ -24,7 +26,7 @@ from dlfd_fleet.report import (
     render,
 )
 from dlfd_fleet.report.contents import Revoked
-from dlfd_fleet.settings import Settings, flatten
+from dlfd_fleet.settings import Settings
 
 _SOFTWARE = ("dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow")
 _GOVERNING = ("seed", "model", "training", "unlearning", "audit", "erasure", "fleet", "release", "export")

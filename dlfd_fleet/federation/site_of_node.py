@@ -10,9 +10,9 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
 from dlfd_fleet.ledger.site import Site, site_folders
-from dlfd_fleet.settings import load_settings
 
 
 @contextmanager

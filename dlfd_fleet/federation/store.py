@@ -12,166 +12,37 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sqlalchemy.exc import DatabaseError, OperationalError
 from torch import Tensor
 
-from dlfd_fleet.audit import Verdict
+from dlfd_fleet.database import sqlite_engine
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.report.contents import ModelResult, Phase, Proceedings
-from dlfd_fleet.settings import Format, Settings
-
-JobKind = Literal["train", "erase"]
-JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
-STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
-FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
-ONNX_FILE = "model.onnx"
-"""In a job's model folder."""
+from dlfd_fleet.federation.records import (
+    FINAL_STEPS,
+    Champion,
+    FinishedStep,
+    JobKind,
+    JobRecord,
+    Promotion,
+    SiteActivity,
+)
+from dlfd_fleet.federation.tables import CHAMPION, JOB, PROMOTION, SITE, STEP, STORE, TABLES
+from dlfd_fleet.report.contents import Phase
+from dlfd_fleet.settings import Settings
 
 ONNX_FILE = "model.onnx"
 """In a job's model folder: the file that ships."""
 
 _VERSION = 1
-_BUSY_SECONDS = 30
-
-_tables = sa.MetaData()
-_store = sa.Table("store", _tables, sa.Column("version", sa.Integer, primary_key=True))
-_job = sa.Table(
-    "job",
-    _tables,
-    sa.Column("job", sa.String, primary_key=True),
-    sa.Column("started_at", sa.String, nullable=False),
-    sa.Column("record", sa.String, nullable=False),
-    sa.Column("settings", sa.String, nullable=False),
-    sa.Column("cancelled_at", sa.String),  # when somebody asked for it to be cancelled
-)
-_step = sa.Table(
-    "step",
-    _tables,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("job", sa.String, sa.ForeignKey("job.job"), nullable=False),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("result", sa.String, nullable=False),
-    sa.Column("arrays", sa.String),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("sent_bytes", sa.Integer, nullable=False),
-    sa.Column("finished_at", sa.String, nullable=False),
-    sa.UniqueConstraint("job", "name"),
-)
-_champion = sa.Table(
-    "champion",
-    _tables,
-    sa.Column("job", sa.String, primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
-)
-_promotion = sa.Table(  # MLflow's registry keeps no history of an alias
-    "promotion",
-    _tables,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("at", sa.String, nullable=False),
-    sa.Column("job", sa.String, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("who", sa.String, nullable=False),
-    sa.Column("why", sa.String, nullable=False),
-)
-for _change in ("UPDATE", "DELETE"):
-    sa.event.listen(
-        _promotion,
-        "after_create",
-        sa.DDL(  # type: ignore[no-untyped-call]
-            f"CREATE TRIGGER promotion_no_{_change.lower()} BEFORE {_change} ON promotion "
-            "BEGIN SELECT RAISE(ABORT, 'the history of promotions is append-only'); END"
-        ),
-    )
-_site = sa.Table(
-    "site",
-    _tables,
-    sa.Column("job", sa.String, sa.ForeignKey("job.job"), primary_key=True),
-    sa.Column("site", sa.String, primary_key=True),
-    sa.Column("doing", sa.String, nullable=False),
-    sa.Column("since", sa.String, nullable=False),
-)
-
-
-class JobRecord(BaseModel):
-    """One job: how far it is, and what came out of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    job: str
-    kind: JobKind
-    step: JobStep
-    started_at: datetime
-    epoch: int = 0
-    requests: int = 0
-    models: dict[str, ModelResult] = {}
-    """By column: original, unlearned, retrained."""
-    verdict: Verdict | None = None
-    formats: tuple[Format, ...] = ("fp32",)
-    """Of the released model's files."""
-    file_verdicts: dict[Format, Verdict] = {}
-    """Of each exported file that was attacked, those included that were not released."""
-    released: bool = False
-    forgotten: tuple[str, ...] = ()
-    """Requests that the released model has forgotten."""
-    note: str = ""
-    absent: dict[str, str] = {}
-    acknowledged: dict[str, int] = {}
-    """The epoch under which each site said that it had purged."""
-    unsent: int = 0
-    """Records that MLflow did not take in time; the next job sends them."""
-    seconds: float = 0.0
-    proceedings: Proceedings = Proceedings()
-    """What the job's report shows beside this."""
-
-
-class Champion(BaseModel):
-    """Which job's model the fleet runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    job: str
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """One move of the champion: which model, when, by whom and why."""
-
-    at: datetime
-    job: str
-    epoch: int
-    who: str
-    why: str
-
-
-@dataclass(frozen=True)
-class FinishedStep:
-    """One step of a job that need not be done again: its result, and what it took."""
-
-    name: str
-    result: str
-    arrays: dict[str, Tensor]
-    seconds: float
-    sent_bytes: int
-
-
-@dataclass(frozen=True)
-class SiteActivity:
-    """What a site does in a job, as the coordinator sees it."""
-
-    site: str
-    doing: str
-    since: datetime
 
 
 class Store:
@@ -190,15 +61,15 @@ class Store:
             (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise JobError(f"The state folder {state_folder} cannot be used: {error.strerror}.") from error
-        self._engine = _sqlite(self.file)
+        self._engine = sqlite_engine(self.file)
         with self._transaction() as connection:
             known = sa.inspect(connection).get_table_names()
             if not known:
-                _tables.create_all(connection)
-                connection.execute(sa.insert(_store).values(version=_VERSION))
-            version = connection.execute(sa.select(_store.c.version)).scalar() if not known or "store" in known else 0
-            if version == _VERSION and known and _promotion.name not in known:
-                _promotion.create(connection)  # an earlier release made the file
+                TABLES.create_all(connection)
+                connection.execute(sa.insert(STORE).values(version=_VERSION))
+            version = connection.execute(sa.select(STORE.c.version)).scalar() if not known or "store" in known else 0
+            if version == _VERSION and known and PROMOTION.name not in known:
+                PROMOTION.create(connection)  # an earlier release made the file
         if version != _VERSION:
             raise JobError(
                 f"{self.file} has the format {version}, and this release reads {_VERSION}; use the release that wrote "
@@ -254,18 +125,18 @@ class Store:
             "settings": settings.model_dump_json(),
         }
         with self._transaction() as connection:
-            connection.execute(sa.insert(_job).values(row))
+            connection.execute(sa.insert(JOB).values(row))
         return record
 
     def save(self, record: JobRecord) -> None:
         """Write a job's record."""
         with self._transaction() as connection:
-            connection.execute(sa.update(_job).where(_job.c.job == record.job).values(record=record.model_dump_json()))
+            connection.execute(sa.update(JOB).where(JOB.c.job == record.job).values(record=record.model_dump_json()))
 
     def load(self, job: str) -> JobRecord:
         """Read a job's record; a :class:`JobError` if there is none or it is damaged."""
         with self._transaction() as connection:
-            text = connection.execute(sa.select(_job.c.record).where(_job.c.job == job)).scalar()
+            text = connection.execute(sa.select(JOB.c.record).where(JOB.c.job == job)).scalar()
         if text is None:
             raise JobError(f"There is no job '{job}' in {self.folder.parent}; `dlfd-fleet job list` shows them.")
         return self._record(text)
@@ -273,7 +144,7 @@ class Store:
     def settings_of(self, job: str) -> Settings:
         """Return the settings that a job was started with."""
         with self._transaction() as connection:
-            text = connection.execute(sa.select(_job.c.settings).where(_job.c.job == job)).scalar_one()
+            text = connection.execute(sa.select(JOB.c.settings).where(JOB.c.job == job)).scalar_one()
         try:
             return Settings.model_validate_json(text)
         except ValidationError as error:
@@ -282,14 +153,14 @@ class Store:
     def settings_as_written(self, job: str) -> dict[str, Any]:
         """Return the settings that a job was started with, whatever release wrote them."""
         with self._transaction() as connection:
-            text = connection.execute(sa.select(_job.c.settings).where(_job.c.job == job)).scalar_one()
+            text = connection.execute(sa.select(JOB.c.settings).where(JOB.c.job == job)).scalar_one()
         tree: dict[str, Any] = json.loads(text)
         return tree
 
     def jobs(self) -> list[JobRecord]:
         """Return all jobs, oldest first."""
         with self._transaction() as connection:
-            texts = connection.execute(sa.select(_job.c.record).order_by(_job.c.started_at)).scalars().all()
+            texts = connection.execute(sa.select(JOB.c.record).order_by(JOB.c.started_at)).scalars().all()
         return [self._record(text) for text in texts]
 
     def unfinished(self) -> list[JobRecord]:
@@ -304,19 +175,19 @@ class Store:
         """Note that a job is to stop before its next step."""
         with self._transaction() as connection:
             now = datetime.now(UTC).isoformat()
-            connection.execute(sa.update(_job).where(_job.c.job == job).values(cancelled_at=now))
+            connection.execute(sa.update(JOB).where(JOB.c.job == job).values(cancelled_at=now))
 
     def is_cancelled(self, job: str) -> bool:
         """Tell whether somebody asked for a job to be cancelled."""
         with self._transaction() as connection:
-            return connection.execute(sa.select(_job.c.cancelled_at).where(_job.c.job == job)).scalar() is not None
+            return connection.execute(sa.select(JOB.c.cancelled_at).where(JOB.c.job == job)).scalar() is not None
 
     def reopen(self, job: str) -> JobRecord:
         """Let a job that failed or was cancelled go on from its last finished step."""
         record = self.load(job).model_copy(update={"step": "started", "note": ""})
         with self._transaction() as connection:
             connection.execute(
-                sa.update(_job).where(_job.c.job == job).values(record=record.model_dump_json(), cancelled_at=None)
+                sa.update(JOB).where(JOB.c.job == job).values(record=record.model_dump_json(), cancelled_at=None)
             )
         return record
 
@@ -324,9 +195,9 @@ class Store:
 
     def step(self, job: str, name: str) -> FinishedStep | None:
         """Return a finished step; None if it is still to be done."""
-        condition = sa.and_(_step.c.job == job, _step.c.name == name)
+        condition = sa.and_(STEP.c.job == job, STEP.c.name == name)
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_step).where(condition)).mappings().first()
+            row = connection.execute(sa.select(STEP).where(condition)).mappings().first()
         if row is None:
             return None
         arrays = self._read_arrays(self.job_folder(job) / row["arrays"]) if row["arrays"] else {}
@@ -334,16 +205,16 @@ class Store:
 
     def steps(self, job: str) -> list[str]:
         """Return the names of a job's finished steps, in order."""
-        query = sa.select(_step.c.name).where(_step.c.job == job).order_by(_step.c.number)
+        query = sa.select(STEP.c.name).where(STEP.c.job == job).order_by(STEP.c.number)
         with self._transaction() as connection:
             return list(connection.execute(query).scalars())
 
     def phases(self, job: str) -> dict[str, Phase]:
         """Return what a job's steps took, those of one kind together: names are a kind and, for rounds, a number."""
-        query = sa.select(_step.c.name, _step.c.seconds, _step.c.sent_bytes).where(_step.c.job == job)
+        query = sa.select(STEP.c.name, STEP.c.seconds, STEP.c.sent_bytes).where(STEP.c.job == job)
         phases: dict[str, Phase] = {}
         with self._transaction() as connection:
-            for name, seconds, sent in connection.execute(query.order_by(_step.c.number)).all():
+            for name, seconds, sent in connection.execute(query.order_by(STEP.c.number)).all():
                 kind = re.sub(r"-\d+$", "", name)
                 so_far = phases.get(kind, Phase(steps=0, seconds=0.0, sent_bytes=0))
                 phases[kind] = Phase(
@@ -366,12 +237,12 @@ class Store:
             "finished_at": datetime.now(UTC).isoformat(),
         }
         with self._transaction() as connection:
-            connection.execute(sa.insert(_step).values(row))
+            connection.execute(sa.insert(STEP).values(row))
 
     def forget_steps(self, job: str) -> None:
         """Delete a job's steps, once it is settled and needs them no more."""
         with self._transaction() as connection:
-            connection.execute(sa.delete(_step).where(_step.c.job == job))
+            connection.execute(sa.delete(STEP).where(STEP.c.job == job))
         shutil.rmtree(self.job_folder(job) / "steps", ignore_errors=True)
 
     # ------------------------------------------------------------------ sites
@@ -383,16 +254,16 @@ class Store:
         now = datetime.now(UTC).isoformat()
         rows = [{"job": job, "site": site, "doing": doing, "since": now} for site, doing in activities.items()]
         with self._transaction() as connection:
-            connection.execute(sa.insert(_site).prefix_with("OR REPLACE"), rows)
+            connection.execute(sa.insert(SITE).prefix_with("OR REPLACE"), rows)
 
     def forget_activities(self, job: str) -> None:
         """Delete what sites did when the job's last process died."""
         with self._transaction() as connection:
-            connection.execute(sa.delete(_site).where(_site.c.job == job))
+            connection.execute(sa.delete(SITE).where(SITE.c.job == job))
 
     def activities(self, job: str) -> list[SiteActivity]:
         """Return what each site of a job does, by site."""
-        query = sa.select(_site).where(_site.c.job == job).order_by(_site.c.site)
+        query = sa.select(SITE).where(SITE.c.job == job).order_by(SITE.c.site)
         with self._transaction() as connection:
             rows = connection.execute(query).mappings().all()
         return [SiteActivity(row["site"], row["doing"], datetime.fromisoformat(row["since"])) for row in rows]
@@ -412,7 +283,7 @@ class Store:
     def champion(self) -> Champion | None:
         """Return the model that the fleet runs, if there is one."""
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_champion)).mappings().first()
+            row = connection.execute(sa.select(CHAMPION)).mappings().first()
         return Champion(job=row["job"], epoch=row["epoch"]) if row else None
 
     def set_champion(self, champion: Champion, who: str = "", why: str = "") -> None:
@@ -431,15 +302,15 @@ class Store:
             )
         row = {"at": datetime.now(UTC).isoformat(), "who": who or champion.job, "why": why, **champion.model_dump()}
         with self._transaction() as connection:
-            connection.execute(sa.delete(_champion))
-            connection.execute(sa.insert(_champion).values(champion.model_dump()))
+            connection.execute(sa.delete(CHAMPION))
+            connection.execute(sa.insert(CHAMPION).values(champion.model_dump()))
             if current != champion:  # a job that goes over its steps again promotes nothing
-                connection.execute(sa.insert(_promotion).values(row))
+                connection.execute(sa.insert(PROMOTION).values(row))
 
     def promotions(self) -> list[Promotion]:
         """Return every move of the champion, oldest first; nothing can be changed or taken out of it."""
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(_promotion).order_by(_promotion.c.number)).mappings().all()
+            rows = connection.execute(sa.select(PROMOTION).order_by(PROMOTION.c.number)).mappings().all()
         return [
             Promotion(datetime.fromisoformat(row["at"]), row["job"], row["epoch"], row["who"], row["why"])
             for row in rows
@@ -520,14 +391,3 @@ class Store:
             raise JobError(
                 f"{self.file} is damaged ({error.orig}); move the state folder away and start again."
             ) from error
-
-
-def _sqlite(file: Path) -> sa.Engine:
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
-    sa.event.listen(engine, "connect", _prepare)
-    return engine
-
-
-def _prepare(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA foreign_keys=ON")

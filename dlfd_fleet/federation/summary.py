@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dlfd_fleet.audit import SCORE_NAMES, gap_to_retrain
-from dlfd_fleet.federation.store import JobRecord
+from dlfd_fleet.federation.records import JobRecord
 from dlfd_fleet.report.contents import ModelResult
 from dlfd_fleet.report.page import SCORE_TITLES, score_text
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
+from dlfd_fleet.database import shared_engine
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, FORGOTTEN, RequestState
 
 _VERSION = 3
-_BUSY_SECONDS = 30
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
 _START = "0" * 64
 
@@ -119,7 +119,7 @@ class Ledger:
         self.name = str(location)
         if isinstance(location, Path) and not create and not location.exists():
             raise LedgerError(f"There is no ledger {location}; is {location.parent} a site's folder?")
-        self._engine = _sqlite(location) if isinstance(location, Path) else _postgresql(location)
+        self._engine = _engine_of(location)
         with self._transaction() as connection:
             known = set(sa.inspect(connection).get_table_names())
             if create and not known & set(_tables.tables):
@@ -351,41 +351,16 @@ class Ledger:
             raise LedgerError(f"The ledger {self.name} cannot be used: {str(error.orig).strip()}.") from error
 
 
-def _sqlite(file: Path) -> sa.Engine:
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
-    sa.event.listen(engine, "connect", _prepare)
-    sa.event.listen(engine, "begin", _begin_immediate)
-    return engine
-
-
-def _postgresql(location: str) -> sa.Engine:
-    try:
-        engine = sa.create_engine(location)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise LedgerError(
-            f"The ledger's URL '{location}' cannot be used ({error}); write postgresql+psycopg://host/database, and "
-            "install dlfd-fleet[postgresql]."
-        ) from error
-    if engine.dialect.name != "postgresql":
-        raise LedgerError(f"The ledger's URL '{location}' is not of PostgreSQL; give a file for SQLite.")
-    sa.event.listen(engine, "begin", _lock)
+def _engine_of(location: Path | str) -> sa.Engine:
+    engine = shared_engine(location, "The ledger's URL", LedgerError)
+    if engine.dialect.name == "postgresql":
+        sa.event.listen(engine, "begin", _lock)
     return engine
 
 
 def _lock(connection: sa.Connection) -> None:
     """Let one writer in at a time, as SQLite does; the end of the transaction lets go."""
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
-
-
-def _prepare(connection: Any, _record: object) -> None:
-    # Transactions are begun by SQLAlchemy, not by the driver: the driver's own begin would not lock out other writers.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _digest(row: dict[str, Any]) -> str:

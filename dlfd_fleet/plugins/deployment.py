@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
 from numpy.typing import NDArray
 
+from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.delivery.delivery import delivery_folder
 from dlfd_fleet.delivery.delivery import opened as opened_delivery
 from dlfd_fleet.delivery.publish import offered, publish
@@ -25,7 +26,7 @@ from dlfd_fleet.federation.promotion import fleet_epoch
 from dlfd_fleet.federation.publication import released_model
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
-from dlfd_fleet.settings import Settings, load_settings
+from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry
 from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, why_not_published
 

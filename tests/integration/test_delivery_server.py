@@ -26,7 +26,8 @@ from dlfd_fleet.delivery.delivery import opened
 from dlfd_fleet.delivery.publish import ReleasedModel, publish
 from dlfd_fleet.delivery.server import LARGEST_REPORT, application
 from dlfd_fleet.device.update import UpdateClient
-from dlfd_fleet.federation.store import Champion, Store
+from dlfd_fleet.federation.records import Champion
+from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
 from tests.tuf_simulator import Clock
 from tests.unit.delivery.conftest import small_model

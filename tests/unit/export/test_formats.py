@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, ExportError
 from dlfd_fleet.export import Parity, calibrate, calibrated_tensors, export_onnx, export_variant, merge_ranges, prepare
 from dlfd_fleet.export.model_file import ModelFile
 from dlfd_fleet.models import ModelCard, WrappedClassifier
-from dlfd_fleet.settings import ExportSettings, load_settings
+from dlfd_fleet.settings import ExportSettings
 
 SIZE = 32
 CARD = ModelCard(architecture="resnet18", classes=("glasses", "none"), image_size=SIZE, kind="unlearned", epoch=4)

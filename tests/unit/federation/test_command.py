@@ -11,7 +11,8 @@ from rich.console import Console
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import command
-from dlfd_fleet.federation.store import FinishedStep, Store
+from dlfd_fleet.federation.records import FinishedStep
+from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
 
 

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dlfd_fleet.exceptions import EvidenceError, JobError
+from dlfd_fleet.federation.records import FinishedStep, JobRecord
 from dlfd_fleet.federation.reporting import latest_erasure, report_of, write_report
-from dlfd_fleet.federation.store import FinishedStep, JobRecord, Store
+from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
 
 # As dlfd-fleet wrote it before reports: no proceedings.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.store import Champion, FinishedStep, Store
+from dlfd_fleet.federation.records import Champion, FinishedStep
+from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlfd_fleet.configuration import flatten, load_settings, write_settings
 from dlfd_fleet.exceptions import ConfigurationError
-from dlfd_fleet.settings import Settings, flatten, load_settings, write_settings
+from dlfd_fleet.settings import Settings
 
 
 @pytest.fixture

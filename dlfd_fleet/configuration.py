@@ -1,0 +1,149 @@
+"""Where settings come from: defaults < file < environment < flags.
+
+The file is TOML (``--config PATH``, or ``DLFD_FLEET_CONFIG``); an environment variable is the dotted key in capitals
+with two underscores for each dot (``DLFD_FLEET_TRAINING__ROUNDS=8``); a flag is ``--set training.rounds=8``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.settings import Settings
+
+ENVIRONMENT_PREFIX = "DLFD_FLEET_"
+CONFIG_VARIABLE = "DLFD_FLEET_CONFIG"
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Effective settings and where each dotted key came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield ``(dotted key, value, origin)`` for every setting, in the order of the tree."""
+        for key, value in flatten(self.settings.model_dump(mode="json")).items():
+            shown = value if isinstance(value, str) else json.dumps(value)
+            yield key, shown, self.origins.get(key, "default")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one mapping of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load_settings(
+    file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> LoadedSettings:
+    """Merge defaults, file, environment and flags, the later over the earlier.
+
+    Parameters
+    ----------
+    file
+        TOML or JSON file; ``DLFD_FLEET_CONFIG`` names it when omitted.
+    overrides
+        Dotted keys and values given as flags.
+    environment
+        Variables to read; the process's own when omitted.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unreadable file, an unknown key or a wrong value, naming the key and where it came from.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get(CONFIG_VARIABLE)
+    file = file or (Path(named) if named else None)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if file is not None:
+        layers.append((f"file {file}", flatten(_read_file(file))))
+    layers.append(("environment", _read_environment(environment)))
+    layers.append(("flag", dict(overrides or {})))
+    known = set(flatten(Settings().model_dump(mode="json")))
+    for origin, values in layers:
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigurationError(f"Unknown setting '{key}' ({origin}): {_suggestion(key, known)}.")
+            merged[key] = value
+            origins[key] = origin
+    return LoadedSettings(_validate(merged, origins), origins)
+
+
+def write_settings(settings: Settings, file: Path) -> None:
+    """Write the effective settings as JSON, for the processes of one run to read back."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the settings file {file}: {error.strerror}.") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The settings file {file} cannot be parsed: {error}.") from error
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"The settings file {file} must hold a table of settings.")
+    # A null stands for "unset" in the JSON that write_settings makes.
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if environment.get(MLFLOW_VARIABLE):
+        values["tracking.uri"] = environment[MLFLOW_VARIABLE]
+    for name, text in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE:
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            values[key] = text
+    return values
+
+
+def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    tree: dict[str, Any] = {}
+    for key, value in merged.items():
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    try:
+        return Settings(**tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+        origin = origins.get(key, "default")
+        shown = re.sub(r"//[^/@]*@", "//***@", repr(first["input"]))  # a URI may hold a password
+        raise ConfigurationError(
+            f"Setting '{key}' ({origin}) is {shown}: {first['msg'].removeprefix('Value error, ')}."
+        ) from (None if shown != repr(first["input"]) else error)
+
+
+def _suggestion(key: str, known: set[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(key, sorted(known), n=1)
+    return f"did you mean '{close[0]}'" if close else "`dlfd-fleet config show` lists them all"

@@ -1,0 +1,68 @@
+"""SQL databases: a SQLite file that several processes use at once, or PostgreSQL by its URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from dlfd_fleet.exceptions import FleetError
+
+_BUSY_SECONDS = 30
+
+
+def sqlite_engine(file: Path, *, immediate: bool = False) -> sa.Engine:
+    """Return an engine for a SQLite file, with a write-ahead log and foreign keys; its folder must be there.
+
+    Parameters
+    ----------
+    immediate
+        Let one writer in at a time, from the beginning of each transaction: one that reads and then writes finds
+        nothing changed in between, and the next one waits instead of failing, up to 30 seconds.
+    """
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
+    sa.event.listen(engine, "connect", _prepare)
+    if immediate:
+        sa.event.listen(engine, "connect", _leave_transactions_to_us)
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def shared_engine(location: Path | str, name: str, error_type: type[FleetError]) -> sa.Engine:
+    """Return an engine for an immediate SQLite file, or for the URL of a PostgreSQL database.
+
+    Parameters
+    ----------
+    name
+        What the URL is called where its user wrote it, for errors.
+    error_type
+        Of the errors raised.
+
+    Raises
+    ------
+    FleetError
+        If the URL is none of PostgreSQL, or its driver is not installed.
+    """
+    if isinstance(location, Path):
+        return sqlite_engine(location, immediate=True)
+    try:
+        engine = sa.create_engine(location)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise error_type(
+            f"{name} '{location}' cannot be used ({error}); write postgresql+psycopg://host/database, and install "
+            "dlfd-fleet[postgresql]."
+        ) from error
+    if engine.dialect.name != "postgresql":
+        raise error_type(f"{name} '{location}' is not of PostgreSQL; without a URL a SQLite file is used.")
+    return engine
+
+
+def _prepare(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _leave_transactions_to_us(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver's own begin would not lock out other writers

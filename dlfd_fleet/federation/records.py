@@ -1,0 +1,91 @@
+"""What is known of a job: its record, its finished steps, what its sites do; and which job's model the fleet runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from dlfd_fleet.audit import Verdict
+from dlfd_fleet.report.contents import ModelResult, Proceedings
+from dlfd_fleet.settings import Format
+
+JobKind = Literal["train", "erase"]
+JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
+STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
+FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
+
+
+class JobRecord(BaseModel):
+    """One job: how far it is, and what came out of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: str
+    kind: JobKind
+    step: JobStep
+    started_at: datetime
+    epoch: int = 0
+    requests: int = 0
+    models: dict[str, ModelResult] = {}
+    """By column: original, unlearned, retrained."""
+    verdict: Verdict | None = None
+    formats: tuple[Format, ...] = ("fp32",)
+    """Of the released model's files."""
+    file_verdicts: dict[Format, Verdict] = {}
+    """Of each exported file that was attacked, those included that were not released."""
+    released: bool = False
+    forgotten: tuple[str, ...] = ()
+    """Requests that the released model has forgotten."""
+    note: str = ""
+    absent: dict[str, str] = {}
+    acknowledged: dict[str, int] = {}
+    """The epoch under which each site said that it had purged."""
+    unsent: int = 0
+    """Records that MLflow did not take in time; the next job sends them."""
+    seconds: float = 0.0
+    proceedings: Proceedings = Proceedings()
+    """What the job's report shows beside this."""
+
+
+class Champion(BaseModel):
+    """Which job's model the fleet runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One move of the champion: which model, when, by whom and why."""
+
+    at: datetime
+    job: str
+    epoch: int
+    who: str
+    why: str
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """One step of a job that need not be done again: its result, and what it took."""
+
+    name: str
+    result: str
+    arrays: dict[str, Tensor]
+    seconds: float
+    sent_bytes: int
+
+
+@dataclass(frozen=True)
+class SiteActivity:
+    """What a site does in a job, as the coordinator sees it."""
+
+    site: str
+    doing: str
+    since: datetime
