@@ -99,6 +99,11 @@ def delivery_folder(settings: Settings) -> Path:
     return settings.delivery.folder or settings.state_folder / "delivery"
 
 
+def has_delivery(settings: Settings) -> bool:
+    """Tell whether this coordinator publishes to devices: whether anything is known of a repository or of devices."""
+    return delivery_folder(settings).is_dir() or settings.delivery.database is not None
+
+
 @contextmanager
 def opened(
     settings: Settings, keys: Sequence[Path] = (), clock: Callable[[], datetime] = now_utc, *, create: bool = False
@@ -118,7 +123,7 @@ def opened(
         If there is no such folder and no other database of the devices, or that cannot be read.
     """
     folder = delivery_folder(settings)
-    if not create and not folder.is_dir() and settings.delivery.database is None:
+    if not create and not has_delivery(settings):
         raise DeliveryError(f"There is no repository in {folder}; make one with `dlfd-fleet delivery init`.")
     repository = Repository(folder, KeyRing([folder / KEYS, *keys]), settings.delivery, clock)
     with DeviceStore(settings.delivery.database or folder / DATABASE) as devices:

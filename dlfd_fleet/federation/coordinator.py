@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
-from dlfd_fleet.exceptions import ExportError, JobError
+from dlfd_fleet.exceptions import DeliveryError, ExportError, JobError
 from dlfd_fleet.export import Parity, content_of, export_onnx, file_of
 from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
-from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
+from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_of
 from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.records import STEPS, Champion, JobRecord, JobStep
@@ -83,7 +83,7 @@ class Coordinator:
             take=erasing and not known,
             resumed=_requests(first),
             released=self.store.released_requests() if erasing else {},
-            devices=devices_reached(self.settings, self.epoch()),
+            devices=self._devices_reached(self.epoch()),
         )
         replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
         if not known:
@@ -336,10 +336,18 @@ class Coordinator:
         self, outcome: Literal["released", "returned"], reason: str, epoch: int, requests: Iterable[str]
     ) -> Settled:
         """Tell every site how the job ended; one step of the job."""
-        job, devices = self.record.job, devices_reached(self.settings, epoch)
+        job, devices = self.record.job, self._devices_reached(epoch)
         return self.journal.facts(
             "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests, devices)
         )
+
+    def _devices_reached(self, epoch: int) -> DevicesReached | None:
+        """Return how far erasures have come on devices; None if that cannot be read, and then requests wait on."""
+        try:
+            return devices_reached(self.settings, epoch)
+        except DeliveryError as error:
+            self.progress.say(f"Whether devices have purged is not known, so no request is closed: {error}")
+            return None
 
     def draw(self) -> None:
         """Draw the table and the histograms, into the job's folder and into MLflow."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from dlfd_fleet.delivery.delivery import delivery_folder, opened
+from dlfd_fleet.delivery.delivery import has_delivery, opened
 from dlfd_fleet.delivery.erasures import reached, standings
 from dlfd_fleet.delivery.publish import ReleasedModel
 from dlfd_fleet.device.inference import DeviceModel
@@ -112,7 +112,7 @@ def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
     DeliveryError
         If what is known of the devices cannot be read.
     """
-    if not delivery_folder(settings).exists() and settings.delivery.database is None:
+    if not has_delivery(settings):
         return DevicesReached()
     with opened(settings) as delivery:
         found, reason = reached(delivery.devices, epoch, delivery.clock())
@@ -127,7 +127,7 @@ def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None
     DeliveryError
         If what is known of the devices cannot be read.
     """
-    if not delivery_folder(settings).exists() and settings.delivery.database is None:
+    if not has_delivery(settings):
         return None
     with opened(settings) as delivery:
         devices, now = delivery.devices, delivery.clock()

@@ -18,7 +18,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREA
 from numpy.typing import NDArray
 
 from dlfd_fleet.configuration import load_settings
-from dlfd_fleet.delivery.delivery import delivery_folder
+from dlfd_fleet.delivery.delivery import has_delivery
 from dlfd_fleet.delivery.delivery import opened as opened_delivery
 from dlfd_fleet.delivery.publish import offered, publish
 from dlfd_fleet.exceptions import FleetError, JobError
@@ -157,7 +157,7 @@ class FleetDeploymentClient(BaseDeploymentClient):
 
     def _floor(self) -> int:
         """Return the least epoch that may run: of the champion, and of what devices were told."""
-        if not delivery_folder(self._settings).exists():
+        if not has_delivery(self._settings):
             return fleet_epoch(self._settings)
         with opened_delivery(self._settings) as delivery:
             return max(delivery.devices.floor(), fleet_epoch(self._settings))

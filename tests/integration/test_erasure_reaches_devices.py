@@ -102,6 +102,12 @@ def test_a_request_is_complete_when_the_last_device_has_purged(settings, deliver
     page, _ = write_report(store, record.job, tmp_path / "open.html", settings)
     assert "waiting for camera" in page.read_text()
 
+    away = settings.delivery.model_copy(update={"database": "postgresql+psycopg://127.0.0.1:1/devices"})
+    said = io.StringIO()
+    run_job(settings.model_copy(update={"delivery": away}), "erase", out=said)
+    assert "no request is closed" in said.getvalue()
+    assert state_of_the_request(settings)[0] is RequestState.ROLLING_OUT
+
     camera.poll()
     assert camera.answering.loaded().release.epoch == 1
     run_job(settings, "erase")
