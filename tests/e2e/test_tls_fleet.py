@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import yaml
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
+from tests.integration.mlflow_server import Server
 from tests.mlflow_client import client_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,28 +181,10 @@ class TlsFleet(SmallFleet):
 
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory):
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_ports(1)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(folder / "a"),
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    uri = f"http://127.0.0.1:{port}"
-
-    def is_up():
-        try:
-            return urllib.request.urlopen(f"{uri}/health", timeout=1).status == 200
-        except (urllib.error.URLError, OSError):
-            assert process.poll() is None, (folder / "log").read_text()
-            return False
-
-    wait_until(is_up, "the start of MLflow")
-    yield uri
-    kill_tree(process, signal.SIGTERM)
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server.uri
+    server.kill()
 
 
 @pytest.fixture(scope="module")
