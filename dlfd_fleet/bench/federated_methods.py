@@ -17,6 +17,7 @@ from torch import Tensor
 from dlfd_fleet.federation.aggregation import RunningMean, check_update
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.handlers import COORDINATOR, add_unlearning
+from dlfd_fleet.federation.held_model import held_model
 from dlfd_fleet.federation.journal import Merged
 from dlfd_fleet.federation.messages import MODEL, Arrays, FitResult, FitTask, PendingReply, UnlearnTask, arrays_of
 from dlfd_fleet.federation.rounds import AuditedModel
@@ -187,7 +188,7 @@ def _ascend_here(
 client_app = add_unlearning(ClientApp())
 
 
-@client_app.train("ascend")
+@client_app.train("ascend", mods=[held_model])
 def ascend(message: Message, context: Context) -> Message:
     """Ascend the loss of the people who ask, at their site."""
     task = AscentTask.from_records(message.content, COORDINATOR)

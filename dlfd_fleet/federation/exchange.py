@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
 import httpx
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+
+from dlfd_fleet.federation.held_model import MODEL_NOT_HELD
 
 # A process or a connection died with the task. What a site's own code raises would come again when it is asked again.
 _DEATHS = frozenset(
@@ -60,6 +62,9 @@ class Exchange:
         Flower's grid.
     kind, tasks, group
         The messages' type, content by node, and group.
+    short
+        What is sent first: tasks without the models that nodes hold. A node that does not hold its model after all is
+        sent the task, and so is one that is asked again.
     return_seconds
         Longest wait for a node that died.
     notice
@@ -68,7 +73,9 @@ class Exchange:
     Attributes
     ----------
     repeated
-        Nodes that were asked twice.
+        Nodes that were asked twice, for their process died.
+    sent_bytes
+        Array bytes that were sent so far.
     unanswered
         Nodes that have not answered when :meth:`replies` ends, and why.
     """
@@ -78,6 +85,7 @@ class Exchange:
         grid: Grid,
         kind: str,
         tasks: Mapping[int, RecordDict],
+        short: Mapping[int, RecordDict],
         group: str,
         return_seconds: float,
         notice: Callable[[int, str], None],
@@ -86,10 +94,12 @@ class Exchange:
         self._return_seconds, self._notice = return_seconds, notice
         self.repeated: set[int] = set()
         self.unanswered: dict[int, str] = {}
+        self.sent_bytes = 0
         self._died: dict[int, float] = {}
+        self._shortened = {node for node, task in tasks.items() if short[node] is not task}
         self._known = activations(grid)
         self._outstanding: dict[str, int] = {}
-        self._send(tasks)
+        self._send(short)
 
     def replies(self, timeout: float) -> Iterator[tuple[int, Message]]:
         """Yield each node and its reply, or its error, as they arrive; each reply is dropped once it is used.
@@ -113,10 +123,11 @@ class Exchange:
         for node in {*self._outstanding.values(), *self._died}:
             self.unanswered[node] = f"did not answer {self._kind} within {timeout:.0f} s"
 
-    def _send(self, nodes: Iterable[int]) -> None:
-        messages = [Message(self._tasks[node], node, self._kind, group_id=self._group) for node in nodes]
+    def _send(self, contents: Mapping[int, RecordDict]) -> None:
+        messages = [Message(records, node, self._kind, group_id=self._group) for node, records in contents.items()]
         if messages:
-            self._outstanding |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
+            self._outstanding |= dict(zip(self._grid.push_messages(messages), contents, strict=True))
+            self.sent_bytes += sum(map(array_bytes, contents.values()))
 
     def _arrived(self) -> Iterator[tuple[int, Message]]:
         # One id at a time: only one reply's arrays are in memory while it is used.
@@ -127,6 +138,10 @@ class Exchange:
                 node = self._outstanding.pop(message_id)
                 if message.has_error() and message.error.code in _DEATHS and node not in self.repeated:
                     self._note_death(node)
+                    continue
+                if message.has_error() and message.error.code == MODEL_NOT_HELD and node in self._shortened:
+                    self._shortened.remove(node)
+                    self._send({node: self._tasks[node]})
                     continue
                 self._died.pop(node, None)
                 self._outstanding = {other: asked for other, asked in self._outstanding.items() if asked != node}
@@ -145,7 +160,7 @@ class Exchange:
             del self._died[node]
             self._notice(node, self._kind)
         self.repeated.update(back)
-        self._send(back)
+        self._send({node: self._tasks[node] for node in back})
         for node in [node for node, since in self._died.items() if time.monotonic() - since > self._return_seconds]:
             del self._died[node]
             self.unanswered[node] = f"died at {self._kind}, and was not back within {self._return_seconds:.0f} s"
@@ -153,3 +168,8 @@ class Exchange:
     def _note_death(self, node: int) -> None:
         self._died.setdefault(node, time.monotonic())
         self._notice(node, AWAY)
+
+
+def array_bytes(records: RecordDict) -> int:
+    """Return the bytes of a message's arrays."""
+    return sum(record.count_bytes() for record in records.values() if isinstance(record, ArrayRecord))

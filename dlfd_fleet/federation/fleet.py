@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.exchange import AWAY, LONGEST_POLL, Exchange, activations
+from dlfd_fleet.federation.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes
+from dlfd_fleet.federation.held_model import HeldModels
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Fleet:
     absent: dict[str, str] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
+    _held: HeldModels = field(default_factory=HeldModels)
     _given_up: frozenset[int] = frozenset()
     """Members that were waited for in vain: nothing waits for them again until they are back."""
 
@@ -100,24 +102,26 @@ class Fleet:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
 
         A node that answers with an error, or not in time, is noted in :attr:`absent` and skipped: one bad site must not
-        end a job. One whose process died is asked once more when it is back.
+        end a job. One whose process died is asked once more when it is back. A model that a node holds is not sent.
         """
         self.notice({self.name(node): kind for node in tasks})
-        sent = {node: _array_bytes(records) for node, records in tasks.items()}
-        self.sent_bytes += sum(sent.values())
 
         def notice(node: int, doing: str) -> None:
             self.notice({self.name(node): doing})
 
-        exchange = Exchange(self.grid, kind, tasks, group, self.return_seconds, notice)
+        short = self._held.without_held(tasks)
+        exchange = Exchange(self.grid, kind, tasks, short, group, self.return_seconds, notice)
+        sent_before = self.sent_bytes
+        self.sent_bytes = sent_before + exchange.sent_bytes
         for node, message in exchange.replies(self.timeout):
             self.notice({self.name(node): WAITING})
             if message.has_error():
                 self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
             else:
-                self.received_bytes += _array_bytes(message.content)
+                self._held.answered(node, tasks[node])
+                self.received_bytes += array_bytes(message.content)
                 yield Reply(node, self.name(node), message.content)
-        self.sent_bytes += sum(sent[node] for node in exchange.repeated)
+        self.sent_bytes = sent_before + exchange.sent_bytes
         for node, reason in exchange.unanswered.items():
             self._note_absence(node, reason)
 
@@ -166,7 +170,3 @@ def pseudonym(node: int) -> str:
 def site_name(site: str) -> str:
     """Return what a site is called in logs, MLflow and reports: the random id that it keeps."""
     return f"site-{site}"
-
-
-def _array_bytes(records: RecordDict) -> int:
-    return sum(record.count_bytes() for record in records.values() if isinstance(record, ArrayRecord))

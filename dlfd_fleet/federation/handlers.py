@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from dlfd_fleet.federation import messages, site_tasks
+from dlfd_fleet.federation.held_model import held_model
 from dlfd_fleet.federation.messages import MODEL, arrays_of
 from dlfd_fleet.federation.site_of_node import site_of_node
 
@@ -28,12 +29,12 @@ def add_unlearning(app: ClientApp, update_mods: Sequence[Mod] = ()) -> ClientApp
         Flower mods around the two handlers that send a model, such as ``LocalDpMod``. Mods of the app itself go around
         every handler, also those that send no arrays.
     """
-    mods = list(update_mods)
+    updating = [held_model, *update_mods]  # outermost: a mod of an update looks at the model that it starts from
     app.query("pending")(pending)
-    app.train("fit", mods=mods)(fit)
-    app.train("unlearn", mods=mods)(unlearn)
-    app.evaluate("audit")(audit)
-    app.evaluate("file")(audit_file)
+    app.train("fit", mods=updating)(fit)
+    app.train("unlearn", mods=updating)(unlearn)
+    app.evaluate("audit", mods=[held_model])(audit)
+    app.evaluate("file", mods=[held_model])(audit_file)
     app.evaluate("calibrate")(calibrate)
     app.query("settle")(settle)
     return app

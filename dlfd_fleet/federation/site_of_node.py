@@ -15,12 +15,8 @@ from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, Mess
 from dlfd_fleet.ledger.site import Site, site_folders
 
 
-@contextmanager
-def site_of_node(context: Context) -> Iterator[Site]:
-    """Open the site of a node, and close its ledger again.
-
-    Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
-    site's own ``site.log`` instead, and the coordinator learns its kind.
+def site_folder(context: Context) -> Path:
+    """Return the folder of a node's site.
 
     A SuperNode names its folder: ``--node-config 'site-folder="/srv/site"'``. A virtual node of the Simulation Runtime
     has the number of one of the folders under ``state_folder/sites``.
@@ -29,22 +25,36 @@ def site_of_node(context: Context) -> Iterator[Site]:
     ------
     ConfigurationError
         If the node has no site.
-    JobError
-        Instead of any other error, without its words.
     """
     named = context.node_config.get("site-folder")
     if named is not None:
-        folder = Path(str(named))
-    else:
-        state_folder = load_settings().settings.state_folder
-        folders = site_folders(state_folder)
-        number = int(context.node_config.get("partition-id", -1))
-        if not 0 <= number < len(folders):
-            raise ConfigurationError(
-                f"Node {number} has no site: {state_folder / 'sites'} holds {len(folders)}; start as many SuperNodes "
-                "as there are sites, or name a folder with --node-config 'site-folder=\"...\"'."
-            )
-        folder = folders[number]
+        return Path(str(named))
+    state_folder = load_settings().settings.state_folder
+    folders = site_folders(state_folder)
+    number = int(context.node_config.get("partition-id", -1))
+    if not 0 <= number < len(folders):
+        raise ConfigurationError(
+            f"Node {number} has no site: {state_folder / 'sites'} holds {len(folders)}; start as many SuperNodes "
+            "as there are sites, or name a folder with --node-config 'site-folder=\"...\"'."
+        )
+    return folders[number]
+
+
+@contextmanager
+def site_of_node(context: Context) -> Iterator[Site]:
+    """Open the site of a node, and close its ledger again.
+
+    Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
+    site's own ``site.log`` instead, and the coordinator learns its kind.
+
+    Raises
+    ------
+    ConfigurationError
+        If the node has no site.
+    JobError
+        Instead of any other error, without its words.
+    """
+    folder = site_folder(context)
     try:
         with Site(folder) as site:
             yield site

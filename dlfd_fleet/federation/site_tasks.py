@@ -230,6 +230,8 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
     """
     ledger, settled = site.ledger, 0
     epoch = ledger.raise_epoch(task.epoch)
+    if task.outcome == "released":
+        site.drop_held_model()
     for request in ledger.requests(*UNDER_WAY, *TO_PURGE):
         if request.job != task.job:
             continue

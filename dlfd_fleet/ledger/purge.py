@@ -20,6 +20,7 @@ def purge_request(site: Site, request: ForgetRequest) -> int:
     manifest = site.manifest()
     rows = [row for row in manifest.rows if row.identity == request.identity]
     digests = [image_digest(manifest, row) for row in rows]
+    site.drop_held_model()
     ledger.purged(request.id, [digest for digest in digests if digest])
     deleted = purge_rows(site.manifest_file, site.image_root, rows)
     ledger.forget_identity(request.id)

@@ -23,6 +23,7 @@ from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
+HELD_MODEL_FILE = "held-model.safetensors"
 _FEWEST_IMAGES = 2
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
@@ -105,6 +106,10 @@ class Site:
             return manifest
         returned = returned_images(manifest, tombstones)
         return replace(manifest, rows=tuple(row for row in manifest.rows if row not in returned))
+
+    def drop_held_model(self) -> None:
+        """Delete the model of the last task, which may remember people whom a released model has forgotten."""
+        (self.folder / HELD_MODEL_FILE).unlink(missing_ok=True)
 
     def person_digest(self, identity: str) -> str:
         """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""

@@ -21,6 +21,7 @@ from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import load_model
 from dlfd_fleet.progress import ConsoleProgress
@@ -86,6 +87,7 @@ def test_an_own_server_app_forgets_in_a_few_lines(trained, silent):
     assert (result.card.epoch, result.card.kind) == (1, "unlearned")
     assert states == [RequestState.EVALUATING]  # nothing is purged before the model is kept
     assert request_of(settings) == (RequestState.COMPLETE, 1)
+    assert not list(settings.state_folder.glob(f"sites/*/{HELD_MODEL_FILE}"))  # none that remembers stays at a site
     assert result.evaluate_metrics_clientapp.keys() == {0, 1}
     assert "mia_auc" in result.evaluate_metrics_clientapp[1]
 

@@ -1,0 +1,140 @@
+"""A model that a site holds is not sent again; one that it has lost is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.task_identity import TaskIdentity
+
+from dlfd_fleet.federation import held_model as module
+from dlfd_fleet.federation.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.held_model import MODEL_NOT_HELD, held_model
+from dlfd_fleet.ledger.site import HELD_MODEL_FILE
+
+FIRST, SECOND = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
+
+
+@pytest.fixture(autouse=True)
+def run(monkeypatch):
+    """Messages belong to a run, which Flower sets before it calls a ServerApp."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class SitesGrid:
+    """Each node is a site's folder; it answers with the model that its task comes to, behind the mod."""
+
+    def __init__(self, folders):
+        self.folders = dict(enumerate(folders, start=1))
+        self.replies, self.contents = {}, []
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=node) for node in self.folders]
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            message.metadata._message_id = f"message-{len(self.contents)}"
+            self.contents.append(sorted(message.content))
+            node = message.metadata.dst_node_id
+            place = {"site-folder": str(self.folders[node])}
+            context = Context(run_id=1, node_id=node, node_config=place, state=RecordDict(), run_config={})
+            # What a node is sent it cannot change for the others.
+            own = Message(RecordDict(dict(message.content)), node, message.metadata.message_type)
+            own.metadata._message_id = message.metadata.message_id
+            self.replies[message.metadata.message_id] = held_model(own, context, self.answer)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def answer(self, message, _context):
+        return Message(RecordDict({"seen": message.content["model"]}), reply_to=message)
+
+    def pull_messages(self, message_ids):
+        return [self.replies.pop(message_id) for message_id in message_ids]
+
+
+@pytest.fixture
+def grid(tmp_path):
+    folders = [tmp_path / "site-1", tmp_path / "site-2"]
+    for folder in folders:
+        folder.mkdir()
+    return SitesGrid(folders)
+
+
+@pytest.fixture
+def fleet(grid):
+    return Fleet(grid, timeout=5.0)
+
+
+def ask(fleet, array):
+    """Send a model to all, and return what each node had before it when it worked."""
+    records = RecordDict({"model": ArrayRecord.from_torch_state_dict({"w": array, "b": array[0]})})
+    replies = fleet.exchange(MessageType.TRAIN, dict.fromkeys(fleet.grid.folders, records), "1")
+    seen = {reply.node: reply.records["seen"].to_torch_state_dict() for reply in replies}
+    assert all(list(arrays) == ["w", "b"] for arrays in seen.values())  # mods compare the order of the names
+    return {node: arrays["w"] for node, arrays in seen.items()}
+
+
+def sizes(grid):
+    return sum("model" in content for content in grid.contents)
+
+
+def test_a_model_is_sent_once(fleet, grid):
+    for array, sent in ((FIRST, 2), (FIRST, 2), (SECOND, 4), (SECOND, 4), (FIRST, 6)):
+        seen = ask(fleet, array)
+        assert seen.keys() == {1, 2}
+        assert all(torch.equal(one, array) for one in seen.values())
+        assert sizes(grid) == sent
+    one = ArrayRecord.from_torch_state_dict({"w": FIRST, "b": FIRST[0]}).count_bytes()
+    assert (fleet.sent_bytes, fleet.received_bytes) == (6 * one, 10 * one)
+
+
+def test_the_same_numbers_in_another_shape_or_type_are_another_model(fleet, grid):
+    for array in (FIRST, FIRST.reshape(3, 2), FIRST.double()):
+        assert torch.equal(ask(fleet, array)[1], array)
+    assert sizes(grid) == 6
+
+
+@pytest.mark.parametrize("spoil", ["lost", "damaged", "another's"])
+def test_a_site_that_lost_its_model_is_sent_it_again(fleet, grid, spoil):
+    ask(fleet, FIRST)
+    file = grid.folders[2] / HELD_MODEL_FILE
+    if spoil == "lost":
+        file.unlink()
+    elif spoil == "damaged":
+        file.write_bytes(file.read_bytes()[:40])
+    else:
+        ask(Fleet(grid, timeout=5.0), SECOND)  # another job of the same sites
+    before = sizes(grid)
+    assert torch.equal(ask(fleet, FIRST)[2], FIRST)
+    assert sizes(grid) - before == (2 if spoil == "another's" else 1)
+    assert not fleet.absent
+
+
+def test_a_site_that_never_holds_what_it_is_sent_is_absent(fleet, grid, monkeypatch):
+    ask(fleet, FIRST)
+    monkeypatch.setattr(
+        grid,
+        "answer",
+        lambda message, _: Message(module.Error(MODEL_NOT_HELD, "no"), reply_to=message),
+    )
+    assert ask(fleet, FIRST) == {}
+    assert set(fleet.absent) == {pseudonym(1), pseudonym(2)}
+
+
+def test_a_disk_that_is_full_costs_a_message_and_no_round(fleet, grid, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    for _ in range(2):
+        assert torch.equal(ask(fleet, FIRST)[1], FIRST)
+    assert not fleet.absent
+    assert not list(grid.folders[1].iterdir())
+
+
+def test_the_code_of_the_error_is_none_of_flowers():
+    assert MODEL_NOT_HELD not in {value for value in vars(ErrorCode).values() if isinstance(value, int)}
