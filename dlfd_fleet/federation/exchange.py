@@ -115,7 +115,7 @@ class Exchange:
             for node, message in self._arrived():
                 heard = True
                 yield node, message
-            poll = _SHORTEST_POLL if heard else min(LONGEST_POLL, poll * 1.5)
+            poll = _SHORTEST_POLL if heard else min(LONGEST_POLL, poll * 1.1)
             if self._died or poll == LONGEST_POLL:
                 self._ask_again()
             if self._outstanding or self._died:

@@ -39,7 +39,6 @@ from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.unlearning import checkpoint_rank
 
 CHOOSING = (Role.FORGET, Role.VALIDATION)
-_PATIENCE = 2
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
 _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 
@@ -175,8 +174,9 @@ class FederatedUnlearning(FederatedRounds):
 
         The paper's dynamic strategy with a fleet's gate: distance while forgotten people look more like members than
         validation people do, then train on clean images only. Rounds that only repair are averaged (stochastic weight
-        averaging, Izmailov et al. 2018): single rounds of small fleets differ by chance. It stops when two rounds in
-        succession bring nothing more to a model that is forgetful and useful enough.
+        averaging, Izmailov et al. 2018), and the next goes on from their mean: single rounds of small fleets differ by
+        chance, and what the gate has seen the sites hold already. It stops when a round brings nothing more to a model
+        that is forgetful and useful enough.
         """
         erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = self._read(fleet, original.samples)
@@ -185,7 +185,7 @@ class FederatedUnlearning(FederatedRounds):
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         gate = max(unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), frozenset[str]()
-        best_rank, averaged, idle = _WORST_RANK, RunningMean(), 0
+        best_rank, averaged = _WORST_RANK, RunningMean()
         total = erasure.rounds * (sum(1 for reply in pending.values() if reply.requests) + len(pending))
         with self.progress.phase(f"Unlearning, attempt {attempt}", total) as advance:
             for number in range(erasure.rounds):
@@ -198,17 +198,15 @@ class FederatedUnlearning(FederatedRounds):
                     fleet, arrays, pending, "repair", erasure.repair_epochs, erasure.learning_rate, advance
                 )
                 averaged.add(arrays, 1.0)
-                candidate = averaged.value()
-                samples = self.samples(fleet, candidate, CHOOSING, f"gate-{self._round}")
+                arrays = averaged.value()
+                samples = self.samples(fleet, arrays, CHOOSING, f"gate-{self._round}")
                 reading = self._read(fleet, samples)
                 self.record(gate_metrics(samples, reading) | {"attempt": attempt}, self._round)
                 readings.append(_noted(reading, attempt, self._round))
                 rank = checkpoint_rank(reading, least_utility, gate)
                 if rank > best_rank:
-                    best_rank, best, idle = rank, Merged(candidate, tuple(sorted(requests))), 0
-                    continue
-                idle += 1
-                if idle == _PATIENCE and best_rank >= _GOOD_ENOUGH:
+                    best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
+                elif best_rank >= _GOOD_ENOUGH:
                     break
         return best_rank, best
 
