@@ -11,6 +11,7 @@ from rich.console import Console
 from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.app_errors import log_errors_in_words
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.jobs import run_jobs
 from dlfd_fleet.federation.messages import Arrays, PendingReply
@@ -23,6 +24,7 @@ from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
 
+log_errors_in_words()
 app = ServerApp()
 
 

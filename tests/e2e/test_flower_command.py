@@ -64,8 +64,11 @@ def flwr_run(environment, job):
 
 def test_train_ask_and_erase_by_command(fleet, superlink):
     assert fleet.run("data", "deal", "--config", str(fleet.config)).returncode == 0
+    early = flwr_run(superlink, "erase")
+    assert "There is no champion model to unlearn from; run a training job first" in early.stdout
+    assert "Traceback" not in early.stdout
     trained = flwr_run(superlink, "train")
-    (record,) = Store(fleet.state).jobs()
+    record = Store(fleet.state).jobs()[-1]
     assert (record.kind, record.released, record.note) == ("train", True, "trained"), trained.stdout
 
     folder = site_folders(fleet.state)[1]
