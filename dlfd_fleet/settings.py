@@ -82,8 +82,8 @@ class UnlearningSettings(Section):
     """
 
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
-    distancing_steps: Count = Field(10, description="Batches of distancing in a round.")
-    repair_steps: Count = Field(18, description="Plain batches after them; the learning rate falls to 0.")
+    distancing_steps: Count = Field(9, description="Batches of distancing in a round.")
+    repair_steps: Count = Field(17, description="Plain batches after them; the learning rate falls to 0.")
     strengthen: Annotated[float, Field(ge=1.0)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
