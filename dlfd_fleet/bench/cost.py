@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +22,15 @@ _REPEATS = 2
 
 @dataclass
 class PeakMemory:
-    """Highest memory of this process while a block ran, bytes; 0 where the system does not tell."""
+    """Highest memory of this process while a block ran, and what it had before it, bytes; 0 where nothing tells."""
 
     bytes: int = 0
+    before: int = 0
+
+    @property
+    def grown(self) -> int:
+        """What the block took beside what was there, bytes."""
+        return max(0, self.bytes - self.before)
 
 
 @contextmanager
@@ -31,14 +39,30 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        peak.before = torch.cuda.memory_allocated(device)
     elif _CLEAR.exists():
+        _give_back_freed()
         _CLEAR.write_text("5", encoding="ascii")  # resets the high-water mark, proc(5)
+        peak.before = _status("VmRSS")
     yield peak
     if device.type == "cuda":
         peak.bytes = torch.cuda.max_memory_allocated(device)
-    elif _STATUS.exists():
-        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-        peak.bytes = int(line.split()[1]) * 1024
+    elif _CLEAR.exists():
+        peak.bytes = _status("VmHWM")
+
+
+def _give_back_freed() -> None:
+    """Let glibc give freed memory back: what it keeps for later would hide what comes next."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status(key: str) -> int:
+    """Return a size that Linux tells of this process, bytes."""
+    line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row, weighed_row
+from dlfd_fleet.bench.cost import peak_memory
 from dlfd_fleet.bench.evidence import Gold, Observation, observe
 from dlfd_fleet.bench.experiment import Experiment
 from dlfd_fleet.bench.federated_methods import FEDERATED_METHODS, Situation, client_app
@@ -50,6 +51,8 @@ class MadeModel(BaseModel):
 
     seconds: float
     bytes_sent: int
+    server_bytes: int
+    """What the process of the coordinator and of Flower's engine took beside what it had, at its highest."""
     rounds: int
     norms: dict[int, dict[str, float]] = {}
 
@@ -136,10 +139,12 @@ class FederatedSeed:
 
             strategy.record = note_norms
             started = time.perf_counter()
-            arrays = make(strategy, fleet)
+            with peak_memory(torch.device("cpu")) as memory:
+                arrays = make(strategy, fleet)
             took = MadeModel(
                 seconds=time.perf_counter() - started,
                 bytes_sent=fleet.sent_bytes + fleet.received_bytes,
+                server_bytes=memory.grown,
                 rounds=strategy.rounds_done,
                 norms=norms,
             )
@@ -232,6 +237,7 @@ class FederatedSeed:
             "megabytes_a_site": mine.bytes_sent / sites / _MEGABYTE,
             "rounds": float(mine.rounds),
             "stored_megabytes": stored * sites * size / _MEGABYTE,
+            "server_megabytes": mine.server_bytes / _MEGABYTE,
         }
 
     def _observed(self, name: str) -> Observation:

@@ -42,6 +42,7 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("share_of_retraining_bytes", "bytes / retraining"),
     ("megabytes_a_site", "MB a site"),
     ("stored_megabytes", "MB stored"),
+    ("server_megabytes", "MB server"),
     ("rounds", "rounds"),
 )
 

@@ -122,13 +122,12 @@ def measure_round(settings: Settings, sites: int) -> Measurement:
         for node in grid.get_node_ids()
     }
     rounds = FederatedRounds(card=card, settings=settings)
-    before = _resident_bytes()
     started = time.perf_counter()
     with peak_memory(torch.device("cpu")) as peak:
         rounds.fit_round(fleet, arrays, pending, "train", 1, 0.1, lambda: None)
     seconds = time.perf_counter() - started - grid.seconds
     size = sum(array.numel() * array.element_size() for array in arrays.values())
-    return Measurement(sites, seconds, (peak.bytes - before) / _MEBIBYTE, size / _MEBIBYTE)
+    return Measurement(sites, seconds, peak.grown / _MEBIBYTE, size / _MEBIBYTE)
 
 
 def scale_command(settings: Settings, sites: str, console: Console) -> None:
@@ -182,9 +181,3 @@ def _write(measured: list[Measurement], folder: Path) -> None:
     memory_axis.plot(sites, [one.models for one in measured], marker="o")
     memory_axis.set(xscale="log", ylim=(0, None), xlabel="sites", ylabel="peak memory, models")
     figure.savefig(folder / "scale.png", dpi=110)
-
-
-def _resident_bytes() -> int:
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

@@ -59,6 +59,7 @@ def test_every_method_is_weighed_beside_retraining(folder):
         assert float(row["seconds"]) > 0.0
         assert float(row["rounds"]) >= 1.0
         assert float(row["megabytes_a_site"]) > 0.0
+        assert float(row["server_megabytes"]) > 0.0
     assert float(table["retrained"]["share_of_retraining_bytes"]) == pytest.approx(1.0)
     # One round of the two is stored; nobody else makes the server keep updates.
     assert float(table["FedEraser"]["stored_megabytes"]) > 0.0
