@@ -82,8 +82,8 @@ class UnlearningSettings(Section):
     """
 
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
-    distancing_steps: Count = Field(9, description="Batches of distancing in a round.")
-    repair_steps: Count = Field(17, description="Plain batches after them; the learning rate falls to 0.")
+    distancing_steps: Count = Field(4, description="Batches of distancing in a round.")
+    repair_steps: Count = Field(29, description="Plain batches after them; the learning rate falls to 0.")
     strengthen: Annotated[float, Field(ge=1.0)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
@@ -116,6 +116,7 @@ class AuditSettings(Section):
     )
     resamples: Annotated[int, Field(ge=200)] = Field(2000, description="Bootstrap resamples over people.")
     max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
+    max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on people who stay.")
     min_gain_over_majority: Fraction = Field(
         0.10, description="Balanced accuracy that a model must have above the majority answer's."
     )
@@ -131,7 +132,7 @@ class ErasureSettings(Section):
     noise_steps: Count = Field(5, description="Sign-gradient steps a batch of DLFD at a site.")
     noise_step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise at a site, pixel range.")
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
-    learning_rate: Positive = Field(0.015, description="SGD step of DLFD and repair.")
+    learning_rate: Positive = Field(0.015, description="SGD step of DLFD and of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     relearning_rounds: Annotated[int, Field(ge=0)] = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."

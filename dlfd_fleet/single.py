@@ -107,7 +107,7 @@ def unlearn_people(
     faces = _split(manifest, root, people, card)
     model = to_best_device(model)
     original = copy.deepcopy(model)
-    gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation))
+    gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation), _labelled(faces.retain))
     with progress.phase(f"Forgetting {len(set(people))} people", 1 + settings.unlearning.max_rounds) as advance:
 
         def look(model: FeatureClassifier) -> Reading:

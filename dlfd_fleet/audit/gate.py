@@ -1,4 +1,4 @@
-"""What a gate may look at while it chooses: validation people, and an attack that the final evidence does not use."""
+"""What a gate may look at while it chooses: people who stay, validation people, and an attack of its own."""
 
 from __future__ import annotations
 
@@ -22,21 +22,28 @@ class Reading:
 
     Attributes
     ----------
+    utility
+        Balanced accuracy on validation people.
     utility_half_width
-        Half the width of the utility's 95% interval over people (Student's t: with five of them it is wide).
+        Half the width of its 95% interval over people (Student's t: with five of them it is wide).
+    retain_accuracy, retain_half_width
+        The same of the people who stay. They are many, so it shows a damage that validation people cannot; 1 where they
+        were not asked.
     """
 
     utility: float
     attack_auc: float
     utility_half_width: float = 0.0
+    retain_accuracy: float = 1.0
+    retain_half_width: float = 0.0
 
 
 def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:
-    """Read a model from what it says of the forget set and of validation people.
+    """Read a model from what it says of the forget set, of validation people and of people who stay.
 
-    Utility is the balanced accuracy on validation people. The attack compares losses within each true class and
-    averages over the classes of the forget set: a forget set with other classes than the validation people would look
-    remembered, or forgotten, for its classes alone.
+    Utility is the balanced accuracy on validation people, and on those who stay, if there are rows of them. The attack
+    compares losses within each true class and averages over the classes of the forget set: a forget set with other
+    classes than the validation people would look remembered, or forgotten, for its classes alone.
 
     Parameters
     ----------
@@ -52,8 +59,11 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
     if not len(forget) or not len(unseen):
         missing = "forget" if not len(forget) else "validation"
         raise DataError(f"There is no {missing} image for the gate to look at.")
-    utility, half_width = _balanced_accuracy(unseen if predicted is None else predicted.of(Role.VALIDATION))
-    return Reading(utility, matched_auc(forget, unseen), half_width)
+    predicted = samples if predicted is None else predicted
+    utility, half_width = _balanced_accuracy(predicted.of(Role.VALIDATION))
+    retain = predicted.of(Role.RETAIN)
+    stay = _balanced_accuracy(retain) if len(retain) else (1.0, 0.0)
+    return Reading(utility, matched_auc(forget, unseen), half_width, *stay)
 
 
 def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
@@ -69,6 +79,7 @@ def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
         "gate_utility": utility,
         "gate_utility_low": max(0.0, utility - half),
         "gate_utility_high": min(1.0, utility + half),
+        "gate_retain_accuracy": reading.retain_accuracy,
         "gate_mia_auc": reading.attack_auc,
         "gate_loss_auc": attack.value,
         "gate_loss_auc_low": attack.low,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from statistics import NormalDist
 
@@ -240,21 +241,51 @@ def judge_beside_retrained(
 
 
 def _utility_failures(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
-    failures = []
-    drop, error = _accuracy_drop(original, candidate)
-    if drop - _ONE_SIDED_5_PERCENT * error > settings.max_accuracy_drop + _ROUNDING:
-        failures.append(f"test accuracy fell by {drop:.3f}, more than {settings.max_accuracy_drop:.3f}")
-    return failures + _collapse(candidate, settings)
+    drops = _drops(original, candidate, settings)
+    return [str(drop) for drop in drops if drop.is_shown] + _collapse(candidate, settings)
 
 
-def _accuracy_drop(original: Scores, candidate: Scores) -> tuple[float, float]:
-    """Return how much test accuracy fell, and the standard error of that.
+@dataclass(frozen=True)
+class _Drop:
+    """How much an accuracy fell, the standard error of that, and how much it may."""
+
+    name: str
+    value: float
+    error: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.name} fell by {self.value:.3f}, more than {self.most:.3f}"
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it fell by more than it may, and by more than chance."""
+        return self.value - _ONE_SIDED_5_PERCENT * self.error > self.most + _ROUNDING
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it fell by more than it may, be it by chance."""
+        return self.value > self.most + _ROUNDING
+
+
+def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list[_Drop]:
+    """Return how much accuracy fell on people never seen, and on those who stay.
 
     Images cannot be paired, for nobody is to be followed from one audit to the next; taking the two as independent errs
     on the wide side.
     """
-    before, after = original.test_accuracy, candidate.test_accuracy
-    return before.value - after.value, math.hypot(before.standard_error, after.standard_error)
+    return [
+        _Drop(name, before.value - after.value, math.hypot(before.standard_error, after.standard_error), most)
+        for name, before, after, most in (
+            ("test accuracy", original.test_accuracy, candidate.test_accuracy, settings.max_accuracy_drop),
+            (
+                "accuracy on people who stay",
+                original.retain_accuracy,
+                candidate.retain_accuracy,
+                settings.max_retain_drop,
+            ),
+        )
+    ]
 
 
 def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
@@ -283,12 +314,11 @@ def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
 def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
     """List why equivalence is not shown: controls that do not work, or too few images."""
     doubts, margin = list[str](), settings.margin
-    drop, error = _accuracy_drop(original, candidate)
-    if drop > settings.max_accuracy_drop + _ROUNDING:
-        doubts.append(
-            f"test accuracy fell by {drop:.3f}, more than {settings.max_accuracy_drop:.3f}, which may be chance on so "
-            f"few people (standard error {error:.3f})"
-        )
+    doubts += [
+        f"{drop}, which may be chance on so few people (standard error {drop.error:.3f})"
+        for drop in _drops(original, candidate, settings)
+        if drop.is_seen
+    ]
     if candidate.unseen_classes < 2:
         doubts.append("the test people show one class only, so a collapse towards it cannot be seen")
     assert original.mia_auc is not None  # noqa: S101 - judge() has refused it

@@ -20,7 +20,7 @@ from dlfd_fleet.bench.experiment import Experiment, labelled, reference
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import UnlearnOutcome, checkpoint_rank, fit, loss_monitor, recalibrate, utility_floor
+from dlfd_fleet.unlearning import UnlearnOutcome, UtilityFloor, checkpoint_rank, fit, loss_monitor, recalibrate
 from dlfd_fleet.unlearning.methods import METHODS, Candidate
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -114,24 +114,25 @@ def measure_method(bed: Bed, method: str) -> Row:
     best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
     experiment = bed.experiment
     gate = experiment.settings.unlearning
-    monitor = loss_monitor(labelled(experiment.forget), labelled(experiment.validation))
-    least = utility_floor(monitor(bed.original), gate.max_utility_drop)
+    monitor = loss_monitor(*(labelled(part) for part in (experiment.forget, experiment.validation, experiment.retain)))
+    original = monitor(bed.original)
+    floor = UtilityFloor.under(original, gate.max_utility_drop, original.utility_half_width)
     tuning = 0.0
     for candidate in METHODS[method].candidates:
         trial = _unlearn(bed, candidate)
         tuning += trial.outcome.cost.seconds
-        rank = checkpoint_rank(monitor(trial.outcome.model), least, gate.gate)
+        rank = checkpoint_rank(monitor(trial.outcome.model), floor, gate.gate)
         if best is None or rank > best[0]:
             best = rank, candidate, trial
     if best is None:
         raise ValueError(f"The method {method} has no candidate.")
     _, chosen, trial = best
-    outcome, cost, floor = trial.outcome, trial.outcome.cost, trial.passes.floor(trial.outcome.cost)
+    outcome, cost, least = trial.outcome, trial.outcome.cost, trial.passes.floor(trial.outcome.cost)
     again = bed.relearn(outcome.model)
     extra = {
         "seconds": cost.seconds,
         "share_of_retraining_time": cost.seconds / bed.retraining_seconds(trial.passes),
-        "times_floor": cost.seconds / floor if floor else 0.0,
+        "times_floor": cost.seconds / least if least else 0.0,
         "monitor_share": cost.monitor_seconds / cost.seconds,
         "tuning_seconds": tuning,
         "peak_memory_ratio": trial.memory,

@@ -23,7 +23,7 @@ from dlfd_fleet.federation.messages import MODEL, Arrays, FitResult, FitTask, Pe
 from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.site_of_node import site_of_node
 from dlfd_fleet.federation.site_tasks import run_unlearn
-from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.federation.strategy import FederatedUnlearning, cosine
 from dlfd_fleet.models import FeatureClassifier, build, state_arrays
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.settings import UnlearningSettings
@@ -121,9 +121,10 @@ def _repaired(strategy: FederatedUnlearning, situation: Situation, arrays: Array
     """Return a model after as many rounds of plain training on retain images as DLFD may take."""
     erasure, fleet = strategy.settings.erasure, situation.fleet
     with strategy.progress.phase("Repair", erasure.rounds * len(situation.pending)) as advance:
-        for _ in range(erasure.rounds):
+        for number in range(erasure.rounds):
+            rate = erasure.learning_rate * cosine(number, erasure.rounds)
             arrays = strategy.fit_round(
-                fleet, arrays, situation.pending, "repair", erasure.repair_epochs, erasure.learning_rate, advance
+                fleet, arrays, situation.pending, "repair", erasure.repair_epochs, rate, advance
             )
     return arrays
 

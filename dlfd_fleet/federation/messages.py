@@ -265,6 +265,8 @@ class AuditTask(FleetMessage):
     job: str
     card: ModelCard
     roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
+    most_retain: Annotated[int, Field(ge=1)] | None = None
+    """The most retain images, the same at each look, classes in their shares; all of them if it is not said."""
 
 
 class AuditResult(FleetMessage):

@@ -49,7 +49,10 @@ from dlfd_fleet.settings import Settings
 Purpose = Literal["train", "repair", "relearn", "retrain"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
 _Audit = TypeVar("_Audit", AuditResult, FileAuditResult)
+CHOOSING = (Role.RETAIN, Role.FORGET, Role.VALIDATION)
 EVIDENCE = (Role.RETAIN, Role.FORGET, Role.VALIDATION, Role.TEST)
+
+_GATE_RETAIN = 64  # a site
 
 
 class Recorder(Protocol):
@@ -328,12 +331,20 @@ class FederatedRounds:
         fleet.require_quorum(len(parts), f"answered {task.TYPE}")
         return merge_ranges(parts)
 
-    def samples(self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str) -> SampleScores:
-        """Return what a model says of the fleet's images; people whom every site holds count once."""
-        return self._answers(fleet, arrays, roles, step, lambda: None).samples
+    def look(self, fleet: Fleet, arrays: Arrays, step: str) -> SampleScores:
+        """Return what a model says of the images that a gate may look at, of retain images only some at each site."""
+        return self._answers(fleet, arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
 
-    def _answers(self, fleet: Fleet, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance) -> Answers:
-        task = AuditTask(job=self.job, card=self.card, roles=_names(roles))
+    def _answers(
+        self,
+        fleet: Fleet,
+        arrays: Arrays,
+        roles: tuple[Role, ...],
+        step: str,
+        advance: Advance,
+        most_retain: int | None = None,
+    ) -> Answers:
+        task = AuditTask(job=self.job, card=self.card, roles=_names(roles), most_retain=most_retain)
         return self.journal.answers(
             step, lambda: _together(fleet, self._ask_all(fleet, task, AuditResult, advance, model=arrays))
         )

@@ -179,7 +179,7 @@ def run_unlearn(
 def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
-    images, roles, shared = _audited(site, task.job, task.roles)
+    images, roles, shared = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
     person = _random_numbers(images.identities)
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
@@ -299,7 +299,9 @@ def _retain(site: Site, images: IdentityDataset) -> IdentityDataset:
     return images.of_split("train").without_people(site.gone(images.identities))
 
 
-def _audited(site: Site, job: str, roles_asked: Sequence[str]) -> tuple[IdentityDataset, NDArray[np.uint8], int]:
+def _audited(
+    site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
+) -> tuple[IdentityDataset, NDArray[np.uint8], int]:
     """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
 
     Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
@@ -317,6 +319,11 @@ def _audited(site: Site, job: str, roles_asked: Sequence[str]) -> tuple[Identity
         elif row.identity not in gone:
             own.append((index, Role.RETAIN))
     own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
+    retain = [index for index, role in own if role is Role.RETAIN]
+    if most_retain is not None and len(retain) > most_retain:
+        retain = sorted(retain, key=lambda index: int(images.labels[index]))
+        kept = {retain[number * len(retain) // most_retain] for number in range(most_retain)}
+        own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
     rows = own + shared
     numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
     return images.select([index for index, _ in rows]), numbers, len(shared)

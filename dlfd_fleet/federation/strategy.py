@@ -17,7 +17,6 @@ from flwr.serverapp.strategy import Result
 from dlfd_fleet.audit import (
     Outcome,
     Reading,
-    Role,
     SampleScores,
     Verdict,
     gate_metrics,
@@ -36,9 +35,8 @@ from dlfd_fleet.federation.requests import ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort, FederatedRounds
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.report.contents import GateReading
-from dlfd_fleet.unlearning import checkpoint_rank
+from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
 
-CHOOSING = (Role.FORGET, Role.VALIDATION)
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
 _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 
@@ -102,7 +100,7 @@ class FederatedUnlearning(FederatedRounds):
         title = "Training the original model" if purpose == "train" else "Retraining without the forgotten people"
         with self.progress.phase(title, training.rounds * len(pending)) as advance:
             for number in range(training.rounds):
-                rate = training.learning_rate * _cosine(number, training.rounds)
+                rate = training.learning_rate * cosine(number, training.rounds)
                 arrays = self.fit_round(fleet, arrays, pending, purpose, training.local_epochs, rate, advance)
         return arrays
 
@@ -173,7 +171,7 @@ class FederatedUnlearning(FederatedRounds):
         """Run rounds of distancing and repair from the original; return the best round's rank and model.
 
         The paper's dynamic strategy with a fleet's gate: distance while forgotten people look more like members than
-        validation people do, then train on clean images only. Rounds that only repair are averaged (stochastic weight
+        validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are averaged (stochastic weight
         averaging, Izmailov et al. 2018), and the next goes on from their mean: single rounds of small fleets differ by
         chance, and what the gate has seen the sites hold already. It stops when a round brings nothing more to a model
         that is forgetful and useful enough.
@@ -181,7 +179,7 @@ class FederatedUnlearning(FederatedRounds):
         erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = self._read(fleet, original.samples)
         readings.append(_noted(reading, attempt, 0))
-        least_utility = reading.utility - unlearning.max_utility_drop
+        floor = UtilityFloor.under(reading, unlearning.max_utility_drop)
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         gate = max(unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), frozenset[str]()
@@ -194,16 +192,15 @@ class FederatedUnlearning(FederatedRounds):
                     distanced = self.distancing_round(fleet, arrays, pending, attempt, advance)
                     arrays, requests = distanced.arrays, requests.union(distanced.requests)
                     averaged = RunningMean()
-                arrays = self.fit_round(
-                    fleet, arrays, pending, "repair", erasure.repair_epochs, erasure.learning_rate, advance
-                )
+                rate = erasure.learning_rate * cosine(number, erasure.rounds)
+                arrays = self.fit_round(fleet, arrays, pending, "repair", erasure.repair_epochs, rate, advance)
                 averaged.add(arrays, 1.0)
                 arrays = averaged.value()
-                samples = self.samples(fleet, arrays, CHOOSING, f"gate-{self._round}")
+                samples = self.look(fleet, arrays, f"gate-{self._round}")
                 reading = self._read(fleet, samples)
                 self.record(gate_metrics(samples, reading) | {"attempt": attempt}, self._round)
                 readings.append(_noted(reading, attempt, self._round))
-                rank = checkpoint_rank(reading, least_utility, gate)
+                rank = checkpoint_rank(reading, floor, gate)
                 if rank > best_rank:
                     best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
                 elif best_rank >= _GOOD_ENOUGH:
@@ -302,10 +299,11 @@ def _noted(reading: Reading, attempt: int, number: int) -> GateReading:
         round=number,
         utility=reading.utility,
         utility_half_width=reading.utility_half_width,
+        retain_accuracy=reading.retain_accuracy,
         attack_auc=reading.attack_auc,
     )
 
 
-def _cosine(number: int, total: int) -> float:
+def cosine(number: int, total: int) -> float:
     """Return the share of the learning rate in round ``number`` of ``total`` (Loshchilov & Hutter 2017)."""
     return 0.5 * (1.0 + math.cos(math.pi * number / total))

@@ -59,6 +59,8 @@ class GateReading(Part):
     """Balanced accuracy."""
     utility_half_width: float
     """Half the width of its 95% interval."""
+    retain_accuracy: float | None = None
+    """Balanced accuracy on the people who stay; reports of earlier releases do not say."""
     attack_auc: float
 
 

@@ -25,7 +25,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def gate_plot(readings: Sequence[GateReading]) -> str:
-    """Draw what the gate saw by round: the attack and the utility, both of validation people."""
+    """Draw what the gate saw by round: attack and utility on validation people, and accuracy on those who stay."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -39,11 +39,14 @@ def gate_plot(readings: Sequence[GateReading]) -> str:
         axis.fill_between(places, low, high, color=_UNSEEN, alpha=0.15, linewidth=0)
         axis.plot(places, utility, "o-", color=_UNSEEN, label="balanced accuracy, 95% band")
         axis.plot(places, [one.attack_auc for one in readings], "s-", color=_FORGET, label="attack AUC")
+        stay = [one.retain_accuracy for one in readings if one.retain_accuracy is not None]
+        if len(stay) == len(readings):
+            axis.plot(places, stay, "^-", color=_RETAIN, label="accuracy, people who stay")
         axis.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":")
         axis.set(ylim=(0.0, 1.05), xlabel="round", xticks=list(places))
         axis.set_xticklabels(_rounds(readings))
         axis.legend(frameon=False, loc="lower right", fontsize=9)
-        return _svg(figure, "Attack AUC and balanced accuracy on validation people, by round")
+        return _svg(figure, "Attack AUC and balanced accuracy on validation people, and on people who stay, by round")
 
 
 def loss_plot(model: str, groups: Mapping[str, Sequence[int]]) -> str:

@@ -11,8 +11,8 @@ from dlfd_fleet.unlearning.contract import (
     Monitor,
     Unlearner,
     UnlearnOutcome,
+    UtilityFloor,
     checkpoint_rank,
-    utility_floor,
 )
 from dlfd_fleet.unlearning.distancing import distance, dlfd
 from dlfd_fleet.unlearning.monitor import loss_monitor
@@ -26,6 +26,7 @@ __all__ = [
     "Monitor",
     "UnlearnOutcome",
     "Unlearner",
+    "UtilityFloor",
     "checkpoint_rank",
     "cosine_cost",
     "distance",
@@ -36,5 +37,4 @@ __all__ = [
     "predict_probabilities",
     "recalibrate",
     "transport_distance",
-    "utility_floor",
 ]

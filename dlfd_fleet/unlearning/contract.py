@@ -67,25 +67,45 @@ class LabelledImages:
         yield from parts
 
 
-def utility_floor(original: Reading, most_drop: float) -> float:
-    """Return the least utility of a checkpoint that may be chosen: what the original has, less the drop and the noise.
+@dataclass(frozen=True)
+class UtilityFloor:
+    """Least utility of a checkpoint that may be chosen: for people never seen, and for those who stay.
 
-    The noise is the half-width of its interval: on few validation people retrained models differ from each other, and
-    from the original, by more than any sensible drop.
+    The original is right about almost everybody who stays, so it is the candidate's interval that says what chance can
+    do; of validation people it is the original's.
     """
-    return original.utility - most_drop - original.utility_half_width
+
+    utility: float
+    retain_accuracy: float
+
+    @classmethod
+    def under(cls, original: Reading, most_drop: float, noise: float = 0.0) -> UtilityFloor:
+        """Return what the original has less a drop.
+
+        Parameters
+        ----------
+        noise
+            What utility may lose beside it, for on few validation people retrained models differ from each other, and
+            from the original, by more than any sensible drop.
+        """
+        return cls(original.utility - most_drop - noise, original.retain_accuracy - most_drop)
+
+    def shortfall(self, reading: Reading) -> float:
+        """Return how far a model is under it; 0 if it is useful."""
+        stay = reading.retain_accuracy + reading.retain_half_width
+        return max(0.0, self.utility - reading.utility, self.retain_accuracy - stay)
 
 
-def checkpoint_rank(reading: Reading, least_utility: float, gate: float) -> tuple[bool, float, float]:
+def checkpoint_rank(reading: Reading, floor: UtilityFloor, gate: float) -> tuple[bool, float, float]:
     """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
 
     Forgetting beyond the gate is noise of a small sample, so it earns nothing. Nor does it cost anything: hard people
     are below chance for retrained models, too. Whether somebody is conspicuous by a high loss is for the audit to say,
     which has other people and bounds.
     """
-    useful = reading.utility >= least_utility
-    beyond_gate = max(0.0, reading.attack_auc - 0.5 - gate)
-    return (useful, -beyond_gate if useful else reading.utility, reading.utility)
+    shortfall, beyond_gate = floor.shortfall(reading), max(0.0, reading.attack_auc - 0.5 - gate)
+    useful = shortfall == 0.0
+    return (useful, -beyond_gate if useful else -shortfall, (reading.utility + reading.retain_accuracy) / 2.0)
 
 
 class Monitor(Protocol):

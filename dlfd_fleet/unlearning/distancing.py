@@ -36,8 +36,8 @@ from dlfd_fleet.unlearning.contract import (
     Monitor,
     TraceEntry,
     UnlearnOutcome,
+    UtilityFloor,
     checkpoint_rank,
-    utility_floor,
 )
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.session import Session
@@ -74,7 +74,7 @@ def dlfd(
     settings
         Hyper-parameters; pixel units are fractions of the range [0, 1].
     monitor
-        Looks at the model after each round; :func:`loss_monitor` on ``forget`` and ``validation`` by default.
+        Looks at the model after each round; :func:`loss_monitor` on the three sets by default.
     seed
         Seed of batches, augmentation and dropout.
     class_weights
@@ -93,7 +93,7 @@ def dlfd(
         If a set is empty.
     """
     session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
-    rounds = _Rounds(session, monitor or loss_monitor(forget, validation))
+    rounds = _Rounds(session, monitor or loss_monitor(forget, validation, retain))
     rounds.look(ORIGINAL)
     while rounds.wanted():
         rounds.run_one()
@@ -211,9 +211,10 @@ class _Rounds:
     def latest(self) -> Reading:
         return self.trace[-1].reading
 
-    def utility_floor(self) -> float:
-        """Least validation utility of a checkpoint that may be chosen."""
-        return utility_floor(self.trace[0].reading, self.session.settings.max_utility_drop)
+    @property
+    def floor(self) -> UtilityFloor:
+        original = self.trace[0].reading
+        return UtilityFloor.under(original, self.session.settings.max_utility_drop, original.utility_half_width)
 
     def remembered(self) -> bool:
         return self.latest.attack_auc > 0.5 + self.session.settings.gate
@@ -227,7 +228,7 @@ class _Rounds:
         if settings.max_seconds is not None and self.session.seconds() + self.longest_round > settings.max_seconds:
             return False
         # Whatever a gate over few people reads of the original, nobody is forgotten without a round of distancing.
-        return done == 0 or self.remembered() or self.latest.utility < self.utility_floor()
+        return done == 0 or self.remembered() or self.floor.shortfall(self.latest) > 0.0
 
     def run_one(self) -> None:
         """Distance while the forget set is remembered, repair, and look."""
@@ -276,8 +277,8 @@ class _Rounds:
         """Rank a look; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
         reading = self.trace[number].reading
         if number == 0:
-            return (False, reading.utility, reading.utility)
-        return checkpoint_rank(reading, self.utility_floor(), self.session.settings.gate)
+            return (False, 0.0, reading.utility)
+        return checkpoint_rank(reading, self.floor, self.session.settings.gate)
 
     def outcome(self) -> UnlearnOutcome:
         """Put the best checkpoint back and say whether it is a success."""
@@ -292,11 +293,19 @@ class _Rounds:
         classes = 2 if self.session.validation.multi_label else len(torch.unique(labels))
         reasons = []
         if self.best == 0:
-            reasons.append("no round was useful enough, so the original is given back")
+            reasons.append(f"no round was useful enough{self._closest()}, so the original is given back")
         if reading.attack_auc > 0.5 + self.session.settings.gate:
             reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
-        if reading.utility < self.utility_floor():
-            reasons.append(f"validation utility fell to {reading.utility:.3f}, under {self.utility_floor():.3f}")
         if classes > 1 and reading.utility < 1.0 / classes + _LEAST_GAIN_OVER_CONSTANT:
             reasons.append(f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed")
         return tuple(reasons)
+
+    def _closest(self) -> str:
+        """Return in words what the most useful round was short of."""
+        if len(self.trace) == 1:
+            return ""
+        floor = self.floor
+        reading = min((entry.reading for entry in self.trace[1:]), key=floor.shortfall)
+        if floor.utility - reading.utility >= floor.retain_accuracy - reading.retain_accuracy:
+            return f" (validation utility {reading.utility:.3f}, under {floor.utility:.3f})"
+        return f" (accuracy on people who stay {reading.retain_accuracy:.3f}, under {floor.retain_accuracy:.3f})"

@@ -12,27 +12,34 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
 
-_MOST_IMAGES = 512
+_MOST_IMAGES, _MOST_RETAIN = 512, 128
 
 
-def loss_monitor(forget: LabelledImages, validation: LabelledImages) -> Monitor:
-    """Return a monitor that reads a model from a forget set and from people never trained on.
+def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: LabelledImages) -> Monitor:
+    """Return a monitor that reads a model from a forget set, from people never trained on and from those who stay.
 
-    They must not be those of the final evidence. Of large sets the same sample is read at each look, its classes in
-    their shares: more images would not change a decision.
+    Validation people must not be those of the final evidence. Of large sets the same sample is read at each look, its
+    classes in their shares: more images would not change a decision.
     """
-    forget, validation = _sample(forget), _sample(validation)
-    both = LabelledImages(torch.cat([forget.images, validation.images]), torch.cat([forget.labels, validation.labels]))
-    sides = [ROLES.index(Role.FORGET), ROLES.index(Role.VALIDATION)]
-    roles = np.repeat(sides, [len(forget), len(validation)]).astype(np.uint8)
-    # Numbers of the two sides may be the same ones, and nobody is on both.
-    people = np.concatenate([_people(forget), _people(validation) + len(forget) + int(_people(forget).max())])
+    parts = {
+        Role.FORGET: _sample(forget, _MOST_IMAGES),
+        Role.VALIDATION: _sample(validation, _MOST_IMAGES),
+        Role.RETAIN: _sample(retain, _MOST_RETAIN),
+    }
+    seen = LabelledImages(
+        torch.cat([part.images for part in parts.values()]), torch.cat([part.labels for part in parts.values()])
+    )
+    sizes = [len(part) for part in parts.values()]
+    roles = np.repeat([ROLES.index(role) for role in parts], sizes).astype(np.uint8)
+    # Numbers of different sides may be the same ones, and nobody is on two.
+    pairs = np.stack([roles, np.concatenate([_people(part) for part in parts.values()])], axis=1)
+    people = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
 
     def read(model: FeatureClassifier) -> Reading:
-        probabilities = predict_probabilities(model, both)
-        labels = both.labels.long().numpy()
+        probabilities = predict_probabilities(model, seen)
+        labels = seen.labels.long().numpy()
         attacked = SampleScores.from_probabilities(probabilities, labels, people, roles)
-        if not both.multi_label:
+        if not seen.multi_label:
             return read_gate(attacked)
         return read_gate(attacked, SampleScores.of_each_label(probabilities, labels, people, roles))
 
@@ -44,10 +51,10 @@ def _people(data: LabelledImages) -> NDArray[np.int64]:
     return people.numpy()
 
 
-def _sample(data: LabelledImages) -> LabelledImages:
-    """Return at most 512 images, evenly from the set in the order of its classes."""
-    if len(data) <= _MOST_IMAGES:
+def _sample(data: LabelledImages, most: int) -> LabelledImages:
+    """Return at most so many images, evenly from the set in the order of its classes."""
+    if len(data) <= most:
         return data
     classes = torch.unique(data.labels, dim=0, return_inverse=True)[1]
     order = torch.argsort(classes, stable=True)
-    return data.select(order[torch.linspace(0, len(data) - 1, _MOST_IMAGES).long()])
+    return data.select(order[torch.linspace(0, len(data) - 1, most).long()])

@@ -30,7 +30,13 @@ class SmallFleet:
             "training": {"rounds": 2, "local_epochs": 6, "batch_size": 8},
             "erasure": {"rounds": 1, "batch_size": 8, "repair_epochs": 4, "max_attempts": 1},
             # Three dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
-            "audit": {"resamples": 200, "margin": 0.49, "max_accuracy_drop": 1.0, "min_gain_over_majority": 0.0},
+            "audit": {
+                "resamples": 200,
+                "margin": 0.49,
+                "max_accuracy_drop": 1.0,
+                "max_retain_drop": 1.0,
+                "min_gain_over_majority": 0.0,
+            },
         }
         self.configure({})
 

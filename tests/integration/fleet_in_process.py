@@ -38,7 +38,13 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
         training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
         erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
         # A dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
-        audit={"resamples": 200, "margin": 0.49, "max_accuracy_drop": 1.0, "min_gain_over_majority": 0.0},
+        audit={
+            "resamples": 200,
+            "margin": 0.49,
+            "max_accuracy_drop": 1.0,
+            "max_retain_drop": 1.0,
+            "min_gain_over_majority": 0.0,
+        },
         unlearning={"max_utility_drop": 1.0},
         # Nobody listens there: the outbox keeps what is told.
         tracking={"uri": "http://127.0.0.1:9"},

@@ -28,6 +28,16 @@ def test_utility_is_the_balanced_accuracy():
     assert read_gate(samples).utility == pytest.approx(balanced_accuracy_score(unseen.label, unseen.prediction))
 
 
+def test_those_who_stay_are_read_apart_from_validation_people():
+    unseen, samples = validation(8)
+    assert read_gate(samples).retain_accuracy == 1.0  # nobody asked them
+    role = np.full(len(unseen), ROLES.index(Role.RETAIN), np.uint8)
+    stay = SampleScores(role, unseen.person + 100, unseen.label, 1 - unseen.prediction, unseen.loss)
+    reading, alone = read_gate(SampleScores.concatenate([samples, stay])), read_gate(samples)
+    assert reading.retain_accuracy == pytest.approx(balanced_accuracy_score(stay.label, stay.prediction))
+    assert (reading.utility, reading.attack_auc) == (alone.utility, alone.attack_auc)
+
+
 def test_the_interval_is_that_of_a_bootstrap_over_people():
     unseen, samples = validation(60)
     generator = np.random.default_rng(1)

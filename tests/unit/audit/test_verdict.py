@@ -27,11 +27,11 @@ def estimate(value, error=0.02):
     )
 
 
-def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_classes=2):
+def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_classes=2, retain=0.95):
     return Scores(
         test_accuracy=estimate(test),
         balanced_accuracy=estimate(balanced),
-        retain_accuracy=estimate(0.95),
+        retain_accuracy=estimate(retain),
         forget_accuracy=estimate(0.8),
         mia_accuracy=estimate(0.5),
         mia_auc=None if auc is None else estimate(auc, error),
@@ -46,6 +46,15 @@ def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_cla
 
 
 ORIGINAL = scores(auc=0.8)
+
+
+@pytest.mark.parametrize(
+    ("retain", "outcome"), [(0.93, Outcome.PASS), (0.89, Outcome.INCONCLUSIVE), (0.80, Outcome.FAIL)]
+)
+def test_people_who_stay_may_not_pay_for_it(retain, outcome):
+    verdict = judge(ORIGINAL, scores(auc=0.51, retain=retain), SETTINGS)
+    assert verdict.outcome is outcome
+    assert ("accuracy on people who stay fell" in verdict.sentence()) == (outcome is not Outcome.PASS)
 
 
 def test_equivalence_shown_with_working_controls_passes():

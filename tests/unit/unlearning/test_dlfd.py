@@ -13,6 +13,7 @@ from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
     LabelledImages,
+    UtilityFloor,
     checkpoint_rank,
     cosine_cost,
     distance,
@@ -158,6 +159,16 @@ def test_a_useless_model_is_rolled_back_and_is_no_success():
     assert "given back" in " ".join(outcome.failures)
 
 
+def test_what_people_who_stay_lose_is_repaired_before_it_is_a_success():
+    lost, mended = Reading(0.9, 0.5, retain_accuracy=0.8), Reading(0.9, 0.5, retain_accuracy=0.97)
+    outcome = run(small_classifier(), [Reading(0.9, 0.8), lost, mended])
+    assert [entry.phase for entry in outcome.trace] == ["original", "distancing and repair", "repair"]
+    assert outcome.success
+    outcome = run(small_classifier(), [Reading(0.9, 0.8), *[lost] * 3])
+    assert not outcome.success
+    assert "(accuracy on people who stay 0.800, under 0.960), so the original is given back" in outcome.failures[0]
+
+
 def test_a_drop_within_the_noise_of_few_people_is_no_drop():
     readings = [Reading(0.9, 0.8, 0.05), Reading(0.82, 0.5), Reading(0.9, 0.5)]
     outcome = run(small_classifier(), readings)
@@ -228,17 +239,17 @@ def test_an_empty_set_is_refused():
 def test_the_monitor_leaves_mode_and_weights_alone():
     model = small_classifier().train()
     before = copy.deepcopy(state_arrays(model))
-    loss_monitor(FORGET, VALIDATION)(model)
+    loss_monitor(FORGET, VALIDATION, RETAIN)(model)
     assert model.training
     assert digest(state_arrays(model)) == digest(before)
 
 
 def test_rank_prefers_usefulness_then_forgetting_then_utility():
     useless, leaking, forgot, better = Reading(0.5, 0.5), Reading(0.9, 0.8), Reading(0.9, 0.52), Reading(0.92, 0.49)
-    hard_people = Reading(0.93, 0.3)
-    readings = [better, useless, hard_people, forgot, leaking]
-    order = sorted(readings, key=lambda reading: checkpoint_rank(reading, 0.85, 0.03))
-    assert order == [useless, leaking, forgot, better, hard_people]
+    hard_people, at_their_cost = Reading(0.93, 0.3), Reading(0.93, 0.3, retain_accuracy=0.7)
+    readings = [better, useless, hard_people, forgot, at_their_cost, leaking]
+    order = sorted(readings, key=lambda reading: checkpoint_rank(reading, UtilityFloor(0.85, 0.9), 0.03))
+    assert order == [useless, at_their_cost, leaking, forgot, better, hard_people]
 
 
 def several_labels(data):
@@ -266,11 +277,13 @@ def test_the_loss_of_a_multi_label_head_falls_as_it_is_trained():
 
 
 def test_the_monitor_of_a_multi_label_head_reads_each_label_and_attacks_whole_images():
-    model, (forget, validation) = small_classifier(), [several_labels(data) for data in (FORGET, VALIDATION)]
-    reading = loss_monitor(forget, validation)(model)
-    guesses, truth = predict_probabilities(model, validation) >= 0.5, validation.labels.numpy()
-    expected = np.mean([balanced_accuracy_score(truth[:, label], guesses[:, label]) for label in (0, 1)])
-    assert reading.utility == pytest.approx(expected)
+    model = small_classifier()
+    forget, validation, retain = (several_labels(data) for data in (FORGET, VALIDATION, RETAIN))
+    reading = loss_monitor(forget, validation, retain)(model)
+    for data, read in ((validation, reading.utility), (retain, reading.retain_accuracy)):
+        guesses, truth = predict_probabilities(model, data) >= 0.5, data.labels.numpy()
+        expected = np.mean([balanced_accuracy_score(truth[:, label], guesses[:, label]) for label in (0, 1)])
+        assert read == pytest.approx(expected)
     samples = [
         SampleScores.from_probabilities(
             predict_probabilities(model, data),
