@@ -171,10 +171,10 @@ class FederatedUnlearning(FederatedRounds):
         """Run rounds of distancing and repair from the original; return the best round's rank and model.
 
         The paper's dynamic strategy with a fleet's gate: distance while forgotten people look more like members than
-        validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are averaged (stochastic weight
-        averaging, Izmailov et al. 2018), and the next goes on from their mean: single rounds of small fleets differ by
-        chance, and what the gate has seen the sites hold already. It stops when a round brings nothing more to a model
-        that is forgetful and useful enough.
+        validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are
+        averaged (stochastic weight averaging, Izmailov et al. 2018), and the next goes on from their mean: single
+        rounds of small fleets differ by chance, and what the gate has seen the sites hold already. It stops when a
+        round brings nothing more to a model that is forgetful and useful enough.
         """
         erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = self._read(fleet, original.samples)
