@@ -104,7 +104,9 @@ class UnlearningSettings(Section):
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
         0.05, description="Forgetting score |AUC - 0.5| on validation people at which noise stops."
     )
-    max_utility_drop: Fraction = Field(0.04, description="Validation utility a checkpoint may lose.")
+    max_utility_drop: Fraction = Field(
+        0.04, description="Accuracy a checkpoint may lose, on validation people and on those who stay."
+    )
     max_seconds: Positive | None = Field(None, description="Wall-clock limit, looks of the monitor included.")
 
 

@@ -27,6 +27,7 @@ DISTANCES = ("loss_gap", "rmia_gap", "probe_gap", "relearned_gap")
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("test_accuracy", "test accuracy"),
     ("balanced_accuracy", "balanced accuracy"),
+    ("retain_accuracy", "retain accuracy"),
     ("forget_accuracy", "forget accuracy"),
     ("abs_loss_gap", "|loss AUC - retrained|"),
     ("abs_rmia_gap", "|RMIA AUC - retrained|"),
@@ -49,6 +50,7 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
 _SHOWN = {
     "test_accuracy": "test",
     "balanced_accuracy": "balanced",
+    "retain_accuracy": "retain",
     "forget_accuracy": "forget",
     "abs_loss_gap": "|Δloss|",
     "abs_rmia_gap": "|ΔRMIA|",
