@@ -50,7 +50,6 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
 _SHOWN = {
     "test_accuracy": "test",
     "balanced_accuracy": "balanced",
-    "retain_accuracy": "retain",
     "forget_accuracy": "forget",
     "abs_loss_gap": "|Δloss|",
     "abs_rmia_gap": "|ΔRMIA|",
