@@ -112,10 +112,10 @@ def judge_without_each(
         rest = [_without(original, before[site]), _without(candidate, after[site])]
         if not all(images for images, _, _ in rest):
             continue  # nobody else has set people aside
-        drop = rest[0][1] - rest[1][1]
         error = math.hypot(rest[0][2], rest[1][2])
-        if drop - _ONE_SIDED_5_PERCENT * error > settings.max_accuracy_drop + _ROUNDING:
-            failures.append(f"without the people of {site}, test accuracy fell by {drop:.3f}")
+        drop = _Drop("test accuracy", rest[0][1] - rest[1][1], error, settings.max_accuracy_drop)
+        if drop.is_shown:
+            failures.append(f"without the people of {site}, {drop.name} fell by {drop.value:.3f}")
     return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(failures)}) if failures else verdict
 
 

@@ -18,6 +18,9 @@ class OneSentence(logging.Filter):
         return True
 
 
+_IN_WORDS = OneSentence()  # one: a logger takes the same filter once
+
+
 def log_errors_in_words() -> None:
     """Let Flower's log of this process say in one sentence what a person can mend."""
-    logging.getLogger("flwr").addFilter(OneSentence())
+    logging.getLogger("flwr").addFilter(_IN_WORDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -92,17 +92,15 @@ def _distinct(tasks: Mapping[int, RecordDict]) -> list[RecordDict]:
 
 
 def _keep(file: Path, arrays: Mapping[str, Tensor], name: str) -> None:
+    # Two jobs may write at once; what a killed process leaves goes with the file (Site.drop_held_model).
+    new = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    order = json.dumps(list(arrays))
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".held-") as folder:
-            new = Path(folder) / HELD_MODEL_FILE
-            save_file(
-                {key: array.contiguous() for key, array in arrays.items()},
-                new,
-                {_SHA256: name, _ORDER: json.dumps(list(arrays))},
-            )
-            new.replace(file)
-    except (OSError, SafetensorError):
-        file.unlink(missing_ok=True)  # a disk that is full costs a message, not a round
+        save_file({key: array.contiguous() for key, array in arrays.items()}, new, {_SHA256: name, _ORDER: order})
+        new.replace(file)
+    except (OSError, SafetensorError):  # a disk that is full costs a message, not a round
+        for stale in (new, file):
+            stale.unlink(missing_ok=True)
 
 
 def _read(file: Path, name: str) -> dict[str, Tensor] | None:

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 from rich.console import Console
 from torch import Tensor
 
-from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, agreed, measure
-from dlfd_fleet.exceptions import DataError, ExportError, JobError, MessageError
+from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
+from dlfd_fleet.exceptions import ExportError, JobError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.aggregation import (
     RunningMean,
@@ -21,6 +21,7 @@ from dlfd_fleet.federation.aggregation import (
     model_of_update,
     odd_updates,
 )
+from dlfd_fleet.federation.agreement import together
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Answers, Journal, Merged
 from dlfd_fleet.federation.messages import (
@@ -304,7 +305,7 @@ class FederatedRounds:
             heard = self._ask_all(fleet, task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
         return Answers(
-            _together(fleet, heard).samples,
+            together(fleet, heard).samples,
             max(result.max_abs_difference for result in results),
             sum(result.images for result in results),
             sum(result.agreeing for result in results),
@@ -346,7 +347,7 @@ class FederatedRounds:
     ) -> Answers:
         task = AuditTask(job=self.job, card=self.card, roles=_names(roles), most_retain=most_retain)
         return self.journal.answers(
-            step, lambda: _together(fleet, self._ask_all(fleet, task, AuditResult, advance, model=arrays))
+            step, lambda: together(fleet, self._ask_all(fleet, task, AuditResult, advance, model=arrays))
         )
 
     def _ask_all(
@@ -369,28 +370,6 @@ class FederatedRounds:
                 fleet.refuse(reply.node, error)
         fleet.require_quorum(len(answers), f"answered {task.TYPE}")
         return answers
-
-
-def _together(fleet: Fleet, heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]]) -> Answers:
-    """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
-    nodes = {fleet.name(node): node for node in sorted(heard)}
-    own, shared = {}, {}
-    for name, node in nodes.items():
-        result, samples = heard[node]
-        first = max(0, len(samples) - result.shared)
-        own[name], shared[name] = samples.rows(slice(first)), samples.rows(slice(first, None))
-    try:
-        everybody, liars = agreed(shared)
-    except DataError as error:
-        raise JobError(str(error)) from error
-    for name in liars:
-        fleet.refuse(nodes[name], MessageError("it says other things of the people whom all sites hold than most do"))
-        del own[name]
-    tests = {name: samples.of(Role.TEST) for name, samples in own.items()}
-    tallies = {
-        name: (len(test), int((test.prediction == test.label).sum())) for name, test in tests.items() if len(test)
-    }
-    return Answers(SampleScores.concatenate([*own.values(), everybody]), own_test=tallies)
 
 
 def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:

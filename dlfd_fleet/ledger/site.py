@@ -109,7 +109,8 @@ class Site:
 
     def drop_held_model(self) -> None:
         """Delete the model of the last task, which may remember people whom a released model has forgotten."""
-        (self.folder / HELD_MODEL_FILE).unlink(missing_ok=True)
+        for file in self.folder.glob(f"{HELD_MODEL_FILE}*"):  # and what was being written when a process was killed
+            file.unlink(missing_ok=True)
 
     def person_digest(self, identity: str) -> str:
         """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""

@@ -39,7 +39,7 @@ from dlfd_fleet.unlearning.contract import (
     UtilityFloor,
     checkpoint_rank,
 )
-from dlfd_fleet.unlearning.monitor import loss_monitor
+from dlfd_fleet.unlearning.monitor import MOST_RETAIN, loss_monitor
 from dlfd_fleet.unlearning.session import Session
 from dlfd_fleet.unlearning.training import classification_loss, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
@@ -264,7 +264,8 @@ class _Rounds:
         if self.trace:
             recalibrate(session.model, session.retain_sample())
             session.forward_images += len(session.retain_sample())
-        session.forward_images += len(session.forget) + len(session.validation)
+        stay = min(len(session.retain), MOST_RETAIN)
+        session.forward_images += len(session.forget) + len(session.validation) + stay
         entry = TraceEntry(session.steps, phase, self.monitor(session.model))
         session.monitor_seconds += session.seconds() - before
         self.trace.append(entry)

@@ -12,7 +12,7 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
 
-_MOST_IMAGES, _MOST_RETAIN = 512, 128
+_MOST_IMAGES, MOST_RETAIN = 512, 128
 
 
 def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: LabelledImages) -> Monitor:
@@ -24,7 +24,7 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: Lab
     parts = {
         Role.FORGET: _sample(forget, _MOST_IMAGES),
         Role.VALIDATION: _sample(validation, _MOST_IMAGES),
-        Role.RETAIN: _sample(retain, _MOST_RETAIN),
+        Role.RETAIN: _sample(retain, MOST_RETAIN),
     }
     seen = LabelledImages(
         torch.cat([part.images for part in parts.values()]), torch.cat([part.labels for part in parts.values()])

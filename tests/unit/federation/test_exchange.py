@@ -7,7 +7,6 @@ import pytest
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.task_identity import TaskIdentity
 
 from dlfd_fleet.federation import exchange as module
 from dlfd_fleet.federation.exchange import AWAY
@@ -19,10 +18,8 @@ RAISED = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="out of memory
 
 
 @pytest.fixture(autouse=True)
-def run(monkeypatch):
-    """Messages belong to a run, and nobody waits for long."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+def short_polls(flower_run, monkeypatch):
+    """Nobody waits for long."""
     monkeypatch.setattr(module, "LONGEST_POLL", 0.06)
 
 

@@ -9,7 +9,6 @@ import torch
 from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.task_identity import TaskIdentity
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, pseudonym
@@ -22,12 +21,7 @@ REPLY = PendingReply(
     site=SITE, requests=("r1",), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32
 )
 
-
-@pytest.fixture(autouse=True)
-def run(monkeypatch):
-    """Messages belong to a run, which Flower sets before it calls a ServerApp."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("flower_run")
 
 
 class ScriptedGrid:

@@ -7,7 +7,6 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.task_identity import TaskIdentity
 
 from dlfd_fleet.federation import held_model as module
 from dlfd_fleet.federation.fleet import Fleet, pseudonym
@@ -16,12 +15,7 @@ from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 
 FIRST, SECOND = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
 
-
-@pytest.fixture(autouse=True)
-def run(monkeypatch):
-    """Messages belong to a run, which Flower sets before it calls a ServerApp."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+pytestmark = pytest.mark.usefixtures("flower_run")
 
 
 class SitesGrid:

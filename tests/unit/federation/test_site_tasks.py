@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
+from dlfd_fleet.audit import Role
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import DataError, MessageError
 from dlfd_fleet.federation.messages import AuditTask, PendingQuery
 from dlfd_fleet.federation.site_tasks import answer_pending, run_audit
 from dlfd_fleet.ledger import init_site, site_status
+from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.models import ModelCard, build, state_arrays
 
 
@@ -43,3 +45,22 @@ def test_a_manifest_with_another_class_is_told_to_whoever_runs_the_site_and_its_
     shown = runner.invoke(app, ["site", "status", str(site.folder)])
     assert shown.exit_code == 0, shown.output
     assert f"{wrong['sunglasses']} images have the label 'sunglasses'" in shown.output
+
+
+def test_what_a_killed_process_was_writing_of_a_model_goes_with_the_model(site):
+    for name in (HELD_MODEL_FILE, f"{HELD_MODEL_FILE}.0a1b2c3d"):
+        (site.folder / name).write_bytes(b"weights")
+    site.drop_held_model()
+    assert not list(site.folder.glob(f"{HELD_MODEL_FILE}*"))
+
+
+def test_of_those_who_stay_a_gate_sees_some_and_the_same_at_each_look(site):
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    arrays = state_arrays(build(card))
+    every = AuditTask(job="job-1", card=card, roles=("retain",))
+    some = every.model_copy(update={"most_retain": 4})
+    (_, all_of_them), (_, first), (_, again) = (run_audit(site, task, arrays) for task in (every, some, some))
+    assert len(all_of_them) > len(first) == 4
+    assert (first.loss == again.loss).all()
+    assert set(first.loss) <= set(all_of_them.loss)
+    assert len(set(first.of(Role.RETAIN).label)) == len(set(all_of_them.label)) == 2
