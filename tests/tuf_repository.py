@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -233,7 +234,7 @@ class Coordinator:
         self.reports: list[bytes] = []
         self.report_status = 204
         self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, coordinator=self, directory=str(folder)))
+        self._server = QuietServer(("127.0.0.1", 0), partial(_Handler, coordinator=self, directory=str(folder)))
 
     @property
     def url(self) -> str:
@@ -249,6 +250,14 @@ class Coordinator:
             self._server.shutdown()
             thread.join()
             self._server.server_close()
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A server that says nothing of a client that went away, for tests read what the standard streams say."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(SimpleHTTPRequestHandler):

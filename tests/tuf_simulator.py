@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from dlfd_fleet.delivery import releases
@@ -18,6 +18,7 @@ from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.delivery.rollout import put
 from dlfd_fleet.device.contract import Release, Rollout, SelfTest
 from dlfd_fleet.settings import DeliverySettings
+from tests.tuf_repository import QuietServer
 
 ONE_KEY_EACH = DeliverySettings(root_keys=1, root_threshold=1, targets_keys=1, targets_threshold=1)
 
@@ -104,10 +105,9 @@ class SimulatedRepository:
         return go_back
 
 
-class Server(ThreadingHTTPServer):
+class Server(QuietServer):
     """A static file server that breaks off, goes on for ever, or falls silent, as it is told."""
 
-    daemon_threads = True
     request_queue_size = 1024
 
     def __init__(self, folder: Path) -> None:
