@@ -264,7 +264,8 @@ def _metrics(evidence: Evidence) -> dict[str, float]:
     for name, difference in evidence.person_attacks.items():
         flat[f"{name}_person_auc"] = difference.model
         flat[f"{name}_person_gap"] = difference.value
-    flat["accuracy_gap"] = evidence.accuracy.value
+    flat["test_gap"] = evidence.test.value
+    flat["retain_gap"] = evidence.retain.value
     flat["neighbour_exposure"] = evidence.neighbours.value
     flat["gap_to_retrain"] = evidence.gap_to_retrain
     return flat

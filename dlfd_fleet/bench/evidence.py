@@ -99,10 +99,11 @@ class Gold:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything measured of one model."""
+    """Everything measured of one model; ``test`` and ``retain`` are its accuracies beside the retrained models'."""
 
     scores: Scores
-    accuracy: Difference
+    test: Difference
+    retain: Difference
     attacks: tuple[AttackComparison, ...]
     person_attacks: dict[str, Difference]
     neighbours: Difference
@@ -118,22 +119,28 @@ def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int
         name: _difference(name, candidate, gold.retrained, gold, settings, seed, by_person=True)
         for name in ("loss", "rmia")
     }
-    test = candidate.samples.of_role(Role.TEST)
-    accuracy = accuracy_difference(
-        candidate.samples.rows(test),
-        [other.samples.rows(test) for other in gold.retrained],
-        resamples=settings.resamples,
-        seed=seed,
-    )
+    test, retain = (_accuracy(role, candidate, gold, settings, seed) for role in (Role.TEST, Role.RETAIN))
     gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in gold.retrained]
     return Evidence(
         scores=scores,
-        accuracy=accuracy,
+        test=test,
+        retain=retain,
         attacks=attacks,
         person_attacks=people,
         neighbours=neighbour_exposure(candidate, gold.original, settings, seed),
         gap_to_retrain=float(np.mean(gaps)),
-        verdict=judge_beside_retrained(scores, accuracy, attacks, settings),
+        verdict=judge_beside_retrained(scores, test, retain, attacks, settings),
+    )
+
+
+def _accuracy(role: Role, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Difference:
+    """Compare the accuracy on people of one role with the retrained models'."""
+    rows = candidate.samples.of_role(role)
+    return accuracy_difference(
+        candidate.samples.rows(rows),
+        [other.samples.rows(rows) for other in gold.retrained],
+        resamples=settings.resamples,
+        seed=seed,
     )
 
 

@@ -97,33 +97,36 @@ def scores(balanced=0.8):
 
 
 @pytest.mark.parametrize(
-    ("attack", "accuracy", "outcome", "words"),
+    ("attack", "test", "retain", "outcome", "words"),
     [
-        (comparison(0.01), 0.0, Outcome.PASS, "no difference from retrained"),
-        (comparison(0.2), 0.0, Outcome.FAIL, "tells it from retrained"),
-        (comparison(-0.2), 0.0, Outcome.FAIL, "tells it from retrained"),
-        (comparison(0.01), -0.08, Outcome.FAIL, "0.080 under"),
-        (comparison(0.01), -0.05, Outcome.INCONCLUSIVE, "0.050 under that of retrained models, which may be chance"),
-        (comparison(0.01, original=0.0), 0.0, Outcome.INCONCLUSIVE, "no attack finds anybody"),
-        (comparison(0.01, control=0.3), 0.0, Outcome.INCONCLUSIVE, "from each other"),
-        (comparison(0.05, error=0.06), 0.0, Outcome.INCONCLUSIVE, "too few"),
+        (comparison(0.01), 0.0, 0.0, Outcome.PASS, "no difference from retrained"),
+        (comparison(0.2), 0.0, 0.0, Outcome.FAIL, "tells it from retrained"),
+        (comparison(-0.2), 0.0, 0.0, Outcome.FAIL, "tells it from retrained"),
+        (comparison(0.01), -0.08, 0.0, Outcome.FAIL, "test accuracy is 0.080 under that of retrained models"),
+        (comparison(0.01), -0.05, 0.0, Outcome.INCONCLUSIVE, "more than 0.020, which may be chance"),
+        (comparison(0.01), 0.0, -0.09, Outcome.FAIL, "accuracy on people who stay is 0.090 under that of retrained"),
+        (comparison(0.01), 0.0, -0.06, Outcome.INCONCLUSIVE, "more than 0.050, which may be chance"),
+        (comparison(0.01, original=0.0), 0.0, 0.0, Outcome.INCONCLUSIVE, "no attack finds anybody"),
+        (comparison(0.01, control=0.3), 0.0, 0.0, Outcome.INCONCLUSIVE, "from each other"),
+        (comparison(0.05, error=0.06), 0.0, 0.0, Outcome.INCONCLUSIVE, "too few"),
     ],
 )
-def test_each_outcome_has_its_reason(attack, accuracy, outcome, words):
-    verdict = judge_beside_retrained(scores(), difference(accuracy), [attack], SETTINGS)
+def test_each_outcome_has_its_reason(attack, test, retain, outcome, words):
+    verdict = judge_beside_retrained(scores(), difference(test), difference(retain), [attack], SETTINGS)
     assert verdict.outcome is outcome
     assert words in verdict.sentence()
 
 
 def test_a_collapse_fails_however_little_leaks():
-    verdict = judge_beside_retrained(scores(balanced=0.55), difference(0.0), [comparison(0.0)], SETTINGS)
+    same = difference(0.0)
+    verdict = judge_beside_retrained(scores(balanced=0.55), same, same, [comparison(0.0)], SETTINGS)
     assert verdict.outcome is Outcome.FAIL
     assert "collapsed" in verdict.sentence()
 
 
 def test_without_attacks_there_is_no_verdict():
     with pytest.raises(DataError, match="No attack"):
-        judge_beside_retrained(scores(), difference(0.0), [], SETTINGS)
+        judge_beside_retrained(scores(), difference(0.0), difference(0.0), [], SETTINGS)
 
 
 def test_power_grows_as_the_error_shrinks():
