@@ -47,11 +47,12 @@ def transport_distance(cost: Tensor, epsilon: float, iterations: int, tolerance:
 
 @torch.no_grad()
 def _sinkhorn(cost: Tensor, epsilon: float, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    # Double precision costs nothing at these sizes and keeps small epsilons exact.
-    scaled = -cost.double() / epsilon
+    # Double precision costs nothing at these sizes and keeps small epsilons exact. On the CPU, wherever the cost comes
+    # from: a GPU would wait for each of these small steps, and for every look at the error.
+    scaled = -cost.double().cpu() / epsilon
     log_a, log_b = -math.log(cost.shape[0]), -math.log(cost.shape[1])
-    row = torch.zeros(cost.shape[0], 1, dtype=scaled.dtype, device=cost.device)
-    column = torch.zeros(1, cost.shape[1], dtype=scaled.dtype, device=cost.device)
+    row = torch.zeros(cost.shape[0], 1, dtype=scaled.dtype)
+    column = torch.zeros(1, cost.shape[1], dtype=scaled.dtype)
     for _ in range(iterations):
         # The column step makes the column marginals exact, so the row marginals tell how far the plan is from feasible.
         column = -torch.logsumexp(scaled + row + log_a, dim=0, keepdim=True)
@@ -63,4 +64,4 @@ def _sinkhorn(cost: Tensor, epsilon: float, iterations: int, tolerance: float) -
     plan = (scaled + row + column + log_a + log_b).exp()
     # The dual value: potentials averaged over the marginals, in units of the cost.
     value = epsilon * (row.mean() + column.mean())
-    return plan.to(cost.dtype), value.to(cost.dtype)
+    return plan.to(cost), value.to(cost)

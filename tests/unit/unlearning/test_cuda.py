@@ -1,0 +1,114 @@
+"""A GPU gives what the CPU gives; on a machine without one there is nothing to test here."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from dlfd_fleet.export import export_onnx
+from dlfd_fleet.models import ModelCard, build, load_model, save_model, to_best_device
+from dlfd_fleet.settings import ExportSettings, TrainingSettings, UnlearningSettings
+from dlfd_fleet.unlearning import (
+    LabelledImages,
+    cosine_cost,
+    dlfd,
+    fit,
+    predict_probabilities,
+    recalibrate,
+    transport_distance,
+)
+from dlfd_fleet.unlearning.distancing import distancing_noise
+from dlfd_fleet.unlearning.methods import METHODS
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+CARD = ModelCard(architecture="resnet18", classes=("glasses", "no glasses"), image_size=32)
+SETTINGS = UnlearningSettings(epochs=1, batch_size=8, distancing_steps=2, repair_steps=2, gate=0.0, max_rounds=2)
+
+
+def faces(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return LabelledImages(images, torch.arange(count) % 2)
+
+
+RETAIN, FORGET, VALIDATION = faces(24, 1), faces(6, 2), faces(10, 3)
+
+
+def on_gpu(seed=0):
+    torch.manual_seed(seed)
+    model = to_best_device(build(CARD)).eval()
+    assert next(model.parameters()).is_cuda
+    return model
+
+
+def test_transport_and_its_gradient_are_those_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(count, 16, generator=generator) for count in (12, 7))
+    results = []
+    for device in ("cpu", "cuda"):
+        moved = first.to(device).requires_grad_(True)
+        value = transport_distance(cosine_cost(moved, second.to(device)), 0.05, 200)
+        (gradient,) = torch.autograd.grad(value, moved)
+        results.append((value.item(), gradient.cpu().numpy()))
+    assert results[1][0] == pytest.approx(results[0][0], abs=1e-5)
+    np.testing.assert_allclose(results[1][1], results[0][1], atol=1e-5)
+
+
+def test_predictions_are_those_of_the_cpu():
+    model = on_gpu()
+    fit(model, RETAIN, TrainingSettings(batch_size=8), epochs=2, learning_rate=0.01, seed=0)
+    recalibrate(model, RETAIN)
+    there = predict_probabilities(model, VALIDATION)
+    here = predict_probabilities(copy.deepcopy(model).cpu(), VALIDATION)
+    np.testing.assert_allclose(there, here, atol=5e-3)  # convolutions in TF32
+
+
+def test_noise_stays_in_its_ball_and_on_the_gpu():
+    model = on_gpu()
+    images, labels = RETAIN.batch(torch.arange(8), torch.device("cuda"))
+    features = model.features(FORGET.batch(torch.arange(6), torch.device("cuda"))[0]).detach()
+    noise = distancing_noise(model, images, labels, features, SETTINGS, 1.0)
+    assert noise.is_cuda
+    assert 0.0 < noise.abs().max() <= SETTINGS.ball + 1e-6
+
+
+def test_dlfd_runs_its_rounds_and_the_same_seed_begins_alike():
+    readings = []
+    for _ in range(2):
+        outcome = dlfd(on_gpu(), RETAIN, FORGET, VALIDATION, SETTINGS, seed=3)
+        assert len(outcome.trace) > 1
+        assert all(torch.isfinite(value).all() for value in outcome.model.state_dict().values())
+        readings.append(outcome.trace[0].reading.attack_auc)
+    assert readings[0] == pytest.approx(readings[1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_runs_on_a_gpu(name):
+    model = on_gpu()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    candidate = METHODS[name].candidates[0]
+    settings = SETTINGS.model_copy(update=dict(candidate.changes) | {"epochs": 1})
+    outcome = candidate.unlearner(
+        model, RETAIN, FORGET, VALIDATION, settings, seed=0, class_weights=torch.tensor([0.8, 1.2])
+    )
+    after = outcome.model.state_dict()
+    assert all(value.is_cuda and torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_model_of_the_gpu_is_saved_and_read(tmp_path):
+    model = on_gpu()
+    save_model(model, CARD, tmp_path / "model")
+    again = to_best_device(load_model(tmp_path / "model")[0])
+    np.testing.assert_array_equal(predict_probabilities(again, VALIDATION), predict_probabilities(model, VALIDATION))
+
+
+def test_a_model_of_the_gpu_becomes_onnx(tmp_path):
+    model = on_gpu()
+    file = tmp_path / "model.onnx"
+    report = export_onnx(model, CARD, file, version="1", settings=ExportSettings(), images=RETAIN.images)
+    assert file.exists()
+    assert report.parity.agreement == 1.0
+    assert next(model.parameters()).is_cuda
