@@ -102,7 +102,7 @@ class UnlearningSettings(Section):
     sinkhorn_epsilon: Positive = Field(0.05, description="Entropic regularisation, cosine cost units.")
     sinkhorn_iterations: Count = Field(100, description="Most Sinkhorn iterations.")
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
-        0.05, description="Forgetting score |AUC - 0.5| on validation people at which noise stops."
+        0.05, description="AUC - 0.5 of the attack on validation people at which noise stops; the audit is two-sided."
     )
     max_utility_drop: Fraction = Field(
         0.04, description="Accuracy a checkpoint may lose, on validation people and on those who stay."
@@ -159,6 +159,10 @@ class FleetSettings(Section):
     )
     quorum: Fraction = Field(
         0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
+    )
+    late_seconds: Positive | None = Field(
+        None,
+        description="Longest wait for the others once a quorum has replied; fleet.reply_timeout_seconds when unset.",
     )
     update_ratio: Annotated[float, Field(gt=1.0)] = Field(
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."

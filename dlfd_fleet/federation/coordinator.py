@@ -95,10 +95,18 @@ class Coordinator:
         for reply in first:
             if reply.site not in nodes:
                 fleet.absent[site_name(reply.site)] = "was there when the job began, and has not come back"
+        self._note_missing()
         present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}
         fleet.members = frozenset(present)
         self.tracker.log_dataset(job, "fleet", fleet_profile(first), "unlearning" if erasing else "training")
         return present
+
+    def _note_missing(self) -> None:
+        """Name the sites of the job before this one that are not connected now: what they were asked waits there."""
+        earlier = [job for job in self.store.jobs() if job.job != self.record.job and job.proceedings.sites]
+        for share in earlier[-1].proceedings.sites if earlier else ():
+            if share.site not in self.fleet.names.values():
+                self.fleet.absent.setdefault(share.site, f"took part in {earlier[-1].job}, and is not connected")
 
     def _note_sites(self, replies: Iterable[PendingReply]) -> None:
         """Note who takes part and what was asked, as the sites said it when the job began."""

@@ -101,19 +101,26 @@ class Exchange:
         self._outstanding: dict[str, int] = {}
         self._send(short)
 
-    def replies(self, timeout: float) -> Iterator[tuple[int, Message]]:
+    def replies(
+        self, timeout: float, enough: int = 0, late_seconds: float | None = None
+    ) -> Iterator[tuple[int, Message]]:
         """Yield each node and its reply, or its error, as they arrive; each reply is dropped once it is used.
 
         Parameters
         ----------
         timeout
             Longest wait for all of them, seconds.
+        enough, late_seconds
+            How many replies without an error shorten that wait, to at most this many seconds from then on; None: never.
         """
-        deadline, poll = time.monotonic() + timeout, _SHORTEST_POLL
+        deadline, poll, answered, limit = time.monotonic() + timeout, _SHORTEST_POLL, 0, timeout
         while (self._outstanding or self._died) and time.monotonic() < deadline:
             heard = False
             for node, message in self._arrived():
                 heard = True
+                answered += not message.has_error()
+                if late_seconds is not None and answered == enough and time.monotonic() + late_seconds < deadline:
+                    deadline, limit = time.monotonic() + late_seconds, late_seconds
                 yield node, message
             poll = _SHORTEST_POLL if heard else min(LONGEST_POLL, poll * 1.1)
             if self._died or poll == LONGEST_POLL:
@@ -121,7 +128,8 @@ class Exchange:
             if self._outstanding or self._died:
                 time.sleep(poll)
         for node in {*self._outstanding.values(), *self._died}:
-            self.unanswered[node] = f"did not answer {self._kind} within {timeout:.0f} s"
+            after = "" if limit == timeout else f" of {enough} other answers"
+            self.unanswered[node] = f"did not answer {self._kind} within {limit:g} s{after}"
 
     def _send(self, contents: Mapping[int, RecordDict]) -> None:
         messages = [Message(records, node, self._kind, group_id=self._group) for node, records in contents.items()]

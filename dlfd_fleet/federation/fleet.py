@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -48,8 +49,12 @@ class Fleet:
         Nodes that take part: those that answered the job's first question. All connected ones until then.
     absent
         Sites that did not answer or answered with an error, and why, in this job.
+    left_out
+        Nodes that take no part, or no part any more, though they may have taken up requests for the job.
     names
         What each node's site calls itself, once it has said so.
+    late_seconds
+        Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
     notice
         Told what sites do now, by site.
     """
@@ -62,7 +67,9 @@ class Fleet:
     received_bytes: int = 0
     members: frozenset[int] = frozenset()
     absent: dict[str, str] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
     names: dict[int, str] = field(default_factory=dict)
+    late_seconds: float | None = None
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
     _held: HeldModels = field(default_factory=HeldModels)
     _given_up: frozenset[int] = frozenset()
@@ -98,6 +105,10 @@ class Fleet:
             raise JobError(f"No site connected within {waited:.0f} s; start the SuperNodes and try again.")
         return nodes
 
+    def connected(self) -> tuple[int, ...]:
+        """Return :meth:`wait_for_nodes`, and the nodes that were left out, as far as they are connected."""
+        return tuple(sorted({*self.wait_for_nodes(), *(self.left_out & activations(self.grid).keys())}))
+
     def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
 
@@ -113,7 +124,8 @@ class Fleet:
         exchange = Exchange(self.grid, kind, tasks, short, group, self.return_seconds, notice)
         sent_before = self.sent_bytes
         self.sent_bytes = sent_before + exchange.sent_bytes
-        for node, message in exchange.replies(self.timeout):
+        enough = max(1, math.ceil(self.quorum * len(tasks)))
+        for node, message in exchange.replies(self.timeout, enough, self.late_seconds):
             self.notice({self.name(node): WAITING})
             if message.has_error():
                 self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
@@ -131,12 +143,13 @@ class Fleet:
 
     def exclude(self, node: int, reason: str) -> None:
         """Note that a node takes no part in this job, and why."""
+        self.left_out |= {node}
         self._note_absence(node, reason)
 
     def expel(self, node: int, reason: str) -> None:
         """Note that a member takes no part any more, and why."""
         self.members -= {node}
-        self._note_absence(node, reason)
+        self.exclude(node, reason)
 
     def require_quorum(self, answered: int, what: str) -> None:
         """Stop a job that too few sites take part in.

@@ -66,7 +66,9 @@ def _carry_out(
     """Do one job, or what is left of it; its record and its run always say how it ended."""
     settings = store.settings_of(record.job)
     waits = settings.fleet
-    fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
+    fleet = Fleet(
+        grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds
+    )
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     store.forget_activities(record.job)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
@@ -120,7 +122,7 @@ def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
 
 def _give_back(job: Coordinator, reason: str) -> None:
     """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
-    if job.record.kind == "erase" and job.fleet.members:
+    if job.record.kind == "erase" and (job.fleet.members or job.fleet.left_out):
         try:
             settle(job.fleet, job.record.job, job.progress, "returned", reason, job.epoch(), ())
         except FleetError as error:

@@ -125,6 +125,8 @@ def settle(
 ) -> Settled:
     """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
 
+    Those that were left out of it are told, too: they may have taken up requests, which wait again then.
+
     Parameters
     ----------
     epoch
@@ -143,7 +145,7 @@ def settle(
         purge=outcome == "released",
         devices=devices,
     )
-    nodes, purged, acknowledged = fleet.wait_for_nodes(), 0, {}
+    nodes, purged, acknowledged = fleet.connected(), 0, dict[str, int]()
     with progress.phase("Settling the requests at the sites", len(nodes)) as advance:
         for reply in fleet.exchange(SettleTask.TYPE, dict.fromkeys(nodes, task.to_records()), "settle"):
             advance()

@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +115,16 @@ class Store:
 
     def new_job(self, kind: JobKind, settings: Settings) -> JobRecord:
         """Start a job under a readable, unique name; its settings stay what they are now, also when it is resumed."""
-        now = datetime.now(UTC)
-        name = f"{kind}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        record = JobRecord(job=name, kind=kind, step="started", started_at=now)
-        row = {
-            "job": name,
-            "started_at": now.isoformat(),
-            "record": record.model_dump_json(),
-            "settings": settings.model_dump_json(),
-        }
         with self._transaction() as connection:
+            now = _after_all(connection)
+            name = f"{kind}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            record = JobRecord(job=name, kind=kind, step="started", started_at=now)
+            row = {
+                "job": name,
+                "started_at": now.isoformat(),
+                "record": record.model_dump_json(),
+                "settings": settings.model_dump_json(),
+            }
             connection.execute(sa.insert(JOB).values(row))
         return record
 
@@ -300,8 +300,9 @@ class Store:
                 f"Job {champion.job} has the epoch {champion.epoch}, under the fleet's {current.epoch}: it may "
                 "remember forgotten people and cannot become the champion."
             )
-        row = {"at": datetime.now(UTC).isoformat(), "who": who or champion.job, "why": why, **champion.model_dump()}
+        row = {"who": who or champion.job, "why": why, **champion.model_dump()}
         with self._transaction() as connection:
+            row["at"] = _after_all(connection).isoformat()
             connection.execute(sa.delete(CHAMPION))
             connection.execute(sa.insert(CHAMPION).values(champion.model_dump()))
             if current != champion:  # a job that goes over its steps again promotes nothing
@@ -391,3 +392,16 @@ class Store:
             raise JobError(
                 f"{self.file} is damaged ({error.orig}); move the state folder away and start again."
             ) from error
+
+
+def _after_all(connection: sa.Connection) -> datetime:
+    """Return the time now, but always after every job and promotion there is.
+
+    A clock that was wrong and is set right must not make a later job the earlier one: which models remember somebody,
+    and which job may go on, hang on that order.
+    """
+    times = [
+        connection.execute(sa.select(sa.func.max(column))).scalar() for column in (JOB.c.started_at, PROMOTION.c.at)
+    ]
+    latest = [datetime.fromisoformat(time) + timedelta(microseconds=1) for time in times if time is not None]
+    return max(datetime.now(UTC), *latest) if latest else datetime.now(UTC)

@@ -242,7 +242,8 @@ class FederatedUnlearning(FederatedRounds):
         JobError
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
-        fleet = Fleet(grid, timeout, self.settings.fleet.quorum, self.settings.fleet.return_seconds)
+        waits = self.settings.fleet
+        fleet = Fleet(grid, timeout, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds)
         self.journal.traffic = fleet
         fleet.wait_for_nodes(self.settings.fleet.least_sites, self.settings.fleet.connect_seconds)
         try:
@@ -285,7 +286,7 @@ class FederatedUnlearning(FederatedRounds):
 
     def _give_back(self, fleet: Fleet, reason: str) -> None:
         """Let the requests wait for the next job; a site that cannot be told gives them back when that one asks."""
-        if not fleet.members:
+        if not fleet.members and not fleet.left_out:
             return
         try:
             settle(fleet, self.job, self.progress, "returned", reason, self.card.epoch, ())

@@ -162,6 +162,41 @@ def test_too_few_sites_end_a_job_with_one_sentence_and_its_requests_wait(trained
     assert all(site[-1] is RequestState.ACCEPTED for site in states(trained))
 
 
+def test_what_a_site_that_was_left_out_had_taken_up_waits_again(trained):
+    """It asks for too much, or was put out later: its people can be withdrawn, and are asked for by the next job."""
+    modest = trained.model_copy(update={"erasure": trained.erasure.model_copy(update={"largest_forget_share": 0.01})})
+    with pytest.raises(JobError, match=r"No site takes part: .* asks to forget"):
+        run_job(modest, "erase")
+    assert all(site[-1] is RequestState.ACCEPTED for site in states(trained))
+    record = run_job(trained, "erase", MisbehavingGrid(trained, 3, {UnlearnTask.TYPE}, poisoned))
+    assert record.released
+    assert [site[-1] for site in states(trained)].count(RequestState.ACCEPTED) == 1
+
+
+def test_sites_of_the_job_before_that_are_not_connected_are_named(trained):
+    record = run_job(trained, "train", InProcessGrid(trained, absent=frozenset({4})))
+    ((_, reason),) = record.absent.items()
+    assert reason.startswith("took part in erase-")
+    assert reason.endswith("and is not connected")
+
+
+def test_a_verdict_that_fails_is_tried_again_stronger_and_its_request_waits(trained):
+    erasure = trained.erasure.model_copy(update={"max_attempts": 2, "rounds": 1})
+    # No model can be that much better than the majority's answer, so every verdict fails.
+    audit = trained.audit.model_copy(update={"min_gain_over_majority": 1.0})
+    grid = InProcessGrid(trained)
+    record = run_job(trained.model_copy(update={"erasure": erasure, "audit": audit}), "erase", grid)
+    assert (record.released, record.verdict.outcome) == (False, Outcome.FAIL)
+    tasks = [
+        UnlearnTask.from_records(message.content, "test")
+        for message in grid.seen
+        if message.metadata.message_type == UnlearnTask.TYPE and not message.metadata.reply_to_message_id
+    ]
+    epochs = list(dict.fromkeys(task.unlearning.epochs for task in tasks))
+    assert epochs == [erasure.distancing_epochs, 1.5 * erasure.distancing_epochs]
+    assert [site[-1] for site in states(trained)].count(RequestState.ACCEPTED) == 1
+
+
 def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_it_in_every_audit(tmp_path):
     progress = ConsoleProgress(Console(file=io.StringIO()))
     manifest = synthesize(

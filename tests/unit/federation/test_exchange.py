@@ -100,6 +100,25 @@ def test_a_site_that_dies_again_is_not_asked_a_third_time_and_one_that_raises_no
     }
 
 
+def test_a_late_site_is_waited_for_only_so_long_once_a_quorum_has_answered():
+    answers, starts = {1: [RecordDict()], 2: [RecordDict()], 3: [None]}, {1: ["a"], 2: ["a"], 3: ["a"]}
+    tasks = {node: RecordDict() for node in answers}
+    fleet = Fleet(MortalGrid(answers, starts), 600.0, quorum=0.5, late_seconds=0.1)
+    assert [reply.node for reply in fleet.exchange(MessageType.TRAIN, tasks, "1")] == [1, 2]
+    assert fleet.absent == {pseudonym(3): "did not answer train within 0.1 s of 2 other answers"}
+
+    strict = Fleet(MortalGrid(answers, starts), 0.3, quorum=1.0, late_seconds=0.1)  # everybody is the quorum
+    assert len(list(strict.exchange(MessageType.TRAIN, tasks, "1"))) == 2
+    assert strict.absent == {pseudonym(3): "did not answer train within 0.3 s"}
+
+
+def test_an_error_is_no_answer_that_makes_others_late():
+    grid = MortalGrid({1: [RAISED], 2: [None]}, {1: ["a"], 2: ["a"]})
+    fleet = Fleet(grid, 0.3, quorum=0.5, late_seconds=0.05)
+    assert not list(fleet.exchange(MessageType.TRAIN, {1: RecordDict(), 2: RecordDict()}, "1"))
+    assert fleet.absent[pseudonym(2)] == "did not answer train within 0.3 s"
+
+
 def test_members_that_are_away_are_waited_for_once_and_taken_up_when_they_are_back(monkeypatch):
     monkeypatch.setattr("dlfd_fleet.federation.fleet.LONGEST_POLL", 0.02)
     grid = MortalGrid({}, {1: ["a"], 2: [None, None, "a"]})

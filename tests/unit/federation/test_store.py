@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import datetime, timedelta
 
 import pytest
 import torch
 
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.command import reopen
 from dlfd_fleet.federation.records import Champion, FinishedStep
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
@@ -121,6 +123,31 @@ def test_models_of_jobs_that_began_before_an_erasure_are_deleted(tmp_path):
     left = {file.parent.parent.name for file in store.folder.rglob("*.safetensors")}
     assert left == {erasure, later, resumable, running.job}
     assert (store.job_folder(original) / "scores.png").exists()
+
+
+def test_a_clock_that_was_a_day_ahead_changes_no_order(tmp_path, monkeypatch):
+    """A model that remembers is still deleted, and a failed job still goes on, once the clock is right again."""
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=1)
+
+    store = Store(tmp_path)
+    monkeypatch.setattr("dlfd_fleet.federation.store.datetime", Tomorrow)
+    original = store.new_job("train", Settings())
+    store.finish_step(original.job, FinishedStep("train-1", "{}", {"w": torch.zeros(2)}, 1.0, 0))
+    store.save(original.model_copy(update={"step": "settled", "released": True}))
+    store.set_champion(Champion(job=original.job, epoch=0))
+    monkeypatch.undo()
+
+    erasure = store.new_job("erase", Settings())
+    assert [record.job for record in store.jobs()] == [original.job, erasure.job]
+    store.save(erasure.model_copy(update={"step": "failed"}))
+    assert reopen(store, erasure.job).job == erasure.job
+    store.set_champion(Champion(job=erasure.job, epoch=1))
+    store.save(erasure.model_copy(update={"step": "settled", "released": True}))
+    assert store.purge_remembering() == [original.job]
 
 
 def test_one_coordinator_works_on_a_state_folder(tmp_path):
