@@ -6,7 +6,15 @@ compares them with the original model's.
 """
 
 from dlfd_fleet.audit.agreement import agreed
-from dlfd_fleet.audit.attacks import AttackResult, MembershipScores, evaluate, linear_probe, loss_attack, rmia
+from dlfd_fleet.audit.attacks import (
+    AttackResult,
+    MembershipScores,
+    evaluate,
+    linear_probe,
+    loss_attack,
+    rmia,
+    tpr_estimate,
+)
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
@@ -58,4 +66,5 @@ __all__ = [
     "nomus",
     "read_gate",
     "rmia",
+    "tpr_estimate",
 ]

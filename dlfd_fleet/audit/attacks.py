@@ -18,6 +18,7 @@ from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
 
 _FEWEST_NON_MEMBERS = 300
+_FEW_PEOPLE = 5
 _OFFLINE_SLOPE = 0.3
 
 
@@ -168,20 +169,38 @@ def evaluate(attack: MembershipScores, *, resamples: int = 2000, seed: int = 0) 
         auc=auc_estimate(attack, resamples, generator),
         accuracy=accuracy_estimate(attack, resamples, generator),
         person_auc=auc_estimate(attack.by_person(), resamples, generator),
-        tpr_at_1_fpr=_tpr_estimate(attack, resamples, generator),
+        tpr_at_1_fpr=tpr_estimate(attack, resamples, generator),
     )
 
 
 def auc_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate:
     """Estimate the AUC, resampling people on both sides.
 
-    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products.
+    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products. A side of very few
+    people does not show how much people differ, so there the other side says it, if that is wider.
     """
     inside, outside = attack.sides()
     drawn = units(inside.person), units(outside.person)
     wins = pair_wins(inside.score, drawn[0], outside.score, drawn[1])
-    resampled = resampled_aucs(wins, *drawn, resamples, generator)
-    return estimate(attack.auc(), resampled)
+    resampled, value = resampled_aucs(wins, *drawn, resamples, generator), attack.auc()
+    for few, others in ((inside, outside), (outside, inside)):
+        people = len(np.unique(few.person))
+        if people < _FEW_PEOPLE:
+            error = _spread_of_people(others) / np.sqrt(people)
+            if error > np.nanstd(resampled):
+                resampled = value + error * generator.standard_normal(resamples)
+    return estimate(value, resampled)
+
+
+def _spread_of_people(side: MembershipSide) -> float:
+    """Return how far one person's AUC lies from chance when all are of one kind: each against the others of a side."""
+    people = np.unique(side.person)
+    if len(people) < 2:
+        return 0.5
+    wins = pair_wins(side.score, side.person, side.score, side.person)
+    sizes = person_sums(side.person, np.ones((len(side.person), 1)))[:, 0]
+    won = wins.sum(axis=1) - np.diag(wins)
+    return float(np.sqrt(np.mean((won / (sizes * (sizes.sum() - sizes)) - 0.5) ** 2)))
 
 
 def resampled_aucs(
@@ -227,7 +246,8 @@ def accuracy_estimate(attack: MembershipScores, resamples: int, generator: np.ra
     return estimate(float(value), np.mean(rates, axis=0))
 
 
-def _tpr_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate | None:
+def tpr_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate | None:
+    """Estimate the share of members found at one false alarm in a hundred; None under 300 images to set it by."""
     inside, outside = attack.sides()
     if len(outside.score) < _FEWEST_NON_MEMBERS:
         return None

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, equivalence_power
-from dlfd_fleet.audit.scores import Scores, forgetting_score
+from dlfd_fleet.audit.scores import Scores
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -323,9 +323,10 @@ def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
     if candidate.low > 0.5 + margin or candidate.high < 0.5 - margin:
         side = "remembered" if candidate.value > 0.5 else "made conspicuous (losses above those of unseen people)"
         failures.append(f"forgotten people are still {side}: AUC {candidate} lies outside the margin")
-    # Hard people are below chance for retrained models, too: only a lead over chance is memory.
+    # Hard people are below chance for retrained models, too: only a lead over chance is memory; and half of a lead that
+    # may itself be chance says nothing.
     before, after = original.value - 0.5, candidate.value - 0.5
-    if before >= margin and after > before / 2.0:
+    if before >= margin and original.low > 0.5 and after > before / 2.0:
         failures.append(f"the attack was not halved: AUC - 0.5 was {before:.3f} and is {after:.3f}")
     return failures
 
@@ -338,8 +339,8 @@ def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> lis
         doubts.append("the test people show one class only, so a collapse towards it cannot be seen")
     assert original.mia_auc is not None  # noqa: S101 - judge() has refused it
     assert candidate.mia_auc is not None  # noqa: S101
-    if forgetting_score(original.mia_auc.value) < margin:
-        doubts.append(f"the attack finds nobody in the original model either (AUC {original.mia_auc})")
+    if original.mia_auc.low <= 0.5:
+        doubts.append(f"the attack may find nobody in the original model either (AUC {original.mia_auc})")
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
         doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")

@@ -7,12 +7,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dlfd_fleet import audit, unlearning
 from dlfd_fleet.audit import Role, Verdict, auc_difference, loss_attack
 from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
 from dlfd_fleet.bench.evidence import Evidence, Gold, Observation, observe, weigh
@@ -139,7 +140,8 @@ def measure_method(bed: Bed, method: str) -> Row:
         "image_passes_forward": cost.forward_images,
         "image_passes_backward": cost.backward_images,
     }
-    return _row(bed, method, observe(outcome.model, experiment), again, extra, _described(chosen))
+    settings = _described(chosen) or experiment.settings.unlearning.model_dump(exclude={"max_seconds", "epochs"})
+    return _row(bed, method, observe(outcome.model, experiment), again, extra, settings)
 
 
 def measure_references(bed: Bed) -> Iterator[Row]:
@@ -155,11 +157,22 @@ def measure_references(bed: Bed) -> Iterator[Row]:
 
 
 def row_key(settings: Settings, method: str, faces: str) -> str:
-    """Return a digest of everything that decides a row, for resuming."""
+    """Return a digest of everything that decides a row, for resuming: settings, images, and the code of the methods."""
     tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
     tree["bench"].pop("jobs")
     candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
-    return hashlib.sha256(json.dumps([tree, method, candidates, faces], default=str).encode()).hexdigest()[:16]
+    parts = json.dumps([tree, method, candidates, faces, _code()], default=str)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    """Return a digest of the rooms that make and weigh a model: rows of different code belong in no one table."""
+    sha = hashlib.sha256()
+    for room in (unlearning, audit):
+        for file in sorted(Path(str(room.__file__)).parent.rglob("*.py")):
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -233,8 +246,8 @@ def weighed_row(
     extra
         What it took, by the names of the table.
     """
-    audit, seed = experiment.settings.audit, experiment.seed
-    evidence = weigh(model, gold, audit, seed)
+    seed = experiment.seed
+    evidence = weigh(model, gold, experiment.settings.audit, seed)
     relearned = auc_difference(
         [loss_attack(again.samples)], [loss_attack(gold.relearned.samples)], resamples=200, seed=seed
     )
@@ -264,6 +277,7 @@ def _metrics(evidence: Evidence) -> dict[str, float]:
     for name, difference in evidence.person_attacks.items():
         flat[f"{name}_person_auc"] = difference.model
         flat[f"{name}_person_gap"] = difference.value
+    flat |= {f"{name}_tpr_at_1_fpr": share for name, share in evidence.tpr_at_1_fpr.items()}
     flat["test_gap"] = evidence.test.value
     flat["retain_gap"] = evidence.retain.value
     flat["neighbour_exposure"] = evidence.neighbours.value

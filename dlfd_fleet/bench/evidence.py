@@ -25,6 +25,7 @@ from dlfd_fleet.audit import (
     loss_attack,
     measure,
     rmia,
+    tpr_estimate,
 )
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.bench.experiment import Experiment, labelled
@@ -106,6 +107,8 @@ class Evidence:
     retain: Difference
     attacks: tuple[AttackComparison, ...]
     person_attacks: dict[str, Difference]
+    tpr_at_1_fpr: dict[str, float]
+    """Of the loss attack and RMIA, where there are enough people never trained on."""
     neighbours: Difference
     gap_to_retrain: float
     verdict: Verdict
@@ -114,7 +117,10 @@ class Evidence:
 def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Evidence:
     """Attack a model in every way and judge it beside the retrained ones."""
     scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
-    attacks = tuple(_comparison(name, candidate, gold, settings, seed) for name in ATTACKS)
+    # A probe learns from some of the forgotten people who the others are, so there must be two of them.
+    several = len(np.unique(candidate.samples.of(Role.FORGET).person)) > 1
+    names = [name for name in ATTACKS if several or name != "probe"]
+    attacks = tuple(_comparison(name, candidate, gold, settings, seed) for name in names)
     people = {
         name: _difference(name, candidate, gold.retrained, gold, settings, seed, by_person=True)
         for name in ("loss", "rmia")
@@ -127,10 +133,21 @@ def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int
         retain=retain,
         attacks=attacks,
         person_attacks=people,
+        tpr_at_1_fpr=_found_at_1_fpr(candidate, gold, seed),
         neighbours=neighbour_exposure(candidate, gold.original, settings, seed),
         gap_to_retrain=float(np.mean(gaps)),
         verdict=judge_beside_retrained(scores, test, retain, attacks, settings),
     )
+
+
+def _found_at_1_fpr(candidate: Observation, gold: Gold, seed: int) -> dict[str, float]:
+    found = {}
+    for name in ("loss", "rmia"):
+        each = [tpr_estimate(one, 1, np.random.default_rng(seed)) for one in _variants(name, candidate, gold)]
+        shares = [one.value for one in each if one is not None]
+        if shares:
+            found[name] = float(np.mean(shares))
+    return found
 
 
 def _accuracy(role: Role, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Difference:
@@ -191,21 +208,26 @@ def _difference(
     *,
     by_person: bool = False,
 ) -> Difference:
-    """Compare an attack on a model with the same attack on retrained ones.
-
-    A retrained model can only be attacked with the other ones as reference models, so any other model too is attacked
-    with all but one, in turn: the attacks that are compared are equally strong.
-    """
+    """Compare an attack on a model with the same attack on retrained ones."""
 
     def attacks(attacked: Observation) -> list[MembershipScores]:
-        pool = gold.reference_models
-        without = [tuple(one for one in pool if one is not out) for out in pool]
-        variants = [others for out, others in zip(pool, without, strict=True) if out is attacked] or without
-        scores = [membership(name, attacked, others) for others in (variants if name == "rmia" else variants[:1])]
+        scores = _variants(name, attacked, gold)
         return [one.by_person() for one in scores] if by_person else scores
 
     known = [one for other in retrained for one in attacks(other)]
     return auc_difference(attacks(model), known, resamples=settings.resamples, seed=seed)
+
+
+def _variants(name: str, attacked: Observation, gold: Gold) -> list[MembershipScores]:
+    """Return the scores of an attack on a model, for RMIA one for each set of reference models.
+
+    A retrained model can only be attacked with the other ones as reference models, so any other model too is attacked
+    with all but one, in turn: the attacks that are compared are equally strong.
+    """
+    pool = gold.reference_models
+    without = [tuple(one for one in pool if one is not out) for out in pool]
+    variants = [others for out, others in zip(pool, without, strict=True) if out is attacked] or without
+    return [membership(name, attacked, others) for others in (variants if name == "rmia" else variants[:1])]
 
 
 @lru_cache(maxsize=256)

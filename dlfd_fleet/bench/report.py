@@ -33,6 +33,8 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("abs_rmia_gap", "|RMIA AUC - retrained|"),
     ("abs_probe_gap", "|probe AUC - retrained|"),
     ("abs_relearned_gap", "|AUC - retrained| relearned"),
+    ("loss_tpr_at_1_fpr", "found at 1% FPR, loss"),
+    ("rmia_tpr_at_1_fpr", "found at 1% FPR, RMIA"),
     ("neighbour_exposure", "neighbours' AUC, change"),
     ("nomus", "NoMUS"),
     ("gap_to_retrain", "average gap"),
@@ -123,7 +125,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 
 def _with_distances(row: Row) -> dict[str, float]:
-    return row.metrics | {f"abs_{name}": abs(row.metrics[name]) for name in DISTANCES}
+    return row.metrics | {f"abs_{name}": abs(row.metrics[name]) for name in DISTANCES if name in row.metrics}
 
 
 def _mean_of_models(models: Sequence[dict[str, float]]) -> dict[str, float]:

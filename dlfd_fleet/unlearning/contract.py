@@ -13,6 +13,8 @@ from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 
+_LEAST_GAIN_OVER_CONSTANT = 0.1
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """From float images ``(N, 3, S, S)`` in [0, 1] to changed ones of the same shape and range."""
 
@@ -94,6 +96,17 @@ class UtilityFloor:
         """Return how far a model is under it; 0 if it is useful."""
         stay = reading.retain_accuracy + reading.retain_half_width
         return max(0.0, self.utility - reading.utility, self.retain_accuracy - stay)
+
+
+def collapse(reading: Reading, validation: LabelledImages) -> tuple[str, ...]:
+    """Return in words that a model answers nearly the same to everybody, if it does.
+
+    Of validation people who show one class only nobody can tell.
+    """
+    classes = 2 if validation.multi_label else len(torch.unique(validation.labels))
+    if classes < 2 or reading.utility >= 1.0 / classes + _LEAST_GAIN_OVER_CONSTANT:
+        return ()
+    return (f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed",)
 
 
 def checkpoint_rank(reading: Reading, floor: UtilityFloor, gate: float) -> tuple[bool, float, float]:

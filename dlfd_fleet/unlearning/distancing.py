@@ -38,15 +38,15 @@ from dlfd_fleet.unlearning.contract import (
     UnlearnOutcome,
     UtilityFloor,
     checkpoint_rank,
+    collapse,
 )
-from dlfd_fleet.unlearning.monitor import MOST_RETAIN, loss_monitor
+from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.session import Session
-from dlfd_fleet.unlearning.training import classification_loss, recalibrate
+from dlfd_fleet.unlearning.training import classification_loss, frozen, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
 _STOOD_STILL = 0.8
-_LEAST_GAIN_OVER_CONSTANT = 0.1
 
 
 def dlfd(
@@ -183,12 +183,11 @@ def _distance(session: Session, optimizer: torch.optim.Optimizer, steps: int) ->
 
 def _noise(session: Session, images: Tensor, labels: Tensor, others: Tensor, retain_weight: float) -> Tensor:
     """Find the noise with frozen weights: no gradient of theirs is computed, their statistics stay as they are."""
-    model, steps = session.model, session.settings.steps
-    model.eval().requires_grad_(False)
-    with torch.no_grad():
-        forget_features = model.features(others)
-    noise = distancing_noise(model, images, labels, forget_features, session.settings, retain_weight)
-    model.requires_grad_(True)
+    model, steps = session.model.eval(), session.settings.steps
+    with frozen(model):
+        with torch.no_grad():
+            forget_features = model.features(others)
+        noise = distancing_noise(model, images, labels, forget_features, session.settings, retain_weight)
     session.forward_images += len(others) + steps * len(images)
     session.backward_images += steps * len(images)
     session.noise_images += steps * len(images)
@@ -260,14 +259,11 @@ class _Rounds:
 
     def look(self, phase: str) -> None:
         """Read the model, and keep its weights if it is the best so far."""
-        session, before = self.session, self.session.seconds()
+        session = self.session
         if self.trace:
             recalibrate(session.model, session.retain_sample())
             session.forward_images += len(session.retain_sample())
-        stay = min(len(session.retain), MOST_RETAIN)
-        session.forward_images += len(session.forget) + len(session.validation) + stay
-        entry = TraceEntry(session.steps, phase, self.monitor(session.model))
-        session.monitor_seconds += session.seconds() - before
+        entry = TraceEntry(session.steps, phase, session.look(self.monitor))
         self.trace.append(entry)
         latest = len(self.trace) - 1
         if latest == 0 or self._rank(latest) > self._rank(self.best):
@@ -290,16 +286,12 @@ class _Rounds:
 
     def _reasons(self, reading: Reading) -> tuple[str, ...]:
         """Return why the chosen checkpoint is no success, if it is none."""
-        labels = self.session.validation.labels
-        classes = 2 if self.session.validation.multi_label else len(torch.unique(labels))
         reasons = []
         if self.best == 0:
             reasons.append(f"no round was useful enough{self._closest()}, so the original is given back")
         if reading.attack_auc > 0.5 + self.session.settings.gate:
             reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
-        if classes > 1 and reading.utility < 1.0 / classes + _LEAST_GAIN_OVER_CONSTANT:
-            reasons.append(f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed")
-        return tuple(reasons)
+        return (*reasons, *collapse(reading, self.session.validation))
 
     def _closest(self) -> str:
         """Return in words what the most useful round was short of."""

@@ -6,14 +6,25 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning.contract import Augment, Cost, LabelledImages, Monitor, TraceEntry, UnlearnOutcome
-from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate
+from dlfd_fleet.unlearning.contract import (
+    Augment,
+    Cost,
+    LabelledImages,
+    Monitor,
+    TraceEntry,
+    UnlearnOutcome,
+    collapse,
+)
+from dlfd_fleet.unlearning.monitor import MOST_IMAGES, MOST_RETAIN, loss_monitor
+from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients
 
 _STATISTICS_IMAGES = 512
 
@@ -137,6 +148,19 @@ class Session:
         rows = torch.randperm(len(self.retain), generator=torch.Generator().manual_seed(self.seed))
         return self.retain.select(rows[:_STATISTICS_IMAGES])
 
+    def look(self, monitor: Monitor) -> Reading:
+        """Read the model, and count what that takes."""
+        before = self.seconds()
+        reading = monitor(self.model)
+        self.monitor_seconds += self.seconds() - before
+        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation))
+        self.forward_images += min(len(self.retain), MOST_RETAIN)
+        return reading
+
+    def collapse(self, monitor: Monitor | None = None) -> tuple[str, ...]:
+        """Look at the model, and say in words that it answers nearly the same to everybody, if it does."""
+        return collapse(self.look(monitor or loss_monitor(self.forget, self.validation, self.retain)), self.validation)
+
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()
     ) -> UnlearnOutcome:
@@ -146,12 +170,25 @@ class Session:
         return UnlearnOutcome(self.model, trace, cost, self.steps if chosen_step is None else chosen_step, failures)
 
 
+def refuse_labels(method: str, data: LabelledImages) -> None:
+    """Raise a :class:`ValueError` if images have several labels."""
+    if data.multi_label:
+        raise ValueError(f"{method} is defined for one class an image, not for several labels.")
+
+
 class Peer(ABC):
     """A method that runs through without looking: its paper has no gate.
 
     Subclasses are frozen dataclasses of their hyper-parameters; the ones that all methods share (epochs, batch size,
     learning rate, momentum, weight decay, time limit) come with the settings.
+
+    Attributes
+    ----------
+    one_class_only
+        Whether the paper defines it for one class an image only.
     """
+
+    one_class_only: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -160,7 +197,7 @@ class Peer(ABC):
         forget: LabelledImages,
         validation: LabelledImages,
         settings: UnlearningSettings,
-        monitor: Monitor | None = None,  # noqa: ARG002 - the contract's; there is no gate to look through
+        monitor: Monitor | None = None,
         *,
         seed: int = 0,
         class_weights: Tensor | None = None,
@@ -168,17 +205,21 @@ class Peer(ABC):
     ) -> UnlearnOutcome:
         """Unlearn in place; batch-norm statistics are taken anew from the retain set at the end.
 
+        There is one look, at the end: a model that has collapsed is no success.
+
         Raises
         ------
         ValueError
-            If a set is empty.
+            If a set is empty, or images have several labels and the method is not defined for them.
         """
+        if self.one_class_only:
+            refuse_labels(type(self).__name__, retain)
         session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
         model.train()
-        self.unlearn(session)
-        model.requires_grad_(True)
+        with restored_gradients(model):
+            self.unlearn(session)
         recalibrate(model, session.retain_sample())
-        return session.outcome()
+        return session.outcome(failures=session.collapse(monitor))
 
     @abstractmethod
     def unlearn(self, session: Session) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +27,25 @@ def device_of(model: nn.Module) -> torch.device:
 def optimizer_of(model: nn.Module, settings: TrainingSettings | UnlearningSettings, rate: float) -> torch.optim.SGD:
     """Return SGD with the momentum and weight decay of the settings."""
     return torch.optim.SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+@contextmanager
+def restored_gradients(model: nn.Module) -> Iterator[None]:
+    """Let a block choose which parameters are trained; afterwards those are that were before."""
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, trained in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(trained)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Compute no gradient of any weight in a block."""
+    with restored_gradients(model):
+        model.requires_grad_(False)
+        yield
 
 
 def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Unsir(Peer):
         SGD step of the impairing epoch; the repair has the settings' own.
     """
 
+    one_class_only: ClassVar[bool] = True
     matrices: int = 4
     noise_steps: int = 40
     noise_rate: float = 0.1

@@ -17,7 +17,7 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, LabelledImages, Monitor, UnlearnOutcome
 from dlfd_fleet.unlearning.peers.noise import normalisation
-from dlfd_fleet.unlearning.session import Session
+from dlfd_fleet.unlearning.session import Session, refuse_labels
 from dlfd_fleet.unlearning.training import predict_probabilities
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
@@ -73,8 +73,9 @@ class ReleasedDlfd:
         Raises
         ------
         ValueError
-            If a set is empty.
+            If a set is empty, or images have several labels.
         """
+        refuse_labels(type(self).__name__, retain)
         session = Session(model, retain, forget, validation, settings, seed, class_weights)
         optimizer = session.optimizer()
         size = max(2, min(settings.batch_size, len(forget)))
@@ -97,7 +98,7 @@ class ReleasedDlfd:
                 best = _Checkpoint(utility, session.steps, weights)
         if best.weights:
             model.load_state_dict(best.weights)
-        return session.outcome(chosen_step=best.step if best.weights else None)
+        return session.outcome(chosen_step=best.step if best.weights else None, failures=session.collapse())
 
     def _noisy(self, session: Session, images: Tensor, labels: Tensor, others: Tensor, retain_weight: float) -> Tensor:
         """Return the images that the released steps train on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class SalUn(Peer):
         Share of all weights that may change.
     """
 
+    one_class_only: ClassVar[bool] = True
     share: float = 0.5
 
     def unlearn(self, session: Session) -> None:

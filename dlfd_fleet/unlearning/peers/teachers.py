@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class BadTeacher(Peer):
         Divides all logits; the paper's 1.
     """
 
+    one_class_only: ClassVar[bool] = True
     retain_share: float = 0.3
     temperature: float = 1.0
 
@@ -78,6 +80,7 @@ class Scrub(Peer):
         Divides all logits.
     """
 
+    one_class_only: ClassVar[bool] = True
     alpha: float = 0.5
     gamma: float = 1.0
     msteps: int = 2

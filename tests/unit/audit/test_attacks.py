@@ -117,10 +117,34 @@ def test_the_probe_finds_a_shared_trace_in_features_and_no_identity():
     assert evaluate(blind, resamples=200).auc.low < 0.5
 
 
-def test_one_person_a_side_is_bounded_by_images():
-    scores = model(world(2, people=1, images=12), 2)
-    auc = evaluate(loss_attack(scores), resamples=300).auc
-    assert auc.low < auc.value < auc.high or auc.standard_error > 0
+def drawn(generator, people, images, effect, leak=0.0):
+    """Scores of people who differ by ``effect``, members higher by ``leak``, and who is who."""
+    person = np.repeat(np.arange(people), images)
+    return generator.normal(leak + generator.normal(0.0, effect, people)[person], 1.0), person
+
+
+@pytest.mark.parametrize(
+    ("people", "images", "effect"), [(1, 5, 0.0), (1, 5, 1.0), (1, 60, 0.5), (2, 5, 1.0), (4, 10, 0.5)]
+)
+def test_few_people_are_bounded_by_how_much_people_differ(people, images, effect):
+    """Without a leak the bounds hold 0.5 in most draws, and never show equivalence, whoever it is that is forgotten."""
+    generator, covered, shown = np.random.default_rng(0), 0, 0
+    for _ in range(100):
+        (inside, members), (outside, unseen) = (drawn(generator, count, images, effect) for count in (people, 40))
+        truth = np.repeat([True, False], [len(inside), len(outside)])
+        attack = MembershipScores(np.concatenate([inside, outside]), truth, np.concatenate([members, 100 + unseen]))
+        auc = auc_estimate(attack, 200, generator)
+        covered += auc.low <= 0.5 <= auc.high
+        shown += auc.value - 1.645 * auc.standard_error > 0.4 and auc.value + 1.645 * auc.standard_error < 0.6
+    assert covered >= 85
+    assert shown <= 1
+
+
+def test_one_person_against_one_tells_nothing():
+    attack = MembershipScores(np.array([3.0, 4.0, 1.0, 2.0]), np.array([True, True, False, False]), np.arange(4) // 2)
+    auc = auc_estimate(attack, 500, np.random.default_rng(0))
+    assert auc.value == 1.0
+    assert auc.low < 0.5
 
 
 @settings(max_examples=25)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-from dlfd_fleet.audit import Role, SampleScores, gap_to_retrain, measure, nomus
+from dlfd_fleet.audit import Role, SampleScores, forgetting_score, gap_to_retrain, measure, nomus
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError
 
@@ -95,6 +95,14 @@ def test_bounds_hold_their_value_and_stay_fractions(seed, shift):
 def test_nomus_is_the_papers_formula_and_rewards_collapse():
     assert nomus(0.62, 0.528) == pytest.approx(0.782)
     assert nomus(0.70, 0.50) == pytest.approx(0.85)  # a constant answer: never read it alone
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_forgetting_is_symmetric_and_nomus_a_fraction(accuracy, attack):
+    assert forgetting_score(attack) == pytest.approx(forgetting_score(1.0 - attack))
+    assert 0.0 <= forgetting_score(attack) <= 0.5
+    assert 0.0 <= nomus(accuracy, attack) <= 1.0
 
 
 def test_without_forgotten_people_utility_is_still_measured():

@@ -84,7 +84,10 @@ def test_a_leak_a_lost_utility_or_a_collapse_fails(candidate, words):
     ("original", "candidate", "words"),
     [
         (ORIGINAL, scores(auc=0.52, error=0.09), "too few"),
-        (scores(auc=0.55), scores(auc=0.51), "finds nobody in the original"),
+        (scores(auc=0.53), scores(auc=0.51), "may find nobody in the original"),
+        (scores(auc=0.38), scores(auc=0.51), "may find nobody in the original"),  # hard people, and no memory of them
+        (scores(auc=0.62, error=0.2), scores(auc=0.51), "may find nobody in the original"),
+        (scores(auc=0.70, error=0.2), scores(auc=0.62, error=0.1), "may find nobody in the original"),
         (ORIGINAL, scores(auc=0.51, control=0.7), "never-trained"),
         (ORIGINAL, scores(auc=0.51, unseen_classes=1), "one class only"),
     ],

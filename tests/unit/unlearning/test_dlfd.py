@@ -244,6 +244,39 @@ def test_the_monitor_leaves_mode_and_weights_alone():
     assert digest(state_arrays(model)) == digest(before)
 
 
+def test_a_monitor_of_bytes_and_floats_is_refused():
+    floats = LabelledImages(RETAIN.images.float() / 255.0, RETAIN.labels)
+    with pytest.raises(ValueError, match="must all be uint8, or all be floats"):
+        loss_monitor(FORGET, VALIDATION, floats)
+
+
+def test_a_look_at_large_sets_takes_less_than_a_tenth_of_a_round():
+    """In images: two looks, at a sixth of the cost of a training step each, beside one round of the defaults."""
+    seen = []
+
+    class Counting(nn.Linear):
+        def forward(self, images):
+            seen.append(len(images))
+            return torch.zeros(len(images), 2)
+
+    large = LabelledImages(torch.zeros(3000, 3, 16, 16, dtype=torch.uint8), torch.arange(3000) % 2)
+    loss_monitor(large, large, large)(WrappedClassifier(Counting(1, 1), ""))
+    defaults = UnlearningSettings()
+    trained = (defaults.distancing_steps + defaults.repair_steps) * defaults.batch_size
+    noised = defaults.distancing_steps * defaults.steps * defaults.batch_size
+    assert 2 * sum(seen) / 6.0 < 0.12 * (trained + noised)
+
+
+def test_layers_that_its_user_has_frozen_stay_frozen_and_as_they_are():
+    model = small_classifier()
+    model.module[0].requires_grad_(False)
+    before = model.module[0].weight.clone()
+    dlfd(model, RETAIN, FORGET, VALIDATION, SETTINGS, seed=1)
+    assert torch.equal(model.module[0].weight, before)
+    assert not model.module[0].weight.requires_grad
+    assert model.module[5].weight.requires_grad
+
+
 def test_rank_prefers_usefulness_then_forgetting_then_utility():
     useless, leaking, forgot, better = Reading(0.5, 0.5), Reading(0.9, 0.8), Reading(0.9, 0.52), Reading(0.92, 0.49)
     hard_people, at_their_cost = Reading(0.93, 0.3), Reading(0.93, 0.3, retain_accuracy=0.7)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
@@ -160,9 +161,50 @@ def test_when_the_time_is_up_on_the_way_the_loops_end(unlearner, monkeypatch):
 def test_passes_are_counted():
     settings = SETTINGS.model_copy(update={"epochs": 2.0})
     cost = run(FineTune(), settings=settings).cost
-    assert (cost.forward_images, cost.backward_images, cost.noise_images) == (2 * 24, 2 * 24, 0)
+    look = 6 + 9 + 24  # one, at the end
+    assert (cost.forward_images, cost.backward_images, cost.noise_images) == (2 * 24 + look, 2 * 24, 0)
     cost = run(Unsir(matrices=2, noise_steps=5), settings=settings).cost
     assert cost.noise_images == 5 * 2 * 3  # three classes in the forget set
+
+
+@pytest.mark.parametrize("unlearner", FIRST)
+def test_a_model_that_answers_the_same_to_everybody_is_no_success(unlearner):
+    model = classifier()
+    with torch.no_grad():
+        model.module[7].weight.zero_()
+        model.module[7].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-9})
+    outcome = run(unlearner, model=model, settings=settings)
+    answers = predict_probabilities(outcome.model, VALIDATION).argmax(axis=1)
+    assert outcome.success == (balanced_accuracy_score(VALIDATION.labels, answers) >= 1 / 3 + 0.1)
+    assert outcome.success is False or isinstance(unlearner, ExactUnlearning)  # which has reset the layer
+    if not outcome.success:
+        assert "near a constant answer's: the model collapsed" in outcome.failures[0]
+
+
+@pytest.mark.parametrize("unlearner", FIRST)
+def test_a_method_of_one_class_an_image_says_so_and_the_others_take_several_labels(unlearner):
+    data = [
+        LabelledImages(one.images, torch.stack([one.labels == place for place in range(3)], dim=1).float())
+        for one in (RETAIN, FORGET, VALIDATION)
+    ]
+    if getattr(unlearner, "one_class_only", False) or isinstance(unlearner, ReleasedDlfd):
+        with pytest.raises(ValueError, match="is defined for one class an image, not for several labels"):
+            unlearner(classifier(), *data, SETTINGS)
+    else:
+        outcome = unlearner(classifier(), *data, SETTINGS)
+        assert all(torch.isfinite(value).all() for value in outcome.model.state_dict().values())
+
+
+@pytest.mark.parametrize("unlearner", FIRST)
+def test_layers_that_were_not_trained_before_are_not_afterwards(unlearner):
+    model = classifier()
+    model.module[0].requires_grad_(False)
+    if isinstance(unlearner, SalUn | MaskedSmallGradients | SelectiveSynapticDampening | ReleasedDlfd):
+        pytest.skip("needs the gradient of every weight")
+    outcome = run(unlearner, model=model)
+    assert [parameter.requires_grad for parameter in outcome.model.module[0].parameters()] == [False, False]
+    assert all(parameter.requires_grad for parameter in outcome.model.module[7].parameters())
 
 
 def test_an_empty_set_is_refused():
@@ -296,7 +338,7 @@ def test_the_released_code_looks_at_every_image_after_every_batch_and_skips_batc
     # Forget batches of 8 and of 1 in turn: the second of three retain batches is skipped, so two are trained on.
     assert outcome.chosen_step == 2
     assert outcome.cost.backward_images == 2 * 8
-    assert outcome.cost.forward_images == 2 * 8 + 2 * (24 + 9 + 9)
+    assert outcome.cost.forward_images == 2 * 8 + 3 * (24 + 9 + 9)  # and one look for its outcome, at the end
     assert 0.0 < outcome.cost.monitor_seconds < outcome.cost.seconds
 
 
