@@ -75,6 +75,19 @@ def test_a_second_run_goes_on_and_repeats_nothing(measured):
     assert "training original" not in again.stdout
 
 
+def test_one_person_is_measured_without_a_probe_and_not_certified(measured):
+    folder, (_, faces, *_), _ = measured
+    done = bench(
+        folder / "one", "--set", "bench.forget_share=0.05", "--data", faces, "--methods", "dlfd", "--budget", "5m"
+    )
+    assert done.returncode == 0, done.stderr
+    row = json.loads((folder / "one" / "bench" / "rows.json").read_text())[-1]
+    assert row["verdict"]["outcome"] != "PASS"
+    assert "loss_gap" in row["metrics"]
+    assert "probe_gap" not in row["metrics"]
+    assert row["settings"]["distancing_steps"] == 2
+
+
 def test_mlflow_has_a_run_for_the_bench_and_one_for_each_method(measured):
 
     folder, _, _ = measured
