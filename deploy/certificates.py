@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA, SUPERLINK, NODES = "ca", "superlink", "nodes"
+# The gate, operators and Flower's own ServerApps connect to it on its own machine.
+_ITS_OWN_MACHINE = "127.0.0.1"
 _CLOCKS_DIFFER = timedelta(days=1)
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 Folder = Annotated[Path, typer.Argument(help="Folder of the fleet's keys.")]
@@ -41,7 +43,7 @@ def make(
     names: Annotated[list[str], typer.Argument(help="Names and addresses of the SuperLink.")],
     days: Annotated[int, typer.Option(min=1, help="How long the SuperLink's certificate is valid.")] = 365,
 ) -> None:
-    """Make the CA, valid for ten times as long, and the SuperLink's certificate."""
+    """Make the CA, valid for ten times as long, and the SuperLink's certificate, for 127.0.0.1 too."""
     ca_key, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     issuer = _name("dlfd-fleet CA")
     authority = (
@@ -53,7 +55,7 @@ def make(
     )
     server = (
         _certificate(_name(names[0]), issuer, key.public_key(), days)
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(_alternative_names(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -121,6 +123,11 @@ def _certificate(
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _alternative_names(names: list[str]) -> x509.SubjectAlternativeName:
+    every = dict.fromkeys([*names, _ITS_OWN_MACHINE])
+    return x509.SubjectAlternativeName([_general_name(name) for name in every])
 
 
 def _general_name(text: str) -> x509.GeneralName:

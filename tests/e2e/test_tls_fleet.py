@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -18,53 +16,14 @@ import yaml
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
+from tests.e2e.processes import PATIENCE, free_ports, kill_tree, wait_until
 from tests.integration.mlflow_server import Server
 from tests.mlflow_client import client_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SITES = 3
-PATIENCE = 900.0  # a machine with other work takes its time; nothing is asserted of that
 AT_WORK = 250e6  # bytes of a ClientApp that has torch, and so has taken its message
-
-
-def wait_until(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE:.0f} s"
-        time.sleep(0.2)
-
-
-def free_ports(count):
-    """The first of some neighbouring ports that nobody listens on."""
-    for start in range(20000 + os.getpid() % 20000, 60000, count):
-        with closing(socket.socket()) as last:
-            try:
-                for port in range(start, start + count):
-                    with closing(socket.socket()) as probe:
-                        probe.bind(("127.0.0.1", port))
-                last.bind(("127.0.0.1", start))
-            except OSError:
-                continue
-        return start
-    raise AssertionError("no free ports")
-
-
-def kill_tree(process, how):
-    """End a process that a test started, and everything that it has started; return when they are gone."""
-    try:
-        root = psutil.Process(process.pid)
-        family = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            member.send_signal(how)
-    _, alive = psutil.wait_procs(family, timeout=60)
-    for member in alive:
-        member.kill()
-    psutil.wait_procs(alive, timeout=60)
-    process.wait()
 
 
 def said_by(process, code):
@@ -79,7 +38,8 @@ class TlsFleet(SmallFleet):
 
     def __init__(self, small, mlflow_uri):
         self.state, self.config, self.uri = small.state, small.config, mlflow_uri
-        self.port = free_ports(SITES + 2)
+        self.superlink = free_ports(SITES + 3)  # then its gate, the SuperNodes, and one that is refused
+        self.port = self.superlink + 1
         self.script = None
 
     @property
@@ -117,7 +77,7 @@ class TlsFleet(SmallFleet):
             kill_tree(self.script, how)
             self.script = None
 
-    def find(self, program, site=0):
+    def find(self, program, site=-1):
         """The running process of one of Flower's programs: of the n-th site, or of the SuperLink; None without one."""
         for process in psutil.Process(self.script.pid).children(recursive=True):
             with suppress(psutil.Error, IndexError):
@@ -142,7 +102,7 @@ class TlsFleet(SmallFleet):
         words = file["services"][service]["healthcheck"]["test"]
         assert words[:2] == ["CMD", "python"]
         here = {
-            "superlink:9300": f"127.0.0.1:{self.port}",
+            "superlink:9299": f"127.0.0.1:{self.superlink}",
             "127.0.0.1:9301": f"127.0.0.1:{self.port + 1}",
             "/run/secrets": str(self.keys),
         }
@@ -217,7 +177,7 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
     for stranger in ((*trusting, "--auth-supernode-private-key", str(unknown)), trusting, ("--insecure",)):
         assert "could not establish a connection to the SuperLink" in tls_fleet.refused(*stranger), stranger
     with (tls_fleet.state / "flwr" / "config.toml").open("a") as configuration:
-        configuration.write(f'\n[superlink.plain]\naddress = "127.0.0.1:{tls_fleet.port}"\ninsecure = true\n')
+        configuration.write(f'\n[superlink.plain]\naddress = "127.0.0.1:{tls_fleet.superlink}"\ninsecure = true\n')
     assert tls_fleet.run("job", "start", "train", "--superlink", "plain").returncode == 2
     for service in ("superlink", "clinic"):
         assert tls_fleet.is_well(service)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from functools import cache
 from importlib.resources import files
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import jsonschema
@@ -24,10 +25,11 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 MANIFESTS = [
     document
     for file in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-    if file.name != "kustomization.yaml"
     for document in yaml.safe_load_all(file.read_text())
 ]
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+# The program in this image has this file capability, and Linux does not start it without: execve(2), EPERM.
+NEEDED_TO_START = {"caddy:2": ["NET_BIND_SERVICE"]}
 
 
 def named(document):
@@ -89,24 +91,91 @@ def test_kubernetes_manifests_are_valid(document):
 
 
 def test_kustomization_names_every_manifest():
-    listed = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
-    found = {file.name for file in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
-    assert set(listed["resources"]) == found
+    listed = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
+    assert set(listed["resources"]) == {f"kubernetes/{file.name}" for file in (DEPLOY / "kubernetes").glob("*.yaml")}
+    made = {generator["name"] for generator in listed["configMapGenerator"]}
     for generator in listed["configMapGenerator"]:
         for entry in generator["files"]:
-            assert (DEPLOY / "kubernetes" / entry.split("=")[1]).exists()
+            file = (DEPLOY / entry.split("=")[-1]).resolve()
+            assert file.is_file()
+            assert file.is_relative_to(DEPLOY)  # kustomize reads nothing above its own folder
+    volumes = [volume for document in pods() for volume in document["spec"]["template"]["spec"].get("volumes", [])]
+    assert {volume["configMap"]["name"] for volume in volumes if "configMap" in volume} == made
 
 
-def test_sites_can_reach_the_superlink_and_not_mlflow():
-    networks = {name: set(service.get("networks", [])) for name, service in COMPOSE["services"].items()}
+def test_in_compose_the_gate_alone_is_published_and_the_superlink_is_reached_by_it_alone():
+    services = COMPOSE["services"]
+    published = {
+        name: port for name, service in services.items() for port in service.get("ports", []) if "127.0.0.1" not in port
+    }
+    assert published == {"gate": "9300:9300"}
+    networks = {name: set(service["networks"]) for name, service in services.items()}
+    assert {name for name in networks if networks[name] & networks["superlink"]} == {"superlink", "gate", "mlflow"}
+    (between,) = networks["gate"] & networks["superlink"]
+    assert COMPOSE["networks"][between]["internal"]
     for site in ("clinic", "shop"):
-        assert networks[site] & networks["superlink"]
-        assert not networks[site] & (networks["mlflow"] | networks["postgres"])
-        assert "MLFLOW_TRACKING_URI" not in COMPOSE["services"][site].get("environment", {})
+        assert networks[site] < networks["gate"]
+        assert not networks[site] & (networks["superlink"] | networks["mlflow"] | networks["postgres"])
+        assert "MLFLOW_TRACKING_URI" not in services[site].get("environment", {})
+
+
+def test_in_kubernetes_the_gate_alone_is_open_and_the_superlink_is_reached_by_it_alone():
     policies = {named(document): document["spec"] for document in MANIFESTS if document["kind"] == "NetworkPolicy"}
     assert policies["NetworkPolicy-nothing-but-names"]["podSelector"] == {}
-    (sources,) = [rule["from"] for rule in policies["NetworkPolicy-mlflow"]["ingress"]]
-    assert sources == [{"podSelector": {"matchLabels": {"app": "superlink"}}}]
+    reached_by = {
+        (policy["podSelector"]["matchLabels"]["app"], rule["ports"][0]["port"]): rule.get("from")
+        for policy in policies.values()
+        for rule in policy.get("ingress", [])
+    }
+    assert reached_by == {
+        ("gate", 9300): None,
+        ("superlink", 9299): [{"podSelector": {"matchLabels": {"app": "gate"}}}],
+        ("mlflow", 5000): [{"podSelector": {"matchLabels": {"app": "superlink"}}}],
+        ("postgres", 5432): [{"podSelector": {"matchLabels": {"app": "mlflow"}}}],
+    }
+    (sites_may,) = policies["NetworkPolicy-site-to-gate"]["egress"]
+    assert sites_may["to"] == [{"podSelector": {"matchLabels": {"app": "gate"}}}]
+
+
+def test_with_systemd_the_superlink_is_on_loopback_where_the_gate_looks_for_it():
+    words = shlex.split(unit(DEPLOY / "systemd" / "dlfd-fleet-superlink.service")["Service"]["ExecStart"])
+    given = dict(pairwise(words))
+    assert given["--host"] == "127.0.0.1"
+    gate = (DEPLOY / "systemd" / "dlfd-fleet-gate.service").read_text()
+    assert f"GATE_SUPERLINK={given['--host']}:{given['--port']} " in gate
+
+
+def test_the_gate_is_a_gate_and_nothing_else():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATE_")}
+    command = [str(BIN / "caddy"), "adapt", "--config", str(DEPLOY / "Caddyfile"), "--adapter", "caddyfile"]
+    adapted = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    caddy = json.loads(adapted.stdout)
+    assert caddy["admin"] == {"disabled": True, "config": {"persist": False}}
+    (server,) = caddy["apps"]["http"]["servers"].values()
+    assert server["listen"] == ["0.0.0.0:9300"]
+    assert server["automatic_https"] == {"disable": True}
+    assert server["protocols"] == ["h1", "h2"]
+    assert "automation" not in caddy["apps"]["tls"]
+    assert re.findall(r'"dial": ?"([^"]+)"', adapted.stdout) == ["superlink:9299"]
+
+
+def test_kubernetes_sets_no_variable_that_the_gate_reads():
+    read = set(re.findall(r"\{\$(\w+)", (DEPLOY / "Caddyfile").read_text()))
+    assert len(read) == 6
+    for document in MANIFESTS:
+        if document["kind"] == "Service":
+            prefix = document["metadata"]["name"].upper()
+            assert not [name for name in read if re.match(rf"{prefix}_(PORT|SERVICE)", name)]
+
+
+def test_the_certificate_has_the_names_that_sites_and_the_gate_connect_to():
+    (made,) = re.findall(r"certificates.py make deploy/keys (.+)", (DEPLOY / "README.md").read_text())
+    upstream = re.search(r"GATE_SUPERLINK:(\w+):", (DEPLOY / "Caddyfile").read_text()).group(1)
+    for _, words in commands():
+        for word in words:
+            if word.startswith("--superlink=") and "$" not in word:
+                assert word.partition("=")[2].partition(":")[0] in made.split()
+    assert upstream in made.split()
 
 
 @pytest.mark.parametrize("document", pods(), ids=named)
@@ -119,7 +188,8 @@ def test_pods_run_without_privileges(document):
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"]
         assert not context["allowPrivilegeEscalation"]
-        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["capabilities"]["drop"] == ["ALL"]
+        assert context["capabilities"].get("add") == NEEDED_TO_START.get(container["image"])
         assert container["resources"]["limits"]["memory"]
 
 
@@ -147,6 +217,7 @@ def test_containers_run_without_privileges(name):
     service = COMPOSE["services"][name]
     assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001", True, ["ALL"])
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service.get("cap_add") == NEEDED_TO_START.get(service["image"])
 
 
 def test_every_secret_of_a_container_is_a_file_that_the_scripts_make():
