@@ -94,15 +94,24 @@ def _carry_out(
         status = "KILLED"
         raise
     finally:
-        tracker.set_tags(record.job, outcome_tags(job.record))
-        tracker.finish_job(record.job, status)
+        _tell_end(job, status)
+    return job.record
+
+
+def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Tell MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
+    tracker, name = job.tracker, job.record.job
+    try:
+        tracker.set_tags(name, outcome_tags(job.record))
+        tracker.finish_job(name, status)
         waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
             job.record = job.record.model_copy(update={"unsent": waiting})
-            store.save(job.record)
-        for reason in tracker.refusals(record.job):
-            progress.say(f"MLflow does not have all of {record.job}: {reason}")
-    return job.record
+            job.store.save(job.record)
+        for reason in tracker.refusals(name):
+            job.progress.say(f"MLflow does not have all of {name}: {reason}")
+    except JobError as error:
+        job.progress.say(f"MLflow is not told how {name} ended: {error}")
 
 
 def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
