@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 import shutil
+import tempfile
 from contextlib import closing
 
 import pytest
 from rich.console import Console
 
 from dlfd_fleet.data import site_images, synthesize
-from dlfd_fleet.exceptions import FleetError, OutboxError
+from dlfd_fleet.exceptions import ExportError, FleetError, OutboxError
+from dlfd_fleet.export import prepare
 from dlfd_fleet.federation import command, coordinator
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.store import Store
@@ -86,6 +88,14 @@ def test_what_waits_is_sent_when_there_is_room_again(mount_disk, tmp_path):
     client = client_of(settings.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("dlfd-fleet").experiment_id])
     assert len(client.get_metric_history(run.info.run_id, "mia_auc")) == taken
+
+
+def test_an_export_that_has_no_room_for_its_scratch_files_says_so(mount_disk, monkeypatch):
+    disk = mount_disk(1)
+    fill(disk)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    with pytest.raises(ExportError, match=r"Cannot write under .*: No space left on device; check space and rights"):
+        prepare(bytes(100_000))
 
 
 @pytest.fixture(scope="module")
