@@ -52,6 +52,8 @@ class Fleet:
         What each node's site calls itself, once it has said so.
     notice
         Told what sites do now, by site.
+    refused
+        Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
     """
 
     grid: Grid
@@ -64,6 +66,7 @@ class Fleet:
     absent: dict[str, str] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
+    refused: Callable[[str, str], None] = lambda _site, _reason: None
     _held: HeldModels = field(default_factory=HeldModels)
     _given_up: frozenset[int] = frozenset()
     """Members that were waited for in vain: nothing waits for them again until they are back."""
@@ -127,16 +130,17 @@ class Fleet:
 
     def refuse(self, node: int, error: MessageError) -> None:
         """Note that a reply breaks the contract; the site counts as absent."""
-        self._note_absence(node, f"was refused: {error}")
+        self.exclude(node, f"was refused: {error}")
 
     def exclude(self, node: int, reason: str) -> None:
         """Note that a node takes no part in this job, and why."""
         self._note_absence(node, reason)
+        self.refused(self.name(node), reason)
 
     def expel(self, node: int, reason: str) -> None:
         """Note that a member takes no part any more, and why."""
         self.members -= {node}
-        self._note_absence(node, reason)
+        self.exclude(node, reason)
 
     def require_quorum(self, answered: int, what: str) -> None:
         """Stop a job that too few sites take part in.

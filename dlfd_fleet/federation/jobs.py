@@ -20,6 +20,7 @@ from dlfd_fleet.federation.store import Store
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
+from dlfd_fleet.tracking.registry import REFUSED_TAG
 from dlfd_fleet.tracking.system_metrics import sampled_system
 
 _SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
@@ -68,6 +69,7 @@ def _carry_out(
     waits = settings.fleet
     fleet = Fleet(grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds)
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
+    fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
     store.forget_activities(record.job)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
