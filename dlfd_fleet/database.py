@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from dlfd_fleet.exceptions import FleetError
 
@@ -28,6 +30,35 @@ def sqlite_engine(file: Path, *, immediate: bool = False) -> sa.Engine:
         sa.event.listen(engine, "connect", _leave_transactions_to_us)
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
+
+
+@contextmanager
+def transaction(
+    engine: sa.Engine, file: Path, error_type: type[FleetError], if_damaged: str
+) -> Iterator[sa.Connection]:
+    """Make one change to a SQLite file, wholly or not at all; what the database raises becomes one sentence.
+
+    Parameters
+    ----------
+    file
+        What the engine is of.
+    error_type
+        Of the errors raised.
+    if_damaged
+        What to do then, in words.
+
+    Raises
+    ------
+    FleetError
+        If the file cannot be written, because the disk is full for example, or is damaged.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except OperationalError as error:
+        raise error_type(f"Cannot write {file}: {error.orig}; check space and rights.") from error
+    except DatabaseError as error:
+        raise error_type(f"{file} is damaged ({error.orig}); {if_damaged}.") from error
 
 
 def shared_engine(location: Path | str, name: str, error_type: type[FleetError]) -> sa.Engine:

@@ -47,6 +47,10 @@ class JobCancelledError(JobError):
     """Somebody asked for a job to be cancelled."""
 
 
+class OutboxError(JobError):
+    """What a job has to tell MLflow cannot be kept, because the disk is full for example."""
+
+
 class DeliveryError(FleetError):
     """A release may not be published, a key is missing, or the signed repository cannot be written."""
 

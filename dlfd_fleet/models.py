@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dlfd_fleet.exceptions import ModelFileError
+from dlfd_fleet.files import whole_file
 
 Architecture = Literal["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]
 MODEL_FILE = "model.safetensors"
@@ -176,14 +177,20 @@ def digest(arrays: Mapping[str, Tensor]) -> str:
 
 
 def save_model(model: nn.Module, card: ModelCard, folder: Path) -> None:
-    """Write ``model.safetensors`` and ``card.json`` into a folder, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / f".{MODEL_FILE}.new"
-    save_file({name: value.contiguous() for name, value in state_arrays(model).items()}, weights)
-    text = folder / f".{CARD_FILE}.new"
-    text.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    weights.replace(folder / MODEL_FILE)
-    text.replace(folder / CARD_FILE)
+    """Write ``model.safetensors`` and ``card.json`` into a folder, each whole or not at all, and the card last.
+
+    Raises
+    ------
+    ModelFileError
+        If the disk refuses.
+    """
+    with (
+        whole_file(folder / CARD_FILE, ModelFileError) as text,
+        whole_file(folder / MODEL_FILE, ModelFileError) as weights,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        text.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in state_arrays(model).items()}, weights)
 
 
 def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -35,3 +40,20 @@ def synthetic_faces(tmp_path, silent):
     return synthesize(
         tmp_path / "faces", people=12, images_per_person=4, image_size=32, classes=2, seed=0, progress=silent
     )
+
+
+@pytest.fixture
+def mount_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """Make a disk of so many megabytes."""
+    with ExitStack() as mounted:
+
+        def mount(megabytes: int) -> Path:
+            disk = tmp_path / "disk"
+            disk.mkdir()
+            command = [shutil.which("mount") or "false", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(disk)]
+            if subprocess.run(command, capture_output=True, check=False).returncode:
+                pytest.skip("only root may mount a small disk")
+            mounted.callback(subprocess.run, ["umount", "--lazy", str(disk)], check=True)
+            return disk
+
+        yield mount

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.files import whole_file
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
@@ -129,21 +130,26 @@ def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def write_manifest(rows: Iterable[Row], file: Path) -> None:
-    """Write a manifest, CSV or Parquet by its suffix, whole or not at all."""
+    """Write a manifest, CSV or Parquet by its suffix, whole or not at all.
+
+    Raises
+    ------
+    DataError
+        If the disk refuses.
+    """
     columns = [field.name for field in fields(Row)]
     table = [[getattr(row, name) for name in columns] for row in rows]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f".{file.name}.new")
-    if file.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
+    with whole_file(file, DataError) as new:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".parquet":
+            import pyarrow
+            from pyarrow import parquet
 
-        series = [pyarrow.array([line[index] for line in table], pyarrow.string()) for index in range(len(columns))]
-        parquet.write_table(pyarrow.table(series, names=columns), new)
-    else:
-        with new.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([columns, *table])
-    new.replace(file)
+            series = [pyarrow.array([line[index] for line in table], pyarrow.string()) for index in range(len(columns))]
+            parquet.write_table(pyarrow.table(series, names=columns), new)
+        else:
+            with new.open("w", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows([columns, *table])
 
 
 def _read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:

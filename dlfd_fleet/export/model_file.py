@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,23 @@ class ModelFile:
         return file
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder for files that a library wants on disk, and delete it again.
+
+    Raises
+    ------
+    ExportError
+        If the disk refuses.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ExportError(f"Cannot write under {tempfile.gettempdir()}: {reason}; check space and rights.") from error
+
+
 def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> ModelFile:
     """Check a graph and turn it into bytes.
 
@@ -108,8 +125,8 @@ def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> 
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= LARGEST_FILE:
         onnx.checker.check_model(proto, full_check=True)
         return ModelFile(name, proto.SerializeToString(deterministic=True))
-    with tempfile.TemporaryDirectory() as folder:
-        file, data = Path(folder) / name, Path(folder) / (name + DATA_SUFFIX)
+    with scratch_folder() as folder:
+        file, data = folder / name, folder / (name + DATA_SUFFIX)
         onnx.save_model(proto, file, save_as_external_data=True, location=data.name, size_threshold=_SMALL_TENSOR)
         onnx.checker.check_model(file, full_check=True)
         weights = data.read_bytes()

@@ -7,10 +7,7 @@ coordinator merges the ranges and writes the file. Only numbers travel: two for 
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.exceptions import ExportError
+from dlfd_fleet.export.model_file import scratch_folder
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of each activation, by tensor name."""
@@ -41,7 +39,7 @@ def prepare(content: bytes) -> bytes:
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with _folder() as folder:
+    with scratch_folder() as folder:
         (folder / "model.onnx").write_bytes(content)
         # Symbolic shapes are for transformers; a convolutional network's follow from its input's.
         quant_pre_process(folder / "model.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
@@ -52,7 +50,7 @@ def calibrated_tensors(prepared: bytes) -> frozenset[str]:
     """Return the names of the activations that a prepared graph has, each of which needs a range."""
     from onnxruntime.quantization.calibrate import CalibraterBase
 
-    with _folder() as folder:
+    with scratch_folder() as folder:
         (folder / "prepared.onnx").write_bytes(prepared)
         base = CalibraterBase(folder / "prepared.onnx")
         return frozenset(base.select_tensors_to_calibrate(base.model)[0])
@@ -87,7 +85,7 @@ def calibrate(prepared: bytes, images: Tensor) -> dict[str, tuple[float, float]]
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
-    with _folder() as folder:
+    with scratch_folder() as folder:
         (folder / "prepared.onnx").write_bytes(prepared)
         calibrator = create_calibrator(folder / "prepared.onnx", augmented_model_path=str(folder / "augmented.onnx"))
         calibrator.collect_data(Batches())
@@ -136,7 +134,7 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
     if missing:
         raise ExportError(f"The range of the tensor '{min(missing)}' is missing; calibrate this very file.")
     data = {name: TensorData(lowest=_value(low), highest=_value(high)) for name, (low, high) in ranges.items()}
-    with _folder() as folder:
+    with scratch_folder() as folder:
         (folder / "prepared.onnx").write_bytes(prepared)
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), folder / "ranges.json")
         quantize_static(
@@ -157,9 +155,3 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
 
 def _value(number: float) -> np.ndarray:
     return np.array([number], dtype=np.float32)
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)

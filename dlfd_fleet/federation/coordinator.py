@@ -26,6 +26,7 @@ from dlfd_fleet.federation.rounds import AuditedModel, Effort
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise
+from dlfd_fleet.files import whole_file
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.report.contents import AskedRequest, FileResult, ModelResult, SiteShare, loss_counts
@@ -367,7 +368,8 @@ class Coordinator:
         pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
         pictures |= job_pictures(self.models, self.rounds, self.store.phases(self.record.job))
         for name, png in pictures.items():
-            (self.store.job_folder(self.record.job) / f"{name}.png").write_bytes(png)
+            with whole_file(self.store.job_folder(self.record.job) / f"{name}.png", JobError) as new:
+                new.write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)
 
 

@@ -57,6 +57,8 @@ class Fleet:
         Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
     notice
         Told what sites do now, by site.
+    refused
+        Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
     """
 
     grid: Grid
@@ -71,6 +73,7 @@ class Fleet:
     names: dict[int, str] = field(default_factory=dict)
     late_seconds: float | None = None
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
+    refused: Callable[[str, str], None] = lambda _site, _reason: None
     _held: HeldModels = field(default_factory=HeldModels)
     _given_up: frozenset[int] = frozenset()
     """Members that were waited for in vain: nothing waits for them again until they are back."""
@@ -139,12 +142,13 @@ class Fleet:
 
     def refuse(self, node: int, error: MessageError) -> None:
         """Note that a reply breaks the contract; the site counts as absent."""
-        self._note_absence(node, f"was refused: {error}")
+        self.exclude(node, f"was refused: {error}")
 
     def exclude(self, node: int, reason: str) -> None:
         """Note that a node takes no part in this job, and why."""
         self.left_out |= {node}
         self._note_absence(node, reason)
+        self.refused(self.name(node), reason)
 
     def expel(self, node: int, reason: str) -> None:
         """Note that a member takes no part any more, and why."""

@@ -20,6 +20,7 @@ from dlfd_fleet.federation.store import Store
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
+from dlfd_fleet.tracking.registry import REFUSED_TAG
 from dlfd_fleet.tracking.system_metrics import sampled_system
 
 _SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
@@ -70,6 +71,7 @@ def _carry_out(
         grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds
     )
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
+    fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
     store.forget_activities(record.job)
     job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
@@ -96,15 +98,24 @@ def _carry_out(
         status = "KILLED"
         raise
     finally:
-        tracker.set_tags(record.job, outcome_tags(job.record))
-        tracker.finish_job(record.job, status)
+        _tell_end(job, status)
+    return job.record
+
+
+def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Tell MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
+    tracker, name = job.tracker, job.record.job
+    try:
+        tracker.set_tags(name, outcome_tags(job.record))
+        tracker.finish_job(name, status)
         waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
             job.record = job.record.model_copy(update={"unsent": waiting})
-            store.save(job.record)
-        for reason in tracker.refusals(record.job):
-            progress.say(f"MLflow does not have all of {record.job}: {reason}")
-    return job.record
+            job.store.save(job.record)
+        for reason in tracker.refusals(name):
+            job.progress.say(f"MLflow does not have all of {name}: {reason}")
+    except JobError as error:
+        job.progress.say(f"MLflow is not told how {name} ended: {error}")
 
 
 def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:

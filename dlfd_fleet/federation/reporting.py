@@ -16,6 +16,7 @@ from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.publication import delivery_progress
 from dlfd_fleet.federation.records import JobRecord
 from dlfd_fleet.federation.store import Store
+from dlfd_fleet.files import whole_file
 from dlfd_fleet.report import (
     CERTIFICATE_FILE,
     PAGE_FILE,
@@ -123,13 +124,8 @@ def write_report(store: Store, job: str | None, output: Path | None, settings: S
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    new = file.with_name(f".{file.name}.new")
-    try:
+    with whole_file(file, JobError) as new:
         new.write_bytes(content)
-        new.replace(file)
-    except OSError as error:
-        raise JobError(f"{file} cannot be written: {error.strerror}; check space and rights.") from error
 
 
 def _content(store: Store, record: JobRecord) -> bytes:

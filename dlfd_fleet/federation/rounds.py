@@ -193,7 +193,11 @@ class FederatedRounds:
         most
             The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
         """
-        nodes, largest = set(most), self.settings.erasure.largest_update if isinstance(task, UnlearnTask) else None
+        nodes, refused, largest = (
+            set(most),
+            set[int](),
+            self.settings.erasure.largest_update if isinstance(task, UnlearnTask) else None,
+        )
         while True:
             mean, results, norms = RunningMean(), [], {}
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
@@ -208,6 +212,7 @@ class FederatedRounds:
                     norms[reply.node] = check_update(model, arrays, reply.sender, largest)
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
+                    refused.add(reply.node)
                     continue
                 mean.add(model, result.weight)
                 results.append(result)
@@ -215,7 +220,9 @@ class FederatedRounds:
                 name = task.purpose if isinstance(task, FitTask) else "distancing"
                 self.record({f"{name}_{key}": value for key, value in metrics.items()}, self._round, reply.sender)
             odd = odd_updates(norms, self.settings.fleet.update_ratio)
+            refused |= odd.keys()
             if not odd:
+                self.record({"refused_updates": len(refused)}, self._round)
                 return mean, results
             for node, ratio in odd.items():
                 fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")

@@ -61,11 +61,18 @@ def site_of_node(context: Context) -> Iterator[Site]:
     except (MessageError, JobError):
         raise  # their words are about messages and counts
     except Exception as error:
-        _note(folder, error)
-        raise JobError(f"{type(error).__name__} at this site; its site.log says more.") from None
+        noted = _note(folder, error)
+        more = "its site.log says more" if noted else "its site.log cannot be written; check space and rights there"
+        raise JobError(f"{type(error).__name__} at this site; {more}.") from None
 
 
-def _note(folder: Path, error: Exception) -> None:
-    words = str(error) if isinstance(error, FleetError) else "".join(traceback.format_exception(error))
-    with (folder / "site.log").open("a", encoding="utf-8") as log:
-        log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {type(error).__name__}: {words}\n")
+def _note(folder: Path, error: Exception) -> bool:
+    """Write an error into the site's log; return False if that cannot be written either."""
+    # An OSError says what the site's operator can mend, as our own errors do; all others are defects.
+    words = str(error) if isinstance(error, (FleetError, OSError)) else "".join(traceback.format_exception(error))
+    try:
+        with (folder / "site.log").open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {type(error).__name__}: {words}\n")
+    except OSError:
+        return False
+    return True

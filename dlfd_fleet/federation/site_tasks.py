@@ -77,10 +77,12 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     """Say what the site holds, and take up the requests that wait for the job.
 
     One erasure job works at a time, so another one that had taken requests up has ended: what its released model has
-    forgotten is purged now, and the rest waits again.
+    forgotten is purged now, and the rest waits again. So is what an earlier purge left, which a full disk had stopped.
     """
     ledger = site.ledger
     if query.take:
+        for request in ledger.requests(*TO_PURGE):
+            purge_request(site, request)
         for request in ledger.requests(*UNDER_WAY):
             if request.job == query.job:
                 continue

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sqlalchemy.exc import DatabaseError, OperationalError
 from torch import Tensor
 
-from dlfd_fleet.database import sqlite_engine
+from dlfd_fleet.database import sqlite_engine, transaction
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.records import (
     FINAL_STEPS,
@@ -36,6 +35,7 @@ from dlfd_fleet.federation.records import (
     SiteActivity,
 )
 from dlfd_fleet.federation.tables import CHAMPION, JOB, PROMOTION, SITE, STEP, STORE, TABLES
+from dlfd_fleet.files import whole_file
 from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.settings import Settings
 
@@ -273,7 +273,10 @@ class Store:
     def job_folder(self, job: str) -> Path:
         """Return a job's folder, made if need be."""
         folder = self.folder / "jobs" / job
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JobError(f"Cannot make {folder}: {error.strerror}; check space and rights.") from error
         return folder
 
     def model_folder(self, job: str) -> Path:
@@ -360,13 +363,9 @@ class Store:
     # ------------------------------------------------------------------ the files
 
     def _write_arrays(self, file: Path, arrays: Mapping[str, Tensor]) -> None:
-        new = file.with_name(f".{file.name}.new")
-        try:
+        with whole_file(file, JobError) as new:
             file.parent.mkdir(exist_ok=True)
             save_file({name: array.contiguous() for name, array in arrays.items()}, new)
-            new.replace(file)
-        except (OSError, SafetensorError) as error:
-            raise JobError(f"Cannot write {file}: {error}; check space and rights.") from error
 
     @staticmethod
     def _read_arrays(file: Path) -> dict[str, Tensor]:
@@ -381,17 +380,8 @@ class Store:
         except ValidationError as error:
             raise JobError(f"{self.file} is damaged; move the state folder away and start again.") from error
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except OperationalError as error:
-            raise JobError(f"Cannot write {self.file}: {error.orig}; check space and rights.") from error
-        except DatabaseError as error:
-            raise JobError(
-                f"{self.file} is damaged ({error.orig}); move the state folder away and start again."
-            ) from error
+    def _transaction(self) -> AbstractContextManager[sa.Connection]:
+        return transaction(self._engine, self.file, JobError, "move the state folder away and start again")
 
 
 def _after_all(connection: sa.Connection) -> datetime:
@@ -400,8 +390,6 @@ def _after_all(connection: sa.Connection) -> datetime:
     A clock that was wrong and is set right must not make a later job the earlier one: which models remember somebody,
     and which job may go on, hang on that order.
     """
-    times = [
-        connection.execute(sa.select(sa.func.max(column))).scalar() for column in (JOB.c.started_at, PROMOTION.c.at)
-    ]
-    latest = [datetime.fromisoformat(time) + timedelta(microseconds=1) for time in times if time is not None]
-    return max(datetime.now(UTC), *latest) if latest else datetime.now(UTC)
+    written = (sa.select(sa.func.max(column)) for column in (JOB.c.started_at, PROMOTION.c.at))
+    times = [datetime.fromisoformat(time) for time in map(connection.scalar, written) if time is not None]
+    return max([datetime.now(UTC), *(time + timedelta(microseconds=1) for time in times)])

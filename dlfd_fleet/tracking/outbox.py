@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from dlfd_fleet.database import sqlite_engine
+from dlfd_fleet.database import sqlite_engine, transaction
+from dlfd_fleet.exceptions import OutboxError
 
 _tables = sa.MetaData()
 _entry = sa.Table(
@@ -40,6 +42,7 @@ _told = sa.Table(  # what a job has said, so that a job that goes over its steps
     sa.Column("digest", sa.String, primary_key=True),
 )
 METRICS = "metrics"
+_IF_DAMAGED = "delete it: MLflow is not told what waited in it, and nothing else is lost"
 _MOST_METRICS = 1000  # that MLflow takes in one request
 
 
@@ -55,17 +58,28 @@ class Entry:
 
 
 class Outbox:
-    """A queue that survives its process."""
+    """A queue that survives its process.
+
+    Raises
+    ------
+    OutboxError
+        Here and in every method, if the file cannot be written or read; what is in it stays.
+    """
 
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file = file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutboxError(f"Cannot make {file.parent}: {error.strerror}; check space and rights.") from error
         self._engine = sqlite_engine(file)
-        _tables.create_all(self._engine)
+        with self._transaction() as connection:
+            _tables.create_all(connection)
 
     def put(self, job: str, kind: str, fields: Mapping[str, Any], content: bytes | None = None) -> None:
         """Append an entry."""
         row = {"job": job, "kind": kind, "fields": json.dumps(dict(fields)), "content": content}
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.insert(_entry).values(row))
 
     def put_metrics(self, job: str, fields: Mapping[str, Any]) -> None:
@@ -73,20 +87,20 @@ class Outbox:
         said = {name: value for name, value in fields.items() if name != "at"}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         row = {"job": job, "kind": METRICS, "fields": json.dumps(dict(fields))}
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             new = connection.execute(sa.insert(_told).prefix_with("OR IGNORE").values(job=job, digest=digest))
             if new.rowcount:
                 connection.execute(sa.insert(_entry).values(row))
 
     def forget_told(self, job: str) -> None:
         """Let go of what a job has said: it has ended, and will not say it again."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.delete(_told).where(_told.c.job == job))
 
     def next(self) -> list[Entry]:
         """Return the oldest entry that waits; if it is metrics, with those of its job that follow it directly."""
         waiting = sa.select(_entry).where(_entry.c.refused.is_(None)).order_by(_entry.c.sequence)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             row = connection.execute(waiting.limit(1)).mappings().first()
             if row is None:
                 return []
@@ -110,12 +124,12 @@ class Outbox:
 
     def sent(self, sequences: Iterable[int]) -> None:
         """Drop entries that the server has taken."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.delete(_entry).where(_entry.c.sequence.in_(list(sequences))))
 
     def refuse(self, sequence: int, reason: str) -> None:
         """Set an entry aside that the server will never take; it is kept, with the reason."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.update(_entry).where(_entry.c.sequence == sequence).values(refused=reason))
 
     def waiting(self) -> int:
@@ -133,32 +147,35 @@ class Outbox:
     def refusals(self, job: str) -> list[str]:
         """Return why entries of a job were refused."""
         query = sa.select(_entry.c.refused).where(_entry.c.job == job, _entry.c.refused.is_not(None))
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return list(connection.execute(query.order_by(_entry.c.sequence)).scalars())
 
     def run_id(self, server: str, job: str, site: str) -> str | None:
         """Return the run of a job, or of one of its sites or attempts, on a server."""
         query = sa.select(_run.c.run_id).where(_run.c.server == server, _run.c.job == job, _run.c.site == site)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return connection.execute(query).scalar()
 
     def child_runs(self, server: str, job: str) -> list[str]:
         """Return the runs below a job's own on a server: of its sites and attempts."""
         query = sa.select(_run.c.run_id).where(_run.c.server == server, _run.c.job == job, _run.c.site != "")
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return list(connection.execute(query).scalars())
 
     def note_run(self, server: str, job: str, site: str, run_id: str) -> None:
         """Keep a run's id."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.insert(_run).values(server=server, job=job, site=site, run_id=run_id))
 
     def close(self) -> None:
         """Let go of the file."""
         self._engine.dispose()
 
+    def _transaction(self) -> AbstractContextManager[sa.Connection]:
+        return transaction(self._engine, self.file, OutboxError, _IF_DAMAGED)
+
     def _count(self, condition: sa.ColumnElement[bool]) -> int:
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(_entry).where(condition)).scalar_one())
 
 

@@ -21,6 +21,8 @@ from dlfd_fleet.settings import TrackingSettings
 
 JOB_TAG, SITE_TAG, EPOCH_TAG, REVOKED_TAG = "dlfd.job", "dlfd.site", "dlfd.epoch", "dlfd.revoked"
 ATTEMPT_TAG = "dlfd.attempt"
+REFUSED_TAG = "dlfd.refused."
+"""Tag of a job's run, followed by the site that it went on without: why."""
 KIND_TAG, VERDICT_TAG, PROMOTED_TAG = "dlfd.kind", "dlfd.verdict", "dlfd.promoted"
 CHAMPION, CANDIDATE = "champion", "candidate"
 

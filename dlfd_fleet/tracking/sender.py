@@ -24,6 +24,7 @@ from dlfd_fleet.tracking.purge import WEIGHTS_FOLDER, revoke_remembering
 from dlfd_fleet.tracking.registry import ATTEMPT_TAG, CHAMPION, JOB_TAG, SITE_TAG, RegisteredVersion, Registry
 
 _BATCH = 100
+_LONGEST_TAG = 8000  # characters that MLflow takes
 
 
 class Sender:
@@ -76,7 +77,7 @@ class Sender:
         self._tag(entry)
 
     def _tag(self, entry: Entry) -> None:
-        tags = [RunTag(name, str(value)) for name, value in entry.fields["tags"].items()]
+        tags = [RunTag(name, str(value)[:_LONGEST_TAG]) for name, value in entry.fields["tags"].items()]
         self.client.log_batch(self._run(entry.job), tags=tags)
 
     def _metrics(self, entries: Sequence[Entry]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+from dlfd_fleet.exceptions import OutboxError
 from dlfd_fleet.tracking.tracker import Tracker
 
 _SECONDS = 10.0
@@ -51,4 +52,5 @@ def _sample(tracker: Tracker, job: str, ended: threading.Event) -> None:
             metrics |= monitor.aggregate_metrics()
             monitor.clear_metrics()
         named = {f"system/{name}": value for name, value in metrics.items()}
-        tracker.log_metrics(job, named, step=round(time.monotonic() - started))
+        with suppress(OutboxError):  # a sample is missing; the job hears of a full disk by what it says itself
+            tracker.log_metrics(job, named, step=round(time.monotonic() - started))

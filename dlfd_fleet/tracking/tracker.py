@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy.exc import OperationalError
 
 from dlfd_fleet.current_job import set_current_job
+from dlfd_fleet.exceptions import OutboxError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import Entry, Outbox
 
@@ -46,7 +48,13 @@ _FOR_EVER = frozenset({400, 404, 409, 413})
 
 
 class Tracker:
-    """Writes a job's records into the outbox and sends them from one background thread."""
+    """Writes a job's records into the outbox and sends them from one background thread.
+
+    Raises
+    ------
+    OutboxError
+        By whatever a job says, if it cannot be kept: the job cannot go on, and is resumed when there is room.
+    """
 
     def __init__(self, settings: TrackingSettings, state_folder: Path) -> None:
         self.uri = tracking_uri(settings, state_folder)
@@ -234,10 +242,14 @@ class Tracker:
                 pause = min(_LONGEST_PAUSE, pause * 2.0)
 
     def _send_all(self) -> bool:
-        """Send what waits, in order; return False when the server did not answer."""
-        while not self._closing.is_set() and (entries := self._outbox.next()):
-            if not self._send(entries):
-                return False
+        """Send what waits, in order; return False when the server did not answer, or the disk is full."""
+        try:
+            while not self._closing.is_set() and (entries := self._outbox.next()):
+                if not self._send(entries):
+                    return False
+        except OutboxError as error:
+            logger.info("Nothing is sent to MLflow: %s", error)
+            return False
         return True
 
     def _send(self, entries: Sequence[Entry]) -> bool:
@@ -245,12 +257,14 @@ class Tracker:
         try:
             with self._using_mlflow, _quiet_mlflow():
                 self._sender.send(entries)
+        except OutboxError:
+            raise  # says nothing against the entry
         except MlflowException as error:
             if http_status(error) not in _FOR_EVER:
                 logger.info("MLflow did not take an entry: %s", error)
                 return False
             reason: Exception = error
-        except OSError as error:  # connections, and requests' errors, are of this kind
+        except (OSError, OperationalError) as error:  # connections, requests' errors, and a local store's full disk
             logger.info("MLflow did not take an entry: %s", error)
             return False
         except Exception as error:

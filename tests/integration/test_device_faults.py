@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from dlfd_fleet.device.answering import NoAnswerError
 from dlfd_fleet.device.polling import keep_polling
 from dlfd_fleet.exceptions import DeviceError, UpdateUnreachableError
 from tests.device_site import Site, refused, running_site, runs, set_clock
+from tests.small_disk import fill
 from tests.tuf_repository import (
     sha256,
     tiny_model,
@@ -238,28 +238,14 @@ def test_erasure_is_heard_on_a_full_disk_for_room_was_kept_for_it(site, monkeypa
     assert site.model_files() == {sha256(tiny_model("2", 2, 2))}
 
 
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of 3 MB; whoever may not mount one has the tests above."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = [shutil.which("mount") or "false", "-t", "tmpfs", "-o", "size=3000k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_really_full_disk_stops_updates_and_no_erasure(small_disk, tmp_path):
+def test_really_full_disk_stops_updates_and_no_erasure(mount_disk, tmp_path):
+    small_disk = mount_disk(3)
     with running_site(tmp_path, small_disk / "device") as site:
         site.publish(1, 1)
         agent = site.started()
         agent.poll()
         site.publish(1, 2)
-        with (small_disk / "log").open("wb") as log:
-            log.write(bytes(shutil.disk_usage(small_disk).free))
+        fill(small_disk)
         for asked in (agent, site.started()):
             refused(asked, "make room on the disk", UpdateUnreachableError)
             assert runs(asked, "1", 1)

@@ -31,7 +31,10 @@ from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import TrackingSettings
+from dlfd_fleet.tracking import open_tracker
 from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+from tests.mlflow_client import client_of
 
 
 class MisbehavingGrid(InProcessGrid):
@@ -64,6 +67,12 @@ def poisoned(message, answer):
         for name, array in sent.items()
     }
     records[MODEL] = ArrayRecord.from_torch_state_dict(arrays)
+    return Message(records, reply_to=message)
+
+
+def without_a_model(message, answer):
+    records = answer().content
+    del records[MODEL]
     return Message(records, reply_to=message)
 
 
@@ -121,12 +130,41 @@ def states(settings):
     return found
 
 
+def strict(settings):
+    """A fleet of which every site must answer."""
+    return settings.model_copy(update={"fleet": settings.fleet.model_copy(update={"quorum": 1.0})})
+
+
+def told_of_refusals(settings):
+    """Send what waits to a local MLflow; return of each job's run, oldest first, status, refusals and their number."""
+    with open_tracker(TrackingSettings(), settings.state_folder) as tracker:
+        assert (tracker.flush(120.0), tracker.refused) == (0, 0)
+        client = client_of(tracker.uri)
+    experiment = client.get_experiment_by_name("dlfd-fleet").experiment_id
+    runs = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
+    return [
+        (
+            run.info.status,
+            {name: reason for name, reason in run.data.tags.items() if name.startswith("dlfd.refused.")},
+            [metric.value for metric in client.get_metric_history(run.info.run_id, "refused_updates")],
+        )
+        for run in runs
+        if "dlfd.site" not in run.data.tags
+    ]
+
+
 def test_sites_that_poison_or_die_are_named_and_a_job_goes_on_without_them(trained):
     """A fleet's weeks in one test, for each part needs the one before it: train, poison, die, recover."""
+    with pytest.raises(JobError, match=r"Only 3 of 4 sites trained in round 1"):
+        run_job(strict(trained), "train", MisbehavingGrid(trained, 2, {FitTask.TYPE}, without_a_model))
     record = run_job(trained, "train", MisbehavingGrid(trained, 2, {FitTask.TYPE}, poisoned))
     assert record.released
-    ((_, reason),) = record.absent.items()
+    ((site, reason),) = record.absent.items()
     assert "times as large as the median of the others'" in reason
+    assert told_of_refusals(trained) == [
+        ("FAILED", {f"dlfd.refused.{site}": f"was refused: {site} sent no 'model' arrays."}, [1.0]),
+        ("FINISHED", {f"dlfd.refused.{site}": reason}, [1.0, 0.0]),
+    ]
 
     people_ask(trained)
     record = run_job(trained, "erase", MisbehavingGrid(trained, 3, {UnlearnTask.TYPE}, poisoned))
@@ -155,9 +193,8 @@ def test_sites_that_poison_or_die_are_named_and_a_job_goes_on_without_them(train
 
 def test_too_few_sites_end_a_job_with_one_sentence_and_its_requests_wait(trained):
     people_ask(trained)
-    strict = trained.model_copy(update={"fleet": trained.fleet.model_copy(update={"quorum": 1.0})})
     with pytest.raises(JobError, match=r"Only 3 of 4 sites answered evaluate.audit, and the quorum is 100%: site-"):
-        run_job(strict, "erase", MisbehavingGrid(trained, 2, {AuditTask.TYPE}, dead))
+        run_job(strict(trained), "erase", MisbehavingGrid(trained, 2, {AuditTask.TYPE}, dead))
     assert Store(trained.state_folder).jobs()[-1].step == "failed"
     assert all(site[-1] is RequestState.ACCEPTED for site in states(trained))
 

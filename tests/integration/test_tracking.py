@@ -191,13 +191,14 @@ def test_an_entry_that_is_refused_is_set_aside_and_the_next_ones_go_on(tmp_path)
         tracker.log_metrics("job-1", {"mia_auc": 0.5}, step=1)
         assert tracker.flush(PATIENCE) == 0
         tracker.log_dataset("job-1", "fleet", {"sites": 2, "retain_images": {"none": 7}}, "training")
-        tracker.set_tags("job-1", {"dlfd.verdict": "PASS"})
+        tracker.set_tags("job-1", {"dlfd.verdict": "PASS", "dlfd.refused.site-0a": "a long reason " * 1000})
         assert tracker.flush(PATIENCE) == 0
         assert tracker.refused == 1
         uri = tracker.uri
     client = client_of(uri)
     (run,) = client.search_runs(["1"], "tags.`dlfd.verdict` = 'PASS' and tags.`dlfd.kind` = 'train'")
     assert run.data.metrics == {"mia_auc": 0.5}
+    assert run.data.tags["dlfd.refused.site-0a"].startswith("a long reason a long")
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("fleet", "training")
     assert "7" in data.dataset.profile

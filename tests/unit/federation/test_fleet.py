@@ -84,11 +84,16 @@ def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
     assert Fleet(ScriptedGrid({1: None}), timeout=1.0).wait_for_nodes(2, patience=0.0) == (1,)
 
 
-def test_a_refused_reply_is_noted():
-    fleet = Fleet(ScriptedGrid({1: REPLY.to_records()}), timeout=1.0)
-    (reply,) = fleet.exchange(PendingQuery.TYPE, {1: PendingQuery(job="job-1").to_records()}, "0")
+def test_a_refused_reply_is_noted_and_told():
+    told = []
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="/a/path")})
+    fleet = Fleet(grid, timeout=1.0, refused=lambda site, reason: told.append((site, reason)))
+    (reply,) = fleet.exchange(PendingQuery.TYPE, dict.fromkeys((1, 2), PendingQuery(job="job-1").to_records()), "0")
+    assert told == []  # who is away was not refused, and its words are its own
     fleet.refuse(reply.node, MessageError("it sent nonsense"))
-    assert fleet.why_absent() == f"{pseudonym(1)} was refused: it sent nonsense"
+    assert fleet.absent[pseudonym(1)] == "was refused: it sent nonsense"
+    fleet.expel(reply.node, "sent too large an update")
+    assert told == [(pseudonym(1), "was refused: it sent nonsense"), (pseudonym(1), "sent too large an update")]
 
 
 class AnsweringGrid(ScriptedGrid):

@@ -115,7 +115,7 @@ def test_what_has_no_report_is_told_so(store, tmp_path):
     record = job(store, step="settled", requests=1)
     with pytest.raises(JobError, match=r"name it with \.html"):
         write_report(store, record.job, tmp_path / "report.json", settings_of(store))
-    with pytest.raises(JobError, match="cannot be written"):
+    with pytest.raises(JobError, match="Cannot write"):
         write_report(
             store, record.job, tmp_path / "nowhere" / "report.html", Settings(state_folder=store.folder.parent)
         )

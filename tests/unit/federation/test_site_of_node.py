@@ -50,3 +50,20 @@ def test_no_name_leaves_a_site_in_an_error(state):
 def test_an_error_about_counts_is_passed_on(state):
     with pytest.raises(JobError, match="fewer than two images"), site_of_node(context(**{"partition-id": 0})):
         raise JobError("This site has fewer than two images to train on.")
+
+
+def test_an_error_of_the_disk_is_a_sentence_in_the_log_and_the_coordinator_learns_no_path(state):
+    with pytest.raises(JobError) as caught, site_of_node(context(**{"partition-id": 0})):
+        (state / "nowhere" / "file").read_bytes()
+    assert str(caught.value) == "FileNotFoundError at this site; its site.log says more."
+    (line,) = (state / "sites" / "site-1" / "site.log").read_text().splitlines()
+    assert line.endswith(f"No such file or directory: '{state / 'nowhere' / 'file'}'")
+
+
+def test_a_log_that_cannot_be_written_hides_no_error(state):
+    (state / "sites" / "site-1" / "site.log").mkdir()
+    with pytest.raises(JobError) as caught, site_of_node(context(**{"partition-id": 0})):
+        raise DataError("images/anna/1.png is truncated")
+    assert str(caught.value).startswith(
+        "DataError at this site; its site.log cannot be written; check space and rights"
+    )
