@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, measure
+from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import read_manifest
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
@@ -33,7 +33,15 @@ from dlfd_fleet.report.contents import loss_counts
 from dlfd_fleet.report.page import render_single
 from dlfd_fleet.report.plots import loss_plot
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import LabelledImages, UnlearnOutcome, dlfd, loss_monitor, predict_probabilities
+from dlfd_fleet.unlearning import (
+    LabelledImages,
+    UnlearnOutcome,
+    dlfd,
+    fit,
+    loss_monitor,
+    predict_probabilities,
+    recalibrate,
+)
 
 
 class Result(BaseModel):
@@ -43,6 +51,8 @@ class Result(BaseModel):
 
     original: Scores
     unlearned: Scores
+    relearned: Scores | None
+    """Of the unlearned model after further training, unless ``erasure.relearning_rounds`` is 0."""
     verdict: Verdict
     success: bool
     """Whether DLFD's own gate was satisfied and the verdict is no FAIL."""
@@ -126,7 +136,8 @@ def unlearn_people(
             augment=augmentation(settings.erasure.augmentation),
         )
     samples = [_samples(one, faces) for one in (original, model)]
-    result = _judged(outcome, samples, faces, digest(state_arrays(original)), settings)
+    again = _relearned(model, faces, settings, progress)
+    result = _judged(outcome, samples, again, faces, digest(state_arrays(original)), settings)
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
@@ -174,14 +185,54 @@ def _samples(model: FaceClassifier, faces: People) -> SampleScores:
     return SampleScores.concatenate(parts)
 
 
+def _relearned(
+    model: FaceClassifier, faces: People, settings: Settings, progress: ProgressDisplay
+) -> SampleScores | None:
+    """Train a copy on those who stay, as any later training would, and attack it: what was only hidden comes back.
+
+    Relearning (arXiv 2505.22310), as a fleet does it: ``erasure.relearning_rounds`` rounds of ``training``.
+    """
+    training, rounds = settings.training, settings.erasure.relearning_rounds
+    if not rounds:
+        return None
+    again, retain = copy.deepcopy(model), _labelled(faces.retain)
+    with progress.phase("Seeing what comes back", rounds) as advance:
+        for number in range(rounds):
+            fit(
+                again,
+                retain,
+                training,
+                epochs=training.local_epochs,
+                learning_rate=training.learning_rate,
+                seed=settings.seed + number,
+                class_weights=_class_weights(faces.retain),
+                augment=augmentation(training.augmentation),
+            )
+            advance()
+    recalibrate(again, retain)
+    return _samples(again, faces)
+
+
 def _judged(
-    outcome: UnlearnOutcome, samples: list[SampleScores], faces: People, parent: str, settings: Settings
+    outcome: UnlearnOutcome,
+    samples: list[SampleScores],
+    again: SampleScores | None,
+    faces: People,
+    parent: str,
+    settings: Settings,
 ) -> Result:
-    original, unlearned = (measure(one, resamples=settings.audit.resamples, seed=settings.seed) for one in samples)
+    def scores(seen: SampleScores) -> Scores:
+        return measure(seen, resamples=settings.audit.resamples, seed=settings.seed)
+
+    original, unlearned = map(scores, samples)
     verdict = judge(original, unlearned, settings.audit)
+    relearned = None if again is None else scores(again)
+    if relearned is not None and verdict.outcome != "FAIL":
+        verdict = judge_relearned(verdict, original, relearned, settings.audit)
     return Result(
         original=original,
         unlearned=unlearned,
+        relearned=relearned,
         verdict=verdict,
         success=outcome.success and verdict.outcome != "FAIL",
         reasons=(*outcome.failures, *verdict.reasons),

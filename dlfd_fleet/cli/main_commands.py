@@ -53,6 +53,8 @@ def unlearn(
     for name in SCORE_NAMES:
         cells = (score_text(getattr(scores, name)) for scores in (result.original, result.unlearned))
         table.add_row(name.replace("_", " "), *cells)
+    if result.relearned is not None:
+        table.add_row("MIA AUC after further training", "-", score_text(result.relearned.mia_auc))
     console.print(table)
     console.print(f"{result.verdict.outcome.value}: {'; '.join(result.reasons)}.", highlight=False)
     console.print(f"Model and report: {output}", soft_wrap=True)

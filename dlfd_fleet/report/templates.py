@@ -246,7 +246,9 @@ trained on, not with a retrained model. Nothing here proves that a model has for
 </header>
 <section><h2>Scores before and after</h2>
 <p class="note">Fractions, with 95% bounds by resampling people.</p>
-{{ scores(columns) }}</section>
+{{ scores(columns) }}
+{% if result.relearned %}<p>A copy was trained on as any later training would, and attacked again: AUC {{ result.relearned.mia_auc | score }}.</p>{% endif %}
+</section>
 <section><h2>How the losses are spread</h2>
 <div class="plots">{% for plot in loss_plots %}<figure>{{ plot | safe }}</figure>{% endfor %}</div></section>
 <footer><p>Weights unlearned from: SHA-256 <code>{{ result.parent }}</code></p></footer>

@@ -45,8 +45,11 @@ def test_a_model_comes_out_with_its_lineage_and_a_report(world):
     assert card.parent == report["parent"]
     assert report["forgotten_people"] == 1
     assert report["verdict"]["outcome"] in ("PASS", "FAIL", "INCONCLUSIVE")
+    assert 0.0 <= report["relearned"]["mia_auc"]["value"] <= 1.0
+    assert "MIA AUC after further training" in done.stdout
     assert done.returncode == (0 if report["success"] else 1)
     page = (folder / "out" / "report.html").read_text()
+    assert "was trained on as any later training would, and attacked again: AUC" in page
     assert person not in page
     assert person not in (folder / "out" / "report.json").read_text()
     assert "not with" in " ".join(page.split()) or "Nothing here proves" in page
