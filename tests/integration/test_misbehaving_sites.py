@@ -217,23 +217,6 @@ def test_sites_of_the_job_before_that_are_not_connected_are_named(trained):
     assert reason.endswith("and is not connected")
 
 
-def test_a_verdict_that_fails_is_tried_again_stronger_and_its_request_waits(trained):
-    erasure = trained.erasure.model_copy(update={"max_attempts": 2, "rounds": 1})
-    # No model can be that much better than the majority's answer, so every verdict fails.
-    audit = trained.audit.model_copy(update={"min_gain_over_majority": 1.0})
-    grid = InProcessGrid(trained)
-    record = run_job(trained.model_copy(update={"erasure": erasure, "audit": audit}), "erase", grid)
-    assert (record.released, record.verdict.outcome) == (False, Outcome.FAIL)
-    tasks = [
-        UnlearnTask.from_records(message.content, "test")
-        for message in grid.seen
-        if message.metadata.message_type == UnlearnTask.TYPE and not message.metadata.reply_to_message_id
-    ]
-    epochs = list(dict.fromkeys(task.unlearning.epochs for task in tasks))
-    assert epochs == [erasure.distancing_epochs, 1.5 * erasure.distancing_epochs]
-    assert [site[-1] for site in states(trained)].count(RequestState.ACCEPTED) == 1
-
-
 def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_it_in_every_audit(tmp_path):
     progress = ConsoleProgress(Console(file=io.StringIO()))
     manifest = synthesize(
