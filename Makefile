@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 
 # One process more than cores: some tests mostly wait for processes of their own.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED)
 	$(BIN)/dlfd-fleet bench --seeds 2 --budget 20m
