@@ -9,9 +9,8 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/dlfd-fleet demo
 
-# One process more than cores: some tests mostly wait for processes of their own.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED)
 	$(BIN)/dlfd-fleet bench --seeds 2 --budget 20m

@@ -124,19 +124,19 @@ def drawn(generator, people, images, effect, leak=0.0):
 
 
 @pytest.mark.parametrize(
-    ("people", "images", "effect"), [(1, 5, 0.0), (1, 5, 1.0), (1, 60, 0.5), (2, 5, 1.0), (4, 10, 0.5)]
+    ("people", "images", "effect"), [(1, 5, 0.0), (1, 5, 1.0), (1, 20, 0.5), (2, 5, 1.0), (4, 10, 0.5)]
 )
 def test_few_people_are_bounded_by_how_much_people_differ(people, images, effect):
     """Without a leak the bounds hold 0.5 in most draws, and never show equivalence, whoever it is that is forgotten."""
     generator, covered, shown = np.random.default_rng(0), 0, 0
-    for _ in range(100):
+    for _ in range(60):
         (inside, members), (outside, unseen) = (drawn(generator, count, images, effect) for count in (people, 40))
         truth = np.repeat([True, False], [len(inside), len(outside)])
         attack = MembershipScores(np.concatenate([inside, outside]), truth, np.concatenate([members, 100 + unseen]))
         auc = auc_estimate(attack, 200, generator)
         covered += auc.low <= 0.5 <= auc.high
         shown += auc.value - 1.645 * auc.standard_error > 0.4 and auc.value + 1.645 * auc.standard_error < 0.6
-    assert covered >= 85
+    assert covered >= 51
     assert shown <= 1
 
 
