@@ -14,8 +14,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
 from client.app import app as client_app
+from dlfd_fleet.data import synthesize
 from dlfd_fleet.federation.store import Store
-from dlfd_fleet.ledger import Ledger, site_folders
+from dlfd_fleet.ledger import Ledger, Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from server.app import run
@@ -49,6 +52,28 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
         # Nobody listens there: the outbox keeps what is told.
         tracking={"uri": "http://127.0.0.1:9"},
     )
+
+
+def trained_fleet(folder: Path) -> Settings:
+    """Settings of a fleet of two sites that has trained a model on a few drawn faces."""
+    silent = ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
+    )
+    settings = small_settings(folder / "state", manifest)
+    deal_to_sites(settings, silent)
+    run_job(settings, "train")
+    return settings
+
+
+def a_person_asks_at_each_site(settings: Settings) -> list[ForgetRequest]:
+    """What the sites' ledgers have of it."""
+    asked = []
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            person = next(row.identity for row in site.manifest().rows if row.split == "train")
+            asked.append(request_forgetting(site, person, deadline_days=30))
+    return asked
 
 
 class InProcessGrid:

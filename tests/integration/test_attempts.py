@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.federation.messages import UnlearnTask
-from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
-from dlfd_fleet.ledger.site_setup import deal_to_sites
-from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+from dlfd_fleet.ledger import RequestState, Site, site_folders
+from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, trained_fleet
 
 
-def test_a_verdict_that_fails_is_tried_again_stronger_and_its_request_waits(tmp_path, synthetic_faces, silent):
-    settings = small_settings(tmp_path / "state", synthetic_faces)
-    erasure = settings.erasure.model_copy(update={"max_attempts": 2, "rounds": 1})
+def test_a_verdict_that_fails_is_tried_again_stronger_and_its_requests_wait(tmp_path):
+    trained = trained_fleet(tmp_path)
+    erasure = trained.erasure.model_copy(update={"max_attempts": 2, "rounds": 1})
     # No model can be that much better than the majority's answer, so every verdict fails.
-    audit = settings.audit.model_copy(update={"min_gain_over_majority": 1.0})
-    settings = settings.model_copy(update={"erasure": erasure, "audit": audit})
-    deal_to_sites(settings, silent)
-    run_job(settings, "train")
-    folder = site_folders(settings.state_folder)[0]
-    with Site(folder) as site:
-        person = next(row.identity for row in site.manifest().rows if row.split == "train")
-        request_forgetting(site, person, deadline_days=30)
+    audit = trained.audit.model_copy(update={"min_gain_over_majority": 1.0})
+    settings = trained.model_copy(update={"erasure": erasure, "audit": audit})
+    sites = len(a_person_asks_at_each_site(settings))
 
     grid = InProcessGrid(settings)
     record = run_job(settings, "erase", grid)
@@ -28,6 +22,7 @@ def test_a_verdict_that_fails_is_tried_again_stronger_and_its_request_waits(tmp_
     asked = [message for message in grid.seen if message.metadata.message_type == UnlearnTask.TYPE]
     tasks = [message for message in asked if not message.metadata.reply_to_message_id]
     epochs = [UnlearnTask.from_records(task.content, "test").unlearning.epochs for task in tasks]
-    assert epochs == [erasure.distancing_epochs, 1.5 * erasure.distancing_epochs]
-    with Site(folder) as site:
-        assert [request.state for request in site.ledger.requests()] == [RequestState.ACCEPTED]
+    assert epochs == sites * [erasure.distancing_epochs] + sites * [1.5 * erasure.distancing_epochs]
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            assert [request.state for request in site.ledger.requests()] == [RequestState.ACCEPTED]

@@ -5,28 +5,24 @@ Coordinator and sites share the disk. Whoever may not mount a small one skips th
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from contextlib import closing
 
 import pytest
-from rich.console import Console
 
-from dlfd_fleet.data import site_images, synthesize
+from dlfd_fleet.data import site_images
 from dlfd_fleet.exceptions import ExportError, FleetError, OutboxError
 from dlfd_fleet.export import prepare
 from dlfd_fleet.federation import command, coordinator
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.store import Store
-from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
-from dlfd_fleet.ledger.site_setup import deal_to_sites
-from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_tracker
 from dlfd_fleet.tracking.outbox import Outbox
 from server import app as server_app
-from tests.integration.fleet_in_process import run_job, small_settings
+from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
 from tests.mlflow_client import client_of
 from tests.small_disk import fill, make_room
 
@@ -101,17 +97,8 @@ def test_an_export_that_has_no_room_for_its_scratch_files_says_so(mount_disk, mo
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A fleet with a champion, and one person at each of its sites who asks to be forgotten."""
-    folder, progress = tmp_path_factory.mktemp("full"), ConsoleProgress(Console(file=io.StringIO()))
-    manifest = synthesize(
-        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=progress
-    )
-    settings = small_settings(folder / "state", manifest)
-    deal_to_sites(settings, progress)
-    run_job(settings, "train")
-    for site_folder in site_folders(settings.state_folder):
-        with Site(site_folder) as site:
-            person = next(row.identity for row in site.manifest().rows if row.split == "train")
-            request_forgetting(site, person, deadline_days=30)
+    settings = trained_fleet(tmp_path_factory.mktemp("full"))
+    a_person_asks_at_each_site(settings)
     return settings
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 
 import pytest
@@ -11,21 +10,21 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
-from rich.console import Console
 
-from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.handlers import add_unlearning
 from dlfd_fleet.federation.messages import UnlearnTask
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
-from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
+from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
-from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import load_model
-from dlfd_fleet.progress import ConsoleProgress
-from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    trained_fleet,
+)
 
 
 def own_app(**arguments):
@@ -42,17 +41,8 @@ def own_app(**arguments):
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     """Settings of a trained fleet of two sites with a person each who asks."""
-    folder, progress = tmp_path_factory.mktemp("own-apps"), ConsoleProgress(Console(file=io.StringIO()))
-    manifest = synthesize(
-        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=progress
-    )
-    settings = small_settings(folder / "state", manifest)
-    deal_to_sites(settings, progress)
-    run_job(settings, "train")
-    for site_folder in site_folders(settings.state_folder):
-        with Site(site_folder) as site:
-            person = next(row.identity for row in site.manifest().rows if row.split == "train")
-            request_forgetting(site, person, deadline_days=30)
+    settings = trained_fleet(tmp_path_factory.mktemp("own-apps"))
+    a_person_asks_at_each_site(settings)
     return settings
 
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
-from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
-from dlfd_fleet.ledger.site_setup import deal_to_sites
-from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import ErasureReport, load_public_key, verify
-from tests.integration.fleet_in_process import run_job, small_settings
+from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
 
 
 @pytest.fixture(scope="module")
 def erased(tmp_path_factory):
     """A settled erasure, its store, and the requests as the sites' ledgers had them."""
-    folder, progress = tmp_path_factory.mktemp("report"), ConsoleProgress(Console(file=io.StringIO()))
-    manifest = synthesize(
-        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=progress
-    )
-    settings = small_settings(folder / "state", manifest)
-    deal_to_sites(settings, progress)
-    run_job(settings, "train")
-    requests = {}
-    for site_folder in site_folders(settings.state_folder):
-        with Site(site_folder) as site:
-            person = next(row.identity for row in site.manifest().rows if row.split == "train")
-            asked = request_forgetting(site, person, deadline_days=30)
-            requests[asked.id] = (asked.requested_at, asked.deadline)
+    settings = trained_fleet(tmp_path_factory.mktemp("report"))
+    requests = {asked.id: (asked.requested_at, asked.deadline) for asked in a_person_asks_at_each_site(settings)}
     run_job(settings, "erase")
     store = Store(settings.state_folder)
     yield store, store.jobs()[-1], requests, settings

@@ -39,6 +39,7 @@ FIRST = [
     pytest.param(ReleasedDlfd(steps=2) if name == "dlfd-released" else method.candidates[0].unlearner, id=name)
     for name, method in PEERS.items()
 ]
+NEED_EVERY_GRADIENT = {"salun", "msg", "ssd", "dlfd-released"}
 CANDIDATES = [
     pytest.param(candidate, id=f"{name}-{number}")
     for name, method in PEERS.items()
@@ -196,12 +197,10 @@ def test_a_method_of_one_class_an_image_says_so_and_the_others_take_several_labe
         assert all(torch.isfinite(value).all() for value in outcome.model.state_dict().values())
 
 
-@pytest.mark.parametrize("unlearner", FIRST)
+@pytest.mark.parametrize("unlearner", [one for one in FIRST if one.id not in NEED_EVERY_GRADIENT])
 def test_layers_that_were_not_trained_before_are_not_afterwards(unlearner):
     model = classifier()
     model.module[0].requires_grad_(False)
-    if isinstance(unlearner, SalUn | MaskedSmallGradients | SelectiveSynapticDampening | ReleasedDlfd):
-        pytest.skip("needs the gradient of every weight")
     outcome = run(unlearner, model=model)
     assert [parameter.requires_grad for parameter in outcome.model.module[0].parameters()] == [False, False]
     assert all(parameter.requires_grad for parameter in outcome.model.module[7].parameters())
