@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "int8"]
 Format = Literal["fp32", "fp16", "int8", "ort"]
 
 
@@ -168,7 +168,7 @@ class FleetSettings(Section):
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
     )
     update_precision: Precision = Field(
-        "float32", description="How sites send updates: float32 models, exact, or float16 differences, half the bytes."
+        "float32", description="How models travel: float32, exact; differences in float16, half, or int8, a quarter."
     )
 
 

@@ -119,6 +119,9 @@ class FederatedSeed:
                 situation = Situation(its, pending, audited, self._fresh(0), self._note(ORIGINAL).norms)
                 return FEDERATED_METHODS[name].run(one, situation)
 
+            # As after the job that trained it, sites hold the model that forgets; other methods have left theirs.
+            if not self._file(name).exists():
+                self._strategy().look(self._fleet(grid, pending), original, name)
             self._made(name, grid, pending, forget)
 
     def _made(
@@ -177,6 +180,7 @@ class FederatedSeed:
         fleet = Fleet(grid, self.settings.fleet.reply_timeout_seconds, 1.0)
         if pending is not None:
             fleet.members = frozenset(pending)
+            ask_pending(fleet, PendingQuery(job=JOB))  # what they hold
             fleet.names = {node: reply.site for node, reply in pending.items()}
         return fleet
 

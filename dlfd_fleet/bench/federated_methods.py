@@ -15,11 +15,21 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.differences import model_of
 from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.handlers import COORDINATOR, add_unlearning
+from dlfd_fleet.federation.handlers import add_unlearning
 from dlfd_fleet.federation.held_model import held_model
 from dlfd_fleet.federation.journal import Merged
-from dlfd_fleet.federation.messages import MODEL, Arrays, FitResult, FitTask, PendingReply, UnlearnTask, arrays_of
+from dlfd_fleet.federation.messages import (
+    COORDINATOR,
+    MODEL,
+    Arrays,
+    FitResult,
+    FitTask,
+    PendingReply,
+    UnlearnTask,
+    arrays_of,
+)
 from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.site_of_node import site_of_node
 from dlfd_fleet.federation.site_tasks import run_unlearn
@@ -79,7 +89,7 @@ class AveragedWithAll(FederatedUnlearning):
         task = self._fit_task(pending, "repair", erasure.repair_epochs, erasure.learning_rate)
         trained, _ = self._merge(fleet, others, task, FitResult, arrays, advance)
         mean.add(trained.value(), trained.weight)
-        return Merged(mean.value(), forgotten.requests)
+        return Merged(self.as_sent(fleet, mean.value(), arrays), forgotten.requests)
 
 
 class Eraser(FederatedUnlearning):
@@ -96,10 +106,11 @@ class Eraser(FederatedUnlearning):
         records = task.to_records(model=arrays)
         for reply in fleet.exchange(FitTask.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
             result = FitResult.from_records(reply.records, reply.sender)
-            model = arrays_of(reply.records, MODEL, reply.sender)
+            update = arrays_of(reply.records, MODEL, reply.sender)
+            model = model_of(update, arrays, task.precision, reply.sender)
             scale = norms[reply.sender] / max(check_update(model, arrays, reply.sender), 1e-12)
             mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
-        return mean.value()
+        return self.as_sent(fleet, mean.value(), arrays)
 
 
 def _scaled(name: str, array: Tensor, before: Tensor, scale: float) -> Tensor:

@@ -10,50 +10,6 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.settings import Precision
-
-
-def update_to_send(
-    trained: Mapping[str, Tensor], sent: Mapping[str, Tensor], precision: Precision
-) -> dict[str, Tensor]:
-    """Return what a site answers with: its model, or in ``float16`` only the difference from the one it was sent.
-
-    A difference is small, so half the bits keep three digits of it; the model itself would lose its last ones.
-    Vectors travel as they are: they are few, and a rounded difference can turn a small variance negative.
-    """
-    if precision == "float32":
-        return dict(trained)
-    return {name: (array - sent[name]).half() if _is_halved(array) else array for name, array in trained.items()}
-
-
-def model_of_update(
-    update: Mapping[str, Tensor], sent: Mapping[str, Tensor], precision: Precision, sender: str
-) -> dict[str, Tensor]:
-    """Return the model that an answer of :func:`update_to_send` stands for.
-
-    Raises
-    ------
-    MessageError
-        If a ``float16`` difference has another shape or type than it must have.
-    """
-    if precision == "float32":
-        return dict(update)
-    model = dict(update)
-    for name, reference in sent.items():
-        if name not in update or not _is_halved(reference):
-            continue
-        array = update[name]
-        if array.shape != reference.shape or array.dtype != torch.float16:
-            raise MessageError(
-                f"{sender} sent the difference of '{name}' as {array.dtype} {tuple(array.shape)}, not torch.float16 "
-                f"{tuple(reference.shape)}; its update was refused."
-            )
-        model[name] = reference + array.to(reference.dtype)
-    return model
-
-
-def _is_halved(array: Tensor) -> bool:
-    return array.is_floating_point() and array.dim() > 1
 
 
 def check_update(

@@ -57,6 +57,8 @@ class Fleet:
         Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
     notice
         Told what sites do now, by site.
+    held
+        What is known of the models that nodes hold.
     refused
         Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
     """
@@ -74,7 +76,7 @@ class Fleet:
     late_seconds: float | None = None
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
     refused: Callable[[str, str], None] = lambda _site, _reason: None
-    _held: HeldModels = field(default_factory=HeldModels)
+    held: HeldModels = field(default_factory=HeldModels)
     _given_up: frozenset[int] = frozenset()
     """Members that were waited for in vain: nothing waits for them again until they are back."""
 
@@ -123,7 +125,7 @@ class Fleet:
         def notice(node: int, doing: str) -> None:
             self.notice({self.name(node): doing})
 
-        short = self._held.without_held(tasks)
+        short = self.held.without_held(tasks)
         exchange = Exchange(self.grid, kind, tasks, short, group, self.return_seconds, notice)
         sent_before = self.sent_bytes
         self.sent_bytes = sent_before + exchange.sent_bytes
@@ -133,7 +135,7 @@ class Fleet:
             if message.has_error():
                 self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
             else:
-                self._held.answered(node, tasks[node])
+                self.held.answered(node, tasks[node])
                 self.received_bytes += array_bytes(message.content)
                 yield Reply(node, self.name(node), message.content)
         self.sent_bytes = sent_before + exchange.sent_bytes

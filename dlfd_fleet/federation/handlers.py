@@ -10,10 +10,8 @@ from flwr.clientapp.typing import Mod
 
 from dlfd_fleet.federation import messages, site_tasks
 from dlfd_fleet.federation.held_model import held_model
-from dlfd_fleet.federation.messages import MODEL, arrays_of
+from dlfd_fleet.federation.messages import COORDINATOR, MODEL, arrays_of
 from dlfd_fleet.federation.site_of_node import site_of_node
-
-COORDINATOR = "The coordinator"
 
 
 def add_unlearning(app: ClientApp, update_mods: Sequence[Mod] = ()) -> ClientApp:

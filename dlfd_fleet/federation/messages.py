@@ -24,6 +24,7 @@ from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSetting
 _BODY, _FIELDS, _SAMPLES = "body", "json", "samples"
 MODEL = "model"
 FILE = "file"
+COORDINATOR = "The coordinator"
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -177,6 +178,8 @@ class PendingReply(FleetMessage):
     """Images to train on, one count a class."""
     classes: tuple[str, ...]
     image_size: Count
+    held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """Name of the model that an earlier job left at the site."""
 
     @property
     def retain_images(self) -> int:

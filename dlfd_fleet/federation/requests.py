@@ -93,6 +93,7 @@ def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
             continue
         replies[reply.node] = answer
         fleet.names[reply.node] = site_name(answer.site)
+        fleet.held.note(reply.node, answer.held)
     if not replies:
         raise JobError(f"No site answered: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)

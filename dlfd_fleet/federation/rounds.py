@@ -18,13 +18,14 @@ from dlfd_fleet.federation.aggregation import (
     check_epoch,
     check_update,
     check_weight,
-    model_of_update,
     odd_updates,
 )
 from dlfd_fleet.federation.agreement import together
+from dlfd_fleet.federation.differences import difference_of, model_of
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Answers, Journal, Merged
 from dlfd_fleet.federation.messages import (
+    COORDINATOR,
     MODEL,
     Arrays,
     AuditResult,
@@ -157,7 +158,7 @@ class FederatedRounds:
         fleet.require_quorum(mean.count, f"trained in round {self._round}")
         losses = [result.loss for result in results]
         self.record({f"{purpose}_sites": mean.count, f"{purpose}_loss": sum(losses) / len(losses)}, self._round)
-        return Merged(mean.value())
+        return Merged(self.as_sent(fleet, mean.value(), arrays))
 
     def _fit_task(self, pending: Mapping[int, PendingReply], purpose: Purpose, epochs: int, rate: float) -> FitTask:
         return FitTask(
@@ -206,7 +207,7 @@ class FederatedRounds:
                 try:
                     result = expected.from_records(reply.records, reply.sender)
                     update = arrays_of(reply.records, MODEL, reply.sender)
-                    model = model_of_update(update, arrays, task.precision, reply.sender)
+                    model = model_of(update, arrays, task.precision, reply.sender)
                     check_epoch(result.epoch, self.card.epoch, reply.sender)
                     check_weight(result.weight, most[reply.node], reply.sender)
                     norms[reply.node] = check_update(model, arrays, reply.sender, largest)
@@ -280,7 +281,17 @@ class FederatedRounds:
         if not mean.count:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
         requests = {request for result in results for request in result.requests}
-        return Merged(mean.value(), tuple(sorted(requests)))
+        return Merged(self.as_sent(fleet, mean.value(), arrays), tuple(sorted(requests)))
+
+    def as_sent(self, fleet: Fleet, model: Arrays, base: Arrays) -> Arrays:
+        """Return a model as nodes will have it that hold ``base``, and let them be sent no more than the difference."""
+        precision = self.settings.fleet.update_precision
+        if precision == "float32":
+            return model
+        difference = difference_of(model, base, precision)
+        sent = model_of(difference, base, precision, COORDINATOR)
+        fleet.held.offer(sent, base, difference, precision)
+        return sent
 
     def effort(self, fleet: Fleet) -> Effort:
         """Return what the job took so far, in this process and in those before it."""

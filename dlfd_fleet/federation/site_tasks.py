@@ -19,7 +19,8 @@ from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.aggregation import update_to_send
+from dlfd_fleet.federation.differences import difference_of
+from dlfd_fleet.federation.held_model import held_name
 from dlfd_fleet.federation.messages import (
     Arrays,
     AuditResult,
@@ -116,6 +117,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
         image_size=site.card.image_size,
+        held=held_name(site.folder),
     )
 
 
@@ -140,7 +142,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     recalibrate(model, _labelled(retain))
     seconds = time.perf_counter() - started
     result = FitResult(epoch=task.card.epoch, examples=len(retain), loss=loss, seconds=seconds)
-    return result, update_to_send(state_arrays(model), arrays, task.precision)
+    return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
 def run_unlearn(
@@ -175,7 +177,7 @@ def run_unlearn(
         steps=outcome.chosen_step,
         seconds=outcome.cost.seconds,
     )
-    return result, update_to_send(state_arrays(model), arrays, task.precision)
+    return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
 def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:

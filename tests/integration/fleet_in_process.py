@@ -103,7 +103,10 @@ class InProcessGrid:
                 run_config={},
             )
             if node not in self.absent:
-                self.replies[message.metadata.message_id] = self.answer(message, context)
+                # As over a network: what a node does to its message nobody else sees.
+                own = Message(RecordDict(dict(message.content)), node, message.metadata.message_type)
+                own.metadata._message_id = message.metadata.message_id
+                self.replies[message.metadata.message_id] = self.answer(own, context)
             ids.append(message.metadata.message_id)
         return ids
 

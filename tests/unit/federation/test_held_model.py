@@ -9,8 +9,9 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.federation import held_model as module
+from dlfd_fleet.federation.differences import difference_of, model_of
 from dlfd_fleet.federation.fleet import Fleet, pseudonym
-from dlfd_fleet.federation.held_model import MODEL_NOT_HELD, held_model
+from dlfd_fleet.federation.held_model import MODEL_NOT_HELD, held_model, held_name
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 
 FIRST, SECOND = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
@@ -76,6 +77,20 @@ def sizes(grid):
     return sum("model" in content for content in grid.contents)
 
 
+def steps(grid):
+    return sum("model-difference" in content for content in grid.contents)
+
+
+def offer(fleet, new, old, precision="int8"):
+    """Offer the step from one array to another; return what it comes to."""
+    models = [{"w": array, "b": array[0]} for array in (new, old)]
+    difference = difference_of(*models, precision)
+    reached = model_of(difference, models[1], precision, "The coordinator")["w"]
+    difference["b"] = reached[0]
+    fleet.held.offer({"w": reached, "b": reached[0]}, models[1], difference, precision)
+    return reached
+
+
 def test_a_model_is_sent_once(fleet, grid):
     for array, sent in ((FIRST, 2), (FIRST, 2), (SECOND, 4), (SECOND, 4), (FIRST, 6)):
         seen = ask(fleet, array)
@@ -106,6 +121,45 @@ def test_a_site_that_lost_its_model_is_sent_it_again(fleet, grid, spoil):
     assert torch.equal(ask(fleet, FIRST)[2], FIRST)
     assert sizes(grid) - before == (2 if spoil == "another's" else 1)
     assert not fleet.absent
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_site_that_holds_the_model_before_is_sent_the_difference(fleet, grid, precision):
+    ask(fleet, FIRST)
+    for old in (FIRST, FIRST):  # the second time it holds the new one already
+        new = offer(fleet, SECOND / 3, old, precision)
+        assert not torch.equal(new, SECOND)
+        assert all(torch.equal(one, new) for one in ask(fleet, new).values())
+    assert (sizes(grid), steps(grid)) == (2, 2)
+    after = offer(fleet, new + 0.1, new, precision)
+    assert torch.equal(ask(fleet, after)[1], after)
+    assert (sizes(grid), steps(grid)) == (2, 4)
+    assert not fleet.absent
+
+
+@pytest.mark.parametrize("spoil", ["lost", "another's", "another processor"])
+def test_where_a_difference_does_not_come_to_the_model_it_is_sent_whole(fleet, grid, spoil, monkeypatch):
+    ask(fleet, FIRST)
+    new = offer(fleet, SECOND, FIRST)
+    if spoil == "lost":
+        (grid.folders[2] / HELD_MODEL_FILE).unlink()
+    elif spoil == "another's":
+        ask(Fleet(grid, timeout=5.0), SECOND)
+    else:
+        monkeypatch.setattr(module, "model_of", lambda *_: {"w": new + 1e-7, "b": new[0]})
+    before = sizes(grid)
+    assert all(torch.equal(one, new) for one in ask(fleet, new).values())
+    assert sizes(grid) - before == (1 if spoil == "lost" else 2)
+    assert not fleet.absent
+
+
+def test_what_an_earlier_job_left_at_a_site_is_not_sent_again(fleet, grid):
+    ask(fleet, FIRST)
+    later = Fleet(grid, timeout=5.0)
+    for node, folder in grid.folders.items():
+        later.held.note(node, held_name(folder))
+    assert torch.equal(ask(later, FIRST)[2], FIRST)
+    assert (sizes(grid), held_name(grid.folders[1] / "nowhere")) == (2, "")
 
 
 def test_a_site_that_never_holds_what_it_is_sent_is_absent(fleet, grid, monkeypatch):
