@@ -119,7 +119,7 @@ class FederatedUnlearning(FederatedRounds):
         before, best_rank, attempt, readings = self.effort(fleet), _WORST_RANK, 0, list[GateReading]()
         while attempt < self.settings.erasure.max_attempts:
             attempt += 1
-            rank, merged = self._attempt(fleet, pending, original, attempt, readings)
+            rank, merged = self.attempt(fleet, pending, original, attempt, readings)
             candidate = self.audit(fleet, merged.arrays, "Auditing the unlearned model", f"unlearned-{attempt}")
             verdict, relearned = self._judge(original, candidate), None
             self.record(candidate.scores.metrics() | {"attempt": attempt}, self._round)
@@ -160,7 +160,7 @@ class FederatedUnlearning(FederatedRounds):
                 )
         return self.audit(fleet, arrays, "Attacking it again", f"relearned-{attempt}")
 
-    def _attempt(
+    def attempt(
         self,
         fleet: Fleet,
         pending: Mapping[int, PendingReply],
