@@ -171,9 +171,9 @@ class FederatedSeed:
         return state_arrays(build(self.experiment.card))
 
     def _strategy(self, name: str = "") -> FederatedUnlearning:
-        kind = FEDERATED_METHODS[name].strategy if name in FEDERATED_METHODS else FederatedUnlearning
-        erasure = self.settings.erasure.model_copy(update={"relearning_rounds": 0, "max_attempts": 1})
-        settings = self.settings.model_copy(update={"erasure": erasure})
+        kind, settings = FederatedUnlearning, self.settings
+        if name in FEDERATED_METHODS:
+            kind, settings = FEDERATED_METHODS[name].strategy, FEDERATED_METHODS[name].set(settings)
         return kind(card=self.experiment.card, settings=settings, job=JOB, progress=self.progress)
 
     def _fleet(self, grid: Grid, pending: Mapping[int, PendingReply] | None = None) -> Fleet:

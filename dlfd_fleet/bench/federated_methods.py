@@ -6,7 +6,7 @@ Every method starts from the same trained model, works on the same sites, and ru
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -36,7 +36,7 @@ from dlfd_fleet.federation.site_tasks import run_unlearn
 from dlfd_fleet.federation.strategy import FederatedUnlearning, cosine
 from dlfd_fleet.models import FeatureClassifier, build, state_arrays
 from dlfd_fleet.progress import Advance
-from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.settings import Settings, UnlearningSettings
 from dlfd_fleet.unlearning import Augment, LabelledImages, UnlearnOutcome
 from dlfd_fleet.unlearning.peers import ProjectedGradientAscent
 from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
@@ -168,15 +168,30 @@ def _erased(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
 
 @dataclass(frozen=True)
 class FederatedMethod:
-    """A method: its strategy, what it does with it, and the updates that it makes the server store in training."""
+    """A method: its strategy, what it does with it, and the updates that it makes the server store in training.
+
+    Attributes
+    ----------
+    changes
+        What it sets, by section of the settings.
+    """
 
     strategy: type[FederatedUnlearning]
     run: Callable[[FederatedUnlearning, Situation], Arrays]
     stored_rounds: Callable[[int], int] = lambda _: 0
+    changes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def set(self, settings: Settings) -> Settings:
+        """Return the settings under which it runs."""
+        sections = {name: getattr(settings, name).model_copy(update=each) for name, each in self.changes.items()}
+        return settings.model_copy(update=sections)
 
 
+_INT8 = {"fleet": {"update_precision": "int8"}}
 FEDERATED_METHODS: dict[str, FederatedMethod] = {
     "dlfd": FederatedMethod(FederatedUnlearning, _dlfd),
+    "DLFD int8": FederatedMethod(FederatedUnlearning, _dlfd, changes=_INT8),
+    "DLFD int8 one round": FederatedMethod(FederatedUnlearning, _dlfd, changes=_INT8 | {"erasure": {"rounds": 1}}),
     "DLFD averaged with all": FederatedMethod(AveragedWithAll, _dlfd),
     "continued FedAvg": FederatedMethod(FederatedUnlearning, _continued),
     "gradient ascent": FederatedMethod(GradientAscent, _ascended),

@@ -36,7 +36,7 @@ def settings(tmp_path_factory):
         },
         model={"architecture": "mobilenet_v3_small"},
         training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
-        erasure={"rounds": 1, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
+        erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
         audit={"resamples": 200},
     )
 
@@ -50,7 +50,8 @@ def folder(settings):
 def test_every_method_is_weighed_beside_retraining(folder):
     with (folder / "table.csv").open() as stream:
         table = {row["method"]: row for row in csv.DictReader(stream)}
-    methods = {"dlfd", "DLFD averaged with all", "continued FedAvg", "gradient ascent", "NoT", "FedEraser"}
+    dlfd = {"dlfd", "DLFD int8", "DLFD int8 one round", "DLFD averaged with all"}
+    methods = dlfd | {"continued FedAvg", "gradient ascent", "NoT", "FedEraser"}
     assert table.keys() == methods | {"original", "retrained"}
     for name in methods:
         row = table[name]
@@ -61,6 +62,7 @@ def test_every_method_is_weighed_beside_retraining(folder):
         assert float(row["megabytes_a_site"]) > 0.0
         assert float(row["server_megabytes"]) > 0.0
     assert float(table["retrained"]["share_of_retraining_bytes"]) == pytest.approx(1.0)
+    assert float(table["DLFD int8"]["megabytes_a_site"]) < 0.4 * float(table["dlfd"]["megabytes_a_site"])
     # One round of the two is stored; nobody else makes the server keep updates.
     assert float(table["FedEraser"]["stored_megabytes"]) > 0.0
     assert {float(table[name]["stored_megabytes"]) for name in methods - {"FedEraser"}} == {0.0}
