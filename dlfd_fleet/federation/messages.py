@@ -200,6 +200,8 @@ class FitTask(FleetMessage):
     class_weights: Weights
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0.0)]
+    decay: bool = False
+    """Whether the learning rate falls to 0 in the course of the task."""
     precision: Precision
     """Of the update that is sent back."""
     seed: Count

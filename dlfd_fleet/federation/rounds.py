@@ -171,6 +171,7 @@ class FederatedRounds:
             class_weights=class_weights(pending),
             epochs=epochs,
             learning_rate=rate,
+            decay=purpose == "repair",
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),
         )

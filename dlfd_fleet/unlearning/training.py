@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import update_bn
 
 from dlfd_fleet.models import FeatureClassifier
@@ -72,7 +75,7 @@ def fit(
     epochs: int,
     learning_rate: float,
     seed: int,
-    cosine: bool = False,
+    decay: Literal["never", "epochs", "batches"] = "never",
     class_weights: Tensor | None = None,
     augment: Augment | None = None,
 ) -> float:
@@ -82,8 +85,9 @@ def fit(
 
     Parameters
     ----------
-    cosine
-        Let the learning rate fall to 0 epoch by epoch, along half a cosine (Loshchilov & Hutter 2017).
+    decay
+        Whether the learning rate falls to 0 along half a cosine (Loshchilov & Hutter 2017), and after what each step of
+        it comes.
     class_weights
         Weight of each class in the loss, ``(C,)``; all 1 when omitted.
     augment
@@ -94,7 +98,8 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     optimizer = optimizer_of(model, settings, learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if cosine else None
+    batches = math.ceil(len(train) / settings.batch_size)
+    schedule = CosineAnnealingLR(optimizer, epochs * batches if decay == "batches" else epochs)
     mean_loss = 0.0
     model.train()
     for _ in range(epochs):
@@ -107,9 +112,11 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
+            if decay == "batches":
+                schedule.step()
             total += loss.detach() * len(rows)
         mean_loss = float(total) / len(train)
-        if schedule is not None:
+        if decay == "epochs":
             schedule.step()
     model.eval()
     return mean_loss
