@@ -156,6 +156,12 @@ def build(card: ModelCard) -> FaceClassifier:
     return FaceClassifier(card)
 
 
+def build_empty(card: ModelCard) -> FaceClassifier:
+    """Build the network of a card without any weights: all of them are to be loaded."""
+    with torch.device("meta"):
+        return FaceClassifier(card).to_empty(device="cpu")
+
+
 def to_best_device(model: FaceClassifier) -> FaceClassifier:
     """Move a model to the GPU where there is one; its images in channels-last order, a sixth faster on CPUs too."""
     return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")).to(memory_format=torch.channels_last)
@@ -209,7 +215,7 @@ def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:
         raise ModelFileError(f"The model card {folder / CARD_FILE} is wrong at '{key}'.") from error
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
         raise ModelFileError(f"Cannot read the model in {folder}: {error}.") from error
-    model = build(card)
+    model = build_empty(card)
     try:
         model.load_state_dict(arrays)
     except RuntimeError as error:

@@ -137,8 +137,9 @@ def _repaired(strategy: FederatedUnlearning, situation: Situation, arrays: Array
     with strategy.progress.phase("Repair", rounds * len(situation.pending)) as advance:
         for number in range(rounds):
             rate = erasure.repair_learning_rate * cosine(number, rounds)
+            final = number == rounds - 1
             arrays = strategy.fit_round(
-                fleet, arrays, situation.pending, "repair", erasure.repair_epochs, rate, advance
+                fleet, arrays, situation.pending, "repair", erasure.repair_epochs, rate, advance, final=final
             )
     return arrays
 

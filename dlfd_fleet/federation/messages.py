@@ -202,6 +202,8 @@ class FitTask(FleetMessage):
     learning_rate: Annotated[float, Field(gt=0.0)]
     decay: bool = False
     """Whether the learning rate falls to 0 in the course of the task."""
+    final: bool = True
+    """Whether somebody looks at the model before it is trained again: only then do batch-norm statistics matter."""
     precision: Precision
     """Of the update that is sent back."""
     seed: Count

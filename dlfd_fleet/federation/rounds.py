@@ -133,12 +133,18 @@ class FederatedRounds:
         epochs: int,
         rate: float,
         advance: Advance,
+        *,
+        final: bool = True,
     ) -> Arrays:
-        """Return the mean of all sites' models after plain training on their retain images; one step of the job."""
+        """Return the mean of all sites' models after plain training on their retain images; one step of the job.
+
+        One that is not ``final`` is good for nothing but another such round.
+        """
         self._round += 1
 
         def compute() -> Merged:
-            return self._fit(fleet, arrays, pending, purpose, epochs, rate, advance)
+            task = self._fit_task(pending, purpose, epochs, rate, final=final)
+            return self._fit(fleet, arrays, pending, task, advance)
 
         return self.journal.merged(f"{purpose}-{self._round}", compute).arrays
 
@@ -147,20 +153,20 @@ class FederatedRounds:
         fleet: Fleet,
         arrays: Arrays,
         pending: Mapping[int, PendingReply],
-        purpose: Purpose,
-        epochs: int,
-        rate: float,
+        task: FitTask,
         advance: Advance,
     ) -> Merged:
-        task = self._fit_task(pending, purpose, epochs, rate)
         most = {node: pending[node].retain_images for node in fleet.wait_for_nodes()}
         mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
         fleet.require_quorum(mean.count, f"trained in round {self._round}")
         losses = [result.loss for result in results]
-        self.record({f"{purpose}_sites": mean.count, f"{purpose}_loss": sum(losses) / len(losses)}, self._round)
+        metrics = {f"{task.purpose}_sites": mean.count, f"{task.purpose}_loss": sum(losses) / len(losses)}
+        self.record(metrics, self._round)
         return Merged(self.as_sent(fleet, mean.value(), arrays))
 
-    def _fit_task(self, pending: Mapping[int, PendingReply], purpose: Purpose, epochs: int, rate: float) -> FitTask:
+    def _fit_task(
+        self, pending: Mapping[int, PendingReply], purpose: Purpose, epochs: int, rate: float, *, final: bool = True
+    ) -> FitTask:
         return FitTask(
             job=self.job,
             purpose=purpose,
@@ -172,6 +178,7 @@ class FederatedRounds:
             epochs=epochs,
             learning_rate=rate,
             decay=purpose == "repair",
+            final=final,
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),
         )

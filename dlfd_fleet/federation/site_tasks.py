@@ -44,7 +44,7 @@ from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
-from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build, state_arrays, to_best_device
+from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build_empty, state_arrays, to_best_device
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning import (
     Augment,
@@ -140,7 +140,8 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
         class_weights=torch.tensor(task.class_weights),
         augment=augmentation(task.augmentation),
     )
-    recalibrate(model, _labelled(retain))
+    if task.final:
+        recalibrate(model, _labelled(retain))
     seconds = time.perf_counter() - started
     result = FitResult(epoch=task.card.epoch, examples=len(retain), loss=loss, seconds=seconds)
     return result, difference_of(state_arrays(model), arrays, task.precision)
@@ -342,7 +343,7 @@ def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _model(card: ModelCard, arrays: Arrays) -> FaceClassifier:
-    model = build(card)
+    model = build_empty(card)
     try:
         model.load_state_dict(arrays)
     except RuntimeError as error:

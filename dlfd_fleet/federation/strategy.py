@@ -101,7 +101,10 @@ class FederatedUnlearning(FederatedRounds):
         with self.progress.phase(title, training.rounds * len(pending)) as advance:
             for number in range(training.rounds):
                 rate = training.learning_rate * cosine(number, training.rounds)
-                arrays = self.fit_round(fleet, arrays, pending, purpose, training.local_epochs, rate, advance)
+                final = number == training.rounds - 1
+                arrays = self.fit_round(
+                    fleet, arrays, pending, purpose, training.local_epochs, rate, advance, final=final
+                )
         return arrays
 
     # ------------------------------------------------------------------ unlearning
@@ -209,7 +212,8 @@ class FederatedUnlearning(FederatedRounds):
         erasure = self.settings.erasure
         for number in range(erasure.repair_rounds):
             rate = erasure.repair_learning_rate * cosine(number, erasure.repair_rounds)
-            arrays = self.fit_round(fleet, arrays, pending, "repair", erasure.repair_epochs, rate, advance)
+            final = number == erasure.repair_rounds - 1
+            arrays = self.fit_round(fleet, arrays, pending, "repair", erasure.repair_epochs, rate, advance, final=final)
         return arrays
 
     @staticmethod

@@ -5,16 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dlfd_fleet.audit import Role
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import DataError, MessageError
-from dlfd_fleet.federation.messages import AuditTask, PendingQuery
-from dlfd_fleet.federation.site_tasks import answer_pending, run_audit
+from dlfd_fleet.federation.messages import AuditTask, FitTask, PendingQuery
+from dlfd_fleet.federation.site_tasks import answer_pending, run_audit, run_fit
 from dlfd_fleet.ledger import init_site, site_status
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.models import ModelCard, build, state_arrays
+from dlfd_fleet.settings import AugmentationSettings, TrainingSettings
 
 
 @pytest.fixture
@@ -52,6 +54,27 @@ def test_what_a_killed_process_was_writing_of_a_model_goes_with_the_model(site):
         (site.folder / name).write_bytes(b"weights")
     site.drop_held_model()
     assert not list(site.folder.glob(f"{HELD_MODEL_FILE}*"))
+
+
+def test_batch_norm_statistics_are_taken_anew_only_where_somebody_looks_at_the_model(site):
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    arrays = state_arrays(build(card))
+    final = FitTask(
+        job="job-1",
+        purpose="repair",
+        round=1,
+        card=card,
+        training=TrainingSettings(batch_size=8),
+        augmentation=AugmentationSettings(),
+        class_weights=(1.0, 1.0),
+        epochs=1,
+        learning_rate=0.01,
+        precision="float32",
+        seed=0,
+    )
+    (_, seen), (_, unseen) = (run_fit(site, final.model_copy(update={"final": each}), arrays) for each in (True, False))
+    differing = {name for name, array in seen.items() if not torch.equal(array, unseen[name])}
+    assert differing == {name for name in seen if "running_" in name or "num_batches" in name}
 
 
 def test_of_those_who_stay_a_gate_sees_some_and_the_same_at_each_look(site):

@@ -15,6 +15,7 @@ from dlfd_fleet.models import (
     ModelCard,
     WrappedClassifier,
     build,
+    build_empty,
     digest,
     load_model,
     save_model,
@@ -35,6 +36,17 @@ def test_every_backbone_gives_features_and_logits_in_one_pass(architecture):
         assert torch.allclose(model(images), logits)
         assert torch.allclose(model.features(images), features)
         assert torch.allclose(model.head(features), logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_network_without_weights_is_complete_once_they_are_loaded(architecture):
+    card = CARD.model_copy(update={"architecture": architecture})
+    model, empty = build(card).eval(), build_empty(card).eval()
+    empty.load_state_dict(model.state_dict())
+    assert all(array.device.type == "cpu" for array in (*empty.parameters(), *empty.buffers()))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(empty(images), model(images))
 
 
 def test_normalisation_is_part_of_the_model():
