@@ -128,15 +128,13 @@ class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
-    rounds: Count = Field(3, description="Most rounds of DLFD and repair in one attempt.")
-    distancing_epochs: Positive = Field(0.5, description="Passes of DLFD over a site's retain images in one round.")
+    rounds: Count = Field(5, description="Most rounds of DLFD and repair in one attempt.")
+    distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
     batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step of DLFD at a site.")
-    noise_steps: Count = Field(2, description="Sign-gradient steps a batch of DLFD at a site.")
-    noise_step_size: Fraction = Field(0.02, description="Sign-gradient step of the noise at a site, pixel range.")
-    learning_rate: Positive = Field(0.015, description="SGD step of DLFD at a site.")
-    repair_rounds: Count = Field(2, description="Rounds of plain training at all sites after DLFD, before a look.")
-    repair_epochs: Count = Field(1, description="Epochs on the retain images of a site in each of those.")
-    repair_learning_rate: Positive = Field(0.02, description="SGD step of the first; it falls within and over them.")
+    noise_steps: Count = Field(5, description="Sign-gradient steps a batch of DLFD at a site.")
+    noise_step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise at a site, pixel range.")
+    repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
+    learning_rate: Positive = Field(0.015, description="SGD step of DLFD and of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     relearning_rounds: Annotated[int, Field(ge=0)] = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."

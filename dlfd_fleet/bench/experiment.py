@@ -146,7 +146,7 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
         experiment.settings.training.model_copy(update={"batch_size": bench.batch_size}),
         epochs=bench.epochs,
         learning_rate=bench.learning_rate,
-        decay="epochs",
+        cosine=True,
         seed=seed,
         class_weights=experiment.class_weights,
         augment=augmentation(bench.augmentation),

@@ -86,7 +86,7 @@ class AveragedWithAll(FederatedUnlearning):
         asked = sum(reply.retain_images for reply in pending.values() if reply.requests)
         mean.add(forgotten.arrays, asked)
         others = {node: reply.retain_images for node, reply in pending.items() if not reply.requests}
-        task = self._fit_task(pending, "repair", erasure.repair_epochs, erasure.repair_learning_rate)
+        task = self._fit_task(pending, "repair", erasure.repair_epochs, erasure.learning_rate)
         trained, _ = self._merge(fleet, others, task, FitResult, arrays, advance)
         mean.add(trained.value(), trained.weight)
         return Merged(self.as_sent(fleet, mean.value(), arrays), forgotten.requests)
@@ -131,13 +131,12 @@ def _continued(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
 
 
 def _repaired(strategy: FederatedUnlearning, situation: Situation, arrays: Arrays) -> Arrays:
-    """Return a model after as much plain training on retain images as DLFD may take; the step falls over all of it."""
+    """Return a model after as many rounds of plain training on retain images as DLFD may take."""
     erasure, fleet = strategy.settings.erasure, situation.fleet
-    rounds = erasure.rounds * erasure.repair_rounds
-    with strategy.progress.phase("Repair", rounds * len(situation.pending)) as advance:
-        for number in range(rounds):
-            rate = erasure.repair_learning_rate * cosine(number, rounds)
-            final = number == rounds - 1
+    with strategy.progress.phase("Repair", erasure.rounds * len(situation.pending)) as advance:
+        for number in range(erasure.rounds):
+            rate = erasure.learning_rate * cosine(number, erasure.rounds)
+            final = number == erasure.rounds - 1
             arrays = strategy.fit_round(
                 fleet, arrays, situation.pending, "repair", erasure.repair_epochs, rate, advance, final=final
             )

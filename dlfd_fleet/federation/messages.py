@@ -200,8 +200,6 @@ class FitTask(FleetMessage):
     class_weights: Weights
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0.0)]
-    decay: bool = False
-    """Whether the learning rate falls to 0 in the course of the task."""
     final: bool = True
     """Whether somebody looks at the model before it is trained again: only then do batch-norm statistics matter."""
     precision: Precision

@@ -177,7 +177,6 @@ class FederatedRounds:
             class_weights=class_weights(pending),
             epochs=epochs,
             learning_rate=rate,
-            decay=purpose == "repair",
             final=final,
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),

@@ -135,7 +135,6 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
         task.training,
         epochs=task.epochs,
         learning_rate=task.learning_rate,
-        decay="batches" if task.decay else "never",
         seed=_site_seed(site, task.seed),
         class_weights=torch.tensor(task.class_weights),
         augment=augmentation(task.augmentation),

@@ -26,6 +26,7 @@ from dlfd_fleet.audit import (
     read_gate,
 )
 from dlfd_fleet.exceptions import DataError, FleetError, JobError
+from dlfd_fleet.federation.aggregation import RunningMean
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Merged
 from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
@@ -33,7 +34,6 @@ from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.requests import ask_pending, settle
 from dlfd_fleet.federation.rounds import AuditedModel, Effort, FederatedRounds
 from dlfd_fleet.models import ModelCard, digest
-from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
 
@@ -174,25 +174,31 @@ class FederatedUnlearning(FederatedRounds):
         """Run rounds of distancing and repair from the original; return the best round's rank and model.
 
         The paper's dynamic strategy with a fleet's gate: distance while forgotten people look more like members than
-        validation people do, then train on clean images only. It stops with the first round that leaves a model which
-        is forgetful and useful enough.
+        validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are
+        averaged (stochastic weight averaging, Izmailov et al. 2018), and the next goes on from their mean: single
+        rounds of small fleets differ by chance, and what the gate has seen the sites hold already. It stops when a
+        round brings nothing more to a model that is forgetful and useful enough.
         """
         erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = self._read(fleet, original.samples)
         readings.append(_noted(reading, attempt, 0))
-        floor = UtilityFloor.under(reading, unlearning.max_utility_drop, reading.utility_half_width)
+        floor = UtilityFloor.under(reading, unlearning.max_utility_drop)
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         gate = max(unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), frozenset[str]()
-        best_rank, asked = _WORST_RANK, sum(1 for reply in pending.values() if reply.requests)
-        total = erasure.rounds * (asked + erasure.repair_rounds * len(pending))
+        best_rank, averaged = _WORST_RANK, RunningMean()
+        total = erasure.rounds * (sum(1 for reply in pending.values() if reply.requests) + len(pending))
         with self.progress.phase(f"Unlearning, attempt {attempt}", total) as advance:
             for number in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round of DLFD.
                 if number == 0 or reading.attack_auc > 0.5 + gate:
                     distanced = self.distancing_round(fleet, arrays, pending, attempt, advance)
                     arrays, requests = distanced.arrays, requests.union(distanced.requests)
-                arrays = self.repair(fleet, arrays, pending, advance)
+                    averaged = RunningMean()
+                rate = erasure.learning_rate * cosine(number, erasure.rounds)
+                repaired = self.fit_round(fleet, arrays, pending, "repair", erasure.repair_epochs, rate, advance)
+                averaged.add(repaired, 1.0)
+                arrays = repaired if averaged.count == 1 else self.as_sent(fleet, averaged.value(), arrays)
                 samples = self.look(fleet, arrays, f"gate-{self._round}")
                 reading = self._read(fleet, samples)
                 self.record(gate_metrics(samples, reading) | {"attempt": attempt}, self._round)
@@ -200,21 +206,9 @@ class FederatedUnlearning(FederatedRounds):
                 rank = checkpoint_rank(reading, floor, gate)
                 if rank > best_rank:
                     best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
-                if rank >= _GOOD_ENOUGH:
+                elif best_rank >= _GOOD_ENOUGH:
                     break
         return best_rank, best
-
-    def repair(self, fleet: Fleet, arrays: Arrays, pending: Mapping[int, PendingReply], advance: Advance) -> Arrays:
-        """Train on retain images at all sites, in a few rounds; the step falls within each and from one to the next.
-
-        Sites drift apart in a long round, so several short ones keep more than one of their length.
-        """
-        erasure = self.settings.erasure
-        for number in range(erasure.repair_rounds):
-            rate = erasure.repair_learning_rate * cosine(number, erasure.repair_rounds)
-            final = number == erasure.repair_rounds - 1
-            arrays = self.fit_round(fleet, arrays, pending, "repair", erasure.repair_epochs, rate, advance, final=final)
-        return arrays
 
     @staticmethod
     def _read(fleet: Fleet, samples: SampleScores) -> Reading:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import update_bn
 
 from dlfd_fleet.models import FeatureClassifier
@@ -75,7 +72,7 @@ def fit(
     epochs: int,
     learning_rate: float,
     seed: int,
-    decay: Literal["never", "epochs", "batches"] = "never",
+    cosine: bool = False,
     class_weights: Tensor | None = None,
     augment: Augment | None = None,
 ) -> float:
@@ -85,9 +82,8 @@ def fit(
 
     Parameters
     ----------
-    decay
-        Whether the learning rate falls to 0 along half a cosine (Loshchilov & Hutter 2017), and after what each step of
-        it comes.
+    cosine
+        Let the learning rate fall to 0 epoch by epoch, along half a cosine (Loshchilov & Hutter 2017).
     class_weights
         Weight of each class in the loss, ``(C,)``; all 1 when omitted.
     augment
@@ -98,8 +94,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     optimizer = optimizer_of(model, settings, learning_rate)
-    batches = math.ceil(len(train) / settings.batch_size)
-    schedule = CosineAnnealingLR(optimizer, epochs * batches if decay == "batches" else epochs)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if cosine else None
     mean_loss = 0.0
     model.train()
     for _ in range(epochs):
@@ -112,11 +107,9 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
-            if decay == "batches":
-                schedule.step()
             total += loss.detach() * len(rows)
         mean_loss = float(total) / len(train)
-        if decay == "epochs":
+        if schedule is not None:
             schedule.step()
     model.eval()
     return mean_loss

@@ -39,7 +39,7 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
         },
         model={"architecture": "mobilenet_v3_small"},
         training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
-        erasure={"rounds": 2, "batch_size": 8, "repair_rounds": 1, "largest_forget_share": 1.0},
+        erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
         # A dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
         audit={
             "resamples": 200,

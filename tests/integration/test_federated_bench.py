@@ -36,7 +36,7 @@ def settings(tmp_path_factory):
         },
         model={"architecture": "mobilenet_v3_small"},
         training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
-        erasure={"rounds": 2, "batch_size": 8, "largest_forget_share": 1.0},
+        erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
         audit={"resamples": 200},
     )
 

@@ -309,26 +309,6 @@ def test_the_loss_of_a_multi_label_head_falls_as_it_is_trained():
     assert fit(model, data, settings, epochs=20, learning_rate=0.01, seed=0) < first
 
 
-@pytest.mark.parametrize("decay", ["never", "epochs", "batches"])
-def test_the_learning_rate_falls_along_half_a_cosine(decay, monkeypatch):
-    rates, step = [], torch.optim.SGD.step
-
-    def noting(optimizer, *arguments):
-        rates.append(optimizer.param_groups[0]["lr"])
-        return step(optimizer, *arguments)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", noting)
-    fit(small_classifier(), RETAIN, TrainingSettings(batch_size=8), epochs=3, learning_rate=0.02, seed=0, decay=decay)
-    each = len(rates) // 3
-    assert each > 1
-    done = {
-        "never": np.zeros(3 * each),
-        "epochs": np.arange(3).repeat(each) / 3,
-        "batches": np.arange(3 * each) / 3 / each,
-    }
-    assert rates == pytest.approx(0.01 * (1.0 + np.cos(np.pi * done[decay])))
-
-
 def test_the_monitor_of_a_multi_label_head_reads_each_label_and_attacks_whole_images():
     model = small_classifier()
     forget, validation, retain = (several_labels(data) for data in (FORGET, VALIDATION, RETAIN))
