@@ -57,8 +57,8 @@ def dead(message, _answer):
 
 def poisoned(message, answer):
     """Point the update elsewhere and make it large, as an attacker would who wants to decide alone."""
-    sent = arrays_of(message.content, MODEL, "test")
     records = answer().content
+    sent = arrays_of(message.content, MODEL, "test")  # a model that the site holds is filled in before it answers
     noise = torch.Generator().manual_seed(0)
     arrays = {
         name: array + 0.5 * torch.randn(array.shape, generator=noise).abs().to(array.dtype)
