@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.differences import model_of
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.handlers import add_unlearning
@@ -30,7 +31,6 @@ from dlfd_fleet.federation.messages import (
     UnlearnTask,
     arrays_of,
 )
-from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.federation.site_of_node import site_of_node
 from dlfd_fleet.federation.site_tasks import run_unlearn
 from dlfd_fleet.federation.strategy import FederatedUnlearning, cosine

@@ -14,6 +14,7 @@ import torch
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import DeliveryError, ExportError, JobError
 from dlfd_fleet.export import Parity, content_of, export_onnx, file_of
+from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.champion import agreed_champion
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
@@ -22,7 +23,7 @@ from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_o
 from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.records import STEPS, Champion, JobRecord, JobStep
 from dlfd_fleet.federation.requests import Settled, ask_pending, settle
-from dlfd_fleet.federation.rounds import AuditedModel, Effort
+from dlfd_fleet.federation.rounds import Effort
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
 from dlfd_fleet.federation.summary import summarise

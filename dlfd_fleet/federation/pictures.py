@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.messages import PendingReply
 from dlfd_fleet.federation.records import JobRecord
-from dlfd_fleet.federation.rounds import AuditedModel
 from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.tracking.figures import loss_histograms, person_scores, time_by_phase, trade_off
 from dlfd_fleet.tracking.registry import EPOCH_TAG, VERDICT_TAG

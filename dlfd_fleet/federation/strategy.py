@@ -27,12 +27,13 @@ from dlfd_fleet.audit import (
 )
 from dlfd_fleet.exceptions import DataError, FleetError, JobError
 from dlfd_fleet.federation.aggregation import RunningMean
+from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Merged
 from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.requests import ask_pending, settle
-from dlfd_fleet.federation.rounds import AuditedModel, Effort, FederatedRounds
+from dlfd_fleet.federation.rounds import Effort, FederatedRounds
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
