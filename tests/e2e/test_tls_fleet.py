@@ -154,7 +154,7 @@ def tls_fleet(fleet, mlflow_server):
             "data": {"sites": SITES},
             "model": {"architecture": "mobilenet_v3_small"},
             "training": {"rounds": 1},
-            "erasure": {"relearning_rounds": 0, "largest_forget_share": 1.0},
+            "erasure": {"rounds": 2, "relearning_rounds": 0, "largest_forget_share": 1.0},
             "fleet": {"connect_seconds": 180, "reply_timeout_seconds": 300},
         }
     )
