@@ -107,7 +107,10 @@ class UnlearningSettings(Section):
     max_utility_drop: Fraction = Field(
         0.04, description="Accuracy a checkpoint may lose, on validation people and on those who stay."
     )
-    max_seconds: Positive | None = Field(None, description="Wall-clock limit, looks of the monitor included.")
+    max_seconds: Positive | None = Field(
+        None,
+        description="Wall-clock limit, looks of the monitor included; DLFD's first round, once begun, is finished.",
+    )
 
 
 class AuditSettings(Section):

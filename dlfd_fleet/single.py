@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.data import read_manifest
+from dlfd_fleet.data import balanced_weights, read_manifest
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.models import (
@@ -171,8 +171,7 @@ def _labelled(faces: IdentityDataset) -> LabelledImages:
 
 
 def _class_weights(faces: IdentityDataset) -> torch.Tensor:
-    counts = torch.bincount(faces.labels, minlength=len(faces.classes)).clamp(min=1).float()
-    return counts.sum() / (len(counts) * counts)
+    return torch.tensor(balanced_weights(torch.bincount(faces.labels, minlength=len(faces.classes)).tolist()))
 
 
 def _samples(model: FaceClassifier, faces: People) -> SampleScores:

@@ -181,15 +181,17 @@ def auc_estimate(attack: MembershipScores, resamples: int, generator: np.random.
     """
     inside, outside = attack.sides()
     drawn = units(inside.person), units(outside.person)
+    people = min(len(np.unique(unit)) for unit in drawn)
     wins = pair_wins(inside.score, drawn[0], outside.score, drawn[1])
     resampled, value = resampled_aucs(wins, *drawn, resamples, generator), attack.auc()
     for few, others in ((inside, outside), (outside, inside)):
-        people = len(np.unique(few.person))
-        if people < _FEW_PEOPLE:
-            error = _spread_of_people(others) / np.sqrt(people)
+        number = len(np.unique(few.person))
+        if number < _FEW_PEOPLE:
+            error = _spread_of_people(others) / np.sqrt(number)
             if error > np.nanstd(resampled):
                 resampled = value + error * generator.standard_normal(resamples)
-    return estimate(value, resampled)
+                people = max(2, len(np.unique(others.person)))
+    return estimate(value, resampled, people)
 
 
 def _spread_of_people(side: MembershipSide) -> float:
@@ -237,13 +239,14 @@ def accuracy_estimate(attack: MembershipScores, resamples: int, generator: np.ra
     split = StratifiedKFold(folds, shuffle=True, random_state=int(generator.integers(2**31)))
     regression = LogisticRegression(class_weight="balanced")
     right = (cross_val_predict(regression, score, truth, cv=split) == truth).astype(np.float64)
-    rates = []
+    rates, people = [], []
     for side, hits in ((inside, right[truth == 1.0]), (outside, right[truth == 0.0])):
         unit = units(side.person)
         sums = draws(unit, resamples, generator) @ person_sums(unit, np.stack([hits, np.ones_like(hits)], axis=1))
         rates.append(sums[:, 0] / sums[:, 1])
+        people.append(len(np.unique(unit)))
     value = (right[truth == 1.0].mean() + right[truth == 0.0].mean()) / 2.0
-    return estimate(float(value), np.mean(rates, axis=0))
+    return estimate(float(value), np.mean(rates, axis=0), min(people))
 
 
 def tpr_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate | None:
@@ -254,6 +257,7 @@ def tpr_estimate(attack: MembershipScores, resamples: int, generator: np.random.
     # The smallest threshold that at most one non-member in a hundred passes; its own error is not in the bounds.
     threshold = np.quantile(outside.score, 0.99, method="higher")
     hits = (inside.score > threshold).astype(np.float64)[:, None]
-    drawn = draws(inside.person, resamples, generator)
-    sums = drawn @ person_sums(inside.person, np.hstack([hits, np.ones_like(hits)]))
-    return estimate(float(hits.mean()), sums[:, 0] / sums[:, 1])
+    unit = units(inside.person)
+    drawn = draws(unit, resamples, generator)
+    sums = drawn @ person_sums(unit, np.hstack([hits, np.ones_like(hits)]))
+    return estimate(float(hits.mean()), sums[:, 0] / sums[:, 1], drawn.shape[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Annotated
 
 import numpy as np
@@ -13,7 +15,7 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Estimate(BaseModel):
-    """A score, its 95% bounds and its standard error; all are fractions."""
+    """A score, its 95% bounds and its standard error (1.96 of it are a 95% bound); all are fractions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,14 +31,31 @@ class Estimate(BaseModel):
 NOTHING_KNOWN = Estimate(value=0.5, low=0.0, high=1.0, standard_error=0.5)
 
 
-def estimate(value: float, resampled: Floats) -> Estimate:
-    """Bound a fraction by the 2.5% and 97.5% quantiles of its resamples ``(R,)``."""
+def estimate(value: float, resampled: Floats, people: int) -> Estimate:
+    """Bound a fraction by the 2.5% and 97.5% quantiles of its resamples ``(R,)``, widened for few people."""
     # A resample without any member of a class says nothing, and is left out.
-    kept = np.clip(resampled[np.isfinite(resampled)], 0.0, 1.0)
-    if not len(kept):
+    kept = resampled[np.isfinite(resampled)]
+    if not len(kept) or people < 2:
         return Estimate(value=value, low=0.0, high=1.0, standard_error=0.5)
-    low, high = np.quantile(kept, [0.025, 0.975])
-    return Estimate(value=value, low=min(low, value), high=max(high, value), standard_error=float(kept.std()))
+    wide = value + widening(people) * (kept - value)
+    low, high = np.quantile(wide, [0.025, 0.975]).clip(0.0, 1.0)
+    return Estimate(value=value, low=min(low, value), high=max(high, value), standard_error=min(0.5, float(wide.std())))
+
+
+def widening(people: int) -> float:
+    """Return what the spread of a bootstrap over P people must be multiplied by, so that 1.96 of it are a 95% bound.
+
+    Drawn from themselves, people vary by ``(P - 1) / P`` of their variance; and of few the variance is itself a guess,
+    for which Student's t stands, with ``P - 1`` degrees of freedom.
+    """
+    return math.sqrt(people / (people - 1)) * student_widening(people - 1)
+
+
+def student_widening(degrees: float) -> float:
+    """Return the 97.5% quantile of Student's t in units of the normal distribution's."""
+    from scipy.stats import t as student  # sites import this room and bound nothing: it takes them a second
+
+    return float(student.ppf(0.975, degrees)) / NormalDist().inv_cdf(0.975)
 
 
 def draws(person: NDArray[np.int64], resamples: int, generator: np.random.Generator) -> Floats:
@@ -62,10 +81,11 @@ def ratio(
     person: NDArray[np.int64], hits: Floats, counts: Floats, resamples: int, generator: np.random.Generator
 ) -> Estimate:
     """Estimate the mean over columns of ``sum(hits) / sum(counts)``, each ``(N, K)``."""
+    person = units(person)
     drawn = draws(person, resamples, generator)
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (drawn @ person_sums(person, hits)) / (drawn @ person_sums(person, counts))
-    return estimate(float((hits.sum(0) / counts.sum(0)).mean()), resampled.mean(axis=1))
+    return estimate(float((hits.sum(0) / counts.sum(0)).mean()), resampled.mean(axis=1), drawn.shape[1])
 
 
 def pair_wins(

@@ -6,6 +6,7 @@ comparison has far more power than one with people never trained on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit.attacks import MembershipScores, resampled_aucs
-from dlfd_fleet.audit.bootstrap import Floats, draws, pair_wins, person_sums
+from dlfd_fleet.audit.bootstrap import Floats, draws, pair_wins, person_sums, student_widening, units
 from dlfd_fleet.audit.samples import SampleScores
 from dlfd_fleet.exceptions import DataError
 
@@ -31,7 +32,7 @@ class Difference(BaseModel):
     reference: float
     """Mean score of the reference models."""
     standard_error: float
-    """Of the difference."""
+    """Of the difference; 1.96 of it are a 95% bound, however few people and references there are."""
     references: int
 
     @property
@@ -85,7 +86,8 @@ def auc_difference(
     """Return the mean AUC of attacks on a model minus the mean AUC on reference models, over the same images.
 
     The standard error joins two sources: which people there are (bootstrap of both sides, the same draws for all
-    models) and which reference models were trained (their variance over their number).
+    models) and which reference models were trained (their variance over their number). Of few it is itself a guess,
+    so it is widened to Student's t, with the degrees of freedom of Welch and Satterthwaite.
 
     Parameters
     ----------
@@ -113,8 +115,8 @@ def auc_difference(
     images = np.arange(len(first.person))
     return max(
         (
-            _difference(value, known, _resampled(models, references, person, resamples, seed))
-            for person in (first.person, images)
+            _difference(value, known, _resampled(models, references, unit, resamples, seed), _least(unit, first.member))
+            for unit in (first.person, images)
         ),
         key=lambda difference: difference.standard_error,
     )
@@ -134,11 +136,13 @@ def accuracy_difference(
         raise DataError("There is no retrained model to compare with.")
     if any(not np.array_equal(model.person, other.person) for other in references):
         raise DataError("The models were audited on different images, so they cannot be compared image by image.")
+    unit = units(model.person)
     right = [(one.prediction == one.label).astype(np.float64) for one in (model, *references)]
     difference = right[0] - np.mean(right[1:], axis=0)
-    sums = person_sums(model.person, np.stack([difference, np.ones_like(difference)], axis=1))
-    drawn = draws(model.person, resamples, np.random.default_rng(seed)) @ sums
-    return _difference(float(right[0].mean()), [float(one.mean()) for one in right[1:]], drawn[:, 0] / drawn[:, 1])
+    sums = person_sums(unit, np.stack([difference, np.ones_like(difference)], axis=1))
+    drawn = draws(unit, resamples, np.random.default_rng(seed)) @ sums
+    known = [float(one.mean()) for one in right[1:]]
+    return _difference(float(right[0].mean()), known, drawn[:, 0] / drawn[:, 1], len(sums))
 
 
 def _resampled(
@@ -157,7 +161,24 @@ def _resampled(
     return resampled_aucs(wins[0] - wins[1], inside, outside, resamples, np.random.default_rng(seed))
 
 
-def _difference(value: float, known: list[float], resampled: Floats) -> Difference:
-    between = float(np.var(known, ddof=1)) / len(known) if len(known) > 1 else 0.0
-    error = float(np.sqrt(np.var(resampled[np.isfinite(resampled)]) + between))
+def _least(unit: NDArray[np.int64], member: NDArray[np.bool_]) -> int:
+    """Return how many units the smaller side has; one alone is not resampled, so then it is the other side."""
+    sides = [len(np.unique(unit[member == side])) for side in (True, False)]
+    return min((number for number in sides if number > 1), default=1)
+
+
+def _difference(value: float, known: list[float], resampled: Floats, people: int) -> Difference:
+    """Join what people and what reference models vary by."""
+    variances, degrees = [], []
+    if people > 1:
+        variances.append(float(np.var(resampled[np.isfinite(resampled)])) * people / (people - 1))
+        degrees.append(people - 1)
+    if len(known) > 1:
+        variances.append(float(np.var(known, ddof=1)) / len(known))
+        degrees.append(len(known) - 1)
+    total = sum(variances)
+    error = 0.5 if people < 2 else 0.0
+    if total > 0.0:
+        freedom = total**2 / sum(part**2 / number for part, number in zip(variances, degrees, strict=True))
+        error = max(error, math.sqrt(total) * student_widening(freedom))
     return Difference(model=value, reference=float(np.mean(known)), standard_error=error, references=len(known))

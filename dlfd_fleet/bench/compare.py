@@ -7,17 +7,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet import audit, unlearning
 from dlfd_fleet.audit import Role, Verdict, auc_difference, loss_attack
 from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
 from dlfd_fleet.bench.evidence import Evidence, Gold, Observation, observe, weigh
-from dlfd_fleet.bench.experiment import Experiment, labelled, reference
+from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, digest_of_code, labelled, reference
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier
 from dlfd_fleet.settings import Settings
@@ -25,6 +24,13 @@ from dlfd_fleet.unlearning import UnlearnOutcome, UtilityFloor, checkpoint_rank,
 from dlfd_fleet.unlearning.methods import METHODS, Candidate
 
 ORIGINAL, RETRAINED = "original", "retrained"
+_MAKES_ROWS = (
+    "dlfd_fleet.audit",
+    "dlfd_fleet.unlearning",
+    "dlfd_fleet.bench.cost",
+    "dlfd_fleet.bench.evidence",
+    __name__,
+)
 
 
 class Row(BaseModel):
@@ -95,11 +101,11 @@ class Bed:
 
     @cached_property
     def ordinary_bytes(self) -> int:
-        """Peak memory of an ordinary training step."""
+        """What an ordinary training step takes: the model, its gradients, momentum and activations."""
         batch_size = self.experiment.settings.bench.batch_size
         with peak_memory(next(self.original.parameters()).device) as peak:
             measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
-        return peak.bytes
+        return peak.grown
 
     def retraining_seconds(self, passes: PassSeconds) -> float:
         """Return the seconds of a retraining at this speed."""
@@ -137,6 +143,7 @@ def measure_method(bed: Bed, method: str) -> Row:
         "monitor_share": cost.monitor_seconds / cost.seconds,
         "tuning_seconds": tuning,
         "peak_memory_ratio": trial.memory,
+        "own_success": float(outcome.success),
         "image_passes_forward": cost.forward_images,
         "image_passes_backward": cost.backward_images,
     }
@@ -160,19 +167,11 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
     """Return a digest of everything that decides a row, for resuming: settings, images, and the code of the methods."""
     tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
     tree["bench"].pop("jobs")
+    # Rows of different code belong in no one table.
+    code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
     candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
-    parts = json.dumps([tree, method, candidates, faces, _code()], default=str)
+    parts = json.dumps([tree, method, candidates, faces, code], default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-
-@cache
-def _code() -> str:
-    """Return a digest of the rooms that make and weigh a model: rows of different code belong in no one table."""
-    sha = hashlib.sha256()
-    for room in (unlearning, audit):
-        for file in sorted(Path(str(room.__file__)).parent.rglob("*.py")):
-            sha.update(file.read_bytes())
-    return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -192,11 +191,10 @@ def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
     shared = {"max_seconds": bench.time_limit * bed.retraining_seconds(before), "batch_size": bench.batch_size}
     settings = experiment.settings.unlearning.model_copy(update=shared | dict(candidate.changes))
     device = next(bed.original.parameters()).device
-    model = copy.deepcopy(bed.original)
     ordinary = bed.ordinary_bytes
     with peak_memory(device) as own:
         outcome = candidate.unlearner(
-            model,
+            copy.deepcopy(bed.original),
             labelled(experiment.retain),
             labelled(experiment.forget),
             labelled(experiment.validation),
@@ -206,7 +204,7 @@ def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
             augment=augmentation(experiment.settings.bench.augmentation),
         )
     passes = before.mean_with(bed.measure_seconds())
-    return _Trial(outcome, passes, own.bytes / ordinary if ordinary else 0.0)
+    return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:

@@ -10,20 +10,28 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget
+from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.models import FaceClassifier, ModelCard, build, load_model, save_model, to_best_device
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
 Kind = Literal["original", "retrained"]
+MAKES_MODELS = (
+    "dlfd_fleet.bench.experiment",
+    "dlfd_fleet.data.dataset",
+    "dlfd_fleet.models",
+    "dlfd_fleet.unlearning.training",
+)
 _SECONDS_FILE = "seconds.json"
 
 
@@ -61,9 +69,9 @@ class Experiment:
 
     @cached_property
     def class_weights(self) -> Tensor:
-        """A weight for each class, inverse to its share of the retain images; 1 on average."""
-        counts = torch.bincount(self.retain.labels, minlength=len(self.retain.classes)).clamp(min=1).float()
-        return counts.sum() / (len(counts) * counts)
+        """A weight for each class, inverse to its share of the retain images."""
+        counts = torch.bincount(self.retain.labels, minlength=len(self.retain.classes))
+        return torch.tensor(balanced_weights(counts.tolist()))
 
     def digest(self) -> str:
         """Return a digest of all images and labels, in their parts."""
@@ -158,6 +166,17 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
     return Reference(model, seconds)
 
 
+@cache
+def digest_of_code(*modules: str) -> str:
+    """Return a digest of the source of modules, and of all that is in those that are packages."""
+    sha = hashlib.sha256()
+    for module in modules:
+        file = Path(str(cast("ModuleSpec", find_spec(module)).origin))
+        for source in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
+            sha.update(source.read_bytes())
+    return sha.hexdigest()
+
+
 def _training_seed(seed: int, kind: Kind, index: int) -> int:
     return seed * 1000 + index + (500 if kind == "retrained" else 0)
 
@@ -177,6 +196,7 @@ def _key(experiment: Experiment, kind: Kind, index: int) -> str:
         experiment.seed,
     ]
     sha.update(json.dumps(parts, sort_keys=True).encode())
+    sha.update(digest_of_code(*MAKES_MODELS).encode())
     train = experiment.trained_on(kind)
     sha.update(train.images.numpy().tobytes())
     sha.update(train.labels.numpy().tobytes())

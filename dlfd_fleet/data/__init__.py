@@ -4,6 +4,7 @@ Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this m
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest
+from dlfd_fleet.data.classes import balanced_weights
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.data.site_images import copy_images, image_digest, purge_rows, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
@@ -15,6 +16,7 @@ __all__ = [
     "Problem",
     "Row",
     "assign_people",
+    "balanced_weights",
     "celeba_manifest",
     "check_manifest",
     "choose_people_to_forget",

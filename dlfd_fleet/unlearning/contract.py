@@ -101,10 +101,11 @@ class UtilityFloor:
 def collapse(reading: Reading, validation: LabelledImages) -> tuple[str, ...]:
     """Return in words that a model answers nearly the same to everybody, if it does.
 
-    Of validation people who show one class only nobody can tell.
+    Of validation people who show one class only, or one value of each label, nobody can tell.
     """
-    classes = 2 if validation.multi_label else len(torch.unique(validation.labels))
-    if classes < 2 or reading.utility >= 1.0 / classes + _LEAST_GAIN_OVER_CONSTANT:
+    columns = validation.labels.T if validation.multi_label else validation.labels[None]
+    constant = len(columns) / sum(len(torch.unique(column)) for column in columns)
+    if constant == 1.0 or reading.utility >= constant + _LEAST_GAIN_OVER_CONSTANT:
         return ()
     return (f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed",)
 

@@ -43,7 +43,7 @@ from dlfd_fleet.unlearning.contract import (
 )
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.session import Session
-from dlfd_fleet.unlearning.training import classification_loss, frozen, recalibrate
+from dlfd_fleet.unlearning.training import classification_loss, frozen
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
@@ -232,18 +232,21 @@ class _Rounds:
 
     def run_one(self) -> None:
         """Distance while the forget set is remembered, repair, and look."""
-        session, started, phase = self.session, self.session.seconds(), REPAIR
-        optimizer = session.optimizer()
-        if len(self.trace) == 1 or self.remembered():
-            phase = DISTANCING
-            optimizer.param_groups[0]["lr"] *= self.strength
-            _distance(session, optimizer, session.settings.distancing_steps)
-        self._repair(optimizer)
+        session, started = self.session, self.session.seconds()
+        phase = DISTANCING if len(self.trace) == 1 or self.remembered() else REPAIR
+        self._train(phase)
         self.look(phase)
         before, after = self.trace[-2].reading, self.trace[-1].reading
         if phase == DISTANCING and after.attack_auc - 0.5 > _STOOD_STILL * (before.attack_auc - 0.5):
             self.strength *= session.settings.strengthen
         self.longest_round = max(self.longest_round, session.seconds() - started)
+
+    def _train(self, phase: str) -> None:
+        optimizer = self.session.optimizer()
+        if phase == DISTANCING:
+            optimizer.param_groups[0]["lr"] *= self.strength
+            _distance(self.session, optimizer, self.session.settings.distancing_steps)
+        self._repair(optimizer)
 
     def _repair(self, optimizer: torch.optim.SGD) -> None:
         """Train on clean retain images, the step falling to 0 along half a cosine."""
@@ -262,14 +265,22 @@ class _Rounds:
         """Read the model, and keep its weights if it is the best so far."""
         session = self.session
         if self.trace:
-            recalibrate(session.model, session.retain_sample())
-            session.forward_images += len(session.retain_sample())
+            session.take_statistics()
         entry = TraceEntry(session.steps, phase, session.look(self.monitor))
         self.trace.append(entry)
         latest = len(self.trace) - 1
         if latest == 0 or self._rank(latest) > self._rank(self.best):
             self.best = latest
-            self.best_weights = copy.deepcopy(session.model.state_dict())
+            self._keep()
+
+    def _keep(self) -> None:
+        """Copy the weights; into the copy that there is, for two would be one too many."""
+        weights = self.session.model.state_dict()
+        if self.best_weights:
+            for name, value in weights.items():
+                self.best_weights[name].copy_(value)
+        else:
+            self.best_weights = copy.deepcopy(weights)
 
     def _rank(self, number: int) -> tuple[bool, float, float]:
         """Rank a look; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
@@ -288,7 +299,9 @@ class _Rounds:
     def _reasons(self, reading: Reading) -> tuple[str, ...]:
         """Return why the chosen checkpoint is no success, if it is none."""
         reasons = []
-        if self.best == 0:
+        if len(self.trace) == 1:
+            reasons.append("the time was up before the first round")
+        elif self.best == 0:
             reasons.append(f"no round was useful enough{self._closest()}, so the original is given back")
         if reading.attack_auc > 0.5 + self.session.settings.gate:
             reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
@@ -296,8 +309,6 @@ class _Rounds:
 
     def _closest(self) -> str:
         """Return in words what the most useful round was short of."""
-        if len(self.trace) == 1:
-            return ""
         floor = self.floor
         reading = min((entry.reading for entry in self.trace[1:]), key=floor.shortfall)
         if floor.utility - reading.utility >= floor.retain_accuracy - reading.retain_accuracy:

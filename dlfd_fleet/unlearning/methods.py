@@ -62,25 +62,25 @@ def _variants(epochs: float, rate: float, *unlearners: Unlearner) -> tuple[Candi
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.
 _METHODS = (
     Method("dlfd", "DLFD", "arXiv 2409.14747", (Candidate(dlfd),)),
-    Method("fine-tune", "fine-tune", "arXiv 1911.04933", _rates(FineTune(), 5.0, 0.005, 0.01, 0.02)),
+    Method("fine-tune", "fine-tune", "arXiv 1911.04933", _rates(FineTune(), 5.0, 0.01, 0.02, 0.05)),
     Method("neggrad", "NegGrad", "arXiv 1911.04933", _rates(NegGrad(), 5.0, 0.002, 0.003, 0.005)),
     Method(
         "cf-k",
         "CF-k",
         "arXiv 2201.06640",
-        _variants(5.0, 0.02, CatastrophicForgetting(5), CatastrophicForgetting(9), CatastrophicForgetting(13)),
+        _variants(5.0, 0.05, CatastrophicForgetting(5), CatastrophicForgetting(9), CatastrophicForgetting(13)),
     ),
     Method(
         "eu-k",
         "EU-k",
         "arXiv 2201.06640",
-        _variants(5.0, 0.02, ExactUnlearning(5), ExactUnlearning(9), ExactUnlearning(13)),
+        _variants(5.0, 0.05, ExactUnlearning(5), ExactUnlearning(9), ExactUnlearning(13)),
     ),
     Method(
         "unsir",
         "UNSIR",
         "arXiv 2111.08947",
-        _variants(3.0, 0.01, Unsir(impairing_rate=0.005), Unsir(impairing_rate=0.01), Unsir(impairing_rate=0.02)),
+        _variants(3.0, 0.05, Unsir(impairing_rate=0.02), Unsir(impairing_rate=0.05), Unsir(impairing_rate=0.1)),
     ),
     Method("bad-teacher", "Bad Teacher", "arXiv 2205.08096", _rates(BadTeacher(), 4.0, 0.001, 0.002, 0.005)),
     Method("scrub", "SCRUB", "arXiv 2302.09880", _rates(Scrub(), 4.0, 0.005, 0.01, 0.02)),
@@ -91,8 +91,8 @@ _METHODS = (
         _variants(3.0, 0.005, NegGradPlus(0.99), NegGradPlus(0.95), NegGradPlus(0.9)),
     ),
     Method("salun", "SalUn", "arXiv 2310.12508", _rates(SalUn(), 3.0, 0.001, 0.002, 0.005)),
-    Method("msg", "MSG", "arXiv 2410.01276", _rates(MaskedSmallGradients(), 4.0, 0.005, 0.01, 0.02)),
-    Method("not", "NoT", "arXiv 2503.05657", _rates(NegateLayers(), 5.0, 0.005, 0.01, 0.02)),
+    Method("msg", "MSG", "arXiv 2410.01276", _rates(MaskedSmallGradients(), 4.0, 0.01, 0.02, 0.05)),
+    Method("not", "NoT", "arXiv 2503.05657", _rates(NegateLayers(), 5.0, 0.01, 0.02, 0.05)),
     Method(
         "ssd",
         "SSD",

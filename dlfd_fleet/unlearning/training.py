@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, LabelledImages
 
-_PREDICTION_BATCH = 128
+_PREDICTION_BATCH = 64
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -138,8 +139,13 @@ def predict_features_and_probabilities(
 
 
 def recalibrate(model: nn.Module, data: LabelledImages) -> None:
-    """Take batch-norm statistics anew, averaged over all images; the model is left in eval mode."""
-    device = device_of(model)
-    batches = (data.batch(rows, device)[0] for rows in torch.split(torch.arange(len(data)), _PREDICTION_BATCH))
-    update_bn(batches, model)
+    """Take batch-norm statistics anew from all images; the model is left in eval mode.
+
+    Every batch counts the same, so they are of one size but for an image, and mixed. One image has no statistics: of it
+    the model keeps those that it has.
+    """
+    device, parts = device_of(model), math.ceil(len(data) / _PREDICTION_BATCH)
+    if len(data) > 1:
+        rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        update_bn((data.batch(part, device)[0] for part in torch.tensor_split(rows, parts)), model)
     model.eval()

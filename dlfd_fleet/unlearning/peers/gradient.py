@@ -30,10 +30,12 @@ class NegGrad(Peer):
 
 @dataclass(frozen=True)
 class ProjectedGradientAscent(Peer):
-    """Ascend the loss of the forget set inside a ball around the model (Halimi et al., arXiv 2207.05521, section 4).
+    """Ascend the loss of the forget set inside a ball around the model (after Halimi et al., arXiv 2207.05521).
 
     The ball is what keeps the ascent from destroying the model; its radius is the paper's, a third of the distance
-    (L2, over all weights) to a model of fresh weights.
+    (L2, over all weights) to a model of fresh weights. The paper's ball lies around the mean of the other sites' last
+    updates, from which it also begins, and it ascends until the loss is large. No server here keeps updates, so ball
+    and ascent begin at the model, and the ascent is as long as it is told.
 
     Attributes
     ----------
@@ -114,7 +116,7 @@ class MaskedSmallGradients(Peer):
 
     The paper only sketches the method; that masks are per layer, that ``g`` uses as many retain images as there are
     forget images, the shares and the initialisation were read off its authors' benchmark code. Ours differ in two
-    points: the learning rate is constant, where theirs rises and falls, and a network without convolutions has its
+    points: the learning rate falls, where theirs rises first, and a network without convolutions has its
     linear maps masked.
 
     Attributes

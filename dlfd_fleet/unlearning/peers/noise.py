@@ -20,7 +20,7 @@ class Unsir(Peer):
     """UNSIR: impair with error-maximising noise, then repair on the retain set (Tarun et al., arXiv 2111.08947).
 
     The noise N of a class minimises ``-L(f(N), class) + penalty * ||N||`` (the paper's equation for error-maximising
-    noise); impairing trains the model on it, labelled with that class, together with some retained images.
+    noise); impairing trains the model on copies of it, labelled with that class, together with as many retained images.
 
     The paper forgets whole classes and learns noise for each of them. Here people are forgotten, and the task label is
     not the identity: noise is learned for every class label present in the forget set, so it damages what the model
@@ -46,16 +46,16 @@ class Unsir(Peer):
     noise_rate: float = 0.1
     penalty: float = 0.1
     impairing_share: float = 0.3
-    impairing_rate: float = 0.02
+    impairing_rate: float = 0.05
 
     def unlearn(self, session: Session) -> None:
         """Impair for one epoch, then repair for ``settings.epochs`` epochs."""
-        noise = session.cycle(self._noise(session))
+        noise = self._noise(session)
         optimizer = session.optimizer(rate=self.impairing_rate)
         subset = session.sample(session.retain, math.ceil(self.impairing_share * len(session.retain)))
         session.model.train()
         for kept, kept_labels in session.batches(subset):
-            errors, error_labels = next(noise)
+            errors, error_labels = noise.batch(torch.arange(len(kept)) % len(noise), session.device)
             images, labels = torch.cat([errors, kept]), torch.cat([error_labels, kept_labels])
             session.step(optimizer, session.loss(session.logits(images), labels), len(images))
         session.fine_tune(session.optimizer())

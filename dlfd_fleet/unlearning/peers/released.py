@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from dataclasses import dataclass
 
@@ -36,8 +37,8 @@ class ReleasedDlfd:
     - The first batch is in train mode, all others in eval mode, because the monitor leaves the model so.
     - The monitor predicts every image of all sets after every batch. Its attack, whose floor is the share of the larger
       side, is the gate and chooses the checkpoint.
-    - Batches are not shuffled; those of another size than their forget batch are skipped. (Batches are made no larger
-      than the forget set, or a small one would skip them all.)
+    - Batches are not shuffled; those of another size than their forget batch are skipped. (In the authors' large sets
+      hardly any is. So batches are as large as equal parts of the forget set, of which a broken one is left out.)
 
     Not a :class:`Peer`: batch-norm statistics are left as the first batch made them.
 
@@ -78,8 +79,9 @@ class ReleasedDlfd:
         refuse_labels(type(self).__name__, retain)
         session = Session(model, retain, forget, validation, settings, seed, class_weights)
         optimizer = session.optimizer()
-        size = max(2, min(settings.batch_size, len(forget)))
+        size = max(2, len(forget) // math.ceil(len(forget) / settings.batch_size))
         batches, forget_batches = (torch.split(torch.arange(len(data)), size) for data in (retain, forget))
+        forget_batches = forget_batches[: max(1, len(forget) // size)]
         score, best = 0.5, _Checkpoint(-1.0, 0, {})
         model.train()
         for place, (rows, forget_rows) in enumerate(zip(batches, itertools.cycle(forget_batches), strict=False)):

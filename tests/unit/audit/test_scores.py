@@ -55,6 +55,12 @@ def test_losses_far_above_the_unseen_ones_are_a_leak_too():
     assert scores.forgetting_score > 0.3
 
 
+def test_one_persons_accuracy_is_bounded_by_their_images_and_one_images_by_nothing():
+    few, one = measure(samples(3, people=1, images=20)), measure(samples(3, people=1, images=1))
+    assert few.test_accuracy.low < few.test_accuracy.value < few.test_accuracy.high
+    assert (one.test_accuracy.low, one.test_accuracy.high) == (0.0, 1.0)
+
+
 def test_images_of_one_person_do_not_count_as_many_witnesses():
     """Bounds by person must be wider than bounds that take each image for a person of its own."""
     data = samples(3, people=6, images=30, person_effect=1.0)

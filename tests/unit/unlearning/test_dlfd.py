@@ -23,6 +23,7 @@ from dlfd_fleet.unlearning import (
     predict_probabilities,
     transport_distance,
 )
+from dlfd_fleet.unlearning.contract import collapse
 from dlfd_fleet.unlearning.distancing import distancing_noise
 
 SETTINGS = UnlearningSettings(
@@ -176,6 +177,16 @@ def test_a_drop_within_the_noise_of_few_people_is_no_drop():
     assert len(outcome.trace) == 2
 
 
+def test_a_constant_answer_to_labels_that_hardly_anybody_has_is_a_collapse():
+    """Of five labels nobody has three: 'none of them' is right about 5 of the 7 values that are shown."""
+    labels = torch.zeros(4, 5)
+    labels[0, 0] = labels[1, 1] = 1.0
+    shown = LabelledImages(faces(4, 1).images, labels)
+    assert collapse(Reading(5 / 7, 0.5), shown)
+    assert not collapse(Reading(0.9, 0.5), shown)
+    assert not collapse(Reading(0.5, 0.5), LabelledImages(shown.images, torch.zeros(4, 5)))  # nobody can tell
+
+
 def test_a_collapse_is_named_and_never_a_success():
     outcome = run(small_classifier(), [Reading(0.52, 0.8), *[Reading(0.5, 0.5)] * 3])
     assert not outcome.success
@@ -192,7 +203,7 @@ def test_people_who_are_still_told_apart_are_no_success():
 def test_a_round_that_would_not_fit_into_the_limit_is_not_begun():
     outcome = run(small_classifier(), [Reading(0.9, 0.8), *[Reading(0.9, 0.7)] * 9], max_rounds=9, max_seconds=1e-9)
     assert len(outcome.trace) == 1
-    assert not outcome.success
+    assert outcome.failures[0] == "the time was up before the first round"
 
 
 def test_distancing_alone_has_no_gate_and_keeps_the_last_weights():

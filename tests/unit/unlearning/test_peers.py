@@ -100,7 +100,7 @@ def changed(model, other):
 def learned():
     """A model that knows retained and forgotten images by heart."""
     everything = LabelledImages(torch.cat([RETAIN.images, FORGET.images]), torch.cat([RETAIN.labels, FORGET.labels]))
-    settings = SETTINGS.model_copy(update={"epochs": 6.0, "learning_rate": 0.01})
+    settings = SETTINGS.model_copy(update={"epochs": 8.0, "learning_rate": 0.02})
     model = FineTune()(classifier(), everything, FORGET, VALIDATION, settings).model
     assert loss_of(model, FORGET) < 0.3
     return model
@@ -114,6 +114,17 @@ def test_every_candidate_changes_the_model_and_leaves_it_usable(candidate):
     assert not outcome.model.training
     assert all(parameter.requires_grad for parameter in outcome.model.parameters())
     assert outcome.cost.forward_images >= outcome.cost.backward_images > 0
+
+
+def test_the_step_of_fine_tuning_falls_to_nothing(monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
+    run(FineTune(), settings=SETTINGS.model_copy(update={"epochs": 4.0}))
+    assert len(rates) == 4 * 3
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == 0.01
+    assert rates[-1] < 0.001
 
 
 @pytest.mark.parametrize("unlearner", FIRST)
@@ -145,6 +156,7 @@ def test_when_the_time_is_up_before_the_start_nothing_is_trained(unlearner, monk
     outcome = run(unlearner, settings=SETTINGS.model_copy(update={"max_seconds": 60.0}))
     assert outcome.cost.backward_images == 0
     assert outcome.chosen_step == 0
+    assert isinstance(unlearner, ReleasedDlfd) or "the time was up" in outcome.failures[0]
 
 
 @pytest.mark.parametrize("unlearner", FIRST)
@@ -162,7 +174,7 @@ def test_when_the_time_is_up_on_the_way_the_loops_end(unlearner, monkeypatch):
 def test_passes_are_counted():
     settings = SETTINGS.model_copy(update={"epochs": 2.0})
     cost = run(FineTune(), settings=settings).cost
-    look = 6 + 9 + 24  # one, at the end
+    look = 24 + 6 + 9 + 24  # batch-norm statistics and a look, at the end
     assert (cost.forward_images, cost.backward_images, cost.noise_images) == (2 * 24 + look, 2 * 24, 0)
     cost = run(Unsir(matrices=2, noise_steps=5), settings=settings).cost
     assert cost.noise_images == 5 * 2 * 3  # three classes in the forget set
@@ -333,11 +345,11 @@ def test_the_released_codes_forget_weight_changes_nothing():
 
 
 def test_the_released_code_looks_at_every_image_after_every_batch_and_skips_batches_of_another_size():
-    outcome = run(ReleasedDlfd(gate=1.0, bound=-1.0), forget=faces(9, 2))
-    # Forget batches of 8 and of 1 in turn: the second of three retain batches is skipped, so two are trained on.
-    assert outcome.chosen_step == 2
-    assert outcome.cost.backward_images == 2 * 8
-    assert outcome.cost.forward_images == 2 * 8 + 3 * (24 + 9 + 9)  # and one look for its outcome, at the end
+    outcome = run(ReleasedDlfd(gate=1.0, bound=-1.0), forget=faces(11, 2))
+    # Eleven forget images are two batches of 5, so the last of 24 retain images make one of another size.
+    assert outcome.chosen_step == 4
+    assert outcome.cost.backward_images == 4 * 5
+    assert outcome.cost.forward_images == 4 * 5 + 5 * (24 + 11 + 9)  # and one look for its outcome, at the end
     assert 0.0 < outcome.cost.monitor_seconds < outcome.cost.seconds
 
 
