@@ -18,9 +18,13 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from flwr.cli.flower_config import read_superlink_connection
+
+from dlfd_fleet.ledger import Site
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 BIN = Path(sys.executable).parent
+README = (DEPLOY / "README.md").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 MANIFESTS = [
     document
@@ -169,13 +173,15 @@ def test_kubernetes_sets_no_variable_that_the_gate_reads():
 
 
 def test_the_certificate_has_the_names_that_sites_and_the_gate_connect_to():
-    (made,) = re.findall(r"certificates.py make deploy/keys (.+)", (DEPLOY / "README.md").read_text())
+    (made,) = re.findall(r"certificates.py make deploy/keys (.+)", README)
     upstream = re.search(r"GATE_SUPERLINK:(\w+):", (DEPLOY / "Caddyfile").read_text()).group(1)
     for _, words in commands():
         for word in words:
             if word.startswith("--superlink=") and "$" not in word:
                 assert word.partition("=")[2].partition(":")[0] in made.split()
     assert upstream in made.split()
+    secrets = re.findall(r"--from-file=(?:[\w.]+=)?(\S+)", README)
+    assert {str(Path(file).parent) for file in secrets} == {"deploy/keys", "deploy/keys/nodes"}  # these very ones
 
 
 @pytest.mark.parametrize("document", pods(), ids=named)
@@ -218,6 +224,97 @@ def test_containers_run_without_privileges(name):
     assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001", True, ["ALL"])
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service.get("cap_add") == NEEDED_TO_START.get(service["image"])
+
+
+def test_the_image_has_a_folder_of_its_users_wherever_a_named_volume_is_mounted():
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    (made,) = re.findall(r"install -d -o (\d+ .+)", dockerfile)
+    user, *folders = made.split()
+    assert dockerfile.index(made) < dockerfile.index(f"\nUSER {user}\n")
+    for service in (service for service in COMPOSE["services"].values() if "build" in service):
+        mounts = {mount: source for source, mount, *_ in (each.split(":") for each in service.get("volumes", []))}
+        named = {mount for mount, source in mounts.items() if source in COMPOSE["volumes"]}
+        above = {str(parent) for mount in mounts for parent in Path(mount).parents if str(parent.parent) in named}
+        assert named | above <= set(folders)  # Docker makes what is missing above a mount, as root's
+
+
+@pytest.mark.parametrize("document", pods(), ids=named)
+def test_a_file_is_mounted_into_a_folder_of_the_pods_user(document):
+    for container in document["spec"]["template"]["spec"]["containers"]:
+        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+        for mount in container["volumeMounts"]:
+            # What is missing above a mount is made by root.
+            assert "subPath" not in mount or str(Path(mount["mountPath"]).parent) in mounts
+
+
+@pytest.mark.parametrize("document", pods(), ids=named)
+def test_a_cluster_does_not_look_elsewhere_for_an_image_that_is_built_here(document):
+    for container in document["spec"]["template"]["spec"]["containers"]:
+        assert (":" in container["image"]) == ("imagePullPolicy" not in container)
+        assert container.get("imagePullPolicy") in (None, "IfNotPresent")
+
+
+def test_the_namespace_is_there_before_its_secrets_and_these_before_what_reads_them():
+    read = {
+        volume["secret"]["secretName"]
+        for document in pods()
+        for volume in document["spec"]["template"]["spec"].get("volumes", [])
+        if "secret" in volume
+    }
+    made = [match.start() for match in re.finditer(r"create secret generic (\w+)", README)]
+    assert read | {"postgres"} == set(re.findall(r"create secret generic (\w+)", README))
+    assert README.index("apply -f deploy/kubernetes/namespace.yaml") < min(made)
+    assert max(made) < README.index("kubectl apply -k deploy")
+
+
+def test_the_password_is_written_without_an_end_of_line(tmp_path):
+    """Kubernetes gives a secret to a variable as it is, and libpq sends it so."""
+    (command,) = re.findall(r"^openssl .+$", README, re.MULTILINE)
+    openssl = tmp_path / "bin" / "openssl"
+    openssl.parent.mkdir()
+    openssl.write_text("#!/bin/sh\necho 0123abcd\n")
+    openssl.chmod(0o755)
+    (tmp_path / "deploy" / "keys").mkdir(parents=True)
+    environment = os.environ | {"PATH": f"{openssl.parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "deploy" / "keys" / "postgres-password").read_bytes() == b"0123abcd"
+
+
+@pytest.mark.parametrize("text", [README, (DEPLOY / "flower-config.toml").read_text()], ids=("README", "containers"))
+def test_flower_takes_the_configuration_by_which_it_finds_the_superlink(text, tmp_path, monkeypatch):
+    before, _, block = text.partition("[superlink]\n")
+    assert "flwr supernode register keys" not in before  # needs it
+    (tmp_path / "config.toml").write_text("[superlink]\n" + block.split("```")[0])
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    assert read_superlink_connection().address == "127.0.0.1:9299"
+
+
+@pytest.mark.parametrize("name", ["clinic", "shop"])
+def test_every_supernode_of_compose_is_registered(name):
+    assert COMPOSE["services"][name]["command"][0] == "flower-supernode"
+    (sites,) = re.findall(r"^for site in (.+); do$", README, re.MULTILINE)
+    assert name in sites.split()
+    assert f"certificates.py node deploy/keys {name}" in README
+
+
+@pytest.mark.parametrize("faces", ["deploy/sites/clinic/faces", "clinic-0:/site/faces"], ids=["compose", "kubernetes"])
+def test_a_site_that_is_made_as_told_finds_its_faces_in_its_container(faces, tmp_path):
+    assert re.search(rf"cp (-r )?clinic-faces {faces}\s", README)
+    folder = re.search(r"[^:]+$", faces)[0].removesuffix("/faces")
+    (line,) = re.findall(rf"dlfd-fleet (site init {folder} .+)", README)
+    options = shlex.split(line, comments=True)[3:]
+    options[options.index("--manifest") + 1] = "clinic.csv"
+    (tmp_path / "clinic.csv").write_text("image,identity,label\na/1.jpg,a,no\nb/1.jpg,b,yes\n")
+    subprocess.run([BIN / "dlfd-fleet", "site", "init", "made", *options], cwd=tmp_path, check=True)
+    with Site(tmp_path / "made") as site:
+        assert site.image_root == Path("/site/faces")  # and not the place where the command ran
+
+
+def test_the_delivery_is_made_where_its_unit_looks_for_it():
+    (said,) = re.findall(r"DLFD_FLEET_STATE_FOLDER=(\S+) runuser -u (\S+) .+ delivery init", README)
+    text = (DEPLOY / "systemd" / "dlfd-fleet-delivery.service").read_text()
+    assert f"\nEnvironment=DLFD_FLEET_STATE_FOLDER={said[0]}\n" in text
+    assert f"\nUser={said[1]}\n" in text
 
 
 def test_every_secret_of_a_container_is_a_file_that_the_scripts_make():
