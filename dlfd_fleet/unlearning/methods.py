@@ -92,7 +92,7 @@ _METHODS = (
     ),
     Method("salun", "SalUn", "arXiv 2310.12508", _rates(SalUn(), 3.0, 0.001, 0.002, 0.005)),
     Method("msg", "MSG", "arXiv 2410.01276", _rates(MaskedSmallGradients(), 4.0, 0.01, 0.02, 0.05)),
-    Method("not", "NoT", "arXiv 2503.05657", _rates(NegateLayers(), 5.0, 0.01, 0.02, 0.05)),
+    Method("not", "NoT", "arXiv 2503.05657", _rates(NegateLayers(), 5.0, 0.005, 0.01, 0.02)),
     Method(
         "ssd",
         "SSD",

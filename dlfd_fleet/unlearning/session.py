@@ -136,18 +136,23 @@ class Session:
                 if left == 0:
                     return
 
-    def fine_tune(self, optimizer: torch.optim.Optimizer, frozen: Iterable[nn.Module] = ()) -> None:
+    def fine_tune(
+        self, optimizer: torch.optim.Optimizer, frozen: Iterable[nn.Module] = (), *, falling: bool = True
+    ) -> None:
         """Train on the retain set in train mode for ``settings.epochs``; frozen modules stay in eval mode.
 
-        The step falls to 0 along half a cosine, as in DLFD's repair: no method is the better for its schedule.
+        The step falls to 0 along half a cosine, as in DLFD's repair (no method is to be the better for its schedule), or
+        stays as it is.
         """
         self.model.train()
         for module in frozen:
             module.eval()
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.planned_steps(self.retain))
+        steps = self.planned_steps(self.retain)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if falling else None
         for images, labels in self.epochs(self.retain, augmented=True):
             self.step(optimizer, self.loss(self.logits(images), labels), len(images))
-            schedule.step()
+            if schedule is not None:
+                schedule.step()
 
     def retain_sample(self) -> LabelledImages:
         """Return the retain images that batch-norm statistics are taken from: all, or some of a large set."""

@@ -14,6 +14,8 @@ from dlfd_fleet.unlearning.session import Peer, Session
 class NegateLayers(Peer):
     """NoT: negate the weights of some layers, then fine-tune on the retain set (Khalil et al., arXiv 2503.05657).
 
+    The step of fine-tuning stays as it is: with one that falls, more of what the negation broke stays broken.
+
     Attributes
     ----------
     layers
@@ -35,4 +37,4 @@ class NegateLayers(Peer):
         with torch.no_grad():
             for place in self.layers:
                 layers[place].weight.neg_()
-        session.fine_tune(session.optimizer())
+        session.fine_tune(session.optimizer(), falling=False)
