@@ -141,8 +141,7 @@ class Session:
     ) -> None:
         """Train on the retain set in train mode for ``settings.epochs``; frozen modules stay in eval mode.
 
-        The step falls to 0 along half a cosine, as in DLFD's repair (no method is to be the better for its schedule), or
-        stays as it is.
+        The step falls to 0 along half a cosine, as in DLFD's repair, or stays as it is.
         """
         self.model.train()
         for module in frozen:

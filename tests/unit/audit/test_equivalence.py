@@ -52,7 +52,7 @@ def test_a_model_that_forgot_is_equivalent_and_one_that_remembers_differs():
 
 
 def test_a_model_that_overdoes_it_differs_too():
-    assert sum(differences(-3.0, seed, references=6).differs(0.1) for seed in range(10)) >= 9
+    assert sum(differences(-2.5, seed, people=15).differs(0.1) for seed in range(10)) >= 9
 
 
 def test_intervals_hold_no_difference_about_as_often_as_they_say():
