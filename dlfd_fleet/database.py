@@ -93,6 +93,7 @@ def shared_engine(location: Path | str, name: str, error_type: type[FleetError])
 def _prepare(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA secure_delete=ON")  # else, by SQLite's build, a deleted name may stay in the file
 
 
 def _leave_transactions_to_us(connection: Any, _record: object) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dlfd_fleet.configuration import CONFIG_VARIABLE, write_settings
+from dlfd_fleet.configuration import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, write_settings
 from dlfd_fleet.ledger.site import site_folders
 from dlfd_fleet.settings import Settings
 
@@ -102,18 +102,21 @@ def _ctrl_c_sets(interrupted: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _settings_for_nodes(settings: Settings) -> Iterator[None]:
-    """Write the effective settings where the processes of the virtual nodes find them."""
+    """Write the effective settings where the processes of the virtual nodes find them, and nothing but these.
+
+    A variable goes above the file: one that names a real fleet's folder would send the nodes to that fleet's sites.
+    """
     file = settings.state_folder / "effective-settings.json"
     write_settings(settings, file)
-    before = os.environ.get(CONFIG_VARIABLE)
+    before = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
+    for name in before:
+        del os.environ[name]
     os.environ[CONFIG_VARIABLE] = str(file)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[CONFIG_VARIABLE]
-        else:
-            os.environ[CONFIG_VARIABLE] = before
+        del os.environ[CONFIG_VARIABLE]
+        os.environ |= before
 
 
 @contextmanager

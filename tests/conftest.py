@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -40,6 +41,21 @@ def synthetic_faces(tmp_path, silent):
     return synthesize(
         tmp_path / "faces", people=12, images_per_person=4, image_size=32, classes=2, seed=0, progress=silent
     )
+
+
+@pytest.fixture
+def closed_folder(tmp_path, monkeypatch) -> Path:
+    """A folder whose files another user keeps to himself; tests may run as root, for whom none is."""
+    folder, stat = tmp_path / "closed", Path.stat
+
+    def refuse_inside(path: Path, **options: bool) -> os.stat_result:
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    folder.mkdir()
+    monkeypatch.setattr(Path, "stat", refuse_inside)
+    return folder
 
 
 @pytest.fixture

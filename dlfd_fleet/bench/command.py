@@ -68,7 +68,8 @@ def _show(settings: Settings, rows: tuple[Row, ...], missing: int, folder: Path,
     if not rows:
         raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
     summaries = summarise(rows)
-    faces = settings.data.source if settings.data.manifest is None else settings.data.manifest.name
+    data = settings.data
+    faces = data.manifest.name if data.source == "manifest" and data.manifest else data.source
     heading = f"{title}, {faces}, {_machine()}"
     # A log has no width of its own; a narrow terminal gets the means, and finds the bounds in the files.
     if not console.is_terminal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -40,9 +41,15 @@ def main() -> None:
     try:
         app()
     except FleetError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        _refuse(str(error))
+    except PermissionError as error:
+        _refuse(f"You may not read or write {error.filename}: run the command as the user who owns it.")
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
             Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
         raise
+
+
+def _refuse(sentence: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]Error:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    sys.exit(2)

@@ -116,8 +116,10 @@ def serve(
 ) -> None:
     """Serve the repository and take devices' reports, until stopped; keeps the repository fresh meanwhile."""
     from dlfd_fleet.delivery.delivery import opened
+    from dlfd_fleet.delivery.server import check_tls
     from dlfd_fleet.delivery.server import serve as run
 
+    check_tls(tls_certificate, tls_key)
     with opened(load(config, overrides).settings) as delivery:
         delivery.repository.read()
         _say(f"Serving {delivery.repository.served} at http{'s' if tls_certificate else ''}://{host}:{port}")

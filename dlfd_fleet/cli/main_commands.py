@@ -63,7 +63,9 @@ def unlearn(
 
 
 def bench(
-    data: Annotated[str, typer.Option(help="'orl', or a manifest of faces.")] = "orl",
+    data: Annotated[
+        str | None, typer.Option(help="'orl', or a manifest of faces; by default what the settings name.")
+    ] = None,
     methods: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")] = 5,
     budget: Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")] = "30m",
@@ -79,14 +81,11 @@ def bench(
     """Compare DLFD with every peer and with retraining; run it again to go on where the budget ended."""
     from dlfd_fleet.bench import bench_command, delivery_command, devices_command, federated_command, scale_command
 
-    flags: dict[str, object] = (
-        {"data.source": data}
-        if data == "orl"
-        else {
-            "data.source": "manifest",
-            "data.manifest": data,
-        }
-    )
+    flags: dict[str, object] = {}
+    if data == "orl":
+        flags = {"data.source": data}
+    elif data is not None:
+        flags = {"data.source": "manifest", "data.manifest": data}
     settings = load(config, overrides, flags).settings
     if sites is not None:
         scale_command(settings, sites, console)

@@ -98,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeviceError as error:
         _say(error)
         sys.exit(2)
+    except PermissionError as error:
+        _say(f"You may not read or write {error.filename}: run the command as the user who owns it.")
+        sys.exit(2)
 
 
 def _model_and_images(words: list[Path], folder: Path | None, threads: int) -> tuple[DeviceModel, list[Path]]:
@@ -132,7 +135,7 @@ def _print_table(predictions: Sequence[_Prediction]) -> None:
     Console().print(table)
 
 
-def _say(error: DeviceError) -> None:
+def _say(error: object) -> None:
     typer.echo(_shown(error), err=True)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ Publishes registered versions of the fleet's model to its devices.
 
 It is signed into the repository that devices update from (`dlfd-fleet delivery init` makes one), as
 `dlfd-fleet publish` does: for every device at once, or by rings with `-C rings=true` and `dlfd-fleet rollout start`.
+Keys that lie elsewhere are named with `-C keys=FOLDER`, several folders separated by commas.
 
 The target URI is `dlfd-fleet`; there are no endpoints. The coordinator's state folder and the MLflow server are those
 of dlfd-fleet's settings: DLFD_FLEET_STATE_FOLDER, or a file named by DLFD_FLEET_CONFIG, and MLFLOW_TRACKING_URI.
@@ -139,12 +140,12 @@ class FleetDeploymentClient(BaseDeploymentClient):
     def _publish(
         self, name: str, model_uri: str, flavor: str | None, config: dict[str, Any] | None, endpoint: str | None
     ) -> dict[str, Any]:
-        rings = _rings(dict(config or {}))
+        rings, keys = _options(dict(config or {}))
         _no_options(None, endpoint)
         if flavor not in (None, "onnx"):
             raise JobError(f"Devices run the flavor 'onnx', not '{flavor}'.")
         version = _version(self._settings, model_uri, self._floor())
-        publication = _publication(self._settings, version, rings=rings)
+        publication = _publication(self._settings, version, keys, rings=rings)
         deployment = new_deployment(name, model_uri, version.version, version.job, version.epoch, publication)
         self._deployments.keep(deployment)
         return self._described(deployment)
@@ -224,20 +225,22 @@ def _resolved(registry: Registry, model_uri: str) -> RegisteredVersion:
     return found
 
 
-def _publication(settings: Settings, version: RegisteredVersion, *, rings: bool) -> int:
+def _publication(settings: Settings, version: RegisteredVersion, keys: Sequence[Path], *, rings: bool) -> int:
     """Sign a version for devices, unless they are offered it already; return the publication."""
     with closing(Store(settings.state_folder)) as store:
         model = released_model(store, settings, version.job)
-    with opened_delivery(settings) as delivery:
+    with opened_delivery(settings, keys) as delivery:
         known = offered(delivery.repository, model.version)
         return known or publish(delivery.repository, delivery.devices, model, rings=rings).sequence
 
 
-def _rings(config: dict[str, Any]) -> bool:
+def _options(config: dict[str, Any]) -> tuple[bool, list[Path]]:
+    """Return whether to publish by rings, and the folders of keys beside the delivery's."""
     rings = str(config.pop("rings", "false")).lower()
+    keys = [Path(folder) for folder in str(config.pop("keys", "")).split(",") if folder]
     if config or rings not in ("true", "false"):
-        raise JobError("The target dlfd-fleet has one config option: rings=true or rings=false.")
-    return rings == "true"
+        raise JobError("The target dlfd-fleet has two config options: rings=true or rings=false, and keys=FOLDER.")
+    return rings == "true", keys
 
 
 def _no_options(config: dict[str, Any] | None, endpoint: str | None) -> None:

@@ -48,7 +48,7 @@ def fleet(tmp_path, monkeypatch, capsys):
             main()
         assert (end.value.code or 0) == code
         said = capsys.readouterr()
-        return said.err if code else said.out
+        return said.out + said.err if code else said.out
 
     return run
 
@@ -183,6 +183,35 @@ def test_from_a_released_job_to_an_erasure_that_is_over(tmp_path, fleet):
 def test_a_mistake_is_one_sentence(fleet, words, said):
     fleet("delivery", "init")
     assert said in fleet(*words, code=2)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A certificate and its key, and the key of another one."""
+    folder, openssl = tmp_path_factory.mktemp("tls"), ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes")
+    for name in ("ours", "other"):
+        files = ("-out", folder / f"{name}.crt", "-keyout", folder / f"{name}.key")
+        subprocess.run([*openssl, *files, "-subj", "/CN=localhost"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        (None, "ours.key", "give both --tls-certificate and --tls-key"),
+        ("ours.crt", None, "give both --tls-certificate and --tls-key"),
+        ("ours.crt", "other.key", "the private key of its first certificate"),
+        ("ours.key", "ours.key", "TLS cannot be served with"),
+    ],
+)
+def test_tls_that_cannot_be_served_is_told_before_anything_is_served(fleet, tls, monkeypatch, certificate, key, said):
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: pytest.fail("it serves"))
+    fleet("delivery", "init")
+    options = [("--tls-certificate", certificate), ("--tls-key", key)]
+    words = [word for option, name in options if name for word in (option, tls / name)]
+    told = fleet("delivery", "serve", *words, code=2)
+    assert said in told
+    assert "Serving" not in told
 
 
 def test_reports_that_are_refused_say_why(delivery, tmp_path):

@@ -39,9 +39,15 @@ def fleet(folder, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def repository(folder):
+def offline_keys(folder, tmp_path_factory):
+    """The keys that releases are signed with, on media of their own beside the repository."""
+    media = tmp_path_factory.mktemp("media")
     with opened(Settings(state_folder=folder), create=True) as delivery:
-        delivery.repository.create(delivery.repository.folder / KEYS)
+        keys = delivery.repository.folder / KEYS
+        delivery.repository.create(keys)
+    for key in [*keys.glob("root-*"), *keys.glob("targets-*")]:
+        key.rename(media / key.name)
+    return media
 
 
 @pytest.fixture
@@ -62,8 +68,16 @@ def test_a_version_is_not_deployed_without_a_repository_for_devices(fleet):
     assert get_deploy_client("dlfd-fleet").list_deployments() == []
 
 
-def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fleet, repository, tmp_path):
-    created = deployments("create", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet@champion")
+def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fleet, offline_keys, tmp_path):
+    publishing, keys = (
+        ("create", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet@champion"),
+        f"keys={offline_keys}",
+    )
+    keyless = deployments(*publishing)
+    assert (keyless.exit_code, "To sign 'targets'" in keyless.output) == (2, True)
+    wrong = deployments(*publishing, "-C", keys, "-C", "speed=high")
+    assert (wrong.exit_code, "rings=true or rings=false, and keys=FOLDER" in wrong.output) == (2, True)
+    created = deployments(*publishing, "-C", keys)
     assert created.exit_code == 0, created.output
     assert "onnx deployment cameras is created" in created.output
     twice = deployments("create", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet/1")
@@ -83,7 +97,7 @@ def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fle
     promote(fleet, "2", "ada", "looked at the bounds")
     stale = deployments("predict", *TARGET, "--name", "cameras", "-I", str(tmp_path / "in.json"))
     assert "under the fleet's 1" in stale.output
-    updated = deployments("update", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet/2")
+    updated = deployments("update", *TARGET, "--name", "cameras", "-m", "models:/dlfd-fleet/2", "-C", keys)
     assert updated.exit_code == 0, updated.output
     assert "'epoch': 1" in deployments("list", *TARGET).output
     assert deployments("delete", *TARGET, "--name", "cameras").exit_code == 0

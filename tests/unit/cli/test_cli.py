@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dlfd_fleet.cli import main
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.ledger import Site, site_folders
 
@@ -78,6 +79,15 @@ def test_a_wrong_environment_variable_is_one_sentence():
     assert "'data.site' (environment)" in refused(fleet("config", "show", DLFD_FLEET_DATA__SITE=3))
 
 
+def test_the_bench_measures_the_faces_that_the_settings_name_unless_told_otherwise(tmp_path):
+    file = tmp_path / "fleet.toml"
+    file.write_text(f'[data]\nsource = "manifest"\nmanifest = "{tmp_path / "ours.csv"}"\n')
+    options = ("--config", file, "--set", f"state_folder={tmp_path}", "--set", "data.test_people=1000")
+    assert "There is no manifest" in refused(fleet("bench", *options))
+    assert "none.csv" in refused(fleet("bench", "--data", "none.csv", *options))
+    assert "people" in refused(fleet("bench", "--data", "orl", *options))
+
+
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
     sound = fleet("data", "check", synthetic_faces)
     assert sound.returncode == 0
@@ -122,6 +132,17 @@ def test_a_folder_that_is_no_site_and_a_damaged_ledger_are_one_sentence(state, t
     site = site_folders(state)[0]
     (site / "ledger.db").write_bytes(b"scrambled" * 1000)
     assert "ledger.db cannot be used" in refused(fleet("forget", "list", "--site", site))
+
+
+@pytest.mark.parametrize("command", [("job", "list"), ("delivery", "status")])
+def test_a_folder_of_another_user_is_one_sentence(closed_folder, monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "argv", ["dlfd-fleet", *command, "--set", f"state_folder={closed_folder}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Error: You may not read or write {closed_folder}")
+    assert said.endswith(": run the command as the user who owns it.\n")
 
 
 def test_the_demo_leaves_a_fleet_alone_that_is_not_its_own(state):

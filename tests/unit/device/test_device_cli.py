@@ -93,3 +93,10 @@ def test_no_thread_is_refused(capfd, exported, faces):
     code, out, err = run(capfd, "predict", exported.file, faces[0], "--threads", 0)
     assert (code, out) == (2, "")
     assert "--threads" in err
+
+
+def test_a_folder_of_another_user_is_one_sentence(capfd, closed_folder):
+    code, out, err = run(capfd, "status", closed_folder)
+    assert (code, out) == (2, "")
+    file = closed_folder / "settings.json"
+    assert err == f"You may not read or write {file}: run the command as the user who owns it.\n"

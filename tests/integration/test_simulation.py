@@ -1,0 +1,44 @@
+"""A simulated fleet is the one that it was given, whatever this shell has exported for another."""
+
+from __future__ import annotations
+
+import os
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from dlfd_fleet.configuration import CONFIG_VARIABLE, load_settings
+from dlfd_fleet.federation.fleet import Fleet
+from dlfd_fleet.federation.site_of_node import site_folder
+from dlfd_fleet.ledger import SiteCard, create_site
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.simulation import simulate
+
+
+def make_site(state_folder):
+    create_site(state_folder / "sites" / "site-1", SiteCard(name="site-1", image_size=32, classes=("no", "yes")))
+
+
+def test_nodes_work_on_their_own_sites_though_a_variable_names_another_fleet(tmp_path, monkeypatch):
+    own, real, seen = tmp_path / "own", tmp_path / "real", []
+    make_site(own)
+    make_site(real)
+    exported = {CONFIG_VARIABLE: str(tmp_path / "real.toml"), "DLFD_FLEET_STATE_FOLDER": str(real)}
+    for name, value in exported.items():
+        monkeypatch.setenv(name, value)
+    client_app = ClientApp()
+
+    @client_app.query()
+    def is_own(message, context):
+        answer = MetricRecord({"own": int(site_folder(context).is_relative_to(own))})
+        return Message(RecordDict({"answer": answer}), reply_to=message)
+
+    def ask(grid):
+        (node,) = Fleet(grid, timeout=120.0).wait_for_nodes()
+        question = Message(RecordDict(), dst_node_id=node, message_type="query")
+        seen.extend(reply.content["answer"]["own"] for reply in grid.send_and_receive([question], timeout=120.0))
+        seen.append(load_settings().settings.state_folder)
+
+    simulate(Settings(state_folder=own), ask, client_app)
+    assert seen == [1, own]
+    assert {name: os.environ.get(name) for name in exported} == exported
