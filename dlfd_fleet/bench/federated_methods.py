@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from dlfd_fleet.federation.aggregation import RunningMean, check_update
+from dlfd_fleet.federation.aggregation import RunningMean, check_update, is_statistic
 from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.differences import model_of
 from dlfd_fleet.federation.fleet import Fleet
@@ -108,14 +108,14 @@ class Eraser(FederatedUnlearning):
             result = FitResult.from_records(reply.records, reply.sender)
             update = arrays_of(reply.records, MODEL, reply.sender)
             model = model_of(update, arrays, task.precision, reply.sender)
-            scale = norms[reply.sender] / max(check_update(model, arrays, reply.sender), 1e-12)
+            scale = norms[reply.sender] / max(check_update(model, arrays, reply.sender).trained, 1e-12)
             mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
         return self.as_sent(fleet, mean.value(), arrays)
 
 
 def _scaled(name: str, array: Tensor, before: Tensor, scale: float) -> Tensor:
     """Lengthen an update; statistics of batch norm are no update."""
-    if "running_" in name or not array.is_floating_point():
+    if is_statistic(name) or not array.is_floating_point():
         return array
     return before + scale * (array - before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +13,22 @@ from torch import Tensor
 from dlfd_fleet.exceptions import MessageError
 
 
+class UpdateNorm(NamedTuple):
+    """L2 norms of an update: of what is trained, and of everything, the statistics of batch norm with it."""
+
+    trained: float
+    whole: float
+
+
+def is_statistic(name: str) -> bool:
+    """Tell whether an array is one of batch norm's statistics, which are measured and not trained."""
+    return name.endswith(("running_mean", "running_var"))
+
+
 def check_update(
     arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor], sender: str, largest_ratio: float | None = None
-) -> float:
-    """Return the L2 norm of a site's update; refuse a model that does not fit the one it started from.
+) -> UpdateNorm:
+    """Return the L2 norms of a site's update; refuse a model that does not fit the one it started from.
 
     Parameters
     ----------
@@ -24,7 +37,7 @@ def check_update(
     sender
         Named in the error.
     largest_ratio
-        Largest L2 norm of the update, in norms of the reference; unlimited when omitted.
+        Largest L2 norm of the whole update, in norms of the reference; unlimited when omitted.
 
     Raises
     ------
@@ -34,7 +47,7 @@ def check_update(
     if arrays.keys() != reference.keys():
         odd = sorted(arrays.keys() ^ reference.keys())[0]
         raise MessageError(f"{sender} sent a model with other arrays than ours, '{odd}' for one; it was refused.")
-    square = 0.0
+    trained = statistics = 0.0
     for name, array in arrays.items():
         expected = reference[name]
         if array.shape != expected.shape or array.dtype != expected.dtype:
@@ -51,16 +64,20 @@ def check_update(
                 f"{sender} sent negative variances in '{name}', as noise on batch-norm statistics makes them; "
                 "its update was refused."
             )
-        square += norm**2
+        if is_statistic(name):
+            statistics += norm**2
+        else:
+            trained += norm**2
+    whole = trained + statistics
     if largest_ratio is not None:
         own = sum(_norm(array) ** 2 for array in reference.values() if array.is_floating_point())
-        ratio = (square / max(own, 1e-30)) ** 0.5
+        ratio = (whole / max(own, 1e-30)) ** 0.5
         if ratio > largest_ratio:
             raise MessageError(
                 f"{sender} sent an update {ratio:.2f} times as large as the model, above {largest_ratio:.2f}; "
                 "it was refused."
             )
-    return float(square**0.5)
+    return UpdateNorm(math.sqrt(trained), math.sqrt(whole))
 
 
 def _norm(array: Tensor) -> float:

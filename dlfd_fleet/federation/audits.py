@@ -177,7 +177,7 @@ class FederatedAudits:
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
-                answers[reply.node] = result, samples_of(reply.records, reply.sender)
+                answers[reply.node] = result, samples_of(reply.records, len(self.card.classes), reply.sender)
             except MessageError as error:
                 fleet.refuse(reply.node, error)
         fleet.require_quorum(len(answers), f"answered {task.TYPE}")

@@ -84,6 +84,7 @@ class Coordinator:
             job=job,
             take=erasing and not known,
             resumed=_requests(first),
+            epoch=self.epoch(),
             released=self.store.released_requests() if erasing else {},
             devices=self._devices_reached(self.epoch()),
         )

@@ -19,17 +19,16 @@ _SCALE = ":scale"
 
 
 def difference_of(model: Mapping[str, Tensor], base: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """Return what is sent of a model to somebody who holds ``base``; with ``float32`` the model itself.
+    """Return what is sent of a model to somebody who holds ``base``, in its order; with ``float32`` the model itself.
 
     A difference is small, so few bits keep its leading digits; the model itself would lose its last ones. ``int8`` has
     a scale of its own for each output channel. Vectors travel as they are: they are few, and a rounded difference can
     turn a small variance negative.
     """
-    if precision == "float32":
-        return dict(model)
     sent = dict[str, Tensor]()
-    for name, array in model.items():
-        if not _is_rounded(array):
+    for name in base:  # Flower's LocalDpMod wants back the order that it saw
+        array = model[name]
+        if precision == "float32" or not _is_rounded(array):
             sent[name] = array
         elif precision == "float16":
             sent[name] = (array - base[name]).half()

@@ -63,8 +63,8 @@ class Exchange:
     kind, tasks, group
         The messages' type, content by node, and group.
     short
-        What is sent first: tasks without the models that nodes hold. A node that does not hold its model after all is
-        sent the task, and so is one that is asked again.
+        What is sent first: tasks without the models that nodes hold, or with differences from these. A node that does
+        not hold its model after all is sent the task, and so is one that is asked again.
     return_seconds
         Longest wait for a node that died.
     notice
@@ -74,6 +74,8 @@ class Exchange:
     ----------
     repeated
         Nodes that were asked twice, for their process died.
+    shortened
+        Nodes that were sent less than the task, and whether they held what was left out; they do until they deny it.
     sent_bytes
         Array bytes that were sent so far.
     unanswered
@@ -96,7 +98,7 @@ class Exchange:
         self.unanswered: dict[int, str] = {}
         self.sent_bytes = 0
         self._died: dict[int, float] = {}
-        self._shortened = {node for node, task in tasks.items() if short[node] is not task}
+        self.shortened = {node: True for node, task in tasks.items() if short[node] is not task}
         self._known = activations(grid)
         self._outstanding: dict[str, int] = {}
         self._send(short)
@@ -147,8 +149,8 @@ class Exchange:
                 if message.has_error() and message.error.code in _DEATHS and node not in self.repeated:
                     self._note_death(node)
                     continue
-                if message.has_error() and message.error.code == MODEL_NOT_HELD and node in self._shortened:
-                    self._shortened.remove(node)
+                if message.has_error() and message.error.code == MODEL_NOT_HELD and self.shortened.get(node):
+                    self.shortened[node] = False
                     self._send({node: self._tasks[node]})
                     continue
                 self._died.pop(node, None)

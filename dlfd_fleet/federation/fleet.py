@@ -49,8 +49,8 @@ class Fleet:
         Nodes that take part: those that answered the job's first question. All connected ones until then.
     absent
         Sites that did not answer or answered with an error, and why, in this job.
-    left_out
-        Nodes that take no part, or no part any more, though they may have taken up requests for the job.
+    asked
+        Whether the job's first question was sent: any node may have taken up requests for the job since.
     names
         What each node's site calls itself, once it has said so.
     late_seconds
@@ -71,7 +71,7 @@ class Fleet:
     received_bytes: int = 0
     members: frozenset[int] = frozenset()
     absent: dict[str, str] = field(default_factory=dict)
-    left_out: frozenset[int] = frozenset()
+    asked: bool = False
     names: dict[int, str] = field(default_factory=dict)
     late_seconds: float | None = None
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
@@ -111,8 +111,8 @@ class Fleet:
         return nodes
 
     def connected(self) -> tuple[int, ...]:
-        """Return :meth:`wait_for_nodes`, and the nodes that were left out, as far as they are connected."""
-        return tuple(sorted({*self.wait_for_nodes(), *(self.left_out & activations(self.grid).keys())}))
+        """Return every connected node, once members were waited for: also those that take no part in the job."""
+        return tuple(sorted({*self.wait_for_nodes(), *activations(self.grid)}))
 
     def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
@@ -136,6 +136,8 @@ class Fleet:
                 self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
             else:
                 self.held.answered(node, tasks[node])
+                if node in exchange.shortened and self.held.gives_up(node, held=exchange.shortened[node]):
+                    logger.warning("%s keeps no model; from now on it is sent one with each task", self.name(node))
                 self.received_bytes += array_bytes(message.content)
                 yield Reply(node, self.name(node), message.content)
         self.sent_bytes = sent_before + exchange.sent_bytes
@@ -148,7 +150,6 @@ class Fleet:
 
     def exclude(self, node: int, reason: str) -> None:
         """Note that a node takes no part in this job, and why."""
-        self.left_out |= {node}
         self._note_absence(node, reason)
         self.refused(self.name(node), reason)
 

@@ -1,16 +1,16 @@
 """A site keeps the last model that it was sent, so that the coordinator need not send it again, or only what changed.
 
-A model goes to a site to be audited, to be repaired, to be compared with its file: without this, whole each time. The
-file on the site's disk goes when an erasure is released, for it may remember
-(:meth:`~dlfd_fleet.ledger.site.Site.drop_held_model`).
+A model goes to a site to be audited, to be repaired, to be compared with its file: without this, whole each time. A
+task names it by its digest (:func:`~dlfd_fleet.models.digest`), which what a site has read, or made of a held model and
+a difference, must have. The file on the site's disk goes when the site learns of a release, for it may remember
+(:meth:`~dlfd_fleet.ledger.site.Site.raise_epoch`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -23,14 +23,16 @@ from torch import Tensor
 from dlfd_fleet.exceptions import MessageError
 from dlfd_fleet.federation.differences import model_of
 from dlfd_fleet.federation.messages import COORDINATOR, MODEL, Arrays, arrays_of
-from dlfd_fleet.federation.site_of_node import site_folder
+from dlfd_fleet.federation.site_of_node import site_of_node
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
+from dlfd_fleet.models import digest
 from dlfd_fleet.settings import Precision
 
 MODEL_NOT_HELD = 1001
 """Code of a site's error reply; none of Flower's own."""
-_NAMED, _SHA256, _ORDER = "model-named", "sha256", "order"
+_NAMED, _SHA256 = "model-named", "sha256"
 _DIFFERENCE, _BASE, _PRECISION = "model-difference", "base", "precision"
+_MOST_MISSED = 2
 
 
 class HeldModels:
@@ -38,6 +40,7 @@ class HeldModels:
 
     def __init__(self) -> None:
         self._held = dict[int, str]()
+        self._missed = dict[int, int]()
         self._offered: tuple[str, str, RecordDict] | None = None
 
     def note(self, node: int, name: str) -> None:
@@ -46,7 +49,7 @@ class HeldModels:
 
     def offer(self, model: Arrays, base: Arrays, difference: Arrays, precision: Precision) -> None:
         """Let nodes that hold ``base`` be sent ``difference`` in place of ``model``, until the next offer."""
-        names = _sha256(ArrayRecord.from_torch_state_dict(model)), _sha256(ArrayRecord.from_torch_state_dict(base))
+        names = digest(model), digest(base)
         records = RecordDict({_DIFFERENCE: ArrayRecord.from_torch_state_dict(difference)})
         records[_NAMED] = ConfigRecord({_SHA256: names[0], _BASE: names[1], _PRECISION: precision})
         self._offered = *names, records
@@ -64,6 +67,8 @@ class HeldModels:
 
         def shortest(node: int, records: RecordDict) -> RecordDict:
             held, name = self._held.get(node), names[id(records)]
+            if self._missed.get(node, 0) >= _MOST_MISSED:
+                return records
             if name and held == name:
                 return short[id(records)]
             if self._offered is not None and held == self._offered[1]:
@@ -78,20 +83,39 @@ class HeldModels:
         if name:
             self._held[node] = name
 
+    def gives_up(self, node: int, *, held: bool) -> bool:
+        """Note whether a node held what a task left out; tell whether nothing is left out for it any more.
+
+        That is when it did not twice in a row: its disk may be full, or its processor adds otherwise.
+        """
+        self._missed[node] = 0 if held else self._missed.get(node, 0) + 1
+        return self._missed[node] == _MOST_MISSED
+
 
 def held_model(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Fill in the model that the coordinator left out of a task, or keep the one that it sent: a Flower mod."""
+    """Fill in the model that the coordinator left out of a task, or keep the one that it sent: a Flower mod.
+
+    A model is kept once its task is done. A handler refuses one that may remember whom a release has forgotten, and
+    during a long task another job may have told the site of a release.
+    """
     name = _name_of(message.content)
-    if name:
-        file, model = site_folder(context) / HELD_MODEL_FILE, message.content.get(MODEL)
-        if isinstance(model, ArrayRecord):
-            _keep(file, dict(model.to_torch_state_dict()), name)
-        else:
-            arrays = _stepped(file, message.content) if _DIFFERENCE in message.content else _read(file, name)
-            if arrays is None:
-                return Message(Error(MODEL_NOT_HELD, "This site does not hold the model."), reply_to=message)
-            message.content[MODEL] = ArrayRecord.from_torch_state_dict(arrays)
-    return call_next(message, context)
+    if not name:
+        return call_next(message, context)
+    with site_of_node(context) as site:
+        file, epoch = site.folder / HELD_MODEL_FILE, site.ledger.epoch()
+        is_held = MODEL not in message.content and _DIFFERENCE not in message.content
+        arrays = _model_of(message.content, file, name)
+    if arrays is None:
+        return Message(Error(MODEL_NOT_HELD, "This site does not hold the model."), reply_to=message)
+    if MODEL not in message.content:
+        message.content[MODEL] = ArrayRecord.from_torch_state_dict(arrays)
+    reply = call_next(message, context)
+    if is_held or reply.has_error():
+        return reply
+    with site_of_node(context) as site:  # opened anew: no database keeps a connection for hours
+        if site.ledger.epoch() == epoch:
+            _keep(file, arrays, name)
+    return reply
 
 
 def held_name(folder: Path) -> str:
@@ -103,8 +127,15 @@ def held_name(folder: Path) -> str:
         return ""
 
 
-def _stepped(file: Path, content: RecordDict) -> Arrays | None:
-    """Return the model that a difference from the held one comes to, and keep it; None if it is another one."""
+def _model_of(content: RecordDict, file: Path, name: str) -> Arrays | None:
+    """Return the model of a task; None if it is neither in it nor held."""
+    if MODEL in content:
+        return arrays_of(content, MODEL, COORDINATOR)
+    return _stepped(content, file, name) if _DIFFERENCE in content else _read(file, name)
+
+
+def _stepped(content: RecordDict, file: Path, name: str) -> Arrays | None:
+    """Return the model that a difference from the held one comes to; None if it is another one."""
     named, difference = content.config_records[_NAMED], arrays_of(content, _DIFFERENCE, COORDINATOR)
     del content[_DIFFERENCE]  # mods of updates expect one record of arrays
     base = _read(file, str(named[_BASE]))
@@ -114,27 +145,15 @@ def _stepped(file: Path, content: RecordDict) -> Arrays | None:
         arrays = model_of(difference, base, cast("Precision", named[_PRECISION]), COORDINATOR)
     except MessageError:
         return None
-    if _sha256(ArrayRecord.from_torch_state_dict(arrays)) != named[_SHA256]:
-        return None  # another processor may add and multiply otherwise
-    _keep(file, arrays, str(named[_SHA256]))
-    return arrays
+    return arrays if digest(arrays) == name else None  # another processor may add and multiply otherwise
 
 
 def _name_model(records: RecordDict) -> str:
-    model = records.get(MODEL)
-    if not isinstance(model, ArrayRecord):
+    if MODEL not in records:
         return ""
-    name = _sha256(model)
+    name = digest(arrays_of(records, MODEL, COORDINATOR))
     records[_NAMED] = ConfigRecord({_SHA256: name})
     return name
-
-
-def _sha256(model: ArrayRecord) -> str:
-    sha = hashlib.sha256()
-    for key, array in model.items():
-        sha.update(f"{key}|{array.dtype}|{array.shape}|".encode())
-        sha.update(array.data)
-    return sha.hexdigest()
 
 
 def _name_of(records: RecordDict) -> str:
@@ -153,21 +172,22 @@ def _distinct(tasks: Mapping[int, RecordDict]) -> list[RecordDict]:
 def _keep(file: Path, arrays: Mapping[str, Tensor], name: str) -> None:
     # Two jobs may write at once; what a killed process leaves goes with the file (Site.drop_held_model).
     new = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    order = json.dumps(list(arrays))
     try:
-        save_file({key: array.contiguous() for key, array in arrays.items()}, new, {_SHA256: name, _ORDER: order})
+        save_file({key: array.contiguous() for key, array in arrays.items()}, new, {_SHA256: name})
         new.replace(file)
     except (OSError, SafetensorError):  # a disk that is full costs a message, not a round
         for stale in (new, file):
-            stale.unlink(missing_ok=True)
+            with suppress(OSError):
+                stale.unlink(missing_ok=True)
 
 
 def _read(file: Path, name: str) -> Arrays | None:
+    """Return the held model if it is the one of this name, whatever the file says of itself."""
     try:
-        with safe_open(file, "pt") as arrays:
-            kept = arrays.metadata() or {}
-            if kept.get(_SHA256) != name:
+        with safe_open(file, "pt") as held:
+            if (held.metadata() or {}).get(_SHA256) != name:
                 return None
-            return {key: arrays.get_tensor(key) for key in json.loads(kept[_ORDER])}
-    except (OSError, SafetensorError):
+            arrays = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118 - it is no mapping
+        return arrays if digest(arrays) == name else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None

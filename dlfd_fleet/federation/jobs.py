@@ -133,7 +133,7 @@ def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
 
 def _give_back(job: Coordinator, reason: str) -> None:
     """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
-    if job.record.kind == "erase" and (job.fleet.members or job.fleet.left_out):
+    if job.record.kind == "erase" and job.fleet.asked:
         try:
             settle(job.fleet, job.record.job, job.progress, "returned", reason, job.epoch(), ())
         except FleetError as error:

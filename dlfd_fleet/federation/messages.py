@@ -13,10 +13,11 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from dlfd_fleet.audit import SampleScores
+from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError, MessageError
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSettings, UnlearningSettings
@@ -25,6 +26,14 @@ _BODY, _FIELDS, _SAMPLES = "body", "json", "samples"
 MODEL = "model"
 FILE = "file"
 COORDINATOR = "The coordinator"
+_COLUMNS: dict[str, type[np.generic]] = {
+    "role": np.uint8,
+    "person": np.int64,
+    "label": np.int64,
+    "prediction": np.int64,
+    "loss": np.float64,
+}
+_LARGEST_LOSS = 28.0  # nats; of a probability of 1e-12 it is 27.6
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -85,8 +94,8 @@ def arrays_of(records: RecordDict, name: str, sender: str) -> Arrays:
         raise MessageError(f"{sender} sent no '{name}' arrays.")
     try:
         return dict(record.to_torch_state_dict())
-    except (ValueError, TypeError) as error:
-        raise MessageError(f"{sender} sent '{name}' arrays that cannot be read: {error}.") from error
+    except Exception as error:  # made-up bytes lead numpy to errors of many kinds
+        raise MessageError(f"{sender} sent '{name}' arrays that cannot be read ({type(error).__name__}).") from error
 
 
 def file_arrays(content: bytes) -> Arrays:
@@ -102,22 +111,30 @@ def bytes_of(records: RecordDict, sender: str) -> bytes:
     return arrays[FILE].numpy().tobytes()
 
 
-def samples_of(records: RecordDict, sender: str) -> SampleScores:
-    """Return the audited samples of a message.
+def samples_of(records: RecordDict, classes: int, sender: str) -> SampleScores:
+    """Return the audited samples of a message; of as many classes as the model has.
 
     Raises
     ------
     MessageError
-        If a column is missing, of another type or length, or a loss is not finite.
+        If a column is missing, of another type, shape or length, or holds what no site can have measured.
     """
     columns = {name: value.numpy() for name, value in arrays_of(records, _SAMPLES, sender).items()}
-    expected = SampleScores.__dataclass_fields__.keys()
-    if columns.keys() != expected:
-        raise MessageError(f"{sender} sent samples with the columns {sorted(columns)}; expected {sorted(expected)}.")
+    if columns.keys() != _COLUMNS.keys():
+        raise MessageError(f"{sender} sent samples with the columns {sorted(columns)}; expected {sorted(_COLUMNS)}.")
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype != _COLUMNS[name]:
+            raise MessageError(f"{sender} sent samples whose '{name}' is {column.dtype} {column.shape}.")
     try:
-        return SampleScores(**columns)
+        samples = SampleScores(**columns)
     except DataError as error:
         raise MessageError(f"{sender}: {error}") from error
+    # What reads them counts by these numbers: a large one would take all memory.
+    ends = {"role": len(ROLES), "person": 2**32, "label": classes, "prediction": classes, "loss": _LARGEST_LOSS}
+    for name, end in ends.items():
+        if not ((columns[name] >= 0) & (columns[name] < end)).all():
+            raise MessageError(f"{sender} sent samples whose '{name}' is not from 0 to under {end}.")
+    return samples
 
 
 class DevicesReached(BaseModel):
@@ -140,6 +157,8 @@ class PendingQuery(FleetMessage):
     """Whether the job takes up the requests that wait: they are its own until it ends."""
     resumed: tuple[str, ...] = ()
     """Requests that the job had taken up, before it was interrupted."""
+    epoch: Count = 0
+    """The fleet's erasure epoch: a site that was away when it rose keeps no model from before, and works on none."""
     released: dict[str, Count] = {}
     """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
     devices: DevicesReached | None = None
@@ -179,7 +198,13 @@ class PendingReply(FleetMessage):
     classes: tuple[str, ...]
     image_size: Count
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
-    """Name of the model that an earlier job left at the site."""
+    """Digest of the model that an earlier job left at the site, or this one before it was resumed."""
+
+    @model_validator(mode="after")
+    def _one_count_a_class(self) -> Self:
+        if len(self.class_images) != len(self.classes):
+            raise ValueError(f"{len(self.class_images)} counts of images for {len(self.classes)} classes")
+        return self
 
     @property
     def retain_images(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from dlfd_fleet.data import balanced_weights
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
@@ -82,6 +83,7 @@ def _fits(reply: PendingReply, card: ModelCard) -> bool:
 def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
     """Return the replies of the nodes that answered; only they take part from now on."""
     replies: dict[int, PendingReply] = {}
+    fleet.asked = True
     for reply in fleet.exchange(query.TYPE, dict.fromkeys(fleet.wait_for_nodes(), query.to_records()), "0"):
         try:
             answer = PendingReply.from_records(reply.records, reply.sender)
@@ -101,9 +103,10 @@ def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
 
 
 def class_weights(pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
-    """Return a weight for each class, inverse to its share of the images that the fleet trains on; 1 on average."""
-    counts = [max(1, sum(column)) for column in zip(*(reply.class_images for reply in pending.values()), strict=True)]
-    return tuple(sum(counts) / (len(counts) * count) for count in counts)
+    """Return a weight for each class, inverse to its share of the images that the fleet trains on."""
+    return balanced_weights(
+        sum(column) for column in zip(*(reply.class_images for reply in pending.values()), strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def settle(
 ) -> Settled:
     """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
 
-    Those that were left out of it are told, too: they may have taken up requests, which wait again then.
+    Those that take no part in it are told, too: they may have taken up requests, which wait again then, and they may
+    hold a model that remembers.
 
     Parameters
     ----------
@@ -156,5 +160,6 @@ def settle(
                 fleet.refuse(reply.node, error)
                 continue
             purged += result.purged_images
-            acknowledged[reply.sender] = result.epoch
+            if reply.node in fleet.names:  # others were not asked who they are
+                acknowledged[reply.sender] = result.epoch
     return Settled(purged, acknowledged)

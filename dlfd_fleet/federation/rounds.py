@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
@@ -9,14 +10,16 @@ from typing import ClassVar, Literal, TypeVar
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.aggregation import (
     RunningMean,
+    UpdateNorm,
     check_epoch,
     check_update,
     check_weight,
+    is_statistic,
     odd_updates,
 )
 from dlfd_fleet.federation.audits import FederatedAudits
 from dlfd_fleet.federation.differences import difference_of, model_of
-from dlfd_fleet.federation.fleet import Fleet
+from dlfd_fleet.federation.fleet import Fleet, Reply
 from dlfd_fleet.federation.journal import Merged
 from dlfd_fleet.federation.messages import (
     COORDINATOR,
@@ -129,40 +132,50 @@ class FederatedRounds(FederatedAudits):
         most
             The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
         """
-        nodes, refused, largest = (
-            set(most),
-            set[int](),
-            self.settings.erasure.largest_update if isinstance(task, UnlearnTask) else None,
-        )
+        nodes, refused, ratio = set(most), set[int](), self.settings.fleet.update_ratio
+        # Batch norm's statistics are measured only where somebody looks at the model. Anywhere else they are moving
+        # averages that depend on how many batches a site has: there they are not merged, and sites are compared by what
+        # is trained, a batch at a time, for whoever has more images goes further.
+        is_measured = isinstance(task, UnlearnTask) or task.final
+        statistics = {} if is_measured else {name: array for name, array in arrays.items() if is_statistic(name)}
         while True:
-            mean, results, norms = RunningMean(), [], {}
+            mean, results, norms = RunningMean(), [], dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
             for reply in fleet.exchange(task.TYPE, tasks, str(self._round)):
                 advance()
                 try:
-                    result = expected.from_records(reply.records, reply.sender)
-                    update = arrays_of(reply.records, MODEL, reply.sender)
-                    model = model_of(update, arrays, task.precision, reply.sender)
-                    check_epoch(result.epoch, self.card.epoch, reply.sender)
-                    check_weight(result.weight, most[reply.node], reply.sender)
-                    norms[reply.node] = check_update(model, arrays, reply.sender, largest)
+                    result, model, norm = self._checked(reply, task, expected, arrays, most[reply.node])
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
                     refused.add(reply.node)
                     continue
-                mean.add(model, result.weight)
+                batches = 1 if is_measured else math.ceil(result.weight / self.settings.training.batch_size)
+                norms[reply.node] = norm.whole if is_measured else norm.trained / batches
+                mean.add(model | statistics, result.weight)
                 results.append(result)
-                metrics = result.metrics() | {"update_norm": norms[reply.node]}
+                metrics = result.metrics() | {"update_norm": norm.trained}
                 name = task.purpose if isinstance(task, FitTask) else "distancing"
                 self.record({f"{name}_{key}": value for key, value in metrics.items()}, self._round, reply.sender)
-            odd = odd_updates(norms, self.settings.fleet.update_ratio)
+            odd = odd_updates(norms, ratio)
             refused |= odd.keys()
             if not odd:
                 self.record({"refused_updates": len(refused)}, self._round)
                 return mean, results
-            for node, ratio in odd.items():
-                fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
+            for node, times in odd.items():
+                fleet.expel(node, f"sent an update {times:.1f} times as large as the median of the others'")
             nodes -= set(odd)
+
+    def _checked(
+        self, reply: Reply, task: FitTask | UnlearnTask, expected: type[_Update], arrays: Arrays, most: int
+    ) -> tuple[_Update, Arrays, UpdateNorm]:
+        """Return what a site says of its update, its model and the update's norms; refuse what cannot count."""
+        result = expected.from_records(reply.records, reply.sender)
+        update = arrays_of(reply.records, MODEL, reply.sender)
+        model = model_of(update, arrays, task.precision, reply.sender)
+        check_epoch(result.epoch, self.card.epoch, reply.sender)
+        check_weight(result.weight, most, reply.sender)
+        largest = self.settings.erasure.largest_update if isinstance(task, UnlearnTask) else None
+        return result, model, check_update(model, arrays, reply.sender, largest)
 
     def distancing_round(
         self,

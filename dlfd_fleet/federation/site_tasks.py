@@ -81,6 +81,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     forgotten is purged now, and the rest waits again. So is what an earlier purge left, which a full disk had stopped.
     """
     ledger = site.ledger
+    site.raise_epoch(query.epoch)
     if query.take:
         for request in ledger.requests(*TO_PURGE):
             purge_request(site, request)
@@ -88,8 +89,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             if request.job == query.job:
                 continue
             if request.id in query.released:
-                epoch = ledger.raise_epoch(query.released[request.id])
-                _release(site, request, "released while this site was away", epoch)
+                _release(site, request, "released while this site was away", query.released[request.id])
                 purge_request(site, ledger.get(request.id))
             else:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
@@ -184,6 +184,7 @@ def run_unlearn(
 def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
+    _refuse_old_models(site, task.card)
     images, roles, shared = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
     person = _random_numbers(images.identities)
@@ -196,6 +197,7 @@ def run_file_audit(
 ) -> tuple[FileAuditResult, SampleScores]:
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
+    _refuse_old_models(site, task.card)
     images, roles, shared = _audited(site, task.job, task.roles)
     expected = predict_probabilities(_model(task.card, arrays), _labelled(images))
     with tempfile.TemporaryDirectory() as folder:
@@ -234,9 +236,7 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
     late, or was refused.
     """
     ledger, settled = site.ledger, 0
-    epoch = ledger.raise_epoch(task.epoch)
-    if task.outcome == "released":
-        site.drop_held_model()
+    epoch = site.raise_epoch(task.epoch)
     for request in ledger.requests(*UNDER_WAY, *TO_PURGE):
         if request.job != task.job:
             continue

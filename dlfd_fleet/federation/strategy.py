@@ -264,7 +264,7 @@ class FederatedUnlearning(FederatedRounds):
     ) -> UnlearningResult:
         pending = ask_pending(
             fleet,
-            PendingQuery(job=self.job, take=True, devices=DevicesReached()),
+            PendingQuery(job=self.job, take=True, epoch=self.card.epoch, devices=DevicesReached()),
             self.settings.erasure.largest_forget_share,
             self.card,
         )
@@ -290,7 +290,7 @@ class FederatedUnlearning(FederatedRounds):
 
     def _give_back(self, fleet: Fleet, reason: str) -> None:
         """Let the requests wait for the next job; a site that cannot be told gives them back when that one asks."""
-        if not fleet.members and not fleet.left_out:
+        if not fleet.asked:
             return
         try:
             settle(fleet, self.job, self.progress, "returned", reason, self.card.epoch, ())

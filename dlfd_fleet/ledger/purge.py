@@ -44,7 +44,7 @@ def complete_requests(site: Site, epoch: int | None, reason: str) -> None:
 
 
 def purge_site(site: Site) -> tuple[int, int]:
-    """End purges that were interrupted, and delete images of forgotten people that came back.
+    """End purges that were interrupted, delete images of forgotten people that came back, and the held model.
 
     Returns
     -------
@@ -52,6 +52,7 @@ def purge_site(site: Site) -> tuple[int, int]:
         Images deleted of requests that were not complete, and images deleted that had come back: under the name of
         somebody who was forgotten, or a file that was purged once.
     """
+    site.drop_held_model()  # this site may not have been told of a release yet
     ended = sum(purge_request(site, request) for request in site.ledger.requests(*TO_PURGE))
     manifest, forgotten = site.manifest(), site.ledger.person_digests(*FORGOTTEN)
     named = {row for row in manifest.rows if site.person_digest(row.identity) in forgotten}

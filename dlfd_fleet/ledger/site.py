@@ -112,6 +112,12 @@ class Site:
         for file in self.folder.glob(f"{HELD_MODEL_FILE}*"):  # and what was being written when a process was killed
             file.unlink(missing_ok=True)
 
+    def raise_epoch(self, epoch: int) -> int:
+        """Note a release, and keep no model from before it; return the fleet's erasure epoch, which never falls."""
+        if epoch > self.ledger.epoch():
+            self.drop_held_model()  # first: whoever is killed before the epoch is written is told again
+        return self.ledger.raise_epoch(epoch)
+
     def person_digest(self, identity: str) -> str:
         """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""
         return hmac.digest(self._key, identity.encode(), "sha256").hex()

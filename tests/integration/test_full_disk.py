@@ -144,10 +144,12 @@ def test_an_erasure_that_a_full_disk_stops_again_and_again_comes_to_its_end(trai
     record = run_job(settings, "erase")
     assert jobs == {record.job}
     assert (record.step, record.released, record.requests) == ("settled", True, 2)
-    # The sites could not write their manifests; the next job ends what this one began.
+    # One site could not write its manifest, and then the other one not even its ledger; the next job ends what this one
+    # began.
     folders = site_folders(settings.state_folder)
-    for folder in folders:
-        assert "manifest.csv: No space left on device; check space and rights." in (folder / "site.log").read_text()
+    logs = [(folder / "site.log").read_text() for folder in folders]
+    assert "manifest.csv: No space left on device; check space and rights." in logs[0]
+    assert "ledger.db cannot be used: database or disk is full" in logs[1]
     assert run_job(settings, "erase").note == "nobody asks to be forgotten"
     for folder in folders:
         with Site(folder) as site:

@@ -101,7 +101,9 @@ def test_a_model_that_could_not_be_kept_is_not_released(trained, silent):
 def erasure_messages(settings, card, arrays, silent, precision):
     """All that travels in an erasure, until its model could be released."""
     fleet = settings.fleet.model_copy(update={"update_precision": precision})
-    changed = settings.model_copy(update={"fleet": fleet, "state_folder": settings.state_folder.with_name(precision)})
+    erasure = settings.erasure.model_copy(update={"rounds": 1})  # else rounding decides how many there are
+    folder = settings.state_folder.with_name(precision)
+    changed = settings.model_copy(update={"fleet": fleet, "erasure": erasure, "state_folder": folder})
     shutil.copytree(settings.state_folder, changed.state_folder)
     grid, kept = InProcessGrid(changed), []
     FederatedUnlearning(card=card, settings=changed, progress=silent).start(

@@ -55,7 +55,7 @@ def test_an_update_that_does_not_fit_is_refused(update, sentence):
 
 def test_a_fitting_update_passes_and_its_norm_is_told():
     norm = check_update({"w": torch.full((4,), 2.5), "n": torch.tensor(9)}, REFERENCE, "site-a", largest_ratio=2.0)
-    assert norm == pytest.approx(3.0)
+    assert norm == pytest.approx((3.0, 3.0))
     check_update({"w": torch.full((4,), 1e6), "n": torch.tensor(9)}, REFERENCE, "site-a")
 
 
@@ -86,10 +86,20 @@ def test_rare_classes_weigh_more_over_the_whole_fleet():
 
     weights = class_weights({1: reply(30, 10), 2: reply(30, 10)})
     assert weights == pytest.approx((80 / 120, 80 / 40))
-    assert class_weights({1: reply(5, 0)}) == pytest.approx((6 / 10, 6 / 2))
+    assert class_weights({1: reply(5, 0)}) == pytest.approx((1.0, 1.0))  # who is nowhere cannot weigh more
 
 
 def test_negative_variances_are_refused():
     model = {"norm.running_var": torch.tensor([1.0, 2.0])}
     with pytest.raises(MessageError, match=r"negative variances in 'norm.running_var'"):
         check_update({"norm.running_var": torch.tensor([1.0, -1e-9])}, model, "site-1")
+
+
+def test_statistics_of_batch_norm_count_for_the_whole_and_not_for_what_is_trained():
+    model = {"w": torch.ones(4), "norm.running_mean": torch.zeros(1), "norm.running_var": torch.ones(1)}
+    update = {"w": torch.full((4,), 2.5), "norm.running_mean": torch.tensor([4.0]), "norm.running_var": torch.ones(1)}
+    assert check_update(update, model, "site-a") == pytest.approx((3.0, 5.0))
+    with pytest.raises(MessageError, match="times as large as the model"):
+        check_update(update, model, "site-a", largest_ratio=2.0)
+    with pytest.raises(MessageError, match=r"'norm\.running_mean' with values that are not finite"):
+        check_update(update | {"norm.running_mean": torch.tensor([float("nan")])}, model, "site-a")

@@ -12,8 +12,8 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, pseudonym
-from dlfd_fleet.federation.messages import PendingQuery, PendingReply
-from dlfd_fleet.federation.requests import ask_pending
+from dlfd_fleet.federation.messages import PendingQuery, PendingReply, SettleResult
+from dlfd_fleet.federation.requests import Settled, ask_pending, settle
 
 SITE, OTHER = "0a1b2c3d", "11111111"
 QUERY = PendingQuery(job="job-1", take=True)
@@ -137,6 +137,17 @@ def test_a_site_that_asks_for_too_much_waits_for_an_operator():
     assert list(ask_pending(Fleet(grid, timeout=1.0), QUERY, 0.6)) == [1, 2]
     with pytest.raises(JobError, match=r"No site takes part: .* asks to forget"):
         ask_pending(Fleet(ScriptedGrid({2: greedy.to_records()}), timeout=1.0), QUERY, 0.5)
+
+
+def test_the_end_of_a_job_is_told_to_every_node_that_is_connected_then(silent):
+    """One was being started again when the job asked who is there: it may hold a model that remembers."""
+    grid = ScriptedGrid({1: REPLY.to_records()})
+    fleet = Fleet(grid, timeout=1.0)
+    ask_pending(fleet, QUERY)
+    grid.answers = {node: SettleResult(requests=0, purged_images=0, epoch=1).to_records() for node in (1, 2)}
+    assert settle(fleet, "job-1", silent, "released", "PASS", 1, ("r1",)) == Settled(0, {f"site-{SITE}": 1})
+    assert grid.sent.keys() == {"1", "2"}
+    assert fleet.wait_for_nodes() == (1,)
 
 
 def test_a_quorum_is_of_the_members_and_an_expelled_one_is_none_any_more():

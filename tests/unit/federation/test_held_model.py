@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
+from safetensors.torch import load_file, save_file
 
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import held_model as module
 from dlfd_fleet.federation.differences import difference_of, model_of
 from dlfd_fleet.federation.fleet import Fleet, pseudonym
 from dlfd_fleet.federation.held_model import MODEL_NOT_HELD, held_model, held_name
+from dlfd_fleet.ledger import Site, SiteCard, create_site
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 
 FIRST, SECOND = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
@@ -40,7 +46,11 @@ class SitesGrid:
             # What a node is sent it cannot change for the others.
             own = Message(RecordDict(dict(message.content)), node, message.metadata.message_type)
             own.metadata._message_id = message.metadata.message_id
-            self.replies[message.metadata.message_id] = held_model(own, context, self.answer)
+            try:
+                reply = held_model(own, context, self.answer)
+            except Exception as error:
+                reply = Message(module.Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=own)
+            self.replies[message.metadata.message_id] = reply
             ids.append(message.metadata.message_id)
         return ids
 
@@ -55,7 +65,7 @@ class SitesGrid:
 def grid(tmp_path):
     folders = [tmp_path / "site-1", tmp_path / "site-2"]
     for folder in folders:
-        folder.mkdir()
+        create_site(folder, SiteCard(name=folder.name, image_size=32, classes=("no", "yes")))
     return SitesGrid(folders)
 
 
@@ -69,7 +79,6 @@ def ask(fleet, array):
     records = RecordDict({"model": ArrayRecord.from_torch_state_dict({"w": array, "b": array[0]})})
     replies = fleet.exchange(MessageType.TRAIN, dict.fromkeys(fleet.grid.folders, records), "1")
     seen = {reply.node: reply.records["seen"].to_torch_state_dict() for reply in replies}
-    assert all(list(arrays) == ["w", "b"] for arrays in seen.values())  # mods compare the order of the names
     return {node: arrays["w"] for node, arrays in seen.items()}
 
 
@@ -89,6 +98,10 @@ def offer(fleet, new, old, precision="int8"):
     difference["b"] = reached[0]
     fleet.held.offer({"w": reached, "b": reached[0]}, models[1], difference, precision)
     return reached
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_model_is_sent_once(fleet, grid):
@@ -174,14 +187,91 @@ def test_a_site_that_never_holds_what_it_is_sent_is_absent(fleet, grid, monkeypa
 
 
 def test_a_disk_that_is_full_costs_a_message_and_no_round(fleet, grid, monkeypatch):
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "save_file", full_disk)
     for _ in range(2):
         assert torch.equal(ask(fleet, FIRST)[1], FIRST)
     assert not fleet.absent
-    assert not list(grid.folders[1].iterdir())
+    assert not list(grid.folders[1].glob(f"{HELD_MODEL_FILE}*"))
+
+
+def test_a_site_that_never_keeps_a_model_is_soon_sent_it_at_once_and_that_is_said_once(
+    fleet, grid, monkeypatch, caplog
+):
+    monkeypatch.setattr(module, "save_file", full_disk)
+    for messages in (2, 6, 10, 12, 14):  # the first, twice in vain, and then no more than there are
+        assert torch.equal(ask(fleet, FIRST)[1], FIRST)
+        assert len(grid.contents) == messages
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{pseudonym(node)} keeps no model; from now on it is sent one with each task" for node in (1, 2)
+    ]
+
+
+def test_a_site_that_lost_its_model_now_and_then_is_not_given_up(fleet, grid, caplog):
+    ask(fleet, FIRST)
+    for _ in range(3):
+        (grid.folders[1] / HELD_MODEL_FILE).unlink()
+        ask(fleet, FIRST)
+        ask(fleet, FIRST)
+    assert (sizes(grid), caplog.records) == (2 + 3, [])
+
+
+def test_a_model_is_not_believed_to_be_what_its_file_says(fleet, grid):
+    ask(fleet, FIRST)
+    file = grid.folders[2] / HELD_MODEL_FILE
+    save_file(load_file(file) | {"w": SECOND}, file, {"sha256": held_name(grid.folders[2])})
+    assert torch.equal(ask(fleet, FIRST)[2], FIRST)
+    assert sizes(grid) == 2 + 1
+
+
+def test_a_model_has_its_name_in_whatever_order_its_arrays_come(fleet, grid):
+    """A journal gives them back in another one."""
+    ask(fleet, FIRST)
+    turned = RecordDict({"model": ArrayRecord.from_torch_state_dict({"b": FIRST[0], "w": FIRST})})
+    assert len(list(fleet.exchange(MessageType.TRAIN, dict.fromkeys(grid.folders, turned), "1"))) == 2
+    assert sizes(grid) == 2
+
+
+def test_a_model_that_a_site_refuses_to_work_on_is_not_kept(fleet, grid, monkeypatch):
+    def refuse(*_):
+        assert not held_name(grid.folders[1])
+        raise JobError("The model has the epoch 0, under the fleet's 1: this site does not work on it.")
+
+    monkeypatch.setattr(grid, "answer", refuse)
+    assert ask(fleet, FIRST) == {}
+    assert not list(grid.folders[1].glob(f"{HELD_MODEL_FILE}*"))
+    assert "under the fleet's 1" in fleet.absent[pseudonym(1)]
+
+
+def test_a_model_is_not_kept_if_a_release_has_come_while_the_site_worked_on_it(fleet, grid, monkeypatch):
+    def answer(message, context):
+        with Site(Path(context.node_config["site-folder"])) as site:
+            site.raise_epoch(1)  # another job's process
+        return Message(RecordDict({"seen": message.content["model"]}), reply_to=message)
+
+    monkeypatch.setattr(grid, "answer", answer)
+    assert ask(fleet, FIRST).keys() == {1, 2}
+    assert not list(grid.folders[1].glob(f"{HELD_MODEL_FILE}*"))
+
+
+def test_a_folder_that_cannot_be_written_costs_no_round_and_tells_no_path(fleet, grid, monkeypatch):
+    def forbidden(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "save_file", full_disk)
+    monkeypatch.setattr(Path, "unlink", forbidden)
+    assert ask(fleet, FIRST).keys() == {1, 2}
+    assert not fleet.absent
+
+
+def test_whatever_goes_wrong_with_the_held_model_the_coordinator_learns_its_kind_only(fleet, grid, monkeypatch):
+    ask(fleet, FIRST)
+
+    def forbidden(file, *_):
+        raise RuntimeError(f"Cannot open {file}")
+
+    monkeypatch.setattr(module, "safe_open", forbidden)
+    assert ask(fleet, FIRST) == {}
+    assert fleet.absent[pseudonym(1)].endswith("RuntimeError at this site; its site.log says more.")
 
 
 def test_the_code_of_the_error_is_none_of_flowers():

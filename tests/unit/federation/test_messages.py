@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.exceptions import MessageError
@@ -37,7 +37,7 @@ def test_a_message_survives_the_journey(samples):
     assert FitResult.from_records(records, "site-a") == result
     back = arrays_of(records, MODEL, "site-a")
     assert all(torch.equal(back[name], model[name]) for name in model)
-    for column, value in vars(samples_of(records, "site-a")).items():
+    for column, value in vars(samples_of(records, 2, "site-a")).items():
         assert np.array_equal(value, getattr(samples, column))
 
 
@@ -79,10 +79,66 @@ def test_missing_parts_are_named_with_their_sender(samples):
     columns = {name: torch.from_numpy(value) for name, value in vars(samples).items()}
     records["samples"] = ArrayRecord.from_torch_state_dict({"loss": columns["loss"]})
     with pytest.raises(MessageError, match="site-a sent samples with the columns"):
-        samples_of(records, "site-a")
-    records["samples"] = ArrayRecord.from_torch_state_dict(columns | {"loss": torch.tensor([0.1, float("nan"), 1.0])})
+        samples_of(records, 2, "site-a")
+    records["samples"] = ArrayRecord.from_torch_state_dict(
+        columns | {"loss": torch.tensor([0.1, float("nan"), 1.0]).double()}
+    )
     with pytest.raises(MessageError, match="not finite"):
-        samples_of(records, "site-a")
+        samples_of(records, 2, "site-a")
+
+
+def array_of(data):
+    return Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04 is no archive",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ",
+        b"\x93NUMPY\x01\x00\x46\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }\n",
+        b"nonsense",
+    ],
+    ids=["nothing", "archive", "half a header", "more than there is memory", "nonsense"],
+)
+def test_made_up_bytes_are_one_sentence_whatever_numpy_makes_of_them(data):
+    records = RecordDict({MODEL: ArrayRecord({"w": array_of(data)})})
+    with pytest.raises(MessageError, match=r"^site-a sent 'model' arrays that cannot be read \(\w+\)\.$"):
+        arrays_of(records, MODEL, "site-a")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "sentence"),
+    [
+        ("loss", torch.tensor(0.1, dtype=torch.float64), r"'loss' is float64 \(\)"),
+        ("label", torch.zeros(3, 1, dtype=torch.int64), r"'label' is int64 \(3, 1\)"),
+        ("label", torch.zeros(3), "'label' is float32"),
+        ("loss", torch.zeros(3), "'loss' is float32"),
+        ("label", torch.tensor([0, -1, 0]), "'label' is not from 0 to under 2"),
+        ("label", torch.tensor([0, 2**40, 0]), "'label' is not from 0 to under 2"),
+        ("prediction", torch.tensor([2, 0, 0]), "'prediction' is not from 0 to under 2"),
+        ("person", torch.tensor([2**63 - 1, 1, 0]), "'person' is not from 0"),
+        ("role", torch.tensor([0, 4, 0], dtype=torch.uint8), "'role' is not from 0 to under 4"),
+        ("loss", torch.tensor([0.1, 1e300, 0.1], dtype=torch.float64), "'loss' is not from 0"),
+        ("loss", torch.tensor([0.1, 0.2], dtype=torch.float64), "differ in length"),
+    ],
+)
+def test_samples_that_no_site_can_have_measured_are_refused(samples, column, values, sentence):
+    columns = {name: torch.from_numpy(value) for name, value in vars(samples).items()}
+    records = AuditResult(shared=0, seconds=0.0).to_records()
+    records["samples"] = ArrayRecord.from_torch_state_dict(columns | {column: values})
+    with pytest.raises(MessageError, match=f"site-a.*{sentence}"):
+        samples_of(records, 2, "site-a")
+
+
+def test_a_reply_counts_the_images_of_every_class():
+    right = PendingReply(
+        site="0a1b2c3d", requests=(), forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64
+    )
+    records = right.model_copy(update={"class_images": (3,)}).to_records()
+    with pytest.raises(MessageError, match=r"site-a sent a wrong PendingReply: .*1 counts of images for 2 classes"):
+        PendingReply.from_records(records, "site-a")
 
 
 def test_images_to_train_on_are_counted_by_class():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.federation.fleet import Fleet, Reply
@@ -12,7 +14,7 @@ from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, SettleT
 from dlfd_fleet.federation.requests import ask_pending
 from dlfd_fleet.federation.site_tasks import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
-from dlfd_fleet.ledger.site import withdraw
+from dlfd_fleet.ledger.site import HELD_MODEL_FILE, withdraw
 from dlfd_fleet.models import ModelCard
 
 PERSON = "person-00003"
@@ -92,6 +94,25 @@ def test_a_request_is_complete_only_when_no_device_keeps_it_open(sites):
     answer_pending(site, PendingQuery(job="job-3", devices=over))
     assert site.ledger.get(request).state is RequestState.COMPLETE
     assert site.ledger.history(request)[-1].reason == over.reason
+
+
+def test_a_site_that_was_not_told_of_a_release_learns_it_before_it_says_what_it_holds(sites):
+    """It has no request of its own, and may have been away whenever the job said something."""
+    site, held = sites[0], sites[0].folder / HELD_MODEL_FILE
+    save_file({"w": torch.ones(1)}, held, {"sha256": "ab" * 32})
+    assert answer_pending(site, PendingQuery(job="job-1", take=True)).held == "ab" * 32
+    assert answer_pending(site, PendingQuery(job="job-2", epoch=1)).held == ""
+    assert (held.exists(), site.ledger.epoch()) == (False, 1)
+    save_file({"w": torch.zeros(1)}, held, {"sha256": "cd" * 32})  # which has forgotten
+    assert answer_pending(site, PendingQuery(job="job-3", epoch=1)).held == "cd" * 32
+
+
+def test_a_request_has_the_epoch_of_its_own_release_though_a_later_one_is_learnt_with_it(sites):
+    request_forgetting(sites[0], PERSON, deadline_days=30)
+    (request,) = answer_pending(sites[0], PendingQuery(job="job-1", take=True)).requests
+    answer_pending(sites[0], PendingQuery(job="job-3", take=True, released={request: 1}, epoch=2))
+    found = sites[0].ledger.get(request)
+    assert (found.state, found.epoch, sites[0].ledger.epoch()) == (RequestState.ROLLING_OUT, 1, 2)
 
 
 class FleetOfSites(Fleet):

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from dlfd_fleet.audit import Role
 from dlfd_fleet.cli import app
-from dlfd_fleet.exceptions import DataError, MessageError
-from dlfd_fleet.federation.messages import AuditTask, FitTask, PendingQuery
-from dlfd_fleet.federation.site_tasks import answer_pending, run_audit, run_fit
+from dlfd_fleet.exceptions import DataError, JobError, MessageError
+from dlfd_fleet.federation.messages import AuditTask, FileAuditTask, FitTask, PendingQuery
+from dlfd_fleet.federation.site_tasks import answer_pending, run_audit, run_file_audit, run_fit
 from dlfd_fleet.ledger import init_site, site_status
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.models import ModelCard, build, state_arrays
@@ -32,6 +32,16 @@ def test_a_model_whose_card_does_not_fit_its_arrays_is_refused_in_one_sentence(s
     task = AuditTask(job="job-1", card=card, roles=("retain",))
     with pytest.raises(MessageError, match=r"^The coordinator sent arrays that are not those of a mobilenet_v3_small"):
         run_audit(site, task, arrays)
+
+
+def test_a_model_from_before_a_release_is_not_audited(site):
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    arrays = state_arrays(build(card))
+    site.raise_epoch(1)
+    with pytest.raises(JobError, match="has the epoch 0, under the fleet's 1"):
+        run_audit(site, AuditTask(job="job-1", card=card, roles=("retain",)), arrays)
+    with pytest.raises(JobError, match="has the epoch 0, under the fleet's 1"):
+        run_file_audit(site, FileAuditTask(job="job-1", card=card, roles=("retain",)), arrays, b"")
 
 
 def test_a_manifest_with_another_class_is_told_to_whoever_runs_the_site_and_its_requests_go_on(site):
@@ -72,7 +82,9 @@ def test_batch_norm_statistics_are_taken_anew_only_where_somebody_looks_at_the_m
         precision="float32",
         seed=0,
     )
+    turned = dict(reversed(arrays.items()))  # as a journal may give it back
     (_, seen), (_, unseen) = (run_fit(site, final.model_copy(update={"final": each}), arrays) for each in (True, False))
+    assert list(run_fit(site, final, turned)[1]) == list(turned)  # mods compare the order of names
     differing = {name for name, array in seen.items() if not torch.equal(array, unseen[name])}
     assert differing == {name for name in seen if "running_" in name or "num_batches" in name}
 

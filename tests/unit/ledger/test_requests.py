@@ -25,6 +25,7 @@ from dlfd_fleet.ledger import (
     site_status,
     withdraw,
 )
+from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.settings import DataSettings, Settings
 
 
@@ -131,6 +132,14 @@ def test_a_purge_that_was_killed_is_ended_by_the_next_and_no_tombstone_is_lost(f
         assert site.ledger.get(request.id).state is RequestState.ROLLING_OUT
         assert len(site.ledger.tombstones()) == 2
         assert not {"a1.png", "a2.png"} & {file.name for file in folder.iterdir()}
+
+
+def test_a_purge_by_hand_takes_the_held_model_along(folder):
+    """The site may have been away from a release, and may never be asked again."""
+    with Site(folder) as site:
+        (folder / HELD_MODEL_FILE).write_bytes(b"weights")
+        assert purge_site(site) == (0, 0)
+        assert not (folder / HELD_MODEL_FILE).exists()
 
 
 def test_purged_images_that_come_back_are_left_out_and_purged_again(folder):
