@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
@@ -14,7 +13,6 @@ from dlfd_fleet.federation.aggregation import (
     check_epoch,
     check_update,
     check_weight,
-    is_statistic,
     odd_updates,
 )
 from dlfd_fleet.federation.audits import FederatedAudits
@@ -132,12 +130,7 @@ class FederatedRounds(FederatedAudits):
         most
             The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
         """
-        nodes, refused, ratio = set(most), set[int](), self.settings.fleet.update_ratio
-        # Batch norm's statistics are measured only where somebody looks at the model. Anywhere else they are moving
-        # averages that depend on how many batches a site has: there they are not merged, and sites are compared by what
-        # is trained, a batch at a time, for whoever has more images goes further.
-        is_measured = isinstance(task, UnlearnTask) or task.final
-        statistics = {} if is_measured else {name: array for name, array in arrays.items() if is_statistic(name)}
+        nodes, refused = set(most), set[int]()
         while True:
             mean, results, norms = RunningMean(), [], dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
@@ -149,20 +142,19 @@ class FederatedRounds(FederatedAudits):
                     fleet.refuse(reply.node, error)
                     refused.add(reply.node)
                     continue
-                batches = 1 if is_measured else math.ceil(result.weight / self.settings.training.batch_size)
-                norms[reply.node] = norm.whole if is_measured else norm.trained / batches
-                mean.add(model | statistics, result.weight)
+                norms[reply.node] = norm.whole
+                mean.add(model, result.weight)
                 results.append(result)
                 metrics = result.metrics() | {"update_norm": norm.trained}
                 name = task.purpose if isinstance(task, FitTask) else "distancing"
                 self.record({f"{name}_{key}": value for key, value in metrics.items()}, self._round, reply.sender)
-            odd = odd_updates(norms, ratio)
+            odd = odd_updates(norms, self.settings.fleet.update_ratio)
             refused |= odd.keys()
             if not odd:
                 self.record({"refused_updates": len(refused)}, self._round)
                 return mean, results
-            for node, times in odd.items():
-                fleet.expel(node, f"sent an update {times:.1f} times as large as the median of the others'")
+            for node, ratio in odd.items():
+                fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
             nodes -= set(odd)
 
     def _checked(

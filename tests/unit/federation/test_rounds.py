@@ -77,22 +77,13 @@ def fit_round(models, silent, *, final, garbles=None, most_images=4):
     return merged, norms, fleet
 
 
-def test_moving_averages_make_no_site_stand_out_and_are_not_merged(silent):
-    """A site with many batches has moved its averages far."""
-    models = {1: trained(0.1, 0.1), 2: trained(0.1, 0.1), 3: trained(0.1, 500.0, 1e6)}
+def test_sites_whose_weights_alone_differ_are_honest(silent):
+    """In the demo honest ones go up to seven times as far as the median, beside statistics that are far larger."""
+    models = {node: trained(0.1, 100.0) for node in (1, 2)} | {3: trained(0.7, 100.0)}
     merged, norms, fleet = fit_round(models, silent, final=False)
     assert not fleet.absent
-    assert norms == {pseudonym(node): pytest.approx(0.1 * 2**0.5) for node in models}
-    assert torch.equal(merged["w"], torch.full((2,), 0.1))
-    assert torch.equal(merged["norm.running_mean"], BEFORE["norm.running_mean"])
-    assert torch.equal(merged["norm.running_var"], BEFORE["norm.running_var"])
-
-
-def test_moving_averages_hide_no_update_that_stands_out(silent):
-    models = {node: trained(0.1, 100.0) for node in (1, 2)} | {3: trained(10.0, 100.0)}
-    merged, _, fleet = fit_round(models, silent, final=False)
-    assert list(fleet.absent) == [pseudonym(3)]
-    assert torch.equal(merged["w"], torch.full((2,), 0.1))
+    assert norms[pseudonym(3)] == pytest.approx(0.7 * 2**0.5)  # what is recorded is what was trained
+    assert torch.equal(merged["w"], torch.full((2,), 0.3))
 
 
 def test_statistics_that_stand_out_where_they_are_measured_are_found(silent):
@@ -116,10 +107,3 @@ def test_an_array_that_cannot_be_read_names_its_site_and_ends_no_round(silent):
         pseudonym(2): f"was refused: {pseudonym(2)} sent 'model' arrays that cannot be read (EOFError)."
     }
     assert torch.equal(merged["w"], torch.full((2,), 0.1))
-
-
-@pytest.mark.parametrize(("images", "stands_out"), [(4, True), (16 * 16, False)])
-def test_a_site_may_go_as_much_further_as_it_has_more_batches(silent, images, stands_out):
-    models = {1: trained(0.1), 2: trained(0.1), 3: trained(1.0)}
-    _, _, fleet = fit_round(models, silent, final=False, most_images=images)
-    assert list(fleet.absent) == [pseudonym(3)] * stands_out
