@@ -18,7 +18,6 @@ from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
 
 _FEWEST_NON_MEMBERS = 300
-_FEW_PEOPLE = 5
 _OFFLINE_SLOPE = 0.3
 
 
@@ -176,18 +175,17 @@ def evaluate(attack: MembershipScores, *, resamples: int = 2000, seed: int = 0) 
 def auc_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate:
     """Estimate the AUC, resampling people on both sides.
 
-    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products. A side of very few
-    people does not show how much people differ, so there the other side says it, if that is wider.
+    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products. One person does not
+    show how much people differ, so there the other side says it, if that is wider.
     """
     inside, outside = attack.sides()
     drawn = units(inside.person), units(outside.person)
     people = min(len(np.unique(unit)) for unit in drawn)
     wins = pair_wins(inside.score, drawn[0], outside.score, drawn[1])
     resampled, value = resampled_aucs(wins, *drawn, resamples, generator), attack.auc()
-    for few, others in ((inside, outside), (outside, inside)):
-        number = len(np.unique(few.person))
-        if number < _FEW_PEOPLE:
-            error = _spread_of_people(others) / np.sqrt(number)
+    for one, others in ((inside, outside), (outside, inside)):
+        if len(np.unique(one.person)) == 1:
+            error = _spread_of_people(others)
             if error > np.nanstd(resampled):
                 resampled = value + error * generator.standard_normal(resamples)
                 people = max(2, len(np.unique(others.person)))
