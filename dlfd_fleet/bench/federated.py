@@ -137,8 +137,8 @@ class FederatedSeed:
             norms: dict[int, dict[str, float]] = {}
 
             def note_norms(metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
-                if site is not None and "train_update_norm" in metrics:
-                    norms.setdefault(step, {})[site] = metrics["train_update_norm"]
+                if site is not None and "train_weights_norm" in metrics:
+                    norms.setdefault(step, {})[site] = metrics["train_weights_norm"]
 
             strategy.record = note_norms
             started = time.perf_counter()

@@ -145,7 +145,7 @@ class FederatedRounds(FederatedAudits):
                 norms[reply.node] = norm.whole
                 mean.add(model, result.weight)
                 results.append(result)
-                metrics = result.metrics() | {"update_norm": norm.trained}
+                metrics = result.metrics() | {"update_norm": norm.whole, "weights_norm": norm.trained}
                 name = task.purpose if isinstance(task, FitTask) else "distancing"
                 self.record({f"{name}_{key}": value for key, value in metrics.items()}, self._round, reply.sender)
             odd = odd_updates(norms, self.settings.fleet.update_ratio)

@@ -70,7 +70,7 @@ def fit_round(models, silent, *, final, garbles=None, most_images=4):
 
     def record(metrics, _round, site=None):
         if site is not None:
-            norms[site] = metrics["train_update_norm"]
+            norms[site] = metrics["train_weights_norm"]
 
     strategy = FederatedUnlearning(card=CARD, job="job-1", progress=silent, record=record)
     merged = strategy.fit_round(fleet, dict(BEFORE), pending, "train", 1, 0.1, lambda: None, final=final)
