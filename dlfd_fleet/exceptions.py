@@ -77,3 +77,8 @@ class UpdateRefusedError(DeviceError):
 
 class UpdateUnreachableError(DeviceError):
     """The repository does not answer, or the device has no room for what it sends; a later attempt may succeed."""
+
+
+def not_permitted(error: PermissionError) -> str:
+    """Return the one sentence for a file that belongs to somebody else."""
+    return f"You may not read or write {error.filename}: run the command as the user who owns it."

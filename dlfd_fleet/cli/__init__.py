@@ -12,7 +12,7 @@ from rich.markup import escape
 from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, registry, rollout, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.cli.report import report
-from dlfd_fleet.exceptions import FleetError
+from dlfd_fleet.exceptions import FleetError, not_permitted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +43,7 @@ def main() -> None:
     except FleetError as error:
         _refuse(str(error))
     except PermissionError as error:
-        _refuse(f"You may not read or write {error.filename}: run the command as the user who owns it.")
+        _refuse(not_permitted(error))
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
             Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")

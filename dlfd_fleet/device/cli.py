@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dlfd_fleet.device import agent_commands
 from dlfd_fleet.device.inference import DeviceModel, read_image
-from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.exceptions import DeviceError, not_permitted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say(error)
         sys.exit(2)
     except PermissionError as error:
-        _say(f"You may not read or write {error.filename}: run the command as the user who owns it.")
+        _say(not_permitted(error))
         sys.exit(2)
 
 

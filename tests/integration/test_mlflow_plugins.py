@@ -123,6 +123,12 @@ def test_a_version_is_deployed_asked_updated_and_deleted_and_the_floor_stays(fle
     assert "epoch 1, answers" in local.output
 
 
+def test_a_fleet_of_another_user_is_one_sentence(closed_folder, monkeypatch):
+    monkeypatch.setenv("DLFD_FLEET_STATE_FOLDER", str(closed_folder))
+    refused = deployments("list", *TARGET)
+    assert (refused.exit_code, f"You may not read or write {closed_folder}" in refused.output) == (2, True)
+
+
 def frame_of(forget_leak):
     """Forgotten people whom the model knows better than unseen ones, by so much; ten people of ten images a role."""
     rng, rows = np.random.default_rng(0), []
