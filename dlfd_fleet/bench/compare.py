@@ -20,7 +20,7 @@ from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, digest_of_code
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import UnlearnOutcome, UtilityFloor, checkpoint_rank, fit, loss_monitor, recalibrate
+from dlfd_fleet.unlearning import UnlearnOutcome, UtilityFloor, checkpoint_rank, dlfd, fit, loss_monitor, recalibrate
 from dlfd_fleet.unlearning.methods import METHODS, Candidate
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -123,7 +123,7 @@ def measure_method(bed: Bed, method: str) -> Row:
     gate = experiment.settings.unlearning
     monitor = loss_monitor(*(labelled(part) for part in (experiment.forget, experiment.validation, experiment.retain)))
     original = monitor(bed.original)
-    floor = UtilityFloor.under(original, gate.max_utility_drop, original.utility_half_width)
+    floor = UtilityFloor.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
     for candidate in METHODS[method].candidates:
         trial = _unlearn(bed, candidate)
@@ -147,7 +147,9 @@ def measure_method(bed: Bed, method: str) -> Row:
         "image_passes_forward": cost.forward_images,
         "image_passes_backward": cost.backward_images,
     }
-    settings = _described(chosen) or experiment.settings.unlearning.model_dump(exclude={"max_seconds", "epochs"})
+    settings = _described(chosen)
+    if chosen.unlearner is dlfd:
+        settings = experiment.settings.unlearning.model_dump(exclude={"max_seconds", "epochs"}) | settings
     return _row(bed, method, observe(outcome.model, experiment), again, extra, settings)
 
 
@@ -188,7 +190,8 @@ def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
     before = bed.measure_seconds()
     experiment = bed.experiment
     bench = experiment.settings.bench
-    shared = {"max_seconds": bench.time_limit * bed.retraining_seconds(before), "batch_size": bench.batch_size}
+    limit = bench.time_limit * candidate.time * bed.retraining_seconds(before)
+    shared = {"max_seconds": limit, "batch_size": bench.batch_size}
     settings = experiment.settings.unlearning.model_copy(update=shared | dict(candidate.changes))
     device = next(bed.original.parameters()).device
     ordinary = bed.ordinary_bytes
@@ -209,7 +212,7 @@ def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
 
 def _described(candidate: Candidate) -> dict[str, Any]:
     own: dict[str, Any] = vars(candidate.unlearner) if is_dataclass(candidate.unlearner) else {}
-    return own | dict(candidate.changes)
+    return own | dict(candidate.changes) | ({} if candidate.time == 1.0 else {"time": candidate.time})
 
 
 def _row(

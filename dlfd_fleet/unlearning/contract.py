@@ -73,29 +73,36 @@ class LabelledImages:
 class UtilityFloor:
     """Least utility of a checkpoint that may be chosen: for people never seen, and for those who stay.
 
-    The original is right about almost everybody who stays, so it is the candidate's interval that says what chance can
-    do; of validation people it is the original's.
+    Attributes
+    ----------
+    utility, retain_accuracy
+        What the original has, less the drop that is allowed.
+    noise
+        Half the width of the original's interval on validation people, or None to hold every drop against a candidate.
+        On few of them retrained models differ from each other, and from the original, by more than any sensible drop.
+
+    What chance can do, the wider of both intervals says: a model that is right about everybody has none of its own. So
+    of people who stay, of whom the original knows almost everybody, it is the candidate's.
     """
 
     utility: float
     retain_accuracy: float
+    noise: float | None = None
 
     @classmethod
-    def under(cls, original: Reading, most_drop: float, noise: float = 0.0) -> UtilityFloor:
-        """Return what the original has less a drop.
+    def under(cls, original: Reading, most_drop: float, *, by_chance: bool = False) -> UtilityFloor:
+        """Return what the original has less a drop, and beside it less what chance can do on few validation people."""
+        noise = original.utility_half_width if by_chance else None
+        return cls(original.utility - most_drop, original.retain_accuracy - most_drop, noise)
 
-        Parameters
-        ----------
-        noise
-            What utility may lose beside it, for on few validation people retrained models differ from each other, and
-            from the original, by more than any sensible drop.
-        """
-        return cls(original.utility - most_drop - noise, original.retain_accuracy - most_drop)
+    def least_utility(self, reading: Reading) -> float:
+        """Return the least utility on validation people that this model may have."""
+        return self.utility if self.noise is None else self.utility - max(self.noise, reading.utility_half_width)
 
     def shortfall(self, reading: Reading) -> float:
         """Return how far a model is under it; 0 if it is useful."""
         stay = reading.retain_accuracy + reading.retain_half_width
-        return max(0.0, self.utility - reading.utility, self.retain_accuracy - stay)
+        return max(0.0, self.least_utility(reading) - reading.utility, self.retain_accuracy - stay)
 
 
 def collapse(reading: Reading, validation: LabelledImages) -> tuple[str, ...]:

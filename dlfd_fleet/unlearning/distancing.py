@@ -214,7 +214,7 @@ class _Rounds:
     @property
     def floor(self) -> UtilityFloor:
         original = self.trace[0].reading
-        return UtilityFloor.under(original, self.session.settings.max_utility_drop, original.utility_half_width)
+        return UtilityFloor.under(original, self.session.settings.max_utility_drop, by_chance=True)
 
     def remembered(self) -> bool:
         return self.latest.attack_auc > 0.5 + self.session.settings.gate
@@ -311,6 +311,7 @@ class _Rounds:
         """Return in words what the most useful round was short of."""
         floor = self.floor
         reading = min((entry.reading for entry in self.trace[1:]), key=floor.shortfall)
-        if floor.utility - reading.utility >= floor.retain_accuracy - reading.retain_accuracy:
-            return f" (validation utility {reading.utility:.3f}, under {floor.utility:.3f})"
+        least = floor.least_utility(reading)
+        if least - reading.utility >= floor.retain_accuracy - reading.retain_accuracy:
+            return f" (validation utility {reading.utility:.3f}, under {least:.3f})"
         return f" (accuracy on people who stay {reading.retain_accuracy:.3f}, under {floor.retain_accuracy:.3f})"

@@ -13,7 +13,7 @@ from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
 
 # A round of 33 batches of 32 and two looks at no more than this: looks take less than a tenth of the time.
-MOST_IMAGES, MOST_RETAIN = 160, 128
+MOST_IMAGES, MOST_RETAIN = 160, 96
 
 
 def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: LabelledImages) -> Monitor:

@@ -296,6 +296,16 @@ def test_rank_prefers_usefulness_then_forgetting_then_utility():
     assert order == [useless, at_their_cost, leaking, forgot, better, hard_people]
 
 
+def test_of_few_validation_people_the_wider_interval_says_what_chance_can_do():
+    right = Reading(1.0, 0.7, utility_half_width=0.0)  # about all five of them
+    floor = UtilityFloor.under(right, 0.04, by_chance=True)
+    assert floor.shortfall(Reading(0.9, 0.5, utility_half_width=0.1)) == 0.0
+    assert floor.shortfall(Reading(0.7, 0.5, utility_half_width=0.1)) == pytest.approx(0.16)
+    assert UtilityFloor.under(right, 0.04).shortfall(Reading(0.9, 0.5, utility_half_width=0.1)) == pytest.approx(0.06)
+    unsure = UtilityFloor.under(Reading(0.9, 0.7, utility_half_width=0.2), 0.04, by_chance=True)
+    assert unsure.shortfall(Reading(0.7, 0.5, utility_half_width=0.0)) == 0.0
+
+
 def several_labels(data):
     """Return the same images, each with two labels: is it even, and is it one of each four."""
     numbers = torch.arange(len(data))
