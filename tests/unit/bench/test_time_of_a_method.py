@@ -1,0 +1,41 @@
+"""The limit on its time that every method of the bench has, and the one that has three of it."""
+
+import pytest
+
+from dlfd_fleet.bench.compare import Bed, measure_method
+from dlfd_fleet.bench.cost import PassSeconds
+from dlfd_fleet.bench.experiment import deal_experiment
+from dlfd_fleet.data.manifest import read_manifest
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.unlearning import dlfd
+from dlfd_fleet.unlearning.methods import METHODS, Candidate, Method
+
+
+def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(synthetic_faces, tmp_path, monkeypatch):
+    settings = Settings(
+        data={"image_size": 32, "validation_people": 3, "test_people": 3},
+        model={"architecture": "mobilenet_v3_small"},
+        bench={"epochs": 1, "batch_size": 8, "relearning_epochs": 1, "time_limit": 0.5},
+        unlearning={"distancing_steps": 1, "repair_steps": 1, "max_rounds": 1},
+        audit={"resamples": 200},
+    )
+    bed = Bed(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
+    monkeypatch.setattr(Bed, "measure_seconds", lambda _: PassSeconds(1.0, 0.5, 0.2))
+    limits = []
+
+    def watched(model, retain, forget, validation, settings, monitor=None, **rest):
+        limits.append(settings.max_seconds)
+        return dlfd(model, retain, forget, validation, settings, monitor, **rest)
+
+    for time in (1.0, 3.0):
+        monkeypatch.setitem(METHODS, "watched", Method("watched", "watched", "none", (Candidate(watched, time=time),)))
+        row = measure_method(bed, "watched")
+        assert row.settings.get("time", 1.0) == time
+    assert limits[0] == pytest.approx(0.5 * bed.retraining_seconds(bed.measure_seconds()))
+    assert limits[1] == pytest.approx(3.0 * limits[0])
+
+
+def test_dlfd_is_there_with_the_time_of_one_setting_and_of_a_peers_three():
+    times = {name: [candidate.time for candidate in method.candidates] for name, method in METHODS.items()}
+    assert times["dlfd"] == [1.0]
+    assert times["dlfd-longer"] == [sum(times["fine-tune"])]
