@@ -27,8 +27,8 @@ class Reading:
     utility_half_width
         Half the width of its 95% interval over people (Student's t: with five of them it is wide).
     retain_accuracy, retain_half_width
-        The same of the people who stay. They are many, so it shows a damage that validation people cannot; 1 where they
-        were not asked.
+        The same of the people who stay, its interval over their images: it is these people who pay, not a sample of
+        others. They are many, so it shows a damage that validation people cannot; 1 where they were not asked.
     """
 
     utility: float
@@ -60,9 +60,9 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
         missing = "forget" if not len(forget) else "validation"
         raise DataError(f"There is no {missing} image for the gate to look at.")
     predicted = samples if predicted is None else predicted
-    utility, half_width = _balanced_accuracy(predicted.of(Role.VALIDATION))
-    retain = predicted.of(Role.RETAIN)
-    stay = _balanced_accuracy(retain) if len(retain) else (1.0, 0.0)
+    unseen_people, retain = predicted.of(Role.VALIDATION), predicted.of(Role.RETAIN)
+    utility, half_width = _balanced_accuracy(unseen_people, units(unseen_people.person))
+    stay = _balanced_accuracy(retain, np.arange(len(retain))) if len(retain) else (1.0, 0.0)
     return Reading(utility, matched_auc(forget, unseen), half_width, *stay)
 
 
@@ -87,8 +87,8 @@ def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
     }
 
 
-def _balanced_accuracy(samples: SampleScores) -> tuple[float, float]:
-    """Return the balanced accuracy and half the width of its 95% interval, linearised and clustered by person."""
+def _balanced_accuracy(samples: SampleScores, unit: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the balanced accuracy and half the width of its 95% interval, linearised, clustered by unit ``(N,)``."""
     classes = np.unique(samples.label)  # one class only, or one never predicted, is no mistake here
     right = (samples.prediction == samples.label).astype(np.float64)
     means, influence = [], np.zeros(len(samples))
@@ -98,13 +98,12 @@ def _balanced_accuracy(samples: SampleScores) -> tuple[float, float]:
         influence[rows] = (right[rows] - means[-1]) / (rows.sum() * len(classes))
     from scipy.stats import t as student
 
-    unit = units(samples.person)
-    people = len(np.unique(unit))
-    if people < 2:
+    count = len(np.unique(unit))
+    if count < 2:
         return float(np.mean(means)), 1.0
-    by_person = person_sums(unit, influence[:, None])[:, 0]
-    error = np.sqrt((by_person**2).sum() * people / (people - 1))
-    return float(np.mean(means)), float(student.ppf(0.975, people - 1) * error)
+    by_unit = person_sums(unit, influence[:, None])[:, 0]
+    error = np.sqrt((by_unit**2).sum() * count / (count - 1))
+    return float(np.mean(means)), float(student.ppf(0.975, count - 1) * error)
 
 
 def matched_auc(members: SampleScores, unseen: SampleScores) -> float:

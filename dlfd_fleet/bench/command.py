@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.bench.compare import RETRAINED, Row
+from dlfd_fleet.bench.compare import Row
 from dlfd_fleet.bench.report import console_table, summarise, write_report
 from dlfd_fleet.bench.runner import Plan, choose_methods, parse_duration, run_bench
 from dlfd_fleet.configuration import flatten
@@ -83,12 +83,13 @@ def _show(settings: Settings, rows: tuple[Row, ...], missing: int, folder: Path,
 
 
 def log_to_mlflow(settings: Settings, rows: tuple[Row, ...]) -> None:
-    """Record every row: one run a bench, one run under it a method, seeds as steps."""
+    """Record every row: one run a bench, one run under it a method, its models seed by seed as steps."""
     name = f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    runs = {row.method: row.index + 1 for row in sorted(rows, key=lambda row: row.index)}
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
         tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
         for row in rows:
-            step = row.seed * settings.bench.references + row.index if row.method == RETRAINED else row.seed
+            step = row.seed * runs[row.method] + row.index
             tracker.log_metrics(name, row.metrics, step=step, site=row.method)
         tracker.finish_job(name, "FINISHED")
         tracker.flush(_PATIENCE)

@@ -24,6 +24,7 @@ from dlfd_fleet.unlearning import UnlearnOutcome, UtilityFloor, checkpoint_rank,
 from dlfd_fleet.unlearning.methods import METHODS, Candidate
 
 ORIGINAL, RETRAINED = "original", "retrained"
+_RUN_APART = 1_000_000
 _MAKES_ROWS = (
     "dlfd_fleet.audit",
     "dlfd_fleet.unlearning",
@@ -41,7 +42,7 @@ class Row(BaseModel):
     method: str
     seed: int
     index: int = 0
-    """Which of several retrained models."""
+    """Which of several retrained models, or of a method's runs."""
     settings: dict[str, Any] = {}
     """Hyper-parameters of the candidate that validation people chose."""
     metrics: dict[str, float]
@@ -112,11 +113,16 @@ class Bed:
         return self.experiment.settings.bench.epochs * len(self.experiment.retain) * passes.train
 
 
-def measure_method(bed: Bed, method: str) -> Row:
+def measure_method(bed: Bed, method: str, index: int = 0) -> Row:
     """Run one method of the registry and weigh what it leaves.
 
     Every candidate of its tuning grid starts from the original, under the same limit of wall-clock time; validation
     people choose the best one.
+
+    Parameters
+    ----------
+    index
+        Which of the method's runs; each has its own batches, augmentation and dropout.
     """
     best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
     experiment = bed.experiment
@@ -126,7 +132,7 @@ def measure_method(bed: Bed, method: str) -> Row:
     floor = UtilityFloor.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
     for candidate in METHODS[method].candidates:
-        trial = _unlearn(bed, candidate)
+        trial = _unlearn(bed, candidate, _seed_of_run(experiment.seed, index))
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), floor, gate.gate)
         if best is None or rank > best[0]:
@@ -150,7 +156,7 @@ def measure_method(bed: Bed, method: str) -> Row:
     settings = _described(chosen)
     if chosen.unlearner is dlfd:
         settings = experiment.settings.unlearning.model_dump(exclude={"max_seconds", "epochs"}) | settings
-    return _row(bed, method, observe(outcome.model, experiment), again, extra, settings)
+    return _row(bed, method, observe(outcome.model, experiment), again, extra, settings, index=index)
 
 
 def measure_references(bed: Bed) -> Iterator[Row]:
@@ -185,7 +191,12 @@ class _Trial:
     memory: float
 
 
-def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
+def _seed_of_run(seed: int, index: int) -> int:
+    """Return the seed of a run's random numbers: the split's own for the first, and no other split's."""
+    return seed + _RUN_APART * index
+
+
+def _unlearn(bed: Bed, candidate: Candidate, seed: int) -> _Trial:
     """Run a candidate on a copy of the original."""
     before = bed.measure_seconds()
     experiment = bed.experiment
@@ -202,7 +213,7 @@ def _unlearn(bed: Bed, candidate: Candidate) -> _Trial:
             labelled(experiment.forget),
             labelled(experiment.validation),
             settings,
-            seed=experiment.seed,
+            seed=seed,
             class_weights=experiment.class_weights,
             augment=augmentation(experiment.settings.bench.augmentation),
         )

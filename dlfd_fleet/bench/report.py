@@ -92,7 +92,7 @@ class Summary:
     means: dict[str, Mean]
     verdicts: str
     collapsed: int
-    """Seeds on which it collapsed towards one answer."""
+    """Models of it that collapsed towards one answer."""
     settings: tuple[dict[str, object], ...]
 
     @property

@@ -123,9 +123,10 @@ class _Work:
         """Return where its rows are, once it is done."""
         settings = self.plan.settings
         key = row_key(settings, self.name, _faces(settings.model_dump_json(), self.seed))
-        names = [ORIGINAL] if self.name == REFERENCES else [self.name]
         if self.name == REFERENCES:
-            names += [f"{RETRAINED}-{index}" for index in range(self.plan.settings.bench.references)]
+            names = [ORIGINAL, *_numbered(RETRAINED, settings.bench.references)]
+        else:
+            names = _numbered(self.name, METHODS[self.name].runs)
         return [self.plan.folder / "rows" / f"{name}-seed-{self.seed}-{key}.json" for name in names]
 
     def done(self) -> bool:
@@ -140,6 +141,10 @@ class _Work:
             new = file.with_suffix(".new")
             new.write_text(row.model_dump_json(indent=1), encoding="utf-8")
             new.replace(file)
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
 
 
 def _gather(futures: Sequence[Future[None]], advance: Advance, failures: list[str]) -> None:
@@ -178,5 +183,8 @@ def _measure(work: _Work, deadline: float) -> None:
     if time.monotonic() >= deadline:
         return
     bed = _bed(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
-    rows = list(measure_references(bed)) if work.name == REFERENCES else [measure_method(bed, work.name)]
+    if work.name == REFERENCES:
+        rows = list(measure_references(bed))
+    else:
+        rows = [measure_method(bed, work.name, index) for index in range(METHODS[work.name].runs)]
     work.write(rows)

@@ -82,7 +82,7 @@ class UtilityFloor:
         On few of them retrained models differ from each other, and from the original, by more than any sensible drop.
 
     What chance can do, the wider of both intervals says: a model that is right about everybody has none of its own. So
-    of people who stay, of whom the original knows almost everybody, it is the candidate's.
+    of people who stay, of whom the original knows almost everybody, it is the candidate's (over their images).
     """
 
     utility: float

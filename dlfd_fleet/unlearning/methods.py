@@ -24,6 +24,8 @@ from dlfd_fleet.unlearning.peers import (
     Unsir,
 )
 
+_DRAWS = 3
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -57,6 +59,14 @@ class Method:
     title: str
     citation: str
     candidates: tuple[Candidate, ...]
+
+    @property
+    def runs(self) -> int:
+        """How often it is run on a seed, with other random numbers each time; tables have the mean.
+
+        A peer of three settings is run three times, too, and validation people choose the best.
+        """
+        return _DRAWS if len(self.candidates) == 1 else 1
 
 
 def _rates(unlearner: Unlearner, epochs: float, *rates: float) -> tuple[Candidate, ...]:

@@ -38,6 +38,23 @@ def test_those_who_stay_are_read_apart_from_validation_people():
     assert (reading.utility, reading.attack_auc) == (alone.utility, alone.attack_auc)
 
 
+def test_the_interval_of_those_who_stay_is_that_of_a_bootstrap_over_their_images():
+    unseen, samples = validation(12)
+    stay = SampleScores(
+        np.full(len(unseen), ROLES.index(Role.RETAIN), np.uint8),
+        unseen.person + 100,
+        unseen.label,
+        unseen.prediction,
+        unseen.loss,
+    )
+    generator = np.random.default_rng(1)
+    drawn = [generator.integers(0, len(stay), len(stay)) for _ in range(800)]
+    values = [balanced_accuracy_score(stay.label[rows], stay.prediction[rows]) for rows in drawn]
+    reading = read_gate(SampleScores.concatenate([samples, stay]))
+    assert reading.retain_half_width == pytest.approx(2.0 * np.std(values), rel=0.15)
+    assert reading.retain_half_width < reading.utility_half_width  # the same answers, of people drawn from others
+
+
 def test_the_interval_is_that_of_a_bootstrap_over_people():
     unseen, samples = validation(60)
     generator = np.random.default_rng(1)

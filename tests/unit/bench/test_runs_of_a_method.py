@@ -1,4 +1,4 @@
-"""The limit on its time that every method of the bench has, and the one that has three of it."""
+"""How long and how often each method of the bench runs: all have the same limit, and three draws a seed."""
 
 import pytest
 
@@ -11,7 +11,8 @@ from dlfd_fleet.unlearning import dlfd
 from dlfd_fleet.unlearning.methods import METHODS, Candidate, Method
 
 
-def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(synthetic_faces, tmp_path, monkeypatch):
+@pytest.fixture
+def bed(synthetic_faces, tmp_path):
     settings = Settings(
         data={"image_size": 32, "validation_people": 3, "test_people": 3},
         model={"architecture": "mobilenet_v3_small"},
@@ -19,7 +20,10 @@ def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(synthetic_faces, t
         unlearning={"distancing_steps": 1, "repair_steps": 1, "max_rounds": 1},
         audit={"resamples": 200},
     )
-    bed = Bed(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
+    return Bed(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
+
+
+def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(bed, monkeypatch):
     monkeypatch.setattr(Bed, "measure_seconds", lambda _: PassSeconds(1.0, 0.5, 0.2))
     limits = []
 
@@ -39,3 +43,20 @@ def test_dlfd_is_there_with_the_time_of_one_setting_and_of_a_peers_three():
     times = {name: [candidate.time for candidate in method.candidates] for name, method in METHODS.items()}
     assert times["dlfd"] == [1.0]
     assert times["dlfd-longer"] == [sum(times["fine-tune"])]
+
+
+def test_each_run_has_random_numbers_of_its_own_and_says_which_it_is(bed, monkeypatch):
+    seeds = []
+
+    def watched(*arguments, seed, **rest):
+        seeds.append(seed)
+        return dlfd(*arguments, seed=seed, **rest)
+
+    monkeypatch.setitem(METHODS, "watched", Method("watched", "watched", "none", (Candidate(watched),)))
+    rows = [measure_method(bed, "watched", index) for index in (0, 1)]
+    assert [row.index for row in rows] == [0, 1]
+    assert seeds[0] == bed.experiment.seed != seeds[1]
+
+
+def test_all_methods_have_three_draws_a_seed():
+    assert {method.runs * len(method.candidates) for method in METHODS.values()} == {3}
