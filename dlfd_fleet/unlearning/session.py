@@ -23,7 +23,7 @@ from dlfd_fleet.unlearning.contract import (
     UnlearnOutcome,
     collapse,
 )
-from dlfd_fleet.unlearning.monitor import MOST_IMAGES, MOST_RETAIN, loss_monitor
+from dlfd_fleet.unlearning.monitor import MOST_IMAGES, loss_monitor
 from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients
 
 _STATISTICS_IMAGES = 512
@@ -172,8 +172,7 @@ class Session:
         before = self.seconds()
         reading = monitor(self.model)
         self.monitor_seconds += self.seconds() - before
-        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation))
-        self.forward_images += min(len(self.retain), MOST_RETAIN)
+        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation, self.retain))
         return reading
 
     def collapse(self, monitor: Monitor | None = None) -> tuple[str, ...]:

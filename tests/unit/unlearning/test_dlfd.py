@@ -279,8 +279,8 @@ def test_a_monitor_of_bytes_and_floats_is_refused():
         loss_monitor(FORGET, VALIDATION, floats)
 
 
-def test_a_look_at_large_sets_takes_less_than_a_tenth_of_a_round():
-    """In images: two looks, at a sixth of the cost of a training step each, beside one round of the defaults."""
+def test_looks_at_large_sets_are_few_images_beside_those_of_a_round():
+    """Two looks, an image at a third of a training step's cost, beside one round of the defaults."""
     seen = []
 
     class Counting(nn.Linear):
@@ -293,7 +293,7 @@ def test_a_look_at_large_sets_takes_less_than_a_tenth_of_a_round():
     defaults = UnlearningSettings()
     trained = (defaults.distancing_steps + defaults.repair_steps) * defaults.batch_size
     noised = defaults.distancing_steps * defaults.steps * defaults.batch_size
-    assert 2 * sum(seen) / 6.0 < 0.12 * (trained + noised)
+    assert 2 * sum(seen) / 3.0 < 0.15 * (trained + noised)  # a tenth of the time, with what else a round does
 
 
 def test_layers_that_its_user_has_frozen_stay_frozen_and_as_they_are():
