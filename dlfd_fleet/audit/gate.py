@@ -62,7 +62,8 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
     predicted = samples if predicted is None else predicted
     unseen_people, retain = predicted.of(Role.VALIDATION), predicted.of(Role.RETAIN)
     utility, half_width = _balanced_accuracy(unseen_people, units(unseen_people.person))
-    stay = _balanced_accuracy(retain, np.arange(len(retain))) if len(retain) else (1.0, 0.0)
+    image = np.arange(len(retain)) // (len(predicted) // len(samples))  # the labels of one image stand together
+    stay = _balanced_accuracy(retain, image) if len(retain) else (1.0, 0.0)
     return Reading(utility, matched_auc(forget, unseen), half_width, *stay)
 
 

@@ -35,7 +35,7 @@ _MAKES_ROWS = (
 
 
 class Row(BaseModel):
-    """What is known of one method on one seed."""
+    """What is known of one model: a method's, on one seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

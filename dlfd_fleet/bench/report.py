@@ -217,7 +217,8 @@ code { font-size: 12px; white-space: pre-wrap }
 <p>Mean over seeds with the half-width of its 95% interval. The judge is the distance from retraining: AUCs of an
 attack on the same images, minus those of models retrained without the forgotten people. The line <em>retrained</em> is
 one retrained model beside the others: what chance alone makes of a perfect method. NoMUS rewards collapse; never read
-it alone. No figure here proves that a model has forgotten.</p>
+it alone. Several models of a method on one seed count as one, their mean: retrained ones, and the runs of a method that
+has one setting; of several settings validation people chose one. No figure here proves that a model has forgotten.</p>
 <div class="wide"><table><thead><tr>$header</tr></thead><tbody>$body</tbody></table></div>
 <h2>Utility against forgetting</h2><img alt="Test accuracy against distance from retraining" src="$tradeoff">
 <h2>Losses</h2><img alt="Loss histograms" src="$losses">

@@ -135,16 +135,16 @@ class _Work:
     def rows(self) -> list[Row]:
         return [Row.model_validate_json(file.read_text(encoding="utf-8")) for file in self.files() if file.exists()]
 
-    def write(self, rows: Sequence[Row]) -> None:
-        for file, row in zip(self.files(), rows, strict=True):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            new = file.with_suffix(".new")
-            new.write_text(row.model_dump_json(indent=1), encoding="utf-8")
-            new.replace(file)
-
 
 def _numbered(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}-{index}" for index in range(count)]
+
+
+def _write(file: Path, row: Row) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_text(row.model_dump_json(indent=1), encoding="utf-8")
+    new.replace(file)
 
 
 def _gather(futures: Sequence[Future[None]], advance: Advance, failures: list[str]) -> None:
@@ -184,7 +184,9 @@ def _measure(work: _Work, deadline: float) -> None:
         return
     bed = _bed(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
     if work.name == REFERENCES:
-        rows = list(measure_references(bed))
-    else:
-        rows = [measure_method(bed, work.name, index) for index in range(METHODS[work.name].runs)]
-    work.write(rows)
+        for file, row in zip(work.files(), measure_references(bed), strict=True):
+            _write(file, row)
+        return
+    for index, file in enumerate(work.files()):
+        if not file.exists() and time.monotonic() < deadline:
+            _write(file, measure_method(bed, work.name, index))

@@ -13,10 +13,10 @@ Choices that the paper leaves open, and that the released code makes by accident
 - Distancing shakes a model, and whether it has forgotten shows only once it has settled. So the paper's dynamic
   strategy works in rounds: a few batches of distancing, then plain training whose steps shrink to nothing, then a look.
   While forgotten people can be told from unseen ones, the next round distances again, harder if the score stood still;
-  once they cannot, it only trains. A round that costs too much utility is not undone at once, for the next one mends it
-  (nine of eleven such rounds on the splits of docs/benchmark.md); the best look of all is put back at the end.
-- The gate looks at the forget set and at validation people only. Before each look batch-norm statistics are taken anew
-  from clean retain images: running ones lag behind weights that move fast.
+  once they cannot, it only trains. A round that costs too much utility is not undone at once, for the next one mostly
+  mends it (nine of eleven when it was measured); the best look of all is put back at the end.
+- The gate looks at the forget set, at validation people and at those who stay. Before each look batch-norm statistics
+  are taken anew from clean retain images: running ones lag behind weights that move fast.
 """
 
 from __future__ import annotations

@@ -55,6 +55,22 @@ def test_the_interval_of_those_who_stay_is_that_of_a_bootstrap_over_their_images
     assert reading.retain_half_width < reading.utility_half_width  # the same answers, of people drawn from others
 
 
+def test_labels_that_say_the_same_make_the_interval_of_an_image_no_narrower():
+    generator = np.random.default_rng(3)
+    label = generator.integers(0, 2, (80, 1))
+    said = np.where(generator.random((80, 1)) < 0.8, label, 1 - label).astype(np.float64)
+    role = np.repeat([ROLES.index(one) for one in (Role.FORGET, Role.VALIDATION, Role.RETAIN)], (10, 20, 50))
+    known = np.arange(80) // 5, role.astype(np.uint8)
+    widths = set()
+    for count in (1, 3):
+        labels, probabilities = np.repeat(label, count, axis=1), np.repeat(said, count, axis=1)
+        attacked = SampleScores.from_probabilities(probabilities, labels, *known)
+        reading = read_gate(attacked, SampleScores.of_each_label(probabilities, labels, *known))
+        widths.add(round(reading.retain_half_width, 9))
+    assert len(widths) == 1
+    assert min(widths) > 0.0
+
+
 def test_the_interval_is_that_of_a_bootstrap_over_people():
     unseen, samples = validation(60)
     generator = np.random.default_rng(1)

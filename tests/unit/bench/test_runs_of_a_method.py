@@ -1,4 +1,4 @@
-"""How long and how often each method of the bench runs: all have the same limit, and three draws a seed."""
+"""How long and how often each method of the bench runs: one limit, or three of it, and three draws a seed."""
 
 import pytest
 
