@@ -1,7 +1,7 @@
 """Unlearning on plain tensors: DLFD, ordinary training, and the shape that every method shares.
 
 An unlearner is called as ``(model, retain, forget, validation, settings, monitor)`` and returns an
-:class:`UnlearnOutcome`; it knows neither Flower nor MLflow nor files.
+:class:`UnlearnOutcome`; it knows neither Flower nor MLflow, and no file but one without a name for its best weights.
 """
 
 from dlfd_fleet.unlearning.contract import (

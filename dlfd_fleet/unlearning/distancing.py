@@ -27,9 +27,11 @@ from dataclasses import dataclass, field
 from typing import IO
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from dlfd_fleet.audit import Reading
+from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import (
@@ -93,6 +95,8 @@ def dlfd(
     ------
     ValueError
         If a set is empty.
+    ModelFileError
+        If the disk refuses the temporary file of the best weights.
     """
     session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
     with tempfile.TemporaryFile() as best_weights:
@@ -207,6 +211,7 @@ class _Rounds:
     trace: list[TraceEntry] = field(default_factory=list)
     strength: float = 1.0
     best: int = 0
+    best_sizes: list[int] = field(default_factory=list)
     longest_round: float = 0.0
 
     @property
@@ -276,10 +281,21 @@ class _Rounds:
             self._keep()
 
     def _keep(self) -> None:
-        """Write the weights down: in memory they would be a fifth of what a training step takes."""
+        """Write the weights down: in memory they would be a fifth of what a training step takes.
+
+        The file has no name, so that a process that is killed leaves no model behind that remembers somebody. Tensor
+        by tensor, for all at once would be in memory again.
+        """
         self.best_weights.seek(0)
-        self.best_weights.truncate()
-        torch.save(self.session.model.state_dict(), self.best_weights)
+        self.best_sizes.clear()
+        try:
+            for name, value in self.session.model.state_dict().items():
+                self.best_sizes.append(self.best_weights.write(save({name: value.contiguous()})))
+            self.best_weights.flush()
+        except OSError as error:
+            raise ModelFileError(
+                f"Cannot write weights to {tempfile.gettempdir()}: {error.strerror}; make room, or set TMPDIR."
+            ) from error
 
     def _rank(self, number: int) -> tuple[bool, float, float]:
         """Rank a look; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
@@ -293,8 +309,8 @@ class _Rounds:
         chosen = self.trace[self.best]
         if self.best != len(self.trace) - 1:
             self.best_weights.seek(0)
-            weights = torch.load(self.best_weights, map_location=self.session.device, weights_only=True)
-            self.session.model.load_state_dict(weights)
+            parts = [load(self.best_weights.read(size)) for size in self.best_sizes]
+            self.session.model.load_state_dict({name: value for part in parts for name, value in part.items()})
         return self.session.outcome(tuple(self.trace), chosen.step, self._reasons(chosen.reading))
 
     def _reasons(self, reading: Reading) -> tuple[str, ...]:

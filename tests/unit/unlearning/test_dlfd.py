@@ -1,7 +1,11 @@
 """DLFD: the method as the paper describes it, and what it promises to its caller."""
 
 import copy
+import errno
 import gc
+import io
+import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from dlfd_fleet.audit import Reading, SampleScores, matched_auc
+from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
@@ -118,6 +123,25 @@ def test_the_weights_to_go_back_to_are_not_held_in_memory():
     dlfd(model, RETAIN, FORGET, VALIDATION, SETTINGS, look, seed=1)
     assert copies == [1, 1, 1, 1]
     assert not np.array_equal(head.detach().numpy(), before)
+
+
+def test_a_disk_without_room_for_the_weights_is_told_in_one_sentence(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    with pytest.raises(ModelFileError, match="No space left on device; make room, or set TMPDIR"):
+        dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, SETTINGS, seed=1)
+
+
+def test_tied_weights_are_put_back():
+    model = small_classifier()
+    model.tied = model.module[5]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outcome = run(model, [Reading(0.9, 0.9), Reading(0.1, 0.9), Reading(0.1, 0.9), Reading(0.1, 0.9)])
+    assert outcome.chosen_step == 0
+    assert all(torch.equal(value, before[name]) for name, value in outcome.model.state_dict().items())
 
 
 def run(model, readings, **changes):
