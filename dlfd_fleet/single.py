@@ -35,8 +35,9 @@ from dlfd_fleet.report.plots import loss_plot
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import (
     LabelledImages,
+    UnlearningProblem,
     UnlearnOutcome,
-    dlfd,
+    find_method,
     fit,
     loss_monitor,
     predict_probabilities,
@@ -55,8 +56,10 @@ class Result(BaseModel):
     """Of the unlearned model after further training, unless ``erasure.relearning_rounds`` is 0."""
     verdict: Verdict
     success: bool
-    """Whether DLFD's own gate was satisfied and the verdict is no FAIL."""
+    """Whether the method's own gate was satisfied, if it has one, and the verdict is no FAIL."""
     reasons: tuple[str, ...]
+    method: str
+    """Name of the unlearning method."""
     forgotten_people: int
     forgotten_images: int
     seconds: float
@@ -92,6 +95,7 @@ def unlearn_people(
     output: Path,
     settings: Settings,
     progress: ProgressDisplay,
+    method: str = "dlfd",
 ) -> Result:
     """Make a model forget people, audit it on people never trained on, and write it with its report.
 
@@ -105,6 +109,8 @@ def unlearn_people(
         Identities to forget, of the split ``train``.
     output
         New folder for the model, ``report.json`` and ``report.html``.
+    method
+        Name of a registered method; its default candidate is used, under what the settings set.
 
     Raises
     ------
@@ -113,6 +119,7 @@ def unlearn_people(
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
+    chosen = find_method(method).default
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     faces = _split(manifest, root, people, card)
     model = to_best_device(model)
@@ -124,20 +131,22 @@ def unlearn_people(
             advance()
             return gate(model)
 
-        outcome = dlfd(
-            model,
-            _labelled(faces.retain),
-            _labelled(faces.forget),
-            _labelled(faces.validation),
-            settings.unlearning,
-            look,
-            seed=settings.seed,
-            class_weights=_class_weights(faces.retain),
-            augment=augmentation(settings.erasure.augmentation),
+        outcome = chosen.unlearner(
+            UnlearningProblem(
+                model=model,
+                retain=_labelled(faces.retain),
+                forget=_labelled(faces.forget),
+                validation=_labelled(faces.validation),
+                settings=chosen.settings(settings.unlearning),
+                monitor=look,
+                seed=settings.seed,
+                class_weights=_class_weights(faces.retain),
+                augment=augmentation(settings.erasure.augmentation),
+            )
         )
     samples = [_samples(one, faces) for one in (original, model)]
     again = _relearned(model, faces, settings, progress)
-    result = _judged(outcome, samples, again, faces, digest(state_arrays(original)), settings)
+    result = _judged(outcome, samples, again, faces, method, digest(state_arrays(original)), settings)
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
@@ -217,6 +226,7 @@ def _judged(
     samples: list[SampleScores],
     again: SampleScores | None,
     faces: People,
+    method: str,
     parent: str,
     settings: Settings,
 ) -> Result:
@@ -235,10 +245,11 @@ def _judged(
         verdict=verdict,
         success=outcome.success and verdict.outcome != "FAIL",
         reasons=(*outcome.failures, *verdict.reasons),
+        method=method,
         forgotten_people=len(set(faces.forget.identities)),
         forgotten_images=len(faces.forget),
         seconds=outcome.cost.seconds,
-        rounds=len(outcome.trace) - 1,
+        rounds=max(0, len(outcome.trace) - 1),  # a method without a gate has no rounds
         parent=parent,
     )
 

@@ -20,8 +20,19 @@ from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, digest_of_code
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import UnlearnOutcome, UtilityFloor, checkpoint_rank, dlfd, fit, loss_monitor, recalibrate
-from dlfd_fleet.unlearning.methods import METHODS, Candidate
+from dlfd_fleet.unlearning import (
+    Candidate,
+    UnlearningProblem,
+    UnlearnOutcome,
+    UtilityFloor,
+    checkpoint_rank,
+    dlfd,
+    find_method,
+    fit,
+    loss_monitor,
+    methods,
+    recalibrate,
+)
 
 ORIGINAL, RETRAINED = "original", "retrained"
 _RUN_APART = 1_000_000
@@ -131,14 +142,13 @@ def measure_method(bed: Bed, method: str, index: int = 0) -> Row:
     original = monitor(bed.original)
     floor = UtilityFloor.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
-    for candidate in METHODS[method].candidates:
+    for candidate in find_method(method).candidates:
         trial = _unlearn(bed, candidate, _seed_of_run(experiment.seed, index))
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), floor, gate.gate)
         if best is None or rank > best[0]:
             best = rank, candidate, trial
-    if best is None:
-        raise ValueError(f"The method {method} has no candidate.")
+    assert best is not None  # noqa: S101 - a registered method has a candidate
     _, chosen, trial = best
     outcome, cost, least = trial.outcome, trial.outcome.cost, trial.passes.floor(trial.outcome.cost)
     again = bed.relearn(outcome.model)
@@ -177,7 +187,7 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
     tree["bench"].pop("jobs")
     # Rows of different code belong in no one table.
     code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
-    candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
+    candidates = [_described(one) for one in methods()[method].candidates] if method in methods() else []
     parts = json.dumps([tree, method, candidates, faces, code], default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -208,14 +218,16 @@ def _unlearn(bed: Bed, candidate: Candidate, seed: int) -> _Trial:
     ordinary = bed.ordinary_bytes
     with peak_memory(device) as own:
         outcome = candidate.unlearner(
-            copy.deepcopy(bed.original),
-            labelled(experiment.retain),
-            labelled(experiment.forget),
-            labelled(experiment.validation),
-            settings,
-            seed=seed,
-            class_weights=experiment.class_weights,
-            augment=augmentation(experiment.settings.bench.augmentation),
+            UnlearningProblem(
+                model=copy.deepcopy(bed.original),
+                retain=labelled(experiment.retain),
+                forget=labelled(experiment.forget),
+                validation=labelled(experiment.validation),
+                settings=settings,
+                seed=seed,
+                class_weights=experiment.class_weights,
+                augment=augmentation(experiment.settings.bench.augmentation),
+            )
         )
     passes = before.mean_with(bed.measure_seconds())
     return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)

@@ -18,7 +18,7 @@ from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, file_of, prepare
 from dlfd_fleet.models import MODEL_FILE, FaceClassifier, ModelCard, digest, load_model, save_model, state_arrays
 from dlfd_fleet.settings import Format
-from dlfd_fleet.unlearning import dlfd
+from dlfd_fleet.unlearning import UnlearningProblem, dlfd
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 EAGER, EAGER_CHANNELS_LAST, COMPILED = "torch", "torch_channels_last", "torch_compile"
@@ -78,14 +78,16 @@ def _unlearned(bed: Bed, original: FaceClassifier) -> tuple[FaceClassifier, Mode
     if not folder.exists():
         model = Bed(experiment, bed.cache).original  # DLFD works in place
         dlfd(
-            model,
-            labelled(experiment.retain),
-            labelled(experiment.forget),
-            labelled(experiment.validation),
-            settings.unlearning,
-            seed=experiment.seed,
-            class_weights=experiment.class_weights,
-            augment=augmentation(settings.bench.augmentation),
+            UnlearningProblem(
+                model=model,
+                retain=labelled(experiment.retain),
+                forget=labelled(experiment.forget),
+                validation=labelled(experiment.validation),
+                settings=settings.unlearning,
+                seed=experiment.seed,
+                class_weights=experiment.class_weights,
+                augment=augmentation(settings.bench.augmentation),
+            )
         )
         save_model(model, card, folder)
     return load_model(folder)

@@ -34,10 +34,9 @@ from dlfd_fleet.federation.messages import (
 from dlfd_fleet.federation.site_of_node import site_of_node
 from dlfd_fleet.federation.site_tasks import run_unlearn
 from dlfd_fleet.federation.strategy import FederatedUnlearning, cosine
-from dlfd_fleet.models import FeatureClassifier, build, state_arrays
+from dlfd_fleet.models import build, state_arrays
 from dlfd_fleet.progress import Advance
-from dlfd_fleet.settings import Settings, UnlearningSettings
-from dlfd_fleet.unlearning import Augment, LabelledImages, UnlearnOutcome
+from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.peers import ProjectedGradientAscent
 from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
 
@@ -201,20 +200,6 @@ FEDERATED_METHODS: dict[str, FederatedMethod] = {
 }
 
 
-def _ascend_here(
-    model: FeatureClassifier,
-    retain: LabelledImages,
-    forget: LabelledImages,
-    settings: UnlearningSettings,
-    *,
-    seed: int,
-    class_weights: Tensor,
-    augment: Augment | None,
-) -> UnlearnOutcome:
-    ascent = ProjectedGradientAscent()
-    return ascent(model, retain, forget, retain, settings, seed=seed, class_weights=class_weights, augment=augment)
-
-
 client_app = add_unlearning(ClientApp())
 
 
@@ -224,5 +209,5 @@ def ascend(message: Message, context: Context) -> Message:
     task = AscentTask.from_records(message.content, COORDINATOR)
     with site_of_node(context) as site:
         arrays = arrays_of(message.content, MODEL, COORDINATOR)
-        result, model = run_unlearn(site, task, arrays, _ascend_here)
+        result, model = run_unlearn(site, task, arrays, ProjectedGradientAscent())
     return Message(result.to_records(model=model), reply_to=message)

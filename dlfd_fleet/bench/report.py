@@ -19,7 +19,7 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
-from dlfd_fleet.unlearning.methods import METHODS
+from dlfd_fleet.unlearning.methods import methods
 
 DISTANCES = ("loss_gap", "rmia_gap", "probe_gap", "relearned_gap")
 """Signed distances from retraining, AUC; what counts of them is the mean of their absolute values over seeds."""
@@ -98,12 +98,12 @@ class Summary:
     @property
     def title(self) -> str:
         """The method's name as people write it."""
-        return METHODS[self.method].title if self.method in METHODS else self.method
+        return methods()[self.method].title if self.method in methods() else self.method
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Average rows by method over seeds, original and retrained first; several models of a seed count as one."""
-    order = {name: place for place, name in enumerate((ORIGINAL, RETRAINED, *METHODS))}
+    order = {name: place for place, name in enumerate((ORIGINAL, RETRAINED, *methods()))}
     found = []
     for method in sorted({row.method for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
         mine = [row for row in rows if row.method == method]

@@ -38,6 +38,7 @@ def unlearn(
         "unlearned"
     ),
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    method: Annotated[str, typer.Option(help="How: 'dlfd', or another registered method.")] = "dlfd",
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -48,7 +49,7 @@ def unlearn(
     from dlfd_fleet.single import unlearn_people
 
     settings = load(config, overrides).settings
-    result = unlearn_people(model, data, root, forget, output, settings, ConsoleProgress(console))
+    result = unlearn_people(model, data, root, forget, output, settings, ConsoleProgress(console), method)
     table = Table("", "original", "unlearned")
     for name in SCORE_NAMES:
         cells = (score_text(getattr(scores, name)) for scores in (result.original, result.unlearned))

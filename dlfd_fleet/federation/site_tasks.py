@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,34 +43,16 @@ from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
-from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build_empty, state_arrays, to_best_device
-from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.models import FaceClassifier, ModelCard, build_empty, state_arrays, to_best_device
 from dlfd_fleet.unlearning import (
-    Augment,
     LabelledImages,
-    UnlearnOutcome,
+    Unlearner,
+    UnlearningProblem,
     distance,
     fit,
     predict_probabilities,
     recalibrate,
 )
-
-
-class SiteUnlearner(Protocol):
-    """What a site does to a model so that it forgets: no gate, for a site has nobody to look at through it."""
-
-    def __call__(
-        self,
-        model: FeatureClassifier,
-        retain: LabelledImages,
-        forget: LabelledImages,
-        settings: UnlearningSettings,
-        *,
-        seed: int,
-        class_weights: torch.Tensor,
-        augment: Augment | None,
-    ) -> UnlearnOutcome:
-        """Unlearn in place."""
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
@@ -147,7 +128,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
 
 
 def run_unlearn(
-    site: Site, task: UnlearnTask, arrays: Arrays, method: SiteUnlearner = distance
+    site: Site, task: UnlearnTask, arrays: Arrays, method: Unlearner = distance
 ) -> tuple[UnlearnResult, Arrays]:
     """Run DLFD, or another method in its place, on the people of this job's requests."""
     _refuse_old_models(site, task.card)
@@ -159,13 +140,15 @@ def run_unlearn(
     retain = _retain(site, images)
     model = _model(task.card, arrays)
     outcome = method(
-        model,
-        _labelled(retain),
-        _labelled(forget),
-        task.unlearning,
-        seed=_site_seed(site, task.seed),
-        class_weights=torch.tensor(task.class_weights),
-        augment=augmentation(task.augmentation),
+        UnlearningProblem(
+            model=model,
+            retain=_labelled(retain),
+            forget=_labelled(forget),
+            settings=task.unlearning,
+            seed=_site_seed(site, task.seed),
+            class_weights=torch.tensor(task.class_weights),
+            augment=augmentation(task.augmentation),
+        )
     )
     for request in requests:
         if request.state is RequestState.UNLEARNING:

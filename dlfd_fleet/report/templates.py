@@ -241,7 +241,7 @@ SINGLE = """{% extends "base" %}
 {{ "the new model is good by its gate and audit" if result.success else "the new model did not succeed" }}</h1>
 <p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict.outcome.value, result.verdict.margin, result.verdict.power) }}</p>
 <ul>{% for reason in result.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
-<p>{{ words.count(result.forgotten_images, "image") }} in {{ words.count(result.rounds, "round") }}, {{ "%.0f" | format(result.seconds) }} s. The comparison is with people never
+<p>{{ words.count(result.forgotten_images, "image") }} by {{ result.method }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. The comparison is with people never
 trained on, not with a retrained model. Nothing here proves that a model has forgotten.</p>
 </header>
 <section><h2>Scores before and after</h2>

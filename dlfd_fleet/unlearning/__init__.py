@@ -1,7 +1,13 @@
-"""Unlearning on plain tensors: DLFD, ordinary training, and the shape that every method shares.
+"""Unlearning on plain tensors: DLFD, ordinary training, and the registry of methods.
 
-An unlearner is called as ``(model, retain, forget, validation, settings, monitor)`` and returns an
-:class:`UnlearnOutcome`; it knows neither Flower nor MLflow, and no file but one without a name for its best weights.
+A method takes one :class:`UnlearningProblem` and returns an :class:`UnlearnOutcome`. It knows neither Flower nor
+MLflow, and no file but an unnamed one for its best weights::
+
+    problem = UnlearningProblem(model=model, retain=retain, forget=forget, validation=unseen)
+    outcome = dlfd(problem)                           # or any other: find_method("msg").default.unlearner(problem)
+    print(outcome.success, outcome.failures)
+
+Stable: the names in ``__all__``. A method of your own: docs/how-to/method.md.
 """
 
 from dlfd_fleet.unlearning.contract import (
@@ -10,31 +16,39 @@ from dlfd_fleet.unlearning.contract import (
     LabelledImages,
     Monitor,
     Unlearner,
+    UnlearningProblem,
     UnlearnOutcome,
     UtilityFloor,
     checkpoint_rank,
 )
 from dlfd_fleet.unlearning.distancing import distance, dlfd
+from dlfd_fleet.unlearning.methods import Candidate, Method, find_method, methods, register
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.training import fit, predict_features_and_probabilities, predict_probabilities, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 __all__ = [
     "Augment",
+    "Candidate",
     "Cost",
     "LabelledImages",
+    "Method",
     "Monitor",
     "UnlearnOutcome",
     "Unlearner",
+    "UnlearningProblem",
     "UtilityFloor",
     "checkpoint_rank",
     "cosine_cost",
     "distance",
     "dlfd",
+    "find_method",
     "fit",
     "loss_monitor",
+    "methods",
     "predict_features_and_probabilities",
     "predict_probabilities",
     "recalibrate",
+    "register",
     "transport_distance",
 ]

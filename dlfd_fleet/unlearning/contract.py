@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -136,6 +136,42 @@ class Monitor(Protocol):
         """Return the reading of a model."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnlearningProblem:
+    """Everything that an unlearning method is given.
+
+    Attributes
+    ----------
+    model
+        Gives features ``(N, F)`` and logits ``(N, C)``; it is changed in place.
+    retain, forget
+        Training images to keep and to forget; neither may be empty.
+    validation
+        People never trained on, for a method's own gate; never those of the final evidence. None where the caller has a
+        gate of its own, as a fleet has: then only methods without a gate can run.
+    settings
+        Hyper-parameters that methods share; pixel units are fractions of the range [0, 1].
+    monitor
+        Reads the model for a gate; :func:`~dlfd_fleet.unlearning.loss_monitor` on the three sets when omitted.
+    seed
+        Seed of batches, augmentation, dropout and fresh weights.
+    class_weights
+        Weight of each class, or label, in the training loss, ``(C,)``; all 1 when omitted.
+    augment
+        Changes each retain batch before it is trained on.
+    """
+
+    model: FeatureClassifier
+    retain: LabelledImages
+    forget: LabelledImages
+    validation: LabelledImages | None = None
+    settings: UnlearningSettings = field(default_factory=UnlearningSettings)
+    monitor: Monitor | None = None
+    seed: int = 0
+    class_weights: Tensor | None = None
+    augment: Augment | None = None
+
+
 @dataclass(frozen=True)
 class Cost:
     """What an unlearning took: wall-clock seconds, and images passed forward and backward.
@@ -183,19 +219,7 @@ class UnlearnOutcome:
 
 
 class Unlearner(Protocol):
-    """The shape of every method: DLFD, its peers and retraining."""
+    """The shape of every method: DLFD and its peers."""
 
-    def __call__(
-        self,
-        model: FeatureClassifier,
-        retain: LabelledImages,
-        forget: LabelledImages,
-        validation: LabelledImages,
-        settings: UnlearningSettings,
-        monitor: Monitor | None = None,
-        *,
-        seed: int = 0,
-        class_weights: Tensor | None = None,
-        augment: Augment | None = None,
-    ) -> UnlearnOutcome:
+    def __call__(self, problem: UnlearningProblem, /) -> UnlearnOutcome:
         """Unlearn in place and return the outcome."""

@@ -35,16 +35,14 @@ from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import (
-    Augment,
-    LabelledImages,
     Monitor,
     TraceEntry,
+    UnlearningProblem,
     UnlearnOutcome,
     UtilityFloor,
     checkpoint_rank,
     collapse,
 )
-from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.session import Session
 from dlfd_fleet.unlearning.training import classification_loss, frozen
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
@@ -53,38 +51,13 @@ ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
 _STOOD_STILL = 0.8
 
 
-def dlfd(
-    model: FeatureClassifier,
-    retain: LabelledImages,
-    forget: LabelledImages,
-    validation: LabelledImages,
-    settings: UnlearningSettings,
-    monitor: Monitor | None = None,
-    *,
-    seed: int = 0,
-    class_weights: Tensor | None = None,
-    augment: Augment | None = None,
-) -> UnlearnOutcome:
+def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
     """Unlearn the forget set in place, and leave the model at its best checkpoint, in eval mode.
 
     Parameters
     ----------
-    model
-        Gives features ``(N, F)`` and logits ``(N, C)``.
-    retain, forget
-        Training images to keep and to forget; neither may be empty.
-    validation
-        People never trained on, for the gate; never those of the final evidence.
-    settings
-        Hyper-parameters; pixel units are fractions of the range [0, 1].
-    monitor
-        Looks at the model after each round; :func:`loss_monitor` on the three sets by default.
-    seed
-        Seed of batches, augmentation and dropout.
-    class_weights
-        Weight of each class, or label, in the training loss, ``(C,)``; all 1 when omitted.
-    augment
-        Changes each retain batch before its noise is found.
+    problem
+        With validation people, whom the gate needs; its monitor looks at the model after each round.
 
     Returns
     -------
@@ -94,41 +67,32 @@ def dlfd(
     Raises
     ------
     ValueError
-        If a set is empty.
+        If a set is empty, or there are no validation people.
     ModelFileError
         If the disk refuses the temporary file of the best weights.
     """
-    session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
+    session = Session(problem)
     with tempfile.TemporaryFile() as best_weights:
-        rounds = _Rounds(session, monitor or loss_monitor(forget, validation, retain), best_weights)
+        rounds = _Rounds(session, session.monitor(), best_weights)
         rounds.look(ORIGINAL)
         while rounds.wanted():
             rounds.run_one()
         return rounds.outcome()
 
 
-def distance(
-    model: FeatureClassifier,
-    retain: LabelledImages,
-    forget: LabelledImages,
-    settings: UnlearningSettings,
-    *,
-    seed: int = 0,
-    class_weights: Tensor | None = None,
-    augment: Augment | None = None,
-) -> UnlearnOutcome:
+def distance(problem: UnlearningProblem, /) -> UnlearnOutcome:
     """Distance in place for ``settings.epochs`` passes over the retain set, without a gate and without repair.
 
-    For a fleet, whose coordinator merges, repairs and gates; the arguments are those of :func:`dlfd`.
+    For a fleet, whose coordinator merges, repairs and gates.
 
     Raises
     ------
     ValueError
         If a set is empty.
     """
-    session = Session(model, retain, forget, forget, settings, seed, class_weights, augment)
-    steps = math.ceil(settings.epochs * len(list(retain.batches(settings.batch_size, session.generator))))
-    _distance(session, session.optimizer(), steps)
+    session = Session(problem)
+    batches = list(problem.retain.batches(problem.settings.batch_size, session.generator))
+    _distance(session, session.optimizer(), math.ceil(problem.settings.epochs * len(batches)))
     return session.outcome()
 
 

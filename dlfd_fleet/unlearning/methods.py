@@ -1,11 +1,21 @@
-"""Every method that can be compared, with the few settings that it is tried with."""
+"""The registry of unlearning methods: DLFD, its peers, and those of other packages.
+
+A method is a frozen dataclass of its hyper-parameters that is called with an
+:class:`~dlfd_fleet.unlearning.UnlearningProblem`. One :class:`Method` registers it for the benchmark and for
+``dlfd-fleet unlearn --method``. Another package registers one by an entry point of the group ``dlfd_fleet.methods``
+that names a :class:`Method`, or by :func:`register`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Unlearner
 from dlfd_fleet.unlearning.distancing import dlfd
 from dlfd_fleet.unlearning.peers import (
@@ -24,6 +34,7 @@ from dlfd_fleet.unlearning.peers import (
     Unsir,
 )
 
+ENTRY_POINTS = "dlfd_fleet.methods"
 _DRAWS = 3
 
 
@@ -40,6 +51,11 @@ class Candidate:
     unlearner: Unlearner
     changes: Mapping[str, Any] = field(default_factory=dict)
     time: float = 1.0
+
+    def settings(self, given: UnlearningSettings) -> UnlearningSettings:
+        """Return the settings with this candidate's changes, except where somebody has set a value."""
+        changes = {name: value for name, value in self.changes.items() if name not in given.model_fields_set}
+        return given.model_copy(update=changes)
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,11 @@ class Method:
     title: str
     citation: str
     candidates: tuple[Candidate, ...]
+
+    @property
+    def default(self) -> Candidate:
+        """The candidate that is used where nothing is tuned: the middle one."""
+        return self.candidates[len(self.candidates) // 2]
 
     @property
     def runs(self) -> int:
@@ -126,4 +147,58 @@ _METHODS = (
     ),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+
+@cache
+def methods() -> dict[str, Method]:
+    """Return every registered method by name, those of other packages last.
+
+    Raises
+    ------
+    ConfigurationError
+        If the method of another package cannot be loaded, is no :class:`Method`, or has the name of another one.
+    """
+    known = {method.name: method for method in _METHODS}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            method = point.load()
+        except Exception as error:  # whatever the other package's import raises
+            raise ConfigurationError(
+                f"The method '{point.name}' of {point.value} cannot be loaded: {type(error).__name__}: {error}."
+            ) from error
+        _add(known, method, point.value)
+    return known
+
+
+def register(method: Method) -> None:
+    """Add a method to the registry of this process.
+
+    Raises
+    ------
+    ConfigurationError
+        If its name is taken.
+    """
+    _add(methods(), method, method.name)
+
+
+def find_method(name: str) -> Method:
+    """Return the method of this name.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    known = methods()
+    if name not in known:
+        raise ConfigurationError(f"There is no method '{name}'; there are {', '.join(known)}.")
+    return known[name]
+
+
+def _add(known: dict[str, Method], method: object, source: str) -> None:
+    if not isinstance(method, Method):
+        raise ConfigurationError(f"{source} is no dlfd_fleet.unlearning.methods.Method.")
+    if method.name in known:
+        raise ConfigurationError(f"There is a method '{method.name}' already; {source} needs another name.")
+    if not method.candidates:
+        raise ConfigurationError(f"The method '{method.name}' of {source} has no candidate.")
+    known[method.name] = method

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dlfd_fleet.audit import Reading
-from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import (
-    Augment,
     Cost,
     LabelledImages,
     Monitor,
     TraceEntry,
+    UnlearningProblem,
     UnlearnOutcome,
     collapse,
 )
@@ -31,16 +29,9 @@ _STATISTICS_IMAGES = 512
 
 @dataclass
 class Session:
-    """One unlearning in progress: the model, its data, and what it has cost so far."""
+    """One unlearning in progress: the problem, and what it has cost so far."""
 
-    model: FeatureClassifier
-    retain: LabelledImages
-    forget: LabelledImages
-    validation: LabelledImages
-    settings: UnlearningSettings
-    seed: int = 0
-    class_weights: Tensor | None = None
-    augment: Augment | None = None
+    problem: UnlearningProblem
     steps: int = 0
     forward_images: int = 0
     backward_images: int = 0
@@ -50,15 +41,25 @@ class Session:
 
     def __post_init__(self) -> None:
         """Refuse empty sets, and seed everything that is random."""
+        problem = self.problem
         for name in ("retain", "forget", "validation"):
-            if not len(getattr(self, name)):
+            images = getattr(problem, name)
+            if images is not None and not len(images):
                 raise ValueError(f"Unlearning needs at least one {name} image.")
+        self.model, self.settings, self.augment = problem.model, problem.settings, problem.augment
+        self.retain, self.forget = problem.retain, problem.forget
         self.device = device_of(self.model)
         self.model.zero_grad(set_to_none=True)
-        self.generator = torch.Generator().manual_seed(self.seed)
-        torch.manual_seed(self.seed)  # dropout and fresh weights
-        if self.class_weights is not None:
-            self.class_weights = self.class_weights.to(self.device)
+        self.generator = torch.Generator().manual_seed(problem.seed)
+        torch.manual_seed(problem.seed)  # dropout and fresh weights
+        self.class_weights = None if problem.class_weights is None else problem.class_weights.to(self.device)
+
+    @property
+    def validation(self) -> LabelledImages:
+        """The validation images; a :class:`ValueError` without any."""
+        if self.problem.validation is None:
+            raise ValueError("This method has a gate, which needs validation images.")
+        return self.problem.validation
 
     def seconds(self) -> float:
         """Return the wall-clock seconds since the start."""
@@ -158,7 +159,7 @@ class Session:
         if len(self.retain) <= _STATISTICS_IMAGES:
             return self.retain
         # A generator of its own, so that a look does not change the batches that follow it.
-        rows = torch.randperm(len(self.retain), generator=torch.Generator().manual_seed(self.seed))
+        rows = torch.randperm(len(self.retain), generator=torch.Generator().manual_seed(self.problem.seed))
         return self.retain.select(rows[:_STATISTICS_IMAGES])
 
     def take_statistics(self) -> None:
@@ -175,9 +176,13 @@ class Session:
         self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation, self.retain))
         return reading
 
-    def collapse(self, monitor: Monitor | None = None) -> tuple[str, ...]:
+    def monitor(self) -> Monitor:
+        """Return the problem's monitor, or one that looks at its three sets."""
+        return self.problem.monitor or loss_monitor(self.forget, self.validation, self.retain)
+
+    def collapse(self) -> tuple[str, ...]:
         """Look at the model, and say in words that it answers nearly the same to everybody, if it does."""
-        return collapse(self.look(monitor or loss_monitor(self.forget, self.validation, self.retain)), self.validation)
+        return collapse(self.look(self.monitor()), self.validation)
 
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()
@@ -208,22 +213,10 @@ class Peer(ABC):
 
     one_class_only: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        model: FeatureClassifier,
-        retain: LabelledImages,
-        forget: LabelledImages,
-        validation: LabelledImages,
-        settings: UnlearningSettings,
-        monitor: Monitor | None = None,
-        *,
-        seed: int = 0,
-        class_weights: Tensor | None = None,
-        augment: Augment | None = None,
-    ) -> UnlearnOutcome:
+    def __call__(self, problem: UnlearningProblem, /) -> UnlearnOutcome:
         """Unlearn in place; batch-norm statistics are taken anew from the retain set at the end.
 
-        There is one look, at the end: a model that has collapsed is no success.
+        With validation people there is one look, at the end: a model that has collapsed is no success.
 
         Raises
         ------
@@ -231,14 +224,15 @@ class Peer(ABC):
             If a set is empty, or images have several labels and the method is not defined for them.
         """
         if self.one_class_only:
-            refuse_labels(type(self).__name__, retain)
-        session = Session(model, retain, forget, validation, settings, seed, class_weights, augment)
-        model.train()
-        with restored_gradients(model):
+            refuse_labels(type(self).__name__, problem.retain)
+        session = Session(problem)
+        session.model.train()
+        with restored_gradients(session.model):
             self.unlearn(session)
         session.take_statistics()
         unchanged = () if session.steps else ("the time was up before anything was changed",)
-        return session.outcome(failures=(*unchanged, *session.collapse(monitor)))
+        collapsed = () if problem.validation is None else session.collapse()
+        return session.outcome(failures=(*unchanged, *collapsed))
 
     @abstractmethod
     def unlearn(self, session: Session) -> None:

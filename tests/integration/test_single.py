@@ -56,6 +56,16 @@ def test_a_model_comes_out_with_its_lineage_and_a_report(world):
     assert model is not None
 
 
+def test_another_registered_method_does_it_and_the_report_names_it(world):
+    folder, faces, person = world
+    given = ("--model", folder / "model", "--data", faces, "--forget", person, "--output", folder / "out")
+    done = unlearn(*given, "--method", "not", "--set", "erasure.relearning_rounds=0", "--set", "unlearning.epochs=1")
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert (report["method"], report["rounds"]) == ("not", 0)
+    assert " by not," in (folder / "out" / "report.html").read_text()
+
+
 def test_mistakes_end_with_2_and_leave_nothing(world):
     folder, faces, person = world
     out = folder / "out"
@@ -65,6 +75,7 @@ def test_mistakes_end_with_2_and_leave_nothing(world):
         ((*given, "--data", faces.with_name("manifest.csv"), "--forget", person), "names no validation people"),
         (("--model", folder, "--output", out, "--data", faces, "--forget", person), "Cannot read the model"),
         (("--model", folder / "model", "--output", folder, "--data", faces, "--forget", person), "is not empty"),
+        ((*given, "--data", faces, "--forget", person, "--method", "dlfdd"), "no method 'dlfdd'; there are dlfd,"),
     ):
         done = unlearn(*arguments)
         assert done.returncode == 2, done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from sklearn.model_selection import cross_val_score
 from torch import Tensor
 from torch.nn import functional
 
-from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning.contract import Augment, LabelledImages, Monitor, UnlearnOutcome
+from dlfd_fleet.unlearning.contract import UnlearningProblem, UnlearnOutcome
 from dlfd_fleet.unlearning.peers.noise import normalisation
 from dlfd_fleet.unlearning.session import Session, refuse_labels
 from dlfd_fleet.unlearning.training import predict_probabilities
@@ -56,19 +54,7 @@ class ReleasedDlfd:
     gate: float = 0.15
     bound: float = 0.09
 
-    def __call__(
-        self,
-        model: FeatureClassifier,
-        retain: LabelledImages,
-        forget: LabelledImages,
-        validation: LabelledImages,
-        settings: UnlearningSettings,
-        monitor: Monitor | None = None,  # noqa: ARG002 - it has its own
-        *,
-        seed: int = 0,
-        class_weights: Tensor | None = None,
-        augment: Augment | None = None,  # noqa: ARG002 - it has none
-    ) -> UnlearnOutcome:
+    def __call__(self, problem: UnlearningProblem, /) -> UnlearnOutcome:
         """Go once over the retain set; keep the most useful checkpoint under the bound, the last weights without one.
 
         Raises
@@ -76,10 +62,11 @@ class ReleasedDlfd:
         ValueError
             If a set is empty, or images have several labels.
         """
+        model, retain, forget = problem.model, problem.retain, problem.forget
         refuse_labels(type(self).__name__, retain)
-        session = Session(model, retain, forget, validation, settings, seed, class_weights)
+        session = Session(replace(problem, monitor=None, augment=None))  # it has a monitor of its own
         optimizer = session.optimizer()
-        size = max(2, len(forget) // math.ceil(len(forget) / settings.batch_size))
+        size = max(2, len(forget) // math.ceil(len(forget) / problem.settings.batch_size))
         batches, forget_batches = (torch.split(torch.arange(len(data)), size) for data in (retain, forget))
         forget_batches = forget_batches[: max(1, len(forget) // size)]
         score, best = 0.5, _Checkpoint(-1.0, 0, {})

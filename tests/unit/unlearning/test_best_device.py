@@ -12,6 +12,7 @@ from dlfd_fleet.models import ModelCard, build, load_model, save_model, to_best_
 from dlfd_fleet.settings import ExportSettings, TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
     LabelledImages,
+    UnlearningProblem,
     dlfd,
     fit,
     predict_probabilities,
@@ -19,7 +20,7 @@ from dlfd_fleet.unlearning import (
     transport_distance,
 )
 from dlfd_fleet.unlearning.distancing import distancing_noise
-from dlfd_fleet.unlearning.methods import METHODS
+from dlfd_fleet.unlearning.methods import methods
 
 BEST = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CARD = ModelCard(architecture="resnet18", classes=("glasses", "no glasses"), image_size=32)
@@ -74,21 +75,32 @@ def test_noise_stays_in_its_ball_and_on_its_device():
 def test_dlfd_runs_its_rounds_and_the_same_seed_begins_alike():
     readings = []
     for _ in range(2):
-        outcome = dlfd(network(), RETAIN, FORGET, VALIDATION, SETTINGS, seed=3)
+        outcome = dlfd(
+            UnlearningProblem(
+                model=network(), retain=RETAIN, forget=FORGET, validation=VALIDATION, settings=SETTINGS, seed=3
+            )
+        )
         assert len(outcome.trace) > 1
         assert all(torch.isfinite(value).all() for value in outcome.model.state_dict().values())
         readings.append(outcome.trace[0].reading.attack_auc)
     assert readings[0] == pytest.approx(readings[1], abs=0.02)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", list(methods()))
 def test_every_method_trains_a_real_network_where_it_is(name):
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    candidate = METHODS[name].candidates[0]
+    candidate = methods()[name].candidates[0]
     settings = SETTINGS.model_copy(update=dict(candidate.changes) | {"epochs": 1})
     outcome = candidate.unlearner(
-        model, RETAIN, FORGET, VALIDATION, settings, seed=0, class_weights=torch.tensor([0.8, 1.2])
+        UnlearningProblem(
+            model=model,
+            retain=RETAIN,
+            forget=FORGET,
+            validation=VALIDATION,
+            settings=settings,
+            class_weights=torch.tensor([0.8, 1.2]),
+        )
     )
     after = outcome.model.state_dict()
     assert all(value.device.type == BEST.type and torch.isfinite(value).all() for value in after.values())

@@ -19,6 +19,7 @@ from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
     LabelledImages,
+    UnlearningProblem,
     UtilityFloor,
     checkpoint_rank,
     cosine_cost,
@@ -42,6 +43,12 @@ SETTINGS = UnlearningSettings(
     gate=0.0,
     max_rounds=3,
 )
+
+
+def problem(model, settings=SETTINGS, retain=None, forget=None, validation=None, **rest):
+    """The three sets of this module with a model; ``rest`` are other fields of the problem."""
+    sets = {"retain": retain or RETAIN, "forget": forget or FORGET, "validation": validation or VALIDATION}
+    return UnlearningProblem(model=model, settings=settings, **sets, **rest)
 
 
 def small_classifier(seed=0):
@@ -94,7 +101,7 @@ def test_forget_weight_changes_the_result_so_transport_takes_part():
     digests = set()
     for weight in (0.0, 3.0):
         settings = SETTINGS.model_copy(update={"forget_weight": weight})
-        outcome = distance(small_classifier(), RETAIN, FORGET, settings, seed=1)
+        outcome = distance(problem(small_classifier(), settings, seed=1))
         digests.add(tuple(np.round(predict_probabilities(outcome.model, RETAIN).ravel(), 6)))
     assert len(digests) == 2
 
@@ -120,7 +127,7 @@ def test_the_weights_to_go_back_to_are_not_held_in_memory():
         return Reading(0.9, 0.9)
 
     before = head.detach().numpy().copy()
-    dlfd(model, RETAIN, FORGET, VALIDATION, SETTINGS, look, seed=1)
+    dlfd(problem(model, monitor=look, seed=1))
     assert copies == [1, 1, 1, 1]
     assert not np.array_equal(head.detach().numpy(), before)
 
@@ -132,7 +139,7 @@ def test_a_disk_without_room_for_the_weights_is_told_in_one_sentence(monkeypatch
 
     monkeypatch.setattr(tempfile, "TemporaryFile", Full)
     with pytest.raises(ModelFileError, match="No space left on device; make room, or set TMPDIR"):
-        dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, SETTINGS, seed=1)
+        dlfd(problem(small_classifier(), seed=1))
 
 
 def test_tied_weights_are_put_back():
@@ -148,11 +155,11 @@ def run(model, readings, **changes):
     """Unlearn with a monitor that reads what it is told."""
     told = iter(readings)
     settings = SETTINGS.model_copy(update=changes)
-    return dlfd(model, RETAIN, FORGET, VALIDATION, settings, lambda _model: next(told), seed=1)
+    return dlfd(problem(model, settings, monitor=lambda _model: next(told), seed=1))
 
 
 def test_the_same_seed_gives_the_same_model():
-    first, second = (dlfd(small_classifier(), RETAIN, FORGET, VALIDATION, SETTINGS, seed=5) for _ in range(2))
+    first, second = (dlfd(problem(small_classifier(), seed=5)) for _ in range(2))
     assert digest(state_arrays(first.model)) == digest(state_arrays(second.model))
     assert first.trace == second.trace
 
@@ -251,7 +258,7 @@ def test_a_round_that_would_not_fit_into_the_limit_is_not_begun():
 def test_distancing_alone_has_no_gate_and_keeps_the_last_weights():
     model = small_classifier()
     before = digest(state_arrays(model))
-    outcome = distance(model, RETAIN, FORGET, SETTINGS)
+    outcome = distance(problem(model))
     assert outcome.trace == ()
     assert outcome.chosen_step == 6  # two epochs of 24 images, 8 a step
     assert digest(state_arrays(outcome.model)) != before
@@ -260,8 +267,8 @@ def test_distancing_alone_has_no_gate_and_keeps_the_last_weights():
 def test_class_weights_change_what_is_learnt():
     weighted = torch.tensor([10.0, 0.1])
     settings = SETTINGS.model_copy(update={"epochs": 6.0})
-    plain = distance(small_classifier(), RETAIN, FORGET, settings)
-    tilted = distance(small_classifier(), RETAIN, FORGET, settings, class_weights=weighted)
+    plain = distance(problem(small_classifier(), settings))
+    tilted = distance(problem(small_classifier(), settings, class_weights=weighted))
     first = [predict_probabilities(outcome.model, RETAIN)[:, 0].mean() for outcome in (plain, tilted)]
     assert first[1] > first[0]
 
@@ -273,20 +280,25 @@ def test_augmentation_changes_every_retain_batch():
         seen.append(len(images))
         return images.flip(3)
 
-    distance(small_classifier(), RETAIN, FORGET, SETTINGS, augment=augment)
+    distance(problem(small_classifier(), augment=augment))
     assert sum(seen) == 2 * len(RETAIN)
 
 
 @pytest.mark.parametrize(("retain", "forget"), [(3, 40), (40, 1), (1, 1)])
 def test_any_sizes_of_the_sets_work(retain, forget):
     settings = SETTINGS.model_copy(update={"batch_size": 4})
-    outcome = dlfd(small_classifier(), faces(retain, 5), faces(forget, 6), VALIDATION, settings)
+    outcome = dlfd(problem(small_classifier(), settings, faces(retain, 5), faces(forget, 6)))
     assert len(outcome.trace) >= 1
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="at least one forget image"):
-        dlfd(small_classifier(), RETAIN, faces(0, 1), VALIDATION, SETTINGS)
+        dlfd(UnlearningProblem(model=small_classifier(), retain=RETAIN, forget=faces(0, 1), validation=VALIDATION))
+
+
+def test_a_gate_needs_validation_people():
+    with pytest.raises(ValueError, match="a gate, which needs validation images"):
+        dlfd(UnlearningProblem(model=small_classifier(), retain=RETAIN, forget=FORGET))
 
 
 def test_the_monitor_leaves_mode_and_weights_alone():
@@ -324,7 +336,7 @@ def test_layers_that_its_user_has_frozen_stay_frozen_and_as_they_are():
     model = small_classifier()
     model.module[0].requires_grad_(False)
     before = model.module[0].weight.clone()
-    dlfd(model, RETAIN, FORGET, VALIDATION, SETTINGS, seed=1)
+    dlfd(problem(model, seed=1))
     assert torch.equal(model.module[0].weight, before)
     assert not model.module[0].weight.requires_grad
     assert model.module[5].weight.requires_grad
@@ -358,7 +370,7 @@ def test_a_multi_label_head_unlearns_by_its_binary_loss():
     model, before = small_classifier(), small_classifier()
     retain, forget, validation = (several_labels(data) for data in (RETAIN, FORGET, VALIDATION))
     readings = iter([Reading(0.8, 0.9), Reading(0.8, 0.5)])
-    outcome = dlfd(model, retain, forget, validation, SETTINGS, lambda _: next(readings), seed=3)
+    outcome = dlfd(problem(model, SETTINGS, retain, forget, validation, monitor=lambda _: next(readings), seed=3))
     assert outcome.success
     first, last = predict_probabilities(before, retain), predict_probabilities(outcome.model, retain)
     assert not np.allclose(first, last)

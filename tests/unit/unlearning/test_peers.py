@@ -13,8 +13,7 @@ from torch import nn
 
 from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning import LabelledImages, dlfd, predict_probabilities
-from dlfd_fleet.unlearning.methods import METHODS
+from dlfd_fleet.unlearning import LabelledImages, UnlearningProblem, dlfd, methods, predict_probabilities
 from dlfd_fleet.unlearning.peers import (
     BadTeacher,
     CatastrophicForgetting,
@@ -35,7 +34,7 @@ from dlfd_fleet.unlearning.peers import (
 SETTINGS = UnlearningSettings(epochs=1, batch_size=8, learning_rate=0.01)
 STILL = SETTINGS.model_copy(update={"learning_rate": 1e-9})
 # DLFD has tests of its own.
-PEERS = {name: method for name, method in METHODS.items() if method.candidates[0].unlearner is not dlfd}
+PEERS = {name: method for name, method in methods().items() if method.candidates[0].unlearner is not dlfd}
 FIRST = [
     pytest.param(ReleasedDlfd(steps=2) if name == "dlfd-released" else method.candidates[0].unlearner, id=name)
     for name, method in PEERS.items()
@@ -78,8 +77,17 @@ def faces(count, seed, classes=3):
 RETAIN, FORGET, VALIDATION = faces(24, 1), faces(6, 2), faces(9, 3)
 
 
-def run(unlearner, model=None, forget=FORGET, seed=0, settings=SETTINGS):
-    return unlearner(model or classifier(), RETAIN, forget, VALIDATION, settings, seed=seed)
+def run(unlearner, model=None, forget=FORGET, seed=0, settings=SETTINGS, retain=RETAIN, validation=VALIDATION):
+    return unlearner(
+        UnlearningProblem(
+            model=model or classifier(),
+            retain=retain,
+            forget=forget,
+            validation=validation,
+            settings=settings,
+            seed=seed,
+        )
+    )
 
 
 def loss_of(model, data):
@@ -102,7 +110,7 @@ def learned():
     """A model that knows retained and forgotten images by heart."""
     everything = LabelledImages(torch.cat([RETAIN.images, FORGET.images]), torch.cat([RETAIN.labels, FORGET.labels]))
     settings = SETTINGS.model_copy(update={"epochs": 8.0, "learning_rate": 0.02})
-    model = FineTune()(classifier(), everything, FORGET, VALIDATION, settings).model
+    model = run(FineTune(), settings=settings, retain=everything).model
     assert loss_of(model, FORGET) < 0.3
     return model
 
@@ -198,15 +206,15 @@ def test_a_model_that_answers_the_same_to_everybody_is_no_success(unlearner):
 
 @pytest.mark.parametrize("unlearner", FIRST)
 def test_a_method_of_one_class_an_image_says_so_and_the_others_take_several_labels(unlearner):
-    data = [
-        LabelledImages(one.images, torch.stack([one.labels == place for place in range(3)], dim=1).float())
-        for one in (RETAIN, FORGET, VALIDATION)
-    ]
+    data = {
+        name: LabelledImages(one.images, torch.stack([one.labels == place for place in range(3)], dim=1).float())
+        for name, one in (("retain", RETAIN), ("forget", FORGET), ("validation", VALIDATION))
+    }
     if getattr(unlearner, "one_class_only", False) or isinstance(unlearner, ReleasedDlfd):
         with pytest.raises(ValueError, match="is defined for one class an image, not for several labels"):
-            unlearner(classifier(), *data, SETTINGS)
+            run(unlearner, **data)
     else:
-        outcome = unlearner(classifier(), *data, SETTINGS)
+        outcome = run(unlearner, **data)
         assert all(torch.isfinite(value).all() for value in outcome.model.state_dict().values())
 
 
@@ -223,6 +231,14 @@ def test_an_empty_set_is_refused():
     for unlearner in (NegGrad(), ReleasedDlfd()):
         with pytest.raises(ValueError, match="at least one forget image"):
             run(unlearner, forget=LabelledImages(FORGET.images[:0], FORGET.labels[:0]))
+
+
+@pytest.mark.parametrize("unlearner", [one for one in FIRST if one.id != "dlfd-released"])
+def test_without_validation_people_a_peer_does_the_same_and_does_not_look(unlearner):
+    looked, alone = (run(unlearner, validation=people, seed=2) for people in (VALIDATION, None))
+    assert digest(state_arrays(alone.model)) == digest(state_arrays(looked.model))
+    assert alone.cost.monitor_seconds == 0.0
+    assert alone.success
 
 
 def test_cf_k_changes_the_last_layers_only():
@@ -362,7 +378,7 @@ def test_the_released_code_is_in_train_mode_for_one_batch():
 
 
 def test_every_method_names_its_paper_and_peers_have_the_same_budget_of_tuning():
-    for name, method in METHODS.items():
+    for name, method in methods().items():
         assert method.name == name
         assert method.citation
         assert len(method.candidates) == (1 if name.startswith("dlfd") else 3)

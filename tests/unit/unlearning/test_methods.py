@@ -1,0 +1,90 @@
+"""The registry of methods: DLFD and its peers, and those that other packages bring."""
+
+import re
+from importlib import invalidate_caches
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.models import WrappedClassifier
+from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.unlearning import Candidate, LabelledImages, Method, UnlearningProblem, find_method, methods, register
+from dlfd_fleet.unlearning.peers import FineTune
+
+HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "method.md"
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry():
+    methods.cache_clear()
+    yield
+    methods.cache_clear()
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a package on the path whose metadata has an entry point."""
+
+    def install(point: str, code: str) -> None:
+        module = re.search(r'= "?(\w+)', point)[1]
+        (tmp_path / f"{module}.py").write_text(code)
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[dlfd_fleet.methods]\n{point}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        invalidate_caches()
+
+    return install
+
+
+def test_the_method_of_the_how_to_page_is_found_and_runs(install):
+    code, entry = (re.search(rf"```{kind}\n(.*?)```", HOW_TO.read_text(), re.DOTALL)[1] for kind in ("python", "toml"))
+    install(entry.splitlines()[1].replace('"', ""), code)
+    found = find_method("fresh-head")
+    assert found.title == "Fresh head"
+    assert found.default.unlearner.spread == 0.01
+    torch.manual_seed(0)
+    model = WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.ReLU(), nn.Linear(4, 2)), "2")
+    before = model.module[3].weight.clone()
+    faces = LabelledImages(torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8), torch.arange(8) % 2)
+    outcome = found.default.unlearner(UnlearningProblem(model=model, retain=faces, forget=faces))
+    assert outcome.cost.backward_images > 0
+    assert not torch.equal(model.module[3].weight, before)
+
+
+def test_a_method_that_cannot_be_loaded_is_named_with_the_reason(install):
+    install("broken = broken_package:METHOD", "import no_such_module_anywhere")
+    with pytest.raises(ConfigurationError, match=r"'broken' of broken_package:METHOD cannot be loaded: .*no_such_mod"):
+        methods()
+
+
+def test_an_entry_point_that_is_no_method_is_refused(install):
+    install("odd = odd_package:METHOD", "METHOD = 7")
+    with pytest.raises(ConfigurationError, match=r"odd_package:METHOD is no dlfd_fleet\.unlearning\.methods\.Method"):
+        methods()
+
+
+def test_a_name_is_given_once():
+    register(Method("mine", "Mine", "none", (Candidate(FineTune()),)))
+    assert find_method("mine").title == "Mine"
+    for name in ("mine", "dlfd"):
+        with pytest.raises(ConfigurationError, match=f"There is a method '{name}' already"):
+            register(Method(name, "Other", "none", (Candidate(FineTune()),)))
+    with pytest.raises(ConfigurationError, match="'empty' of empty has no candidate"):
+        register(Method("empty", "Empty", "none", ()))
+
+
+def test_an_unknown_name_is_told_with_those_there_are():
+    with pytest.raises(ConfigurationError, match="There is no method 'dlfdd'; there are dlfd, dlfd-longer, fine-tune"):
+        find_method("dlfdd")
+
+
+def test_the_middle_candidate_is_used_where_nothing_is_tuned_and_what_somebody_set_wins():
+    candidate = find_method("fine-tune").default
+    assert candidate.settings(UnlearningSettings()).learning_rate == 0.02
+    assert candidate.settings(UnlearningSettings(learning_rate=0.5)).learning_rate == 0.5
+    assert candidate.settings(UnlearningSettings(learning_rate=0.5)).epochs == 5.0
