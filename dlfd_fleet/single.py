@@ -34,10 +34,10 @@ from dlfd_fleet.report.page import render_single
 from dlfd_fleet.report.plots import loss_plot
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import (
+    METHODS,
     LabelledImages,
     UnlearningProblem,
     UnlearnOutcome,
-    find_method,
     fit,
     loss_monitor,
     predict_probabilities,
@@ -119,7 +119,7 @@ def unlearn_people(
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
-    chosen = find_method(method).default
+    chosen = METHODS.find(method).default
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     faces = _split(manifest, root, people, card)
     model = to_best_device(model)

@@ -2,7 +2,8 @@
 
 A predictor of any kind (torch, ONNX Runtime on a device) is audited from what it says of each image, a
 :class:`SampleScores`; :func:`measure` turns that into the fleet's :class:`Scores` with bounds, and :func:`judge`
-compares them with the original model's.
+compares them with the original model's. :data:`ATTACKS` is the registry of the attacks that a benchmark makes; to add
+one: docs/how-to/attack.md.
 """
 
 from dlfd_fleet.audit.agreement import agreed
@@ -18,6 +19,7 @@ from dlfd_fleet.audit.attacks import (
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
+from dlfd_fleet.audit.registry import ATTACKS, Attack, Need, Observation, possible_attacks
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import SCORE_NAMES, Scores, forgetting_score, gap_to_retrain, measure, nomus
 from dlfd_fleet.audit.verdict import (
@@ -33,12 +35,16 @@ from dlfd_fleet.audit.verdict import (
 )
 
 __all__ = [
+    "ATTACKS",
     "SCORE_NAMES",
+    "Attack",
     "AttackComparison",
     "AttackResult",
     "Difference",
     "Estimate",
     "MembershipScores",
+    "Need",
+    "Observation",
     "Outcome",
     "Reading",
     "Role",
@@ -64,6 +70,7 @@ __all__ = [
     "matched_auc",
     "measure",
     "nomus",
+    "possible_attacks",
     "read_gate",
     "rmia",
     "tpr_estimate",

@@ -13,24 +13,23 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit import Role, Verdict, auc_difference, loss_attack
+from dlfd_fleet.audit import ATTACKS, Observation, Role, Verdict, auc_difference, loss_attack
 from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
-from dlfd_fleet.bench.evidence import Evidence, Gold, Observation, observe, weigh
+from dlfd_fleet.bench.evidence import Evidence, Gold, observe, weigh
 from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, digest_of_code, labelled, reference
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import (
+    METHODS,
     Candidate,
     UnlearningProblem,
     UnlearnOutcome,
     UtilityFloor,
     checkpoint_rank,
     dlfd,
-    find_method,
     fit,
     loss_monitor,
-    methods,
     recalibrate,
 )
 
@@ -142,7 +141,7 @@ def measure_method(bed: Bed, method: str, index: int = 0) -> Row:
     original = monitor(bed.original)
     floor = UtilityFloor.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
-    for candidate in find_method(method).candidates:
+    for candidate in METHODS.find(method).candidates:
         trial = _unlearn(bed, candidate, _seed_of_run(experiment.seed, index))
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), floor, gate.gate)
@@ -187,8 +186,8 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
     tree["bench"].pop("jobs")
     # Rows of different code belong in no one table.
     code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
-    candidates = [_described(one) for one in methods()[method].candidates] if method in methods() else []
-    parts = json.dumps([tree, method, candidates, faces, code], default=str)
+    candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
+    parts = json.dumps([tree, method, candidates, list(ATTACKS), faces, code], default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 

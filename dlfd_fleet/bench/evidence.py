@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlfd_fleet.audit import (
+    Attack,
     AttackComparison,
     Difference,
     MembershipScores,
+    Need,
+    Observation,
     Role,
     SampleScores,
     Scores,
@@ -21,37 +24,20 @@ from dlfd_fleet.audit import (
     auc_difference,
     gap_to_retrain,
     judge_beside_retrained,
-    linear_probe,
     loss_attack,
     measure,
-    rmia,
+    possible_attacks,
     tpr_estimate,
 )
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.bench.experiment import Experiment, labelled
 from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import AuditSettings
 from dlfd_fleet.unlearning import predict_features_and_probabilities
 
-ATTACKS = ("loss", "rmia", "probe")
 _NEAR_SHARE = 0.25
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """What one model says of every image of an experiment, in the experiment's order.
-
-    Attributes
-    ----------
-    samples
-        Rows of retained, forgotten, validation and test people.
-    features
-        Penultimate features, float32 ``(N, F)``.
-    """
-
-    samples: SampleScores
-    features: NDArray[np.float32]
 
 
 def observe(model: FeatureClassifier, experiment: Experiment) -> Observation:
@@ -108,7 +94,7 @@ class Evidence:
     attacks: tuple[AttackComparison, ...]
     person_attacks: dict[str, Difference]
     tpr_at_1_fpr: dict[str, float]
-    """Of the loss attack and RMIA, where there are enough people never trained on."""
+    """Of attacks that score people one by one, where there are enough people never trained on."""
     neighbours: Difference
     gap_to_retrain: float
     verdict: Verdict
@@ -117,13 +103,12 @@ class Evidence:
 def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Evidence:
     """Attack a model in every way and judge it beside the retrained ones."""
     scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
-    # A probe learns from some of the forgotten people who the others are, so there must be two of them.
-    several = len(np.unique(candidate.samples.of(Role.FORGET).person)) > 1
-    names = [name for name in ATTACKS if several or name != "probe"]
-    attacks = tuple(_comparison(name, candidate, gold, settings, seed) for name in names)
+    possible = possible_attacks(candidate, len(gold.reference_models))
+    attacks = tuple(_comparison(attack, candidate, gold, settings, seed) for attack in possible)
     people = {
-        name: _difference(name, candidate, gold.retrained, gold, settings, seed, by_person=True)
-        for name in ("loss", "rmia")
+        attack.name: _difference(attack, candidate, gold.retrained, gold, settings, seed, by_person=True)
+        for attack in possible
+        if attack.scores_people
     }
     test, retain = (_accuracy(role, candidate, gold, settings, seed) for role in (Role.TEST, Role.RETAIN))
     gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in gold.retrained]
@@ -133,20 +118,20 @@ def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int
         retain=retain,
         attacks=attacks,
         person_attacks=people,
-        tpr_at_1_fpr=_found_at_1_fpr(candidate, gold, seed),
+        tpr_at_1_fpr=_found_at_1_fpr([one for one in possible if one.scores_people], candidate, gold, seed),
         neighbours=neighbour_exposure(candidate, gold.original, settings, seed),
         gap_to_retrain=float(np.mean(gaps)),
         verdict=judge_beside_retrained(scores, test, retain, attacks, settings),
     )
 
 
-def _found_at_1_fpr(candidate: Observation, gold: Gold, seed: int) -> dict[str, float]:
+def _found_at_1_fpr(attacks: Sequence[Attack], candidate: Observation, gold: Gold, seed: int) -> dict[str, float]:
     found = {}
-    for name in ("loss", "rmia"):
-        each = [tpr_estimate(one, 1, np.random.default_rng(seed)) for one in _variants(name, candidate, gold)]
+    for attack in attacks:
+        each = [tpr_estimate(one, 1, np.random.default_rng(seed)) for one in _variants(attack, candidate, gold)]
         shares = [one.value for one in each if one is not None]
         if shares:
-            found[name] = float(np.mean(shares))
+            found[attack.name] = float(np.mean(shares))
     return found
 
 
@@ -167,9 +152,11 @@ def neighbour_exposure(candidate: Observation, original: Observation, settings: 
     The quarter of them whose mean features under the original lie closest, by cosine, to those of a forgotten person;
     AUC of the loss attack on them against test people, unlearned minus original.
     """
-    samples = original.samples
+    samples, features = original.samples, original.features
+    if features is None:
+        raise DataError("The people nearest to the forgotten ones are found by features; none were recorded.")
     means = {
-        role: _person_means(original.features[samples.of_role(role)], samples.person[samples.of_role(role)])
+        role: _person_means(features[samples.of_role(role)], samples.person[samples.of_role(role)])
         for role in (Role.RETAIN, Role.FORGET)
     }
     people, retained = means[Role.RETAIN]
@@ -188,18 +175,20 @@ def _person_means(
     return people, means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
 
 
-def _comparison(name: str, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> AttackComparison:
+def _comparison(
+    attack: Attack, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int
+) -> AttackComparison:
     first, *others = gold.retrained
     return AttackComparison(
-        name=name,
-        original=_difference(name, gold.original, gold.retrained, gold, settings, seed),
-        candidate=_difference(name, candidate, gold.retrained, gold, settings, seed),
-        control=_difference(name, first, others, gold, settings, seed),
+        name=attack.name,
+        original=_difference(attack, gold.original, gold.retrained, gold, settings, seed),
+        candidate=_difference(attack, candidate, gold.retrained, gold, settings, seed),
+        control=_difference(attack, first, others, gold, settings, seed),
     )
 
 
 def _difference(
-    name: str,
+    attack: Attack,
     model: Observation,
     retrained: Sequence[Observation],
     gold: Gold,
@@ -211,33 +200,27 @@ def _difference(
     """Compare an attack on a model with the same attack on retrained ones."""
 
     def attacks(attacked: Observation) -> list[MembershipScores]:
-        scores = _variants(name, attacked, gold)
+        scores = _variants(attack, attacked, gold)
         return [one.by_person() for one in scores] if by_person else scores
 
     known = [one for other in retrained for one in attacks(other)]
     return auc_difference(attacks(model), known, resamples=settings.resamples, seed=seed)
 
 
-def _variants(name: str, attacked: Observation, gold: Gold) -> list[MembershipScores]:
-    """Return the scores of an attack on a model, for RMIA one for each set of reference models.
+def _variants(attack: Attack, attacked: Observation, gold: Gold) -> list[MembershipScores]:
+    """Return the scores of an attack on a model, one for each set of reference models if it needs them.
 
     A retrained model can only be attacked with the other ones as reference models, so any other model too is attacked
     with all but one, in turn: the attacks that are compared are equally strong.
     """
+    if Need.REFERENCES not in attack.needs:
+        return [_membership(attack, attacked, ())]
     pool = gold.reference_models
     without = [tuple(one for one in pool if one is not out) for out in pool]
     variants = [others for out, others in zip(pool, without, strict=True) if out is attacked] or without
-    return [membership(name, attacked, others) for others in (variants if name == "rmia" else variants[:1])]
+    return [_membership(attack, attacked, others) for others in variants]
 
 
 @lru_cache(maxsize=256)
-def membership(name: str, model: Observation, references: tuple[Observation, ...]) -> MembershipScores:
-    """Return the scores of one attack of :data:`ATTACKS`."""
-    if name == "loss":
-        return loss_attack(model.samples)
-    if name == "rmia":
-        return rmia(model.samples, [other.samples for other in references])
-    rows = model.samples.of_role(Role.FORGET) | model.samples.of_role(Role.TEST)
-    return linear_probe(
-        model.features[rows].astype(np.float64), model.samples.of_role(Role.FORGET)[rows], model.samples.person[rows]
-    )
+def _membership(attack: Attack, model: Observation, references: tuple[Observation, ...]) -> MembershipScores:
+    return attack.score(model, references)

@@ -18,9 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
+from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row, weighed_row
 from dlfd_fleet.bench.cost import peak_memory
-from dlfd_fleet.bench.evidence import Gold, Observation, observe
+from dlfd_fleet.bench.evidence import Gold, observe
 from dlfd_fleet.bench.experiment import Experiment
 from dlfd_fleet.bench.federated_methods import FEDERATED_METHODS, Situation, client_app
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source

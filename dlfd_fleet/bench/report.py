@@ -18,23 +18,17 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy.stats import t as student
 
+from dlfd_fleet.audit import ATTACKS
 from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
-from dlfd_fleet.unlearning.methods import methods
+from dlfd_fleet.unlearning.methods import METHODS
 
-DISTANCES = ("loss_gap", "rmia_gap", "probe_gap", "relearned_gap")
-"""Signed distances from retraining, AUC; what counts of them is the mean of their absolute values over seeds."""
-
-_COLUMNS: tuple[tuple[str, str], ...] = (
+_BEFORE_ATTACKS = (
     ("test_accuracy", "test accuracy"),
     ("balanced_accuracy", "balanced accuracy"),
     ("retain_accuracy", "retain accuracy"),
     ("forget_accuracy", "forget accuracy"),
-    ("abs_loss_gap", "|loss AUC - retrained|"),
-    ("abs_rmia_gap", "|RMIA AUC - retrained|"),
-    ("abs_probe_gap", "|probe AUC - retrained|"),
-    ("abs_relearned_gap", "|AUC - retrained| relearned"),
-    ("loss_tpr_at_1_fpr", "found at 1% FPR, loss"),
-    ("rmia_tpr_at_1_fpr", "found at 1% FPR, RMIA"),
+)
+_AFTER_ATTACKS = (
     ("neighbour_exposure", "neighbours' AUC, change"),
     ("nomus", "NoMUS"),
     ("gap_to_retrain", "average gap"),
@@ -49,18 +43,40 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
     ("rounds", "rounds"),
 )
 
-_SHOWN = {
-    "test_accuracy": "test",
-    "balanced_accuracy": "balanced",
-    "forget_accuracy": "forget",
-    "abs_loss_gap": "|Δloss|",
-    "abs_rmia_gap": "|ΔRMIA|",
-    "abs_relearned_gap": "|Δrelearn|",
-    "nomus": "NoMUS",
-    "share_of_retraining_time": "time",
-    "share_of_retraining_bytes": "bytes",
-}
-"""Columns of the terminal's table."""
+
+def distances() -> tuple[str, ...]:
+    """Return the metrics that are signed distances from retraining, AUC.
+
+    What counts of them is the mean of their absolute values over seeds.
+    """
+    return (*(f"{attack.name}_gap" for attack in ATTACKS.values()), "relearned_gap")
+
+
+def _columns() -> tuple[tuple[str, str], ...]:
+    """Return the columns of the whole table: metric and heading."""
+    attacks = list(ATTACKS.values())
+    gaps = [(f"abs_{attack.name}_gap", f"|{attack.title} AUC - retrained|") for attack in attacks]
+    found = [
+        (f"{attack.name}_tpr_at_1_fpr", f"found at 1% FPR, {attack.title}")
+        for attack in attacks
+        if attack.scores_people
+    ]
+    return (*_BEFORE_ATTACKS, *gaps, ("abs_relearned_gap", "|AUC - retrained| relearned"), *found, *_AFTER_ATTACKS)
+
+
+def _shown() -> dict[str, str]:
+    """Return the columns of the terminal's table: metric and heading."""
+    attacks = {f"abs_{one.name}_gap": f"|Δ{one.title}|" for one in ATTACKS.values() if one.scores_people}
+    return {
+        "test_accuracy": "test",
+        "balanced_accuracy": "balanced",
+        "forget_accuracy": "forget",
+        **attacks,
+        "abs_relearned_gap": "|Δrelearn|",
+        "nomus": "NoMUS",
+        "share_of_retraining_time": "time",
+        "share_of_retraining_bytes": "bytes",
+    }
 
 
 @dataclass(frozen=True)
@@ -98,12 +114,12 @@ class Summary:
     @property
     def title(self) -> str:
         """The method's name as people write it."""
-        return methods()[self.method].title if self.method in methods() else self.method
+        return METHODS[self.method].title if self.method in METHODS else self.method
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Average rows by method over seeds, original and retrained first; several models of a seed count as one."""
-    order = {name: place for place, name in enumerate((ORIGINAL, RETRAINED, *methods()))}
+    order = {name: place for place, name in enumerate((ORIGINAL, RETRAINED, *METHODS))}
     found = []
     for method in sorted({row.method for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
         mine = [row for row in rows if row.method == method]
@@ -125,7 +141,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
 
 
 def _with_distances(row: Row) -> dict[str, float]:
-    return row.metrics | {f"abs_{name}": abs(row.metrics[name]) for name in DISTANCES if name in row.metrics}
+    return row.metrics | {f"abs_{name}": abs(row.metrics[name]) for name in distances() if name in row.metrics}
 
 
 def _mean_of_models(models: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -143,7 +159,7 @@ def console_table(summaries: Sequence[Summary], title: str, *, bounds: bool = Tr
     """
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    keys = dict(_SHOWN)
+    keys = _shown()
     if not any("share_of_retraining_bytes" in one.means for one in summaries):
         del keys["share_of_retraining_bytes"]
     for name in (*keys.values(), "verdicts"):
@@ -189,7 +205,7 @@ def _write_csv(summaries: Sequence[Summary], file: Path) -> None:
 
 def _full_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Return headers and cells of all columns that some method has a figure for."""
-    columns = [(key, title) for key, title in _COLUMNS if any(key in one.means for one in summaries)]
+    columns = [(key, title) for key, title in _columns() if any(key in one.means for one in summaries)]
     cells = [
         [one.title, *(str(one.means[key]) if key in one.means else "" for key, _ in columns), one.verdicts]
         for one in summaries
@@ -258,11 +274,14 @@ def picture_source(figure: Figure) -> str:
 
 def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
     """Draw test accuracy against the distance from retraining, one panel an attack; better is up and left."""
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, name in zip(axes, ("loss", "rmia"), strict=True):
+    attacks = [attack for attack in ATTACKS.values() if attack.scores_people]
+    figure = Figure(figsize=(6 * len(attacks), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
+    for axis, attack in zip(axes, attacks, strict=True):
         for number, one in enumerate(summaries):
-            x, y = one.means[f"abs_{name}_gap"], one.means["test_accuracy"]
+            if f"abs_{attack.name}_gap" not in one.means:
+                continue  # the attack was not possible on all seeds
+            x, y = one.means[f"abs_{attack.name}_gap"], one.means["test_accuracy"]
             axis.errorbar(
                 x.value,
                 y.value,
@@ -275,7 +294,7 @@ def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
                 elinewidth=0.6,
             )
             axis.annotate(one.title, (x.value, y.value), (5, 4), textcoords="offset points", fontsize=8)
-        axis.set(xlabel=f"mean |AUC - AUC of retrained|, {name} attack", xlim=(0, None))
+        axis.set(xlabel=f"mean |AUC - AUC of retrained|, {attack.title} attack", xlim=(0, None))
     axes[0].set_ylabel("test accuracy")
     return figure
 

@@ -18,7 +18,7 @@ from dlfd_fleet.data import open_source
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning.methods import find_method, methods
+from dlfd_fleet.unlearning.methods import METHODS
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 REFERENCES = "references"
@@ -77,8 +77,8 @@ def choose_methods(text: str) -> tuple[str, ...]:
         If there is no such method.
     """
     if text == "all":
-        return tuple(methods())
-    return tuple(find_method(name).name for name in dict.fromkeys(part.strip() for part in text.split(",")))
+        return tuple(METHODS)
+    return tuple(METHODS.find(name).name for name in dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
@@ -124,7 +124,7 @@ class _Work:
         if self.name == REFERENCES:
             names = [ORIGINAL, *_numbered(RETRAINED, settings.bench.references)]
         else:
-            names = _numbered(self.name, find_method(self.name).runs)
+            names = _numbered(self.name, METHODS.find(self.name).runs)
         return [self.plan.folder / "rows" / f"{name}-seed-{self.seed}-{key}.json" for name in names]
 
     def done(self) -> bool:

@@ -4,7 +4,7 @@ A method takes one :class:`UnlearningProblem` and returns an :class:`UnlearnOutc
 MLflow, and no file but an unnamed one for its best weights::
 
     problem = UnlearningProblem(model=model, retain=retain, forget=forget, validation=unseen)
-    outcome = dlfd(problem)                           # or any other: find_method("msg").default.unlearner(problem)
+    outcome = dlfd(problem)                           # or any other: METHODS.find("msg").default.unlearner(problem)
     print(outcome.success, outcome.failures)
 
 Stable: the names in ``__all__``. A method of your own: docs/how-to/method.md.
@@ -22,12 +22,13 @@ from dlfd_fleet.unlearning.contract import (
     checkpoint_rank,
 )
 from dlfd_fleet.unlearning.distancing import distance, dlfd
-from dlfd_fleet.unlearning.methods import Candidate, Method, find_method, methods, register
+from dlfd_fleet.unlearning.methods import METHODS, Candidate, Method
 from dlfd_fleet.unlearning.monitor import loss_monitor
 from dlfd_fleet.unlearning.training import fit, predict_features_and_probabilities, predict_probabilities, recalibrate
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 __all__ = [
+    "METHODS",
     "Augment",
     "Candidate",
     "Cost",
@@ -42,13 +43,10 @@ __all__ = [
     "cosine_cost",
     "distance",
     "dlfd",
-    "find_method",
     "fit",
     "loss_monitor",
-    "methods",
     "predict_features_and_probabilities",
     "predict_probabilities",
     "recalibrate",
-    "register",
     "transport_distance",
 ]

@@ -3,18 +3,17 @@
 A method is a frozen dataclass of its hyper-parameters that is called with an
 :class:`~dlfd_fleet.unlearning.UnlearningProblem`. One :class:`Method` registers it for the benchmark and for
 ``dlfd-fleet unlearn --method``. Another package registers one by an entry point of the group ``dlfd_fleet.methods``
-that names a :class:`Method`, or by :func:`register`.
+that names a :class:`Method`, or by ``METHODS.register``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Unlearner
 from dlfd_fleet.unlearning.distancing import dlfd
@@ -34,7 +33,6 @@ from dlfd_fleet.unlearning.peers import (
     Unsir,
 )
 
-ENTRY_POINTS = "dlfd_fleet.methods"
 _DRAWS = 3
 
 
@@ -75,6 +73,11 @@ class Method:
     title: str
     citation: str
     candidates: tuple[Candidate, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a method without a candidate."""
+        if not self.candidates:
+            raise ConfigurationError(f"The method '{self.name}' has no candidate; give it at least one.")
 
     @property
     def default(self) -> Candidate:
@@ -147,58 +150,5 @@ _METHODS = (
     ),
 )
 
-
-@cache
-def methods() -> dict[str, Method]:
-    """Return every registered method by name, those of other packages last.
-
-    Raises
-    ------
-    ConfigurationError
-        If the method of another package cannot be loaded, is no :class:`Method`, or has the name of another one.
-    """
-    known = {method.name: method for method in _METHODS}
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            method = point.load()
-        except Exception as error:  # whatever the other package's import raises
-            raise ConfigurationError(
-                f"The method '{point.name}' of {point.value} cannot be loaded: {type(error).__name__}: {error}."
-            ) from error
-        _add(known, method, point.value)
-    return known
-
-
-def register(method: Method) -> None:
-    """Add a method to the registry of this process.
-
-    Raises
-    ------
-    ConfigurationError
-        If its name is taken.
-    """
-    _add(methods(), method, method.name)
-
-
-def find_method(name: str) -> Method:
-    """Return the method of this name.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is none.
-    """
-    known = methods()
-    if name not in known:
-        raise ConfigurationError(f"There is no method '{name}'; there are {', '.join(known)}.")
-    return known[name]
-
-
-def _add(known: dict[str, Method], method: object, source: str) -> None:
-    if not isinstance(method, Method):
-        raise ConfigurationError(f"{source} is no dlfd_fleet.unlearning.methods.Method.")
-    if method.name in known:
-        raise ConfigurationError(f"There is a method '{method.name}' already; {source} needs another name.")
-    if not method.candidates:
-        raise ConfigurationError(f"The method '{method.name}' of {source} has no candidate.")
-    known[method.name] = method
+METHODS = Registry("method", Method, "dlfd_fleet.methods", _METHODS)
+"""Every registered method by name."""

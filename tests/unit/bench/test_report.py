@@ -13,14 +13,14 @@ from scipy import stats
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.bench import RETRAINED, Row, summarise, write_report
 from dlfd_fleet.bench.cost import PassSeconds
-from dlfd_fleet.bench.report import DISTANCES, Mean, console_table
+from dlfd_fleet.bench.report import Mean, console_table, distances
 from dlfd_fleet.bench.runner import choose_methods, parse_duration
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.unlearning import Cost
 
 
 def row(method, seed, index=0, gap=0.0, **metrics):
-    shared = dict.fromkeys(DISTANCES, gap) | {"test_accuracy": 0.9, "loss_auc": 0.5}
+    shared = dict.fromkeys(distances(), gap) | {"test_accuracy": 0.9, "loss_auc": 0.5}
     outcome = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=("too few",), margin=0.1, power=0.2)
     losses = {role: [0.1, 0.5, 2.0] for role in ("forget", "retain", "test")}
     return Row(method=method, seed=seed, index=index, metrics=shared | metrics, verdict=outcome, losses=losses)

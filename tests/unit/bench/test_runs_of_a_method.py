@@ -7,7 +7,13 @@ from dlfd_fleet.bench.cost import PassSeconds
 from dlfd_fleet.bench.experiment import deal_experiment
 from dlfd_fleet.data.manifest import read_manifest
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import Candidate, Method, dlfd, methods
+from dlfd_fleet.unlearning import METHODS, Candidate, Method, dlfd
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry():
+    yield
+    METHODS.reload()
 
 
 @pytest.fixture
@@ -31,9 +37,8 @@ def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(bed, monkeypatch):
         return dlfd(problem)
 
     for time in (1.0, 3.0):
-        monkeypatch.setitem(
-            methods(), "watched", Method("watched", "watched", "none", (Candidate(watched, time=time),))
-        )
+        METHODS.reload()
+        METHODS.register(Method("watched", "watched", "none", (Candidate(watched, time=time),)))
         row = measure_method(bed, "watched")
         assert row.settings.get("time", 1.0) == time
     assert limits[0] == pytest.approx(0.5 * bed.retraining_seconds(bed.measure_seconds()))
@@ -41,23 +46,23 @@ def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(bed, monkeypatch):
 
 
 def test_dlfd_is_there_with_the_time_of_one_setting_and_of_a_peers_three():
-    times = {name: [candidate.time for candidate in method.candidates] for name, method in methods().items()}
+    times = {name: [candidate.time for candidate in method.candidates] for name, method in METHODS.items()}
     assert times["dlfd"] == [1.0]
     assert times["dlfd-longer"] == [sum(times["fine-tune"])]
 
 
-def test_each_run_has_random_numbers_of_its_own_and_says_which_it_is(bed, monkeypatch):
+def test_each_run_has_random_numbers_of_its_own_and_says_which_it_is(bed):
     seeds = []
 
     def watched(problem):
         seeds.append(problem.seed)
         return dlfd(problem)
 
-    monkeypatch.setitem(methods(), "watched", Method("watched", "watched", "none", (Candidate(watched),)))
+    METHODS.register(Method("watched", "watched", "none", (Candidate(watched),)))
     rows = [measure_method(bed, "watched", index) for index in (0, 1)]
     assert [row.index for row in rows] == [0, 1]
     assert seeds[0] == bed.experiment.seed != seeds[1]
 
 
 def test_all_methods_have_three_draws_a_seed():
-    assert {method.runs * len(method.candidates) for method in methods().values()} == {3}
+    assert {method.runs * len(method.candidates) for method in METHODS.values()} == {3}

@@ -20,7 +20,7 @@ from dlfd_fleet.unlearning import (
     transport_distance,
 )
 from dlfd_fleet.unlearning.distancing import distancing_noise
-from dlfd_fleet.unlearning.methods import methods
+from dlfd_fleet.unlearning.methods import METHODS
 
 BEST = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CARD = ModelCard(architecture="resnet18", classes=("glasses", "no glasses"), image_size=32)
@@ -86,11 +86,11 @@ def test_dlfd_runs_its_rounds_and_the_same_seed_begins_alike():
     assert readings[0] == pytest.approx(readings[1], abs=0.02)
 
 
-@pytest.mark.parametrize("name", list(methods()))
+@pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_trains_a_real_network_where_it_is(name):
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    candidate = methods()[name].candidates[0]
+    candidate = METHODS[name].candidates[0]
     settings = SETTINGS.model_copy(update=dict(candidate.changes) | {"epochs": 1})
     outcome = candidate.unlearner(
         UnlearningProblem(

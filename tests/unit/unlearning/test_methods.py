@@ -11,7 +11,7 @@ from torch import nn
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.models import WrappedClassifier
 from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning import Candidate, LabelledImages, Method, UnlearningProblem, find_method, methods, register
+from dlfd_fleet.unlearning import METHODS, Candidate, LabelledImages, Method, UnlearningProblem
 from dlfd_fleet.unlearning.peers import FineTune
 
 HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "method.md"
@@ -19,9 +19,9 @@ HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "method.md"
 
 @pytest.fixture(autouse=True)
 def fresh_registry():
-    methods.cache_clear()
+    METHODS.reload()
     yield
-    methods.cache_clear()
+    METHODS.reload()
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def install(tmp_path, monkeypatch):
 def test_the_method_of_the_how_to_page_is_found_and_runs(install):
     code, entry = (re.search(rf"```{kind}\n(.*?)```", HOW_TO.read_text(), re.DOTALL)[1] for kind in ("python", "toml"))
     install(entry.splitlines()[1].replace('"', ""), code)
-    found = find_method("fresh-head")
+    found = METHODS.find("fresh-head")
     assert found.title == "Fresh head"
     assert found.default.unlearner.spread == 0.01
     torch.manual_seed(0)
@@ -59,32 +59,32 @@ def test_the_method_of_the_how_to_page_is_found_and_runs(install):
 def test_a_method_that_cannot_be_loaded_is_named_with_the_reason(install):
     install("broken = broken_package:METHOD", "import no_such_module_anywhere")
     with pytest.raises(ConfigurationError, match=r"'broken' of broken_package:METHOD cannot be loaded: .*no_such_mod"):
-        methods()
+        METHODS.find("dlfd")
 
 
 def test_an_entry_point_that_is_no_method_is_refused(install):
     install("odd = odd_package:METHOD", "METHOD = 7")
     with pytest.raises(ConfigurationError, match=r"odd_package:METHOD is no dlfd_fleet\.unlearning\.methods\.Method"):
-        methods()
+        METHODS.find("dlfd")
 
 
 def test_a_name_is_given_once():
-    register(Method("mine", "Mine", "none", (Candidate(FineTune()),)))
-    assert find_method("mine").title == "Mine"
+    METHODS.register(Method("mine", "Mine", "none", (Candidate(FineTune()),)))
+    assert METHODS.find("mine").title == "Mine"
     for name in ("mine", "dlfd"):
-        with pytest.raises(ConfigurationError, match=f"There is a method '{name}' already"):
-            register(Method(name, "Other", "none", (Candidate(FineTune()),)))
-    with pytest.raises(ConfigurationError, match="'empty' of empty has no candidate"):
-        register(Method("empty", "Empty", "none", ()))
+        with pytest.raises(ConfigurationError, match=f"The name '{name}' is taken by another method"):
+            METHODS.register(Method(name, "Other", "none", (Candidate(FineTune()),)))
+    with pytest.raises(ConfigurationError, match="The method 'empty' has no candidate"):
+        Method("empty", "Empty", "none", ())
 
 
 def test_an_unknown_name_is_told_with_those_there_are():
     with pytest.raises(ConfigurationError, match="There is no method 'dlfdd'; there are dlfd, dlfd-longer, fine-tune"):
-        find_method("dlfdd")
+        METHODS.find("dlfdd")
 
 
 def test_the_middle_candidate_is_used_where_nothing_is_tuned_and_what_somebody_set_wins():
-    candidate = find_method("fine-tune").default
+    candidate = METHODS.find("fine-tune").default
     assert candidate.settings(UnlearningSettings()).learning_rate == 0.02
     assert candidate.settings(UnlearningSettings(learning_rate=0.5)).learning_rate == 0.5
     assert candidate.settings(UnlearningSettings(learning_rate=0.5)).epochs == 5.0

@@ -13,7 +13,7 @@ from torch import nn
 
 from dlfd_fleet.models import WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning import LabelledImages, UnlearningProblem, dlfd, methods, predict_probabilities
+from dlfd_fleet.unlearning import METHODS, LabelledImages, UnlearningProblem, dlfd, predict_probabilities
 from dlfd_fleet.unlearning.peers import (
     BadTeacher,
     CatastrophicForgetting,
@@ -34,7 +34,7 @@ from dlfd_fleet.unlearning.peers import (
 SETTINGS = UnlearningSettings(epochs=1, batch_size=8, learning_rate=0.01)
 STILL = SETTINGS.model_copy(update={"learning_rate": 1e-9})
 # DLFD has tests of its own.
-PEERS = {name: method for name, method in methods().items() if method.candidates[0].unlearner is not dlfd}
+PEERS = {name: method for name, method in METHODS.items() if method.candidates[0].unlearner is not dlfd}
 FIRST = [
     pytest.param(ReleasedDlfd(steps=2) if name == "dlfd-released" else method.candidates[0].unlearner, id=name)
     for name, method in PEERS.items()
@@ -378,7 +378,7 @@ def test_the_released_code_is_in_train_mode_for_one_batch():
 
 
 def test_every_method_names_its_paper_and_peers_have_the_same_budget_of_tuning():
-    for name, method in methods().items():
+    for name, method in METHODS.items():
         assert method.name == name
         assert method.citation
         assert len(method.candidates) == (1 if name.startswith("dlfd") else 3)

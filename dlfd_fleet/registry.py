@@ -1,0 +1,106 @@
+"""Registries of what users add: built-in entries, those of other packages, and those of the running process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Protocol, TypeVar
+
+from dlfd_fleet.exceptions import ConfigurationError
+
+
+class Named(Protocol):
+    """An entry; its name is what settings, commands and files call it."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+_Entry = TypeVar("_Entry", bound=Named)
+
+
+class Registry(Mapping[str, _Entry]):
+    """Entries by name: the built-in ones first, then those of other packages.
+
+    Other packages add an entry by an entry point. They are loaded when somebody first looks.
+
+    Parameters
+    ----------
+    what
+        What an entry is called in messages, such as ``"method"``.
+    kind
+        Type of the entries.
+    group
+        Entry point group; each entry point names an object of that type.
+    builtin
+        The built-in entries, in order.
+
+    Raises
+    ------
+    ConfigurationError
+        On first use, if the entry of another package cannot be loaded, has another type, or has a name that is taken.
+    """
+
+    def __init__(self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry]) -> None:
+        self._what, self._kind, self._group, self._builtin = what, kind, group, tuple(builtin)
+        self._known: dict[str, _Entry] | None = None
+
+    def __getitem__(self, name: str) -> _Entry:
+        return self._entries()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries())
+
+    def __len__(self) -> int:
+        return len(self._entries())
+
+    def find(self, name: str) -> _Entry:
+        """Return the entry of this name.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none; the sentence names those there are.
+        """
+        if name not in self:
+            raise ConfigurationError(f"There is no {self._what} '{name}'; there are {', '.join(self)}.")
+        return self[name]
+
+    def register(self, entry: _Entry) -> None:
+        """Add an entry for the running process.
+
+        Raises
+        ------
+        ConfigurationError
+            If it has another type, or its name is taken.
+        """
+        self._add(self._entries(), entry, repr(entry))
+
+    def reload(self) -> None:
+        """Drop what the process has registered, and read entry points again on next use."""
+        self._known = None
+
+    def _entries(self) -> dict[str, _Entry]:
+        if self._known is None:
+            known = {entry.name: entry for entry in self._builtin}
+            for point in entry_points(group=self._group):
+                try:
+                    entry = point.load()
+                except Exception as error:  # whatever the other package's import raises
+                    raise ConfigurationError(
+                        f"The {self._what} '{point.name}' of {point.value} cannot be loaded: "
+                        f"{type(error).__name__}: {error}."
+                    ) from error
+                self._add(known, entry, point.value)
+            self._known = known
+        return self._known
+
+    def _add(self, known: dict[str, _Entry], entry: object, source: str) -> None:
+        if not isinstance(entry, self._kind):
+            raise ConfigurationError(f"{source} is no {self._kind.__module__}.{self._kind.__name__}.")
+        if entry.name in known:
+            raise ConfigurationError(
+                f"The name '{entry.name}' is taken by another {self._what}; give the one of {source} another name."
+            )
+        known[entry.name] = entry
