@@ -13,7 +13,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED)
-	$(BIN)/dlfd-fleet bench --seeds 2 --budget 20m
+	$(BIN)/dlfd-fleet bench methods --seeds 2 --budget 20m
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

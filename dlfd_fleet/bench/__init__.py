@@ -1,27 +1,8 @@
-"""The comparison of DLFD with every peer and with retraining: one table, one audit, one machine."""
+"""The benchmarks: DLFD beside its peers, whole fleets, device files, and load.
 
-from dlfd_fleet.bench.command import bench_command, federated_command, log_to_mlflow
-from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
-from dlfd_fleet.bench.delivery import delivery_command
-from dlfd_fleet.bench.devices import devices_command
-from dlfd_fleet.bench.report import Summary, summarise, write_report
-from dlfd_fleet.bench.runner import Plan, Results, run_bench
-from dlfd_fleet.bench.scale import scale_command
+``methods/`` and ``fleets/`` compare models with retrained ones. Both make a :class:`~dlfd_fleet.bench.rows.Row` of each
+model by the same attacks (``evidence.py``), and show rows in the same table (``report.py``). ``devices/`` times one
+model in every format. ``load/`` measures the coordinator by its sites, and the repository by its devices.
 
-__all__ = [
-    "ORIGINAL",
-    "RETRAINED",
-    "Plan",
-    "Results",
-    "Row",
-    "Summary",
-    "bench_command",
-    "delivery_command",
-    "devices_command",
-    "federated_command",
-    "log_to_mlflow",
-    "run_bench",
-    "scale_command",
-    "summarise",
-    "write_report",
-]
+Nothing here is stable API. The commands are: ``dlfd-fleet bench methods|fleets|devices|sites|polling``.
+"""

@@ -65,7 +65,7 @@ def observe(model: FeatureClassifier, experiment: Experiment) -> Observation:
 
 
 @dataclass(frozen=True)
-class Gold:
+class References:
     """The models that a method is measured against.
 
     Attributes
@@ -100,47 +100,49 @@ class Evidence:
     verdict: Verdict
 
 
-def weigh(candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Evidence:
+def evidence_of(candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Evidence:
     """Attack a model in every way and judge it beside the retrained ones."""
     scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
-    possible = possible_attacks(candidate, len(gold.reference_models))
-    attacks = tuple(_comparison(attack, candidate, gold, settings, seed) for attack in possible)
+    possible = possible_attacks(candidate, len(known.reference_models))
+    attacks = tuple(_comparison(attack, candidate, known, settings, seed) for attack in possible)
     people = {
-        attack.name: _difference(attack, candidate, gold.retrained, gold, settings, seed, by_person=True)
+        attack.name: _difference(attack, candidate, known.retrained, known, settings, seed, by_person=True)
         for attack in possible
         if attack.scores_people
     }
-    test, retain = (_accuracy(role, candidate, gold, settings, seed) for role in (Role.TEST, Role.RETAIN))
-    gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in gold.retrained]
+    test, retain = (_accuracy(role, candidate, known, settings, seed) for role in (Role.TEST, Role.RETAIN))
+    gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in known.retrained]
     return Evidence(
         scores=scores,
         test=test,
         retain=retain,
         attacks=attacks,
         person_attacks=people,
-        tpr_at_1_fpr=_found_at_1_fpr([one for one in possible if one.scores_people], candidate, gold, seed),
-        neighbours=neighbour_exposure(candidate, gold.original, settings, seed),
+        tpr_at_1_fpr=_found_at_1_fpr([one for one in possible if one.scores_people], candidate, known, seed),
+        neighbours=neighbour_exposure(candidate, known.original, settings, seed),
         gap_to_retrain=float(np.mean(gaps)),
         verdict=judge_beside_retrained(scores, test, retain, attacks, settings),
     )
 
 
-def _found_at_1_fpr(attacks: Sequence[Attack], candidate: Observation, gold: Gold, seed: int) -> dict[str, float]:
+def _found_at_1_fpr(
+    attacks: Sequence[Attack], candidate: Observation, known: References, seed: int
+) -> dict[str, float]:
     found = {}
     for attack in attacks:
-        each = [tpr_estimate(one, 1, np.random.default_rng(seed)) for one in _variants(attack, candidate, gold)]
+        each = [tpr_estimate(one, 1, np.random.default_rng(seed)) for one in _variants(attack, candidate, known)]
         shares = [one.value for one in each if one is not None]
         if shares:
             found[attack.name] = float(np.mean(shares))
     return found
 
 
-def _accuracy(role: Role, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int) -> Difference:
+def _accuracy(role: Role, candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Difference:
     """Compare the accuracy on people of one role with the retrained models'."""
     rows = candidate.samples.of_role(role)
     return accuracy_difference(
         candidate.samples.rows(rows),
-        [other.samples.rows(rows) for other in gold.retrained],
+        [other.samples.rows(rows) for other in known.retrained],
         resamples=settings.resamples,
         seed=seed,
     )
@@ -176,14 +178,14 @@ def _person_means(
 
 
 def _comparison(
-    attack: Attack, candidate: Observation, gold: Gold, settings: AuditSettings, seed: int
+    attack: Attack, candidate: Observation, known: References, settings: AuditSettings, seed: int
 ) -> AttackComparison:
-    first, *others = gold.retrained
+    first, *others = known.retrained
     return AttackComparison(
         name=attack.name,
-        original=_difference(attack, gold.original, gold.retrained, gold, settings, seed),
-        candidate=_difference(attack, candidate, gold.retrained, gold, settings, seed),
-        control=_difference(attack, first, others, gold, settings, seed),
+        original=_difference(attack, known.original, known.retrained, known, settings, seed),
+        candidate=_difference(attack, candidate, known.retrained, known, settings, seed),
+        control=_difference(attack, first, others, known, settings, seed),
     )
 
 
@@ -191,7 +193,7 @@ def _difference(
     attack: Attack,
     model: Observation,
     retrained: Sequence[Observation],
-    gold: Gold,
+    known: References,
     settings: AuditSettings,
     seed: int,
     *,
@@ -200,14 +202,14 @@ def _difference(
     """Compare an attack on a model with the same attack on retrained ones."""
 
     def attacks(attacked: Observation) -> list[MembershipScores]:
-        scores = _variants(attack, attacked, gold)
+        scores = _variants(attack, attacked, known)
         return [one.by_person() for one in scores] if by_person else scores
 
-    known = [one for other in retrained for one in attacks(other)]
-    return auc_difference(attacks(model), known, resamples=settings.resamples, seed=seed)
+    others = [one for other in retrained for one in attacks(other)]
+    return auc_difference(attacks(model), others, resamples=settings.resamples, seed=seed)
 
 
-def _variants(attack: Attack, attacked: Observation, gold: Gold) -> list[MembershipScores]:
+def _variants(attack: Attack, attacked: Observation, known: References) -> list[MembershipScores]:
     """Return the scores of an attack on a model, one for each set of reference models if it needs them.
 
     A retrained model can only be attacked with the other ones as reference models, so any other model too is attacked
@@ -215,7 +217,7 @@ def _variants(attack: Attack, attacked: Observation, gold: Gold) -> list[Members
     """
     if Need.REFERENCES not in attack.needs:
         return [_membership(attack, attacked, ())]
-    pool = gold.reference_models
+    pool = known.reference_models
     without = [tuple(one for one in pool if one is not out) for out in pool]
     variants = [others for out, others in zip(pool, without, strict=True) if out is attacked] or without
     return [_membership(attack, attacked, others) for others in variants]

@@ -19,7 +19,7 @@ from rich.table import Table
 from scipy.stats import t as student
 
 from dlfd_fleet.audit import ATTACKS
-from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row
+from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.unlearning.methods import METHODS
 
 _BEFORE_ATTACKS = (

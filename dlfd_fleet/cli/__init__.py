@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, registry, rollout, site
-from dlfd_fleet.cli.main_commands import bench, demo, unlearn
+from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, registry, rollout, site
+from dlfd_fleet.cli.main_commands import demo, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, not_permitted
 
@@ -20,9 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
     help="Right to be forgotten for federated fleets.",
 )
-for command in (demo, unlearn, bench, report):
+for command in (demo, unlearn, report):
     app.command()(command)
 app.command("publish")(delivery.publish)
+app.add_typer(bench.app, name="bench")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(forget.app, name="forget")

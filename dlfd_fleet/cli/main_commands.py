@@ -1,4 +1,4 @@
-"""The commands that need no group: the demo, one machine's unlearning, the benches."""
+"""The commands that need no group: the demo, and one machine's unlearning."""
 
 from __future__ import annotations
 
@@ -61,40 +61,3 @@ def unlearn(
     console.print(f"Model and report: {output}", soft_wrap=True)
     if not result.success:
         raise typer.Exit(1)
-
-
-def bench(
-    data: Annotated[
-        str | None, typer.Option(help="'orl', or a manifest of faces; by default what the settings name.")
-    ] = None,
-    methods: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")] = 5,
-    budget: Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")] = "30m",
-    federated: Annotated[bool, typer.Option("--federated", help="Compare whole fleets, on virtual nodes.")] = False,
-    devices: Annotated[bool, typer.Option("--devices", help="Run a model in each format, and in torch.")] = False,
-    sites: Annotated[str | None, typer.Option(help="Measure the coordinator with so many sites: 10,100,1000.")] = None,
-    polling: Annotated[
-        int | None, typer.Option(min=1, help="Measure the repository with so many devices that poll it: 1000.")
-    ] = None,
-    config: Config = None,
-    overrides: Overrides = None,
-) -> None:
-    """Compare DLFD with every peer and with retraining; run it again to go on where the budget ended."""
-    from dlfd_fleet.bench import bench_command, delivery_command, devices_command, federated_command, scale_command
-
-    flags: dict[str, object] = {}
-    if data == "orl":
-        flags = {"data.source": data}
-    elif data is not None:
-        flags = {"data.source": "manifest", "data.manifest": data}
-    settings = load(config, overrides, flags).settings
-    if sites is not None:
-        scale_command(settings, sites, console)
-    elif polling is not None:
-        delivery_command(polling, settings.state_folder / "bench-delivery", console)
-    elif devices:
-        devices_command(settings, console)
-    elif federated:
-        federated_command(settings, seeds, budget, console)
-    else:
-        bench_command(settings, methods, seeds, budget, console)

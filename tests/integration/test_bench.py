@@ -8,9 +8,9 @@ import sys
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.bench import bench_command
-from dlfd_fleet.bench.compare import Row
-from dlfd_fleet.bench.runner import Results
+from dlfd_fleet.bench.methods.command import methods_command
+from dlfd_fleet.bench.methods.runner import Results
+from dlfd_fleet.bench.rows import Row
 from dlfd_fleet.settings import DataSettings, Settings
 from tests.mlflow_client import client_of
 
@@ -33,7 +33,17 @@ TINY = {
 def bench(folder, *arguments):
     flags = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
     return subprocess.run(
-        [sys.executable, "-m", "dlfd_fleet", "bench", "--set", f"state_folder={folder}", *flags, *map(str, arguments)],
+        [
+            sys.executable,
+            "-m",
+            "dlfd_fleet",
+            "bench",
+            "methods",
+            "--set",
+            f"state_folder={folder}",
+            *flags,
+            *map(str, arguments),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -96,10 +106,10 @@ def test_the_heading_names_no_manifest_that_was_not_measured(measured, tmp_path,
     folder, (_, faces, *_), _ = measured
     rows = json.loads((folder / "state" / "bench" / "rows.json").read_text())
     results = Results(tuple(Row.model_validate(row) for row in rows), 0, ())
-    monkeypatch.setattr("dlfd_fleet.bench.command.run_bench", lambda *_: results)
+    monkeypatch.setattr("dlfd_fleet.bench.methods.command.run_bench", lambda *_: results)
     shown = Console(file=io.StringIO(), width=200)
     data = DataSettings(source="orl", manifest=faces)
-    bench_command(Settings(state_folder=tmp_path, data=data), "all", 1, "1s", shown)
+    methods_command(Settings(state_folder=tmp_path, data=data), "all", 1, "1s", shown)
     assert "1 seeds, orl," in shown.file.getvalue()
 
 

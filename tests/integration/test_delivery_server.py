@@ -20,7 +20,7 @@ import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.signer import CryptoSigner
 
-from dlfd_fleet.bench.delivery import measure_delivery
+from dlfd_fleet.bench.load.polling import measure_delivery
 from dlfd_fleet.cli import main
 from dlfd_fleet.delivery.delivery import opened
 from dlfd_fleet.delivery.publish import ReleasedModel, publish

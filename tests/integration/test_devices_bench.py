@@ -9,7 +9,7 @@ import json
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.bench import devices_command
+from dlfd_fleet.bench.devices.command import devices_command
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings

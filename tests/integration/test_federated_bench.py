@@ -1,4 +1,4 @@
-"""The federated comparison on a fleet of drawings: every method leaves a model, is weighed, and is not made twice."""
+"""The federated comparison on a fleet of drawings: every method leaves a model, is compared, and is not made twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.bench import federated_command
+from dlfd_fleet.bench.fleets.command import fleets_command
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.progress import ConsoleProgress
@@ -43,7 +43,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(settings):
-    federated_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+    fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
     return settings.state_folder / "bench-federated"
 
 
@@ -77,15 +77,15 @@ def test_methods_leave_different_models(folder):
 def test_a_second_run_makes_nothing_anew(settings, folder):
     models = {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")}
     assert models
-    federated_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+    fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")} == models
 
 
 def test_nothing_is_begun_after_the_budget(settings, tmp_path, monkeypatch):
     other = settings.model_copy(update={"state_folder": tmp_path})
     clock = iter(range(0, 10**6, 3600))  # an hour passes between two looks at it
-    monkeypatch.setattr("dlfd_fleet.bench.command.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr("dlfd_fleet.bench.federated.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("dlfd_fleet.bench.fleets.command.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("dlfd_fleet.bench.fleets.seeds.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with pytest.raises(JobError, match="The budget ended before anything was measured"):
-        federated_command(other, 2, "30m", Console(file=io.StringIO()))
+        fleets_command(other, 2, "30m", Console(file=io.StringIO()))
     assert not (tmp_path / "bench-federated").exists()

@@ -11,10 +11,11 @@ from rich.console import Console
 from scipy import stats
 
 from dlfd_fleet.audit import Outcome, Verdict
-from dlfd_fleet.bench import RETRAINED, Row, summarise, write_report
 from dlfd_fleet.bench.cost import PassSeconds
-from dlfd_fleet.bench.report import Mean, console_table, distances
-from dlfd_fleet.bench.runner import choose_methods, parse_duration
+from dlfd_fleet.bench.methods.runner import choose_methods
+from dlfd_fleet.bench.report import Mean, console_table, distances, summarise, write_report
+from dlfd_fleet.bench.results import parse_duration
+from dlfd_fleet.bench.rows import RETRAINED, Row
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.unlearning import Cost
 

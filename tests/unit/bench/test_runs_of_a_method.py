@@ -2,9 +2,10 @@
 
 import pytest
 
-from dlfd_fleet.bench.compare import Bed, measure_method
 from dlfd_fleet.bench.cost import PassSeconds
 from dlfd_fleet.bench.experiment import deal_experiment
+from dlfd_fleet.bench.methods.comparison import measure_method
+from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.manifest import read_manifest
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import METHODS, Candidate, Method, dlfd
@@ -17,7 +18,7 @@ def fresh_registry():
 
 
 @pytest.fixture
-def bed(synthetic_faces, tmp_path):
+def models(synthetic_faces, tmp_path):
     settings = Settings(
         data={"image_size": 32, "validation_people": 3, "test_people": 3},
         model={"architecture": "mobilenet_v3_small"},
@@ -25,11 +26,11 @@ def bed(synthetic_faces, tmp_path):
         unlearning={"distancing_steps": 1, "repair_steps": 1, "max_rounds": 1},
         audit={"resamples": 200},
     )
-    return Bed(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
+    return ExperimentModels(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
 
 
-def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(bed, monkeypatch):
-    monkeypatch.setattr(Bed, "measure_seconds", lambda _: PassSeconds(1.0, 0.5, 0.2))
+def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(models, monkeypatch):
+    monkeypatch.setattr(ExperimentModels, "measure_seconds", lambda _: PassSeconds(1.0, 0.5, 0.2))
     limits = []
 
     def watched(problem):
@@ -39,9 +40,9 @@ def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(bed, monkeypatch):
     for time in (1.0, 3.0):
         METHODS.reload()
         METHODS.register(Method("watched", "watched", "none", (Candidate(watched, time=time),)))
-        row = measure_method(bed, "watched")
+        row = measure_method(models, "watched")
         assert row.settings.get("time", 1.0) == time
-    assert limits[0] == pytest.approx(0.5 * bed.retraining_seconds(bed.measure_seconds()))
+    assert limits[0] == pytest.approx(0.5 * models.retraining_seconds(models.measure_seconds()))
     assert limits[1] == pytest.approx(3.0 * limits[0])
 
 
@@ -51,7 +52,7 @@ def test_dlfd_is_there_with_the_time_of_one_setting_and_of_a_peers_three():
     assert times["dlfd-longer"] == [sum(times["fine-tune"])]
 
 
-def test_each_run_has_random_numbers_of_its_own_and_says_which_it_is(bed):
+def test_each_run_has_random_numbers_of_its_own_and_says_which_it_is(models):
     seeds = []
 
     def watched(problem):
@@ -59,9 +60,9 @@ def test_each_run_has_random_numbers_of_its_own_and_says_which_it_is(bed):
         return dlfd(problem)
 
     METHODS.register(Method("watched", "watched", "none", (Candidate(watched),)))
-    rows = [measure_method(bed, "watched", index) for index in (0, 1)]
+    rows = [measure_method(models, "watched", index) for index in (0, 1)]
     assert [row.index for row in rows] == [0, 1]
-    assert seeds[0] == bed.experiment.seed != seeds[1]
+    assert seeds[0] == models.experiment.seed != seeds[1]
 
 
 def test_all_methods_have_three_draws_a_seed():

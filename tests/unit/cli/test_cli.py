@@ -83,9 +83,9 @@ def test_the_bench_measures_the_faces_that_the_settings_name_unless_told_otherwi
     file = tmp_path / "fleet.toml"
     file.write_text(f'[data]\nsource = "manifest"\nmanifest = "{tmp_path / "ours.csv"}"\n')
     options = ("--config", file, "--set", f"state_folder={tmp_path}", "--set", "data.test_people=1000")
-    assert "There is no manifest" in refused(fleet("bench", *options))
-    assert "none.csv" in refused(fleet("bench", "--data", "none.csv", *options))
-    assert "people" in refused(fleet("bench", "--data", "orl", *options))
+    assert "There is no manifest" in refused(fleet("bench", "methods", *options))
+    assert "none.csv" in refused(fleet("bench", "methods", "--data", "none.csv", *options))
+    assert "people" in refused(fleet("bench", "methods", "--data", "orl", *options))
 
 
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):

@@ -148,7 +148,7 @@ def measure_delivery(
     return times
 
 
-def delivery_command(devices: int, folder: Path, console: Console) -> None:
+def polling_command(devices: int, folder: Path, console: Console) -> None:
     """Measure, print a table, and write ``delivery.csv`` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as fresh:

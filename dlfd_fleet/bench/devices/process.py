@@ -1,6 +1,6 @@
 """One way to run a model, alone in a process: it loads a model, answers and takes times when its parent asks.
 
-It is run by its path, ``python -P device_process.py WAY MODEL IMAGES THREADS``: as a module of the bench it would load
+It is run by its path, ``python -P process.py WAY MODEL IMAGES THREADS``: as a module of the bench it would load
 all that the bench needs beside a device's runtime. One request a line comes in, one answer a line goes out, both JSON.
 """
 

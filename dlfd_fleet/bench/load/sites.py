@@ -130,7 +130,7 @@ def measure_round(settings: Settings, sites: int) -> Measurement:
     return Measurement(sites, seconds, peak.grown / _MEBIBYTE, size / _MEBIBYTE)
 
 
-def scale_command(settings: Settings, sites: str, console: Console) -> None:
+def sites_command(settings: Settings, sites: str, console: Console) -> None:
     """Measure a round for each number of sites, each in a process of its own; print and draw what came of it.
 
     Raises

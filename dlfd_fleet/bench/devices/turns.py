@@ -21,11 +21,11 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dlfd_fleet.bench.device_files import COMPILED, Subject
+from dlfd_fleet.bench.devices.files import COMPILED, Subject
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.progress import Advance
 
-_CHILD = Path(__file__).with_name("device_process.py")
+_CHILD = Path(__file__).with_name("process.py")
 _LOADS = 5
 
 

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, judge, measure
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.bench.compare import Bed
-from dlfd_fleet.bench.device_files import EAGER, EAGER_CHANNELS_LAST, FORMATS, WAYS, Subject, make_subjects
-from dlfd_fleet.bench.device_report import DeviceRow, console_table, goals, write_report
-from dlfd_fleet.bench.device_turns import Turns, answers_of, take_turns
+from dlfd_fleet.bench.devices.files import EAGER, EAGER_CHANNELS_LAST, FORMATS, WAYS, Subject, make_subjects
+from dlfd_fleet.bench.devices.report import DeviceRow, console_table, goals, write_report
+from dlfd_fleet.bench.devices.turns import Turns, answers_of, take_turns
 from dlfd_fleet.bench.experiment import Experiment, deal_experiment
+from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset
@@ -74,7 +74,7 @@ def devices_command(settings: Settings, console: Console) -> None:
     folder, progress = settings.state_folder / "bench-devices", ConsoleProgress(console)
     experiment = deal_experiment(open_source(settings.data), settings, settings.seed)
     with progress.phase("Training, forgetting and exporting", 1) as advance:
-        original, unlearned = make_subjects(Bed(experiment, folder / "models"), folder)
+        original, unlearned = make_subjects(ExperimentModels(experiment, folder / "models"), folder)
         advance()
     rows = _measure(Evidence(experiment), original, unlearned, settings, progress)
     heading = f"{settings.model.architecture}, {settings.data.image_size} px, one image at a time; {_machine()}"

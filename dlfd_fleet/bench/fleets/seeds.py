@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from dlfd_fleet.audit import Observation
-from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Row, weighed_row
 from dlfd_fleet.bench.cost import peak_memory
-from dlfd_fleet.bench.evidence import Gold, observe
+from dlfd_fleet.bench.evidence import References, observe
 from dlfd_fleet.bench.experiment import Experiment
-from dlfd_fleet.bench.federated_methods import FEDERATED_METHODS, Situation, client_app
+from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation, client_app
+from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source
 from dlfd_fleet.data.dataset import load_dataset
 from dlfd_fleet.federation.fleet import Fleet
@@ -67,7 +67,7 @@ class FederatedSeed:
     settings
         With this seed, and a state folder of its own.
     methods
-        Names of :data:`~dlfd_fleet.bench.federated_methods.FEDERATED_METHODS`.
+        Names of :data:`~dlfd_fleet.bench.fleets.methods.FEDERATED_METHODS`.
     """
 
     settings: Settings
@@ -194,7 +194,7 @@ class FederatedSeed:
                     if person not in asked:
                         request_forgetting(site, person, deadline_days=self.settings.erasure.deadline_days)
 
-    # ------------------------------------------------------------------ weighing them
+    # ------------------------------------------------------------------ comparing them
 
     def rows(self) -> list[Row]:
         """Return a row for each model there is; none before the references are."""
@@ -202,18 +202,20 @@ class FederatedSeed:
         if not {ORIGINAL, *self.references} <= set(made):
             return []
         retrained, again = [self._observed(name) for name in self.references], self._observed
-        gold = Gold(self._observed(ORIGINAL), retrained, retrained, again(f"{self.references[0]}.relearned"))
+        references = References(
+            self._observed(ORIGINAL), retrained, retrained, again(f"{self.references[0]}.relearned")
+        )
         rows = []
         for name in made:
             index = self.references.index(name) if name in self.references else 0
-            beside, method = gold, name
+            beside, method = references, name
             if name in self.references:
                 others = [one for one in retrained if one is not retrained[index]]
                 other = again(f"{self.references[index - 1]}.relearned")
-                beside, method = Gold(gold.original, others, retrained, other), RETRAINED
+                beside, method = References(references.original, others, retrained, other), RETRAINED
             model = retrained[index] if name in self.references else self._observed(name)
             rows.append(
-                weighed_row(
+                row_of(
                     self.experiment,
                     beside,
                     method,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -12,15 +11,15 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from dlfd_fleet.bench.compare import ORIGINAL, RETRAINED, Bed, Row, measure_method, measure_references, row_key
 from dlfd_fleet.bench.experiment import Kind, deal_experiment, reference
+from dlfd_fleet.bench.methods.comparison import measure_method, measure_references, row_key
+from dlfd_fleet.bench.models import ExperimentModels
+from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.data import open_source
-from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.methods import METHODS
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 REFERENCES = "references"
 
 
@@ -52,20 +51,6 @@ class Results:
     rows: tuple[Row, ...]
     missing: int
     failures: tuple[str, ...]
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of ``90s``, ``30m`` or ``2h``.
-
-    Raises
-    ------
-    ConfigurationError
-        If the text is no such thing.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
-    if found is None or float(found[1]) <= 0.0:
-        raise ConfigurationError(f"'{text}' is no duration; write 90s, 30m or 2h.")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def choose_methods(text: str) -> tuple[str, ...]:
@@ -160,9 +145,9 @@ def _use_threads(count: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _bed(settings_json: str, folder: Path, seed: int) -> Bed:
+def _models(settings_json: str, folder: Path, seed: int) -> ExperimentModels:
     settings = Settings.model_validate_json(settings_json)
-    return Bed(deal_experiment(open_source(settings.data), settings, seed), folder / "models")
+    return ExperimentModels(deal_experiment(open_source(settings.data), settings, seed), folder / "models")
 
 
 @lru_cache(maxsize=64)
@@ -173,18 +158,18 @@ def _faces(settings_json: str, seed: int) -> str:
 
 
 def _train(plan: Plan, seed: int, kind: Kind, index: int) -> None:
-    bed = _bed(plan.settings.model_dump_json(), plan.folder, seed)
-    reference(bed.experiment, kind, index, bed.cache)
+    models = _models(plan.settings.model_dump_json(), plan.folder, seed)
+    reference(models.experiment, kind, index, models.cache)
 
 
 def _measure(work: _Work, deadline: float) -> None:
     if time.monotonic() >= deadline:
         return
-    bed = _bed(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
+    models = _models(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
     if work.name == REFERENCES:
-        for file, row in zip(work.files(), measure_references(bed), strict=True):
+        for file, row in zip(work.files(), measure_references(models), strict=True):
             _write(file, row)
         return
     for index, file in enumerate(work.files()):
         if not file.exists() and time.monotonic() < deadline:
-            _write(file, measure_method(bed, work.name, index))
+            _write(file, measure_method(models, work.name, index))

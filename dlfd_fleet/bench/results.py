@@ -1,70 +1,56 @@
-"""The command: run what is missing, print the table, write the files, tell MLflow."""
+"""What every comparison does with its rows: print the table, write the files, tell MLflow."""
 
 from __future__ import annotations
 
 import platform
-import time
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
-from dlfd_fleet.bench.compare import Row
 from dlfd_fleet.bench.report import console_table, summarise, write_report
-from dlfd_fleet.bench.runner import Plan, choose_methods, parse_duration, run_bench
+from dlfd_fleet.bench.rows import Row
 from dlfd_fleet.configuration import flatten
-from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.exceptions import ConfigurationError, JobError
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 
 _PATIENCE = 120.0
 _WIDE = 160
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def bench_command(settings: Settings, methods: str, seeds: int, budget: str, console: Console) -> None:
-    """Run the bench, print its table, write its files and tell MLflow.
-
-    Raises
-    ------
-    ConfigurationError
-        For an unknown method or a budget that is no duration.
-    JobError
-        If the budget ended before anything was measured.
-    """
-    folder = settings.state_folder / "bench"
-    plan = Plan(settings, choose_methods(methods), seeds, parse_duration(budget), folder)
-    results = run_bench(plan, ConsoleProgress(console))
-    for failure in results.failures:
-        console.print(f"[red]Failed:[/red] {escape(failure)}", soft_wrap=True)
-    _show(settings, results.rows, results.missing, folder, f"Unlearning methods, {seeds} seeds", console)
-
-
-def federated_command(settings: Settings, seeds: int, budget: str, console: Console) -> None:
-    """Compare what a coordinator may do, on the same sites; print the table, write its files and tell MLflow.
+def parse_duration(text: str) -> float:
+    """Return the seconds of ``90s``, ``30m`` or ``2h``.
 
     Raises
     ------
     ConfigurationError
-        For a budget that is no duration, or settings under which no fleet can be dealt.
-    JobError
-        If the budget ended before anything was measured.
+        If the text is no such thing.
     """
-    from dlfd_fleet.bench.federated import federated_seeds
-
-    folder, deadline = settings.state_folder / "bench-federated", time.monotonic() + parse_duration(budget)
-    rows, missing = [], 0
-    for seed in federated_seeds(settings, seeds, folder, ConsoleProgress(console)):
-        seed.run(deadline)
-        missing += len(seed.missing())
-        rows += seed.rows()
-    heading = f"Federated unlearning at {settings.data.sites} sites, {seeds} seeds"
-    _show(settings, tuple(rows), missing, folder, heading, console)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    if found is None or float(found[1]) <= 0.0:
+        raise ConfigurationError(f"'{text}' is no duration; write 90s, 30m or 2h.")
+    return float(found[1]) * _UNITS[found[2]]
 
 
-def _show(settings: Settings, rows: tuple[Row, ...], missing: int, folder: Path, title: str, console: Console) -> None:
+def show_results(
+    settings: Settings, rows: tuple[Row, ...], missing: int, folder: Path, title: str, console: Console
+) -> None:
+    """Print the table of a comparison, write its files, and log its rows to MLflow.
+
+    Parameters
+    ----------
+    missing
+        Measurements that the budget did not allow.
+
+    Raises
+    ------
+    JobError
+        If there is no row.
+    """
     if not rows:
         raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
     summaries = summarise(rows)

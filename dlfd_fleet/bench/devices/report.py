@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from dlfd_fleet.bench.device_files import COMPILED, EAGER, EAGER_CHANNELS_LAST
+from dlfd_fleet.bench.devices.files import COMPILED, EAGER, EAGER_CHANNELS_LAST
 from dlfd_fleet.bench.report import picture_source
 
 _TITLES = {EAGER: "torch eager", EAGER_CHANNELS_LAST: "torch eager, channels last", COMPILED: "torch.compile"}

@@ -11,8 +11,8 @@ from typing import get_args
 
 import torch
 
-from dlfd_fleet.bench.compare import Bed
 from dlfd_fleet.bench.experiment import Experiment, labelled
+from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, file_of, prepare
@@ -51,7 +51,7 @@ class Subject:
         return (self.folder / MODEL_FILE if file == self.folder else file).stat().st_size
 
 
-def make_subjects(bed: Bed, folder: Path) -> tuple[Subject, Subject]:
+def make_subjects(models: ExperimentModels, folder: Path) -> tuple[Subject, Subject]:
     """Return the original and what DLFD makes of it, in every format; training and forgetting are cached.
 
     Raises
@@ -59,24 +59,24 @@ def make_subjects(bed: Bed, folder: Path) -> tuple[Subject, Subject]:
     ExportError
         If there is no fp32 file: without it there is none.
     """
-    original, experiment = bed.original, bed.experiment
-    unlearned, card = _unlearned(bed, original)
+    original, experiment = models.original, models.experiment
+    unlearned, card = _unlearned(models, original)
     return (
         _export(original, experiment.card, folder / "original", experiment),
         _export(unlearned, card, folder / "unlearned", experiment),
     )
 
 
-def _unlearned(bed: Bed, original: FaceClassifier) -> tuple[FaceClassifier, ModelCard]:
-    experiment, settings = bed.experiment, bed.experiment.settings
+def _unlearned(models: ExperimentModels, original: FaceClassifier) -> tuple[FaceClassifier, ModelCard]:
+    experiment, settings = models.experiment, models.experiment.settings
     card = experiment.card.model_copy(
         update={"kind": "unlearned", "epoch": 1, "parent": digest(state_arrays(original))}
     )
     decides = [card.model_dump(), settings.unlearning.model_dump(), settings.bench.augmentation.model_dump()]
     text = json.dumps([decides, experiment.digest()], sort_keys=True)
-    folder = bed.cache / f"unlearned-{experiment.seed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder = models.cache / f"unlearned-{experiment.seed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not folder.exists():
-        model = Bed(experiment, bed.cache).original  # DLFD works in place
+        model = ExperimentModels(experiment, models.cache).original  # DLFD works in place
         dlfd(
             UnlearningProblem(
                 model=model,

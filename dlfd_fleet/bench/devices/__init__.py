@@ -1,0 +1,1 @@
+"""One model in every format, and in torch: ``dlfd-fleet bench devices``."""

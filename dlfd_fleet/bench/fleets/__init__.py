@@ -1,0 +1,1 @@
+"""Whole fleets beside each other, on virtual nodes: ``dlfd-fleet bench fleets``."""

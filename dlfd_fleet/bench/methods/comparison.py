@@ -1,0 +1,167 @@
+"""One method on one seed: tuned on validation people, limited in time, measured on people no gate has seen."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from dlfd_fleet.audit import ATTACKS, Observation
+from dlfd_fleet.bench.cost import PassSeconds, peak_memory
+from dlfd_fleet.bench.evidence import References, observe
+from dlfd_fleet.bench.experiment import MAKES_MODELS, digest_of_code, labelled
+from dlfd_fleet.bench.models import ExperimentModels
+from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
+from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.unlearning import (
+    METHODS,
+    Candidate,
+    UnlearningProblem,
+    UnlearnOutcome,
+    UtilityFloor,
+    checkpoint_rank,
+    dlfd,
+    loss_monitor,
+)
+
+_RUN_APART = 1_000_000
+_MAKES_ROWS = (
+    "dlfd_fleet.audit",
+    "dlfd_fleet.unlearning",
+    "dlfd_fleet.bench.cost",
+    "dlfd_fleet.bench.evidence",
+    "dlfd_fleet.bench.models",
+    "dlfd_fleet.bench.rows",
+    __name__,
+)
+
+
+def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row:
+    """Run one method of the registry and attack what it leaves.
+
+    Every candidate of its tuning grid starts from the original, under the same limit of wall-clock time; validation
+    people choose the best one.
+
+    Parameters
+    ----------
+    index
+        Which of the method's runs; each has its own batches, augmentation and dropout.
+    """
+    best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
+    experiment = models.experiment
+    gate = experiment.settings.unlearning
+    monitor = loss_monitor(*(labelled(part) for part in (experiment.forget, experiment.validation, experiment.retain)))
+    original = monitor(models.original)
+    floor = UtilityFloor.under(original, gate.max_utility_drop, by_chance=True)
+    tuning = 0.0
+    for candidate in METHODS.find(method).candidates:
+        trial = _unlearn(models, candidate, _seed_of_run(experiment.seed, index))
+        tuning += trial.outcome.cost.seconds
+        rank = checkpoint_rank(monitor(trial.outcome.model), floor, gate.gate)
+        if best is None or rank > best[0]:
+            best = rank, candidate, trial
+    assert best is not None  # noqa: S101 - a registered method has a candidate
+    _, chosen, trial = best
+    outcome, cost, least = trial.outcome, trial.outcome.cost, trial.passes.floor(trial.outcome.cost)
+    again = models.relearn(outcome.model)
+    extra = {
+        "seconds": cost.seconds,
+        "share_of_retraining_time": cost.seconds / models.retraining_seconds(trial.passes),
+        "times_floor": cost.seconds / least if least else 0.0,
+        "monitor_share": cost.monitor_seconds / cost.seconds,
+        "tuning_seconds": tuning,
+        "peak_memory_ratio": trial.memory,
+        "own_success": float(outcome.success),
+        "image_passes_forward": cost.forward_images,
+        "image_passes_backward": cost.backward_images,
+    }
+    settings = _described(chosen)
+    if chosen.unlearner is dlfd:
+        settings = experiment.settings.unlearning.model_dump(exclude={"max_seconds", "epochs"}) | settings
+    return _row(models, method, observe(outcome.model, experiment), again, extra, settings, index=index)
+
+
+def measure_references(models: ExperimentModels) -> Iterator[Row]:
+    """Attack the original, and each retrained model beside the others: what chance alone makes of a perfect method."""
+    known, retraining = models.references, models.retraining_seconds(models.measure_seconds())
+    yield _row(models, ORIGINAL, known.original, models.relearn(models.original), {}, {})
+    again = [known.relearned, *(models.relearn(models.retrained(index)) for index in range(1, len(known.retrained)))]
+    for index, model in enumerate(known.retrained):
+        others = [other for other in known.retrained if other is not model]
+        beside = References(known.original, others, known.reference_models, again[index - 1])
+        extra = {"seconds": retraining, "share_of_retraining_time": 1.0}
+        yield _row(models, RETRAINED, model, again[index], extra, {}, beside, index)
+
+
+def row_key(settings: Settings, method: str, faces: str) -> str:
+    """Return a digest of everything that decides a row, for resuming: settings, images, and the code of the methods."""
+    tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
+    tree["bench"].pop("jobs")
+    # Rows of different code belong in no one table.
+    code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
+    candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
+    parts = json.dumps([tree, method, candidates, list(ATTACKS), faces, code], default=str)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A candidate's outcome, the machine's speed beside it, and its peak memory in those of an ordinary step."""
+
+    outcome: UnlearnOutcome
+    passes: PassSeconds
+    memory: float
+
+
+def _seed_of_run(seed: int, index: int) -> int:
+    """Return the seed of a run's random numbers: the split's own for the first, and no other split's."""
+    return seed + _RUN_APART * index
+
+
+def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Trial:
+    """Run a candidate on a copy of the original."""
+    before = models.measure_seconds()
+    experiment = models.experiment
+    bench = experiment.settings.bench
+    limit = bench.time_limit * candidate.time * models.retraining_seconds(before)
+    shared = {"max_seconds": limit, "batch_size": bench.batch_size}
+    settings = experiment.settings.unlearning.model_copy(update=shared | dict(candidate.changes))
+    device = next(models.original.parameters()).device
+    ordinary = models.ordinary_bytes
+    with peak_memory(device) as own:
+        outcome = candidate.unlearner(
+            UnlearningProblem(
+                model=copy.deepcopy(models.original),
+                retain=labelled(experiment.retain),
+                forget=labelled(experiment.forget),
+                validation=labelled(experiment.validation),
+                settings=settings,
+                seed=seed,
+                class_weights=experiment.class_weights,
+                augment=augmentation(experiment.settings.bench.augmentation),
+            )
+        )
+    passes = before.mean_with(models.measure_seconds())
+    return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    own: dict[str, Any] = vars(candidate.unlearner) if is_dataclass(candidate.unlearner) else {}
+    return own | dict(candidate.changes) | ({} if candidate.time == 1.0 else {"time": candidate.time})
+
+
+def _row(
+    models: ExperimentModels,
+    method: str,
+    model: Observation,
+    again: Observation,
+    extra: dict[str, float],
+    settings: dict[str, Any],
+    references: References | None = None,
+    index: int = 0,
+) -> Row:
+    return row_of(models.experiment, references or models.references, method, model, again, extra, settings, index)

@@ -1,0 +1,78 @@
+"""The models of an experiment: trained once, cached on disk, used by every method."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dlfd_fleet.audit import Observation
+from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
+from dlfd_fleet.bench.evidence import References, observe
+from dlfd_fleet.bench.experiment import Experiment, labelled, reference
+from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.models import FaceClassifier, FeatureClassifier
+from dlfd_fleet.unlearning import fit, recalibrate
+
+
+@dataclass(frozen=True)
+class ExperimentModels:
+    """The models of one experiment, cached on disk: the original, and those that a method is compared with."""
+
+    experiment: Experiment
+    cache: Path
+
+    @cached_property
+    def original(self) -> FaceClassifier:
+        """The model that all methods start from."""
+        return reference(self.experiment, "original", 0, self.cache).model
+
+    def retrained(self, index: int) -> FaceClassifier:
+        """One of the models trained without the forgotten people."""
+        return reference(self.experiment, "retrained", index, self.cache).model
+
+    @cached_property
+    def references(self) -> References:
+        """What the original and the retrained models say of every image."""
+        models = [self.retrained(index) for index in range(self.experiment.settings.bench.references)]
+        observed = [observe(model, self.experiment) for model in models]
+        return References(
+            original=observe(self.original, self.experiment),
+            retrained=observed,
+            reference_models=observed,
+            relearned=self.relearn(models[0]),
+        )
+
+    def relearn(self, model: FeatureClassifier) -> Observation:
+        """Train a copy on retain images as any later round would, and observe it: relearning (arXiv 2505.22310)."""
+        settings, again = self.experiment.settings, copy.deepcopy(model)
+        fit(
+            again,
+            labelled(self.experiment.retain),
+            settings.training.model_copy(update={"batch_size": settings.bench.batch_size}),
+            epochs=settings.bench.relearning_epochs,
+            learning_rate=settings.bench.relearning_rate,
+            seed=self.experiment.seed,
+            class_weights=self.experiment.class_weights,
+            augment=augmentation(settings.bench.augmentation),
+        )
+        recalibrate(again, labelled(self.experiment.retain))
+        return observe(again, self.experiment)
+
+    def measure_seconds(self) -> PassSeconds:
+        """Return the seconds of one image here and now: a machine's speed changes with what else it does."""
+        batch_size = self.experiment.settings.bench.batch_size
+        return measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
+
+    @cached_property
+    def ordinary_bytes(self) -> int:
+        """What an ordinary training step takes: the model, its gradients, momentum and activations."""
+        batch_size = self.experiment.settings.bench.batch_size
+        with peak_memory(next(self.original.parameters()).device) as peak:
+            measure_passes(copy.deepcopy(self.original), labelled(self.experiment.retain), batch_size)
+        return peak.grown
+
+    def retraining_seconds(self, passes: PassSeconds) -> float:
+        """Return the seconds of a retraining at this speed."""
+        return self.experiment.settings.bench.epochs * len(self.experiment.retain) * passes.train

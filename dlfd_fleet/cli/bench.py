@@ -1,0 +1,78 @@
+"""The benchmarks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlfd_fleet.cli.options import Config, Overrides, console, load
+
+app = typer.Typer(no_args_is_help=True, help="Compare DLFD with its peers, whole fleets, device files; measure load.")
+
+Seeds = Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")]
+Budget = Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")]
+Data = Annotated[str | None, typer.Option(help="'orl', or a manifest of faces; by default what the settings name.")]
+
+
+@app.command()
+def methods(
+    data: Data = None,
+    methods: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
+    seeds: Seeds = 5,
+    budget: Budget = "30m",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare DLFD with every peer and with retraining; run it again to go on where the budget ended."""
+    from dlfd_fleet.bench.methods.command import methods_command
+
+    methods_command(load(config, overrides, _source(data)).settings, methods, seeds, budget, console)
+
+
+@app.command()
+def fleets(
+    data: Data = None, seeds: Seeds = 5, budget: Budget = "30m", config: Config = None, overrides: Overrides = None
+) -> None:
+    """Compare whole fleets, on virtual nodes; run it again to go on where the budget ended."""
+    from dlfd_fleet.bench.fleets.command import fleets_command
+
+    fleets_command(load(config, overrides, _source(data)).settings, seeds, budget, console)
+
+
+@app.command()
+def devices(data: Data = None, config: Config = None, overrides: Overrides = None) -> None:
+    """Run one model in each format, and in torch: latency, size, memory, accuracy and leak."""
+    from dlfd_fleet.bench.devices.command import devices_command
+
+    devices_command(load(config, overrides, _source(data)).settings, console)
+
+
+@app.command()
+def sites(
+    counts: Annotated[str, typer.Argument(help="Numbers of sites: 10,100,1000.")],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure time and memory of the coordinator by its number of sites."""
+    from dlfd_fleet.bench.load.sites import sites_command
+
+    sites_command(load(config, overrides, {}).settings, counts, console)
+
+
+@app.command()
+def polling(
+    devices: Annotated[int, typer.Argument(min=1, help="Number of devices that poll.")],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure the repository under the polls of so many devices."""
+    from dlfd_fleet.bench.load.polling import polling_command
+
+    polling_command(devices, load(config, overrides, {}).settings.state_folder / "bench-delivery", console)
+
+
+def _source(data: str | None) -> dict[str, object]:
+    if data is None:
+        return {}
+    return {"data.source": data} if data == "orl" else {"data.source": "manifest", "data.manifest": data}
