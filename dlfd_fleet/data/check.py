@@ -7,10 +7,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from dlfd_fleet.data.manifest import cell_problems, read_cells
+from dlfd_fleet.exceptions import DataError, ImageError
+from dlfd_fleet.images import read_pixels
 from dlfd_fleet.progress import ProgressDisplay
+
+_ANY_SIZE = 32  # pixels
 
 
 @dataclass(frozen=True, order=True)
@@ -89,14 +91,13 @@ def _image_problems(
         return [Problem(number, "image", f"'{name}' is listed in row {first} already; remove one of the rows")]
     file = folder / name
     try:
-        content = file.read_bytes()
-        with Image.open(file) as image:
-            image.load()
-    except FileNotFoundError:
-        return [Problem(number, "image", f"there is no file {file}")]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [Problem(number, "image", f"{file} is no readable image, or is truncated: {error}")]
-    row, person = contents.setdefault(hashlib.sha256(content).hexdigest(), (number, identity))
+        read_pixels(file, _ANY_SIZE)
+    except ImageError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return [Problem(number, "image", f"there is no file {file}" if missing else f"{file}: {error.reason}")]
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    row, person = contents.setdefault(digest, (number, identity))
     if person != identity:
         return [Problem(number, "image", f"'{name}' is the very image of row {row} under another person")]
     return []

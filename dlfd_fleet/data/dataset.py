@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.images import read_pixels
 from dlfd_fleet.settings import AugmentationSettings
 
 
@@ -106,22 +105,14 @@ def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] 
 
 
 def read_image(file: Path, image_size: int) -> Tensor:
-    """Return an image upright, in colour and square, uint8 ``(3, S, S)``; the device agent reads it the same way.
+    """Return :func:`~dlfd_fleet.images.read_pixels` of a file as a tensor, uint8 ``(3, S, S)``.
 
     Raises
     ------
-    DataError
-        If the file is missing, truncated or no image.
+    ImageError
+        If the file is missing, damaged or no usable image.
     """
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            resized = upright.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no image {file}.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is no readable image, or is truncated: {error}.") from error
-    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+    return torch.from_numpy(read_pixels(file, image_size)).permute(2, 0, 1)
 
 
 def augmentation(settings: AugmentationSettings) -> Callable[[Tensor, torch.Generator], Tensor] | None:
