@@ -13,6 +13,14 @@ from dlfd_fleet.exceptions import ConfigurationError
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES",
+        help="The fleet's classes in order, separated by commas; those of the manifest by default. "
+        "A name that holds a comma stands in quotation marks: '\"hat, red\",none'.",
+    ),
+]
 console = Console()
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dlfd_fleet.cli.forget import requests_table
-from dlfd_fleet.cli.options import console
+from dlfd_fleet.cli.options import Classes, console
 
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, look at it, purge it.")
 
@@ -20,10 +20,7 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
     manifest: Annotated[Path, typer.Option(help="The site's faces: image,identity,label[,site][,split].")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(help="The fleet's classes in order, separated by commas; the manifest's by default."),
-    ] = None,
+    classes: Classes = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the model's input, pixels.")] = 64,
     validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
     test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
@@ -36,6 +33,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
 ) -> None:
     """Make the folder of a site; its images stay where they are."""
+    from dlfd_fleet.data import class_names
     from dlfd_fleet.ledger.site_setup import init_site
 
     init_site(
@@ -43,7 +41,7 @@ def init(
         name=name,
         manifest=manifest,
         root=root,
-        classes=tuple(classes.split(",")) if classes else None,
+        classes=class_names(classes),
         image_size=image_size,
         validation_people=validation_people,
         test_people=test_people,

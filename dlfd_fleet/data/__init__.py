@@ -4,7 +4,7 @@ Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this m
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest
-from dlfd_fleet.data.classes import balanced_weights
+from dlfd_fleet.data.classes import balanced_weights, class_names, refuse_wrong_classes
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.data.site_images import copy_images, image_digest, purge_rows, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
@@ -20,6 +20,7 @@ __all__ = [
     "celeba_manifest",
     "check_manifest",
     "choose_people_to_forget",
+    "class_names",
     "copy_images",
     "image_digest",
     "open_source",
@@ -27,6 +28,7 @@ __all__ = [
     "orl_manifest",
     "purge_rows",
     "read_manifest",
+    "refuse_wrong_classes",
     "returned_images",
     "synthesize",
     "systematic_sample",

@@ -41,7 +41,12 @@ def check_manifest(
     DataError
         If the table itself cannot be read.
     """
-    folder, rows = root or file.parent, list(read_cells(file))
+    folder = (root or file.parent).absolute()
+    rows = list(read_cells(file, folder))
+    if not rows:
+        return [Problem(1, "image", "no rows follow the header; list at least one image")]
+    if not folder.is_dir():
+        raise DataError(f"There is no image folder {folder}; name the right one with --root.")
     problems = []
     images: dict[str, int] = {}
     contents: dict[str, tuple[int, str]] = {}
@@ -49,7 +54,9 @@ def check_manifest(
     with progress.phase(f"Checking {len(rows)} images", len(rows)) as advance:
         for number, cells in rows:
             own = [Problem(number, column, sentence) for column, sentence in cell_problems(cells)]
-            own += _label_problems(number, cells, classes) + _person_problems(number, cells, splits)
+            if not any(problem.column == "label" for problem in own):
+                own += _label_problems(number, cells, classes)
+            own += _person_problems(number, cells, splits)
             if not any(problem.column == "image" for problem in own):
                 own += _image_problems(number, cells, folder, images, contents)
             problems += own
@@ -59,7 +66,7 @@ def check_manifest(
 
 def _label_problems(number: int, cells: Mapping[str, str], classes: Collection[str] | None) -> list[Problem]:
     label = cells["label"]
-    if classes is None or not label or label in classes:
+    if classes is None or label in classes:
         return []
     return [Problem(number, "label", f"'{label}' is no class; the classes are {', '.join(sorted(classes))}")]
 

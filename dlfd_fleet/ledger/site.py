@@ -17,7 +17,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dlfd_fleet.data import Manifest, read_manifest, returned_images
+from dlfd_fleet.data import Manifest, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
@@ -58,6 +58,15 @@ class SiteCard(BaseModel):
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
     ledger: str = LEDGER_FILE
+
+    @field_validator("classes")
+    @classmethod
+    def _one_name_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            refuse_wrong_classes(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return value
 
     @field_validator("ledger")
     @classmethod

@@ -7,9 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.data import Row, read_manifest, write_manifest
+from dlfd_fleet.data.manifest import MISSING
 from dlfd_fleet.exceptions import DataError
 
-TEXT = st.text(string.ascii_letters + string.digits + " ,;\"'äß漢", min_size=1, max_size=12).filter(str.strip)
+NAMES_OF_NOTHING = {*MISSING, "none"}
+TEXT = st.text(string.ascii_letters + string.digits + " ,;\"'äß漢", min_size=1, max_size=12).filter(
+    lambda text: text.strip() and text.strip() not in NAMES_OF_NOTHING
+)
 ROWS = st.lists(
     st.builds(
         Row,
