@@ -68,11 +68,11 @@ def read_pixels(file: Path, size: int) -> NDArray[np.uint8]:
     ImageError
         If the file is missing, damaged, no image, or one whose pixels could only be guessed.
     """
-    kind = ""
+    opened = False
     try:
         _check_file(file)
         with Image.open(file, formats=_known_formats()) as image:
-            kind = image.format or ""
+            opened = True
             return _pixels(image, size)
     except _UnusableImageError as error:
         raise ImageError(file, str(error)) from None
@@ -82,8 +82,8 @@ def read_pixels(file: Path, size: int) -> NDArray[np.uint8]:
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             raise ImageError(file, error.strerror) from error
-        detail = f": its {kind} data are truncated or broken" if kind else f" of a kind that is read ({_KINDS})"
-        raise ImageError(file, f"it is damaged or not an image{detail}") from error
+        unknown = "" if opened else f" of a kind that is read ({_KINDS})"
+        raise ImageError(file, f"it is damaged or not an image{unknown}") from error
 
 
 def _check_file(file: Path) -> None:

@@ -257,5 +257,5 @@ def test_whatever_a_decoder_raises_is_damage(tmp_path, monkeypatch, error):
 
     (tmp_path / "face.png").write_bytes(saved(GREY, "PNG"))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
-    with pytest.raises(ImageError, match="damaged or not an image: its PNG data are truncated or broken"):
+    with pytest.raises(ImageError, match="it is damaged or not an image"):
         read_on_device(tmp_path / "face.png", SIDE)

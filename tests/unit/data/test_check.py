@@ -31,8 +31,8 @@ def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
 
     expected = {
         (2, "image"): "there is no file",
-        (3, "image"): "truncated",
-        (4, "image"): "damaged or not an image",
+        (3, "image"): "damaged or not an image",
+        (4, "image"): "not an image of a kind that is read",
         (5, "label"): "'a hat' is no class",
         (7, "split"): "'test' here and in '' in row 6",
         (50, "image"): "listed in row 6 already",
