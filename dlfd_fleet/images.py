@@ -6,8 +6,10 @@ whose sentence says why not. What it does to which file is told in ``docs/data.m
 
 from __future__ import annotations
 
+import ctypes
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,10 @@ _PHOTOMETRIC = 262
 # Pillow warns of damage on its way to an error, or reads on without harm; what matters is raised here. A filter of one
 # call would not do: sites read in threads, and the filters are the whole process's.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# libtiff, inside Pillow, prints the errors that Pillow then raises; where it cannot be silenced, it goes on printing.
+with suppress(AttributeError, OSError):
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class _UnusableImageError(Exception):
@@ -138,7 +144,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     """Return how the file holds its pixels, in Pillow's words, such as ``RGB;16B``; gone once it is loaded."""
     if not image.tile:
         return ""
-    arguments = image.tile[0].args
+    arguments = image.tile[0][3]
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 

@@ -250,6 +250,15 @@ def test_every_decoders_error_is_one_sentence(tmp_path):
     assert read > 0
 
 
+def test_a_decoder_prints_nothing_of_its_own(tmp_path, capfd):
+    content = bytearray(saved(DEEP, "TIFF", compression="tiff_lzw"))
+    content[100:-300] = b"\xff" * (len(content) - 400)
+    (tmp_path / "face.tif").write_bytes(content)
+    with pytest.raises(ImageError, match="it is damaged or not an image"):
+        read_on_device(tmp_path / "face.tif", SIDE)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("error", [RuntimeError, EOFError, MemoryError, struct.error, KeyError, AssertionError])
 def test_whatever_a_decoder_raises_is_damage(tmp_path, monkeypatch, error):
     def fail(_image):
