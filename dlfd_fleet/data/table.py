@@ -38,7 +38,7 @@ _WHOLE_IMAGES = (
     "its path (docs/data.md shows how)"
 )
 _MOST_SHOWN = 60  # characters of a cell in a sentence
-_EXCEL_FIRST_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+_EXCEL_FIRST_LINE = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 _FRACTION = re.compile(r"-?\d+\.\d*[1-9]\d*")
@@ -89,12 +89,12 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> 
 def _lines(file: Path, known: Sequence[str]) -> Lines:
     with file.open("rb") as stream:
         head = stream.read(8)
-    for mark, sentence in _NO_TABLES.items():
-        if head.startswith(mark):
-            raise _UnreadableError(sentence)
-    if head.startswith(_PARQUET) or file.suffix.lower() == ".parquet":
-        return _parquet_lines(file)
-    return _csv_lines(_text(file.read_bytes()), known)
+        for mark, sentence in _NO_TABLES.items():
+            if head.startswith(mark):
+                raise _UnreadableError(sentence)
+        if head.startswith(_PARQUET) or file.suffix.lower() == ".parquet":
+            return _parquet_lines(file)
+        return _csv_lines(_text(head + stream.read()), known)
 
 
 def _columns(file: Path, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
