@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, _imaging
 
 from dlfd_fleet.exceptions import ImageError
 
@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # libtiff, inside Pillow, prints the errors that Pillow then raises; where it cannot be silenced, it goes on printing.
 with suppress(AttributeError, OSError):
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 class _UnusableImageError(Exception):
