@@ -7,6 +7,7 @@ whose sentence says why not. What it does to which file is told in ``docs/data.m
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 import warnings
 from contextlib import suppress
@@ -44,6 +45,9 @@ _PHOTOMETRIC = 262
 # Pillow warns of damage on its way to an error, or reads on without harm; what matters is raised here. A filter of one
 # call would not do: sites read in threads, and the filters are the whole process's.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Nor does Pillow's log come to a screen by itself: a program that wants it sets up logging.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # libtiff, inside Pillow, prints the errors that Pillow then raises; where it cannot be silenced, it goes on printing.
 with suppress(AttributeError, OSError):
