@@ -259,8 +259,11 @@ class DeliverySettings(Section):
         (0.1, 0.5, 1.0), description="Shares of the devices that a rollout goes through after the canaries."
     )
     failed_share: Fraction = Field(0.1, description="Share of failed devices above which a rollout aborts by itself.")
-    least_reports: Count = Field(1, description="Devices that must have tried a release before it does.")
-    report_hours: Positive = Field(24.0, description="How far the time of a device's report may be from ours.")
+    least_reports: Count = Field(
+        20,
+        description="Devices that must have tried a release before it does; all that may take it, if they are fewer.",
+    )
+    report_hours: Positive = Field(24.0, description="How old a device's report may be.")
 
     @model_validator(mode="after")
     def _enough_keys(self) -> DeliverySettings:

@@ -73,7 +73,7 @@ class _Device:
         self._client = UpdateClient(folder / "tuf", url, root)
         self._http = urllib3.PoolManager()
         self._release: Release | None = None
-        self._digest = ""
+        self._digest = self._nonce = ""
 
     def poll(self) -> float:
         """Do what a device does now and then; return how long it took, seconds."""
@@ -89,10 +89,13 @@ class _Device:
         return time.perf_counter() - started
 
     def _report(self, release: Release) -> None:
+        nonce = secrets.token_hex(16)
         report = DeviceReport(
             device=self._signer.public_key.keyid,
             time=datetime.now(UTC),
-            nonce=secrets.token_hex(16),
+            nonce=nonce,
+            follows=(self._nonce,) if self._nonce else (),
+            failed=(),
             sequence=release.sequence,
             version=release.version,
             epoch=release.epoch,
@@ -108,6 +111,7 @@ class _Device:
         answer = self._http.request("POST", self._url + REPORTS_PATH, json=envelope.to_dict(), timeout=_PATIENCE)
         if answer.status != _ACCEPTED:
             raise DeviceError(f"The report was refused: {answer.data.decode()}.")
+        self._nonce = nonce
 
 
 def measure_delivery(

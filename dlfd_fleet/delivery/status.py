@@ -24,6 +24,12 @@ def delivery_status(delivery: Delivery) -> RenderableType:
     devices = delivery.devices.devices()
     parts.append(_devices(devices) if devices else "No device is enrolled.")
     parts += [_erasure(delivery, epoch) for epoch in published_epochs(delivery.devices)]
+    parts += [
+        escape(f"ALARM {alarm.at:%Y-%m-%d %H:%M} {device.name}: {alarm.said}.")
+        for device in devices
+        if device.retired is None
+        for alarm in device.alarms
+    ]
     names = {device.id: device.name for device in devices}
     parts += [
         escape(f"{attack.at:%Y-%m-%d %H:%M} {names[attack.device]} refused: {attack.said}")
@@ -76,12 +82,13 @@ def _devices(devices: list[Device]) -> Table:
     for device in devices:
         report = device.report
         said = (
-            (report.version, str(report.epoch), str(report.floor), "yes" if report.healthy else "NO")
+            (escape(report.version), str(report.epoch), str(report.floor), "yes" if report.healthy else "NO")
             if report
             else ("-", "-", "-", "-")
         )
         when = f"{device.received_at:%Y-%m-%d %H:%M}" if device.received_at else "never"
         note = f"retired: {device.retired}" if device.retired else "canary" if device.canary else ""
+        note = "ALARM" if device.alarms and not device.retired else note
         table.add_row(escape(device.name), device.id[:_ID_SHOWN], *said, when, escape(note))
     return table
 

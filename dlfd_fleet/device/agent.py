@@ -279,7 +279,7 @@ class Agent:
                 offered = self._offered_lease()
                 if not report.is_due(self.state, floor, now, offered):
                     return
-                self._save(report.write_report(self._folder, self.state, floor, now, offered))
+                self._save(report.write_report(self._folder, self.state, floor, now, offered, datetime.now(UTC)))
             self._save(report.send_report(self._folder, self.state).but(unreported=""))
             self._lease()
             self._folder.waiting_report.unlink()
@@ -298,7 +298,13 @@ class Agent:
         self.state = state
 
     def _refuse(self, slot: Slot, error: DeviceError) -> None:
-        refusal = Refusal(target=slot.target, sha256=slot.sha256, reason=str(error), time=self._clock.now())
+        refusal = Refusal(
+            target=slot.target,
+            sha256=slot.sha256,
+            sequence=slot.release.sequence,
+            reason=str(error),
+            time=self._clock.now(),
+        )
         self.state = self.state.but(refusals=(*self.state.refusals, refusal))
         self._note(error)
 

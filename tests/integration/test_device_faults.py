@@ -33,11 +33,26 @@ def site(tmp_path) -> Iterator[Site]:
         yield made
 
 
+def sealed(content: bytes) -> bytes:
+    """What the device takes for undamaged: a digest, and content of it."""
+    return sha256(content).encode() + b"\n" + content
+
+
 # ---------------------------------------------------------------------- faults of the device
 
 
 @pytest.mark.parametrize("damaged", ["floor", "floor.copy"])
-@pytest.mark.parametrize("content", [None, b"", b"0", b"\xff" * 70])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"0",
+        b"\xff" * 70,
+        *(sealed(each) for each in (b"9" * 5000, b"9999999999", b"-1", b" 3", b"1_0", b"3.0")),
+    ],
+    ids=range(10),
+)
 def test_damaged_floor_file_does_not_lower_the_floor_and_is_mended(site, damaged, content):
     site.publish(3, 1)
     site.started().poll()
@@ -48,6 +63,38 @@ def test_damaged_floor_file_does_not_lower_the_floor_and_is_mended(site, damaged
     assert runs(agent, "1", 3)
     agent.poll()
     assert file.read_bytes() == whole
+
+
+def test_floor_of_absurd_digits_in_both_copies_is_one_sentence(site):
+    for file in ("floor", "floor.copy"):
+        (site.path / file).write_bytes(sealed(b"9" * 5000))
+    with pytest.raises(DeviceError, match=r"cannot tell which models it may run"):
+        site.started()
+
+
+def test_device_that_lost_its_state_or_one_copy_of_its_chain_is_still_one_machine(site):
+    site.publish(1, 1)
+    site.started().poll()
+    for file in (*site.path.glob("state.json*"), site.path / "chain"):
+        file.unlink()
+    site.publish(2, 2)
+    site.started().poll()
+    first, second = site.reports()
+    assert second.follows == (first.nonce,)
+
+
+def test_report_that_was_refused_is_followed_by_one_that_names_it(site):
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    site.coordinator.report_status = 400
+    site.publish(2, 2)
+    agent.poll()
+    site.coordinator.report_status = 204
+    agent.poll()
+    first, second = site.reports()
+    assert len(second.follows) == 2
+    assert second.follows[0] == first.nonce
 
 
 def test_device_that_lost_its_floor_refuses_to_run_anything(site):
