@@ -8,7 +8,9 @@ comes with a whole request is served, however many others come with half of one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -23,9 +25,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dlfd_fleet.exceptions import DeviceError
 
+logger = logging.getLogger(__name__)
 _SHARE_OF_FILES = 2
 _LARGEST_HEAD = 2**15
 _GRACE_SECONDS = 5
+_AT_A_STROKE = 16
 _HANDSHAKE_SECONDS = 10.0
 
 
@@ -223,13 +227,25 @@ class Server(uvicorn.Server):
         )
         loop, context = asyncio.get_running_loop(), self.config.ssl
         patience = _HANDSHAKE_SECONDS if context else None
-        self.servers = [
-            await loop.create_server(
-                new, sock=each, ssl=context, ssl_handshake_timeout=patience, backlog=self.config.backlog
+        loop.set_exception_handler(_say)
+        self.servers = []
+        for each in sockets or []:
+            # To asyncio the backlog is how many connections it accepts at a stroke: so many files must be free.
+            server = await loop.create_server(
+                new, sock=each, ssl=context, ssl_handshake_timeout=patience, backlog=_AT_A_STROKE
             )
-            for each in sockets or []
-        ]
+            each.listen(self.config.backlog)
+            self.servers.append(server)
         self.started = True
+
+
+def _say(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say in a line that no more files may be opened, which asyncio tells with a traceback; and the rest as ever."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        logger.warning("No more files may be opened (%s): new connections wait.", error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 def listening(host: str, port: int) -> socket.socket:

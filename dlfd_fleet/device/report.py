@@ -45,36 +45,38 @@ class _Chain(BaseModel):
         return (*((self.taken,) if self.taken else ()), *self.written)
 
 
-def is_due(state: DeviceState, floor: int, now: datetime, lease_until: datetime | None) -> bool:
-    """Tell whether there is something to report, or a day has passed since the last report was written."""
+def is_due(state: DeviceState, floor: int, now: datetime, wall: datetime, lease_until: datetime | None) -> bool:
+    """Tell whether there is something to report, or a day has passed since the last report was written.
+
+    Parameters
+    ----------
+    now
+        By the clock that leases are measured with, which does not go back.
+    wall
+        What the device's own clock says.
+    """
     if is_to_be_renewed(lease_until, state.acknowledged_lease, now):
         return True
     news = state.purged or state.attacks or state.told != _fingerprint(state, floor)
     # A report of the future is of a time when the clock was ahead.
-    return bool(news) or state.reported is None or not timedelta(0) <= now - state.reported < DAILY
+    return bool(news) or state.reported is None or not timedelta(0) <= wall - state.reported < DAILY
 
 
 def write_report(
-    folder: DeviceFolder,
-    state: DeviceState,
-    floor: int,
-    now: datetime,
-    lease_until: datetime | None,
-    time: datetime | None = None,
+    folder: DeviceFolder, state: DeviceState, floor: int, wall: datetime, lease_until: datetime | None
 ) -> DeviceState:
     """Sign a report and put it on disk to be sent; return the state, which remembers that it was written.
 
     Parameters
     ----------
-    time
-        What the device's own clock says, for the coordinator to compare with its own; ``now`` if omitted, which does
-        not go back after the clock was ahead once.
+    wall
+        What the device's own clock says, for the coordinator to compare with its own.
     """
     current = state.current.release if state.current else None
     chain, nonce = _read_chain(folder), secrets.token_hex(16)
     report = DeviceReport(
         device=folder.device,
-        time=time or now,
+        time=wall,
         nonce=nonce,
         follows=chain.nonces,
         failed=tuple(dict.fromkeys(refusal.sequence for refusal in state.refusals))[:_MOST_FAILED],
@@ -93,7 +95,7 @@ def write_report(
     # Before the report itself: whatever is sent, the next report says that it follows it.
     _write_chain(folder, chain.model_copy(update={"written": (*chain.written, nonce)[-RELEVANT_REPORTS:]}))
     write_durably(folder.waiting_report, json.dumps(envelope.to_dict()).encode())
-    return state.but(told=_fingerprint(state, floor), reported=now)
+    return state.but(told=_fingerprint(state, floor), reported=wall)
 
 
 def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
