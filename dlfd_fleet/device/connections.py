@@ -194,11 +194,11 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, application: Callable[..., Any], limits: Limits, **options: Any) -> None:
-        connection = cast("type[asyncio.Protocol]", partial(Connection, limits=limits))
+        self._connection = partial(Connection, limits=limits)
         super().__init__(
             uvicorn.Config(
                 application,
-                http=connection,
+                http=cast("type[asyncio.Protocol]", self._connection),
                 ws="none",
                 loop="asyncio",
                 log_config=None,
@@ -220,7 +220,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         new = partial(
-            self.config.http_protocol_class,
+            self._connection,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
