@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import socket
+import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +32,7 @@ _SHARE_OF_FILES = 2
 _LARGEST_HEAD = 2**15
 _GRACE_SECONDS = 5
 _AT_A_STROKE = 16
-_HANDSHAKE_SECONDS = 10.0
+_HANDSHAKE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; if there are too many, let the one that has waited longest make room."""
         super().connection_made(transport)
+        # The head and the body of an answer are two packets: the second must not wait for the first to be acknowledged.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._wait("head", self._limits.head_seconds)
         others = [each for each in self.connections if isinstance(each, Connection) and each is not self]
         if len(others) >= self._limits.connections:
@@ -182,6 +186,51 @@ class Connection(H11Protocol):
         self._timer, self._waits_for, self.waits_since = None, "", None
 
 
+class _Handshake(SSLProtocol):
+    """TLS of one connection. Where too many handshakes are unfinished, the oldest of them makes room."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: Connection,
+        context: ssl.SSLContext,
+        unfinished: dict[_Handshake, None],
+        most: int,
+    ) -> None:
+        waiter = cast(
+            "asyncio.Future[Any]", None
+        )  # nobody waits for it; asyncio's own type does not say that it may be
+        super().__init__(loop, connection, context, waiter, server_side=True, ssl_handshake_timeout=_HANDSHAKE_SECONDS)
+        self._connection, self._unfinished, self._most = connection, unfinished, most
+        self._below: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        self._below = cast("asyncio.Transport", transport)
+        if len(self._unfinished) >= self._most:
+            self._end_one()
+        self._unfinished[self] = None
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End, finished or not."""
+        self._unfinished.pop(self, None)
+        super().connection_lost(exc)
+
+    def _end_one(self) -> None:
+        for each in [each for each in self._unfinished if each.is_over]:
+            del self._unfinished[each]
+        oldest = next(iter(self._unfinished), None)
+        if oldest is not None and oldest._below is not None and len(self._unfinished) >= self._most:
+            del self._unfinished[oldest]
+            oldest._below.abort()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the handshake has ended, and the connection is one of HTTP."""
+        return self._connection.transport is not None
+
+
 class Server(uvicorn.Server):
     """A uvicorn server of one application under limits, on sockets that listen already.
 
@@ -194,6 +243,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, application: Callable[..., Any], limits: Limits, **options: Any) -> None:
+        self._limits = limits
         self._connection = partial(Connection, limits=limits)
         super().__init__(
             uvicorn.Config(
@@ -214,26 +264,26 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve, as uvicorn does; and end TLS handshakes that take long, which uvicorn has no option for."""
+        """Begin to serve, as uvicorn does; and limit unfinished TLS handshakes, which uvicorn has no option for."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             self.should_exit = True
             return
-        new = partial(
-            self._connection,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
+        plain = partial(
+            self._connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         loop, context = asyncio.get_running_loop(), self.config.ssl
-        patience = _HANDSHAKE_SECONDS if context else None
+        handshakes: dict[_Handshake, None] = {}
+        most = max(1, self._limits.connections // 2)
+
+        def new() -> asyncio.Protocol:
+            return plain() if context is None else _Handshake(loop, plain(), context, handshakes, most)  # type: ignore[return-value]
+
         loop.set_exception_handler(_say)
         self.servers = []
         for each in sockets or []:
             # To asyncio the backlog is how many connections it accepts at a stroke: so many files must be free.
-            server = await loop.create_server(
-                new, sock=each, ssl=context, ssl_handshake_timeout=patience, backlog=_AT_A_STROKE
-            )
+            server = await loop.create_server(new, sock=each, backlog=_AT_A_STROKE)
             each.listen(self.config.backlog)
             self.servers.append(server)
         self.started = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -36,6 +37,8 @@ from tests.unit.delivery.conftest import small_model
 from tests.unit.delivery.test_devices import signed_report
 
 PATIENCE = 60.0
+ANY_CERTIFICATE = ssl.create_default_context()
+ANY_CERTIFICATE.check_hostname, ANY_CERTIFICATE.verify_mode = False, ssl.CERT_NONE
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def wait_for(url):
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return urllib.request.urlopen(url, timeout=PATIENCE).read()
+            return urllib.request.urlopen(url, timeout=PATIENCE, context=ANY_CERTIFICATE).read()
         except OSError:
             assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.05)
@@ -80,14 +83,14 @@ def post(url, content):
 
 
 @contextmanager
-def running(delivery, seconds=3600.0, limits=LIMITS):
+def running(delivery, seconds=3600.0, limits=LIMITS, **options):
     """The server, in this process."""
     listener = listening("127.0.0.1", 0)
-    made = server(delivery, limits, seconds)
+    made = server(delivery, limits, seconds, **options)
     thread = threading.Thread(target=made.run, args=([listener],))
     thread.start()
     try:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http{'s' if options else ''}://127.0.0.1:{listener.getsockname()[1]}"
         wait_for(f"{url}/metadata/timestamp.json")
         yield url
     finally:
@@ -329,6 +332,21 @@ def test_unfinished_requests_keep_no_device_away(delivery, tmp_path, beginning):
         assert post(url, signed_report(camera, delivery.clock())) == (204, "")
         for each in slow:
             each.close()
+
+
+def test_unfinished_tls_handshakes_keep_no_device_away(delivery, tls, capfd):
+    options = {"ssl_certfile": tls / "ours.crt", "ssl_keyfile": tls / "ours.key"}
+    with running(delivery, limits=Limits(connections=8), **options) as url:
+        host, port = url.removeprefix("https://").split(":")
+        slow = [socket.create_connection((host, int(port))) for _ in range(60)]
+        for each in slow[::2]:
+            with suppress(ConnectionError):
+                each.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS at all
+        for _ in range(12):
+            assert b"timestamp" in wait_for(f"{url}/metadata/timestamp.json")
+        for each in slow:
+            each.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_an_unfinished_report_ends_at_its_deadline(delivery):
