@@ -32,7 +32,7 @@ Epoch = Annotated[int, Field(ge=0, le=MOST)]
 Sequence = Annotated[int, Field(ge=0, le=MOST)]
 Nonce = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 RELEVANT_REPORTS = 16
-"""How many of its own reports, of which it has not heard that they were taken, a device names in the next one."""
+"""How many of its reports that were taken a device names in the next one, and as many that it wrote since."""
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -136,9 +136,9 @@ class DeviceReport(_Signed):
     """By the device's own clock, set right or not."""
     nonce: Nonce
     """Random, once only: the same report sent twice counts once."""
-    follows: Annotated[tuple[Nonce, ...], Field(max_length=RELEVANT_REPORTS + 1)]
-    """Nonces of the last report that the coordinator took, as far as the device has heard, and of those that it wrote
-    since. A report that follows none that was taken last is of another machine with the same key."""
+    follows: Annotated[tuple[Nonce, ...], Field(max_length=2 * RELEVANT_REPORTS)]
+    """Nonces of the last reports that the coordinator took, as far as the device has heard, and of those that it wrote
+    since. If the one that was taken last is not among them, another machine has the same key."""
     sequence: Sequence
     """Of the release that it runs; 0 with none."""
     failed: Annotated[tuple[Sequence, ...], Field(max_length=100)]

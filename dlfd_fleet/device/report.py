@@ -36,13 +36,9 @@ class _Chain(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    taken: Nonce | None = None
+    taken: tuple[Nonce, ...] = ()
+    """The last one would do, but for a coordinator whose database was restored from a copy."""
     written: tuple[Nonce, ...] = ()
-
-    @property
-    def nonces(self) -> tuple[Nonce, ...]:
-        """What the next report says that it follows."""
-        return (*((self.taken,) if self.taken else ()), *self.written)
 
 
 def is_due(state: DeviceState, floor: int, now: datetime, wall: datetime, lease_until: datetime | None) -> bool:
@@ -78,7 +74,7 @@ def write_report(
         device=folder.device,
         time=wall,
         nonce=nonce,
-        follows=chain.nonces,
+        follows=(*chain.taken, *chain.written),
         failed=tuple(dict.fromkeys(refusal.sequence for refusal in state.refusals))[:_MOST_FAILED],
         sequence=current.sequence if current else 0,
         version=current.version if current else "",
@@ -130,7 +126,8 @@ def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
         raise UpdateUnreachableError(f"{folder.waiting_report} is damaged; another report is written.") from error
     except OSError as error:
         raise UpdateUnreachableError(f"{url} did not take the report: {error}.") from error
-    _write_chain(folder, _Chain(taken=report.nonce))
+    taken = dict.fromkeys((*_read_chain(folder).taken, report.nonce))
+    _write_chain(folder, _Chain(taken=tuple(taken)[-RELEVANT_REPORTS:]))
     return acknowledged(state, report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import socket
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from rich.console import Console
 
 from dlfd_fleet.delivery.delivery import Delivery
 from dlfd_fleet.delivery.devices import DeviceStore
@@ -19,6 +21,7 @@ from dlfd_fleet.delivery.keys import KeyRing, read_public_key
 from dlfd_fleet.delivery.publish import ReleasedModel, publish
 from dlfd_fleet.delivery.repository import Repository, now_utc
 from dlfd_fleet.delivery.server import application
+from dlfd_fleet.delivery.status import delivery_status
 from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.answering import NoAnswerError
 from dlfd_fleet.device.folder import DeviceFolder, DeviceSettings, init_device
@@ -143,6 +146,10 @@ def test_a_copied_disk_raises_an_alarm_until_its_key_is_retired(fleet, tmp_path)
     Agent(DeviceFolder(tmp_path / "copy")).poll()
     (standing,) = open_devices(fleet.delivery.devices, 1)
     assert (standing.device.name, "two machines have this key" in standing.reason) == ("camera 0", True)
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(delivery_status(fleet.delivery))
+    assert "camera 0: its report of" in shown.file.getvalue()
+    assert "Erasure epoch 1: kept open by 1 of 4 devices" in shown.file.getvalue()
     fleet.publish("3", 1)
     fleet.polled()
     assert fleet.keeping_open(1) == 1

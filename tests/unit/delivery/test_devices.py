@@ -247,6 +247,15 @@ def test_reports_of_one_machine_raise_no_alarm_whatever_is_lost_on_the_way(store
     assert store.find("camera-1").alarms == ()
 
 
+def test_a_database_that_is_restored_from_a_copy_raises_no_alarm(store, camera):
+    store.receive(signed_report(camera, NOW), NOW, DAY)  # and here it is copied
+    for hours in range(1, 10):
+        signed_report(camera, NOW + timedelta(hours=hours))  # taken, and forgotten with the rest
+    later = NOW + timedelta(hours=10)
+    store.receive(signed_report(camera, later), later, DAY)
+    assert store.find("camera-1").alarms == ()
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_two_machines_with_one_key_raise_an_alarm_that_keeps_every_erasure_open(store, camera, first):
     nonces = []
