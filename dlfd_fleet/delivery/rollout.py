@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
+from tuf.api.exceptions import RepositoryError
 
 from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery.contents import Contents
@@ -156,7 +157,7 @@ def read(repository: Repository, contents: Contents) -> Rollout | None:
         content = (repository.served / "targets" / target.get_prefixed_paths()[0]).read_bytes()
         target.verify_length_and_hashes(content)
         return Rollout.model_validate_json(content)
-    except (OSError, ValidationError) as error:
+    except (OSError, RepositoryError, ValidationError) as error:
         raise DeliveryError(f"The rollout in {repository.served} cannot be read: {error}.") from error
 
 

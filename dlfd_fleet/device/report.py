@@ -121,7 +121,7 @@ def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
         if error.code == HTTPStatus.BAD_REQUEST:
             folder.waiting_report.unlink()
         raise UpdateUnreachableError(f"{url} did not take the report: {error.code} {reason}.") from error
-    except (ValueError, KeyError, FormatError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
         folder.waiting_report.unlink()
         raise UpdateUnreachableError(f"{folder.waiting_report} is damaged; another report is written.") from error
     except OSError as error:

@@ -212,7 +212,20 @@ def test_device_that_is_enrolled_late_reports_at_the_next_poll(site):
     assert agent.state.unreported == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"payload": "", "payloadType": "", "signatures": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"9" * 5000,
+        b"[" * 10**5,
+        b'{"payload": 1, "payloadType": "", "signatures": 5}',
+        b'{"payload": "", "payloadType": "", "signatures": []}',
+    ],
+    ids=range(8),
+)
 def test_damaged_report_is_written_anew_with_everything_that_was_not_told(site, content):
     site.publish(1, 1)
     agent = site.started()
