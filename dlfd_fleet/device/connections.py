@@ -309,9 +309,12 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DeviceError(f"Cannot listen on {host}:{port}: {reason}.") from error
+    except socket.gaierror as error:
+        raise DeviceError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
+    except OSError as error:
+        raise DeviceError(f"Cannot listen on {host}:{port}: {os.strerror(error.errno or errno.EIO)}.") from error
+    except UnicodeError as error:
+        raise DeviceError(f"Cannot listen on {host}:{port}: this is no name of a host.") from error
 
 
 def raise_file_limit() -> int:
