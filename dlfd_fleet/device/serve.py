@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 LIMITS = Limits(connections=128)
 MOST_REQUESTS = 32
 """Inference requests at once, each with a whole body."""
-_AT_WORK = 4
+_AT_WORK = 2
 """Of these, the ones that are read and answered; the others wait."""
 _MOST_BYTES = 4 * LARGEST_REQUEST
 """Of all bodies together."""
@@ -163,7 +163,7 @@ class _Service:
             self._requests += 1
             try:
                 work = asyncio.get_running_loop().run_in_executor(
-                    self._workers, self._infer, path, bytes(body), json_length
+                    self._workers, self._infer, path, bytes(body), json_length, time.monotonic()
                 )
                 return await work
             finally:
@@ -196,8 +196,8 @@ class _Service:
         except NoAnswerError:
             return LARGEST_REQUEST
 
-    def _infer(self, path: str, body: bytes, json_length: int | None) -> _Answer:
-        action, loaded = self._model(path, WAIT_SECONDS)
+    def _infer(self, path: str, body: bytes, json_length: int | None, arrived: float) -> _Answer:
+        action, loaded = self._model(path, max(0.0, arrived + WAIT_SECONDS - time.monotonic()))
         if action != "/infer":
             raise _RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path:.200} is for GET.")
         request = read_request(body, json_length, loaded.model)
