@@ -19,6 +19,7 @@ from dlfd_fleet.federation.messages import Arrays, PendingReply
 from dlfd_fleet.federation.records import JobKind, JobRecord
 from dlfd_fleet.federation.release_rule import may_release, retrain_instead
 from dlfd_fleet.federation.reporting import publish_report, signer_of
+from dlfd_fleet.federation.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
 from dlfd_fleet.federation.variants import publish_variants
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
@@ -65,6 +66,11 @@ def erase(job: Coordinator) -> None:
         job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)
         return
     job.advance(job.record.step, requests=len(asked))
+    if not someone_to_unlearn(pending):
+        settled = job.settle("released", NOTHING_TO_UNLEARN, card.epoch, asked)
+        note = f"{NOTHING_TO_UNLEARN}; {settled.purged_images} images purged at the sites"
+        job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged)
+        return
     job.note(parent=digest(base))
     signer_of(job)  # a key that cannot sign shows now, and not when the model is out
     original = strategy.audit(job.fleet, base, "Attacking the original model", "original")

@@ -20,19 +20,24 @@ def check(
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     classes: Classes = None,
 ) -> None:
-    """List every problem of a manifest, with its row; exit code 2 if there is one."""
+    """List every problem of a manifest, with its row; exit code 2 if there is one.
+
+    Spellings that are read as one name are listed too, and are no problem.
+    """
     from dlfd_fleet.data import check_manifest, class_names
     from dlfd_fleet.progress import ConsoleProgress
 
-    problems = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)))
-    if not problems:
-        console.print(f"{manifest}: no problem found.")
-        return
-    table = Table("row", "column", "problem", title=f"{manifest}: {len(problems)} problems")
-    for problem in problems:
-        table.add_row(str(problem.row), problem.column, problem.sentence)
-    console.print(table)
-    raise typer.Exit(2)
+    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)))
+    problems, notices = ([one for one in found if one.notice is kind] for kind in (False, True))
+    for title, listed in (("problems", problems), ("spellings are read as another one", notices)):
+        if listed:
+            table = Table("row", "column", "problem", title=f"{manifest}: {len(listed)} {title}")
+            for one in listed:
+                table.add_row(str(one.row), one.column, one.sentence)
+            console.print(table)
+    if problems:
+        raise typer.Exit(2)
+    console.print(f"{manifest}: no problem found.")
 
 
 @app.command("synthesize")

@@ -23,18 +23,22 @@ SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
 
 @app.command("request")
 def request(
-    person: Annotated[str, typer.Argument(help="Identity, as in the site's manifest.")],
+    person: Annotated[str, typer.Argument(help="Identity in the site's manifest.")],
     site: SiteFolder,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write a person's request to be forgotten into the site's ledger."""
+    """Write a person's request to be forgotten into the site's ledger; any spelling of the name will do."""
     from dlfd_fleet.ledger.site import Site, request_forgetting
+    from dlfd_fleet.ledger.site_uses import what_a_request_means
 
     days = load(config, overrides).settings.erasure.deadline_days
     with Site(site) as opened:
         accepted = request_forgetting(opened, person, deadline_days=days)
+        meaning = what_a_request_means(opened, accepted)
     console.print(f"Accepted as request {accepted.id}; to be done by {accepted.deadline:%Y-%m-%d}.")
+    for sentence in meaning:
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command("list")

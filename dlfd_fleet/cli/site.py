@@ -83,6 +83,8 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
             "part in no job until the manifest or site.json is corrected.",
             soft_wrap=True,
         )
+    for remark in status.remarks:
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
     if not status.fleet_secret:
         console.print("Without a fleet secret this site does not learn of people who ask at other sites.")
     if status.open_requests:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.manifest import cell_problems, read_cells
 from dlfd_fleet.exceptions import DataError, ImageError
 from dlfd_fleet.images import read_pixels
@@ -22,6 +23,8 @@ class Problem:
     row: int
     column: str
     sentence: str
+    notice: bool = False
+    """Whether it is worth knowing and no mistake: names that are read as one."""
 
 
 def check_manifest(
@@ -51,12 +54,14 @@ def check_manifest(
     images: dict[str, int] = {}
     contents: dict[str, tuple[int, str]] = {}
     splits: dict[str, tuple[int, str]] = {}
+    spelled: dict[tuple[str, str], dict[str, int]] = {}
+    known = None if classes is None else {canonical(name) for name in classes}
     with progress.phase(f"Checking {len(rows)} images", len(rows)) as advance:
         for number, cells in rows:
             own = [Problem(number, column, sentence) for column, sentence in cell_problems(cells)]
             if not any(problem.column == "label" for problem in own):
-                own += _label_problems(number, cells, classes)
-            own += _person_problems(number, cells, splits)
+                own += _label_problems(number, cells, classes, known)
+            own += _person_problems(number, cells, splits) + _spelling_notices(number, cells, spelled)
             if not any(problem.column == "image" for problem in own):
                 own += _image_problems(number, cells, folder, images, contents)
             problems += own
@@ -64,15 +69,17 @@ def check_manifest(
     return sorted(problems)
 
 
-def _label_problems(number: int, cells: Mapping[str, str], classes: Collection[str] | None) -> list[Problem]:
+def _label_problems(
+    number: int, cells: Mapping[str, str], classes: Collection[str] | None, known: Collection[str] | None
+) -> list[Problem]:
     label = cells["label"]
-    if classes is None or label in classes:
+    if classes is None or known is None or canonical(label) in known:
         return []
     return [Problem(number, "label", f"'{label}' is no class; the classes are {', '.join(sorted(classes))}")]
 
 
 def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tuple[int, str]]) -> list[Problem]:
-    identity, split = cells["identity"], cells.get("split", "")
+    identity, split = canonical(cells["identity"]), cells.get("split", "")
     if not identity:
         return []
     first, known = splits.setdefault(identity, (number, split))
@@ -85,6 +92,22 @@ def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tu
     ]
 
 
+def _spelling_notices(
+    number: int, cells: Mapping[str, str], spelled: dict[tuple[str, str], dict[str, int]]
+) -> list[Problem]:
+    """Name each further spelling of a person or a class once: two people with such names would be one here."""
+    notices = []
+    for column, kind in (("identity", "person"), ("label", "class")):
+        name = cells[column]
+        rows = spelled.setdefault((column, canonical(name)), {})
+        if rows and name not in rows:
+            first, row = next(iter(rows.items()))
+            sentence = f"{name!r} is read as {first!r} of row {row}: one {kind}; if they are two, name them apart"
+            notices.append(Problem(number, column, sentence, notice=True))
+        rows.setdefault(name, number)
+    return notices
+
+
 def _image_problems(
     number: int,
     cells: Mapping[str, str],
@@ -92,8 +115,8 @@ def _image_problems(
     images: dict[str, int],
     contents: dict[str, tuple[int, str]],
 ) -> list[Problem]:
-    name, identity = cells["image"], cells["identity"]
-    first = images.setdefault(name, number)
+    name, identity = cells["image"], canonical(cells["identity"])
+    first = images.setdefault(str(PurePosixPath(name)), number)
     if first != number:
         return [Problem(number, "image", f"'{name}' is listed in row {first} already; remove one of the rows")]
     file = folder / name

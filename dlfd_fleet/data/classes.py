@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import unicodedata
 from collections.abc import Iterable, Sequence
 
+from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.exceptions import ConfigurationError
 
 
@@ -38,7 +38,7 @@ def refuse_wrong_classes(names: Sequence[str]) -> None:
     """Raise a :class:`~dlfd_fleet.exceptions.ConfigurationError` if a class has no name, or two have one name."""
     first: dict[str, str] = {}
     for number, name in enumerate(names, start=1):
-        spelling = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        spelling = canonical(name)
         if not spelling:
             raise ConfigurationError(
                 f"Class {number} of {len(names)} has no name; separate names by single commas, and put a name that "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.images import read_pixels
@@ -60,12 +61,14 @@ class IdentityDataset:
         return IdentityDataset(self.images[chosen], self.labels[chosen], rows, self.classes)
 
     def of_people(self, identities: Collection[str]) -> IdentityDataset:
-        """Return the images of these people."""
-        return self.select([index for index, row in enumerate(self.rows) if row.identity in identities])
+        """Return the images of these people, however their names are spelled."""
+        people = {canonical(identity) for identity in identities}
+        return self.select([index for index, row in enumerate(self.rows) if canonical(row.identity) in people])
 
     def without_people(self, identities: Collection[str]) -> IdentityDataset:
         """Return the images of everybody else."""
-        return self.select([index for index, row in enumerate(self.rows) if row.identity not in identities])
+        people = {canonical(identity) for identity in identities}
+        return self.select([index for index, row in enumerate(self.rows) if canonical(row.identity) not in people])
 
     def of_split(self, split: str) -> IdentityDataset:
         """Return the images of one split."""
@@ -88,9 +91,9 @@ def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] 
         If an image is missing or damaged, or a label is none of the classes.
     """
     names = tuple(classes) if classes is not None else manifest.classes
-    index = {name: number for number, name in enumerate(names)}
+    index = {canonical(name): number for number, name in enumerate(names)}
     for row in manifest.rows:
-        if row.label not in index:
+        if canonical(row.label) not in index:
             raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
     images = torch.empty((len(manifest.rows), 3, image_size, image_size), dtype=torch.uint8)
 
@@ -100,7 +103,7 @@ def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # The list asks for every result, so that the first error is raised here.
         list(pool.map(decode, range(len(manifest.rows))))
-    labels = torch.tensor([index[row.label] for row in manifest.rows], dtype=torch.long)
+    labels = torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
     return IdentityDataset(images, labels, manifest.rows, names)
 
 

@@ -6,9 +6,10 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
@@ -35,9 +36,9 @@ class Row:
     image
         Path under the manifest's root, with forward slashes.
     identity
-        The person; never leaves the site.
+        The person; never leaves the site. In a :class:`Manifest` each person has one spelling, the first.
     label
-        Class of the task, not of the person.
+        Class of the task, not of the person; one spelling, too.
     site
         Who holds the image; empty for people never trained on whom every site may hold.
     split
@@ -49,24 +50,54 @@ class Row:
     label: str
     site: str = ""
     split: str = ""
+    written: tuple[str, str] | None = field(default=None, compare=False, repr=False)
+    """Identity and label as the file spells them, where the manifest has another spelling of them."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A face set: its rows, and the folder that their images start from."""
+    """A face set: its rows, and the folder that their images start from.
+
+    Rows whose identities are one person by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do
+    labels; :func:`write_manifest` writes the file's own.
+    """
 
     rows: tuple[Row, ...]
     root: Path
 
+    def __post_init__(self) -> None:
+        """Give each person and each class one spelling."""
+        people, labels = dict[str, str](), dict[str, str]()
+        rows = []
+        for row in self.rows:
+            identity = people.setdefault(canonical(row.identity), row.identity)
+            label = labels.setdefault(canonical(row.label), row.label)
+            if (identity, label) != (row.identity, row.label):
+                written = row.written or (row.identity, row.label)
+                rows.append(replace(row, identity=identity, label=label, written=written))
+            else:
+                rows.append(row)
+        object.__setattr__(self, "rows", tuple(rows))
+
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels in order."""
-        return tuple(sorted({row.label for row in self.rows}))
+        """The labels in order; of their canonical forms, so that sites which spell them in other ways agree."""
+        return tuple(sorted({row.label for row in self.rows}, key=canonical))
 
     @property
     def identities(self) -> tuple[str, ...]:
         """The people in order."""
-        return tuple(sorted({row.identity for row in self.rows}))
+        return tuple(sorted({row.identity for row in self.rows}, key=canonical))
+
+    def spellings(self) -> tuple[tuple[str, ...], ...]:
+        """Return the spellings of each person and of each class who has several in the file, the first one first."""
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for row in self.rows:
+            for kind, name, written in zip(
+                ("identity", "label"), (row.identity, row.label), row.written or (row.identity, row.label), strict=True
+            ):
+                found.setdefault((kind, name), {})[written] = None
+        return tuple(tuple(names) for names in found.values() if len(names) > 1)
 
     def of_site(self, site: str) -> Manifest:
         """Return what one site holds: its own rows, and those of people whom every site holds."""
@@ -100,7 +131,8 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
     for number, cells in read_cells(file, folder):
         for column, sentence in cell_problems(cells):
             raise DataError(f"{file}, row {number}, column '{column}': {sentence}.")
-        rows.append(Row(**cells))
+        image, identity, label, site, split = (cells.get(name, "") for name in (*REQUIRED, *OPTIONAL))
+        rows.append(Row(image, identity, label, site, split))
     if not rows:
         raise DataError(f"{file} has no rows; list at least one image.")
     return Manifest(tuple(rows), folder)
@@ -162,7 +194,7 @@ def _text_problem(cell: str) -> str:
 def _name_problem(column: str, cell: str) -> str:
     """Return what is wrong with a cell that must name something."""
     name = cell.strip()
-    if not name:
+    if not (name if column == "image" else canonical(name)):
         return "the cell is empty"
     if column == "image":
         return ""
@@ -197,8 +229,11 @@ def write_manifest(rows: Iterable[Row], file: Path) -> None:
     DataError
         If the disk refuses.
     """
-    columns = [field.name for field in fields(Row)]
-    table = [[getattr(row, name) for name in columns] for row in rows]
+    columns = [*REQUIRED, *OPTIONAL]
+    table = [
+        [row.image, *(row.written or (row.identity, row.label)), *(getattr(row, name) for name in OPTIONAL)]
+        for row in rows
+    ]
     with whole_file(file, DataError) as new:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix.lower() == ".parquet":

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Collection
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.exceptions import DataError
+
+_SETTLED_NS = 2_000_000_000  # a file that changed since may change again without a new time of change
 
 
 def copy_images(manifest: Manifest, folder: Path) -> Path:
@@ -35,11 +39,28 @@ def copy_images(manifest: Manifest, folder: Path) -> Path:
 
 
 def image_digest(manifest: Manifest, row: Row) -> str | None:
-    """Return the SHA-256 of an image's file; None if there is no file."""
+    """Return the SHA-256 of an image's file; None if there is no file.
+
+    A process reads a file once, and again when its size or its time of change is another.
+    """
+    file = manifest.root / row.image
     try:
-        return hashlib.sha256((manifest.root / row.image).read_bytes()).hexdigest()
+        stat = file.stat()
+        if time.time_ns() - stat.st_mtime_ns < _SETTLED_NS:
+            return _digest(file)
+        return _known_digest(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
     except FileNotFoundError:
         return None
+
+
+@lru_cache(maxsize=1 << 18)
+def _known_digest(file: Path, _size: int, _changed: int, _inode: int) -> str:
+    return _digest(file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def returned_images(manifest: Manifest, tombstones: Collection[str]) -> frozenset[Row]:

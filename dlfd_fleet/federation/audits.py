@@ -131,17 +131,19 @@ class FederatedAudits:
     def _calibrate(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
         images = self.settings.export.calibration_images
         task = CalibrateTask(job=self.job, card=self.card, images=images, seed=self._seed())
-        nodes, tensors, parts = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), []
+        nodes, tensors, parts, answered = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), [], 0
         with self.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
             records = task.to_records(file=file_arrays(prepared))
             for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(self._round)):
                 advance()
                 try:
                     result = CalibrateResult.from_records(reply.records, reply.sender)
-                    parts.append(_checked(result.ranges, tensors, reply.sender))
+                    if result.images:
+                        parts.append(_checked(result.ranges, tensors, reply.sender))
+                    answered += 1
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
-        fleet.require_quorum(len(parts), f"answered {task.TYPE}")
+        fleet.require_quorum(answered, f"answered {task.TYPE}")
         return merge_ranges(parts)
 
     def look(self, fleet: Fleet, arrays: Arrays, step: str) -> SampleScores:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.data import canonical
 from dlfd_fleet.exceptions import DeliveryError, ExportError, JobError
 from dlfd_fleet.export import Parity, content_of, export_onnx, file_of
 from dlfd_fleet.federation.audits import AuditedModel
@@ -169,12 +170,15 @@ class Coordinator:
         JobError
             If sites disagree about classes or image size.
         """
-        shapes = {(reply.classes, reply.image_size) for reply in pending.values()}
+        shapes = {
+            (tuple(map(canonical, reply.classes)), reply.image_size): (reply.classes, reply.image_size)
+            for reply in sorted(pending.values(), key=lambda reply: reply.classes)
+        }
         if len(shapes) > 1:
             raise JobError(
                 f"The sites disagree about classes or image size: {sorted(shapes)}; make their site.json agree."
             )
-        (classes, image_size) = shapes.pop()
+        ((classes, image_size),) = shapes.values()
         model = self.settings.model
         card = ModelCard(
             architecture=model.architecture,

@@ -158,18 +158,23 @@ class Fleet:
         self.members -= {node}
         self.exclude(node, reason)
 
-    def require_quorum(self, answered: int, what: str) -> None:
+    def require_quorum(self, answered: int, what: str, able: int | None = None) -> None:
         """Stop a job that too few sites take part in.
+
+        Parameters
+        ----------
+        able
+            How many members can do it; all of them when omitted.
 
         Raises
         ------
         JobError
             If fewer have answered than the quorum, or nobody.
         """
-        if not answered or answered < self.quorum * len(self.members):
+        able = len(self.members) if able is None else able
+        if not answered or answered < self.quorum * able:
             raise JobError(
-                f"Only {answered} of {len(self.members)} sites {what}, and the quorum is {self.quorum:.0%}: "
-                f"{self.why_absent()}."
+                f"Only {answered} of {able} sites {what}, and the quorum is {self.quorum:.0%}: {self.why_absent()}."
             )
 
     def why_absent(self) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError, MessageError
+from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSettings, UnlearningSettings
 
@@ -211,6 +212,16 @@ class PendingReply(FleetMessage):
         """Images to train on."""
         return sum(self.class_images)
 
+    @property
+    def can_train(self) -> bool:
+        """Whether the site has enough images; one without them takes part in audits."""
+        return self.retain_images >= FEWEST_TO_TRAIN
+
+    @property
+    def can_unlearn(self) -> bool:
+        """Whether an update of the site forgets somebody: it has trained on them, and can train on others."""
+        return self.can_train and self.forget_images > 0
+
 
 class FitTask(FleetMessage):
     """Train on the site's retain images, starting from the ``model`` arrays."""
@@ -304,6 +315,8 @@ class AuditResult(FleetMessage):
 
     shared: Count
     """How many of the samples, the last ones, are of people whom every site holds."""
+    withheld: Count = 0
+    """How many images of such people the site leaves out: it knows that they asked, or that it trains on the image."""
     seconds: Seconds
 
 
@@ -321,6 +334,8 @@ class FileAuditResult(FleetMessage):
 
     shared: Count
     """How many of the samples, the last ones, are of people whom every site holds."""
+    withheld: Count = 0
+    """As in :class:`AuditResult`."""
     max_abs_difference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     images: Count
     agreeing: Count
@@ -343,7 +358,8 @@ class CalibrateResult(FleetMessage):
     """Two numbers for each tensor; over all of a site's images at once, never of a single one."""
 
     ranges: dict[str, tuple[Finite, Finite]]
-    images: Annotated[int, Field(ge=1)]
+    images: Count
+    """0 at a site without images to train on; it has no ranges then."""
     seconds: Seconds
 
 

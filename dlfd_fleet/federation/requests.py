@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from dlfd_fleet.data import balanced_weights
+from dlfd_fleet.data import balanced_weights, canonical
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import ProgressDisplay
+
+NOTHING_TO_UNLEARN = "no model was trained on anybody who asks"
 
 
 def ask_pending(
@@ -53,7 +55,11 @@ def ask_pending(
     total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
     for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
         share = replies.pop(node).forget_images / total
-        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
+        fleet.exclude(
+            node,
+            f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}; if that is right, run a job "
+            "with a higher erasure.largest_forget_share",
+        )
     if not replies:
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)
@@ -77,7 +83,8 @@ def _people(replies: Iterable[PendingReply]) -> dict[str, dict[str, datetime]]:
 
 
 def _fits(reply: PendingReply, card: ModelCard) -> bool:
-    return (reply.classes, reply.image_size) == (card.classes, card.image_size)
+    names = ([canonical(name) for name in classes] for classes in (reply.classes, card.classes))
+    return next(names) == next(names) and reply.image_size == card.image_size
 
 
 def _query(fleet: Fleet, query: PendingQuery) -> dict[int, PendingReply]:
@@ -107,6 +114,33 @@ def class_weights(pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
     return balanced_weights(
         sum(column) for column in zip(*(reply.class_images for reply in pending.values()), strict=True)
     )
+
+
+def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:
+    """Return the requests that a released model has forgotten though their site sends no update.
+
+    Nobody has trained on the images of people who were always unseen; and a site without anybody else to train on
+    cannot unlearn by itself, so that the rounds of the others forget its people, and its audit says whether they have.
+    """
+    return frozenset(request for reply in pending.values() if not reply.can_unlearn for request in reply.requests)
+
+
+def someone_to_unlearn(pending: Mapping[int, PendingReply]) -> bool:
+    """Tell whether anybody who asks was trained on.
+
+    Raises
+    ------
+    JobError
+        If somebody was, and no site has anybody else to train on.
+    """
+    if not any(reply.forget_images for reply in pending.values()):
+        return False
+    if not any(reply.can_train for reply in pending.values()):
+        raise JobError(
+            "Everybody whom the sites train on asks to be forgotten, and no model can be made of nobody: add people at "
+            "a site, or withdraw the model and its versions by hand (dlfd-fleet registry revoke); the requests wait."
+        )
+    return True
 
 
 @dataclass(frozen=True)

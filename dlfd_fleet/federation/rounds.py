@@ -85,9 +85,10 @@ class FederatedRounds(FederatedAudits):
         task: FitTask,
         advance: Advance,
     ) -> Merged:
-        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes()}
+        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes() if pending[node].can_train}
         mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
-        fleet.require_quorum(mean.count, f"trained in round {self._round}")
+        able = sum(reply.can_train for node, reply in pending.items() if node in fleet.members)
+        fleet.require_quorum(mean.count, f"trained in round {self._round}", able)
         losses = [result.loss for result in results]
         metrics = {f"{task.purpose}_sites": mean.count, f"{task.purpose}_loss": sum(losses) / len(losses)}
         self.record(metrics, self._round)
@@ -216,7 +217,7 @@ class FederatedRounds(FederatedAudits):
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),
         )
-        most = {node: pending[node].forget_images for node in fleet.wait_for_nodes() if pending[node].requests}
+        most = {node: pending[node].forget_images for node in fleet.wait_for_nodes() if pending[node].can_unlearn}
         mean, results = self._merge(fleet, most, task, UnlearnResult, arrays, advance)
         if not mean.count:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")

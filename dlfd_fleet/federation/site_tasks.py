@@ -6,6 +6,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data import ImageUse, Use, canonical, image_digests
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.data.uses import of_who_asked
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.differences import difference_of
@@ -43,6 +46,7 @@ from dlfd_fleet.federation.messages import (
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
+from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN, site_uses
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build_empty, state_arrays, to_best_device
 from dlfd_fleet.settings import UnlearningSettings
@@ -101,8 +105,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
     requests = _of_job(site, query.job)
     names = {request: site.fleet_pseudonym(request.identity or "", query.job) for request in requests}
-    images = _images(site)
-    class_images = torch.bincount(_retain(site, images).labels, minlength=len(site.card.classes))
+    images = _used_images(site)
+    class_images = torch.bincount(images.retain().labels, minlength=len(site.card.classes))
     return PendingReply(
         site=site.card.id,
         requests=tuple(request.id for request in requests),
@@ -113,7 +117,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         people={name: request.deadline for request, name in names.items() if name},
         joined=tuple(name for request, name in names.items() if name and has_joined(site, request)),
         withdrawn=withdrawn_people(site, query.job) if query.take else {},
-        forget_images=len(images.of_people(_people(requests))),
+        forget_images=len(images.forget(requests)),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
         image_size=site.card.image_size,
@@ -126,8 +130,8 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
     model = _model(task.card, arrays)
-    retain = _retain(site, _images(site))
-    if len(retain) < 2:
+    retain = _used_images(site).retain()
+    if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
     loss = fit(
         model,
@@ -152,11 +156,12 @@ def run_unlearn(
     """Run DLFD, or another method in its place, on the people of this job's requests."""
     _refuse_old_models(site, task.card)
     requests = _of_job(site, task.job)
-    images = _images(site)
-    forget = images.of_people(_people(requests))
+    images = _used_images(site)
+    forget, retain = images.forget(requests), images.retain()
     if not len(forget):
-        raise JobError("This site has no image of anybody who asked to be forgotten.")
-    retain = _retain(site, images)
+        raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
+    if len(retain) < FEWEST_TO_TRAIN:
+        raise JobError("This site has fewer than two images to train on.")
     model = _model(task.card, arrays)
     outcome = method(
         model,
@@ -185,11 +190,11 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult,
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
-    images, roles, shared = _audited(site, task.job, task.roles, task.most_retain)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
     person = _random_numbers(images.identities)
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
-    return AuditResult(shared=shared, seconds=time.perf_counter() - started), samples
+    return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
 
 
 def run_file_audit(
@@ -198,7 +203,7 @@ def run_file_audit(
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
-    images, roles, shared = _audited(site, task.job, task.roles)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles)
     expected = predict_probabilities(_model(task.card, arrays), _labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -208,6 +213,7 @@ def run_file_audit(
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
     result = FileAuditResult(
         shared=shared,
+        withheld=withheld,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
         agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
@@ -222,7 +228,9 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
 
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
-    retain = _retain(site, _images(site))
+    retain = _used_images(site).retain()
+    if not len(retain):
+        return CalibrateResult(ranges={}, images=0, seconds=time.perf_counter() - started)
     order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(_site_seed(site, task.seed)))
     images = retain.images[order[: task.images]]
     ranges = calibrate(content, images)
@@ -259,7 +267,8 @@ def _complete(site: Site, devices: DevicesReached | None) -> None:
 
 
 def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> None:
-    if request.state is RequestState.UNLEARNING:  # a model trained anew has forgotten without an update
+    # A model trained anew has forgotten without an update of this site's; so has one that never knew the person.
+    if request.state is RequestState.UNLEARNING:
         site.ledger.move(request.id, RequestState.EVALUATING, "nobody trains on the images", job=request.job)
     site.ledger.move(request.id, RequestState.RELEASED, reason, job=request.job, epoch=epoch)
 
@@ -288,41 +297,62 @@ def _refuse_old_models(site: Site, card: ModelCard) -> None:
         )
 
 
-def _images(site: Site) -> IdentityDataset:
-    """Return the site's decoded images; decoded once a process, and again when the manifest has changed."""
+@dataclass(frozen=True)
+class _UsedImages:
+    """A site's decoded images, and what each may be used for now."""
+
+    images: IdentityDataset
+    uses: tuple[ImageUse, ...]
+
+    def retain(self) -> IdentityDataset:
+        """Return the images to train on."""
+        return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
+
+    def forget(self, requests: Iterable[ForgetRequest]) -> IdentityDataset:
+        """Return the images that were trained on, of the people of these requests."""
+        trained = self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.FORGET])
+        return trained.of_people(_people(requests))
+
+
+def _used_images(site: Site) -> _UsedImages:
+    """Return the site's images; decoded once a process, and again when the manifest has changed."""
     file = site.manifest_file
-    return _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+    uses = site_uses(site, images.rows, digests)
+    rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
+    return _UsedImages(replace(images, rows=rows), uses)
 
 
 @lru_cache(maxsize=64)
-def _decoded(folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]) -> IdentityDataset:
+def _decoded(
+    folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]
+) -> tuple[IdentityDataset, tuple[str | None, ...]]:
     with Site(folder) as site:
-        return load_dataset(site.usable_manifest(), image_size=image_size, classes=classes)
-
-
-def _retain(site: Site, images: IdentityDataset) -> IdentityDataset:
-    return images.of_split("train").without_people(site.gone(images.identities))
+        manifest = site.usable_manifest()
+        return load_dataset(manifest, image_size=image_size, classes=classes), image_digests(manifest)
 
 
 def _audited(
     site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
-) -> tuple[IdentityDataset, NDArray[np.uint8], int]:
+) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
     """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
 
     Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
-    can say it alone.
+    can say it alone. Last comes how many images of such people this site leaves out, for it knows that they are not
+    unseen.
     """
-    images = _images(site)
-    under_way = set(_people(_of_job(site, job)))
-    gone = site.gone(images.identities)
-    own, shared = list[tuple[int, Role]](), list[tuple[int, Role]]()
-    for index, row in enumerate(images.rows):
-        if row.split != "train":
-            (own if row.site else shared).append((index, Role(row.split)))
-        elif row.identity in under_way:
+    used = _used_images(site)
+    images, under_way = used.images, {canonical(name) for name in _people(_of_job(site, job))}
+    own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
+    for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):
+        if use.use in (Use.VALIDATION, Use.TEST):
+            (own if row.site else shared).append((index, Role(use.use)))
+        elif use.use is Use.FORGET and canonical(row.identity) in under_way:
             own.append((index, Role.FORGET))
-        elif row.identity not in gone:
+        elif use.use is Use.TRAIN:
             own.append((index, Role.RETAIN))
+        elif not row.site and row.split in roles_asked:
+            withheld += 1
     own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
     retain = [index for index, role in own if role is Role.RETAIN]
     if most_retain is not None and len(retain) > most_retain:
@@ -331,7 +361,7 @@ def _audited(
         own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
     rows = own + shared
     numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
-    return images.select([index for index, _ in rows]), numbers, len(shared)
+    return images.select([index for index, _ in rows]), numbers, len(shared), withheld
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlfd_fleet.data import image_digest, purge_rows, returned_images
+from dlfd_fleet.data import canonical, image_digest, purge_rows, returned_images
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
@@ -11,17 +11,20 @@ from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
 def purge_request(site: Site, request: ForgetRequest) -> int:
     """Delete the images of a released request's person, and then the name; return how many images were deleted.
 
-    The request waits then until no device holds a model from before: :func:`complete_requests`.
+    Images with the same bytes go too, whatever they are called and whosever they are said to be. The request waits
+    then until no device holds a model from before: :func:`complete_requests`.
 
     The tombstones are written before the files go: killed midway, the next call ends it and nothing is without one.
     """
     ledger, job, epoch = site.ledger, request.job, request.epoch
     ledger.move(request.id, RequestState.PURGING, "deleting the images", job=job, epoch=epoch)
     manifest = site.manifest()
-    rows = [row for row in manifest.rows if row.identity == request.identity]
+    person = None if request.identity is None else canonical(request.identity)
+    rows = {row for row in manifest.rows if canonical(row.identity) == person}
     digests = [image_digest(manifest, row) for row in rows]
     site.drop_held_model()
     ledger.purged(request.id, [digest for digest in digests if digest])
+    rows |= returned_images(manifest, ledger.tombstones())
     deleted = purge_rows(site.manifest_file, site.image_root, rows)
     ledger.forget_identity(request.id)
     ledger.move(request.id, RequestState.ROLLING_OUT, f"{deleted} images purged", job=job, epoch=epoch)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,14 +15,13 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dlfd_fleet.data import Manifest, read_manifest, refuse_wrong_classes, returned_images
+from dlfd_fleet.data import Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 HELD_MODEL_FILE = "held-model.safetensors"
-_FEWEST_IMAGES = 2
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
 
@@ -128,8 +125,8 @@ class Site:
         return self.ledger.raise_epoch(epoch)
 
     def person_digest(self, identity: str) -> str:
-        """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""
-        return hmac.digest(self._key, identity.encode(), "sha256").hex()
+        """Return what stays of a name once it is forgotten: HMAC-SHA-256 of its canonical form under the site's key."""
+        return hmac.digest(self._key, canonical(identity).encode(), "sha256").hex()
 
     def fleet_pseudonym(self, identity: str, job: str) -> str | None:
         """Return what sites of one fleet call a person in one job; None without the fleet's secret.
@@ -160,11 +157,6 @@ class Site:
     def _fleet_secret(self) -> bytes | None:
         file = self.folder / FLEET_SECRET_FILE
         return read_secret(file) if file.exists() else None
-
-
-def canonical(identity: str) -> str:
-    """Return the one spelling of an identity that all sites agree on: NFKC, case-folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", identity).casefold().split())
 
 
 def read_secret(file: Path) -> bytes:
@@ -211,31 +203,28 @@ def _write_secret(file: Path, secret: bytes) -> None:
 
 
 def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> ForgetRequest:
-    """Accept a person's request to be forgotten.
+    """Accept a person's request to be forgotten, from anybody of whom the site has an image.
+
+    People who were never trained on may ask too: their images leave every audit at once, and are purged with the next
+    release. Nor does it matter whose images are the last ones of the site, or of a class there.
 
     Raises
     ------
     LedgerError
-        If the person is unknown, was never trained on, has asked before, or would leave the site, or one of its
-        classes, without an image to train on.
+        If the person is unknown, or has asked before.
     """
-    manifest = site.manifest()
-    rows = manifest.by_person().get(identity)
-    if rows is None:
-        if site.person_digest(identity) not in site.ledger.person_digests():
-            near = get_close_matches(identity, manifest.identities, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
-            raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
-    elif any(row.split != "train" for row in rows):
-        raise LedgerError(f"'{identity}' is of the {rows[0].split} people, whom no model was trained on.")
-    elif not site.gone([identity]):
-        _refuse_last_images(site, identity, manifest)
+    manifest, wanted = site.manifest(), canonical(identity)
+    spelled = next((name for name in manifest.identities if canonical(name) == wanted), None)
+    if spelled is None and site.person_digest(identity) not in site.ledger.person_digests():
+        near = get_close_matches(identity, manifest.identities, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
+        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
     deadline = datetime.now(UTC) + timedelta(days=deadline_days)
-    return site.ledger.request(identity, site.person_digest(identity), deadline)
+    return site.ledger.request(spelled or identity, site.person_digest(identity), deadline)
 
 
 def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
-    """Accept, for this site too, the requests of people who asked at another site of the fleet.
+    """Accept, for this site too, the requests of people who asked at another site of the fleet, in whatever split.
 
     A site cannot refuse them, not even for its last images: the person has asked.
 
@@ -244,8 +233,8 @@ def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[F
     asked
         The people's pseudonyms in this job, and their deadlines.
     """
-    trained = {row.identity for row in site.manifest().rows if row.split == "train"}
-    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(trained - site.gone(trained))}
+    people = set(site.manifest().identities)
+    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(people - site.gone(people))}
     return [
         site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], _JOINED)
         for identity, pseudonym in here.items()
@@ -323,22 +312,6 @@ def site_folders(state_folder: Path) -> list[Path]:
 def _parts(name: str) -> list[str]:
     """Split off numbers, so that site-10 comes after site-9; texts and numbers take turns."""
     return re.split(r"(\d+)", name)
-
-
-def _refuse_last_images(site: Site, identity: str, manifest: Manifest) -> None:
-    leaving = site.gone(manifest.identities) | {identity}
-    training = [row for row in manifest.rows if row.split == "train"]
-    left = Counter(row.label for row in training if row.identity not in leaving)
-    if left.total() < _FEWEST_IMAGES:
-        raise LedgerError(
-            f"Forgetting '{identity}' would leave {site.card.name} {left.total()} images to train on; retire the site "
-            "instead, or add people first."
-        )
-    for label in sorted({row.label for row in training} - left.keys()):
-        raise LedgerError(
-            f"Forgetting '{identity}' would leave {site.card.name} no image of the class '{label}' to train on; add "
-            "people of that class first."
-        )
 
 
 def _read_card(file: Path) -> SiteCard:
