@@ -111,7 +111,7 @@ class Manifest:
         return people
 
 
-def read_manifest(file: Path, root: Path | None = None) -> Manifest:
+def read_manifest(file: Path, root: Path | None = None, *, may_be_empty: bool = False) -> Manifest:
     """Read a manifest, CSV or Parquet by its suffix.
 
     Parameters
@@ -120,6 +120,8 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
         The table.
     root
         Folder that image paths start from; the table's own folder when omitted.
+    may_be_empty
+        Whether a header alone will do: at a site everybody may have been forgotten.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
             raise DataError(f"{file}, row {number}, column '{column}': {sentence}.")
         image, identity, label, site, split = (cells.get(name, "") for name in (*REQUIRED, *OPTIONAL))
         rows.append(Row(image, identity, label, site, split))
-    if not rows:
+    if not rows and not may_be_empty:
         raise DataError(f"{file} has no rows; list at least one image.")
     return Manifest(tuple(rows), folder)
 

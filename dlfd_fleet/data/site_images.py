@@ -78,7 +78,7 @@ def purge_rows(manifest_file: Path, root: Path, rows: Collection[Row]) -> int:
         file = root / row.image
         deleted += file.exists()
         file.unlink(missing_ok=True)
-    manifest = read_manifest(manifest_file, root)
+    manifest = read_manifest(manifest_file, root, may_be_empty=True)
     kept = [row for row in manifest.rows if row not in rows]
     if len(kept) < len(manifest.rows):
         write_manifest(kept, manifest_file)

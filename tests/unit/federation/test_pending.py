@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from dlfd_fleet.data import read_manifest, write_manifest
+from dlfd_fleet.data import Manifest, canonical, copy_images, read_manifest, write_manifest
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.fleet import Fleet, Reply
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, SettleTask
-from dlfd_fleet.federation.requests import ask_pending
+from dlfd_fleet.federation.requests import ask_pending, forgotten_without_update, someone_to_unlearn
 from dlfd_fleet.federation.site_tasks import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE, withdraw
@@ -176,6 +178,81 @@ def test_a_withdrawal_before_a_site_joined_in_does_not_end_its_request(sites):
     assert len(answer_pending(sites[1], told).requests) == 1
     give_back(sites, "job-1")
     assert asked(FleetOfSites(sites), "job-2")[1] == 1
+
+
+@pytest.fixture
+def unseen_elsewhere(tmp_path, synthetic_faces):
+    """Two sites with a secret: who is trained on at the first is a test person at the second, in another spelling."""
+    (tmp_path / "secret").write_text("ab" * 32)
+    manifest, made = read_manifest(synthetic_faces), []
+    for name, first, spelled, split in (("a", 0, PERSON, "train"), ("b", 4, f"{PERSON.upper()} ", "test")):
+        rows = [
+            replace(row, identity=spelled, split=split, site=name)
+            if row.identity == PERSON
+            else replace(row, split="test" if row.identity == "person-00007" else "train", site=name)
+            for row in manifest.rows
+            if row.identity == PERSON or first <= int(row.identity[-2:]) < first + 4
+        ]
+        file = copy_images(Manifest(tuple(rows), manifest.root), tmp_path / f"faces-{name}")
+        made.append(
+            init_site(tmp_path / name, name=name, manifest=file, image_size=32, fleet_secret=tmp_path / "secret")
+        )
+    yield made
+    for site in made:
+        site.ledger.close()
+
+
+def test_who_asks_at_one_site_joins_at_another_where_nobody_trains_on_them(unseen_elsewhere):
+    fleet = FleetOfSites(unseen_elsewhere)
+    request_forgetting(unseen_elsewhere[0], PERSON, deadline_days=30)
+    replies = ask_pending(fleet, PendingQuery(job="job-1", take=True))
+    assert [(reply.forget_images, reply.can_unlearn) for reply in replies.values()] == [(4, True), (0, False)]
+    assert forgotten_without_update(replies) == set(replies[1].requests)
+    assert someone_to_unlearn(replies)
+    done = (*replies[0].requests, *replies[1].requests)
+    task = SettleTask(
+        job="job-1", outcome="released", requests=done, reason="PASS", epoch=1, purge=True, devices=DevicesReached()
+    )
+    assert [settle(site, task).purged_images for site in unseen_elsewhere] == [4, 4]
+    for site in unseen_elsewhere:
+        assert [request.state for request in site.ledger.requests()] == [RequestState.COMPLETE]
+        assert canonical(PERSON) not in map(canonical, site.manifest().identities)
+
+
+def test_who_asks_where_nobody_trains_on_them_is_unlearned_where_somebody_does(unseen_elsewhere):
+    _, tests = unseen_elsewhere
+    request_forgetting(tests, PERSON, deadline_days=30)
+    replies = ask_pending(FleetOfSites(unseen_elsewhere), PendingQuery(job="job-1", take=True))
+    assert [(len(reply.requests), reply.forget_images) for reply in replies.values()] == [(1, 4), (1, 0)]
+
+
+def test_who_was_never_trained_on_needs_no_unlearning(unseen_elsewhere):
+    _, tests = unseen_elsewhere
+    request_forgetting(tests, "person-00007", deadline_days=30)
+    replies = ask_pending(FleetOfSites(unseen_elsewhere), PendingQuery(job="job-1", take=True))
+    assert [(len(reply.requests), reply.forget_images) for reply in replies.values()] == [(0, 0), (1, 0)]
+    assert not someone_to_unlearn(replies)
+
+
+def test_a_site_that_nobody_is_left_at_leaves_the_unlearning_to_the_others(unseen_elsewhere):
+    trains, tests = unseen_elsewhere
+    for person in {row.identity for row in trains.manifest().rows if row.split == "train"}:
+        request_forgetting(trains, person, deadline_days=30)
+    replies = ask_pending(FleetOfSites(unseen_elsewhere), PendingQuery(job="job-1", take=True))
+    assert (replies[0].can_train, replies[0].can_unlearn, replies[0].forget_images) == (False, False, 16)
+    assert someone_to_unlearn(replies)
+    assert forgotten_without_update(replies) == {*replies[0].requests, *replies[1].requests}
+    for person in {row.identity for row in tests.manifest().rows if row.split == "train"}:
+        request_forgetting(tests, person, deadline_days=30)
+    replies = ask_pending(FleetOfSites(unseen_elsewhere), PendingQuery(job="job-2", take=True))
+    with pytest.raises(JobError, match=r"^Everybody whom the sites train on asks to be forgotten"):
+        someone_to_unlearn(replies)
+
+
+def test_classes_that_sites_spell_in_other_ways_are_the_same(sites):
+    classes = sites[0].card.classes
+    card = ModelCard(architecture="resnet18", classes=tuple(f" {name.upper()}" for name in classes), image_size=32)
+    assert ask_pending(FleetOfSites(sites), PendingQuery(job="job-1"), 1.0, card).keys() == {0, 1, 2}
 
 
 def test_a_site_whose_classes_are_not_the_models_takes_no_part_and_is_told_why(sites):
