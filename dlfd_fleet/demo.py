@@ -152,9 +152,8 @@ class Demo:
         chosen = choose_people_to_forget(Manifest(rows, manifests[0].root), [f.name for f in folders], PEOPLE_A_SITE)
         for folder in folders:
             with Site(folder) as site:
-                asked = [request.identity for request in site.ledger.requests()]
                 for person in chosen[folder.name]:
-                    if person in asked:  # the demo was interrupted between two requests
+                    if site.gone([person]):  # the demo was interrupted between two requests
                         continue
                     request = request_forgetting(site, person, deadline_days=self.settings.erasure.deadline_days)
                     self.console.print(

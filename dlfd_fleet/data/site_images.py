@@ -39,7 +39,7 @@ def copy_images(manifest: Manifest, folder: Path) -> Path:
 
 
 def image_digest(manifest: Manifest, row: Row) -> str | None:
-    """Return the SHA-256 of an image's file; None if there is no file.
+    """Return the SHA-256 of an image's file; None if there is none, or none that may be read.
 
     A process reads a file once, and again when its size or its time of change is another.
     """
@@ -49,7 +49,7 @@ def image_digest(manifest: Manifest, row: Row) -> str | None:
         if time.time_ns() - stat.st_mtime_ns < _SETTLED_NS:
             return _digest(file)
         return _known_digest(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

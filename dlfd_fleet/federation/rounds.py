@@ -86,6 +86,8 @@ class FederatedRounds(FederatedAudits):
         advance: Advance,
     ) -> Merged:
         most = {node: pending[node].retain_images for node in fleet.wait_for_nodes() if pending[node].can_train}
+        if not most:
+            raise JobError(f"No site has two images or more to train on: {fleet.why_absent()}.")
         mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
         able = sum(reply.can_train for node, reply in pending.items() if node in fleet.members)
         fleet.require_quorum(mean.count, f"trained in round {self._round}", able)
