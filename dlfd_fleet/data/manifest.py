@@ -53,6 +53,11 @@ class Row:
     written: tuple[str, str] | None = field(default=None, compare=False, repr=False)
     """Identity and label as the file spells them, where the manifest has another spelling of them."""
 
+    @property
+    def written_identity(self) -> str:
+        """The identity as the file spells it."""
+        return self.written[0] if self.written else self.identity
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -120,5 +120,6 @@ def _only_split(identity: str, rows: list[Row]) -> str:
     """Return the split of somebody's rows, or nothing if none of them says one."""
     splits = {row.split for row in rows if row.split}
     if len(splits) > 1:
-        raise DataError(f"A person is in two splits ({', '.join(sorted(splits))}): '{identity}'; use one.")
+        names = ", ".join(f"'{name}'" for name in dict.fromkeys([identity, *(row.written_identity for row in rows)]))
+        raise DataError(f"A person is in two splits ({', '.join(sorted(splits))}): {names}; use one.")
     return splits.pop() if splits else ""

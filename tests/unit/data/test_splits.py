@@ -84,7 +84,7 @@ def test_rows_that_say_no_split_or_site_have_their_persons():
 @pytest.mark.parametrize("other", ["walt ", "WALT", "\uff37alt"])
 def test_a_person_in_two_splits_by_two_spellings_is_refused(other):
     rows = (Row("a.png", "walt", "yes", split="train"), Row("b.png", other, "yes", split="test"))
-    with pytest.raises(DataError, match=r"two splits \(test, train\): 'walt'"):
+    with pytest.raises(DataError, match=rf"two splits \(test, train\): 'walt', '{other}'; use one"):
         assign_people(Manifest(rows, Path()), validation_people=0, test_people=0, sites=1, seed=0)
 
 
