@@ -55,11 +55,7 @@ def ask_pending(
     total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
     for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
         share = replies.pop(node).forget_images / total
-        fleet.exclude(
-            node,
-            f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}; if that is right, run a job "
-            "with a higher erasure.largest_forget_share",
-        )
+        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
     if not replies:
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)
