@@ -23,6 +23,12 @@ class Role(StrEnum):
 
 ROLES: tuple[Role, ...] = tuple(Role)
 _MOST_LABELS = 62
+_LEAST_LOSS, _LEVEL_RATIO = 1e-7, 1.25
+LOSS_LEVELS: NDArray[np.float64] = np.concatenate(
+    [[0.0], _LEAST_LOSS * _LEVEL_RATIO ** np.arange(np.ceil(np.log(27.7 / _LEAST_LOSS) / np.log(_LEVEL_RATIO)))]
+)
+"""What a loss that leaves a site may be, nats: each level is a quarter above the one before; and 0."""
+_BETWEEN_LEVELS = np.concatenate([[_LEAST_LOSS / 2.0], np.sqrt(LOSS_LEVELS[1:-1] * LOSS_LEVELS[2:])])
 
 
 @dataclass(frozen=True)
@@ -128,16 +134,34 @@ class SampleScores:
             loss=np.concatenate([part.loss for part, _ in shifted]),
         )
 
+    def coarse(self) -> SampleScores:
+        """Return the rows with losses as coarse as an audit needs: on a grid of equal ratios, and no finer.
+
+        A loss with all of its digits is a fingerprint: of an image that is audited twice, and of a photograph that two
+        people have. Each loss becomes the nearest of :data:`LOSS_LEVELS`.
+        """
+        places = np.searchsorted(_BETWEEN_LEVELS, self.loss)
+        return SampleScores(self.role, self.person, self.label, self.prediction, LOSS_LEVELS[places])
+
     def canonical(self) -> SampleScores:
         """Return the rows in an order of their own: by role, then by the mean loss of their person, then by loss.
 
-        What is measured must not depend on which site answered first, nor on the random numbers of people.
+        What is measured must not depend on which site answered first, nor on the random numbers of people. People of
+        one mean are in the order of their rows; those whose rows are alike, too, are the same to what is measured.
         """
         _, index = np.unique(self.person, return_inverse=True)
-        mean = np.bincount(index, weights=self.loss) / np.maximum(np.bincount(index), 1)
-        rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")[index]
-        order = np.lexsort((self.label, self.loss, rank, self.role))
-        return SampleScores(self.role[order], rank[order], self.label[order], self.prediction[order], self.loss[order])
+        first = np.lexsort((self.prediction, self.label, self.loss, self.role, index))
+        columns = (self.role, self.loss, self.label, self.prediction)
+        rows = list(zip(*(column[first].tolist() for column in columns), strict=True))
+        ends = np.cumsum(np.bincount(index))
+        people = [rows[end - count : end] for end, count in zip(ends, np.bincount(index), strict=True)]
+        keys = [(sum(row[1] for row in each) / len(each), each) for each in people]
+        rank = np.empty(len(keys), dtype=np.int64)
+        rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+        order = np.lexsort((self.prediction, self.label, self.loss, rank[index], self.role))
+        return SampleScores(
+            self.role[order], rank[index][order], self.label[order], self.prediction[order], self.loss[order]
+        )
 
     def of_role(self, role: Role) -> NDArray[np.bool_]:
         """Return which rows ``(N,)`` have this role."""

@@ -6,6 +6,8 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -42,8 +44,9 @@ from dlfd_fleet.federation.messages import (
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
-from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
+from dlfd_fleet.ledger.site import Site, join_requests
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
+from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdrawn_people
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build_empty, state_arrays, to_best_device
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning import (
@@ -77,8 +80,9 @@ class SiteUnlearner(Protocol):
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     """Say what the site holds, and take up the requests that wait for the job.
 
-    One erasure job works at a time, so another one that had taken requests up has ended: what its released model has
-    forgotten is purged now, and the rest waits again. So is what an earlier purge left, which a full disk had stopped.
+    A job asks up to twice. Its first question takes up what waits. Then the coordinator knows who the site is, and says
+    how those jobs have ended whose end the site was not told: what a released model has forgotten is purged, and the
+    rest is taken up, too. What an earlier purge left, which a full disk had stopped, is purged as well.
     """
     ledger = site.ledger
     site.raise_epoch(query.epoch)
@@ -88,31 +92,39 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         for request in ledger.requests(*UNDER_WAY):
             if request.job == query.job:
                 continue
-            if request.id in query.released:
-                _release(site, request, "released while this site was away", query.released[request.id])
+            epoch = query.released.get(site.job_request_id(request.id, request.job or ""))
+            if epoch is not None:
+                _release(site, request, "released while this site was away", epoch)
                 purge_request(site, ledger.get(request.id))
-            else:
+            elif request.job in query.ended:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
         withdraw_joined(site, query.job, query.withdrawn)
-        join_requests(site, query.job, query.asked)
+        join_requests(site, query.job, {person: _end_of(day) for person, day in query.asked.items()})
     _complete(site, query.devices)
     for request in ledger.requests(RequestState.ACCEPTED):
-        if query.take or request.id in query.resumed:
+        if query.take or site.job_request_id(request.id, query.job) in query.resumed:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
-    requests = _of_job(site, query.job)
-    names = {request: site.fleet_pseudonym(request.identity or "", query.job) for request in requests}
+    requests, others = _of_job(site, query.job), list[ForgetRequest]()
+    if query.take:  # those of jobs whose end is not known here will be this job's, or are purged
+        others = [request for request in ledger.requests(*UNDER_WAY) if request.job != query.job]
+    asking = [*requests, *others]
+    # The order of a ledger is the same in each job; the order of ids and pseudonyms is not.
+    ids = {request: site.job_request_id(request.id, query.job) for request in requests}
+    named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = _images(site)
     class_images = torch.bincount(_retain(site, images).labels, minlength=len(site.card.classes))
     return PendingReply(
         site=site.card.id,
-        requests=tuple(request.id for request in requests),
+        requests=tuple(sorted(ids.values())),
         dates={
-            request.id: RequestDates(asked_at=request.requested_at, deadline=request.deadline) for request in requests
+            ids[request]: RequestDates(asked_at=_day(request.requested_at), deadline=_day(request.deadline))
+            for request in sorted(requests, key=ids.__getitem__)
         },
         waiting=len(ledger.requests(RequestState.ACCEPTED)),
-        people={name: request.deadline for request, name in names.items() if name},
-        joined=tuple(name for request, name in names.items() if name and has_joined(site, request)),
-        withdrawn=withdrawn_people(site, query.job) if query.take else {},
+        unsettled=tuple(sorted({request.job for request in others if request.job})),
+        people={name: _day(request.deadline) for name, request in sorted(named.items())},
+        joined=dict(sorted(joined_people(site, query.job, asking).items())),
+        withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
         forget_images=len(images.of_people(_people(requests))),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
@@ -151,6 +163,7 @@ def run_unlearn(
 ) -> tuple[UnlearnResult, Arrays]:
     """Run DLFD, or another method in its place, on the people of this job's requests."""
     _refuse_old_models(site, task.card)
+    _refuse_job_that_lost_its_requests(site, task.job)
     requests = _of_job(site, task.job)
     images = _images(site)
     forget = images.of_people(_people(requests))
@@ -172,7 +185,7 @@ def run_unlearn(
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
     result = UnlearnResult(
         epoch=task.card.epoch,
-        requests=tuple(request.id for request in requests),
+        requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in requests)),
         forget_examples=len(forget),
         retain_examples=len(retain),
         steps=outcome.chosen_step,
@@ -188,7 +201,7 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult,
     images, roles, shared = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
     person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles).coarse()
     return AuditResult(shared=shared, seconds=time.perf_counter() - started), samples
 
 
@@ -205,7 +218,7 @@ def run_file_audit(
         file.write_bytes(content)
         probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
     person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles).coarse()
     result = FileAuditResult(
         shared=shared,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
@@ -241,7 +254,7 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
         if request.job != task.job:
             continue
         settled += 1
-        released = task.outcome == "released" and request.id in task.requests
+        released = task.outcome == "released" and site.job_request_id(request.id, task.job) in task.requests
         if request.state in UNDER_WAY and not released:
             ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
             continue
@@ -269,8 +282,35 @@ def _of_job(site: Site, job: str) -> list[ForgetRequest]:
     return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
 
 
+def _day(moment: datetime) -> date:
+    """Return the day of a moment in UTC: to the microsecond it would name a request in every job."""
+    return moment.astimezone(UTC).date()
+
+
+def _end_of(day: date) -> datetime:
+    return datetime.combine(day, clock_time.max, UTC)
+
+
 def _people(requests: Iterable[ForgetRequest]) -> list[str]:
     return [request.identity for request in requests if request.identity is not None]
+
+
+def _refuse_job_that_lost_its_requests(site: Site, job: str) -> None:
+    """Do nothing for a job whose requests another job has now: what it would show is of fewer people than it says.
+
+    Raises
+    ------
+    JobError
+        If another coordinator has told this site that the job has ended.
+    """
+    taken = {event.request for event in site.ledger.history() if event.job == job}
+    lost = [request for request in site.ledger.requests() if request.id in taken and request.job != job]
+    if any(request.state is not RequestState.WITHDRAWN for request in lost):
+        other = next((f"the job {request.job}" for request in lost if request.job), "another job")
+        raise JobError(
+            f"The requests that {job} had taken up here are not its own any more: {other} took them up since, from "
+            "another state folder. Run the jobs of a fleet one after the other, from one state folder"
+        )
 
 
 def _refuse_old_models(site: Site, card: ModelCard) -> None:
@@ -312,6 +352,8 @@ def _audited(
     Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
     can say it alone.
     """
+    if Role.FORGET.value in roles_asked:
+        _refuse_job_that_lost_its_requests(site, job)
     images = _images(site)
     under_way = set(_people(_of_job(site, job)))
     gone = site.gone(images.identities)
@@ -329,9 +371,14 @@ def _audited(
         retain = sorted(retain, key=lambda index: int(images.labels[index]))
         kept = {retain[number * len(retain) // most_retain] for number in range(most_retain)}
         own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
-    rows = own + shared
+    rows = _shuffled(own) + _shuffled(shared)
     numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
     return images.select([index for index, _ in rows]), numbers, len(shared)
+
+
+def _shuffled(rows: Sequence[tuple[int, Role]]) -> list[tuple[int, Role]]:
+    """Return rows in an order of this audit's own: in the manifest's order an image could be followed by its place."""
+    return [rows[number] for number in np.random.default_rng().permutation(len(rows))]
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:

@@ -167,9 +167,15 @@ class Store:
         """Return jobs that have not come to their last step."""
         return [record for record in self.jobs() if record.step not in FINAL_STEPS]
 
-    def released_requests(self) -> dict[str, int]:
-        """Return every request that a released model has forgotten, and that model's epoch."""
-        return {request: record.epoch for record in self.jobs() if record.released for request in record.forgotten}
+    def released_requests(self) -> dict[str, dict[str, int]]:
+        """Return every request that a released model has forgotten, and that model's epoch, by site."""
+        found: dict[str, dict[str, int]] = {}
+        for record in self.jobs():
+            served = frozenset(record.forgotten) if record.released else frozenset()
+            for asked in record.proceedings.asked:
+                if asked.request in served:
+                    found.setdefault(asked.site, {})[asked.request] = record.epoch
+        return found
 
     def ask_to_cancel(self, job: str) -> None:
         """Note that a job is to stop before its next step."""
