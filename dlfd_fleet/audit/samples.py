@@ -23,12 +23,7 @@ class Role(StrEnum):
 
 ROLES: tuple[Role, ...] = tuple(Role)
 _MOST_LABELS = 62
-_LEAST_LOSS, _LEVEL_RATIO = 1e-7, 1.25
-LOSS_LEVELS: NDArray[np.float64] = np.concatenate(
-    [[0.0], _LEAST_LOSS * _LEVEL_RATIO ** np.arange(np.ceil(np.log(27.7 / _LEAST_LOSS) / np.log(_LEVEL_RATIO)))]
-)
-"""What a loss that leaves a site may be, nats: each level is a quarter above the one before; and 0."""
-_BETWEEN_LEVELS = np.concatenate([[_LEAST_LOSS / 2.0], np.sqrt(LOSS_LEVELS[1:-1] * LOSS_LEVELS[2:])])
+_FEWEST_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -135,13 +130,19 @@ class SampleScores:
         )
 
     def coarse(self) -> SampleScores:
-        """Return the rows with losses as coarse as an audit needs: on a grid of equal ratios, and no finer.
+        """Return the rows with losses as coarse as an audit needs them: each is the mean of three or more neighbours.
 
         A loss with all of its digits is a fingerprint: of an image that is audited twice, and of a photograph that two
-        people have. Each loss becomes the nearest of :data:`LOSS_LEVELS`.
+        people have. Neighbours are next in loss, whatever their roles; equal ones are taken in the order of the rows.
         """
-        places = np.searchsorted(_BETWEEN_LEVELS, self.loss)
-        return SampleScores(self.role, self.person, self.label, self.prediction, LOSS_LEVELS[places])
+        if not len(self):
+            return self
+        order = np.lexsort((self.prediction, self.label, self.role, self.loss))
+        last = max(0, len(self) // _FEWEST_ALIKE - 1)
+        group = np.minimum(np.arange(len(self)) // _FEWEST_ALIKE, last)
+        loss = np.empty_like(self.loss)
+        loss[order] = (np.bincount(group, weights=self.loss[order]) / np.bincount(group))[group]
+        return SampleScores(self.role, self.person, self.label, self.prediction, loss)
 
     def canonical(self) -> SampleScores:
         """Return the rows in an order of their own: by role, then by the mean loss of their person, then by loss.
@@ -172,8 +173,8 @@ class SampleScores:
         """Return the rows of these roles."""
         return self.rows(np.isin(self.role, [ROLES.index(role) for role in roles]))
 
-    def rows(self, rows: NDArray[np.bool_] | slice) -> SampleScores:
-        """Return the rows of a mask ``(N,)`` or of a slice."""
+    def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> SampleScores:
+        """Return the rows of a mask ``(N,)``, of places or of a slice."""
         return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

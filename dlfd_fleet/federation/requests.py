@@ -126,12 +126,12 @@ def _people(replies: Iterable[PendingReply]) -> dict[str, object]:
         own |= reply.people.keys() - reply.joined.keys()
     gone = dict[str, tuple[str, ...]]()
     for person in sorted(withdrawn.keys() & asked.keys() - own):
-        marks, standing = withdrawn[person], joined.get(person, [])
-        while falling := [each for each in standing if marks & each]:
-            marks = marks.union(*falling)
+        reached, standing = withdrawn[person], joined.get(person, [])
+        while falling := [each for each in standing if reached & each]:
+            reached = reached.union(*falling)
             standing = [each for each in standing if each not in falling]
         if not standing:
-            gone[person] = tuple(sorted(marks))
+            gone[person] = tuple(sorted(reached))
     return {
         "asked": {person: asked[person] for person in sorted(asked.keys() - gone.keys())},
         "withdrawn": gone,

@@ -6,6 +6,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from functools import lru_cache
@@ -200,8 +201,7 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult,
     _refuse_old_models(site, task.card)
     images, roles, shared = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
-    person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles).coarse()
+    samples = _sent(probabilities, images, roles, shared)
     return AuditResult(shared=shared, seconds=time.perf_counter() - started), samples
 
 
@@ -217,8 +217,7 @@ def run_file_audit(
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
-    person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles).coarse()
+    samples = _sent(probabilities, images, roles, shared)
     result = FileAuditResult(
         shared=shared,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
@@ -371,14 +370,28 @@ def _audited(
         retain = sorted(retain, key=lambda index: int(images.labels[index]))
         kept = {retain[number * len(retain) // most_retain] for number in range(most_retain)}
         own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
-    rows = _shuffled(own) + _shuffled(shared)
+    rows = own + shared
     numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
     return images.select([index for index, _ in rows]), numbers, len(shared)
 
 
-def _shuffled(rows: Sequence[tuple[int, Role]]) -> list[tuple[int, Role]]:
-    """Return rows in an order of this audit's own: in the manifest's order an image could be followed by its place."""
-    return [rows[number] for number in np.random.default_rng().permutation(len(rows))]
+def _sent(
+    probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
+) -> SampleScores:
+    """Return what is sent of an audit: coarse losses, numbers of people and an order of rows that are of it alone.
+
+    In the manifest's order an image could be followed by its place. The rows of people whom all sites hold stay last.
+    """
+    person = _random_numbers(images.identities)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    first = len(samples) - shared
+    losses = [samples.rows(part).coarse().loss for part in (slice(first), slice(first, None))]
+    order = np.concatenate([_random_order(first), first + _random_order(shared)])
+    return replace(samples, loss=np.concatenate(losses)).rows(order)
+
+
+def _random_order(count: int) -> NDArray[np.intp]:
+    return np.random.default_rng().permutation(count)
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
