@@ -68,7 +68,7 @@ def show(
     for event in events:
         epoch = "" if event.epoch is None else str(event.epoch)
         row = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "")
-        table.add_row(*row, ids.get(event.job, ""), epoch)
+        table.add_row(*row, ids.get(event.job or "", ""), epoch)
     console.print(table)
 
 

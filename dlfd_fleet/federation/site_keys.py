@@ -76,11 +76,7 @@ class SiteKeys:
                 others = [node for node in left if node != before[site]]
                 refused |= dict.fromkeys(others, f"says that it is {_name(site)}, which another node is in this job")
             elif len(left) > 1:
-                refused |= dict.fromkeys(
-                    left,
-                    f"says that it is {_name(site)}, as another node does, and nobody can tell which one is; a copied "
-                    "site folder needs an 'id' of its own in its site.json, and a SuperNode's registered key tells",
-                )
+                refused |= {node: _claimed_twice(site, keys.get(node)) for node in left}
             elif left and left[0] in keys:
                 new[site] = keys[left[0]]
         if new:
@@ -117,6 +113,14 @@ class SiteKeys:
             text = _NOTE + "".join(f"{site} {key}\n" for site, key in sorted(known.items()))
             with whole_file(self.file, JobError) as new:
                 new.write_text(text, encoding="utf-8")
+
+
+def _claimed_twice(site: str, key: str | None) -> str:
+    shown = f" with the key SHA256:{key[:16]}" if key else ""
+    return (
+        f"says that it is {_name(site)}{shown}, as another node does, and nobody can tell which one is; a copied site "
+        "folder needs an 'id' of its own in its site.json"
+    )
 
 
 def _name(site: str) -> str:
