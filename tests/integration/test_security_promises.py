@@ -7,9 +7,11 @@ import re
 import shutil
 from collections import defaultdict
 
+import numpy as np
 import pytest
 from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
+from scipy.optimize import linear_sum_assignment
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import site_tasks
@@ -293,3 +295,21 @@ def test_a_curious_coordinator_cannot_follow_people_by_place_number_id_or_time(f
     assert expected > 10
     assert hits < expected + 5 * expected**0.5 + 3
     assert right < chance + 5 * chance**0.5 + 3 < people
+
+    # Losses of one model, the original, in both jobs: with all digits each image would be found again.
+    originals = [grid.audits[:2] for grid in grids]
+    found = [paired(one, other) for one, other in zip(*originals, strict=True)]
+    assert np.mean(np.concatenate(found)) < 0.9
+
+
+def paired(one, other):
+    """Pair the images of two audits by the nearest loss, of one role and label; return which pairs are right."""
+    (node, x, rows), (same, y, others) = one, other
+    assert node == same
+    right = []
+    for role, label in sorted(set(zip(x.role, x.label, strict=True))):
+        left, there = (np.flatnonzero((each.role == role) & (each.label == label)) for each in (x, y))
+        distance = np.abs(np.log(x.loss[left, None] + 1e-9) - np.log(y.loss[None, there] + 1e-9))
+        pairs = zip(*linear_sum_assignment(distance), strict=True)
+        right += [rows[left[a]].image == others[there[b]].image for a, b in pairs]
+    return right
