@@ -167,6 +167,9 @@ class FleetSettings(Section):
         None,
         description="Longest wait for the others once a quorum has replied; fleet.reply_timeout_seconds when unset.",
     )
+    registered_keys: bool = Field(
+        True, description="Whether SuperNodes have registered keys: a site that comes back with another one is refused."
+    )
     update_ratio: Annotated[float, Field(gt=1.0)] = Field(
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
     )

@@ -54,19 +54,25 @@ def list_requests(site: SiteFolder) -> None:
 
 
 @app.command("show")
-def show(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
+def show(
+    request: Annotated[str, typer.Argument(help="Id of the request, or the one that a job's report has for it.")],
+    site: SiteFolder,
+) -> None:
     """Show a request and everything that happened to it."""
     from datetime import UTC, datetime
 
     from dlfd_fleet.ledger.site import Site
 
     with Site(site) as opened:
-        found, events = opened.ledger.get(request), opened.ledger.history(request)
+        found = opened.find_request(request)
+        events = opened.ledger.history(found.id)
+        ids = {event.job: opened.job_request_id(found.id, event.job) for event in events if event.job}
     console.print(requests_table([found], datetime.now(UTC)))
-    table = Table("at", "state", "reason", "job", "epoch")
+    table = Table("at", "state", "reason", "job", "id in its report", "epoch")
     for event in events:
         epoch = "" if event.epoch is None else str(event.epoch)
-        table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "", epoch)
+        row = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "")
+        table.add_row(*row, ids.get(event.job or "", ""), epoch)
     console.print(table)
 
 

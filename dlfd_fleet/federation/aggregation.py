@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 from typing import NamedTuple
 
@@ -89,6 +89,19 @@ def check_epoch(epoch: int, expected: int, sender: str) -> None:
     """Refuse an update that was computed from a model of another erasure epoch: it may remember forgotten people."""
     if epoch != expected:
         raise MessageError(f"{sender} sent an update of a model of epoch {epoch}, not of {expected}; it was refused.")
+
+
+def check_requests(said: Collection[str], asked: Collection[str], sender: str) -> None:
+    """Refuse an update of a site that says it has unlearned what it was not asked: it may be another site's request.
+
+    Raises
+    ------
+    MessageError
+        If one of them is none that the site has counted when the job began.
+    """
+    foreign = set(said) - set(asked)
+    if foreign:
+        raise MessageError(f"{sender} says it unlearned {len(foreign)} requests that it never counted; it was refused.")
 
 
 def check_weight(weight: int, most: int, sender: str) -> None:

@@ -23,7 +23,7 @@ from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery,
 from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_of
 from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.records import STEPS, Champion, JobRecord, JobStep
-from dlfd_fleet.federation.requests import Settled, ask_pending, settle
+from dlfd_fleet.federation.requests import EarlierRequests, Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import Effort
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
@@ -84,12 +84,11 @@ class Coordinator:
         query = PendingQuery(
             job=job,
             take=erasing and not known,
-            resumed=_requests(first),
             epoch=self.epoch(),
-            released=self.store.released_requests() if erasing else {},
             devices=self._devices_reached(self.epoch()),
         )
-        replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
+        largest = self.settings.erasure.largest_forget_share if erasing else 1.0
+        replies = ask_pending(fleet, query, largest, card, self._earlier_requests(first) if erasing else None)
         if not known:
             first = self.journal.facts(_ASKED, list[PendingReply], lambda: list(replies.values()))
         self._note_sites(first)
@@ -102,8 +101,18 @@ class Coordinator:
         self._note_missing()
         present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}
         fleet.members = frozenset(present)
+        fleet.counted = {node: frozenset(reply.requests) for node, reply in present.items()}
         self.tracker.log_dataset(job, "fleet", fleet_profile(first), "unlearning" if erasing else "training")
         return present
+
+    def _earlier_requests(self, first: Iterable[PendingReply]) -> dict[str, EarlierRequests]:
+        """Return what is known of each site's requests: from before this job was interrupted, and of earlier jobs."""
+        resumed = {site_name(reply.site): reply.requests for reply in first}
+        released = self.store.released_requests()
+        return {
+            site: EarlierRequests(resumed.get(site, ()), released.get(site, {}))
+            for site in resumed.keys() | released.keys()
+        }
 
     def _note_missing(self) -> None:
         """Name the sites of the job before this one that are not connected now: what they were asked waits there."""
@@ -377,10 +386,6 @@ class Coordinator:
             with whole_file(self.store.job_folder(self.record.job) / f"{name}.png", JobError) as new:
                 new.write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)
-
-
-def _requests(replies: Iterable[PendingReply]) -> tuple[str, ...]:
-    return tuple(request for reply in replies for request in reply.requests)
 
 
 def version_of(card: ModelCard, arrays: Mapping[str, torch.Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ AWAY = "away: asked again when it is back"
 _SHORTEST_POLL, LONGEST_POLL = 0.05, 1.0
 # A SuperLink whose database is busy answers these with 500, and nothing has happened; others may have half happened.
 _REPEATABLE = ("/get-nodes", "/pull-messages")
+_PEM = b"-----BEGIN PUBLIC KEY-----"
 _PAUSES = (1.0, 2.0, 4.0, 8.0)
 _T = TypeVar("_T")
 
@@ -35,6 +37,16 @@ def activations(grid: Grid) -> dict[int, str]:
     """Return the connected nodes, and when each one's SuperNode was let in: another time is another process."""
     nodes = _patiently(lambda: list(grid.get_nodes()))
     return {node.node_id: node.last_activated_at for node in nodes}
+
+
+def public_keys(grid: Grid) -> dict[int, str]:
+    """Return the fingerprints of the keys that connected nodes have shown their SuperLink.
+
+    A simulated node has none: its SuperLink puts random bytes in the place of a key.
+    """
+    nodes = _patiently(lambda: list(grid.get_nodes()))
+    keys = {node.node_id: bytes(node.public_key) for node in nodes}
+    return {node: hashlib.sha256(key).hexdigest() for node, key in keys.items() if key.startswith(_PEM)}
 
 
 def _patiently(call: Callable[[], _T]) -> _T:

@@ -12,8 +12,9 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes
+from dlfd_fleet.federation.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes, public_keys
 from dlfd_fleet.federation.held_model import HeldModels
+from dlfd_fleet.federation.site_keys import SiteKeys
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,12 @@ class Fleet:
         Whether the job's first question was sent: any node may have taken up requests for the job since.
     names
         What each node's site calls itself, once it has said so.
+    sites
+        The random id that each node has said it is, and that is its own.
+    counted
+        The requests that each member has counted when the job began, by their ids in this job.
+    site_keys
+        Which key each site has.
     late_seconds
         Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
     notice
@@ -73,6 +80,9 @@ class Fleet:
     absent: dict[str, str] = field(default_factory=dict)
     asked: bool = False
     names: dict[int, str] = field(default_factory=dict)
+    sites: dict[int, str] = field(default_factory=dict)
+    counted: dict[int, frozenset[str]] = field(default_factory=dict)
+    site_keys: SiteKeys = field(default_factory=SiteKeys)
     late_seconds: float | None = None
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
     refused: Callable[[str, str], None] = lambda _site, _reason: None
@@ -83,6 +93,10 @@ class Fleet:
     def name(self, node: int) -> str:
         """Return what a node is called in logs, MLflow and reports: its site's random id, or Flower's of the node."""
         return self.names.get(node) or pseudonym(node)
+
+    def keys(self) -> dict[int, str]:
+        """Return the fingerprints of the connected nodes' keys, of those that have one."""
+        return public_keys(self.grid)
 
     def wait_for_nodes(self, count: int = 1, patience: float = 60.0) -> tuple[int, ...]:
         """Return the connected nodes that take part, in order, after waiting until there are enough.

@@ -16,6 +16,7 @@ from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.pictures import outcome_tags
 from dlfd_fleet.federation.records import JobKind, JobRecord
 from dlfd_fleet.federation.requests import settle
+from dlfd_fleet.federation.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
@@ -68,7 +69,12 @@ def _carry_out(
     settings = store.settings_of(record.job)
     waits = settings.fleet
     fleet = Fleet(
-        grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds
+        grid,
+        waits.reply_timeout_seconds,
+        waits.quorum,
+        waits.return_seconds,
+        late_seconds=waits.late_seconds,
+        site_keys=SiteKeys(store.folder / SITE_KEYS_FILE, waits.registered_keys),
     )
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})

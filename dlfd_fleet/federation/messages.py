@@ -1,19 +1,20 @@
 """What travels between the coordinator and the sites: one pydantic model a message kind.
 
 A message carries numbers, settings and arrays; never a name, a path or a pickled object. A site answers with counts,
-random request ids and what the model says of its images (:class:`~dlfd_fleet.audit.SampleScores`), in which a person is
-a random number.
+ids of requests that are of one job, and what the model says of its images (:class:`~dlfd_fleet.audit.SampleScores`),
+in which a person is a random number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from dlfd_fleet.audit import SampleScores
@@ -40,6 +41,8 @@ Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Mark = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""Of one person and one earlier job, in this job: sites with the fleet's secret recognise it, and nobody else."""
 SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
 """What a site calls itself: a random number that it keeps."""
 Weights = tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
@@ -157,24 +160,29 @@ class PendingQuery(FleetMessage):
     take: bool = False
     """Whether the job takes up the requests that wait: they are its own until it ends."""
     resumed: tuple[str, ...] = ()
-    """Requests that the job had taken up, before it was interrupted."""
+    """Requests of this site that the job had taken up, before it was interrupted."""
     epoch: Count = 0
     """The fleet's erasure epoch: a site that was away when it rose keeps no model from before, and works on none."""
+    ended: tuple[str, ...] = ()
+    """Jobs whose end this site does not know: what they had taken up is :attr:`released`, or waits again."""
     released: dict[str, Count] = {}
-    """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
+    """Requests of this site that such a job's released model has forgotten, and its epoch."""
     devices: DevicesReached | None = None
     """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
-    asked: dict[Pseudonym, AwareDatetime] = {}
+    asked: dict[Pseudonym, date] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
-    withdrawn: dict[Pseudonym, AwareDatetime] = {}
-    """People who withdrew where they had asked, and when: a site that had joined in takes the request back."""
+    withdrawn: dict[Pseudonym, tuple[Mark, ...]] = {}
+    """People who ask nowhere any more, and marks of the jobs that they had asked in.
+
+    A site whose joined request was in one of these jobs takes it back; the coordinator cannot make up a mark.
+    """
 
 
 class RequestDates(FleetMessage):
-    """When a request was made, and by when it is due."""
+    """The days, in UTC, when a request was made and by when it is due."""
 
-    asked_at: AwareDatetime
-    deadline: AwareDatetime
+    asked_at: date
+    deadline: date
 
 
 class PendingReply(FleetMessage):
@@ -182,17 +190,19 @@ class PendingReply(FleetMessage):
 
     site: SiteId
     requests: tuple[str, ...]
-    """Random ids of the requests that the job has taken up."""
+    """The requests that the job has taken up, under ids of this job's own."""
     dates: dict[str, RequestDates] = {}
     """Of each of them; sites of earlier releases do not say."""
     waiting: Count = 0
     """How many other requests wait for the next job."""
-    people: dict[Pseudonym, AwareDatetime] = {}
+    unsettled: tuple[str, ...] = ()
+    """Earlier jobs that have taken up requests here, and whose end the site was not told."""
+    people: dict[Pseudonym, date] = {}
     """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
-    joined: tuple[Pseudonym, ...] = ()
-    """Those of them who asked at another site, in an earlier job, and not here."""
-    withdrawn: dict[Pseudonym, AwareDatetime] = {}
-    """Who asked here once, and when they withdrew."""
+    joined: dict[Pseudonym, tuple[Mark, ...]] = {}
+    """Those of them who asked at another site and not here, and marks of the jobs that their request was in."""
+    withdrawn: dict[Pseudonym, tuple[Mark, ...]] = {}
+    """Who asked here once and has withdrawn, and marks of the jobs that their request was in."""
     forget_images: Count
     class_images: tuple[Count, ...]
     """Images to train on, one count a class."""
@@ -371,7 +381,7 @@ class SettleTask(FleetMessage):
     outcome: Literal["released", "returned"]
     """``returned``: the requests wait for the next job."""
     requests: tuple[str, ...] = ()
-    """Those that the released model has forgotten; any other of the job waits for the next one."""
+    """Those of this site that the released model has forgotten; any other of the job waits for the next one."""
     reason: str
     epoch: Count
     purge: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from dlfd_fleet.federation.aggregation import (
     RunningMean,
     UpdateNorm,
     check_epoch,
+    check_requests,
     check_update,
     check_weight,
     odd_updates,
@@ -122,6 +123,7 @@ class FederatedRounds(FederatedAudits):
         expected: type[_Update],
         arrays: Arrays,
         advance: Advance,
+        asked: Mapping[int, Collection[str]] | None = None,
     ) -> tuple[RunningMean, list[_Update]]:
         """Return the mean of the nodes' updated models, and what they say of them.
 
@@ -132,6 +134,8 @@ class FederatedRounds(FederatedAudits):
         ----------
         most
             The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
+        asked
+            The requests that each node has counted when the job began: it can have unlearned no others.
         """
         nodes, refused = set(most), set[int]()
         while True:
@@ -141,6 +145,8 @@ class FederatedRounds(FederatedAudits):
                 advance()
                 try:
                     result, model, norm = self._checked(reply, task, expected, arrays, most[reply.node])
+                    if isinstance(result, UnlearnResult):
+                        check_requests(result.requests, (asked or {}).get(reply.node, ()), reply.sender)
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
                     refused.add(reply.node)
@@ -220,7 +226,8 @@ class FederatedRounds(FederatedAudits):
             seed=self._seed(),
         )
         most = {node: pending[node].forget_images for node in fleet.wait_for_nodes() if pending[node].can_unlearn}
-        mean, results = self._merge(fleet, most, task, UnlearnResult, arrays, advance)
+        asked = {node: pending[node].requests for node in most}
+        mean, results = self._merge(fleet, most, task, UnlearnResult, arrays, advance, asked)
         if not mean.count:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
         requests = {request for result in results for request in result.requests}

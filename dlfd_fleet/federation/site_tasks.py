@@ -7,6 +7,8 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -45,9 +47,10 @@ from dlfd_fleet.federation.messages import (
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
-from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
+from dlfd_fleet.ledger.site import Site, join_requests
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN, site_uses
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
+from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdrawn_people
 from dlfd_fleet.models import FaceClassifier, FeatureClassifier, ModelCard, build_empty, state_arrays, to_best_device
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning import (
@@ -81,8 +84,9 @@ class SiteUnlearner(Protocol):
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     """Say what the site holds, and take up the requests that wait for the job.
 
-    One erasure job works at a time, so another one that had taken requests up has ended: what its released model has
-    forgotten is purged now, and the rest waits again. So is what an earlier purge left, which a full disk had stopped.
+    A job asks up to twice. Its first question takes up what waits. Then the coordinator knows who the site is, and says
+    how those jobs have ended whose end the site was not told: what a released model has forgotten is purged, and the
+    rest is taken up, too. What an earlier purge left, which a full disk had stopped, is purged as well.
     """
     ledger = site.ledger
     site.raise_epoch(query.epoch)
@@ -92,31 +96,39 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         for request in ledger.requests(*UNDER_WAY):
             if request.job == query.job:
                 continue
-            if request.id in query.released:
-                _release(site, request, "released while this site was away", query.released[request.id])
+            epoch = query.released.get(site.job_request_id(request.id, request.job or ""))
+            if epoch is not None:
+                _release(site, request, "released while this site was away", epoch)
                 purge_request(site, ledger.get(request.id))
-            else:
+            elif request.job in query.ended:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
         withdraw_joined(site, query.job, query.withdrawn)
-        join_requests(site, query.job, query.asked)
+        join_requests(site, query.job, {person: _end_of(day) for person, day in query.asked.items()})
     _complete(site, query.devices)
     for request in ledger.requests(RequestState.ACCEPTED):
-        if query.take or request.id in query.resumed:
+        if query.take or site.job_request_id(request.id, query.job) in query.resumed:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
-    requests = _of_job(site, query.job)
-    names = {request: site.fleet_pseudonym(request.identity or "", query.job) for request in requests}
+    requests, others = _of_job(site, query.job), list[ForgetRequest]()
+    if query.take:  # those of jobs whose end is not known here will be this job's, or are purged
+        others = [request for request in ledger.requests(*UNDER_WAY) if request.job != query.job]
+    asking = [*requests, *others]
+    # The order of a ledger is the same in each job; the order of ids and pseudonyms is not.
+    ids = {request: site.job_request_id(request.id, query.job) for request in requests}
+    named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = _used_images(site)
     class_images = torch.bincount(images.retain().labels, minlength=len(site.card.classes))
     return PendingReply(
         site=site.card.id,
-        requests=tuple(request.id for request in requests),
+        requests=tuple(sorted(ids.values())),
         dates={
-            request.id: RequestDates(asked_at=request.requested_at, deadline=request.deadline) for request in requests
+            ids[request]: RequestDates(asked_at=_day(request.requested_at), deadline=_day(request.deadline))
+            for request in sorted(requests, key=ids.__getitem__)
         },
         waiting=len(ledger.requests(RequestState.ACCEPTED)),
-        people={name: request.deadline for request, name in names.items() if name},
-        joined=tuple(name for request, name in names.items() if name and has_joined(site, request)),
-        withdrawn=withdrawn_people(site, query.job) if query.take else {},
+        unsettled=tuple(sorted({request.job for request in others if request.job})),
+        people={name: _day(request.deadline) for name, request in sorted(named.items())},
+        joined=dict(sorted(joined_people(site, query.job, asking).items())),
+        withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
         forget_images=len(images.forget(requests)),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
@@ -155,6 +167,7 @@ def run_unlearn(
 ) -> tuple[UnlearnResult, Arrays]:
     """Run DLFD, or another method in its place, on the people of this job's requests."""
     _refuse_old_models(site, task.card)
+    _refuse_job_that_lost_its_requests(site, task.job)
     requests = _of_job(site, task.job)
     images = _used_images(site)
     forget, retain = images.forget(requests), images.retain()
@@ -177,7 +190,7 @@ def run_unlearn(
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
     result = UnlearnResult(
         epoch=task.card.epoch,
-        requests=tuple(request.id for request in requests),
+        requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in requests)),
         forget_examples=len(forget),
         retain_examples=len(retain),
         steps=outcome.chosen_step,
@@ -192,8 +205,7 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult,
     _refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
-    person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    samples = _sent(probabilities, images, roles, shared)
     return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
 
 
@@ -209,8 +221,7 @@ def run_file_audit(
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
-    person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    samples = _sent(probabilities, images, roles, shared)
     result = FileAuditResult(
         shared=shared,
         withheld=withheld,
@@ -249,7 +260,7 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
         if request.job != task.job:
             continue
         settled += 1
-        released = task.outcome == "released" and request.id in task.requests
+        released = task.outcome == "released" and site.job_request_id(request.id, task.job) in task.requests
         if request.state in UNDER_WAY and not released:
             ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
             continue
@@ -278,8 +289,35 @@ def _of_job(site: Site, job: str) -> list[ForgetRequest]:
     return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
 
 
+def _day(moment: datetime) -> date:
+    """Return the day of a moment in UTC: to the microsecond it would name a request in every job."""
+    return moment.astimezone(UTC).date()
+
+
+def _end_of(day: date) -> datetime:
+    return datetime.combine(day, clock_time.max, UTC)
+
+
 def _people(requests: Iterable[ForgetRequest]) -> list[str]:
     return [request.identity for request in requests if request.identity is not None]
+
+
+def _refuse_job_that_lost_its_requests(site: Site, job: str) -> None:
+    """Do nothing for a job whose requests another job has now: what it would show is of fewer people than it says.
+
+    Raises
+    ------
+    JobError
+        If another coordinator has told this site that the job has ended.
+    """
+    taken = {event.request for event in site.ledger.history() if event.job == job}
+    lost = [request for request in site.ledger.requests() if request.id in taken and request.job != job]
+    if any(request.state is not RequestState.WITHDRAWN for request in lost):
+        other = next((f"the job {request.job}" for request in lost if request.job), "another job")
+        raise JobError(
+            f"The requests that {job} had taken up here are not its own any more: {other} took them up since, from "
+            "another state folder. Run the jobs of a fleet one after the other, from one state folder"
+        )
 
 
 def _refuse_old_models(site: Site, card: ModelCard) -> None:
@@ -341,6 +379,8 @@ def _audited(
     can say it alone. Last comes how many images of such people this site leaves out, for it knows that they are not
     unseen.
     """
+    if Role.FORGET.value in roles_asked:
+        _refuse_job_that_lost_its_requests(site, job)
     used = _used_images(site)
     images, under_way = used.images, {canonical(name) for name in _people(_of_job(site, job))}
     own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
@@ -362,6 +402,25 @@ def _audited(
     rows = own + shared
     numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
     return images.select([index for index, _ in rows]), numbers, len(shared), withheld
+
+
+def _sent(
+    probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
+) -> SampleScores:
+    """Return what is sent of an audit: coarse losses, numbers of people and an order of rows that are of it alone.
+
+    In the manifest's order an image could be followed by its place. The rows of people whom all sites hold stay last.
+    """
+    person = _random_numbers(images.identities)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    first = len(samples) - shared
+    losses = [samples.rows(part).coarse().loss for part in (slice(first), slice(first, None))]
+    order = np.concatenate([_random_order(first), first + _random_order(shared)])
+    return replace(samples, loss=np.concatenate(losses)).rows(order)
+
+
+def _random_order(count: int) -> NDArray[np.intp]:
+    return np.random.default_rng().permutation(count)
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:

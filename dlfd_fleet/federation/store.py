@@ -43,6 +43,7 @@ ONNX_FILE = "model.onnx"
 """In a job's model folder: the file that ships."""
 
 _VERSION = 1
+_IF_DAMAGED = "move the state folder away and start again"
 
 
 class Store:
@@ -62,7 +63,9 @@ class Store:
         except OSError as error:
             raise JobError(f"The state folder {state_folder} cannot be used: {error.strerror}.") from error
         self._engine = sqlite_engine(self.file)
-        with self._transaction() as connection:
+        # Two jobs that start at once would both make the tables, unless one waits for the other.
+        making = sqlite_engine(self.file, immediate=True)
+        with transaction(making, self.file, JobError, _IF_DAMAGED) as connection:
             known = sa.inspect(connection).get_table_names()
             if not known:
                 TABLES.create_all(connection)
@@ -70,6 +73,7 @@ class Store:
             version = connection.execute(sa.select(STORE.c.version)).scalar() if not known or "store" in known else 0
             if version == _VERSION and known and PROMOTION.name not in known:
                 PROMOTION.create(connection)  # an earlier release made the file
+        making.dispose()
         if version != _VERSION:
             raise JobError(
                 f"{self.file} has the format {version}, and this release reads {_VERSION}; use the release that wrote "
@@ -99,8 +103,11 @@ class Store:
             with lock:
                 yield
         except filelock.Timeout as error:
+            unfinished = self.unfinished()
+            job = f" (its job is {unfinished[-1].job})" if unfinished else ""
             raise JobError(
-                f"Another coordinator works on {self.folder.parent}; wait for its job, or name another state folder."
+                f"Another coordinator works on {self.folder.parent}{job}; wait until it has ended, or name another "
+                "state folder."
             ) from error
 
     def is_locked(self) -> bool:
@@ -167,9 +174,15 @@ class Store:
         """Return jobs that have not come to their last step."""
         return [record for record in self.jobs() if record.step not in FINAL_STEPS]
 
-    def released_requests(self) -> dict[str, int]:
-        """Return every request that a released model has forgotten, and that model's epoch."""
-        return {request: record.epoch for record in self.jobs() if record.released for request in record.forgotten}
+    def released_requests(self) -> dict[str, dict[str, int]]:
+        """Return every request that a released model has forgotten, and that model's epoch, by site."""
+        found: dict[str, dict[str, int]] = {}
+        for record in self.jobs():
+            served = frozenset(record.forgotten) if record.released else frozenset()
+            for asked in record.proceedings.asked:
+                if asked.request in served:
+                    found.setdefault(asked.site, {})[asked.request] = record.epoch
+        return found
 
     def ask_to_cancel(self, job: str) -> None:
         """Note that a job is to stop before its next step."""
@@ -381,7 +394,7 @@ class Store:
             raise JobError(f"{self.file} is damaged; move the state folder away and start again.") from error
 
     def _transaction(self) -> AbstractContextManager[sa.Connection]:
-        return transaction(self._engine, self.file, JobError, "move the state folder away and start again")
+        return transaction(self._engine, self.file, JobError, _IF_DAMAGED)
 
 
 def _after_all(connection: sa.Connection) -> datetime:

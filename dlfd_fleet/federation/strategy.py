@@ -40,6 +40,7 @@ from dlfd_fleet.federation.requests import (
     someone_to_unlearn,
 )
 from dlfd_fleet.federation.rounds import Effort, FederatedRounds
+from dlfd_fleet.federation.site_keys import SiteKeys
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
@@ -255,7 +256,10 @@ class FederatedUnlearning(FederatedRounds):
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
         waits = self.settings.fleet
-        fleet = Fleet(grid, timeout, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds)
+        keys = SiteKeys(bound=waits.registered_keys)
+        fleet = Fleet(
+            grid, timeout, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds, site_keys=keys
+        )
         self.journal.traffic = fleet
         fleet.wait_for_nodes(self.settings.fleet.least_sites, self.settings.fleet.connect_seconds)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -24,6 +24,7 @@ CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", 
 HELD_MODEL_FILE = "held-model.safetensors"
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
+_MOST_MARKS = 16
 
 
 class SiteCard(BaseModel):
@@ -138,6 +139,40 @@ class Site:
             return None
         return hmac.digest(self._fleet_secret, f"{job}\n{canonical(identity)}".encode(), "sha256").hex()
 
+    def job_request_id(self, request: str, job: str) -> str:
+        """Return what the coordinator calls a request in one job.
+
+        Another one in each job, so that nobody outside this site can follow a request from one job to the next.
+        """
+        return hmac.digest(self._key, f"\0request\0{job}\0{request}".encode(), "sha256").hex()[:16]
+
+    def find_request(self, request: str) -> ForgetRequest:
+        """Return a request by its own id, or by the one that it had in a job.
+
+        Raises
+        ------
+        LedgerError
+            If there is none.
+        """
+        for event in self.ledger.history():
+            if event.job and self.job_request_id(event.request, event.job) == request:
+                return self.ledger.get(event.request)
+        return self.ledger.get(request)
+
+    def job_marks(self, identity: str, job: str, taken_by: Sequence[str]) -> tuple[str, ...]:
+        """Return marks of the jobs that a person's request was in, for another job: sites compare them.
+
+        Keyed as :meth:`fleet_pseudonym` is, and always as many: what is missing is random, and in no order.
+        """
+        if self._fleet_secret is None:
+            return ()
+        marks = [
+            hmac.digest(self._fleet_secret, f"{job}\nhad asked in\n{taken}\n{canonical(identity)}".encode(), "sha256")
+            for taken in taken_by[-_MOST_MARKS:]
+        ]
+        marks += [secrets.token_bytes(32) for _ in range(_MOST_MARKS - len(marks))]
+        return tuple(sorted(mark.hex() for mark in marks))
+
     def gone(self, identities: Iterable[str]) -> frozenset[str]:
         """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
         asked = self.ledger.person_digests()
@@ -220,7 +255,32 @@ def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> Forg
         hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
         raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
     deadline = datetime.now(UTC) + timedelta(days=deadline_days)
+    joined = _joined_request(site, identity)
+    if joined is not None:
+        deadline = min(deadline, joined.deadline)
+        site.ledger.move(joined.id, RequestState.WITHDRAWN, "asked at this site, too")
     return site.ledger.request(spelled or identity, site.person_digest(identity), deadline)
+
+
+def _joined_request(site: Site, identity: str) -> ForgetRequest | None:
+    """Return the request that this site has joined in for a person, if one waits here.
+
+    Raises
+    ------
+    LedgerError
+        If a job works on it: it cannot become the site's own then.
+    """
+    digest = site.person_digest(identity)
+    for request in site.ledger.requests(RequestState.ACCEPTED, *UNDER_WAY):
+        if request.identity is None or site.person_digest(request.identity) != digest or not has_joined(site, request):
+            continue
+        if request.state in UNDER_WAY:
+            raise LedgerError(
+                f"'{identity}' has asked at another site already, and the job {request.job} works on it here, too; ask "
+                "again if that job ends without a release."
+            )
+        return request
+    return None
 
 
 def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
@@ -245,37 +305,6 @@ def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[F
 def has_joined(site: Site, request: ForgetRequest) -> bool:
     """Tell whether a person has asked at another site of the fleet, and not at this one."""
     return site.ledger.history(request.id)[0].reason == _JOINED
-
-
-def withdrawn_people(site: Site, job: str) -> dict[str, datetime]:
-    """Return who has withdrawn at this site and not asked again: pseudonyms in a job, and when that was."""
-    asked, found = site.ledger.person_digests(), dict[str, datetime]()
-    for request in site.ledger.requests(RequestState.WITHDRAWN):
-        if request.identity is None or site.person_digest(request.identity) in asked:
-            continue
-        pseudonym = site.fleet_pseudonym(request.identity, job)
-        if pseudonym is not None:
-            found[pseudonym] = site.ledger.history(request.id)[-1].at
-    return found
-
-
-def withdraw_joined(site: Site, job: str, withdrawn: Mapping[str, datetime]) -> None:
-    """Take back the requests that this site has joined in, of people who have withdrawn where they had asked since.
-
-    Parameters
-    ----------
-    withdrawn
-        The people's pseudonyms in this job, and when they withdrew.
-    """
-    for request in site.ledger.requests(RequestState.ACCEPTED, RequestState.UNLEARNING):
-        pseudonym = site.fleet_pseudonym(request.identity or "", job)
-        at = withdrawn.get(pseudonym or "")
-        if at is None or at < request.requested_at or not has_joined(site, request):
-            continue
-        reason = "withdrawn at another site"
-        if request.state is RequestState.UNLEARNING:  # the job's first question took it up
-            site.ledger.move(request.id, RequestState.ACCEPTED, reason, job=job)
-        site.ledger.move(request.id, RequestState.WITHDRAWN, reason)
 
 
 def withdraw(site: Site, request: str) -> ForgetRequest:

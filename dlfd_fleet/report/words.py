@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, date
 
 from dlfd_fleet.audit import Difference, Outcome, Scores
 from dlfd_fleet.report.certificate import Statement
@@ -43,7 +43,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def day(moment: datetime) -> str:
+def day(moment: date) -> str:
     """Return a date as people write it."""
     return f"{moment:%d %B %Y}".lstrip("0")
 
@@ -141,8 +141,8 @@ def _deadline(report: ErasureReport) -> str:
         return "The sites did not say by when the requests are due."
     if not report.released or report.settled_at is None:
         return f"The earliest deadline is {day(deadline)}; it is not met by this job."
-    left = (deadline - report.settled_at).days
-    if report.settled_at > deadline:
+    left = (deadline - report.settled_at.astimezone(UTC).date()).days
+    if left < 0:
         return f"The earliest deadline was {day(deadline)}; the release came after it, so it was not met."
     return (
         f"The earliest deadline is {day(deadline)}; the release came {count(left, 'day')} before it. What devices run "

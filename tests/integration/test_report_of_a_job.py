@@ -17,10 +17,15 @@ from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_j
 def erased(tmp_path_factory):
     """A settled erasure, its store, and the requests as the sites' ledgers had them."""
     settings = trained_fleet(tmp_path_factory.mktemp("report"))
-    requests = {asked.id: (asked.requested_at, asked.deadline) for asked in a_person_asks_at_each_site(settings)}
+    asked = a_person_asks_at_each_site(settings)
     run_job(settings, "erase")
     store = Store(settings.state_folder)
-    yield store, store.jobs()[-1], requests, settings
+    record, requests = store.jobs()[-1], {}
+    for folder, request in zip(site_folders(settings.state_folder), asked, strict=True):
+        with Site(folder) as site:
+            days = (request.requested_at.date(), request.deadline.date())
+            requests[site.job_request_id(request.id, record.job)] = days
+    yield store, record, requests, settings
     store.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import date
 
 import pytest
 import torch
@@ -65,14 +65,21 @@ def test_replies_are_taken_as_they_come_and_bad_nodes_do_not_end_a_job():
 
 
 def test_only_nodes_that_answer_the_first_question_take_part():
-    other = REPLY.model_copy(update={"site": OTHER})
-    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: other.to_records(), 4: REPLY.to_records()})
+    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r3",)})
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: other.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert ask_pending(fleet, QUERY) == {1: REPLY, 3: other}
     assert fleet.name(3) == "site-11111111"
-    assert fleet.absent[pseudonym(4)] == f"says that it is site-{SITE}, which another node is"
     assert fleet.wait_for_nodes() == (1, 3)
     assert "sent no PendingReply" in fleet.absent[pseudonym(2)]
+
+
+def test_sites_that_count_the_same_request_are_both_left_out():
+    other = REPLY.model_copy(update={"site": OTHER})
+    third = REPLY.model_copy(update={"site": "2" * 8, "requests": ("r3",)})
+    fleet = Fleet(ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: third.to_records()}), timeout=1.0)
+    assert ask_pending(fleet, QUERY) == {3: third}
+    assert set(fleet.absent.values()) == {"counts a request that another site counts, too"}
 
 
 def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
@@ -107,13 +114,14 @@ class AnsweringGrid(ScriptedGrid):
 
 
 def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym():
-    early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+    early, late = date(2026, 1, 1), date(2026, 2, 1)
     queries = []
 
     def asks(site, deadline):
         def answer(query):
             queries.append(query.asked)
-            return REPLY.model_copy(update={"site": site, "people": {"ab" * 32: deadline}})
+            people = {"ab" * 32: deadline}
+            return REPLY.model_copy(update={"site": site, "requests": (f"r-{site}",), "people": people})
 
         return answer
 
@@ -128,7 +136,7 @@ def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym()
 
 
 def test_a_site_that_asks_for_too_much_waits_for_an_operator():
-    greedy = REPLY.model_copy(update={"site": OTHER, "forget_images": 30})
+    greedy = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",), "forget_images": 30})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: greedy.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY, 0.5)) == [1]

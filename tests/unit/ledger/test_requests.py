@@ -5,7 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from typer.testing import CliRunner
 
+from dlfd_fleet.cli import app
 from dlfd_fleet.data import Row, copy_images, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError, LedgerError
 from dlfd_fleet.ledger import (
@@ -171,6 +173,23 @@ def test_a_request_is_withdrawn_unless_a_job_works_on_it(folder):
             withdraw(site, again.id)
         with pytest.raises(LedgerError, match="cannot be withdrawn: it is WITHDRAWN"):
             withdraw(site, request.id)
+
+
+def test_an_id_in_the_report_of_a_job_leads_to_its_request_at_the_site_alone(folder):
+    with Site(folder) as site:
+        request = request_forgetting(site, "anna", deadline_days=30).id
+        request_forgetting(site, "cleo", deadline_days=30)
+        for job in ("job-7", "job-8"):
+            site.ledger.move(request, RequestState.UNLEARNING, "a job took it up", job=job)
+            site.ledger.move(request, RequestState.ACCEPTED, "it failed", job=job)
+        ids = {job: site.job_request_id(request, job) for job in ("job-7", "job-8")}
+        assert len({request, *ids.values()}) == 3
+        assert all(site.find_request(name).id == request for name in (request, *ids.values()))
+        with pytest.raises(LedgerError, match="There is no request"):
+            site.find_request(site.job_request_id(request, "job-9"))
+    shown = CliRunner().invoke(app, ["forget", "show", ids["job-7"], "--site", str(folder)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert all(word in shown.output for word in ("anna", request, *ids.values()))
 
 
 def test_a_site_status_counts_people_images_and_requests(folder):
