@@ -15,6 +15,7 @@ from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.pictures import outcome_tags
 from dlfd_fleet.federation.records import JobKind, JobRecord
+from dlfd_fleet.federation.reporting import redraw_reports
 from dlfd_fleet.federation.requests import settle
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.progress import ProgressDisplay
@@ -81,6 +82,7 @@ def _carry_out(
     try:
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             carry_out[record.kind](job)
+        redraw_reports(job)
         store.forget_steps(record.job)
         _purge(store, settings, progress)
     except JobCancelledError as error:
