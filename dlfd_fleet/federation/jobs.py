@@ -48,6 +48,8 @@ def run_jobs(
             if record.step == "settled":
                 store.forget_steps(record.job)  # its process may have died before it could
         _purge(store, settings, progress)
+        champion = store.champion()
+        tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
             progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
@@ -114,8 +116,11 @@ def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"])
         if waiting:
             job.record = job.record.model_copy(update={"unsent": waiting})
             job.store.save(job.record)
+            job.progress.say(f"{waiting} records wait for MLflow, and the next job sends them: {tracker.problem}")
         for reason in tracker.refusals(name):
             job.progress.say(f"MLflow does not have all of {name}: {reason}")
+        if tracker.refused:
+            job.progress.say(f"MLflow refused {tracker.refused} records; `dlfd-fleet outbox list` shows them.")
     except JobError as error:
         job.progress.say(f"MLflow is not told how {name} ended: {error}")
 
