@@ -131,10 +131,12 @@ class Demo:
         from dlfd_fleet.tracking import open_tracker
 
         with open_tracker(self.settings.tracking, self.settings.state_folder) as tracker:
-            waiting = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
-        if waiting:
-            self.console.print(f"MLflow still does not answer: {waiting} records of earlier runs are kept.")
-        return bool(waiting)
+            tracker.try_again(None)
+            kept = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
+            kept = kept or len(tracker.owed())
+        if kept:
+            self.console.print(f"MLflow still does not have {kept} records of earlier runs: they are kept.")
+        return bool(kept)
 
     def reach(self, phase: Phase, **changes: str) -> None:
         """Note on disk that a phase is over."""

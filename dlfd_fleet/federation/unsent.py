@@ -52,14 +52,17 @@ def send_unsent(settings: Settings) -> str:
     TrackingError
         If MLflow does not answer, or refuses again.
     """
-    with (
-        _alone(settings) as store,
-        open_tracker(settings.tracking, settings.state_folder) as tracker,
-    ):
+    with _alone(settings) as store:
+        with closing(Outbox(_file(settings))) as outbox:
+            number = len(outbox.entries())
         champion = store.champion()
-        tracker.try_again(champion.job if champion else None, everything=True)
-        number = tracker.waiting
-        waiting = tracker.flush(_SEND_PATIENCE) if number else 0
+        return _send(settings, champion.job if champion else None, number)
+
+
+def _send(settings: Settings, champion: str | None, number: int) -> str:
+    with open_tracker(settings.tracking, settings.state_folder) as tracker:
+        tracker.try_again(champion, everything=True)
+        waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
             raise TrackingError(
                 f"MLflow at {tracker.uri} did not take {waiting} of {number} records: {tracker.problem}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from dlfd_fleet.configuration import MLFLOW_VARIABLE
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import Entry, Outbox
@@ -184,10 +187,8 @@ class Sender:
                 raise TrackingError(f"The model file {file} is gone, so job {entry.job} cannot be registered.")
         example = np.array(fields["input_example"], dtype=np.uint8)
         answer = np.zeros((len(example), fields["outputs"]), dtype=np.float32)
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
         model = _read_onnx(fields["file"])
-        with mlflow.start_run(run_id=run):
+        with _as_default(self.uri), mlflow.start_run(run_id=run):
             logged = mlflow.onnx.log_model(
                 model,
                 name="model",
@@ -239,6 +240,25 @@ class Sender:
             local = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
             self._experiment = found.experiment_id if found else self.client.create_experiment(name, local)
         return self._experiment
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """Let MLflow's own functions talk to a server.
+
+    MLflow puts its address into the environment for child processes. There it would be a setting of whoever reads the
+    settings in this process next, so it goes back to what a user has set.
+    """
+    before = {name: os.environ.get(name) for name in (MLFLOW_VARIABLE, "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _require_active(experiment: Experiment) -> None:

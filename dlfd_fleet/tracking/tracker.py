@@ -202,12 +202,12 @@ class Tracker:
         """Why nothing is sent now, in words; empty while entries are taken."""
         return self._problem
 
-    def owed(self, job: str) -> list[str]:
-        """Return what the registry must know of a job's model and was not told, in words."""
+    def owed(self, job: str | None = None) -> list[str]:
+        """Return what the registry must know of a job's model, or of all, and was not told, in words."""
         return [
-            f"the {entry.kind} of {job}: {entry.refused or self._problem or 'not sent yet'}"
+            f"the {entry.kind} of {entry.job}: {entry.refused or self._problem or 'not sent yet'}"
             for entry in self._outbox.entries()
-            if entry.job == job and entry.kind in REGISTRY_KINDS
+            if job in (None, entry.job) and entry.kind in REGISTRY_KINDS
         ]
 
     def try_again(self, champion: str | None, *, everything: bool = False) -> None:
