@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from dlfd_fleet.exceptions import FleetError
+from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 _BUSY_SECONDS = 30
 
@@ -74,10 +75,12 @@ def shared_engine(location: Path | str, name: str, error_type: type[FleetError])
     Raises
     ------
     FleetError
-        If the URL is none of PostgreSQL, or its driver is not installed.
+        If the URL is none of PostgreSQL, holds a password, or its driver is not installed.
     """
     if isinstance(location, Path):
         return sqlite_engine(location, immediate=True)
+    if holds_password(location):
+        raise error_type(f"{name} is refused: {WHY_REFUSED}.")
     try:
         engine = sa.create_engine(location)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:

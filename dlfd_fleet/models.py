@@ -188,15 +188,18 @@ def save_model(model: nn.Module, card: ModelCard, folder: Path) -> None:
     Raises
     ------
     ModelFileError
-        If the disk refuses.
+        If the weights do not fit the card, and then nothing is written; or if the disk refuses.
     """
+    arrays = state_arrays(model)
+    if reason := _why_not_of(card, arrays):
+        raise ModelFileError(f"The model is not saved in {folder}: {reason}; give it the card that it was built by.")
     with (
         whole_file(folder / CARD_FILE, ModelFileError) as text,
         whole_file(folder / MODEL_FILE, ModelFileError) as weights,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         text.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in state_arrays(model).items()}, weights)
+        save_file({name: value.contiguous() for name, value in arrays.items()}, weights)
 
 
 def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:
@@ -215,12 +218,31 @@ def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:
         raise ModelFileError(f"The model card {folder / CARD_FILE} is wrong at '{key}'.") from error
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
         raise ModelFileError(f"Cannot read the model in {folder}: {error}.") from error
+    if reason := _why_not_of(card, arrays):
+        raise ModelFileError(
+            f"The model in {folder} cannot be used: {reason}; it needs the card that it was saved with."
+        )
     model = build_empty(card)
-    try:
-        model.load_state_dict(arrays)
-    except RuntimeError as error:
-        raise ModelFileError(f"The weights in {folder} are not those of a {card.architecture} by its card.") from error
+    model.load_state_dict(arrays)
     return model, card
+
+
+def _why_not_of(card: ModelCard, arrays: Mapping[str, Tensor]) -> str | None:
+    """Return why arrays are not those of the network of a card, in words; None if they are."""
+    whose = f"a {card.architecture} of {len(card.classes)} classes, which its card says it is"
+    with torch.device("meta"):
+        expected = FaceClassifier(card).state_dict()
+    for name, array in expected.items():
+        if name not in arrays:
+            return f"it has no '{name}', which {whose}, has"
+        shape, wanted = tuple(arrays[name].shape), tuple(array.shape)
+        if shape != wanted:
+            return f"its '{name}' has the shape {shape}, and that of {whose}, has {wanted}"
+        if arrays[name].is_floating_point() != array.is_floating_point():
+            return f"its '{name}' holds {arrays[name].dtype}, and that of {whose}, {array.dtype}"
+    if unknown := sorted(arrays.keys() - expected.keys()):
+        return f"it has '{unknown[0]}', which {whose}, has not"
+    return None
 
 
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)

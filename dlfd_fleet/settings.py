@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -21,10 +22,49 @@ def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
 
 
-class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
+def _without_password(value: object) -> object:
+    """Refuse a text that holds a password, whatever setting it is for."""
+    if isinstance(value, str | Path) and holds_password(str(value)):
+        raise ValueError(WHY_REFUSED)
+    for part in value if isinstance(value, list | tuple) else ():
+        _without_password(part)
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+_MOST_OF_A_NAME = 250
+_NOT_IN_A_NAME = frozenset("'\"`\\")
+_NOT_IN_A_MODEL_NAME = _NOT_IN_A_NAME | frozenset("/:@?#")
+
+
+def _experiment_name(value: str) -> str:
+    return _mlflow_name(value, _NOT_IN_A_NAME)
+
+
+def _model_name(value: str) -> str:
+    return _mlflow_name(value, _NOT_IN_A_MODEL_NAME)
+
+
+def _mlflow_name(value: str, refused: frozenset[str]) -> str:
+    """Refuse a name that MLflow refuses, or that its filters (``name = '…'``) and ``models:/NAME@ALIAS`` misread."""
+    if not value or value != value.strip() or value in (".", ".."):
+        raise ValueError("MLflow takes no empty name, no '.' or '..', and no blank at an end")
+    if len(value) > _MOST_OF_A_NAME:
+        raise ValueError(f"it has {len(value)} characters, and MLflow keeps {_MOST_OF_A_NAME} of a name")
+    wrong = [sign for sign in value if sign in refused or not sign.isprintable()]
+    if wrong:
+        raise ValueError(
+            f"it holds {wrong[0]!r}, which MLflow misreads in its filters and addresses; use letters, digits, blanks, "
+            "'-', '_' and '.'"
+        )
+    return value
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know, and passwords."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    _no_password = field_validator("*", mode="before")(_without_password)
 
 
 class DataSettings(Section):
@@ -281,25 +321,19 @@ class TrackingSettings(Section):
     """MLflow."""
 
     uri: str | None = Field(None, description="Tracking URI; a SQLite store in the state folder when unset.")
-    experiment: str = Field("dlfd-fleet", min_length=1, description="MLflow experiment.")
-    registered_model: str = Field("dlfd-fleet", min_length=1, description="Name in the model registry.")
+    experiment: Annotated[str, AfterValidator(_experiment_name)] = Field("dlfd-fleet", description="MLflow experiment.")
+    registered_model: Annotated[str, AfterValidator(_model_name)] = Field(
+        "dlfd-fleet", description="Name in the model registry."
+    )
     system_metrics: bool = Field(True, description="Record CPU, memory, disk and network of the coordinator's machine.")
-
-    @field_validator("uri")
-    @classmethod
-    def _without_password(cls, value: str | None) -> str | None:
-        if value and urlsplit(value).password is not None:
-            raise ValueError(
-                "a password here would be in records and messages; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for a database"
-            )
-        return value
 
 
 class Settings(BaseSettings):
     """The whole tree."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    _no_password = field_validator("*", mode="before")(_without_password)
 
     state_folder: Path = Field(
         Path("dlfd-fleet-state"), description="Everything a run keeps: sites, jobs, models, MLflow store."

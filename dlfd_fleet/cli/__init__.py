@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, registry, rollout, site
+from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, not_permitted
@@ -31,6 +31,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(delivery.app, name="delivery")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(registry.app, name="registry")
+app.add_typer(outbox.app, name="outbox")
 app.add_typer(certificate.app, name="certificate")
 
 _INTERRUPTED = 130

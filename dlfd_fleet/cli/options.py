@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dlfd_fleet.configuration import LoadedSettings, load_settings
 from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.passwords import without_passwords
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
@@ -30,6 +31,6 @@ def load(config: Path | None, overrides: list[str] | None, flags: dict[str, obje
     for text in overrides or []:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigurationError(f"--set {text} has no value; write --set KEY=VALUE.")
+            raise ConfigurationError(f"--set {without_passwords(text)} has no value; write --set KEY=VALUE.")
         values[key.strip()] = value
     return load_settings(config, values)

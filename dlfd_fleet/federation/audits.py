@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
+from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.agreement import together
@@ -69,7 +70,8 @@ class FederatedAudits:
     card
         The model that travels.
     settings
-        The whole tree.
+        The whole tree; when omitted, what ``dlfd-fleet config show`` shows: the file of ``DLFD_FLEET_CONFIG`` and the
+        ``DLFD_FLEET_*`` variables over the defaults.
     job
         Name of the job, sent with every task.
     journal
@@ -79,7 +81,7 @@ class FederatedAudits:
     """
 
     card: ModelCard
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=lambda: load_settings().settings)
     job: str = field(default_factory=lambda: f"unlearn-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
     journal: Journal = field(default_factory=Journal)
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(Console()))

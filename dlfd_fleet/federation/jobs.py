@@ -15,6 +15,7 @@ from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.pictures import outcome_tags
 from dlfd_fleet.federation.records import JobKind, JobRecord
+from dlfd_fleet.federation.reporting import redraw_reports
 from dlfd_fleet.federation.requests import settle
 from dlfd_fleet.federation.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.federation.store import Store
@@ -48,6 +49,8 @@ def run_jobs(
             if record.step == "settled":
                 store.forget_steps(record.job)  # its process may have died before it could
         _purge(store, settings, progress)
+        champion = store.champion()
+        tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
             progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
@@ -87,6 +90,7 @@ def _carry_out(
     try:
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             carry_out[record.kind](job)
+        redraw_reports(job)
         store.forget_steps(record.job)
         _purge(store, settings, progress)
     except JobCancelledError as error:
@@ -118,8 +122,11 @@ def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"])
         if waiting:
             job.record = job.record.model_copy(update={"unsent": waiting})
             job.store.save(job.record)
+            job.progress.say(f"{waiting} records wait for MLflow, and the next job sends them: {tracker.problem}")
         for reason in tracker.refusals(name):
             job.progress.say(f"MLflow does not have all of {name}: {reason}")
+        if tracker.refused:
+            job.progress.say(f"MLflow refused {tracker.refused} records; `dlfd-fleet outbox list` shows them.")
     except JobError as error:
         job.progress.say(f"MLflow is not told how {name} ended: {error}")
 

@@ -128,11 +128,19 @@ def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
         store.lock(),
         open_tracker(settings.tracking, settings.state_folder) as tracker,
     ):
-        _send(tracker)
+        champion = store.champion()
+        _send(tracker, champion.job if champion else None)
         yield store, tracker
 
 
-def _send(tracker: Tracker) -> None:
+def _send(tracker: Tracker, champion: str | None) -> None:
+    tracker.try_again(champion)
     waiting = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
     if waiting:
-        raise TrackingError(f"MLflow at {tracker.uri} does not answer, and {waiting} records wait to be sent first.")
+        raise TrackingError(
+            f"MLflow at {tracker.uri} does not answer, and {waiting} records wait to be sent first ({tracker.problem})."
+        )
+    if champion is not None and (owed := tracker.owed(champion)):
+        raise TrackingError(
+            f"MLflow at {tracker.uri} refused what it must know first, {owed[0]} (`dlfd-fleet outbox list` shows it)."
+        )

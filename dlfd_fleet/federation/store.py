@@ -41,6 +41,8 @@ from dlfd_fleet.settings import Settings
 
 ONNX_FILE = "model.onnx"
 """In a job's model folder: the file that ships."""
+LOCK_FILE = "coordinator.lock"
+"""Locked while a coordinator works."""
 
 _VERSION = 1
 _IF_DAMAGED = "move the state folder away and start again"
@@ -98,7 +100,7 @@ class Store:
         JobError
             If there is another one.
         """
-        lock = filelock.FileLock(self.folder / "coordinator.lock", timeout=patience)
+        lock = filelock.FileLock(self.folder / LOCK_FILE, timeout=patience)
         try:
             with lock:
                 yield

@@ -19,6 +19,7 @@ from dlfd_fleet.data import Manifest, canonical, read_manifest, refuse_wrong_cla
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 HELD_MODEL_FILE = "held-model.safetensors"
@@ -69,8 +70,8 @@ class SiteCard(BaseModel):
     @field_validator("ledger")
     @classmethod
     def _no_password(cls, value: str) -> str:
-        if re.search(r"://[^/@]*:[^/@]*@", value):
-            raise ValueError("it holds a password; leave it out, and set PGPASSFILE or PGPASSWORD instead")
+        if holds_password(value):
+            raise ValueError(WHY_REFUSED)
         return value
 
     def ledger_location(self, folder: Path) -> Path | str:

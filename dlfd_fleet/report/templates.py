@@ -193,10 +193,13 @@ higher ones for people it never saw (unseen).</p>
 </section>
 
 <section><h2>Delivery</h2>
-{% if delivery %}
+{% if not report.released %}<p>No model was released, so there is nothing to deliver.</p>
+{% elif delivery is none %}<p>This coordinator delivers to no devices. {{ complete }}</p>
+{% elif delivery is string %}<p>How far devices are is not known, and no request is closed until it is: {{ delivery }}</p>
+{% else %}
 <p>{{ delivery.sentence() }}</p>
 <div class="wide"><table><tbody>
-<tr><th scope="row">published</th><td>{{ delivery.published_at | moment }}</td></tr>
+<tr><th scope="row">published</th><td>{% if delivery.published_at %}{{ delivery.published_at | moment }}{% else %}never{% endif %}</td></tr>
 <tr><th scope="row">least epoch that may run</th><td>{{ delivery.minimum_epoch }}</td></tr>
 <tr><th scope="row">devices known</th><td>{{ delivery.devices }}</td></tr>
 <tr><th scope="row">purged every older model</th><td>{{ delivery.purged }}</td></tr>
@@ -207,8 +210,7 @@ higher ones for people it never saw (unseen).</p>
 <tr><th scope="row">exception: {{ name }}</th><td>{{ reason }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
-{% elif report.released %}<p>Not published to devices by this coordinator. Devices that hold an older model may still run it.</p>
-{% else %}<p>No model was released, so there is nothing to deliver.</p>{% endif %}
+{% endif %}
 </section>
 
 <section><h2>Limits of the evidence</h2>
