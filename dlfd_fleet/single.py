@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.data import balanced_weights, read_manifest
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.exceptions import ConfigurationError, DataError
@@ -115,6 +116,7 @@ def unlearn_people(
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     faces = _split(manifest, root, people, card)
+    limit_torch_threads()
     model = to_best_device(model)
     original = copy.deepcopy(model)
     gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation), _labelled(faces.retain))
