@@ -67,10 +67,12 @@ def interruptible() -> Iterator[Interruption]:
 def handled(handle: Callable[[int], None]) -> Iterator[Callable[[], None]]:
     """Let a function have the signals in this block, and give what hands them to it again after a library took them.
 
-    SIGHUP stays ignored under ``nohup``.
+    SIGHUP stays ignored under ``nohup``. In another thread than the main one nothing is changed: Python allows it there
+    alone.
     """
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    heard = [number for number in before if not _is_kept_by_nohup(number)]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    heard = [number for number in before if in_main_thread and not _is_kept_by_nohup(number)]
 
     def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of handlers
         handle(number)
@@ -95,7 +97,8 @@ def _is_kept_by_nohup(number: int) -> bool:
 def own_children() -> list[Process]:
     """Return the processes that this one started, and theirs, but for those that were given a session of their own.
 
-    The latter are meant to stay, such as the SuperLink that ``flwr run`` starts.
+    The latter are meant to stay, such as the SuperLink that ``flwr run`` starts. Python's own resource tracker is left
+    out, too: it cleans up when this process is gone.
     """
     try:
         import psutil
@@ -104,7 +107,8 @@ def own_children() -> list[Process]:
     children = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getsid(child.pid) == os.getsid(0):
+            tracks_resources = any("multiprocessing.resource_tracker" in word for word in child.cmdline())
+            if os.getsid(child.pid) == os.getsid(0) and not tracks_resources:
                 children.append(child)
     return children
 

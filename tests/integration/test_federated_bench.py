@@ -15,6 +15,7 @@ from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
+from tests.integration.fleet_in_process import answer_here
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +39,16 @@ def settings(tmp_path_factory):
         training={"rounds": 2, "local_epochs": 1, "batch_size": 16},
         erasure={"rounds": 2, "batch_size": 16, "repair_epochs": 1, "largest_forget_share": 1.0},
         audit={"resamples": 200},
+        # Nobody listens there: what the bench tells MLflow is tested beside the other bench.
+        tracking={"uri": "http://127.0.0.1:9"},
     )
 
 
 @pytest.fixture(scope="module")
 def folder(settings):
-    federated_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlfd_fleet.bench.federated.simulate", answer_here)
+        federated_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
     return settings.state_folder / "bench-federated"
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -65,3 +66,15 @@ def test_children_are_ended_by_force_if_need_be_and_what_has_a_session_of_its_ow
         assert not psutil.pid_exists(child.pid)
         assert psutil.Process(daemon.pid).is_running()
         daemon.kill()
+
+
+def test_another_thread_than_the_main_one_changes_nothing():
+    def run():
+        with interruptible() as interruption:
+            entered.append(bool(interruption))
+
+    entered = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert entered == [False]
