@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.data import (
     LeftOut,
     Use,
@@ -137,6 +138,7 @@ def unlearn_people(
             f"{faces.copies} images of other people have the same bytes as images to forget, and are left out; delete "
             "them with those."
         )
+    limit_torch_threads()
     model = to_best_device(model)
     original = copy.deepcopy(model)
     gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation), _labelled(faces.retain))

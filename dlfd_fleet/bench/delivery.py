@@ -173,13 +173,18 @@ def _round(
 ) -> PollTimes:
     started, times, failed = time.perf_counter(), [], 0
     with progress.phase(f"Devices poll: {what}", len(fleet)) as advance:
-        for poll in as_completed([pool.submit(device.poll) for device in fleet]):
-            try:
-                times.append(poll.result())
-            except DeviceError as error:
-                failed += 1
-                progress.say(str(error))
-            advance()
+        polls = [pool.submit(device.poll) for device in fleet]
+        try:
+            for poll in as_completed(polls):
+                try:
+                    times.append(poll.result())
+                except DeviceError as error:
+                    failed += 1
+                    progress.say(str(error))
+                advance()
+        finally:
+            for poll in polls:
+                poll.cancel()  # a signal may end the round before all have begun
     seconds = time.perf_counter() - started
     median, p95, longest = (float(value) for value in np.quantile(times or [0.0], [0.5, 0.95, 1.0]))
     return PollTimes(what, len(fleet), at_once, failed, seconds, median, p95, longest)

@@ -13,6 +13,7 @@ from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, out
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, not_permitted
+from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,21 +35,26 @@ app.add_typer(registry.app, name="registry")
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(certificate.app, name="certificate")
 
-_INTERRUPTED = 130
-
 
 def main() -> None:
-    """Run the command; a person's mistake is one sentence and exit code 2."""
-    try:
-        app()
-    except FleetError as error:
-        _refuse(str(error))
-    except PermissionError as error:
-        _refuse(not_permitted(error))
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
-            Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
-        raise
+    """Run the command; a person's mistake is one sentence and exit code 2, a signal one and 128 + its number."""
+    with interruptible() as interruption:
+        try:
+            app()
+        except BaseException as error:
+            if interruption:
+                _end(interruption)
+            if isinstance(error, FleetError):
+                _refuse(str(error))
+            if isinstance(error, PermissionError):
+                _refuse(not_permitted(error))
+            raise
+
+
+def _end(interruption: Interruption) -> NoReturn:
+    end(own_children())
+    Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+    sys.exit(interruption.exit_code)
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -76,11 +77,12 @@ def run(folder: FolderArgument) -> None:
     """Look for news until stopped."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.folder import DeviceFolder
-    from dlfd_fleet.device.polling import keep_polling, stopped_by_signals
+    from dlfd_fleet.device.polling import Stopped, keep_polling
 
-    opened = DeviceFolder(folder)
+    opened, stopped = DeviceFolder(folder), Stopped()
     with opened.only_agent():
-        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped_by_signals(), typer.echo)
+        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped, typer.echo)
+    _say_who_stopped(stopped.number)
 
 
 def serve(
@@ -91,16 +93,17 @@ def serve(
     """Answer over HTTP in the Open Inference Protocol (v2), and look for news meanwhile."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.folder import DeviceFolder
-    from dlfd_fleet.device.polling import keep_polling, stopped_by_signals
+    from dlfd_fleet.device.polling import Stopped, keep_polling
     from dlfd_fleet.device.serve import serving
 
     opened = DeviceFolder(folder)
     with opened.only_agent():
         agent = Agent(opened)
-        stopped = stopped_by_signals()
+        stopped = Stopped()
         with serving(agent.answering, host, port) as address:
             typer.echo(f"Answers at {address}/v2")
             keep_polling(agent, opened.settings.poll_seconds, stopped, typer.echo)
+    _say_who_stopped(stopped.number)
 
 
 def status(
@@ -120,6 +123,11 @@ def status(
         shown = ", ".join(value) if isinstance(value, list) else str(value)
         table.add_row(key.replace("_", " "), Text(shown, overflow="fold"))
     Console().print(table)
+
+
+def _say_who_stopped(number: int) -> NoReturn:
+    typer.echo(f"Stopped by {signal.Signals(number).name}; the next start goes on with the same model.", err=True)
+    raise typer.Exit(128 + number)
 
 
 def _named(loaded: Loaded) -> str:
