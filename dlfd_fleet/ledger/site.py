@@ -96,7 +96,7 @@ class Site:
         self.card = _read_card(folder / CARD_FILE)
         self.manifest_file = folder / self.card.manifest
         self.image_root = folder / self.card.root
-        self.ledger = Ledger(self.card.ledger_location(folder))
+        self.ledger = Ledger(self.card.ledger_location(folder), self._key)
 
     def __enter__(self) -> Self:
         return self
@@ -198,10 +198,11 @@ def create_site(folder: Path, card: SiteCard, fleet_secret: bytes | None = None)
     if (folder / CARD_FILE).exists():
         raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_secret(folder / KEY_FILE, secrets.token_bytes(32))
+    key = secrets.token_bytes(32)
+    _write_secret(folder / KEY_FILE, key)
     if fleet_secret is not None:
         _write_secret(folder / FLEET_SECRET_FILE, fleet_secret)
-    Ledger(card.ledger_location(folder), create=True).close()
+    Ledger(card.ledger_location(folder), key, create=True).close()
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from dlfd_fleet.exceptions import DeliveryError, LedgerError, ReportRepeatedErro
 from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, site_status
 from tests.unit.delivery.test_devices import NEW, signed_report
 
+KEY = bytes(range(32))
 DEADLINE = datetime(2027, 1, 1, tzinfo=UTC)
 
 
@@ -34,15 +35,15 @@ def url(server, request):
 
 
 def test_many_writers_keep_one_chain(url):
-    Ledger(url, create=True).close()
+    Ledger(url, KEY, create=True).close()
 
     def ask(number):
-        with Ledger(url) as own:
+        with Ledger(url, KEY) as own:
             own.request(f"person-{number}", str(number), DEADLINE)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(24)))
-    with Ledger(url) as ledger:
+    with Ledger(url, KEY) as ledger:
         assert len(ledger.requests()) == 24
         with pytest.raises(LedgerError, match="'person-3' has asked already"):
             ledger.request("person-3", "3", DEADLINE)
@@ -65,9 +66,9 @@ def test_a_site_keeps_its_ledger_there(url, tmp_path, synthetic_faces):
 
 def test_a_server_that_does_not_answer_and_a_foreign_database_are_one_sentence(server, url):
     with pytest.raises(LedgerError, match="is a database, but no ledger"):
-        Ledger(url)
+        Ledger(url, KEY)
     with pytest.raises(LedgerError, match="cannot be used"):
-        Ledger("postgresql+psycopg://127.0.0.1:1/ledger")
+        Ledger("postgresql+psycopg://127.0.0.1:1/ledger", KEY)
 
 
 def test_reports_of_many_devices_at_once(url):
