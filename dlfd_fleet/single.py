@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.data import balanced_weights, read_manifest
+from dlfd_fleet.data import Manifest, balanced_weights, read_manifest
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.models import (
@@ -114,7 +114,7 @@ def unlearn_people(
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
-    faces = _split(manifest, root, people, card)
+    faces = _split(read_manifest(manifest, root, settings.data.links), manifest, people, card)
     model = to_best_device(model)
     original = copy.deepcopy(model)
     gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation), _labelled(faces.retain))
@@ -146,8 +146,7 @@ def unlearn_people(
     return result
 
 
-def _split(manifest: Path, root: Path | None, people: Collection[str], card: ModelCard) -> People:
-    table = read_manifest(manifest, root)
+def _split(table: Manifest, manifest: Path, people: Collection[str], card: ModelCard) -> People:
     known = {row.identity for row in table.rows if row.split in ("train", "")}
     for person in people:
         if person not in known:

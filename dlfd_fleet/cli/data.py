@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dlfd_fleet.cli.options import Classes, Config, Overrides, console, load
+from dlfd_fleet.cli.options import Classes, Config, FollowLinks, Overrides, console, load
 
 app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 
@@ -19,12 +19,14 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     classes: Classes = None,
+    follow_links: FollowLinks = False,
 ) -> None:
     """List every problem of a manifest, with its row; exit code 2 if there is one."""
-    from dlfd_fleet.data import check_manifest, class_names
+    from dlfd_fleet.data import Links, check_manifest, class_names
     from dlfd_fleet.progress import ConsoleProgress
 
-    problems = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)))
+    links: Links = "follow" if follow_links else "refuse"
+    problems = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)), links)
     if not problems:
         console.print(f"{manifest}: no problem found.")
         return

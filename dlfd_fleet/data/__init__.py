@@ -5,15 +5,20 @@ Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this m
 
 from dlfd_fleet.data.check import Problem, check_manifest
 from dlfd_fleet.data.classes import balanced_weights, class_names, refuse_wrong_classes
+from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
-from dlfd_fleet.data.site_images import copy_images, image_digest, purge_rows, returned_images
+from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, plan_purge, same_content
+from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_look, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
 
 __all__ = [
+    "Links",
     "Manifest",
     "Problem",
+    "Purge",
+    "PurgePlan",
     "Row",
     "assign_people",
     "balanced_weights",
@@ -22,14 +27,18 @@ __all__ = [
     "choose_people_to_forget",
     "class_names",
     "copy_images",
+    "delete_files",
+    "drop_rows",
     "image_digest",
+    "names_of",
     "open_source",
     "order_by_look",
     "orl_manifest",
-    "purge_rows",
+    "plan_purge",
     "read_manifest",
     "refuse_wrong_classes",
     "returned_images",
+    "same_content",
     "synthesize",
     "systematic_sample",
     "write_manifest",

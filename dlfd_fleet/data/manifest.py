@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
+from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
@@ -53,10 +54,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A face set: its rows, and the folder that their images start from."""
+    """A face set: its rows, the folder that their images start from, and whether links may lead out of it."""
 
     rows: tuple[Row, ...]
     root: Path
+    links: Links = "refuse"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -67,6 +69,10 @@ class Manifest:
     def identities(self) -> tuple[str, ...]:
         """The people in order."""
         return tuple(sorted({row.identity for row in self.rows}))
+
+    def file_of(self, row: Row) -> Path:
+        """Return an image's file; a :class:`~dlfd_fleet.exceptions.DataError` if a link leaves the image folder."""
+        return image_file(self.root, row.image, self.links)
 
     def of_site(self, site: str) -> Manifest:
         """Return what one site holds: its own rows, and those of people whom every site holds."""
@@ -80,7 +86,7 @@ class Manifest:
         return people
 
 
-def read_manifest(file: Path, root: Path | None = None) -> Manifest:
+def read_manifest(file: Path, root: Path | None = None, links: Links = "refuse") -> Manifest:
     """Read a manifest, CSV or Parquet by its suffix.
 
     Parameters
@@ -89,6 +95,8 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
         The table.
     root
         Folder that image paths start from; the table's own folder when omitted.
+    links
+        Whether images may be links that leave this folder.
 
     Raises
     ------
@@ -103,7 +111,7 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
         rows.append(Row(**cells))
     if not rows:
         raise DataError(f"{file} has no rows; list at least one image.")
-    return Manifest(tuple(rows), folder)
+    return Manifest(tuple(rows), folder, links)
 
 
 def read_cells(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -25,7 +25,7 @@ def copy_images(manifest: Manifest, folder: Path) -> Path:
         target = folder / "images" / row.image
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(manifest.root / row.image, target)
+            shutil.copyfile(manifest.file_of(row), target)
         except OSError as error:
             raise DataError(f"Cannot copy {manifest.root / row.image} to {target}: {error.strerror}.") from error
         rows.append(replace(row, image=f"images/{row.image}"))
@@ -35,10 +35,10 @@ def copy_images(manifest: Manifest, folder: Path) -> Path:
 
 
 def image_digest(manifest: Manifest, row: Row) -> str | None:
-    """Return the SHA-256 of an image's file; None if there is no file."""
+    """Return the SHA-256 of an image's file; None if there is none, or none that may be read."""
     try:
-        return hashlib.sha256((manifest.root / row.image).read_bytes()).hexdigest()
-    except FileNotFoundError:
+        return hashlib.sha256(manifest.file_of(row).read_bytes()).hexdigest()
+    except (OSError, DataError):
         return None
 
 
@@ -47,18 +47,15 @@ def returned_images(manifest: Manifest, tombstones: Collection[str]) -> frozense
     return frozenset(row for row in manifest.rows if image_digest(manifest, row) in tombstones)
 
 
-def purge_rows(manifest_file: Path, root: Path, rows: Collection[Row]) -> int:
-    """Delete images from disk and their rows from the manifest; return how many files were deleted.
+def drop_rows(manifest_file: Path, root: Path, rows: Collection[Row]) -> None:
+    """Take rows out of a manifest file.
 
-    The rows go last: killed midway, the next call finds them and goes on; a file that is gone already is no error.
+    Raises
+    ------
+    DataError
+        If it cannot be written; then it is what it was.
     """
-    deleted = 0
-    for row in rows:
-        file = root / row.image
-        deleted += file.exists()
-        file.unlink(missing_ok=True)
     manifest = read_manifest(manifest_file, root)
     kept = [row for row in manifest.rows if row not in rows]
     if len(kept) < len(manifest.rows):
         write_manifest(kept, manifest_file)
-    return deleted

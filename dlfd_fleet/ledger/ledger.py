@@ -257,6 +257,17 @@ class Ledger:
         with self._reading() as tables:
             return frozenset(row["sha256"] for row in tables.read(TOMBSTONE, sa.true()))
 
+    def request_of_images(self) -> dict[str, str]:
+        """Return for the SHA-256 of every image that was purged the request that it was purged for."""
+        with self._reading() as tables:
+            return {row["sha256"]: row["request"] for row in tables.read(TOMBSTONE, sa.true())}
+
+    def request_of_people(self, *states: RequestState) -> dict[str, str]:
+        """Return for the digests of the people of requests in these states the ids of the requests."""
+        condition = REQUEST.c.state.in_([state.value for state in states])
+        with self._reading() as tables:
+            return {row["person_digest"]: row["id"] for row in tables.read(REQUEST, condition)}
+
     def count_purged(self, job: str | None = None) -> int:
         """Return how many different images are gone: of a job's requests, or of all."""
         of_job = TOMBSTONE.c.request.in_(sa.select(REQUEST.c.id).where(REQUEST.c.job == job)) if job else sa.true()

@@ -17,7 +17,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dlfd_fleet.data import Manifest, read_manifest, refuse_wrong_classes, returned_images
+from dlfd_fleet.data import Links, Manifest, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
@@ -44,6 +44,9 @@ class SiteCard(BaseModel):
         Names of the classes in the order of the fleet.
     manifest, root
         The face set, under the site's folder unless absolute.
+    links
+        What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
+        deletes the file that the link leads to.
     ledger
         A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
         to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
@@ -57,6 +60,7 @@ class SiteCard(BaseModel):
     classes: tuple[str, ...] = Field(min_length=2)
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
+    links: Links = "refuse"
     ledger: str = LEDGER_FILE
 
     @field_validator("classes")
@@ -106,7 +110,7 @@ class Site:
 
     def manifest(self) -> Manifest:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
-        return read_manifest(self.manifest_file, self.image_root)
+        return read_manifest(self.manifest_file, self.image_root, self.card.links)
 
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dlfd_fleet.data import assign_people, copy_images, open_source, read_manifest, write_manifest
+from dlfd_fleet.data import Links, assign_people, copy_images, open_source, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
 from dlfd_fleet.progress import ProgressDisplay
@@ -22,6 +22,7 @@ def init_site(
     name: str,
     manifest: Path,
     root: Path | None = None,
+    links: Links = "refuse",
     classes: tuple[str, ...] | None = None,
     image_size: int = 64,
     validation_people: int = 0,
@@ -37,6 +38,8 @@ def init_site(
     manifest, root
         The site's faces; of a manifest with sites, the rows of this one. The image folder is the manifest's own when
         omitted.
+    links
+        Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
         All classes of the fleet in their order; those of the manifest when omitted.
     validation_people, test_people
@@ -51,12 +54,14 @@ def init_site(
     ConfigurationError
         If the folder is a site's already, or the secret or a setting cannot be used.
     DataError
-        If the manifest cannot be read, has labels that are no classes, or too few people.
+        If the manifest cannot be read, has labels that are no classes or links that leave the image folder, or too few
+        people.
     LedgerError
         If the ledger cannot be made.
     """
-    faces = read_manifest(manifest, root).of_site(name)
+    faces = read_manifest(manifest, root, links).of_site(name)
     for row in faces.rows:
+        faces.file_of(row)
         if classes and row.label not in classes:
             raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
     dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
@@ -68,6 +73,7 @@ def init_site(
             image_size=image_size,
             classes=classes or faces.classes,
             root=faces.root,
+            links=links,
             ledger=ledger,
         )
     except ValidationError as error:
