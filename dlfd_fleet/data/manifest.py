@@ -13,6 +13,7 @@ from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.names import plain_name
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
@@ -153,6 +154,11 @@ def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "image", "'.' is the image folder itself; give a path under it"
     if split and split not in SPLITS:
         yield "split", f"'{split}' is no split; use {', '.join(SPLITS)} or leave it empty"
+    if cells.get("site"):
+        try:
+            plain_name(cells["site"])
+        except ValueError as error:
+            yield "site", str(error)
 
 
 def _text_problem(cell: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from dlfd_fleet.data import Links, assign_people, copy_images, open_source, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
+from dlfd_fleet.names import refuse_alike
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 
@@ -113,6 +114,10 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         seed=settings.seed,
     )
     names = sorted({row.site for row in manifest.rows if row.site})
+    try:
+        refuse_alike(names)
+    except ValueError as error:
+        raise DataError(f"Two sites cannot be told apart: {error}.") from error
     if len(manifest.classes) < 2:
         raise ConfigurationError("The face set shows one class only; a classifier needs two or more.")
     new = folder.with_name("sites.new")
