@@ -7,7 +7,7 @@ from dlfd_fleet.data.check import Problem, check_manifest
 from dlfd_fleet.data.classes import balanced_weights, class_names, refuse_wrong_classes
 from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
-from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, plan_purge, same_content
+from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_look, systematic_sample
@@ -29,6 +29,7 @@ __all__ = [
     "copy_images",
     "delete_files",
     "drop_rows",
+    "file_digest",
     "image_digest",
     "names_of",
     "open_source",
@@ -38,7 +39,6 @@ __all__ = [
     "read_manifest",
     "refuse_wrong_classes",
     "returned_images",
-    "same_content",
     "synthesize",
     "systematic_sample",
     "write_manifest",

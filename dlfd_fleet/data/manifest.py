@@ -87,7 +87,9 @@ class Manifest:
         return people
 
 
-def read_manifest(file: Path, root: Path | None = None, links: Links = "refuse") -> Manifest:
+def read_manifest(
+    file: Path, root: Path | None = None, links: Links = "refuse", *, may_be_empty: bool = False
+) -> Manifest:
     """Read a manifest, CSV or Parquet by its suffix.
 
     Parameters
@@ -98,6 +100,8 @@ def read_manifest(file: Path, root: Path | None = None, links: Links = "refuse")
         Folder that image paths start from; the table's own folder when omitted.
     links
         Whether images may be links that leave this folder.
+    may_be_empty
+        Take a table without rows, as a purge of a site's last person leaves one.
 
     Raises
     ------
@@ -110,7 +114,7 @@ def read_manifest(file: Path, root: Path | None = None, links: Links = "refuse")
         for column, sentence in cell_problems(cells):
             raise DataError(f"{file}, row {number}, column '{column}': {sentence}.")
         rows.append(Row(**cells))
-    if not rows:
+    if not rows and not may_be_empty:
         raise DataError(f"{file} has no rows; list at least one image.")
     return Manifest(tuple(rows), folder, links)
 

@@ -71,7 +71,7 @@ def plan_purge(manifest: Manifest, rows: Collection[Row], files: Collection[Path
     gone = frozenset(row for row, own in names.items() if row in rows or not wanted.isdisjoint(own))
     going = sorted(wanted | {name for row in gone for name in names[row]})
     readable = (file for file in going if manifest.links == "follow" or is_inside(manifest.root, file))
-    digests = {file: _digest(file) for file in readable}
+    digests = {file: file_digest(file) for file in readable}
     return PurgePlan(gone, {file: digests.get(file) for file in going})
 
 
@@ -99,9 +99,13 @@ def delete_files(root: Path, plan: PurgePlan, links: Links) -> Purge:
     return Purge(deleted, kept, copies, sum(count - own[key] - linked[key] for key, count in names.items()))
 
 
-def same_content(file: Path, sha256: str | None) -> bool:
-    """Tell whether a file is still there with this content."""
-    return sha256 is not None and _digest(file) == sha256
+def file_digest(file: Path) -> str | None:
+    """Return the SHA-256 of a file; None if it cannot be read."""
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _copies(
@@ -117,7 +121,7 @@ def _copies(
     for file, status in _files_under(root):
         if file in plan.files or status.st_size not in sizes:
             continue
-        sha256 = _digest(file)
+        sha256 = file_digest(file)
         if sha256 is not None and sha256 in digests:
             key = (status.st_dev, status.st_ino)
             is_link = key in inodes
@@ -161,10 +165,3 @@ def _is_empty(root: Path) -> bool:
         return next(os.scandir(root), None) is None
     except OSError:
         return True
-
-
-def _digest(file: Path) -> str | None:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return None

@@ -55,7 +55,7 @@ def drop_rows(manifest_file: Path, root: Path, rows: Collection[Row]) -> None:
     DataError
         If it cannot be written; then it is what it was.
     """
-    manifest = read_manifest(manifest_file, root)
+    manifest = read_manifest(manifest_file, root, may_be_empty=True)
     kept = [row for row in manifest.rows if row not in rows]
     if len(kept) < len(manifest.rows):
         write_manifest(kept, manifest_file)

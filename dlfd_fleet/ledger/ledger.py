@@ -70,7 +70,8 @@ class Leftover:
     request
         Id of the person's request.
     file
-        Under the site's image folder, or absolute if a link led out of it.
+        Under the site's image folder, or absolute if a link led out of it. A name that is no text stands as ``hex:``
+        and the hexadecimal digits of its bytes.
     sha256
         Of its content; None if it could not be read.
     listed

@@ -9,10 +9,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dlfd_fleet.data import Purge, Row, delete_files, drop_rows, image_digest, plan_purge, returned_images, same_content
+from dlfd_fleet.data import Purge, Row, delete_files, drop_rows, file_digest, image_digest, plan_purge, returned_images
 from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
+
+_HEX = "hex:"
 
 
 def purge_request(site: Site, request: ForgetRequest) -> int:
@@ -86,20 +88,21 @@ def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     """
     ledger, manifest, base = site.ledger, site.manifest(), Path(os.path.realpath(site.image_root))
     known = {leftover.file: leftover for leftover in ledger.leftovers(request)}
-    files = [base / leftover.file for leftover in known.values() if leftover.listed]
+    files = [file for each in known.values() if each.listed and _may_be(file := _as_file(base, each.file), each.sha256)]
     plan = plan_purge(manifest, rows, files)
     contents = {sha256 for sha256 in plan.files.values() if sha256}
     copied = returned_images(manifest, contents) - plan.rows  # the same bytes, whosever they are said to be
     plan = plan_purge(manifest, plan.rows | copied, files) if copied else plan
-    names = {file: _under(base, file) for file in plan.files}
+    names = {file: _as_text(base, file) for file in plan.files}
     digests = {
         file: sha256 or (known[names[file]].sha256 if names[file] in known else None)
         for file, sha256 in plan.files.items()
     }
+    listed = set(names.values())
     copies = [
         each
         for each in known.values()
-        if not each.listed and each.file not in names.values() and same_content(base / each.file, each.sha256)
+        if not each.listed and each.file not in listed and file_digest(_as_file(base, each.file)) == each.sha256
     ]
     ledger.purged(request, [sha256 for sha256 in digests.values() if sha256])
     before = [Leftover(request, names[file], digests[file], True, "not deleted yet") for file in plan.files]
@@ -110,16 +113,35 @@ def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     left |= {
         name: Leftover(request, name, sha256, False, reason)
         for file, (sha256, reason) in done.copies.items()
-        if (name := _under(base, file))
+        if (name := _as_text(base, file))
     }
     left |= {names[file]: Leftover(request, names[file], digests[file], True, why) for file, why in done.kept.items()}
     ledger.note_leftovers(request, list(left.values()))
-    _log(site, list(left.values()))
+    _log(site, [each for each in left.values() if known.get(each.file) != each])
     return done
 
 
-def _under(base: Path, file: Path) -> str:
-    return file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file)
+def _as_text(base: Path, file: Path) -> str:
+    """Return how the ledger writes a file: under the image folder or absolute; in hexadecimal digits if no text."""
+    name = file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file)
+    return name if _is_text(name) and not name.startswith(_HEX) else _HEX + os.fsencode(name).hex()
+
+
+def _as_file(base: Path, text: str) -> Path:
+    return base / (os.fsdecode(bytes.fromhex(text.removeprefix(_HEX))) if text.startswith(_HEX) else text)
+
+
+def _may_be(file: Path, sha256: str | None) -> bool:
+    """Tell whether a file may still be the one of this content; another one may have taken its place since."""
+    return sha256 is None or file_digest(file) in (sha256, None)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a name in another encoding than the file system's
+        return False
+    return "\0" not in name
 
 
 def _in_words(done: Purge) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dlfd_fleet.cli import main
-from dlfd_fleet.data import Row, check_manifest, read_manifest, write_manifest
+from dlfd_fleet.data import Row, check_manifest, read_manifest, site_images, write_manifest
 from dlfd_fleet.data.dataset import load_dataset
-from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.exceptions import DataError, FleetError
 from dlfd_fleet.ledger import (
     RequestState,
     Site,
@@ -26,6 +26,7 @@ from dlfd_fleet.ledger import (
     request_forgetting,
     site_status,
 )
+from tests.small_disk import fill, make_room
 
 ROWS = [
     Row(f"{person}/{number}.png", person, ("no", "yes")[number % 2], "clinic", "train")
@@ -241,6 +242,18 @@ def test_what_cannot_be_deleted_is_listed_and_holds_up_nobody_else(images, monke
     assert b"anna" not in b"".join(file.read_bytes() for file in (images.parent / "clinic").glob("ledger.db*"))
 
 
+def test_a_file_that_took_the_place_of_one_that_could_not_be_deleted_stays(images, monkeypatch):
+    with Site(make_site(images)) as site:
+        with monkeypatch.context() as patched:
+            refuse_to_delete(patched, images / "anna")
+            request = purge(site, "anna")
+        for number in (1, 2, 3):
+            (images / f"anna/{number}.png").write_bytes(b"a photograph of somebody else")
+        purge_site(site)
+        assert site.ledger.get(request.id).state is RequestState.ROLLING_OUT
+        assert len(list((images / "anna").iterdir())) == 3
+
+
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EBUSY, errno.EROFS, errno.EIO, errno.ESTALE])
 def test_whatever_the_disk_says_is_the_reason(images, monkeypatch, error):
     refuse_to_delete(monkeypatch, images / "anna", error)
@@ -351,3 +364,85 @@ def run_command(*arguments):
         with pytest.raises(SystemExit) as ended:
             main()
     return ended.value.code or 0
+
+
+def test_files_whose_names_are_no_text_are_found_again(images, monkeypatch):
+    """A name in Latin-1 on a disk of UTF-8: a copy, and what a link leads to."""
+    strange = os.fsdecode(b"ann\xe9.png")
+    (images / "anna/1.png").rename(images / strange)
+    (images / "anna/1.png").symlink_to(images / strange)
+    shutil.copy(images / "anna/2.png", images / f"copy of {strange}")
+    with Site(make_site(images)) as site:
+        with monkeypatch.context() as patched:
+            refuse_to_delete(patched, images)
+            request = purge(site, "anna")
+            assert "hex:" + os.fsencode(strange).hex() in left(site)
+        (images / f"copy of {strange}").rename(images / "kept")
+        purge_site(site)
+        assert site.ledger.get(request.id).state is RequestState.ROLLING_OUT
+        assert left(site) == {"kept": "a copy of a purged image"}
+        assert not (images / strange).exists()
+
+
+def test_the_last_person_of_a_site_is_purged_and_the_site_goes_on(images):
+    with Site(make_site(images, ROWS[:3])) as site:
+        request = site.ledger.request("anna", site.person_digest("anna"), datetime.now(UTC))
+        for state in (RequestState.UNLEARNING, RequestState.EVALUATING, RequestState.RELEASED):
+            site.ledger.move(request.id, state, "as a job does", job="job-1", epoch=1)
+        assert purge_site(site) == (3, 0)
+        assert site.manifest().rows == ()
+        assert purge_site(site) == (0, 0)
+        assert site_status(site, datetime.now(UTC)).requests == {"ROLLING_OUT": 1}
+        assert len(load_dataset(site.usable_manifest(), image_size=32, classes=("no", "yes"))) == 0
+
+
+STEPS = {
+    "the tombstones": ("site", "purged", 1),
+    "the list of files": ("site", "note_leftovers", 1),
+    "the manifest": ("images", "write_manifest", 1),
+    "what is left": ("site", "note_leftovers", 2),
+    "the name": ("site", "forget_identity", 1),
+    "the last state": ("site", "move", 2),
+}
+
+
+def purge_and_fill_up(site, request):
+    """The log of SQLite may have some room left in it."""
+    purge_request(site, site.ledger.get(request.id))
+    for number in range(1000):
+        site.ledger.request(f"person {number}", os.urandom(500).hex(), datetime.now(UTC))
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_purge_that_a_full_disk_stops_is_ended_when_there_is_room(images, tmp_path, mount_disk, monkeypatch, step):
+    """The site's folder is on the full disk, its images are elsewhere: deleting them makes no room."""
+    disk = mount_disk(1)
+    make_site(images)
+    shutil.move(tmp_path / "clinic", disk / "clinic")
+    with Site(disk / "clinic") as site:
+        request = release(site, "anna")
+        before = (disk / "clinic/manifest.csv").read_bytes()
+        where, name, number = step
+        owner = {"site": site.ledger, "images": site_images}[where]
+        write, calls = getattr(owner, name), iter(range(1, 100))
+
+        def on_a_full_disk(*arguments, **named):
+            if next(calls) == number:
+                fill(disk)
+            return write(*arguments, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, on_a_full_disk)
+            with pytest.raises(FleetError, match=r"No space left on device|database or disk is full|cannot be used"):
+                purge_and_fill_up(site, request)
+        after = (disk / "clinic/manifest.csv").read_bytes()
+        assert after == before or b"anna" not in after
+        assert not list((disk / "clinic").glob(".*.new"))
+        make_room(disk)
+        site.ledger.verify()
+        purge_site(site)
+        assert site.ledger.get(request.id).state is RequestState.ROLLING_OUT
+        assert (site.ledger.count_purged("job-1"), left(site)) == (3, {})
+        assert not list((images / "anna").iterdir())
+        assert paths(site) == {row.image for row in ROWS if row.identity != "anna"}
+        site.ledger.verify()
