@@ -98,6 +98,11 @@ def shared_engine(location: Path | str, name: str, error_type: type[FleetError])
     return engine
 
 
+def limit_waits(connection: sa.Connection) -> None:
+    """Let a transaction in PostgreSQL wait no longer for a lock than one in SQLite."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS * 1000:.0f}ms'")
+
+
 def refusal(error: DatabaseError) -> str:
     """Return in words why a database did not do what it was asked."""
     reason = " ".join(str(error.orig).split())

@@ -13,7 +13,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 
-from dlfd_fleet.database import BUSY_SECONDS, refusal, shared_engine
+from dlfd_fleet.database import limit_waits, refusal, shared_engine
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.sealed_tables import (
     HEAD,
@@ -360,7 +360,7 @@ def _engine_of(location: Path | str) -> sa.Engine:
 
 def _lock(connection: sa.Connection) -> None:
     """Let one writer in at a time, as SQLite does; the end of the transaction lets go."""
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+    limit_waits(connection)
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 
 
