@@ -106,7 +106,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
 
 @app.command("purge")
 def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
-    """End interrupted purges, and delete images of forgotten people that came back."""
+    """End interrupted purges, and delete images that came back; exit code 1 if one could not be deleted."""
     from dlfd_fleet.ledger import Site, purge_site
 
     with Site(site) as opened:
@@ -117,3 +117,5 @@ def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> N
         console.print(
             f"{len(left)} files are still there; see: dlfd-fleet site status {site}", soft_wrap=True, markup=False
         )
+    if any(leftover.listed for leftover in left):
+        raise typer.Exit(1)

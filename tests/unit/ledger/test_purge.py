@@ -352,6 +352,8 @@ def test_a_read_only_disk_is_told_before_and_after(tmp_path, mount_disk, images,
     assert f"Still there, of request {request.id}: anna/1.png: Read-only file system." in out
     assert "Images purged so far: 0." in out
     assert f"then run: dlfd-fleet site purge {folder}" in out
+    assert run_command("site", "purge", str(folder)) == 1
+    assert "3 files are still there" in capsys.readouterr().out
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert run_command("site", "purge", str(folder)) == 0
     assert "Deleted 3 images" in capsys.readouterr().out
