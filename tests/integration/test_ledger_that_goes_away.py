@@ -31,6 +31,11 @@ def crash(server):
     process.wait(30)
 
 
+def start_again(server):
+    server.ensure_pgdata_inited()  # its user may enter the folder again: a pytest that starts beside this one forbids it
+    server.ensure_postgres_running()
+
+
 def keep_ledger_in(server, folder):
     """Give a site that nobody has asked yet a ledger in PostgreSQL."""
     server.psql("CREATE DATABASE ledger;")
@@ -77,7 +82,7 @@ def test_jobs_go_on_while_a_ledger_is_away_and_images_stay_and_end_when_both_are
             log = (first / "site.log").read_text()
             assert "LedgerError: The ledger postgresql+psycopg://" in log.splitlines()[-1]
             assert "Traceback" not in log
-            server.ensure_postgres_running()
+            start_again(server)
         with Site(second) as site:
             (request,) = site.ledger.requests()
             assert (request.state, request.epoch) == (RequestState.PURGING, 1)

@@ -72,7 +72,7 @@ WRONG = [
     "[/x]",
     "😀",
 ]
-SHOWN_IN_A_TABLE = [name for name in WRONG if name and "\ud800" not in name and "\0" not in name]
+SHOWN_IN_A_TABLE = [name for name in WRONG if name.strip() == name != "" and "\ud800" not in name and "\0" not in name]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -122,12 +122,8 @@ def test_a_site_in_a_manifest_makes_no_folder_elsewhere(tmp_path, silent, site):
     )
     with pytest.raises(DataError, match=r"row 2, column 'site'"):
         deal_to_sites(settings, silent)
-    assert [problem.row for problem in check_manifest(file, None, None, silent) if problem.column == "site"] == [
-        2,
-        3,
-        4,
-        5,
-    ]
+    found = check_manifest(file, None, None, silent)
+    assert {problem.row for problem in found if problem.column == "site"} == {2, 3, 4, 5}
     assert not state.exists()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "manifest.csv"]
 
