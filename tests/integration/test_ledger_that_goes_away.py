@@ -32,7 +32,7 @@ def crash(server):
 
 
 def start_again(server):
-    server.ensure_pgdata_inited()  # its user may enter the folder again: a pytest that starts beside this one forbids it
+    server.ensure_pgdata_inited()  # a pytest that starts beside this one closes the folder to its user
     server.ensure_postgres_running()
 
 
