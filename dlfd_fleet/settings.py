@@ -73,6 +73,7 @@ class DataSettings(Section):
     source: Literal["orl", "celeba", "manifest"] = Field("orl", description="Face set.")
     manifest: Path | None = Field(None, description="CSV or Parquet manifest (source = manifest).")
     root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
+    links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
     attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(64, description="Model input side, pixels.")
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")

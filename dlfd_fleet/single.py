@@ -17,6 +17,7 @@ from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.data import (
     LeftOut,
+    Manifest,
     Use,
     balanced_weights,
     canonical,
@@ -132,7 +133,7 @@ def unlearn_people(
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
-    faces = _split(manifest, root, people, card)
+    faces = _split(read_manifest(manifest, root, settings.data.links), manifest, people, card)
     if faces.copies:
         progress.say(
             f"{faces.copies} images of other people have the same bytes as images to forget, and are left out; delete "
@@ -172,8 +173,8 @@ def unlearn_people(
     return result
 
 
-def _split(manifest: Path, root: Path | None, people: Collection[str], card: ModelCard) -> People:
-    table = with_whole_splits(read_manifest(manifest, root))
+def _split(table: Manifest, manifest: Path, people: Collection[str], card: ModelCard) -> People:
+    table = with_whole_splits(table)
     refuse_leaks(table)
     trained = {canonical(row.identity) for row in table.rows if row.split == "train"}
     for person in people:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dlfd_fleet.cli.options import Classes, Config, Overrides, console, load
+from dlfd_fleet.cli.options import Classes, Config, FollowLinks, Overrides, console, load
 
 app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 
@@ -19,15 +19,17 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     classes: Classes = None,
+    follow_links: FollowLinks = False,
 ) -> None:
     """List every problem of a manifest, with its row; exit code 2 if there is one.
 
     Spellings that are read as one name are listed too, and are no problem.
     """
-    from dlfd_fleet.data import check_manifest, class_names
+    from dlfd_fleet.data import Links, check_manifest, class_names
     from dlfd_fleet.progress import ConsoleProgress
 
-    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)))
+    links: Links = "follow" if follow_links else "refuse"
+    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)), links)
     problems, notices = ([one for one in found if one.notice is kind] for kind in (False, True))
     for title, listed in (("problems", problems), ("spellings are read as another one", notices)):
         if listed:

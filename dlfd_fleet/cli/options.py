@@ -22,6 +22,9 @@ Classes = Annotated[
         "A name that holds a comma stands in quotation marks: '\"hat, red\",none'.",
     ),
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
+]
 console = Console()
 
 

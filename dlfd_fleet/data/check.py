@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
 from dlfd_fleet.exceptions import DataError, ImageError
 from dlfd_fleet.images import read_pixels
@@ -28,7 +29,11 @@ class Problem:
 
 
 def check_manifest(
-    file: Path, root: Path | None, classes: Collection[str] | None, progress: ProgressDisplay
+    file: Path,
+    root: Path | None,
+    classes: Collection[str] | None,
+    progress: ProgressDisplay,
+    links: Links = "refuse",
 ) -> list[Problem]:
     """Return every problem of a manifest and of its images, by row.
 
@@ -38,6 +43,8 @@ def check_manifest(
         Folder that image paths start from; the manifest's own when omitted.
     classes
         Allowed labels; any when omitted.
+    links
+        Whether images may be links that leave the folder.
 
     Raises
     ------
@@ -63,7 +70,9 @@ def check_manifest(
                 own += _label_problems(number, cells, classes, known)
             own += _person_problems(number, cells, splits) + _spelling_notices(number, cells, spelled)
             if not any(problem.column == "image" for problem in own):
-                own += _image_problems(number, cells, folder, images, contents)
+                own += _link_problems(number, cells["image"], folder, links) or _image_problems(
+                    number, cells, folder, images, contents
+                )
             problems += own
             advance()
     return sorted(problems)
@@ -106,6 +115,14 @@ def _spelling_notices(
             notices.append(Problem(number, column, sentence, notice=True))
         rows.setdefault(name, number)
     return notices
+
+
+def _link_problems(number: int, name: str, folder: Path, links: Links) -> list[Problem]:
+    try:
+        image_file(folder.absolute(), name, links)
+    except DataError as error:
+        return [Problem(number, "image", str(error).removesuffix("."))]
+    return []
 
 
 def _image_problems(

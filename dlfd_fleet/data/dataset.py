@@ -98,7 +98,7 @@ def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] 
     images = torch.empty((len(manifest.rows), 3, image_size, image_size), dtype=torch.uint8)
 
     def decode(number: int) -> None:
-        images[number] = read_image(manifest.root / manifest.rows[number].image, image_size)
+        images[number] = read_image(manifest.file_of(manifest.rows[number]), image_size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # The list asks for every result, so that the first error is raised here.

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.names import plain_name
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
@@ -61,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A face set: its rows, and the folder that their images start from.
+    """A face set: its rows, the folder that their images start from, and whether links may lead out of it.
 
     Rows whose identities are one person by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do
     labels; :func:`write_manifest` writes the file's own.
@@ -69,6 +71,7 @@ class Manifest:
 
     rows: tuple[Row, ...]
     root: Path
+    links: Links = "refuse"
 
     def __post_init__(self) -> None:
         """Give each person and each class one spelling."""
@@ -104,6 +107,10 @@ class Manifest:
                 found.setdefault((kind, name), {})[written] = None
         return tuple(tuple(names) for names in found.values() if len(names) > 1)
 
+    def file_of(self, row: Row) -> Path:
+        """Return an image's file; a :class:`~dlfd_fleet.exceptions.DataError` if a link leaves the image folder."""
+        return image_file(self.root, row.image, self.links)
+
     def of_site(self, site: str) -> Manifest:
         """Return what one site holds: its own rows, and those of people whom every site holds."""
         return replace(self, rows=tuple(row for row in self.rows if row.site in (site, "")))
@@ -116,7 +123,9 @@ class Manifest:
         return people
 
 
-def read_manifest(file: Path, root: Path | None = None, *, may_be_empty: bool = False) -> Manifest:
+def read_manifest(
+    file: Path, root: Path | None = None, links: Links = "refuse", *, may_be_empty: bool = False
+) -> Manifest:
     """Read a manifest, CSV or Parquet by its suffix.
 
     Parameters
@@ -125,6 +134,8 @@ def read_manifest(file: Path, root: Path | None = None, *, may_be_empty: bool = 
         The table.
     root
         Folder that image paths start from; the table's own folder when omitted.
+    links
+        Whether images may be links that leave this folder.
     may_be_empty
         Whether a header alone will do: at a site everybody may have been forgotten.
 
@@ -142,7 +153,7 @@ def read_manifest(file: Path, root: Path | None = None, *, may_be_empty: bool = 
         rows.append(Row(image, identity, label, site, split))
     if not rows and not may_be_empty:
         raise DataError(f"{file} has no rows; list at least one image.")
-    return Manifest(tuple(rows), folder)
+    return Manifest(tuple(rows), folder, links)
 
 
 def read_cells(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -184,6 +195,11 @@ def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "image", "'.' is the image folder itself; give a path under it"
     if split and split not in SPLITS:
         yield "split", f"'{split}' is no split; use {', '.join(SPLITS)} or leave it empty"
+    if cells.get("site"):
+        try:
+            plain_name(cells["site"])
+        except ValueError as error:
+            yield "site", str(error)
 
 
 def _text_problem(cell: str) -> str:

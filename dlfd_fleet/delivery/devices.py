@@ -20,6 +20,7 @@ from dlfd_fleet.delivery.reports import open_envelope, verified_report
 from dlfd_fleet.delivery.tables import ALARM, ATTACK, DELIVERY, DEVICE, FILE, NONCE, PURGED, TABLES
 from dlfd_fleet.device.contract import DeviceReport
 from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
+from dlfd_fleet.names import plain_name
 from dlfd_fleet.settings import Format
 
 RETIREMENT_TYPE = "application/vnd.dlfd-fleet.device-retirement+json"
@@ -130,8 +131,12 @@ class DeviceStore:
         Raises
         ------
         DeliveryError
-            If it is in it already.
+            If it is in it already, or the name is no plain one.
         """
+        try:
+            plain_name(name)
+        except ValueError as error:
+            raise DeliveryError(f"The device {error}.") from error
         row = {
             "id": key.keyid,
             "name": name,

@@ -90,9 +90,10 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     """
     ledger = site.ledger
     site.raise_epoch(query.epoch)
+    ledger.verify()  # a withdrawal that nobody has made would let the job train on the person
+    for request in ledger.requests(*TO_PURGE):
+        purge_request(site, request)
     if query.take:
-        for request in ledger.requests(*TO_PURGE):
-            purge_request(site, request)
         for request in ledger.requests(*UNDER_WAY):
             if request.job == query.job:
                 continue

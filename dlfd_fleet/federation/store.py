@@ -36,6 +36,7 @@ from dlfd_fleet.federation.records import (
 )
 from dlfd_fleet.federation.tables import CHAMPION, JOB, PROMOTION, SITE, STEP, STORE, TABLES
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.names import plain_name
 from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.settings import Settings
 
@@ -287,7 +288,7 @@ class Store:
 
     def job_folder(self, job: str) -> Path:
         """Return a job's folder, made if need be."""
-        folder = self.folder / "jobs" / job
+        folder = self._folder_of(job)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -296,7 +297,13 @@ class Store:
 
     def model_folder(self, job: str) -> Path:
         """Return where a job's model is, or will be."""
-        return self.folder / "jobs" / job / "model"
+        return self._folder_of(job) / "model"
+
+    def _folder_of(self, job: str) -> Path:
+        try:
+            return self.folder / "jobs" / plain_name(job)  # the name may come from a registry's tag
+        except ValueError as error:
+            raise JobError(f"The job {error}.") from error
 
     def champion(self) -> Champion | None:
         """Return the model that the fleet runs, if there is one."""
@@ -365,7 +372,7 @@ class Store:
         JobError
             If they cannot be deleted.
         """
-        folders = [self.model_folder(job), self.folder / "jobs" / job / "steps"]
+        folders = [self.model_folder(job), self._folder_of(job) / "steps"]
         there = [folder for folder in folders if folder.exists()]
         for folder in there:
             try:

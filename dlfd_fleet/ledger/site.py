@@ -11,14 +11,15 @@ from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dlfd_fleet.data import Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
+from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.names import plain_name
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
@@ -43,6 +44,9 @@ class SiteCard(BaseModel):
         Names of the classes in the order of the fleet.
     manifest, root
         The face set, under the site's folder unless absolute.
+    links
+        What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
+        deletes the file that the link leads to.
     ledger
         A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
         to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
@@ -50,12 +54,13 @@ class SiteCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, AfterValidator(plain_name)]
     id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
     image_size: int = Field(ge=32, le=1024)
     classes: tuple[str, ...] = Field(min_length=2)
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
+    links: Links = "refuse"
     ledger: str = LEDGER_FILE
 
     @field_validator("classes")
@@ -95,7 +100,7 @@ class Site:
         self.card = _read_card(folder / CARD_FILE)
         self.manifest_file = folder / self.card.manifest
         self.image_root = folder / self.card.root
-        self.ledger = Ledger(self.card.ledger_location(folder))
+        self.ledger = Ledger(self.card.ledger_location(folder), self._key)
 
     def __enter__(self) -> Self:
         return self
@@ -105,7 +110,7 @@ class Site:
 
     def manifest(self) -> Manifest:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
-        return read_manifest(self.manifest_file, self.image_root, may_be_empty=True)
+        return read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
 
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""
@@ -226,10 +231,11 @@ def create_site(folder: Path, card: SiteCard, fleet_secret: bytes | None = None)
     if (folder / CARD_FILE).exists():
         raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_secret(folder / KEY_FILE, secrets.token_bytes(32))
+    key = secrets.token_bytes(32)
+    _write_secret(folder / KEY_FILE, key)
     if fleet_secret is not None:
         _write_secret(folder / FLEET_SECRET_FILE, fleet_secret)
-    Ledger(card.ledger_location(folder), create=True).close()
+    Ledger(card.ledger_location(folder), key, create=True).close()
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

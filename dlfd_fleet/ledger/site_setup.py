@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dlfd_fleet.data import (
+    Links,
     assign_people,
     canonical,
     copy_images,
@@ -20,6 +21,7 @@ from dlfd_fleet.data import (
 )
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
+from dlfd_fleet.names import refuse_alike
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 
@@ -30,6 +32,7 @@ def init_site(
     name: str,
     manifest: Path,
     root: Path | None = None,
+    links: Links = "refuse",
     classes: tuple[str, ...] | None = None,
     image_size: int = 64,
     validation_people: int = 0,
@@ -45,6 +48,8 @@ def init_site(
     manifest, root
         The site's faces; of a manifest with sites, the rows of this one. The image folder is the manifest's own when
         omitted.
+    links
+        Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
         All classes of the fleet in their order; those of the manifest when omitted.
     validation_people, test_people
@@ -59,14 +64,15 @@ def init_site(
     ConfigurationError
         If the folder is a site's already, or the secret or a setting cannot be used.
     DataError
-        If the manifest cannot be read, has labels that are no classes, too few people, or an image that is trained on
-        among the unseen ones.
+        If the manifest cannot be read, has labels that are no classes, links that leave the image folder, too few
+        people, or an image that is trained on among the unseen ones.
     LedgerError
         If the ledger cannot be made.
     """
-    faces = read_manifest(manifest, root).of_site(name)
+    faces = read_manifest(manifest, root, links).of_site(name)
     known = {canonical(label) for label in classes or ()}
     for row in faces.rows:
+        faces.file_of(row)
         if classes and canonical(row.label) not in known:
             raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
     dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
@@ -79,6 +85,7 @@ def init_site(
             image_size=image_size,
             classes=classes or faces.classes,
             root=faces.root,
+            links=links,
             ledger=ledger,
         )
     except ValidationError as error:
@@ -119,6 +126,10 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     )
     refuse_leaks(manifest)
     names = sorted({row.site for row in manifest.rows if row.site})
+    try:
+        refuse_alike(names)
+    except ValueError as error:
+        raise DataError(f"Two sites cannot be told apart: {error}.") from error
     if len(manifest.classes) < 2:
         raise ConfigurationError("The face set shows one class only; a classifier needs two or more.")
     new = folder.with_name("sites.new")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
-from dlfd_fleet.data import Use, canonical, image_digests
-from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.data import Manifest, Use, canonical, image_digests, names_of
+from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import remarks, site_uses
 from dlfd_fleet.ledger.states import CLOSED
@@ -30,7 +32,11 @@ class SiteStatus:
         Images in the manifest that are used for nothing but forgetting: of people who asked to be forgotten, copies of
         those, images that were purged and came back, and unseen ones that are no longer unseen.
     purged
-        Images that were purged so far.
+        Images that were purged so far, and are gone.
+    leftovers
+        Files of purged people that are still there, and why.
+    undeletable
+        Sentences about image folders that a purge could not delete from.
     unknown_labels
         Images in the manifest by label, of labels that are none of the site's classes.
     fleet_secret
@@ -46,23 +52,25 @@ class SiteStatus:
     overdue: tuple[ForgetRequest, ...]
     left_out: int
     purged: int
+    leftovers: tuple[Leftover, ...]
+    undeletable: tuple[str, ...]
     unknown_labels: Mapping[str, int]
     fleet_secret: bool
     remarks: tuple[str, ...]
 
 
 def site_status(site: Site, now: datetime) -> SiteStatus:
-    """Return how a site stands, after checking its ledger's history.
+    """Return how a site stands, after checking its ledger's seals.
 
     Raises
     ------
     LedgerError
-        If the history was tampered with.
+        If the ledger was tampered with.
     DataError
         If the manifest cannot be read.
     """
     site.ledger.verify()
-    manifest, requests, tombstones = site.manifest(), site.ledger.requests(), site.ledger.tombstones()
+    manifest, requests = site.manifest(), site.ledger.requests()
     uses = site_uses(site, manifest.rows, image_digests(manifest))
     classes = {canonical(name) for name in site.card.classes}
     return SiteStatus(
@@ -72,8 +80,24 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
         open_requests=tuple(request for request in requests if request.state not in CLOSED),
         overdue=tuple(request for request in requests if request.overdue(now)),
         left_out=sum(use.use in (Use.FORGET, Use.NOTHING) for use in uses),
-        purged=len(tombstones),
+        purged=site.ledger.count_purged(),
+        leftovers=tuple(site.ledger.leftovers()),
+        undeletable=_undeletable(manifest),
         unknown_labels=Counter(row.label for row in manifest.rows if canonical(row.label) not in classes),
         fleet_secret=site.fleet_pseudonym("", "") is not None,
         remarks=remarks(manifest, uses),
+    )
+
+
+def _undeletable(manifest: Manifest) -> tuple[str, ...]:
+    """Say in which folders this process may not delete images; a purge needs to."""
+    known = dict[Path, Path]()
+    images = {file.parent: file for row in manifest.rows for file in names_of(manifest.root, row.image, known)}
+    closed = sorted(folder for folder in images if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK))
+    if not closed:
+        return ()
+    more = f" and {len(closed) - 1} more folders" if len(closed) > 1 else ""
+    return (
+        f"Images in {closed[0]}{more} cannot be deleted by the user of this command: who asks to be forgotten stays in "
+        "PURGING until somebody deletes the files. Let the user of the SuperNode write there.",
     )

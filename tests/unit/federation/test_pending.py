@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 
@@ -55,6 +57,16 @@ def test_a_person_who_asks_at_one_site_is_forgotten_at_all_that_share_the_secret
     assert second[0].requests == first[0].requests != second[1].requests
     later = answer_pending(sites[1], PendingQuery(job="job-2", take=True))
     assert list(later.people) != [pseudonym]
+
+
+def test_a_site_with_a_forged_withdrawal_takes_part_in_no_job(sites):
+    """Its job would train on somebody who has asked."""
+    asked = request_forgetting(sites[0], PERSON, deadline_days=30)
+    with closing(sqlite3.connect(sites[0].folder / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE request SET state = 'WITHDRAWN' WHERE id = ?", [asked.id])
+    for take in (True, False):
+        with pytest.raises(LedgerError, match=rf"tampered with: the request {asked.id}"):
+            answer_pending(sites[0], PendingQuery(job="job-1", take=take))
 
 
 def test_a_released_request_of_another_site_is_purged_here_too(sites):
