@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dlfd_fleet.cli import app
+from dlfd_fleet.cli.options import console
 from dlfd_fleet.data import Row, copy_images, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError, LedgerError
 from dlfd_fleet.ledger import (
@@ -175,7 +176,7 @@ def test_a_request_is_withdrawn_unless_a_job_works_on_it(folder):
             withdraw(site, request.id)
 
 
-def test_an_id_in_the_report_of_a_job_leads_to_its_request_at_the_site_alone(folder):
+def test_an_id_in_the_report_of_a_job_leads_to_its_request_at_the_site_alone(folder, monkeypatch):
     with Site(folder) as site:
         request = request_forgetting(site, "anna", deadline_days=30).id
         request_forgetting(site, "cleo", deadline_days=30)
@@ -187,7 +188,8 @@ def test_an_id_in_the_report_of_a_job_leads_to_its_request_at_the_site_alone(fol
         assert all(site.find_request(name).id == request for name in (request, *ids.values()))
         with pytest.raises(LedgerError, match="There is no request"):
             site.find_request(site.job_request_id(request, "job-9"))
-    shown = CliRunner().invoke(app, ["forget", "show", ids["job-7"], "--site", str(folder)], env={"COLUMNS": "200"})
+    monkeypatch.setattr(console, "width", 200)
+    shown = CliRunner().invoke(app, ["forget", "show", ids["job-7"], "--site", str(folder)])
     assert shown.exit_code == 0
     assert all(word in shown.output for word in ("anna", request, *ids.values()))
 
