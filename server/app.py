@@ -6,7 +6,6 @@ from typing import cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
 from dlfd_fleet.configuration import load_settings
@@ -22,6 +21,7 @@ from dlfd_fleet.federation.reporting import publish_report, signer_of
 from dlfd_fleet.federation.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
 from dlfd_fleet.federation.variants import publish_variants
 from dlfd_fleet.models import ModelCard, digest
+from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
 
@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     kind = str(context.run_config.get("job", "erase"))
     if kind not in ("train", "erase"):
         raise JobError(f"job = '{kind}' is no kind of job; use 'train' or 'erase'.")
-    run(grid, cast(JobKind, kind), load_settings().settings, ConsoleProgress(Console()))
+    run(grid, cast(JobKind, kind), load_settings().settings, ConsoleProgress(PlainConsole()))
 
 
 def run(grid: Grid, kind: JobKind, settings: Settings, progress: ProgressDisplay) -> JobRecord:

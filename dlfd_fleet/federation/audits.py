@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeVar
 
-from rich.console import Console
 from torch import Tensor
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
@@ -29,6 +28,7 @@ from dlfd_fleet.federation.messages import (
     samples_of,
 )
 from dlfd_fleet.models import ModelCard
+from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import Advance, ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
 
@@ -84,7 +84,7 @@ class FederatedAudits:
     settings: Settings = field(default_factory=lambda: load_settings().settings)
     job: str = field(default_factory=lambda: f"unlearn-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
     journal: Journal = field(default_factory=Journal)
-    progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(Console()))
+    progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
     record: Recorder = _unrecorded
     _round: int = field(default=0, init=False)
 
