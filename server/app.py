@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from flwr.app import Context
@@ -9,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
 from dlfd_fleet.configuration import load_settings
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import FleetError, JobError
 from dlfd_fleet.federation.app_errors import log_errors_in_words
 from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.coordinator import Coordinator
@@ -21,9 +23,11 @@ from dlfd_fleet.federation.reporting import publish_report, signer_of
 from dlfd_fleet.federation.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
 from dlfd_fleet.federation.variants import publish_variants
 from dlfd_fleet.models import ModelCard, digest
-from dlfd_fleet.plain_text import PlainConsole
+from dlfd_fleet.plain_text import PlainConsole, visible
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
+
+_LONGEST_REASON = 500
 
 log_errors_in_words()
 app = ServerApp()
@@ -93,7 +97,7 @@ def erase(job: Coordinator) -> None:
             job.note(retrained=True)
     job.advance("judged", verdict=verdict)
     if verdict.outcome is not Outcome.FAIL:
-        publish(job, new, arrays, hold=not may_release(verdict, job.settings))
+        publish(job, new, arrays, hold=not may_release(verdict, job.settings), forgotten=forgotten)
     finish(job, new, forgotten, len(asked))
 
 
@@ -111,7 +115,9 @@ def retrain(
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
 
 
-def publish(job: Coordinator, card: ModelCard, arrays: Arrays, hold: bool = False) -> None:
+def publish(
+    job: Coordinator, card: ModelCard, arrays: Arrays, hold: bool = False, forgotten: tuple[str, ...] = ()
+) -> None:
     """Export, audit the file that ships, and move the alias if it holds what the model promised.
 
     A model that policy holds, or whose file it holds, is registered as the candidate.
@@ -127,7 +133,7 @@ def publish(job: Coordinator, card: ModelCard, arrays: Arrays, hold: bool = Fals
         job.hold(card, arrays)
         return
     publish_variants(job, card, arrays, file)
-    job.release(card, arrays)
+    job.release(card, arrays, forgotten)
 
 
 def finish(job: Coordinator, card: ModelCard, forgotten: tuple[str, ...], asked: int) -> None:
@@ -135,7 +141,6 @@ def finish(job: Coordinator, card: ModelCard, forgotten: tuple[str, ...], asked:
     verdict = job.record.verdict
     reason = verdict.sentence() if verdict else ""
     if job.record.released:
-        job.advance("released", forgotten=forgotten)
         settled = job.settle("released", reason, card.epoch, forgotten)
         note = f"released as epoch {card.epoch}; {settled.purged_images} images purged at the sites"
         if waiting := asked - len(forgotten):
@@ -145,8 +150,25 @@ def finish(job: Coordinator, card: ModelCard, forgotten: tuple[str, ...], asked:
         note = "not released: the alias stays, and the requests wait for the next job"
         if job.record.epoch == card.epoch:
             note += "; the model is registered as the candidate"
-    job.draw()
     job.note(purged_images=settled.purged_images)
     job.advance(job.record.step, note=note, acknowledged=settled.acknowledged)
-    publish_report(job)
-    job.advance("settled")
+    for show in (job.draw, partial(publish_report, job)):
+        note += unshown(job, show)
+    job.advance("settled", note=note)
+
+
+def unshown(job: Coordinator, show: Callable[[], None]) -> str:
+    """Draw figures or write a report; say in words why that cannot be done.
+
+    The sites have been told, so nothing is left that a job could be held for. What an operator can mend, such as a full
+    disk, stops it as ever: it is resumed, and then it is drawn.
+    """
+    try:
+        show()
+    except FleetError:
+        raise
+    except Exception as error:
+        words = visible(f"; its report cannot be drawn: {type(error).__name__}: {error}", _LONGEST_REASON)
+        job.progress.say(f"{job.record.job}{words}")
+        return words
+    return ""

@@ -181,11 +181,20 @@ class FederatedAudits:
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
-                answers[reply.node] = result, samples_of(reply.records, len(self.card.classes), reply.sender)
+                samples = samples_of(reply.records, len(self.card.classes), reply.sender)
+                check_counts(result, len(samples), reply.sender)
+                answers[reply.node] = result, samples
             except MessageError as error:
                 fleet.refuse(reply.node, error)
         fleet.require_quorum(len(answers), f"answered {task.TYPE}")
         return answers
+
+
+def check_counts(result: AuditResult | FileAuditResult, samples: int, sender: str) -> None:
+    """Refuse an answer whose counts are not those of its samples: they would decide for more images than it has."""
+    counts = [result.shared] + ([result.agreeing] if isinstance(result, FileAuditResult) else [])
+    if max(counts) > samples or (isinstance(result, FileAuditResult) and result.images != samples):
+        raise MessageError(f"{sender} sent {samples} samples, and counts of others than these.")
 
 
 def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:

@@ -217,9 +217,10 @@ def cancel(store: Store, job: str) -> str:
     record = store.load(job)
     if record.step in FINAL_STEPS:
         raise JobError(f"{job} is {record.step} already; there is nothing to cancel.")
-    if record.released:
-        raise JobError(f"{job} has released its model and only tells the sites; it cannot be cancelled any more.")
     store.ask_to_cancel(job)
+    if record.released:
+        when = "before its next step" if store.is_locked() else "when the next job starts"
+        return f"{job} has released its model, and ends {when}; sites that it has not told learn it from the next job."
     if store.is_locked():
         return f"{job} stops before its next step; its requests wait for the next job."
     return f"{job} is not running; the next job ends it first, and its requests wait."

@@ -177,16 +177,14 @@ class Coordinator:
         Raises
         ------
         JobError
-            If sites disagree about classes or image size.
+            If sites disagree about classes or image size, which :func:`ask_pending` lets none of them do.
         """
         shapes = {
             (tuple(map(canonical, reply.classes)), reply.image_size): (reply.classes, reply.image_size)
             for reply in sorted(pending.values(), key=lambda reply: reply.classes)
         }
         if len(shapes) > 1:
-            raise JobError(
-                f"The sites disagree about classes or image size: {sorted(shapes)}; make their site.json agree."
-            )
+            raise JobError(f"The sites disagree about classes or image size: {sorted(shapes)}.")
         ((classes, image_size),) = shapes.values()
         model = self.settings.model
         card = ModelCard(
@@ -312,10 +310,10 @@ class Coordinator:
         self._log({"onnx_random_max_abs_difference": report.parity.max_abs_difference}, 0)
         return report.size_bytes
 
-    def release(self, card: ModelCard, arrays: Arrays) -> None:
-        """Make the model the champion, here and in the registry."""
+    def release(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = ()) -> None:
+        """Make the model, which has forgotten these requests, the champion, here and in the registry."""
         # The record first: a job that says it is released and is not yet the champion becomes it when it is resumed.
-        self.advance("released", released=True, epoch=card.epoch)
+        self.advance("released", released=True, epoch=card.epoch, forgotten=forgotten)
         verdict = self.record.verdict
         why = verdict.sentence() if verdict else "a training job"
         self.store.set_champion(Champion(job=self.record.job, epoch=card.epoch), f"job {self.record.job}", why)

@@ -88,6 +88,8 @@ def _carry_out(
     tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     try:
+        if record.released and store.is_cancelled(record.job):
+            raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             carry_out[record.kind](job)
         redraw_reports(job)
@@ -95,8 +97,13 @@ def _carry_out(
         _purge(store, settings, progress)
     except JobCancelledError as error:
         status = "KILLED"
-        _give_back(job, str(error))
-        job.advance("cancelled", note="cancelled: the requests wait for the next job")
+        if job.record.released:
+            job.advance(
+                "cancelled", note="cancelled after the release: sites not told of it learn it from the next job"
+            )
+        else:
+            _give_back(job, str(error))
+            job.advance("cancelled", note="cancelled: the requests wait for the next job")
     except Exception as error:
         status = "FAILED"
         reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -12,9 +13,11 @@ from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.progress import ProgressDisplay
 
 NOTHING_TO_UNLEARN = "no model was trained on anybody who asks"
+_WORDS_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,11 @@ def ask_pending(
             reply = replies.pop(node)
             fleet.exclude(
                 node,
-                f"has the classes {', '.join(reply.classes)} at {reply.image_size} pixels, and the model has "
+                f"has the classes {visible(', '.join(reply.classes), _WORDS_SHOWN)} at {reply.image_size} pixels, and the model has "
                 f"{', '.join(card.classes)} at {card.image_size}; its site.json must agree",
             )
+    else:
+        _leave_out_other_shapes(fleet, replies)
     total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
     for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
         share = replies.pop(node).forget_images / total
@@ -138,6 +143,31 @@ def _people(replies: Iterable[PendingReply]) -> dict[str, object]:
         "asked": {person: asked[person] for person in sorted(asked.keys() - gone.keys())},
         "withdrawn": gone,
     }
+
+
+def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
+    """Leave out sites whose classes or image size most others do not have.
+
+    Raises
+    ------
+    JobError
+        If no more than half of them agree: then nobody can tell which is right.
+    """
+    shapes = {node: (tuple(map(canonical, reply.classes)), reply.image_size) for node, reply in replies.items()}
+    (usual, agreeing) = Counter(shapes.values()).most_common(1)[0]
+    if 2 * agreeing <= len(replies):
+        said = "; ".join(
+            f"{fleet.name(node)} has {visible(', '.join(reply.classes), _WORDS_SHOWN)} at {reply.image_size} pixels"
+            for node, reply in sorted(replies.items())
+        )
+        raise JobError(f"The sites disagree about classes or image size: {said}; make their site.json agree.")
+    for node in [node for node, shape in shapes.items() if shape != usual]:
+        reply = replies.pop(node)
+        fleet.exclude(
+            node,
+            f"has other classes or another image size than most sites ({visible(', '.join(reply.classes), _WORDS_SHOWN)}"
+            f" at {reply.image_size} pixels); its site.json must agree",
+        )
 
 
 def _fits(reply: PendingReply, card: ModelCard) -> bool:
