@@ -216,6 +216,13 @@ class FleetSettings(Section):
     registered_keys: bool = Field(
         True, description="Whether SuperNodes have registered keys: a site that comes back with another one is refused."
     )
+    largest_weight_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
+        10.0,
+        description="Largest number of images of a site, in medians of the others'; one that says more counts by it.",
+    )
+    largest_growth: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
+        3.0, description="Largest number of images of a site, in those that it counted by in its last job."
+    )
     update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
     )

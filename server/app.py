@@ -9,7 +9,7 @@ from typing import cast
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, judge_retrained, judge_trained, judge_without_each
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import FleetError, JobError
 from dlfd_fleet.federation.app_errors import log_errors_in_words
@@ -48,14 +48,26 @@ def run(grid: Grid, kind: JobKind, settings: Settings, progress: ProgressDisplay
 
 
 def train(job: Coordinator) -> None:
-    """Train the original model by federated averaging, export it and make it the champion."""
+    """Train a model by federated averaging, export it, and make it the champion unless it is worse than that one.
+
+    The champion is audited first: a site whose counts are made up is found before anything is trained.
+    """
     pending = job.pending()
+    champion = job.audited_champion(pending)
     card, arrays = job.new_model(pending)
     strategy = job.strategy(card)
     arrays = strategy.train(job.fleet, arrays, pending)
     effort = strategy.effort(job.fleet)
     model = strategy.audit(job.fleet, arrays, "Auditing the original model", "original")
     job.note_model("original", model, effort)
+    verdict = judge_trained(champion.scores if champion else None, model.scores, job.settings.audit)
+    if champion is not None and verdict.outcome is not Outcome.FAIL:
+        own = (champion.own_test, model.own_test)
+        verdict = judge_without_each(verdict, champion.scores, model.scores, *own, job.settings.audit)
+    if verdict.outcome is Outcome.FAIL:
+        job.advance("judged", verdict=verdict)
+        stays = "The champion stays" if champion else "There is no champion yet"
+        raise JobError(f"The trained model is not released. {stays}. {verdict.sentence()}")
     publish(job, card, arrays)
     job.advance("settled", note="trained")
 

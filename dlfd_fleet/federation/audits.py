@@ -14,6 +14,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.agreement import together
+from dlfd_fleet.federation.counts import contradiction
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Answers, Journal
 from dlfd_fleet.federation.messages import (
@@ -183,6 +184,13 @@ class FederatedAudits:
                 result = expected.from_records(reply.records, reply.sender)
                 samples = samples_of(reply.records, len(self.card.classes), reply.sender)
                 check_counts(result, len(samples), reply.sender)
+                whole = isinstance(task, FileAuditTask) or task.most_retain is None
+                said = (
+                    contradiction(fleet.claims[reply.node], samples) if whole and reply.node in fleet.claims else None
+                )
+                if said is not None:
+                    fleet.expel(reply.node, said)
+                    continue
                 answers[reply.node] = result, samples
             except MessageError as error:
                 fleet.refuse(reply.node, error)

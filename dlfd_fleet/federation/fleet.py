@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.counts import Claim
 from dlfd_fleet.federation.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes, public_keys
 from dlfd_fleet.federation.held_model import HeldModels
 from dlfd_fleet.federation.site_keys import SiteKeys
@@ -69,6 +70,8 @@ class Fleet:
         Told what sites do now, by site.
     held
         What is known of the models that nodes hold.
+    largest_weight_ratio, largest_growth, counted_before, claims
+        As in :func:`~dlfd_fleet.federation.counts.claims_of`, and what that came to.
     refused
         Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
     """
@@ -90,6 +93,10 @@ class Fleet:
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
     refused: Callable[[str, str], None] = lambda _site, _reason: None
     held: HeldModels = field(default_factory=HeldModels)
+    largest_weight_ratio: float = math.inf
+    largest_growth: float = math.inf
+    counted_before: Mapping[str, int] = field(default_factory=dict)
+    claims: Mapping[int, Claim] = field(default_factory=dict)
     silent: frozenset[int] = frozenset()
     """Nodes that did not answer in time once: they are not asked again, but for how the job ended."""
     _given_up: frozenset[int] = frozenset()

@@ -79,6 +79,7 @@ def _carry_out(
         late_seconds=waits.late_seconds,
         site_keys=SiteKeys(store.folder / SITE_KEYS_FILE, waits.registered_keys),
     )
+    fleet.largest_weight_ratio, fleet.largest_growth = waits.largest_weight_ratio, waits.largest_growth
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
     store.forget_activities(record.job)
