@@ -67,29 +67,26 @@ def unbounded(annotation, metadata, path):
         for part in parts:
             yield from unbounded(part, metadata, path)
         return
-    found = list(limits(metadata))
-    lower, upper = (any(isinstance(item, kinds) for item in found) for kinds in ((Ge, Gt), (Le, Lt)))
-    longest = any(isinstance(item, MaxLen) for item in found)
-    pattern = any(getattr(item, "pattern", None) for item in found)
-    if origin is typing.Literal or annotation in (bool, type(None)):
-        return
-    if annotation in (int, float, AwareDatetime, date):
-        if not (lower and upper):
-            yield f"{path}: a number or date without a least and a greatest value"
-    elif annotation is str:
-        if not (longest or pattern):
-            yield f"{path}: a text of any length"
-    elif origin in (tuple, dict):
-        if not longest and (origin is dict or Ellipsis in parts):
-            yield f"{path}: any number of entries"
-        for part in parts:
-            if part is not Ellipsis:
-                yield from unbounded(part, [], f"{path}[]")
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
             yield from unbounded(field.annotation, field.metadata, f"{path}.{name}")
-    else:
-        yield f"{path}: {annotation}, whose bounds nobody knows"
+    elif origin is not typing.Literal and annotation not in (bool, type(None)):
+        if not has_bounds(annotation, origin, parts, list(limits(metadata))):
+            yield f"{path}: {annotation}"
+        for part in parts if origin in (tuple, dict) else ():
+            if part is not Ellipsis:
+                yield from unbounded(part, [], f"{path}[]")
+
+
+def has_bounds(annotation, origin, parts, found):
+    """Numbers and dates have a least and a greatest value, texts and lists a length; of other types nobody knows."""
+    lower, upper = (any(isinstance(item, kinds) for item in found) for kinds in ((Ge, Gt), (Le, Lt)))
+    longest = any(isinstance(item, MaxLen) for item in found)
+    if annotation in (int, float, AwareDatetime, date):
+        return lower and upper
+    if annotation is str:
+        return longest or any(getattr(item, "pattern", None) for item in found)
+    return longest if origin is dict or Ellipsis in parts else origin is tuple
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
@@ -216,17 +213,17 @@ def test_no_junk_in_any_field_is_more_than_a_message_error(kind, data):
     fields = {name: data.draw(JUNK) for name in kind.model_fields if data.draw(st.booleans())}
     if kind is PendingReply:
         fields = REPLY | fields
+    sentence = ""
     try:
-        read = kind.from_records(sent(json.dumps(fields)), "site-a")
+        kind.from_records(kind.from_records(sent(json.dumps(fields)), "site-a").to_records(), "site-a")
     except MessageError as error:
-        assert visible(str(error)) == str(error)
-    else:
-        kind.from_records(read.to_records(), "site-a")
+        sentence = str(error)
+    assert visible(sentence) == sentence
 
 
 def test_a_reply_within_bounds_is_read_and_its_dates_are_in_utc():
     dates = {"r1": {"asked_at": "2026-01-01T00:00:00+14:00", "deadline": MOMENT}}
-    reply = PendingReply.from_records(sent(changed(dates=dates, classes=["می\u200cخواهم", "yes"])), "site-a")
+    reply = PendingReply.from_records(sent(changed(dates=dates, classes=["n\u200co", "yes"])), "site-a")
     assert reply.dates["r1"].asked_at == datetime(2025, 12, 31, 10, tzinfo=UTC)
     assert reply.dates["r1"].asked_at.tzinfo is UTC
 
