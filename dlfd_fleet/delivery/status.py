@@ -82,14 +82,14 @@ def _devices(devices: list[Device]) -> Table:
     for device in devices:
         report = device.report
         said = (
-            (plain(report.version), str(report.epoch), str(report.floor), "yes" if report.healthy else "NO")
+            (report.version, str(report.epoch), str(report.floor), "yes" if report.healthy else "NO")
             if report
             else ("-", "-", "-", "-")
         )
         when = f"{device.received_at:%Y-%m-%d %H:%M}" if device.received_at else "never"
         note = f"retired: {device.retired}" if device.retired else "canary" if device.canary else ""
         note = "ALARM" if device.alarms and not device.retired else note
-        table.add_row(plain(device.name), device.id[:_ID_SHOWN], *said, when, plain(note))
+        table.add_row(plain(device.name), device.id[:_ID_SHOWN], *map(plain, said), when, plain(note))
     return table
 
 
