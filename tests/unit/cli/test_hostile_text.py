@@ -119,7 +119,7 @@ def test_names_of_a_site_are_text(run, tmp_path, synthetic_faces, terminal):
     named = HOSTILE.replace("\r\n", "").replace("\x00", "").replace("\u2028", "").replace("\x85", "")
     manifest = synthetic_faces.with_name("hostile.csv")
     manifest.write_text("\n".join([*rows, f"none {named}.png,{named},{named}"]) + "\n")
-    assert_plain(run("data", "check", manifest, code=2))
+    assert_plain(run("data", "check", manifest, code=2), "problem")
     assert_plain(run("data", "check", tmp_path / named, code=2))
     folder = tmp_path / "site"
     with init_site(folder, name="a", manifest=synthetic_faces, image_size=32, test_people=2) as site:
