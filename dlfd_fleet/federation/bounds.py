@@ -5,10 +5,10 @@ Every field of every message is made of these types, or of others with bounds; a
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from dlfd_fleet.models import Name
 from dlfd_fleet.plain_text import visible
@@ -26,8 +26,6 @@ LARGEST_REPLY, LARGEST_QUERY = 8 * 2**20, 128 * 2**20
 MOST_SAMPLES = 5_000_000
 """Rows of one site in one audit."""
 LONGEST_REASON = 2_000
-
-_FIRST, _LAST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 def _sentence(value: object) -> object:
@@ -53,9 +51,8 @@ JobName = Name
 TensorName = Annotated[str, Field(min_length=1, max_length=1_000)]
 Sentence = Annotated[str, BeforeValidator(_sentence), Field(max_length=LONGEST_REASON)]
 """A reason in words; what is too long is cut, and what a terminal would obey is written out."""
-Moment = Annotated[AwareDatetime, Field(ge=_FIRST, le=_LAST), AfterValidator(lambda moment: moment.astimezone(UTC))]
-"""Of this century, in UTC: at its ends a date can be reckoned with and changed into any other time zone."""
-Day = Annotated[date, Field(ge=_FIRST.date(), le=_LAST.date())]
+Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(2100, 1, 1))]
+"""Of this century: at its ends a date can be reckoned with and changed into any other time zone."""
 Weights = Annotated[
     tuple[Annotated[float, Field(gt=0.0, le=1e12, allow_inf_nan=False)], ...],
     Field(max_length=MOST_CLASSES),
