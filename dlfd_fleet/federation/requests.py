@@ -156,6 +156,8 @@ def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> N
         If no more than half of them agree: then nobody can tell which is right.
     """
     shapes = {node: (tuple(map(canonical, reply.classes)), reply.image_size) for node, reply in replies.items()}
+    if not shapes:
+        return
     (usual, agreeing) = Counter(shapes.values()).most_common(1)[0]
     if 2 * agreeing <= len(replies):
         said = "; ".join(f"{fleet.name(node)} has {_classes(reply)}" for node, reply in sorted(replies.items()))

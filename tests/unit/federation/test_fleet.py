@@ -170,7 +170,7 @@ def test_a_quorum_is_of_the_members_and_an_expelled_one_is_none_any_more():
 
 def test_a_silent_site_costs_a_job_one_wait_and_is_still_told_the_end(silent):
     """It answered the first question; the rounds after its first silence do not ask it, and the quorum counts it."""
-    other = REPLY.model_copy(update={"site": OTHER})
+    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",)})
     grid, asked = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records()}), []
     push = grid.push_messages
     grid.push_messages = lambda messages: push([asked.append(each.metadata.dst_node_id) or each for each in messages])
@@ -210,8 +210,8 @@ def test_words_of_a_site_are_cut_and_shown_as_text():
 
 
 def test_a_site_of_other_classes_than_most_is_left_out_and_two_that_differ_end_the_job():
-    other = REPLY.model_copy(update={"site": OTHER})
-    odd = REPLY.model_copy(update={"site": "2" * 8, "classes": ("a" * 200, "b")})
+    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",)})
+    odd = REPLY.model_copy(update={"site": "2" * 8, "requests": ("r3",), "classes": ("a" * 200, "b")})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: odd.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY)) == [1, 2]
