@@ -222,7 +222,7 @@ class Demo:
         self.console.print(table)
         self.console.print(summary.footer)
         if not record.released:
-            self.console.print("[bold]Not released[/bold]: the alias `champion` stays on the original model.")
+            self.console.print("Not released: the alias `champion` stays on the original model.")
         uri = self.settings.tracking.uri or f"sqlite:///{self.settings.state_folder / 'mlflow.db'}"
         for name, value in {
             "MLflow": f"mlflow ui --backend-store-uri {uri}",

@@ -24,8 +24,13 @@ from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.files import whole_file
 
 Architecture = Literal["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
+"""One line of any script, without what a terminal would obey."""
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+
+
+_Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 class ModelCard(BaseModel):
@@ -34,17 +39,17 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    image_size: Annotated[int, Field(ge=32)]
+    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=10_000)]
+    image_size: Annotated[int, Field(ge=32, le=4096)]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    mean: tuple[_Channel, _Channel, _Channel] = (0.5, 0.5, 0.5)
+    std: tuple[_Channel, _Channel, _Channel] = (0.25, 0.25, 0.25)
     kind: Literal["original", "unlearned", "retrained"] = "original"
-    epoch: Annotated[int, Field(ge=0)] = 0
+    epoch: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Erasure epoch: how many released erasures this model has behind it."""
-    parent: str | None = None
+    parent: Name | None = None
     """SHA-256 of the weights that this model was unlearned from."""
-    job: str | None = None
+    job: Name | None = None
 
 
 class FeatureClassifier(nn.Module, ABC):

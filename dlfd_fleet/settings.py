@@ -11,8 +11,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0, le=1e12, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+BatchSize = Annotated[int, Field(ge=2, le=10**6)]
+Steps = Annotated[int, Field(ge=0, le=10**6)]
 Precision = Literal["float32", "float16", "int8"]
 Format = Literal["fp32", "fp16", "int8", "ort"]
 
@@ -100,7 +103,7 @@ class AugmentationSettings(Section):
     """Random changes of an image before each training step."""
 
     flip: Fraction = Field(0.0, description="Probability of a mirrored image.")
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest shift, pixels.")
+    shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Largest shift, pixels.")
     light: Fraction = Field(0.0, description="Largest change of contrast, and half of that of brightness.")
 
 
@@ -109,10 +112,10 @@ class TrainingSettings(Section):
 
     rounds: Count = Field(5, description="Rounds of federated averaging.")
     local_epochs: Count = Field(4, description="Epochs at a site in one round.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Images a step.")
+    batch_size: BatchSize = Field(16, description="Images a step.")
     learning_rate: Positive = Field(0.02, description="SGD step of round 1; cosine decay over the rounds.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
+    weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
     augmentation: AugmentationSettings = Field(default_factory=AugmentationSettings)
 
 
@@ -125,21 +128,21 @@ class UnlearningSettings(Section):
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
     distancing_steps: Count = Field(4, description="Batches of distancing in a round.")
     repair_steps: Count = Field(29, description="Plain batches after them; the learning rate falls to 0.")
-    strengthen: Annotated[float, Field(ge=1.0)] = Field(
+    strengthen: Annotated[float, Field(ge=1.0, le=1e6)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
     epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Retain images a step.")
+    batch_size: BatchSize = Field(32, description="Retain images a step.")
     learning_rate: Positive = Field(0.07, description="SGD step of distancing, and of methods without rounds.")
     repair_learning_rate: Positive = Field(0.05, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
+    weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
     ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
     step_size: Fraction = Field(0.02, description="Sign-gradient step of the noise, pixel range.")
-    steps: Annotated[int, Field(ge=0)] = Field(2, description="Sign-gradient steps a batch.")
-    forget_weight: Annotated[float, Field(ge=0.0)] = Field(3.0, description="Weight of the transport distance.")
-    retain_weight_start: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the start.")
-    retain_weight_end: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the end.")
+    steps: Steps = Field(2, description="Sign-gradient steps a batch.")
+    forget_weight: Weight = Field(3.0, description="Weight of the transport distance.")
+    retain_weight_start: Weight = Field(1.0, description="Weight of CE at the start.")
+    retain_weight_end: Weight = Field(1.0, description="Weight of CE at the end.")
     sinkhorn_epsilon: Positive = Field(0.05, description="Entropic regularisation, cosine cost units.")
     sinkhorn_iterations: Count = Field(100, description="Most Sinkhorn iterations.")
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
@@ -160,7 +163,7 @@ class AuditSettings(Section):
     margin: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         0.10, description="Equivalence margin of the attack AUC around 0.5."
     )
-    resamples: Annotated[int, Field(ge=200)] = Field(2000, description="Bootstrap resamples over people.")
+    resamples: Annotated[int, Field(ge=200, le=10**6)] = Field(2000, description="Bootstrap resamples over people.")
     max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
     max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on people who stay.")
     min_gain_over_majority: Fraction = Field(
@@ -174,13 +177,13 @@ class ErasureSettings(Section):
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
     rounds: Count = Field(5, description="Most rounds of DLFD and repair in one attempt.")
     distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step of DLFD at a site.")
+    batch_size: BatchSize = Field(16, description="Retain images a step of DLFD at a site.")
     noise_steps: Count = Field(5, description="Sign-gradient steps a batch of DLFD at a site.")
     noise_step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise at a site, pixel range.")
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of DLFD and of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
-    relearning_rounds: Annotated[int, Field(ge=0)] = Field(
+    relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
     )
     max_attempts: Count = Field(1, description="Attempts, each half as long again at DLFD, before giving up.")
@@ -197,7 +200,9 @@ class FleetSettings(Section):
 
     least_sites: Count = Field(1, description="Sites that must be connected before a job begins.")
     connect_seconds: Positive = Field(60.0, description="Longest wait for them.")
-    reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
+    reply_timeout_seconds: Positive = Field(
+        3600.0, description="Longest wait for the replies of one round; a site is left out of a job once it was silent."
+    )
     return_seconds: Positive = Field(
         120.0, description="Longest wait for a site whose process died, before a round goes on without it."
     )
@@ -205,13 +210,20 @@ class FleetSettings(Section):
         0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
     )
     late_seconds: Positive | None = Field(
-        None,
+        1200.0,
         description="Longest wait for the others once a quorum has replied; fleet.reply_timeout_seconds when unset.",
     )
     registered_keys: bool = Field(
         True, description="Whether SuperNodes have registered keys: a site that comes back with another one is refused."
     )
-    update_ratio: Annotated[float, Field(gt=1.0)] = Field(
+    largest_weight_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
+        10.0,
+        description="Largest number of images of a site, in medians of the others'; one that says more counts by it.",
+    )
+    largest_growth: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
+        3.0, description="Largest number of images of a site, in those that it counted by in its last job."
+    )
+    update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
     )
     update_precision: Precision = Field(
@@ -223,7 +235,7 @@ class BenchSettings(Section):
     """The comparison of unlearning methods."""
 
     epochs: Count = Field(30, description="Epochs of the original and of each retrained model.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images a step of that training.")
+    batch_size: BatchSize = Field(32, description="Images a step of that training.")
     learning_rate: Positive = Field(0.02, description="SGD step of that training; cosine decay.")
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(flip=0.5, shift=4, light=0.2), description="Of that training, and of every method."
@@ -231,7 +243,7 @@ class BenchSettings(Section):
     forget_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="Share of the trained people who are forgotten."
     )
-    references: Annotated[int, Field(ge=3)] = Field(3, description="Retrained models a seed.")
+    references: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models a seed.")
     time_limit: Positive = Field(0.2, description="Longest unlearning, gate included; share of a retraining's time.")
     jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
     relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")

@@ -29,6 +29,7 @@ from dlfd_fleet.audit.verdict import (
     judge_beside_retrained,
     judge_relearned,
     judge_retrained,
+    judge_trained,
     judge_without_each,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "judge_beside_retrained",
     "judge_relearned",
     "judge_retrained",
+    "judge_trained",
     "judge_without_each",
     "linear_probe",
     "loss_attack",

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from dlfd_fleet.bench.compare import Row
 from dlfd_fleet.bench.report import console_table, summarise, write_report
 from dlfd_fleet.bench.runner import Plan, choose_methods, parse_duration, run_bench
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.plain_text import plain
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
@@ -38,7 +38,7 @@ def bench_command(settings: Settings, methods: str, seeds: int, budget: str, con
     plan = Plan(settings, choose_methods(methods), seeds, parse_duration(budget), folder)
     results = run_bench(plan, ConsoleProgress(console))
     for failure in results.failures:
-        console.print(f"[red]Failed:[/red] {escape(failure)}", soft_wrap=True)
+        console.print(plain(f"Failed: {failure}"), soft_wrap=True)
     _show(settings, results.rows, results.missing, folder, f"Unlearning methods, {seeds} seeds", console)
 
 

@@ -86,7 +86,7 @@ class AveragedWithAll(FederatedUnlearning):
         asked = sum(reply.retain_images for reply in pending.values() if reply.requests)
         mean.add(forgotten.arrays, asked)
         others = {node: reply.retain_images for node, reply in pending.items() if not reply.requests}
-        task = self._fit_task(pending, "repair", erasure.repair_epochs, erasure.learning_rate)
+        task = self._fit_task(fleet, pending, "repair", erasure.repair_epochs, erasure.learning_rate)
         trained, _ = self._merge(fleet, others, task, FitResult, arrays, advance)
         mean.add(trained.value(), trained.weight)
         return Merged(self.as_sent(fleet, mean.value(), arrays), forgotten.requests)
@@ -106,7 +106,7 @@ class Eraser(FederatedUnlearning):
         training = self.settings.training
         self._round += 1
         epochs = max(1, training.local_epochs // 2)
-        task = self._fit_task(pending, "retrain", epochs, training.learning_rate)
+        task = self._fit_task(fleet, pending, "retrain", epochs, training.learning_rate)
         mean = RunningMean()
         records = task.to_records(model=arrays)
         for reply in fleet.exchange(FitTask.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):

@@ -6,14 +6,14 @@ import sys
 from typing import NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from dlfd_fleet.cli import certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
 from dlfd_fleet.cli.main_commands import bench, demo, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, not_permitted
 from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
+from dlfd_fleet.plain_text import PlainConsole, visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,10 +53,11 @@ def main() -> None:
 
 def _end(interruption: Interruption) -> NoReturn:
     end(own_children())
-    Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+    PlainConsole(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
     sys.exit(interruption.exit_code)
 
 
 def _refuse(sentence: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]Error:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    words = Text.assemble(("Error:", "red"), f" {visible(sentence)}")
+    PlainConsole(stderr=True).print(words, soft_wrap=True, highlight=False)
     sys.exit(2)

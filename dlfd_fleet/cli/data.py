@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dlfd_fleet.cli.options import Classes, Config, FollowLinks, Overrides, console, load
+from dlfd_fleet.plain_text import PlainConsole
 
 app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 
@@ -29,7 +29,7 @@ def check(
     from dlfd_fleet.progress import ConsoleProgress
 
     links: Links = "follow" if follow_links else "refuse"
-    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(Console(stderr=True)), links)
+    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(PlainConsole(stderr=True)), links)
     problems, notices = ([one for one in found if one.notice is kind] for kind in (False, True))
     for title, listed in (("problems", problems), ("spellings are read as another one", notices)):
         if listed:
@@ -68,7 +68,7 @@ def synthesize(
         contrast=contrast,
         grain=grain,
         mislabelled=mislabelled,
-        progress=ConsoleProgress(Console(stderr=True)),
+        progress=ConsoleProgress(PlainConsole(stderr=True)),
     )
     console.print(f"Wrote {people * images} images and {manifest}.")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dlfd_fleet.configuration import LoadedSettings, load_settings
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.passwords import without_passwords
+from dlfd_fleet.plain_text import PlainConsole
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
@@ -25,7 +25,7 @@ Classes = Annotated[
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
 ]
-console = Console()
+console = PlainConsole()
 
 
 def load(config: Path | None, overrides: list[str] | None, flags: dict[str, object] | None = None) -> LoadedSettings:

@@ -51,7 +51,7 @@ def refuse_wrong_classes(names: Sequence[str]) -> None:
         first[spelling] = name
 
 
-def balanced_weights(counts: Iterable[int]) -> tuple[float, ...]:
+def balanced_weights(counts: Iterable[float]) -> tuple[float, ...]:
     """Return a weight for each class, inverse to its share of the images; 1 for a class without any.
 
     Images weigh 1 on average.

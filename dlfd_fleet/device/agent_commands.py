@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.plain_text import PlainConsole, visible
 
 if TYPE_CHECKING:
     from dlfd_fleet.device.answering import Loaded
@@ -69,8 +69,8 @@ def once(
         agent = Agent(opened)
         agent.poll()
         if agent.state.unreported:
-            typer.echo(agent.state.unreported, err=True)
-        typer.echo(_named(agent.answering.loaded()))
+            typer.echo(visible(agent.state.unreported), err=True)
+        typer.echo(visible(_named(agent.answering.loaded())))
 
 
 def run(folder: FolderArgument) -> None:
@@ -81,7 +81,7 @@ def run(folder: FolderArgument) -> None:
 
     opened, stopped = DeviceFolder(folder), Stopped()
     with opened.only_agent():
-        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped, typer.echo)
+        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped, _say)
     _say_who_stopped(stopped.number)
 
 
@@ -102,7 +102,7 @@ def serve(
         stopped = Stopped()
         with serving(agent.answering, host, port) as address:
             typer.echo(f"Answers at {address}/v2")
-            keep_polling(agent, opened.settings.poll_seconds, stopped, typer.echo)
+            keep_polling(agent, opened.settings.poll_seconds, stopped, _say)
     _say_who_stopped(stopped.number)
 
 
@@ -122,7 +122,11 @@ def status(
     for key, value in rows.items():
         shown = ", ".join(value) if isinstance(value, list) else str(value)
         table.add_row(key.replace("_", " "), Text(shown, overflow="fold"))
-    Console().print(table)
+    PlainConsole().print(table)
+
+
+def _say(line: str) -> None:
+    typer.echo(visible(line))
 
 
 def _say_who_stopped(number: int) -> NoReturn:

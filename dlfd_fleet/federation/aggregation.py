@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.exceptions import MessageError
+from dlfd_fleet.plain_text import visible
 
 
 class UpdateNorm(NamedTuple):
@@ -45,7 +46,7 @@ def check_update(
         If names, shapes or types differ, a value is not finite, or the update is too large.
     """
     if arrays.keys() != reference.keys():
-        odd = sorted(arrays.keys() ^ reference.keys())[0]
+        odd = visible(sorted(arrays.keys() ^ reference.keys())[0], 100)
         raise MessageError(f"{sender} sent a model with other arrays than ours, '{odd}' for one; it was refused.")
     trained = statistics = 0.0
     for name, array in arrays.items():

@@ -79,6 +79,7 @@ def _carry_out(
         late_seconds=waits.late_seconds,
         site_keys=SiteKeys(store.folder / SITE_KEYS_FILE, waits.registered_keys),
     )
+    fleet.largest_weight_ratio, fleet.largest_growth = waits.largest_weight_ratio, waits.largest_growth
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
     store.forget_activities(record.job)
@@ -88,6 +89,8 @@ def _carry_out(
     tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     try:
+        if record.released and store.is_cancelled(record.job):
+            raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             carry_out[record.kind](job)
         redraw_reports(job)
@@ -95,8 +98,13 @@ def _carry_out(
         _purge(store, settings, progress)
     except JobCancelledError as error:
         status = "KILLED"
-        _give_back(job, str(error))
-        job.advance("cancelled", note="cancelled: the requests wait for the next job")
+        if job.record.released:
+            job.advance(
+                "cancelled", note="cancelled after the release: sites not told of it learn it from the next job"
+            )
+        else:
+            _give_back(job, str(error))
+            job.advance("cancelled", note="cancelled: the requests wait for the next job")
     except Exception as error:
         status = "FAILED"
         reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"

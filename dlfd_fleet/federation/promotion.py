@@ -10,6 +10,7 @@ from rich.table import Table
 from dlfd_fleet.exceptions import JobError, TrackingError
 from dlfd_fleet.federation.records import Champion
 from dlfd_fleet.federation.store import ONNX_FILE, Store
+from dlfd_fleet.plain_text import plain
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_registry, open_tracker
 from dlfd_fleet.tracking.purge import Purged, purge, purged_versions, revoke_remembering
@@ -32,12 +33,13 @@ def registry_table(settings: Settings) -> Table:
         versions, purged = registry.versions(), purged_versions(registry)
     table = Table("version", "alias", "epoch", "verdict", "job", "may run")
     for gone in purged:
-        table.add_row(gone.version, "", str(gone.epoch), "", gone.job, f"purged: {gone.reason}")
+        table.add_row(*map(plain, (gone.version, "", str(gone.epoch), "", gone.job, f"purged: {gone.reason}")))
     for version in versions:
         reason = why_not_published(version, epoch)
         verdict = version.tags.get(VERDICT_TAG, "")
         aliases = ", ".join(version.aliases)
-        table.add_row(version.version, aliases, str(version.epoch), verdict, version.job, reason or "yes")
+        cells = (version.version, aliases, str(version.epoch), verdict, version.job, reason or "yes")
+        table.add_row(*map(plain, cells))
     return table
 
 
@@ -46,7 +48,8 @@ def promotion_table(settings: Settings) -> Table:
     table = Table("at", "job", "epoch", "by", "why")
     with closing(Store(settings.state_folder)) as store:
         for move in store.promotions():
-            table.add_row(f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
+            cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
+            table.add_row(*map(plain, cells))
     return table
 
 

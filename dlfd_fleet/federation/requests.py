@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -9,12 +10,15 @@ from typing import Literal
 
 from dlfd_fleet.data import balanced_weights, canonical
 from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.counts import Claim, claims_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.progress import ProgressDisplay
 
 NOTHING_TO_UNLEARN = "no model was trained on anybody who asks"
+_WORDS_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,13 @@ def ask_pending(
             reply = replies.pop(node)
             fleet.exclude(
                 node,
-                f"has the classes {', '.join(reply.classes)} at {reply.image_size} pixels, and the model has "
+                f"has the classes {_classes(reply)}, and the model has "
                 f"{', '.join(card.classes)} at {card.image_size}; its site.json must agree",
             )
-    total = sum(reply.retain_images + reply.forget_images for reply in replies.values())
+    else:
+        _leave_out_other_shapes(fleet, replies)
+    fleet.claims = claims_of(replies, fleet.largest_weight_ratio, fleet.largest_growth, fleet.counted_before)
+    total = sum(claim.weight + claim.forget for claim in fleet.claims.values())
     for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
         share = replies.pop(node).forget_images / total
         fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
@@ -140,6 +147,33 @@ def _people(replies: Iterable[PendingReply]) -> dict[str, object]:
     }
 
 
+def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
+    """Leave out sites whose classes or image size most others do not have.
+
+    Raises
+    ------
+    JobError
+        If no more than half of them agree: then nobody can tell which is right.
+    """
+    shapes = {node: (tuple(map(canonical, reply.classes)), reply.image_size) for node, reply in replies.items()}
+    if not shapes:
+        return
+    (usual, agreeing) = Counter(shapes.values()).most_common(1)[0]
+    if 2 * agreeing <= len(replies):
+        said = "; ".join(f"{fleet.name(node)} has {_classes(reply)}" for node, reply in sorted(replies.items()))
+        raise JobError(f"The sites disagree about classes or image size: {said}; make their site.json agree.")
+    for node in [node for node, shape in shapes.items() if shape != usual]:
+        reply = replies.pop(node)
+        fleet.exclude(
+            node,
+            f"has other classes or another image size than most sites ({_classes(reply)}); its site.json must agree",
+        )
+
+
+def _classes(reply: PendingReply) -> str:
+    return f"{visible(', '.join(reply.classes), _WORDS_SHOWN)} at {reply.image_size} pixels"
+
+
 def _fits(reply: PendingReply, card: ModelCard) -> bool:
     names = ([canonical(name) for name in classes] for classes in (reply.classes, card.classes))
     return next(names) == next(names) and reply.image_size == card.image_size
@@ -176,11 +210,20 @@ def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, Pendi
     return answers
 
 
-def class_weights(pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
-    """Return a weight for each class, inverse to its share of the images that the fleet trains on."""
-    return balanced_weights(
-        sum(column) for column in zip(*(reply.class_images for reply in pending.values()), strict=True)
-    )
+def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> tuple[float, ...]:
+    """Return a weight for each class, inverse to its share of the images that the fleet trains on.
+
+    Parameters
+    ----------
+    claims
+        How many images each node counts by, where that is not what it says.
+    """
+    counts = []
+    for node, reply in pending.items():
+        claim = (claims or {}).get(node)
+        share = claim.weight / claim.retain if claim is not None and claim.retain else 1.0
+        counts.append([images * share for images in reply.class_images])
+    return balanced_weights(sum(column) for column in zip(*counts, strict=True))
 
 
 def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:

@@ -73,7 +73,7 @@ class FederatedRounds(FederatedAudits):
         self._round += 1
 
         def compute() -> Merged:
-            task = self._fit_task(pending, purpose, epochs, rate, final=final)
+            task = self._fit_task(fleet, pending, purpose, epochs, rate, final=final)
             return self._fit(fleet, arrays, pending, task, advance)
 
         return self.journal.merged(f"{purpose}-{self._round}", compute).arrays
@@ -89,7 +89,8 @@ class FederatedRounds(FederatedAudits):
         most = {node: pending[node].retain_images for node in fleet.wait_for_nodes() if pending[node].can_train}
         if not most:
             raise JobError(f"No site has two images or more to train on: {fleet.why_absent()}.")
-        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
+        counted = {node: claim.weight for node, claim in fleet.claims.items()}
+        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance, counted=counted)
         able = sum(reply.can_train for node, reply in pending.items() if node in fleet.members)
         fleet.require_quorum(mean.count, f"trained in round {self._round}", able)
         losses = [result.loss for result in results]
@@ -98,7 +99,14 @@ class FederatedRounds(FederatedAudits):
         return Merged(self.as_sent(fleet, mean.value(), arrays))
 
     def _fit_task(
-        self, pending: Mapping[int, PendingReply], purpose: Purpose, epochs: int, rate: float, *, final: bool = True
+        self,
+        fleet: Fleet,
+        pending: Mapping[int, PendingReply],
+        purpose: Purpose,
+        epochs: int,
+        rate: float,
+        *,
+        final: bool = True,
     ) -> FitTask:
         return FitTask(
             job=self.job,
@@ -107,7 +115,7 @@ class FederatedRounds(FederatedAudits):
             card=self.card,
             training=self.settings.training,
             augmentation=(self.settings.erasure if purpose == "repair" else self.settings.training).augmentation,
-            class_weights=class_weights(pending),
+            class_weights=_class_weights(fleet, pending),
             epochs=epochs,
             learning_rate=rate,
             final=final,
@@ -124,6 +132,7 @@ class FederatedRounds(FederatedAudits):
         arrays: Arrays,
         advance: Advance,
         asked: Mapping[int, Collection[str]] | None = None,
+        counted: Mapping[int, int] | None = None,
     ) -> tuple[RunningMean, list[_Update]]:
         """Return the mean of the nodes' updated models, and what they say of them.
 
@@ -136,6 +145,8 @@ class FederatedRounds(FederatedAudits):
             The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
         asked
             The requests that each node has counted when the job began: it can have unlearned no others.
+        counted
+            How many images they count by, where that is not what they say.
         """
         nodes, refused = set(most), set[int]()
         while True:
@@ -152,7 +163,7 @@ class FederatedRounds(FederatedAudits):
                     refused.add(reply.node)
                     continue
                 norms[reply.node] = norm.whole
-                mean.add(model, result.weight)
+                mean.add(model, min(result.weight, (counted or most).get(reply.node, result.weight)))
                 results.append(result)
                 metrics = result.metrics() | {"update_norm": norm.whole, "weights_norm": norm.trained}
                 name = task.purpose if isinstance(task, FitTask) else "distancing"
@@ -221,7 +232,7 @@ class FederatedRounds(FederatedAudits):
             card=self.card,
             augmentation=erasure.augmentation,
             unlearning=self.settings.unlearning.model_copy(update=changes),
-            class_weights=class_weights(pending),
+            class_weights=_class_weights(fleet, pending),
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),
         )
@@ -246,3 +257,9 @@ class FederatedRounds(FederatedAudits):
     def effort(self, fleet: Fleet) -> Effort:
         """Return what the job took so far, in this process and in those before it."""
         return Effort(self.journal.seconds, fleet.sent_bytes + fleet.received_bytes)
+
+
+def _class_weights(fleet: Fleet, pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
+    """Return the weights of the classes over the sites that still take part, by what they count by."""
+    taking_part = {node: reply for node, reply in pending.items() if node in fleet.members}
+    return class_weights(taking_part or pending, fleet.claims)

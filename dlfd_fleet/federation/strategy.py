@@ -260,6 +260,7 @@ class FederatedUnlearning(FederatedRounds):
         fleet = Fleet(
             grid, timeout, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds, site_keys=keys
         )
+        fleet.largest_weight_ratio = waits.largest_weight_ratio
         self.journal.traffic = fleet
         fleet.wait_for_nodes(self.settings.fleet.least_sites, self.settings.fleet.connect_seconds)
         try:
@@ -280,6 +281,9 @@ class FederatedUnlearning(FederatedRounds):
             self.settings.erasure.largest_forget_share,
             self.card,
         )
+        for node, claim in fleet.claims.items():
+            if claim.doubt:
+                self.progress.say(f"{fleet.name(node)} {claim.doubt}.")
         asked = [request for reply in pending.values() for request in reply.requests]
         if not someone_to_unlearn(pending):
             if asked:

@@ -61,6 +61,8 @@ class SiteShare(Part):
     requests: int
     forget_images: int
     training_images: int
+    counted_images: int | None = None
+    """By how many of them it counted; reports of earlier releases do not say."""
 
 
 class GateReading(Part):
