@@ -193,4 +193,5 @@ def test_prediction_loads_nothing_of_the_training_side(exported, tmp_path):
         "dlfd_fleet.device.inference",
         "dlfd_fleet.exceptions",
         "dlfd_fleet.images",
+        "dlfd_fleet.plain_text",
     }
