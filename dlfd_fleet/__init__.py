@@ -5,4 +5,7 @@ does both across a Flower fleet, ``dlfd_fleet.tracking`` records it in MLflow, `
 file and ``dlfd_fleet.device`` runs it. ``dlfd_fleet.settings`` holds every knob.
 """
 
+from dlfd_fleet.cores import wait_without_spinning
+
 __version__ = "0.1.0"
+wait_without_spinning()

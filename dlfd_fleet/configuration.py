@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.passwords import without_passwords
 from dlfd_fleet.settings import Settings
 
 ENVIRONMENT_PREFIX = "DLFD_FLEET_"
 CONFIG_VARIABLE = "DLFD_FLEET_CONFIG"
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+_DEEPEST = 8  # tables and lists in each other; the tree has 3
+_LONGEST_SHOWN = 80
+_TOO_DEEP = (
+    f"The settings file {{file}} holds more than {_DEEPEST} tables or lists in each other; `dlfd-fleet config show` "
+    "lists every setting."
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,13 @@ def load_settings(
     for origin, values in layers:
         for key, value in values.items():
             if key not in known:
-                raise ConfigurationError(f"Unknown setting '{key}' ({origin}): {_suggestion(key, known)}.")
+                raise ConfigurationError(
+                    f"Unknown setting '{_shown(key)}' ({origin}): {_suggestion(_shown(key), known)}."
+                )
+            if _is_too_deep(value):
+                raise ConfigurationError(
+                    f"Setting '{key}' ({origin}) holds more than {_DEEPEST} tables or lists in each other."
+                )
             merged[key] = value
             origins[key] = origin
     return LoadedSettings(_validate(merged, origins), origins)
@@ -105,6 +117,10 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"Cannot read the settings file {file}: {error.strerror}.") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The settings file {file} cannot be parsed: {error}.") from error
+    except RecursionError as error:
+        raise ConfigurationError(_TOO_DEEP.format(file=file)) from error
+    if _is_too_deep(tree):
+        raise ConfigurationError(_TOO_DEEP.format(file=file))
     if not isinstance(tree, dict):
         raise ConfigurationError(f"The settings file {file} must hold a table of settings.")
     # A null stands for "unset" in the JSON that write_settings makes.
@@ -136,10 +152,33 @@ def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Settings
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
         origin = origins.get(key, "default")
-        shown = re.sub(r"//[^/@]*@", "//***@", repr(first["input"]))  # a URI may hold a password
+        given = first["input"]
+        shown = repr(_shown(given)) if isinstance(given, str) else _shown(repr(given))
         raise ConfigurationError(
             f"Setting '{key}' ({origin}) is {shown}: {first['msg'].removeprefix('Value error, ')}."
-        ) from (None if shown != repr(first["input"]) else error)
+        ) from None  # the error it was has the value, and that may hold a password
+
+
+def _shown(text: str) -> str:
+    """Return a text as a message may repeat it: nothing secret, and not a page of it."""
+    text = without_passwords(text)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def _is_too_deep(value: object) -> bool:
+    """Tell whether tables and lists are nested deeper than any setting; without recursion, which has an end itself."""
+    level: list[object] = [value]
+    for _ in range(_DEEPEST):
+        level = [part for one in level for part in _parts(one)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _suggestion(key: str, known: set[str]) -> str:

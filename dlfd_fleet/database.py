@@ -11,8 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from dlfd_fleet.exceptions import FleetError
+from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
-_BUSY_SECONDS = 30
+BUSY_SECONDS = 30
+_CONNECT_SECONDS = 10
+_LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
 
 
 def sqlite_engine(file: Path, *, immediate: bool = False) -> sa.Engine:
@@ -24,7 +27,7 @@ def sqlite_engine(file: Path, *, immediate: bool = False) -> sa.Engine:
         Let one writer in at a time, from the beginning of each transaction: one that reads and then writes finds
         nothing changed in between, and the next one waits instead of failing, up to 30 seconds.
     """
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_SECONDS})
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": BUSY_SECONDS})
     sa.event.listen(engine, "connect", _prepare)
     if immediate:
         sa.event.listen(engine, "connect", _leave_transactions_to_us)
@@ -74,12 +77,20 @@ def shared_engine(location: Path | str, name: str, error_type: type[FleetError])
     Raises
     ------
     FleetError
-        If the URL is none of PostgreSQL, or its driver is not installed.
+        If the URL is none of PostgreSQL, holds a password, or its driver is not installed.
     """
     if isinstance(location, Path):
         return sqlite_engine(location, immediate=True)
+    if holds_password(location):
+        raise error_type(f"{name} is refused: {WHY_REFUSED}.")
     try:
-        engine = sa.create_engine(location)
+        url = sa.make_url(location)
+        waits = "connect_timeout" in url.query or not url.drivername.startswith("postgresql+psycopg")
+        engine = sa.create_engine(
+            url,
+            pool_pre_ping=True,  # the server may have been started again
+            connect_args={} if waits else {"connect_timeout": _CONNECT_SECONDS},
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise error_type(
             f"{name} '{location}' cannot be used ({error}); write postgresql+psycopg://host/database, and install "
@@ -88,6 +99,19 @@ def shared_engine(location: Path | str, name: str, error_type: type[FleetError])
     if engine.dialect.name != "postgresql":
         raise error_type(f"{name} '{location}' is not of PostgreSQL; without a URL a SQLite file is used.")
     return engine
+
+
+def limit_waits(connection: sa.Connection) -> None:
+    """Let a transaction in PostgreSQL wait no longer for a lock than one in SQLite."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS * 1000:.0f}ms'")
+
+
+def refusal(error: DatabaseError) -> str:
+    """Return in words why a database did not do what it was asked."""
+    reason = " ".join(str(error.orig).split())
+    if "database is locked" in reason or getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+        return f"another process has kept it locked for {BUSY_SECONDS} seconds; wait until it ends, or end it"
+    return reason
 
 
 def _prepare(connection: Any, _record: object) -> None:

@@ -7,13 +7,18 @@ one is followed by a new fleet, whose runs stand beside the earlier ones in MLfl
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import filelock
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +26,7 @@ from rich.table import Table
 from dlfd_fleet.data import Manifest, choose_people_to_forget
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, JobError
 from dlfd_fleet.federation.records import JobRecord
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.store import LOCK_FILE, Store
 from dlfd_fleet.federation.summary import summarise
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
@@ -36,7 +41,45 @@ if TYPE_CHECKING:
 FORGETTING_SITES, PEOPLE_A_SITE = 2, 2
 _SHOWN_FACES = 6
 _SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
+_LOCK_FILE, _HOLDER_FILE = "demo.lock", "demo.running"
 Phase = Literal["new", "dealt", "trained", "requested", "erased", "done"]
+
+
+def run_demo(settings: Settings, console: Console) -> JobRecord:
+    """Run the demo, as the only one on its state folder.
+
+    Raises
+    ------
+    ConfigurationError
+        If another demo or job works there; then nothing is touched.
+    """
+    with _alone(settings.state_folder):
+        return Demo(settings, console).run()
+
+
+@contextmanager
+def _alone(state_folder: Path) -> Iterator[None]:
+    """Be the one demo of a state folder; the lock goes with the process, however it ends."""
+    holder, lock = state_folder / _HOLDER_FILE, filelock.FileLock(state_folder / _LOCK_FILE, timeout=0)
+    try:
+        state_folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    except filelock.Timeout as error:
+        who = f" ({holder.read_text(encoding='utf-8')})" if holder.exists() else ""
+        raise ConfigurationError(
+            f"Another demo{who} runs on {state_folder}; wait for its end, or give this one a state folder of its own: "
+            "--set state_folder=PATH."
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"The state folder {state_folder} cannot be written: {error.strerror}; name another one with --set "
+            "state_folder=PATH."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class DemoState(BaseModel):
@@ -72,6 +115,7 @@ class Demo:
                     f"{folder} was not made by the demo, which would overwrite it; give the demo a state folder of its "
                     "own: --set state_folder=PATH."
                 )
+        _refuse_beside_a_job(folders[1])
         shutil.rmtree(folders[0], ignore_errors=True)
         if self._records_wait():
             for file in folders[1].glob("jobs.db*"):
@@ -87,10 +131,12 @@ class Demo:
         from dlfd_fleet.tracking import open_tracker
 
         with open_tracker(self.settings.tracking, self.settings.state_folder) as tracker:
-            waiting = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
-        if waiting:
-            self.console.print(f"MLflow still does not answer: {waiting} records of earlier runs are kept.")
-        return bool(waiting)
+            tracker.try_again(None)
+            kept = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
+            kept = kept or len(tracker.owed())
+        if kept:
+            self.console.print(f"MLflow still does not have {kept} records of earlier runs: they are kept.")
+        return bool(kept)
 
     def reach(self, phase: Phase, **changes: str) -> None:
         """Note on disk that a phase is over."""
@@ -152,9 +198,8 @@ class Demo:
         chosen = choose_people_to_forget(Manifest(rows, manifests[0].root), [f.name for f in folders], PEOPLE_A_SITE)
         for folder in folders:
             with Site(folder) as site:
-                asked = [request.identity for request in site.ledger.requests()]
                 for person in chosen[folder.name]:
-                    if person in asked:  # the demo was interrupted between two requests
+                    if site.gone([person]):  # the demo was interrupted between two requests
                         continue
                     request = request_forgetting(site, person, deadline_days=self.settings.erasure.deadline_days)
                     self.console.print(
@@ -177,7 +222,7 @@ class Demo:
         self.console.print(table)
         self.console.print(summary.footer)
         if not record.released:
-            self.console.print("[bold]Not released[/bold]: the alias `champion` stays on the original model.")
+            self.console.print("Not released: the alias `champion` stays on the original model.")
         uri = self.settings.tracking.uri or f"sqlite:///{self.settings.state_folder / 'mlflow.db'}"
         for name, value in {
             "MLflow": f"mlflow ui --backend-store-uri {uri}",
@@ -204,6 +249,20 @@ def device_table(onnx_file: Path, settings: Settings) -> Table:
     for row, answer in zip(chosen, answers["predictions"], strict=True):
         table.add_row(row.image, row.label, answer["class"], f"{answer['probability']:.3f}")
     return table
+
+
+def _refuse_beside_a_job(coordinator: Path) -> None:
+    """Refuse to begin anew while a job, of ``flwr run`` for example, works on the fleet that would be deleted."""
+    if not coordinator.exists():
+        return
+    try:
+        with filelock.FileLock(coordinator / LOCK_FILE, timeout=0):
+            pass
+    except filelock.Timeout as error:
+        raise ConfigurationError(
+            f"A job works on {coordinator.parent}, whose fleet this demo would delete; wait for its end, or give the "
+            "demo a state folder of its own: --set state_folder=PATH."
+        ) from error
 
 
 def _read_state(file: Path) -> DemoState | None:

@@ -6,6 +6,8 @@ anything that is not a :class:`FleetError` is a defect of ours and keeps its tra
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class FleetError(Exception):
     """Base of every error that a user, an operator or a site can put right."""
@@ -69,6 +71,22 @@ class ReportRepeatedError(ReportRefusedError):
 
 class DeviceError(FleetError):
     """A device cannot load its model or read an image."""
+
+
+class ImageError(DataError, DeviceError):
+    """An image cannot be read; sites and devices say the same.
+
+    Parameters
+    ----------
+    file
+        The image.
+    reason
+        Why not, as a part of a sentence.
+    """
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"Cannot read the image {file}: {reason}.")
+        self.reason = reason
 
 
 class UpdateRefusedError(DeviceError):

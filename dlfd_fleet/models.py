@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.files import whole_file
 
 Architecture = Literal["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
+"""One line of any script, without what a terminal would obey."""
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+
+
+_Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 class ModelCard(BaseModel):
@@ -33,17 +39,17 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    image_size: Annotated[int, Field(ge=32)]
+    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=10_000)]
+    image_size: Annotated[int, Field(ge=32, le=4096)]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    mean: tuple[_Channel, _Channel, _Channel] = (0.5, 0.5, 0.5)
+    std: tuple[_Channel, _Channel, _Channel] = (0.25, 0.25, 0.25)
     kind: Literal["original", "unlearned", "retrained"] = "original"
-    epoch: Annotated[int, Field(ge=0)] = 0
+    epoch: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Erasure epoch: how many released erasures this model has behind it."""
-    parent: str | None = None
+    parent: Name | None = None
     """SHA-256 of the weights that this model was unlearned from."""
-    job: str | None = None
+    job: Name | None = None
 
 
 class FeatureClassifier(nn.Module, ABC):
@@ -156,10 +162,24 @@ def build(card: ModelCard) -> FaceClassifier:
     return FaceClassifier(card)
 
 
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Leaves out what fills weights with random numbers, which takes most of the time of building a network."""
+
+    _FILLING = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in self._FILLING:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
 def build_empty(card: ModelCard) -> FaceClassifier:
     """Build the network of a card without any weights: all of them are to be loaded."""
-    with torch.device("meta"):
-        return FaceClassifier(card).to_empty(device="cpu")
+    with _WithoutRandomWeights():
+        return FaceClassifier(card)
 
 
 def to_best_device(model: FaceClassifier) -> FaceClassifier:
@@ -188,15 +208,18 @@ def save_model(model: nn.Module, card: ModelCard, folder: Path) -> None:
     Raises
     ------
     ModelFileError
-        If the disk refuses.
+        If the weights do not fit the card, and then nothing is written; or if the disk refuses.
     """
+    arrays = state_arrays(model)
+    if reason := _why_not_of(card, arrays):
+        raise ModelFileError(f"The model is not saved in {folder}: {reason}; give it the card that it was built by.")
     with (
         whole_file(folder / CARD_FILE, ModelFileError) as text,
         whole_file(folder / MODEL_FILE, ModelFileError) as weights,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         text.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in state_arrays(model).items()}, weights)
+        save_file({name: value.contiguous() for name, value in arrays.items()}, weights)
 
 
 def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:
@@ -215,12 +238,31 @@ def load_model(folder: Path) -> tuple[FaceClassifier, ModelCard]:
         raise ModelFileError(f"The model card {folder / CARD_FILE} is wrong at '{key}'.") from error
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
         raise ModelFileError(f"Cannot read the model in {folder}: {error}.") from error
+    if reason := _why_not_of(card, arrays):
+        raise ModelFileError(
+            f"The model in {folder} cannot be used: {reason}; it needs the card that it was saved with."
+        )
     model = build_empty(card)
-    try:
-        model.load_state_dict(arrays)
-    except RuntimeError as error:
-        raise ModelFileError(f"The weights in {folder} are not those of a {card.architecture} by its card.") from error
+    model.load_state_dict(arrays)
     return model, card
+
+
+def _why_not_of(card: ModelCard, arrays: Mapping[str, Tensor]) -> str | None:
+    """Return why arrays are not those of the network of a card, in words; None if they are."""
+    whose = f"a {card.architecture} of {len(card.classes)} classes, which its card says it is"
+    with torch.device("meta"):
+        expected = FaceClassifier(card).state_dict()
+    for name, array in expected.items():
+        if name not in arrays:
+            return f"it has no '{name}', which {whose}, has"
+        shape, wanted = tuple(arrays[name].shape), tuple(array.shape)
+        if shape != wanted:
+            return f"its '{name}' has the shape {shape}, and that of {whose}, has {wanted}"
+        if arrays[name].is_floating_point() != array.is_floating_point():
+            return f"its '{name}' holds {arrays[name].dtype}, and that of {whose}, {array.dtype}"
+    if unknown := sorted(arrays.keys() - expected.keys()):
+        return f"it has '{unknown[0]}', which {whose}, has not"
+    return None
 
 
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)

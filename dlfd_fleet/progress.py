@@ -10,6 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from dlfd_fleet.plain_text import plain, visible
+
 Advance = Callable[[], None]
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -36,20 +38,20 @@ class ConsoleProgress:
         if self._console.is_terminal:
             columns = (
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
             )
             with Progress(*columns, console=self._console) as bars:
-                task = bars.add_task(name, total=total)
+                task = bars.add_task(visible(name), total=total)
                 yield lambda: bars.advance(task)
         else:
             yield from self._lines(name, total)
 
     def say(self, line: str) -> None:
         """Show one line."""
-        self._console.print(line)
+        self._console.print(plain(line))
 
     def _lines(self, name: str, total: int) -> Iterator[Advance]:
         started = said = time.monotonic()
@@ -60,8 +62,8 @@ class ConsoleProgress:
             done, now = done + 1, time.monotonic()
             if done < total and now - said >= _SECONDS_BETWEEN_LINES:
                 said = now
-                self._console.print(f"{name}: {done}/{total}, {now - started:.0f} s", soft_wrap=True)
+                self._console.print(plain(f"{name}: {done}/{total}, {now - started:.0f} s"), soft_wrap=True)
 
-        self._console.print(f"{name} ...", soft_wrap=True)
+        self._console.print(plain(f"{name} ..."), soft_wrap=True)
         yield advance
-        self._console.print(f"{name}: done, {time.monotonic() - started:.1f} s", soft_wrap=True)
+        self._console.print(plain(f"{name}: done, {time.monotonic() - started:.1f} s"), soft_wrap=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dlfd_fleet.passwords import WHY_REFUSED, holds_password
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0, le=1e12, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+BatchSize = Annotated[int, Field(ge=2, le=10**6)]
+Steps = Annotated[int, Field(ge=0, le=10**6)]
 Precision = Literal["float32", "float16", "int8"]
 Format = Literal["fp32", "fp16", "int8", "ort"]
 
@@ -21,10 +25,49 @@ def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
 
 
-class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
+def _without_password(value: object) -> object:
+    """Refuse a text that holds a password, whatever setting it is for."""
+    if isinstance(value, str | Path) and holds_password(str(value)):
+        raise ValueError(WHY_REFUSED)
+    for part in value if isinstance(value, list | tuple) else ():
+        _without_password(part)
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+_MOST_OF_A_NAME = 250
+_NOT_IN_A_NAME = frozenset("'\"`\\")
+_NOT_IN_A_MODEL_NAME = _NOT_IN_A_NAME | frozenset("/:@?#")
+
+
+def _experiment_name(value: str) -> str:
+    return _mlflow_name(value, _NOT_IN_A_NAME)
+
+
+def _model_name(value: str) -> str:
+    return _mlflow_name(value, _NOT_IN_A_MODEL_NAME)
+
+
+def _mlflow_name(value: str, refused: frozenset[str]) -> str:
+    """Refuse a name that MLflow refuses, or that its filters (``name = '…'``) and ``models:/NAME@ALIAS`` misread."""
+    if not value or value != value.strip() or value in (".", ".."):
+        raise ValueError("MLflow takes no empty name, no '.' or '..', and no blank at an end")
+    if len(value) > _MOST_OF_A_NAME:
+        raise ValueError(f"it has {len(value)} characters, and MLflow keeps {_MOST_OF_A_NAME} of a name")
+    wrong = [sign for sign in value if sign in refused or not sign.isprintable()]
+    if wrong:
+        raise ValueError(
+            f"it holds {wrong[0]!r}, which MLflow misreads in its filters and addresses; use letters, digits, blanks, "
+            "'-', '_' and '.'"
+        )
+    return value
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know, and passwords."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    _no_password = field_validator("*", mode="before")(_without_password)
 
 
 class DataSettings(Section):
@@ -33,6 +76,7 @@ class DataSettings(Section):
     source: Literal["orl", "celeba", "manifest"] = Field("orl", description="Face set.")
     manifest: Path | None = Field(None, description="CSV or Parquet manifest (source = manifest).")
     root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
+    links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
     attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(64, description="Model input side, pixels.")
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
@@ -59,7 +103,7 @@ class AugmentationSettings(Section):
     """Random changes of an image before each training step."""
 
     flip: Fraction = Field(0.0, description="Probability of a mirrored image.")
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="Largest shift, pixels.")
+    shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Largest shift, pixels.")
     light: Fraction = Field(0.0, description="Largest change of contrast, and half of that of brightness.")
 
 
@@ -68,10 +112,10 @@ class TrainingSettings(Section):
 
     rounds: Count = Field(5, description="Rounds of federated averaging.")
     local_epochs: Count = Field(4, description="Epochs at a site in one round.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Images a step.")
+    batch_size: BatchSize = Field(16, description="Images a step.")
     learning_rate: Positive = Field(0.02, description="SGD step of round 1; cosine decay over the rounds.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
+    weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
     augmentation: AugmentationSettings = Field(default_factory=AugmentationSettings)
 
 
@@ -84,21 +128,21 @@ class UnlearningSettings(Section):
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
     distancing_steps: Count = Field(4, description="Batches of distancing in a round.")
     repair_steps: Count = Field(29, description="Plain batches after them; the learning rate falls to 0.")
-    strengthen: Annotated[float, Field(ge=1.0)] = Field(
+    strengthen: Annotated[float, Field(ge=1.0, le=1e6)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
     epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Retain images a step.")
+    batch_size: BatchSize = Field(32, description="Retain images a step.")
     learning_rate: Positive = Field(0.07, description="SGD step of distancing, and of methods without rounds.")
     repair_learning_rate: Positive = Field(0.05, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="SGD weight decay.")
+    weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
     ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
     step_size: Fraction = Field(0.02, description="Sign-gradient step of the noise, pixel range.")
-    steps: Annotated[int, Field(ge=0)] = Field(2, description="Sign-gradient steps a batch.")
-    forget_weight: Annotated[float, Field(ge=0.0)] = Field(3.0, description="Weight of the transport distance.")
-    retain_weight_start: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the start.")
-    retain_weight_end: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Weight of CE at the end.")
+    steps: Steps = Field(2, description="Sign-gradient steps a batch.")
+    forget_weight: Weight = Field(3.0, description="Weight of the transport distance.")
+    retain_weight_start: Weight = Field(1.0, description="Weight of CE at the start.")
+    retain_weight_end: Weight = Field(1.0, description="Weight of CE at the end.")
     sinkhorn_epsilon: Positive = Field(0.05, description="Entropic regularisation, cosine cost units.")
     sinkhorn_iterations: Count = Field(100, description="Most Sinkhorn iterations.")
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
@@ -119,7 +163,7 @@ class AuditSettings(Section):
     margin: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         0.10, description="Equivalence margin of the attack AUC around 0.5."
     )
-    resamples: Annotated[int, Field(ge=200)] = Field(2000, description="Bootstrap resamples over people.")
+    resamples: Annotated[int, Field(ge=200, le=10**6)] = Field(2000, description="Bootstrap resamples over people.")
     max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
     max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on people who stay.")
     min_gain_over_majority: Fraction = Field(
@@ -133,13 +177,13 @@ class ErasureSettings(Section):
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
     rounds: Count = Field(5, description="Most rounds of DLFD and repair in one attempt.")
     distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(16, description="Retain images a step of DLFD at a site.")
+    batch_size: BatchSize = Field(16, description="Retain images a step of DLFD at a site.")
     noise_steps: Count = Field(5, description="Sign-gradient steps a batch of DLFD at a site.")
     noise_step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise at a site, pixel range.")
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of DLFD and of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
-    relearning_rounds: Annotated[int, Field(ge=0)] = Field(
+    relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
     )
     max_attempts: Count = Field(1, description="Attempts, each half as long again at DLFD, before giving up.")
@@ -156,7 +200,9 @@ class FleetSettings(Section):
 
     least_sites: Count = Field(1, description="Sites that must be connected before a job begins.")
     connect_seconds: Positive = Field(60.0, description="Longest wait for them.")
-    reply_timeout_seconds: Positive = Field(3600.0, description="Longest wait for the replies of one round.")
+    reply_timeout_seconds: Positive = Field(
+        3600.0, description="Longest wait for the replies of one round; a site is left out of a job once it was silent."
+    )
     return_seconds: Positive = Field(
         120.0, description="Longest wait for a site whose process died, before a round goes on without it."
     )
@@ -164,10 +210,20 @@ class FleetSettings(Section):
         0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
     )
     late_seconds: Positive | None = Field(
-        None,
+        1200.0,
         description="Longest wait for the others once a quorum has replied; fleet.reply_timeout_seconds when unset.",
     )
-    update_ratio: Annotated[float, Field(gt=1.0)] = Field(
+    registered_keys: bool = Field(
+        True, description="Whether SuperNodes have registered keys: a site that comes back with another one is refused."
+    )
+    largest_weight_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
+        10.0,
+        description="Largest number of images of a site, in medians of the others'; one that says more counts by it.",
+    )
+    largest_growth: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
+        3.0, description="Largest number of images of a site, in those that it counted by in its last job."
+    )
+    update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
         5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
     )
     update_precision: Precision = Field(
@@ -179,7 +235,7 @@ class BenchSettings(Section):
     """The comparison of unlearning methods."""
 
     epochs: Count = Field(30, description="Epochs of the original and of each retrained model.")
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="Images a step of that training.")
+    batch_size: BatchSize = Field(32, description="Images a step of that training.")
     learning_rate: Positive = Field(0.02, description="SGD step of that training; cosine decay.")
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(flip=0.5, shift=4, light=0.2), description="Of that training, and of every method."
@@ -187,7 +243,7 @@ class BenchSettings(Section):
     forget_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="Share of the trained people who are forgotten."
     )
-    references: Annotated[int, Field(ge=3)] = Field(3, description="Retrained models a seed.")
+    references: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models a seed.")
     time_limit: Positive = Field(0.2, description="Longest unlearning, gate included; share of a retraining's time.")
     jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
     relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")
@@ -259,8 +315,11 @@ class DeliverySettings(Section):
         (0.1, 0.5, 1.0), description="Shares of the devices that a rollout goes through after the canaries."
     )
     failed_share: Fraction = Field(0.1, description="Share of failed devices above which a rollout aborts by itself.")
-    least_reports: Count = Field(1, description="Devices that must have tried a release before it does.")
-    report_hours: Positive = Field(24.0, description="How far the time of a device's report may be from ours.")
+    least_reports: Count = Field(
+        20,
+        description="Devices that must have tried a release before it does; all that may take it, if they are fewer.",
+    )
+    report_hours: Positive = Field(24.0, description="How old a device's report may be.")
 
     @model_validator(mode="after")
     def _enough_keys(self) -> DeliverySettings:
@@ -275,25 +334,19 @@ class TrackingSettings(Section):
     """MLflow."""
 
     uri: str | None = Field(None, description="Tracking URI; a SQLite store in the state folder when unset.")
-    experiment: str = Field("dlfd-fleet", min_length=1, description="MLflow experiment.")
-    registered_model: str = Field("dlfd-fleet", min_length=1, description="Name in the model registry.")
+    experiment: Annotated[str, AfterValidator(_experiment_name)] = Field("dlfd-fleet", description="MLflow experiment.")
+    registered_model: Annotated[str, AfterValidator(_model_name)] = Field(
+        "dlfd-fleet", description="Name in the model registry."
+    )
     system_metrics: bool = Field(True, description="Record CPU, memory, disk and network of the coordinator's machine.")
-
-    @field_validator("uri")
-    @classmethod
-    def _without_password(cls, value: str | None) -> str | None:
-        if value and urlsplit(value).password is not None:
-            raise ValueError(
-                "a password here would be in records and messages; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD for a database"
-            )
-        return value
 
 
 class Settings(BaseSettings):
     """The whole tree."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    _no_password = field_validator("*", mode="before")(_without_password)
 
     state_folder: Path = Field(
         Path("dlfd-fleet-state"), description="Everything a run keeps: sites, jobs, models, MLflow store."

@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dlfd_fleet.configuration import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, write_settings
+from dlfd_fleet.cores import usable_cores
+from dlfd_fleet.interruption import end, handled, own_children
 from dlfd_fleet.ledger.site import site_folders
 from dlfd_fleet.settings import Settings
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid
+
+
+_SECONDS_BETWEEN_TAKING_SIGNALS = 0.05
 
 
 def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: ClientApp | None = None) -> None:
@@ -30,7 +35,10 @@ def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: Clien
     client_app
         What the nodes run; the fleet's own ClientApp when omitted.
     """
+    # As Flower does it, the processes of the nodes import what this one can.
+    paths = [*sys.path, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ |= {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -53,24 +61,20 @@ def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: Clien
         except BaseException as error:
             failures.append(error)
 
-    cores = os.cpu_count() or 1
-    backend = {
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": "error", "include_dashboard": False},
-    }
-    with _settings_for_nodes(settings), _quiet("flwr", "ray"), _ctrl_c_sets(interrupted):
-        run_simulation(
-            server_app,
-            client_app or own_app,
-            len(site_folders(settings.state_folder)),
-            backend_config=backend,  # type: ignore[arg-type]
-        )
+    nodes = len(site_folders(settings.state_folder))
+    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+
+    def work() -> None:
+        run_simulation(server_app, client_app or own_app, nodes, backend_config=backend)  # type: ignore[arg-type]
+
+    with _settings_for_nodes(settings), _quiet("flwr", "ray"):
+        _on_ray(work, interrupted)
     if failures:
         raise failures[0]
 
 
 class InterruptibleGrid:
-    """A grid whose next use after Ctrl-C raises KeyboardInterrupt, in the thread that the job runs in.
+    """A grid whose next use after a signal raises KeyboardInterrupt, in the thread that the job runs in.
 
     Flower's Simulation Runtime runs a ServerApp beside the main thread, which alone gets the signal and then waits for
     the ServerApp for ever.
@@ -85,19 +89,52 @@ class InterruptibleGrid:
         return getattr(self._grid, name)
 
 
-@contextmanager
-def _ctrl_c_sets(interrupted: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C end the job in good order; a second one is Python's own."""
+def _on_ray(work: Callable[[], None], interrupted: threading.Event) -> None:
+    """Do work while Ray runs, which Flower then uses; let the first signal set ``interrupted``.
 
-    def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of handlers
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
+    When Ray is down the signal is raised again, for whoever had it before; a second one is theirs at once. While Ray
+    starts it takes SIGTERM for itself, in Python (not in a thread) and in C++, to end with a dump: it is taken back.
+    """
+    import ray
 
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    received: list[int] = []
+    failures: list[BaseException] = []
+    started, over = threading.Event(), threading.Event()
+
+    def start() -> None:
+        try:
+            ray.init(num_cpus=usable_cores(), log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except BaseException as error:
+            failures.append(error)
+        started.set()
+        over.wait()  # Ray's processes end with the thread that started them
+
+    with ExitStack() as signals:
+
+        def note(number: int) -> None:
+            interrupted.set()
+            received.append(number)
+            if len(received) > 1:
+                signals.close()
+                signal.raise_signal(number)
+
+        take = signals.enter_context(handled(note))
+        threading.Thread(target=start, name="ray", daemon=True).start()
+        while not started.wait(_SECONDS_BETWEEN_TAKING_SIGNALS):
+            take()
+        take()
+        try:
+            if failures:
+                raise failures[0]
+            if not interrupted.is_set():
+                work()
+        finally:
+            orphans = own_children() if received else []  # some of Ray's see only later that it is gone
+            ray.shutdown()
+            end(orphans)
+            over.set()
+    if received:
+        signal.raise_signal(received[0])
 
 
 @contextmanager

@@ -14,7 +14,19 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.data import balanced_weights, read_manifest
+from dlfd_fleet.cores import limit_torch_threads
+from dlfd_fleet.data import (
+    LeftOut,
+    Manifest,
+    Use,
+    balanced_weights,
+    canonical,
+    image_digests,
+    image_uses,
+    read_manifest,
+    refuse_leaks,
+    with_whole_splits,
+)
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.models import (
@@ -70,12 +82,19 @@ class Result(BaseModel):
 
 @dataclass(frozen=True)
 class People:
-    """The images of a manifest by the part that their people play."""
+    """The images of a manifest by the part that their people play.
+
+    Attributes
+    ----------
+    copies
+        How many images are in none of the parts: copies of images of the people to forget, byte for byte.
+    """
 
     retain: IdentityDataset
     forget: IdentityDataset
     validation: IdentityDataset
     test: IdentityDataset
+    copies: int
 
     def parts(self) -> dict[Role, IdentityDataset]:
         """Return the images of each role."""
@@ -106,7 +125,7 @@ def unlearn_people(
     manifest, root
         Faces that the model was trained on, and people of the splits ``validation`` and ``test`` whom it never saw.
     people
-        Identities to forget, of the split ``train``.
+        Identities to forget, of the split ``train``, in any spelling.
     output
         New folder for the model, ``report.json`` and ``report.html``.
     method
@@ -121,11 +140,19 @@ def unlearn_people(
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     chosen = METHODS.find(method).default
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
-    faces = _split(manifest, root, people, card)
+    faces = _split(read_manifest(manifest, root, settings.data.links), manifest, people, card)
+    if faces.copies:
+        progress.say(
+            f"{faces.copies} images of other people have the same bytes as images to forget, and are left out; delete "
+            "them with those."
+        )
+    limit_torch_threads()
     model = to_best_device(model)
     original = copy.deepcopy(model)
     gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation), _labelled(faces.retain))
-    with progress.phase(f"Forgetting {len(set(people))} people", 1 + settings.unlearning.max_rounds) as advance:
+    with progress.phase(
+        f"Forgetting {len(set(faces.forget.identities))} people", 1 + settings.unlearning.max_rounds
+    ) as advance:
 
         def look(model: FeatureClassifier) -> Reading:
             advance()
@@ -155,11 +182,12 @@ def unlearn_people(
     return result
 
 
-def _split(manifest: Path, root: Path | None, people: Collection[str], card: ModelCard) -> People:
-    table = read_manifest(manifest, root)
-    known = {row.identity for row in table.rows if row.split in ("train", "")}
+def _split(table: Manifest, manifest: Path, people: Collection[str], card: ModelCard) -> People:
+    table = with_whole_splits(table)
+    refuse_leaks(table)
+    trained = {canonical(row.identity) for row in table.rows if row.split == "train"}
     for person in people:
-        if person not in known:
+        if canonical(person) not in trained:
             raise DataError(f"{manifest} has no training images of '{person}'; give an identity as it stands there.")
     for split in ("validation", "test"):
         if not any(row.split == split for row in table.rows):
@@ -167,12 +195,17 @@ def _split(manifest: Path, root: Path | None, people: Collection[str], card: Mod
                 f"{manifest} names no {split} people; mark people whom the model never saw in its column 'split', "
                 "some as validation (for the gate) and some as test (for the evidence)."
             )
+    uses = image_uses(table.rows, image_digests(table), people)
     faces = load_dataset(table, image_size=card.image_size, classes=card.classes)
-    trained = faces.select([number for number, row in enumerate(faces.rows) if row.split in ("train", "")])
-    retain = trained.without_people(people)
+
+    def used(part: Use) -> IdentityDataset:
+        return faces.select([number for number, use in enumerate(uses) if use.use is part])
+
+    retain = used(Use.TRAIN)
     if not len(retain):
         raise DataError("Everybody is to be forgotten; there is nobody left to keep the model useful for.")
-    return People(retain, trained.of_people(people), faces.of_split("validation"), faces.of_split("test"))
+    copies = sum(use.why is LeftOut.COPIED for use in uses)
+    return People(retain, used(Use.FORGET), used(Use.VALIDATION), used(Use.TEST), copies)
 
 
 def _labelled(faces: IdentityDataset) -> LabelledImages:

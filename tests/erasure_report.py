@@ -60,13 +60,16 @@ def make_report(**changes) -> ErasureReport:
         "served": ("3ed7e29205315cf6",),
         "asked": (
             AskedRequest(
-                request="3ed7e29205315cf6", site="site-1a2b3c4d", asked_at=ASKED, deadline=ASKED + timedelta(days=30)
+                request="3ed7e29205315cf6",
+                site="site-1a2b3c4d",
+                asked_at=ASKED.date(),
+                deadline=ASKED.date() + timedelta(days=30),
             ),
             AskedRequest(
                 request="cc7412bef659e23d",
                 site="site-5e6f7a8b",
-                asked_at=ASKED + timedelta(days=2),
-                deadline=ASKED + timedelta(days=32),
+                asked_at=ASKED.date() + timedelta(days=2),
+                deadline=ASKED.date() + timedelta(days=32),
             ),
         ),
         "sites": (

@@ -31,6 +31,7 @@ from dlfd_fleet.audit.verdict import (
     judge_beside_retrained,
     judge_relearned,
     judge_retrained,
+    judge_trained,
     judge_without_each,
 )
 
@@ -64,6 +65,7 @@ __all__ = [
     "judge_beside_retrained",
     "judge_relearned",
     "judge_retrained",
+    "judge_trained",
     "judge_without_each",
     "linear_probe",
     "loss_attack",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,18 @@ from dlfd_fleet.exceptions import DataError
 _ODD_ROWS, _RELATIVE, _ABSOLUTE = 0.05, 0.05, 0.01
 
 
-def agreed(said: Mapping[str, SampleScores]) -> tuple[SampleScores, frozenset[str]]:
+def agreed(
+    said: Mapping[str, SampleScores], withholding: Collection[str] = frozenset()
+) -> tuple[SampleScores, frozenset[str]]:
     """Return what most sites say, as the one in their middle says it, and the sites that say otherwise.
 
     Parameters
     ----------
     said
         Rows by site; sites without a row hold none of these people and are no witnesses.
+    withholding
+        Sites that leave some of these people out, for they know that somebody is not unseen any more. Where most sites
+        do not, such a site is no witness, and no liar either.
 
     Raises
     ------
@@ -32,8 +37,11 @@ def agreed(said: Mapping[str, SampleScores]) -> tuple[SampleScores, frozenset[st
     if not witnesses:
         return next(iter(said.values())), frozenset()
     shapes = {site: _shape(samples) for site, samples in witnesses.items()}
-    usual, _ = Counter(shapes.values()).most_common(1)[0]
-    alike = [site for site, shape in shapes.items() if shape == usual]
+    open_sites = {shapes[site] for site in witnesses if site not in withholding}
+    votes = Counter(shapes.values())
+    usual = max(votes, key=lambda shape: (votes[shape], shape in open_sites))
+    witnesses = {site: witnesses[site] for site in witnesses if shapes[site] == usual or site not in withholding}
+    alike = [site for site in witnesses if shapes[site] == usual]
     losses = np.stack([_losses(witnesses[site]) for site in alike])
     right = np.array([(witnesses[site].prediction == witnesses[site].label).sum() for site in alike])
     middle, rows = np.median(losses, axis=0), losses.shape[1]

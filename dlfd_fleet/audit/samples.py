@@ -23,6 +23,7 @@ class Role(StrEnum):
 
 ROLES: tuple[Role, ...] = tuple(Role)
 _MOST_LABELS = 62
+_FEWEST_ALIKE = 3
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,40 @@ class SampleScores:
             loss=np.concatenate([part.loss for part, _ in shifted]),
         )
 
+    def coarse(self) -> SampleScores:
+        """Return the rows with losses as coarse as an audit needs them: each is the mean of three or more neighbours.
+
+        A loss with all of its digits is a fingerprint: of an image that is audited twice, and of a photograph that two
+        people have. Neighbours are next in loss, whatever their roles; equal ones are taken in the order of the rows.
+        """
+        if not len(self):
+            return self
+        order = np.lexsort((self.prediction, self.label, self.role, self.loss))
+        last = max(0, len(self) // _FEWEST_ALIKE - 1)
+        group = np.minimum(np.arange(len(self)) // _FEWEST_ALIKE, last)
+        loss = np.empty_like(self.loss)
+        loss[order] = (np.bincount(group, weights=self.loss[order]) / np.bincount(group))[group]
+        return SampleScores(self.role, self.person, self.label, self.prediction, loss)
+
     def canonical(self) -> SampleScores:
         """Return the rows in an order of their own: by role, then by the mean loss of their person, then by loss.
 
-        What is measured must not depend on which site answered first, nor on the random numbers of people.
+        What is measured must not depend on which site answered first, nor on the random numbers of people. People of
+        one mean are in the order of their rows; those whose rows are alike, too, are the same to what is measured.
         """
         _, index = np.unique(self.person, return_inverse=True)
-        mean = np.bincount(index, weights=self.loss) / np.maximum(np.bincount(index), 1)
-        rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")[index]
-        order = np.lexsort((self.label, self.loss, rank, self.role))
-        return SampleScores(self.role[order], rank[order], self.label[order], self.prediction[order], self.loss[order])
+        first = np.lexsort((self.prediction, self.label, self.loss, self.role, index))
+        columns = (self.role, self.loss, self.label, self.prediction)
+        rows = list(zip(*(column[first].tolist() for column in columns), strict=True))
+        ends = np.cumsum(np.bincount(index))
+        people = [rows[end - count : end] for end, count in zip(ends, np.bincount(index), strict=True)]
+        keys = [(sum(row[1] for row in each) / len(each), each) for each in people]
+        rank = np.empty(len(keys), dtype=np.int64)
+        rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+        order = np.lexsort((self.prediction, self.label, self.loss, rank[index], self.role))
+        return SampleScores(
+            self.role[order], rank[index][order], self.label[order], self.prediction[order], self.loss[order]
+        )
 
     def of_role(self, role: Role) -> NDArray[np.bool_]:
         """Return which rows ``(N,)`` have this role."""
@@ -148,8 +173,8 @@ class SampleScores:
         """Return the rows of these roles."""
         return self.rows(np.isin(self.role, [ROLES.index(role) for role in roles]))
 
-    def rows(self, rows: NDArray[np.bool_] | slice) -> SampleScores:
-        """Return the rows of a mask ``(N,)`` or of a slice."""
+    def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> SampleScores:
+        """Return the rows of a mask ``(N,)``, of places or of a slice."""
         return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

@@ -167,6 +167,32 @@ def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings
     )
 
 
+def judge_trained(champion: Scores | None, trained: Scores, settings: AuditSettings) -> Verdict:
+    """Judge a newly trained model: it must be no worse than the one that the fleet runs, by more than chance.
+
+    Parameters
+    ----------
+    champion
+        Scores of the model that it would replace, on the same people; of a first model it is only asked that it is not
+        shown to be worse than always giving the same answer.
+    """
+    failures, balanced = list[str](), trained.balanced_accuracy
+    if champion is not None:
+        before = champion.balanced_accuracy
+        fall, error = before.value - balanced.value, math.hypot(before.standard_error, balanced.standard_error)
+        drops = _drops(champion, trained, settings)[:1]
+        drops += [_Drop(f"balanced accuracy fell by {fall:.3f}", fall, error, settings.max_accuracy_drop)]
+        failures += [str(drop) for drop in drops if drop.is_shown]
+    elif trained.unseen_classes > 1 and balanced.high < 1.0 / trained.unseen_classes:
+        failures.append(f"balanced accuracy {balanced} is under that of always giving the same answer")
+    return Verdict(
+        outcome=Outcome.FAIL if failures else Outcome.PASS,
+        reasons=tuple(failures) or ("no worse than the champion on people never seen",),
+        margin=settings.margin,
+        power=0.0,
+    )
+
+
 class AttackComparison(BaseModel):
     """One attack's AUC beside retrained models, on the same images."""
 

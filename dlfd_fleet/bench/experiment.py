@@ -19,7 +19,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget
+from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.models import FaceClassifier, ModelCard, build, load_model, save_model, to_best_device
 from dlfd_fleet.settings import Settings
@@ -99,12 +99,13 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
     Raises
     ------
     DataError
-        If there are too few people, or an image cannot be read.
+        If there are too few people, an image cannot be read, or one that is trained on is among the unseen ones.
     """
     data = settings.data
     dealt = assign_people(
         manifest, validation_people=data.validation_people, test_people=data.test_people, sites=1, seed=seed
     )
+    refuse_leaks(dealt)
     sites = sorted({row.site for row in dealt.rows if row.site})
     people = {row.identity for row in dealt.rows if row.split == "train"}
     count = max(1, round(settings.bench.forget_share * len(people) / len(sites)))

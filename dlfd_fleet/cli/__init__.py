@@ -6,13 +6,14 @@ import sys
 from typing import NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, registry, rollout, site
+from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
 from dlfd_fleet.cli.main_commands import demo, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, not_permitted
+from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
+from dlfd_fleet.plain_text import PlainConsole, visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,25 +33,32 @@ app.add_typer(job.app, name="job")
 app.add_typer(delivery.app, name="delivery")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(registry.app, name="registry")
+app.add_typer(outbox.app, name="outbox")
 app.add_typer(certificate.app, name="certificate")
-
-_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; a person's mistake is one sentence and exit code 2."""
-    try:
-        app()
-    except FleetError as error:
-        _refuse(str(error))
-    except PermissionError as error:
-        _refuse(not_permitted(error))
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:  # typer turns Ctrl-C into this, without a word
-            Console(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
-        raise
+    """Run the command; a person's mistake is one sentence and exit code 2, a signal one and 128 + its number."""
+    with interruptible() as interruption:
+        try:
+            app()
+        except BaseException as error:
+            if interruption:
+                _end(interruption)
+            if isinstance(error, FleetError):
+                _refuse(str(error))
+            if isinstance(error, PermissionError):
+                _refuse(not_permitted(error))
+            raise
+
+
+def _end(interruption: Interruption) -> NoReturn:
+    end(own_children())
+    PlainConsole(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+    sys.exit(interruption.exit_code)
 
 
 def _refuse(sentence: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]Error:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    words = Text.assemble(("Error:", "red"), f" {visible(sentence)}")
+    PlainConsole(stderr=True).print(words, soft_wrap=True, highlight=False)
     sys.exit(2)

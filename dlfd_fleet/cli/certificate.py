@@ -39,7 +39,7 @@ def verify(
 
     statement, found = check(file, load_public_key(key), model or [], report)
     _print(statement)
-    console.print("[bold]Verified.[/bold]")
+    console.print("Verified.", style="bold")
     for path, name in zip(model or [], found, strict=True):
         console.print(f"{path} is its {name}, byte for byte.", soft_wrap=True, highlight=False)
     if report is not None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dlfd_fleet.cli.options import Config, Overrides, console, load
+from dlfd_fleet.cli.options import Classes, Config, FollowLinks, Overrides, console, load
+from dlfd_fleet.plain_text import PlainConsole
 
 app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 
@@ -18,22 +18,28 @@ app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to si
 def check(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Allowed labels, separated by commas.")] = None,
+    classes: Classes = None,
+    follow_links: FollowLinks = False,
 ) -> None:
-    """List every problem of a manifest, with its row; exit code 2 if there is one."""
-    from dlfd_fleet.data import check_manifest
+    """List every problem of a manifest, with its row; exit code 2 if there is one.
+
+    Spellings that are read as one name are listed too, and are no problem.
+    """
+    from dlfd_fleet.data import Links, check_manifest, class_names
     from dlfd_fleet.progress import ConsoleProgress
 
-    allowed = classes.split(",") if classes else None
-    problems = check_manifest(manifest, root, allowed, ConsoleProgress(Console(stderr=True)))
-    if not problems:
-        console.print(f"{manifest}: no problem found.")
-        return
-    table = Table("row", "column", "problem", title=f"{manifest}: {len(problems)} problems")
-    for problem in problems:
-        table.add_row(str(problem.row), problem.column, problem.sentence)
-    console.print(table)
-    raise typer.Exit(2)
+    links: Links = "follow" if follow_links else "refuse"
+    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(PlainConsole(stderr=True)), links)
+    problems, notices = ([one for one in found if one.notice is kind] for kind in (False, True))
+    for title, listed in (("problems", problems), ("spellings are read as another one", notices)):
+        if listed:
+            table = Table("row", "column", "problem", title=f"{manifest}: {len(listed)} {title}")
+            for one in listed:
+                table.add_row(str(one.row), one.column, one.sentence)
+            console.print(table)
+    if problems:
+        raise typer.Exit(2)
+    console.print(f"{manifest}: no problem found.")
 
 
 @app.command("synthesize")
@@ -62,7 +68,7 @@ def synthesize(
         contrast=contrast,
         grain=grain,
         mislabelled=mislabelled,
-        progress=ConsoleProgress(Console(stderr=True)),
+        progress=ConsoleProgress(PlainConsole(stderr=True)),
     )
     console.print(f"Wrote {people * images} images and {manifest}.")
 

@@ -159,4 +159,4 @@ def retire(
 
 
 def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(line, soft_wrap=True, highlight=False)

@@ -23,18 +23,22 @@ SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
 
 @app.command("request")
 def request(
-    person: Annotated[str, typer.Argument(help="Identity, as in the site's manifest.")],
+    person: Annotated[str, typer.Argument(help="Identity in the site's manifest.")],
     site: SiteFolder,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write a person's request to be forgotten into the site's ledger."""
+    """Write a person's request to be forgotten into the site's ledger; any spelling of the name will do."""
     from dlfd_fleet.ledger.site import Site, request_forgetting
+    from dlfd_fleet.ledger.site_uses import what_a_request_means
 
     days = load(config, overrides).settings.erasure.deadline_days
     with Site(site) as opened:
         accepted = request_forgetting(opened, person, deadline_days=days)
+        meaning = what_a_request_means(opened, accepted)
     console.print(f"Accepted as request {accepted.id}; to be done by {accepted.deadline:%Y-%m-%d}.")
+    for sentence in meaning:
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command("list")
@@ -50,19 +54,25 @@ def list_requests(site: SiteFolder) -> None:
 
 
 @app.command("show")
-def show(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
+def show(
+    request: Annotated[str, typer.Argument(help="Id of the request, or the one that a job's report has for it.")],
+    site: SiteFolder,
+) -> None:
     """Show a request and everything that happened to it."""
     from datetime import UTC, datetime
 
     from dlfd_fleet.ledger.site import Site
 
     with Site(site) as opened:
-        found, events = opened.ledger.get(request), opened.ledger.history(request)
+        found = opened.find_request(request)
+        events = opened.ledger.history(found.id)
+        ids = {event.job: opened.job_request_id(found.id, event.job) for event in events if event.job}
     console.print(requests_table([found], datetime.now(UTC)))
-    table = Table("at", "state", "reason", "job", "epoch")
+    table = Table("at", "state", "reason", "job", "id in its report", "epoch")
     for event in events:
         epoch = "" if event.epoch is None else str(event.epoch)
-        table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "", epoch)
+        row = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "")
+        table.add_row(*row, ids.get(event.job or "", ""), epoch)
     console.print(table)
 
 

@@ -20,14 +20,14 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="Seed of splits, training and noise.")] = None,
 ) -> None:
     """Run the main job on the embedded faces: train, forget four people, prove it, export, predict on a device."""
-    from dlfd_fleet.demo import Demo
+    from dlfd_fleet.demo import run_demo
 
     flags: dict[str, object] = {}
     if compare_retrain:
         flags["erasure.compare_retrain"] = True
     if seed is not None:
         flags["seed"] = seed
-    Demo(load(config, overrides, flags).settings, console).run()
+    run_demo(load(config, overrides, flags).settings, console)
 
 
 def unlearn(

@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dlfd_fleet.configuration import LoadedSettings, load_settings
 from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.passwords import without_passwords
+from dlfd_fleet.plain_text import PlainConsole
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
-console = Console()
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES",
+        help="The fleet's classes in order, separated by commas; those of the manifest by default. "
+        "A name that holds a comma stands in quotation marks: '\"hat, red\",none'.",
+    ),
+]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
+]
+console = PlainConsole()
 
 
 def load(config: Path | None, overrides: list[str] | None, flags: dict[str, object] | None = None) -> LoadedSettings:
@@ -22,6 +34,6 @@ def load(config: Path | None, overrides: list[str] | None, flags: dict[str, obje
     for text in overrides or []:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigurationError(f"--set {text} has no value; write --set KEY=VALUE.")
+            raise ConfigurationError(f"--set {without_passwords(text)} has no value; write --set KEY=VALUE.")
         values[key.strip()] = value
     return load_settings(config, values)

@@ -20,9 +20,11 @@ def report(
 ) -> None:
     """Write an erasure's report, an HTML file for people and its JSON, as far as is known now."""
     from dlfd_fleet.federation.command import opened
-    from dlfd_fleet.federation.reporting import write_report
+    from dlfd_fleet.federation.reporting import latest_erasure, outcome_sentence, write_report
 
     settings = load(config, overrides).settings
     with opened(settings.state_folder) as store:
         for file in write_report(store, job, output, settings):
             console.print(str(file), soft_wrap=True, highlight=False)
+        record = store.load(job) if job is not None else latest_erasure(store)
+        console.print(outcome_sentence(record), soft_wrap=True, highlight=False, markup=False)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dlfd_fleet.cli.forget import requests_table
-from dlfd_fleet.cli.options import console
+from dlfd_fleet.cli.options import Classes, FollowLinks, console
 
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, look at it, purge it.")
 
@@ -20,10 +20,8 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
     manifest: Annotated[Path, typer.Option(help="The site's faces: image,identity,label[,site][,split].")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(help="The fleet's classes in order, separated by commas; the manifest's by default."),
-    ] = None,
+    follow_links: FollowLinks = False,
+    classes: Classes = None,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the model's input, pixels.")] = 64,
     validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
     test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
@@ -36,6 +34,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
 ) -> None:
     """Make the folder of a site; its images stay where they are."""
+    from dlfd_fleet.data import class_names
     from dlfd_fleet.ledger.site_setup import init_site
 
     init_site(
@@ -43,7 +42,8 @@ def init(
         name=name,
         manifest=manifest,
         root=root,
-        classes=tuple(classes.split(",")) if classes else None,
+        links="follow" if follow_links else "refuse",
+        classes=class_names(classes),
         image_size=image_size,
         validation_people=validation_people,
         test_people=test_people,
@@ -61,7 +61,7 @@ def init(
 
 @app.command("status")
 def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
-    """Show what a site holds, and how its requests stand; checks the ledger's history."""
+    """Show what a site holds, and how its requests stand; checks the ledger's seals."""
     from datetime import UTC, datetime
 
     from dlfd_fleet.ledger import Site
@@ -77,14 +77,29 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
         table.add_row(split or "(none)", str(status.people[split]), str(images))
     console.print(table)
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.requests.items())) or "none"
-    console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger's history is whole.")
+    console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger is as its seals say.")
     console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")
+    for leftover in status.leftovers:
+        console.print(
+            f"Still there, of request {leftover.request}: {leftover.file}: {leftover.reason}.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+    if any(leftover.listed for leftover in status.leftovers):
+        console.print(
+            f"Make these files deletable, then run: dlfd-fleet site purge {site}", soft_wrap=True, markup=False
+        )
+    for problem in status.undeletable:
+        console.print(problem, soft_wrap=True, markup=False, highlight=False)
     for label, images in sorted(status.unknown_labels.items()):
         console.print(
             f"{images} images have the label '{label}', which is none of the classes in site.json: the site can take "
             "part in no job until the manifest or site.json is corrected.",
             soft_wrap=True,
         )
+    for remark in status.remarks:
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
     if not status.fleet_secret:
         console.print("Without a fleet secret this site does not learn of people who ask at other sites.")
     if status.open_requests:
@@ -93,9 +108,16 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
 
 @app.command("purge")
 def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
-    """End interrupted purges, and delete images of forgotten people that came back."""
+    """End interrupted purges, and delete images that came back; exit code 1 if one could not be deleted."""
     from dlfd_fleet.ledger import Site, purge_site
 
     with Site(site) as opened:
         ended, returned = purge_site(opened)
+        left = opened.ledger.leftovers()
     console.print(f"Deleted {ended} images of released requests, and {returned} that had come back.")
+    if left:
+        console.print(
+            f"{len(left)} files are still there; see: dlfd-fleet site status {site}", soft_wrap=True, markup=False
+        )
+    if any(leftover.listed for leftover in left):
+        raise typer.Exit(1)

@@ -4,31 +4,52 @@ Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this m
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest
-from dlfd_fleet.data.classes import balanced_weights
+from dlfd_fleet.data.classes import balanced_weights, class_names, refuse_wrong_classes
+from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
-from dlfd_fleet.data.site_images import copy_images, image_digest, purge_rows, returned_images
+from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
+from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_look, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
+from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
 __all__ = [
+    "ImageUse",
+    "LeftOut",
+    "Links",
     "Manifest",
     "Problem",
+    "Purge",
+    "PurgePlan",
     "Row",
+    "Use",
     "assign_people",
     "balanced_weights",
+    "canonical",
     "celeba_manifest",
     "check_manifest",
     "choose_people_to_forget",
+    "class_names",
     "copy_images",
+    "delete_files",
+    "drop_rows",
+    "file_digest",
     "image_digest",
+    "image_digests",
+    "image_uses",
+    "names_of",
     "open_source",
     "order_by_look",
     "orl_manifest",
-    "purge_rows",
+    "plan_purge",
     "read_manifest",
+    "refuse_leaks",
+    "refuse_wrong_classes",
     "returned_images",
     "synthesize",
     "systematic_sample",
+    "with_whole_splits",
     "write_manifest",
 ]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
+from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
+from dlfd_fleet.exceptions import DataError, ImageError
+from dlfd_fleet.images import read_pixels
 from dlfd_fleet.progress import ProgressDisplay
+
+_ANY_SIZE = 32  # pixels
 
 
 @dataclass(frozen=True, order=True)
@@ -20,10 +24,16 @@ class Problem:
     row: int
     column: str
     sentence: str
+    notice: bool = False
+    """Whether it is worth knowing and no mistake: names that are read as one."""
 
 
 def check_manifest(
-    file: Path, root: Path | None, classes: Collection[str] | None, progress: ProgressDisplay
+    file: Path,
+    root: Path | None,
+    classes: Collection[str] | None,
+    progress: ProgressDisplay,
+    links: Links = "refuse",
 ) -> list[Problem]:
     """Return every problem of a manifest and of its images, by row.
 
@@ -33,37 +43,52 @@ def check_manifest(
         Folder that image paths start from; the manifest's own when omitted.
     classes
         Allowed labels; any when omitted.
+    links
+        Whether images may be links that leave the folder.
 
     Raises
     ------
     DataError
         If the table itself cannot be read.
     """
-    folder, rows = root or file.parent, list(read_cells(file))
+    folder = (root or file.parent).absolute()
+    rows = list(read_cells(file, folder))
+    if not rows:
+        return [Problem(1, "image", "no rows follow the header; list at least one image")]
+    if not folder.is_dir():
+        raise DataError(f"There is no image folder {folder}; name the right one with --root.")
     problems = []
     images: dict[str, int] = {}
     contents: dict[str, tuple[int, str]] = {}
     splits: dict[str, tuple[int, str]] = {}
+    spelled: dict[tuple[str, str], dict[str, int]] = {}
+    known = None if classes is None else {canonical(name) for name in classes}
     with progress.phase(f"Checking {len(rows)} images", len(rows)) as advance:
         for number, cells in rows:
             own = [Problem(number, column, sentence) for column, sentence in cell_problems(cells)]
-            own += _label_problems(number, cells, classes) + _person_problems(number, cells, splits)
+            if not any(problem.column == "label" for problem in own):
+                own += _label_problems(number, cells, classes, known)
+            own += _person_problems(number, cells, splits) + _spelling_notices(number, cells, spelled)
             if not any(problem.column == "image" for problem in own):
-                own += _image_problems(number, cells, folder, images, contents)
+                own += _link_problems(number, cells["image"], folder, links) or _image_problems(
+                    number, cells, folder, images, contents
+                )
             problems += own
             advance()
     return sorted(problems)
 
 
-def _label_problems(number: int, cells: Mapping[str, str], classes: Collection[str] | None) -> list[Problem]:
+def _label_problems(
+    number: int, cells: Mapping[str, str], classes: Collection[str] | None, known: Collection[str] | None
+) -> list[Problem]:
     label = cells["label"]
-    if classes is None or not label or label in classes:
+    if classes is None or known is None or canonical(label) in known:
         return []
     return [Problem(number, "label", f"'{label}' is no class; the classes are {', '.join(sorted(classes))}")]
 
 
 def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tuple[int, str]]) -> list[Problem]:
-    identity, split = cells["identity"], cells.get("split", "")
+    identity, split = canonical(cells["identity"]), cells.get("split", "")
     if not identity:
         return []
     first, known = splits.setdefault(identity, (number, split))
@@ -76,6 +101,30 @@ def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tu
     ]
 
 
+def _spelling_notices(
+    number: int, cells: Mapping[str, str], spelled: dict[tuple[str, str], dict[str, int]]
+) -> list[Problem]:
+    """Name each further spelling of a person or a class once: two people with such names would be one here."""
+    notices = []
+    for column, kind in (("identity", "person"), ("label", "class")):
+        name = cells[column]
+        rows = spelled.setdefault((column, canonical(name)), {})
+        if rows and name not in rows:
+            first, row = next(iter(rows.items()))
+            sentence = f"{name!r} is read as {first!r} of row {row}: one {kind}; if they are two, name them apart"
+            notices.append(Problem(number, column, sentence, notice=True))
+        rows.setdefault(name, number)
+    return notices
+
+
+def _link_problems(number: int, name: str, folder: Path, links: Links) -> list[Problem]:
+    try:
+        image_file(folder.absolute(), name, links)
+    except DataError as error:
+        return [Problem(number, "image", str(error).removesuffix("."))]
+    return []
+
+
 def _image_problems(
     number: int,
     cells: Mapping[str, str],
@@ -83,20 +132,19 @@ def _image_problems(
     images: dict[str, int],
     contents: dict[str, tuple[int, str]],
 ) -> list[Problem]:
-    name, identity = cells["image"], cells["identity"]
-    first = images.setdefault(name, number)
+    name, identity = cells["image"], canonical(cells["identity"])
+    first = images.setdefault(str(PurePosixPath(name)), number)
     if first != number:
         return [Problem(number, "image", f"'{name}' is listed in row {first} already; remove one of the rows")]
     file = folder / name
     try:
-        content = file.read_bytes()
-        with Image.open(file) as image:
-            image.load()
-    except FileNotFoundError:
-        return [Problem(number, "image", f"there is no file {file}")]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return [Problem(number, "image", f"{file} is no readable image, or is truncated: {error}")]
-    row, person = contents.setdefault(hashlib.sha256(content).hexdigest(), (number, identity))
+        read_pixels(file, _ANY_SIZE)
+    except ImageError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return [Problem(number, "image", f"there is no file {file}" if missing else f"{file}: {error.reason}")]
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    row, person = contents.setdefault(digest, (number, identity))
     if person != identity:
         return [Problem(number, "image", f"'{name}' is the very image of row {row} under another person")]
     return []

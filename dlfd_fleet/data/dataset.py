@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.images import read_pixels
 from dlfd_fleet.settings import AugmentationSettings
 
 
@@ -61,12 +61,14 @@ class IdentityDataset:
         return IdentityDataset(self.images[chosen], self.labels[chosen], rows, self.classes)
 
     def of_people(self, identities: Collection[str]) -> IdentityDataset:
-        """Return the images of these people."""
-        return self.select([index for index, row in enumerate(self.rows) if row.identity in identities])
+        """Return the images of these people, however their names are spelled."""
+        people = {canonical(identity) for identity in identities}
+        return self.select([index for index, row in enumerate(self.rows) if canonical(row.identity) in people])
 
     def without_people(self, identities: Collection[str]) -> IdentityDataset:
         """Return the images of everybody else."""
-        return self.select([index for index, row in enumerate(self.rows) if row.identity not in identities])
+        people = {canonical(identity) for identity in identities}
+        return self.select([index for index, row in enumerate(self.rows) if canonical(row.identity) not in people])
 
     def of_split(self, split: str) -> IdentityDataset:
         """Return the images of one split."""
@@ -89,39 +91,31 @@ def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] 
         If an image is missing or damaged, or a label is none of the classes.
     """
     names = tuple(classes) if classes is not None else manifest.classes
-    index = {name: number for number, name in enumerate(names)}
+    index = {canonical(name): number for number, name in enumerate(names)}
     for row in manifest.rows:
-        if row.label not in index:
+        if canonical(row.label) not in index:
             raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
     images = torch.empty((len(manifest.rows), 3, image_size, image_size), dtype=torch.uint8)
 
     def decode(number: int) -> None:
-        images[number] = read_image(manifest.root / manifest.rows[number].image, image_size)
+        images[number] = read_image(manifest.file_of(manifest.rows[number]), image_size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # The list asks for every result, so that the first error is raised here.
         list(pool.map(decode, range(len(manifest.rows))))
-    labels = torch.tensor([index[row.label] for row in manifest.rows], dtype=torch.long)
+    labels = torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
     return IdentityDataset(images, labels, manifest.rows, names)
 
 
 def read_image(file: Path, image_size: int) -> Tensor:
-    """Return an image upright, in colour and square, uint8 ``(3, S, S)``; the device agent reads it the same way.
+    """Return :func:`~dlfd_fleet.images.read_pixels` of a file as a tensor, uint8 ``(3, S, S)``.
 
     Raises
     ------
-    DataError
-        If the file is missing, truncated or no image.
+    ImageError
+        If the file is missing, damaged or no usable image.
     """
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            resized = upright.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no image {file}.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is no readable image, or is truncated: {error}.") from error
-    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)
+    return torch.from_numpy(read_pixels(file, image_size)).permute(2, 0, 1)
 
 
 def augmentation(settings: AugmentationSettings) -> Callable[[Tensor, torch.Generator], Tensor] | None:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import csv
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.image_files import Links, image_file
+from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.names import plain_name
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
 OPTIONAL = ("site", "split")
+MISSING = ("nan", "NaN", "NAN", "NaT", "None", "NONE", "null", "NULL", "NA", "<NA>", "N/A", "n/a", "#N/A")
+"""How programs write a missing value as text: one person of that name would be everybody without a name."""
+
+_LONGEST_CELL = 1000
+_LONGEST_FILE_NAME = 255  # bytes
+_ELSEWHERE = re.compile(r"[A-Za-z]:/|[A-Za-z][A-Za-z0-9+.-]*://|~[^/]*/")
+_SPREADSHEET_ERROR = re.compile(r"#(REF!|VALUE!|NAME\?|DIV/0!|NULL!|NUM!|GETTING_DATA|SPILL!|CALC!)")
+_SHORTENED_NUMBER = re.compile(r"\d([.,]\d+)?[Ee]\+\d+")
 
 
 @dataclass(frozen=True)
@@ -24,9 +38,9 @@ class Row:
     image
         Path under the manifest's root, with forward slashes.
     identity
-        The person; never leaves the site.
+        The person; never leaves the site. In a :class:`Manifest` each person has one spelling, the first.
     label
-        Class of the task, not of the person.
+        Class of the task, not of the person; one spelling, too.
     site
         Who holds the image; empty for people never trained on whom every site may hold.
     split
@@ -38,24 +52,64 @@ class Row:
     label: str
     site: str = ""
     split: str = ""
+    written: tuple[str, str] | None = field(default=None, compare=False, repr=False)
+    """Identity and label as the file spells them, where the manifest has another spelling of them."""
+
+    @property
+    def written_identity(self) -> str:
+        """The identity as the file spells it."""
+        return self.written[0] if self.written else self.identity
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A face set: its rows, and the folder that their images start from."""
+    """A face set: its rows, the folder that their images start from, and whether links may lead out of it.
+
+    Rows whose identities are one person by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do
+    labels; :func:`write_manifest` writes the file's own.
+    """
 
     rows: tuple[Row, ...]
     root: Path
+    links: Links = "refuse"
+
+    def __post_init__(self) -> None:
+        """Give each person and each class one spelling."""
+        people, labels = dict[str, str](), dict[str, str]()
+        rows = []
+        for row in self.rows:
+            identity = people.setdefault(canonical(row.identity), row.identity)
+            label = labels.setdefault(canonical(row.label), row.label)
+            if (identity, label) != (row.identity, row.label):
+                written = row.written or (row.identity, row.label)
+                rows.append(replace(row, identity=identity, label=label, written=written))
+            else:
+                rows.append(row)
+        object.__setattr__(self, "rows", tuple(rows))
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels in order."""
-        return tuple(sorted({row.label for row in self.rows}))
+        """The labels in order; of their canonical forms, so that sites which spell them in other ways agree."""
+        return tuple(sorted({row.label for row in self.rows}, key=canonical))
 
     @property
     def identities(self) -> tuple[str, ...]:
         """The people in order."""
-        return tuple(sorted({row.identity for row in self.rows}))
+        return tuple(sorted({row.identity for row in self.rows}, key=canonical))
+
+    def spellings(self) -> tuple[tuple[str, ...], ...]:
+        """Return the spellings of each person and of each class who has several in the file, the first one first."""
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for row in self.rows:
+            for kind, name, written in zip(
+                ("identity", "label"), (row.identity, row.label), row.written or (row.identity, row.label), strict=True
+            ):
+                found.setdefault((kind, name), {})[written] = None
+        return tuple(tuple(names) for names in found.values() if len(names) > 1)
+
+    def file_of(self, row: Row) -> Path:
+        """Return an image's file; a :class:`~dlfd_fleet.exceptions.DataError` if a link leaves the image folder."""
+        return image_file(self.root, row.image, self.links)
 
     def of_site(self, site: str) -> Manifest:
         """Return what one site holds: its own rows, and those of people whom every site holds."""
@@ -69,7 +123,9 @@ class Manifest:
         return people
 
 
-def read_manifest(file: Path, root: Path | None = None) -> Manifest:
+def read_manifest(
+    file: Path, root: Path | None = None, links: Links = "refuse", *, may_be_empty: bool = False
+) -> Manifest:
     """Read a manifest, CSV or Parquet by its suffix.
 
     Parameters
@@ -78,6 +134,10 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
         The table.
     root
         Folder that image paths start from; the table's own folder when omitted.
+    links
+        Whether images may be links that leave this folder.
+    may_be_empty
+        Whether a header alone will do: at a site everybody may have been forgotten.
 
     Raises
     ------
@@ -85,48 +145,103 @@ def read_manifest(file: Path, root: Path | None = None) -> Manifest:
         At the first problem of the table itself, with its row; images are not looked at.
     """
     rows = []
-    for number, cells in read_cells(file):
+    folder = (root or file.parent).absolute()
+    for number, cells in read_cells(file, folder):
         for column, sentence in cell_problems(cells):
             raise DataError(f"{file}, row {number}, column '{column}': {sentence}.")
-        rows.append(Row(**cells))
-    if not rows:
+        image, identity, label, site, split = (cells.get(name, "") for name in (*REQUIRED, *OPTIONAL))
+        rows.append(Row(image, identity, label, site, split))
+    if not rows and not may_be_empty:
         raise DataError(f"{file} has no rows; list at least one image.")
-    return Manifest(tuple(rows), (root or file.parent).absolute())
+    return Manifest(tuple(rows), folder, links)
 
 
-def read_cells(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_cells(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row's number (the header is row 1) and its cells, without judging them.
+
+    Paths of images under the root start from it, with forward slashes. Blanks around paths, sites and splits go.
 
     Raises
     ------
     DataError
         If the table cannot be read or its columns are not the contract's.
     """
-    try:
-        table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
-    except FileNotFoundError as error:
-        raise DataError(f"There is no manifest {file}.") from error
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise DataError(f"The manifest {file} cannot be read: {error}.") from error
-    columns, rows = table
-    missing = [name for name in REQUIRED if name not in columns]
-    unknown = [name for name in columns if name not in REQUIRED + OPTIONAL]
-    if missing or unknown:
-        wrong = f"lacks the column '{missing[0]}'" if missing else f"has an unknown column '{unknown[0]}'"
-        raise DataError(f"The manifest {file} {wrong}; its columns are image,identity,label[,site][,split].")
-    yield from enumerate(rows, start=2)
+    rows = read_table(file, REQUIRED, OPTIONAL)
+    with_whole_numbers([cells for _, cells in rows], [name for name in REQUIRED + OPTIONAL if name != "image"])
+    for number, cells in rows:
+        plain = {name: cells[name].strip() for name in OPTIONAL if name in cells}
+        if "split" in plain:
+            plain["split"] = plain["split"].lower()
+        yield number, cells | plain | {"image": _under(root, cells["image"].strip())}
 
 
 def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the column and the sentence of every problem of one row's cells."""
-    for name in REQUIRED:
-        if not cells.get(name):
-            yield name, "the cell is empty"
-    image, split = PurePosixPath(cells.get("image") or "."), cells.get("split", "")
-    if image.is_absolute() or ".." in image.parts:
+    for name, cell in cells.items():
+        sentence = _text_problem(cell)
+        if not sentence and name in REQUIRED:
+            sentence = _name_problem(name, cell)
+        if sentence:
+            yield name, sentence
+    image, split = cells.get("image", ""), cells.get("split", "")
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts:
         yield "image", f"'{image}' leaves the image folder; give a path under it"
+    elif _ELSEWHERE.match(image):
+        yield "image", f"'{image}' is no path on this machine; give one under the image folder"
+    elif any(len(part.encode()) > _LONGEST_FILE_NAME for part in path.parts):
+        yield "image", "the path has a longer name than file systems take"
+    elif image == ".":
+        yield "image", "'.' is the image folder itself; give a path under it"
     if split and split not in SPLITS:
         yield "split", f"'{split}' is no split; use {', '.join(SPLITS)} or leave it empty"
+    if cells.get("site"):
+        try:
+            plain_name(cells["site"])
+        except ValueError as error:
+            yield "site", str(error)
+
+
+def _text_problem(cell: str) -> str:
+    if len(cell) > _LONGEST_CELL:
+        return f"the cell has {len(cell):,} characters; a quotation mark before it may not be closed"
+    if cell.isprintable() and "\ufffd" not in cell:  # nearly every cell, and quick to tell
+        return ""
+    if strange := next((letter for letter in cell if unicodedata.category(letter) in ("Cc", "Cs")), ""):
+        return f"the cell holds the control character U+{ord(strange):04X}; remove it"
+    if "\ufffd" in cell:
+        return f"'{cell}' holds a letter that was lost (U+FFFD); write the table again from its source"
+    return ""
+
+
+def _name_problem(column: str, cell: str) -> str:
+    """Return what is wrong with a cell that must name something."""
+    name = cell.strip()
+    if not (name if column == "image" else canonical(name)):
+        return "the cell is empty"
+    if column == "image":
+        return ""
+    if name in MISSING or (column == "identity" and name == "none"):
+        other = "'none'" if column == "label" and name.casefold() == "none" else "another spelling"
+        return f"'{name}' is how programs write an empty cell; give the {column}, or use {other} if it is meant"
+    if _SPREADSHEET_ERROR.fullmatch(name):
+        return f"'{name}' is an error of a spreadsheet; give the {column}"
+    if _SHORTENED_NUMBER.fullmatch(name):
+        return f"'{name}' is a number that a spreadsheet shortened; format the column as text, and enter it again"
+    return ""
+
+
+def _under(root: Path, path: str) -> str:
+    """Return an image's path from the root on, if it is under it; any other path as it is, with forward slashes."""
+    posix = path.replace("\\", "/")
+    if not posix:
+        return ""
+    plain = PurePosixPath(posix)
+    if plain.is_absolute() and ".." not in plain.parts:
+        for folder in (root, root.resolve()):
+            if plain.is_relative_to(folder):
+                return str(plain.relative_to(folder))
+    return posix if "://" in posix else str(plain)
 
 
 def write_manifest(rows: Iterable[Row], file: Path) -> None:
@@ -137,11 +252,14 @@ def write_manifest(rows: Iterable[Row], file: Path) -> None:
     DataError
         If the disk refuses.
     """
-    columns = [field.name for field in fields(Row)]
-    table = [[getattr(row, name) for name in columns] for row in rows]
+    columns = [*REQUIRED, *OPTIONAL]
+    table = [
+        [row.image, *(row.written or (row.identity, row.label)), *(getattr(row, name) for name in OPTIONAL)]
+        for row in rows
+    ]
     with whole_file(file, DataError) as new:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             import pyarrow
             from pyarrow import parquet
 
@@ -150,22 +268,3 @@ def write_manifest(rows: Iterable[Row], file: Path) -> None:
         else:
             with new.open("w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows([columns, *table])
-
-
-def _read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, restval="", strict=True)
-        rows = []
-        for line in reader:
-            if None in line:
-                raise ValueError(f"row {reader.line_num} has more cells than the header")
-            rows.append(dict(line))
-        return list(reader.fieldnames or []), rows
-
-
-def _read_parquet(file: Path) -> tuple[list[str], list[dict[str, str]]]:
-    from pyarrow import parquet
-
-    table = parquet.read_table(file)
-    rows = [{name: "" if cell is None else str(cell) for name, cell in line.items()} for line in table.to_pylist()]
-    return list(table.column_names), rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -19,10 +20,10 @@ def open_source(settings: DataSettings) -> Manifest:
     if settings.source == "orl":
         return orl_manifest()
     if settings.source == "celeba":
-        return celeba_manifest(settings.root or Path(), settings.attribute)
+        return replace(celeba_manifest(settings.root or Path(), settings.attribute), links=settings.links)
     if settings.manifest is None:
         raise DataError("data.manifest names no file.")
-    return read_manifest(settings.manifest, settings.root)
+    return read_manifest(settings.manifest, settings.root, settings.links)
 
 
 def orl_manifest() -> Manifest:
@@ -50,7 +51,7 @@ def orl_manifest() -> Manifest:
         Row(line["image"], line["identity"], "eyewear" if line["eyewear"] == "1" else "no eyewear")
         for line in csv.DictReader(text.splitlines())
     )
-    return Manifest(rows, root)
+    return Manifest(rows, root, "follow")  # an installer may keep one copy of a package, and link to it
 
 
 def celeba_manifest(root: Path, attribute: str) -> Manifest:

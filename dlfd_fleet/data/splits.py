@@ -15,8 +15,9 @@ from dlfd_fleet.exceptions import DataError
 def assign_people(manifest: Manifest, *, validation_people: int, test_people: int, sites: int, seed: int) -> Manifest:
     """Give every person a split, and every person who is trained on a site.
 
-    People with a split or a site in the manifest keep them. Of the others, test and validation people are drawn by
-    :func:`systematic_sample` and are held by every site; the rest are dealt to ``site-1`` ... ``site-n``.
+    People with a split or a site in the manifest keep them, also for rows that do not say it. Of the others, test and
+    validation people are drawn by :func:`systematic_sample` and are held by every site; the rest are dealt to
+    ``site-1`` ... ``site-n``.
 
     Raises
     ------
@@ -100,15 +101,14 @@ def _deal(
     sites: int,
     generator: np.random.Generator,
 ) -> dict[str, str]:
-    """Deal people without a site, each block of neighbours to all sites in random order."""
-    homeless = {
-        person: rows for person, rows in people.items() if splits[person] == "train" and not any(r.site for r in rows)
-    }
+    """Return a site for each person who is trained on: one of their own; or, block by block of neighbours, any."""
+    trained = {person: rows for person, rows in people.items() if splits[person] == "train"}
+    homes = {person: next((row.site for row in rows if row.site), "") for person, rows in trained.items()}
+    homeless = {person: rows for person, rows in trained.items() if not homes[person]}
     known = sorted({row.site for row in manifest.rows if row.site})
     if not known and len(homeless) < sites:
         raise DataError(f"{len(homeless)} people to train on are too few for {sites} sites; lower data.sites.")
     names = known or [f"site-{number}" for number in range(1, sites + 1)]
-    homes: dict[str, str] = {}
     order = order_by_look(homeless, generator)
     for start in range(0, len(order), len(names)):
         block = order[start : start + len(names)]
@@ -117,7 +117,9 @@ def _deal(
 
 
 def _only_split(identity: str, rows: list[Row]) -> str:
-    splits = {row.split for row in rows}
+    """Return the split of somebody's rows, or nothing if none of them says one."""
+    splits = {row.split for row in rows if row.split}
     if len(splits) > 1:
-        raise DataError(f"A person is in two splits ({', '.join(sorted(splits))}): '{identity}'; use one.")
-    return splits.pop()
+        names = ", ".join(f"'{name}'" for name in dict.fromkeys([identity, *(row.written_identity for row in rows)]))
+        raise DataError(f"A person is in two splits ({', '.join(sorted(splits))}): {names}; use one.")
+    return splits.pop() if splits else ""

@@ -65,12 +65,7 @@ class Delivery:
     def health(self, current: Rollout) -> rollout.Health:
         """Return how devices fare with the release of a rollout."""
         since = self.devices.published_at(current.sequence)
-        reports = [
-            device.report
-            for device in self.devices.devices()
-            if device.report and device.retired is None and since and device.received_at and device.received_at >= since
-        ]
-        return rollout.health(current, reports)
+        return rollout.health(current, self.devices.devices(), since, self.clock())
 
     def keep_up(self, *, only_due: bool = True) -> list[str]:
         """Sign again what would expire, and abort a rollout under which devices fail.

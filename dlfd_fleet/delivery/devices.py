@@ -17,14 +17,17 @@ from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from dlfd_fleet.database import shared_engine
 from dlfd_fleet.delivery.reports import open_envelope, verified_report
-from dlfd_fleet.delivery.tables import ATTACK, DELIVERY, DEVICE, FILE, NONCE, TABLES
+from dlfd_fleet.delivery.tables import ALARM, ATTACK, DELIVERY, DEVICE, FILE, NONCE, PURGED, TABLES
 from dlfd_fleet.device.contract import DeviceReport
 from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepeatedError
+from dlfd_fleet.names import plain_name
 from dlfd_fleet.settings import Format
 
 RETIREMENT_TYPE = "application/vnd.dlfd-fleet.device-retirement+json"
-_VERSION = 1
+_VERSION = 2
 _KEPT_ATTACKS = 1000
+_AHEAD = timedelta(minutes=5)
+"""How far a device's clock may be ahead of ours."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,19 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """A sign that two machines report with one key, or that a device's disk was set back."""
+
+    at: datetime
+    said: str
+
+
+@dataclass(frozen=True)
 class Device:
-    """One device: what it said last, or why it does not count any more."""
+    """One device: what it said last, or why it does not count any more.
+
+    What it says closes no erasure as long as there is an alarm; only :meth:`DeviceStore.retire` ends one.
+    """
 
     id: str
     name: str
@@ -49,6 +63,7 @@ class Device:
     retired: str | None
     report: DeviceReport | None
     received_at: datetime | None
+    alarms: tuple[Alarm, ...] = ()
 
     def lease_is_over(self, now: datetime) -> bool:
         """Tell whether it has stopped to answer, out of reach as it is."""
@@ -116,8 +131,12 @@ class DeviceStore:
         Raises
         ------
         DeliveryError
-            If it is in it already.
+            If it is in it already, or the name is no plain one.
         """
+        try:
+            plain_name(name)
+        except ValueError as error:
+            raise DeliveryError(f"The device {error}.") from error
         row = {
             "id": key.keyid,
             "name": name,
@@ -165,7 +184,11 @@ class DeviceStore:
         """Return all devices, by name."""
         with self._transaction() as connection:
             rows = connection.execute(sa.select(DEVICE).order_by(DEVICE.c.name, DEVICE.c.id)).mappings().all()
-        return [_as_device(row) for row in rows]
+            alarms = connection.execute(sa.select(ALARM).order_by(ALARM.c.at, ALARM.c.kind)).mappings().all()
+        raised: dict[str, list[Alarm]] = {}
+        for alarm in alarms:
+            raised.setdefault(alarm["device"], []).append(Alarm(datetime.fromisoformat(alarm["at"]), alarm["said"]))
+        return [_as_device(row, tuple(raised.get(row["id"], ()))) for row in rows]
 
     def find(self, device: str) -> Device:
         """Return the one device of this id, beginning of an id, or name."""
@@ -189,12 +212,12 @@ class DeviceStore:
         content
             JSON of the DSSE envelope.
         window
-            How far its time may be from ours; as long, its nonce is remembered.
+            How old it may be; as long, its nonce is remembered.
 
         Raises
         ------
         ReportRefusedError
-            If it is not signed by a device of the fleet, or is too old or too new.
+            If it is not signed by a device of the fleet, is too old, or of the future.
         ReportRepeatedError
             If it came before.
         """
@@ -206,7 +229,14 @@ class DeviceStore:
         if row["retirement"] is not None:
             raise ReportRefusedError(f"The device {row['name']} is retired.")
         report = verified_report(envelope, SSlibKey.from_dict(keyid, json.loads(row["public_key"])))
-        if abs(report.time - now) > window:
+        if report.nonce == row["last_nonce"]:  # of whatever time: its device did not hear that it was taken
+            raise ReportRepeatedError(f"This report of {row['name']} came before: it counts once.")
+        if report.time - now > _AHEAD:
+            raise ReportRefusedError(
+                f"The report of {row['name']} is of {report.time:%Y-%m-%d %H:%M %Z}, which is in the future: set the "
+                "device's clock right."
+            )
+        if now - report.time > window:
             raise ReportRefusedError(
                 f"The report of {row['name']} is of {report.time:%Y-%m-%d %H:%M %Z}, too far from now: an old one, or "
                 "the device's clock is wrong."
@@ -230,10 +260,45 @@ class DeviceStore:
             if attacks:
                 newest = connection.execute(sa.insert(ATTACK).returning(ATTACK.c.number), attacks).scalars().all()
                 connection.execute(sa.delete(ATTACK).where(ATTACK.c.number <= max(newest) - _KEPT_ATTACKS))
-            last = connection.execute(sa.select(DEVICE.c.report).where(DEVICE.c.id == report.device)).scalar()
-            if last is None or DeviceReport.model_validate_json(last).time < report.time:
-                update = sa.update(DEVICE).where(DEVICE.c.id == report.device)
-                connection.execute(update.values(report=report.model_dump_json(), received_at=now.isoformat()))
+            known = sa.select(DEVICE.c.report, DEVICE.c.last_nonce, DEVICE.c.floor).where(DEVICE.c.id == report.device)
+            before = connection.execute(known.with_for_update()).mappings().one()
+            is_next = before["last_nonce"] is None or before["last_nonce"] in report.follows
+            self._raise_alarms(connection, report, before["floor"], now, is_next=is_next)
+            values = {"last_nonce": report.nonce, "floor": max(before["floor"], report.floor)}
+            last = before["report"]
+            if is_next or last is None or DeviceReport.model_validate_json(last).time < report.time:
+                values |= {"report": report.model_dump_json(), "received_at": now.isoformat()}
+            connection.execute(sa.update(DEVICE).where(DEVICE.c.id == report.device).values(values))
+
+    def _raise_alarms(
+        self, connection: sa.Connection, report: DeviceReport, floor: int, now: datetime, *, is_next: bool
+    ) -> None:
+        """Note what one machine, whose disk nobody sets back, never says; and what it has purged."""
+        files = connection.execute(sa.select(FILE.c.sha256, sa.func.max(FILE.c.epoch)).group_by(FILE.c.sha256))
+        epochs: dict[str, int] = dict(files.tuples().all())
+        rows = connection.execute(sa.select(PURGED.c.sha256).where(PURGED.c.device == report.device))
+        purged = set(rows.scalars())
+        forbidden = max(floor, report.floor)
+        # What is not forbidden may come back: by an abort of the rollout that it had made room for.
+        returned = [digest for digest in report.installed if digest in purged and epochs.get(digest, 0) < forbidden]
+        raised = {}
+        if not is_next:
+            raised["chain"] = (
+                f"its report of {report.time:%Y-%m-%d %H:%M} does not follow the one before: two machines have this "
+                "key, or its disk was set back"
+            )
+        if report.floor < floor:
+            raised["floor"] = f"its floor fell from {floor} to {report.floor}"
+        if returned:
+            raised["purged"] = f"it holds {len(returned)} files again that it had purged ({returned[0][:12]})"
+        kinds = set(connection.execute(sa.select(ALARM.c.kind).where(ALARM.c.device == report.device)).scalars())
+        for kind, said in raised.items():
+            if kind not in kinds:
+                row = {"device": report.device, "kind": kind, "at": now.isoformat(), "said": said}
+                connection.execute(sa.insert(ALARM).values(row))
+        news = [digest for digest in dict.fromkeys(report.purged) if digest in epochs and digest not in purged]
+        if news:
+            connection.execute(sa.insert(PURGED), [{"device": report.device, "sha256": digest} for digest in news])
 
     def attacks(self, most: int = 20) -> list[Attack]:
         """Return what devices refused, newest first."""
@@ -290,7 +355,7 @@ class DeviceStore:
             raise DeliveryError(f"The devices' database {self.name} cannot be used: {error.orig}.") from error
 
 
-def _as_device(row: sa.RowMapping) -> Device:
+def _as_device(row: sa.RowMapping, alarms: tuple[Alarm, ...]) -> Device:
     reason = None
     if row["retirement"] is not None:
         reason = str(json.loads(Envelope.from_dict(json.loads(row["retirement"])).payload)["reason"])
@@ -302,4 +367,5 @@ def _as_device(row: sa.RowMapping) -> Device:
         retired=reason,
         report=DeviceReport.model_validate_json(row["report"]) if row["report"] else None,
         received_at=datetime.fromisoformat(row["received_at"]) if row["received_at"] else None,
+        alarms=alarms,
     )

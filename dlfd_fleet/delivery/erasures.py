@@ -58,9 +58,11 @@ def reached(store: DeviceStore, epoch: int, now: datetime | None = None) -> tupl
     while over and open_devices(store, over, now):
         over -= 1
     kinds = Counter(each.kind for each in stand)
+    alarms = sum(each.open and bool(each.device.alarms) for each in stand)
     return over, (
         f"epoch {epoch} on {len(stand)} devices: {kinds['purged']} have purged, {kinds['retired']} are retired, "
         f"{kinds['excepted']} have not purged and may not answer any more (an exception), {kinds['open']} keep it open"
+        + (f", {alarms} of them with an alarm" if alarms else "")
     )
 
 
@@ -68,13 +70,17 @@ def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime)
     report = device.report
     if device.retired is not None:
         return Standing(device, "retired", f"retired: {device.retired}")
+    if device.alarms:
+        first = device.alarms[0]
+        return Standing(
+            device, "open", f"ALARM since {first.at:%Y-%m-%d %H:%M}: {first.said}; retire the key when it is cleared up"
+        )
+    old = [digest for digest in report.installed if epochs.get(digest, -1) < epoch] if report else []
+    if report is not None and report.floor >= epoch and not old:
+        return Standing(device, "purged", f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
     if report is not None and report.floor >= epoch:
-        old = [digest for digest in report.installed if epochs.get(digest, -1) < epoch]
-        if not old:
-            return Standing(device, "purged", f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
         return Standing(device, "open", f"still holds {len(old)} files from before, or that nobody knows")
     if device.lease_is_over(now):
         return Standing(device, "excepted", "EXCEPTION: has not purged; its lease has run out, so it answers no more")
-    if report is None:
-        return Standing(device, "open", "has never reported")
-    return Standing(device, "open", f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}")
+    told = f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}" if report else ""
+    return Standing(device, "open", told or "has never reported")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pydantic import ValidationError
 from tuf.api.metadata import TargetFile
 
 from dlfd_fleet.delivery.contents import Contents
 from dlfd_fleet.device.contract import CUSTOM_KEY, Release
+from dlfd_fleet.exceptions import DeliveryError
 
 
 def listed(contents: Contents) -> dict[str, Release]:
     """Return what is signed of each model target, by name; newest first."""
     found = {
-        name: Release.model_validate(target.custom[CUSTOM_KEY])
+        name: _release(name, target.custom[CUSTOM_KEY])
         for name, target in contents.targets.signed.targets.items()
         if target.custom and CUSTOM_KEY in target.custom
     }
@@ -48,6 +50,15 @@ def withdraw(contents: Contents, wanted: Callable[[Release], bool]) -> None:
             for part in (name, release.self_test.target, release.data):
                 if part:
                     targets.pop(part, None)
+
+
+def _release(name: str, custom: object) -> Release:
+    try:
+        return Release.model_validate(custom)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DeliveryError(f"What is signed of {name} breaks the contract: {where}: {first['msg']}.") from error
 
 
 def _sign_of(target: TargetFile, release: Release) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from pydantic import ValidationError
 from securesystemslib.dsse import Envelope
@@ -11,6 +12,8 @@ from securesystemslib.signer import SSlibKey
 
 from dlfd_fleet.device.contract import REPORT_TYPE, DeviceReport
 from dlfd_fleet.exceptions import ReportRefusedError
+
+_KEYID = re.compile("[0-9a-f]{64}")
 
 
 def open_envelope(content: bytes) -> tuple[Envelope, str]:
@@ -24,6 +27,8 @@ def open_envelope(content: bytes) -> tuple[Envelope, str]:
     try:
         envelope = Envelope.from_dict(json.loads(content))
         (keyid,) = envelope.signatures
+        if not _KEYID.fullmatch(keyid):
+            raise ValueError("no key id")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, FormatError) as error:
         raise ReportRefusedError("This is no DSSE envelope with one signature.") from error
     if envelope.payload_type != REPORT_TYPE:
@@ -42,12 +47,12 @@ def verified_report(envelope: Envelope, key: SSlibKey) -> DeviceReport:
     try:
         envelope.verify([key], 1)
         report = DeviceReport.model_validate_json(envelope.payload)
-    except VerificationError as error:
-        raise ReportRefusedError(f"The report is not signed by the device {key.keyid[:12]}.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ReportRefusedError(f"The report breaks the contract: {where}: {first['msg']}.") from error
+    except (VerificationError, ValueError, TypeError) as error:
+        raise ReportRefusedError(f"The report is not signed by the device {key.keyid[:12]}.") from error
     if report.device != key.keyid:
         raise ReportRefusedError("The report is of another device than the one that signed it.")
     return report

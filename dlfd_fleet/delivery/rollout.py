@@ -9,16 +9,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
+from tuf.api.exceptions import RepositoryError
 
 from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery.contents import Contents
-from dlfd_fleet.delivery.devices import DeviceStore
+from dlfd_fleet.delivery.devices import Device, DeviceStore
 from dlfd_fleet.delivery.repository import Repository
-from dlfd_fleet.device.contract import ROLLOUT_TARGET, DeviceReport, Rollout
+from dlfd_fleet.device.contract import ROLLOUT_TARGET, Rollout
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings
+
+_SILENT = timedelta(days=2)
+"""Devices report once a day: one that is silent for so long is away, and a rollout does not wait to hear of it."""
 
 # ---------------------------------------------------------------------- the rules
 
@@ -91,14 +96,26 @@ def _must_be(rollout: Rollout, done: str, *states: str) -> None:
 
 @dataclass(frozen=True)
 class Health:
-    """How devices fare with a release: those that tried it, and those of them that failed."""
+    """How devices fare with a release.
 
+    Attributes
+    ----------
+    ring
+        Devices that may take it, but for those that have not been heard of for days.
+    tried
+        Of these, the ones that run it or tried it in vain.
+    failed
+        Of these, the ones that do not answer with it.
+    """
+
+    ring: int
     tried: int
     failed: int
 
     def why_abort(self, settings: DeliverySettings) -> str | None:
         """Return why a rollout must not go on, if so."""
-        if self.tried < settings.least_reports or self.failed <= settings.failed_share * self.tried:
+        least = max(1, min(settings.least_reports, self.ring))
+        if self.tried < least or self.failed <= settings.failed_share * self.tried:
             return None
         return (
             f"{self.failed} of {self.tried} devices that tried it failed, more than the {settings.failed_share:.0%} "
@@ -106,22 +123,26 @@ class Health:
         )
 
 
-def health(rollout: Rollout, reports: Iterable[DeviceReport]) -> Health:
-    """Count the devices that run a release, and those that may take it and answer no more.
+def health(rollout: Rollout, devices: Iterable[Device], since: datetime | None, now: datetime) -> Health:
+    """Count the devices that a rollout has come to. What others report of its release counts for nothing.
 
     Parameters
     ----------
-    reports
-        Each device's last, of those that came since the release was published.
+    since
+        When the release was published; what came before says nothing of it.
     """
-    tried = failed = 0
-    for report in reports:
-        runs = report.sequence == rollout.sequence
-        may = rollout.admits(report.device, rollout.sequence, under_floor=False, has_it=runs)
-        if runs or (may and not report.healthy):
-            tried += 1
-            failed += not report.healthy
-    return Health(tried, failed)
+    ring = tried = failed = 0
+    for device in devices:
+        # One that has the release, and should not, is no witness; nor is one whose key two machines have.
+        if device.retired is not None or device.alarms or not rollout.has_in_its_ring(device.id):
+            continue
+        ring += now - (device.received_at or device.enrolled_at) <= _SILENT
+        if device.report is None or since is None or device.received_at is None or device.received_at < since:
+            continue
+        runs, in_vain = (device.report.sequence == rollout.sequence, rollout.sequence in device.report.failed)
+        tried += runs or in_vain
+        failed += in_vain or (runs and not device.report.healthy)
+    return Health(ring, tried, failed)
 
 
 # ---------------------------------------------------------------------- the repository
@@ -136,7 +157,7 @@ def read(repository: Repository, contents: Contents) -> Rollout | None:
         content = (repository.served / "targets" / target.get_prefixed_paths()[0]).read_bytes()
         target.verify_length_and_hashes(content)
         return Rollout.model_validate_json(content)
-    except (OSError, ValidationError) as error:
+    except (OSError, RepositoryError, ValidationError) as error:
         raise DeliveryError(f"The rollout in {repository.served} cannot be read: {error}.") from error
 
 

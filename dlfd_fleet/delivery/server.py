@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
 import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dlfd_fleet.delivery.delivery import Delivery
+from dlfd_fleet.device.connections import Limits, Server, listening, most_connections, raise_file_limit
 from dlfd_fleet.device.contract import REPORTS_PATH
-from dlfd_fleet.exceptions import DeliveryError, FleetError, ReportRefusedError, ReportRepeatedError
+from dlfd_fleet.exceptions import DeliveryError, DeviceError, FleetError, ReportRefusedError, ReportRepeatedError
 
 logger = logging.getLogger(__name__)
 LARGEST_REPORT = 2**20
+LIMITS = Limits(connections=8192, backlog=1024)
+"""If the process may open twice as many files; see ``LimitNOFILE`` in deploy/systemd."""
 _SECONDS_BETWEEN_LOOKS = 5.0
-_BACKLOG = 4096
+_MOST_REPORTS = 1024
+_NAME = re.compile(r"([0-9]{1,10}\.)?(root|targets|rollout|snapshot|timestamp)\.json")
+_PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,300}"
+_TARGET = re.compile(f"({_PART}/){{0,8}}{_PART}")
 
 
 def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> Starlette:
@@ -44,27 +51,44 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> 
     metadata, targets = delivery.repository.served / "metadata", delivery.repository.served / "targets"
     # The database has one writer. Reports that wait for it here hold no thread, which files are served by.
     one_at_a_time = asyncio.Lock()
+    under_way = 0
 
     async def send_metadata(request: Request) -> Response:
         # Read at once: the timestamp is replaced while it is served.
-        content = await run_in_threadpool(_read, metadata / request.path_params["name"])
+        name = request.path_params["name"]
+        content = await run_in_threadpool(_read, metadata / name) if _NAME.fullmatch(name) else None
         if content is None:
             raise HTTPException(404)
         return Response(content, media_type="application/json", headers={"Cache-Control": "no-cache"})
 
     async def take_report(request: Request) -> Response:
-        content = b""
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > LARGEST_REPORT:
-                return JSONResponse({"error": f"A report has at most {LARGEST_REPORT} bytes."}, 413)
+        nonlocal under_way
+        if under_way >= _MOST_REPORTS:
+            return _refused("There are too many reports at once: send it again later.", 503)
+        under_way += 1
         try:
+            return await _take(request)
+        finally:
+            under_way -= 1
+
+    async def _take(request: Request) -> Response:
+        content = bytearray()
+        try:
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > LARGEST_REPORT:
+                    return _refused(f"A report has at most {LARGEST_REPORT} bytes.", 413)
             async with one_at_a_time:
-                await run_in_threadpool(delivery.receive, content)
+                await run_in_threadpool(delivery.receive, bytes(content))
+        except ClientDisconnect:
+            return Response(status_code=400)  # for nobody
         except ReportRepeatedError:
             pass  # its device sends it until it hears that it was taken; whoever else does has changed nothing
         except ReportRefusedError as error:
-            return JSONResponse({"error": str(error)}, 400)
+            return _refused(str(error), 400)
+        except FleetError as error:
+            logger.warning("%s", error)
+            return _refused("Reports cannot be kept now: send it again later.", 503)
         return Response(status_code=204)
 
     @asynccontextmanager
@@ -81,7 +105,7 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> 
     routes = [
         Route("/metadata/{name}", send_metadata),
         Route(REPORTS_PATH, take_report, methods=["POST"]),
-        Mount("/targets", StaticFiles(directory=targets, check_dir=False)),
+        Mount("/targets", _Targets(directory=targets, check_dir=False)),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
 
@@ -108,23 +132,53 @@ def check_tls(certificate: Path | None, private_key: Path | None) -> None:
 
 
 def serve(
-    delivery: Delivery, host: str, port: int, certificate: Path | None = None, private_key: Path | None = None
+    delivery: Delivery,
+    host: str,
+    port: int,
+    certificate: Path | None = None,
+    private_key: Path | None = None,
+    limits: Limits = LIMITS,
 ) -> None:
-    """Serve a delivery until somebody stops the process; with a certificate, over TLS."""
-    uvicorn.run(
-        application(delivery),
-        host=host,
-        port=port,
-        backlog=_BACKLOG,
-        log_level="warning",
-        ssl_certfile=certificate,
-        ssl_keyfile=private_key,
-    )
+    """Serve a delivery until somebody stops the process; with a certificate, over TLS.
+
+    Raises
+    ------
+    DeliveryError
+        If the address cannot be listened on.
+    """
+    limits = Limits(**vars(limits) | {"connections": most_connections(limits.connections, raise_file_limit())})
+    try:
+        listener = listening(host, port)
+    except DeviceError as error:
+        raise DeliveryError(str(error)) from error
+    with listener:
+        server(delivery, limits, ssl_certfile=certificate, ssl_keyfile=private_key).run([listener])
+
+
+def server(delivery: Delivery, limits: Limits, seconds: float = _SECONDS_BETWEEN_LOOKS, **options: object) -> Server:
+    """Return the server of a delivery; its ``run`` takes sockets to serve."""
+    return Server(application(delivery, seconds), limits, **options)
+
+
+class _Targets(StaticFiles):
+    """Files under names that are targets' names; no other reaches the file system."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """Return a target's file."""
+        try:
+            return super().lookup_path(path) if _TARGET.fullmatch(path) else ("", None)
+        except OSError:
+            return "", None
+
+
+def _refused(sentence: str, status: int) -> Response:
+    # The rest of the body may be on its way: what follows on this connection is no request.
+    return JSONResponse({"error": sentence}, status, None if status == 400 else {"Connection": "close"})
 
 
 def _read(file: Path) -> bytes | None:
     try:
-        return file.read_bytes() if file.suffix == ".json" else None
+        return file.read_bytes()
     except OSError:
         return None
 
@@ -136,8 +190,11 @@ def _keep_up(delivery: Delivery, seconds: float, over: threading.Event) -> None:
             lines = delivery.keep_up()
         except FleetError as error:
             lines = [str(error)]
+        except Exception:  # a defect of ours, or a machine without memory: the next look may go well
+            logger.exception("The upkeep of the repository failed by a defect")
+            lines = []
         for line in lines:
             if line not in said:
-                logger.warning(line)
+                logger.warning("%s", line)
         said = set(lines)
         over.wait(seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from dlfd_fleet.delivery import releases, rollout
@@ -12,6 +11,7 @@ from dlfd_fleet.delivery.delivery import Delivery
 from dlfd_fleet.delivery.devices import Device
 from dlfd_fleet.delivery.erasures import published_epochs, standings
 from dlfd_fleet.device.contract import Rollout
+from dlfd_fleet.plain_text import plain
 
 _ID_SHOWN = 12
 
@@ -24,9 +24,15 @@ def delivery_status(delivery: Delivery) -> RenderableType:
     devices = delivery.devices.devices()
     parts.append(_devices(devices) if devices else "No device is enrolled.")
     parts += [_erasure(delivery, epoch) for epoch in published_epochs(delivery.devices)]
+    parts += [
+        plain(f"ALARM {alarm.at:%Y-%m-%d %H:%M} {device.name}: {alarm.said}.")
+        for device in devices
+        if device.retired is None
+        for alarm in device.alarms
+    ]
     names = {device.id: device.name for device in devices}
     parts += [
-        escape(f"{attack.at:%Y-%m-%d %H:%M} {names[attack.device]} refused: {attack.said}")
+        plain(f"{attack.at:%Y-%m-%d %H:%M} {names[attack.device]} refused: {attack.said}")
         for attack in delivery.devices.attacks()
     ]
     return Group(*parts)
@@ -82,7 +88,8 @@ def _devices(devices: list[Device]) -> Table:
         )
         when = f"{device.received_at:%Y-%m-%d %H:%M}" if device.received_at else "never"
         note = f"retired: {device.retired}" if device.retired else "canary" if device.canary else ""
-        table.add_row(escape(device.name), device.id[:_ID_SHOWN], *said, when, escape(note))
+        note = "ALARM" if device.alarms and not device.retired else note
+        table.add_row(plain(device.name), device.id[:_ID_SHOWN], *map(plain, said), when, plain(note))
     return table
 
 
@@ -95,5 +102,5 @@ def _erasure(delivery: Delivery, epoch: int) -> RenderableType:
         return f"{title} on {len(stand)} devices."
     table = Table("device", "id", "why")
     for each in (*waiting, *exceptions):
-        table.add_row(escape(each.device.name), each.device.id[:_ID_SHOWN], escape(each.reason))
+        table.add_row(plain(each.device.name), each.device.id[:_ID_SHOWN], plain(each.reason))
     return Group(f"{title}.", table)

@@ -22,6 +22,22 @@ DEVICE = sa.Table(
     sa.Column("retirement", sa.String),  # DSSE envelope that says why
     sa.Column("report", sa.String),  # the last one
     sa.Column("received_at", sa.String),
+    sa.Column("last_nonce", sa.String),  # of the report that was taken last: the next one follows it
+    sa.Column("floor", sa.Integer, nullable=False, server_default="0"),  # greatest that it has reported
+)
+PURGED = sa.Table(
+    "purged",
+    TABLES,
+    sa.Column("device", sa.String, sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("sha256", sa.String, primary_key=True),
+)
+ALARM = sa.Table(
+    "alarm",
+    TABLES,
+    sa.Column("device", sa.String, sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),  # one of each kind: the first one counts
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("said", sa.String, nullable=False),
 )
 NONCE = sa.Table(
     "nonce",

@@ -135,14 +135,21 @@ class Agent:
             self._start()
 
     def _hear(self) -> DeviceError | None:
-        """Note that the coordinator was heard from, unless the clock was set back: old words could pass for new."""
-        behind = self._clock.now() - datetime.now(UTC)
+        """Note that the coordinator was heard from.
+
+        With a lease, not under a clock that was set back: old words could pass for new. Without one there is nothing to
+        lengthen, and a clock that was ahead once does no harm.
+        """
+        now = self._clock.now()
+        if self._folder.settings.lease_days is None and self.state.acknowledged_lease is None:
+            now = min(now, datetime.now(UTC))
+        behind = now - datetime.now(UTC)
         if behind > _CLOCK_SLACK:
             return UpdateRefusedError(
                 f"The clock here is {behind} behind the latest time that this device has seen, so the lease is not "
                 "renewed: set the clock right; if it was ahead before, 'dlfd-fleet-device once --clock-is-right'."
             )
-        self.state = self.state.but(heard=self._clock.now())
+        self.state = self.state.but(heard=now)
         self._lease()
         return None
 
@@ -157,7 +164,7 @@ class Agent:
         offers = self._updates.releases()
         listed = {(target, self._updates.sha256(target)) for target, _ in offers}
         self._listed = {digest for _, digest in listed}
-        self.state = self.state.but(refusals=rules.standing(self.state.refusals, listed, self._clock.now()))
+        self.state = self.state.but(refusals=rules.standing(self.state.refusals, listed, datetime.now(UTC)))
         missing: dict[str, DeviceError] = {}
         while offer := self._choice(offers, rollout, {*missing, *self._refused()}):
             try:
@@ -275,11 +282,11 @@ class Agent:
         floor = self._folder.floor.read()
         for _ in range(2):
             if not self._folder.waiting_report.exists():
-                now = self._clock.now()
+                wall = datetime.now(UTC)
                 offered = self._offered_lease()
-                if not report.is_due(self.state, floor, now, offered):
+                if not report.is_due(self.state, floor, self._clock.now(), wall, offered):
                     return
-                self._save(report.write_report(self._folder, self.state, floor, now, offered))
+                self._save(report.write_report(self._folder, self.state, floor, wall, offered))
             self._save(report.send_report(self._folder, self.state).but(unreported=""))
             self._lease()
             self._folder.waiting_report.unlink()
@@ -298,7 +305,13 @@ class Agent:
         self.state = state
 
     def _refuse(self, slot: Slot, error: DeviceError) -> None:
-        refusal = Refusal(target=slot.target, sha256=slot.sha256, reason=str(error), time=self._clock.now())
+        refusal = Refusal(
+            target=slot.target,
+            sha256=slot.sha256,
+            sequence=slot.release.sequence,
+            reason=str(error),
+            time=datetime.now(UTC),
+        )
         self.state = self.state.but(refusals=(*self.state.refusals, refusal))
         self._note(error)
 

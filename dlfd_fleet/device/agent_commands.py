@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.plain_text import PlainConsole, visible
 
 if TYPE_CHECKING:
     from dlfd_fleet.device.answering import Loaded
@@ -68,19 +69,20 @@ def once(
         agent = Agent(opened)
         agent.poll()
         if agent.state.unreported:
-            typer.echo(agent.state.unreported, err=True)
-        typer.echo(_named(agent.answering.loaded()))
+            typer.echo(visible(agent.state.unreported), err=True)
+        typer.echo(visible(_named(agent.answering.loaded())))
 
 
 def run(folder: FolderArgument) -> None:
     """Look for news until stopped."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.folder import DeviceFolder
-    from dlfd_fleet.device.polling import keep_polling, stopped_by_signals
+    from dlfd_fleet.device.polling import Stopped, keep_polling
 
-    opened = DeviceFolder(folder)
+    opened, stopped = DeviceFolder(folder), Stopped()
     with opened.only_agent():
-        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped_by_signals(), typer.echo)
+        keep_polling(Agent(opened), opened.settings.poll_seconds, stopped, _say)
+    _say_who_stopped(stopped.number)
 
 
 def serve(
@@ -91,16 +93,17 @@ def serve(
     """Answer over HTTP in the Open Inference Protocol (v2), and look for news meanwhile."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.folder import DeviceFolder
-    from dlfd_fleet.device.polling import keep_polling, stopped_by_signals
+    from dlfd_fleet.device.polling import Stopped, keep_polling
     from dlfd_fleet.device.serve import serving
 
     opened = DeviceFolder(folder)
     with opened.only_agent():
         agent = Agent(opened)
-        stopped = stopped_by_signals()
+        stopped = Stopped()
         with serving(agent.answering, host, port) as address:
             typer.echo(f"Answers at {address}/v2")
-            keep_polling(agent, opened.settings.poll_seconds, stopped, typer.echo)
+            keep_polling(agent, opened.settings.poll_seconds, stopped, _say)
+    _say_who_stopped(stopped.number)
 
 
 def status(
@@ -119,7 +122,16 @@ def status(
     for key, value in rows.items():
         shown = ", ".join(value) if isinstance(value, list) else str(value)
         table.add_row(key.replace("_", " "), Text(shown, overflow="fold"))
-    Console().print(table)
+    PlainConsole().print(table)
+
+
+def _say(line: str) -> None:
+    typer.echo(visible(line))
+
+
+def _say_who_stopped(number: int) -> NoReturn:
+    typer.echo(f"Stopped by {signal.Signals(number).name}; the next start goes on with the same model.", err=True)
+    raise typer.Exit(128 + number)
 
 
 def _named(loaded: Loaded) -> str:

@@ -12,13 +12,13 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dlfd_fleet.device import agent_commands
 from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import DeviceError, not_permitted
+from dlfd_fleet.plain_text import PlainConsole, visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,7 +82,7 @@ def show(file: ModelArgument) -> None:
     table = Table("key", "value")
     for key, value in DeviceModel(file).metadata.items():
         table.add_row(Text(key), Text(value, overflow="fold"))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,11 +132,11 @@ def _print_table(predictions: Sequence[_Prediction]) -> None:
     for prediction in predictions:
         probability = Text(f"{prediction.probability:.3f}")
         table.add_row(Text(prediction.image, overflow="fold"), Text(prediction.answer, overflow="fold"), probability)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _say(error: object) -> None:
-    typer.echo(_shown(error), err=True)
+    typer.echo(visible(str(error)), err=True)
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,8 @@ from dlfd_fleet.device.durable import write_durably
 from dlfd_fleet.exceptions import DeviceError
 
 _NEWS = timedelta(minutes=1)
+_LAST = datetime(9000, 1, 1, tzinfo=UTC)
+"""No later time counts, so that a lease can be added to any."""
 
 
 class Clock:
@@ -26,7 +28,7 @@ class Clock:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._kept = _read(file)
-        self._greatest = max(self._kept, datetime.now(UTC))
+        self._greatest = max(self._kept, _wall())
         self._at = time.monotonic()
         self._looking = threading.Lock()
 
@@ -34,7 +36,7 @@ class Clock:
         """Return the time, never before one that was returned or kept earlier."""
         with self._looking:
             at = time.monotonic()
-            self._greatest = max(self._greatest + timedelta(seconds=at - self._at), datetime.now(UTC))
+            self._greatest = min(max(self._greatest + timedelta(seconds=at - self._at), _wall()), _LAST)
             self._at = at
             return self._greatest
 
@@ -54,7 +56,7 @@ class Clock:
         DeviceError
             If the disk refuses.
         """
-        self._greatest = self._kept = datetime.now(UTC)
+        self._greatest = self._kept = _wall()
         try:
             write_durably(self._file, self._greatest.isoformat().encode())
         except OSError as error:
@@ -62,6 +64,10 @@ class Clock:
 
 
 def _read(file: Path) -> datetime:
-    with suppress(OSError, ValueError):
-        return datetime.fromisoformat(file.read_text("ascii")).astimezone(UTC)
+    with suppress(OSError, ValueError, OverflowError):
+        return min(datetime.fromisoformat(file.read_text("ascii")).astimezone(UTC), _LAST)
     return datetime.min.replace(tzinfo=UTC)
+
+
+def _wall() -> datetime:
+    return min(datetime.now(UTC), _LAST)

@@ -7,9 +7,10 @@ signatures protect them; a report is the payload of a DSSE envelope that the dev
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_serializer
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_serializer
 
 CUSTOM_KEY = "dlfd"
 """Key of a model target's ``custom`` object under which its :class:`Release` is."""
@@ -25,7 +26,30 @@ REPORTS_PATH = "/reports"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 DeviceId = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """TUF key id of the device's public key: what it signs its reports with says who it is."""
-Epoch = Annotated[int, Field(ge=0)]
+MOST = 2**31 - 1
+"""Greatest epoch and number of a publication: a database holds it, and no fleet comes to it."""
+Epoch = Annotated[int, Field(ge=0, le=MOST)]
+Sequence = Annotated[int, Field(ge=0, le=MOST)]
+Nonce = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+RELEVANT_REPORTS = 16
+"""How many of its reports that were taken a device names in the next one, and as many that it wrote since."""
+
+
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("the time is out of range") from error
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Name = Annotated[str, Field(max_length=255)]
+Words = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+"""Text that goes to terminals and databases: control characters have no place in either."""
 
 
 class _Signed(BaseModel):
@@ -38,7 +62,7 @@ class SelfTest(_Signed):
     Its arrays are ``images``, uint8 ``(N, S, S, 3)``, and ``probabilities``, float32 ``(N, C)``.
     """
 
-    target: str
+    target: Name
     tolerance: Annotated[float, Field(gt=0.0, le=1.0)]
     """Largest difference of a probability."""
 
@@ -53,26 +77,26 @@ class Release(_Signed):
     A release is newer than another if its ``(epoch, sequence)`` is greater.
     """
 
-    version: str
+    version: Name
     """Of the registry."""
     format: Literal["fp32", "fp16", "int8", "ort"]
     epoch: Epoch
     """Erasure epoch of the model."""
     minimum_epoch: Epoch
     """Least epoch that may run from now on; a device's floor rises to the greatest that it has seen."""
-    sequence: Annotated[int, Field(ge=0)]
+    sequence: Sequence
     """Counts publications; the same for all formats of one model."""
     self_test: SelfTest
-    data: str | None = None
+    data: Name | None = None
     """Target of the weights beside the file, for models of over 2 GB."""
 
 
 class Rollout(_Signed):
     """Who may take the newest release: ``rollout/rollout.json``, signed online, so it can delay but never lower."""
 
-    name: str
+    name: Name
     """Random; with a device's id it decides the device's place in line."""
-    sequence: Annotated[int, Field(ge=0)]
+    sequence: Sequence
     """Of the release that it rolls out; releases before it are for everybody."""
     share: Annotated[float, Field(ge=0.0, le=1.0)]
     canaries: tuple[DeviceId, ...] = ()
@@ -94,29 +118,41 @@ class Rollout(_Signed):
             return False
         if has_it:
             return True
+        return self.state == "running" and self.has_in_its_ring(device)
+
+    def has_in_its_ring(self, device: str) -> bool:
+        """Tell whether the rollout has come to a device, paused or not: it is a canary, or among the first in line."""
         place = int(hashlib.sha256(f"{self.name}|{device}".encode()).hexdigest()[:16], 16) / 2**64
-        return self.state == "running" and (device in self.canaries or place < self.share)
+        return device in self.canaries or place < self.share
 
 
 class DeviceReport(_Signed):
     """What a device says of itself; payload of type :data:`REPORT_TYPE` in a DSSE envelope."""
 
+    layout: Literal[2] = 2
+    """Of these fields."""
     device: DeviceId
-    time: AwareDatetime
-    nonce: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    time: Moment
+    """By the device's own clock, set right or not."""
+    nonce: Nonce
     """Random, once only: the same report sent twice counts once."""
-    sequence: Annotated[int, Field(ge=0)]
+    follows: Annotated[tuple[Nonce, ...], Field(max_length=2 * RELEVANT_REPORTS)]
+    """Nonces of the last reports that the coordinator took, as far as the device has heard, and of those that it wrote
+    since. If the one that was taken last is not among them, another machine has the same key."""
+    sequence: Sequence
     """Of the release that it runs; 0 with none."""
-    version: str
+    failed: Annotated[tuple[Sequence, ...], Field(max_length=100)]
+    """Of the releases that it tried in vain, and is offered still."""
+    version: Annotated[Name, AfterValidator(_printable)]
     epoch: Epoch
     floor: Epoch
     healthy: bool
     """Whether the last self-test passed, and it answers."""
-    installed: tuple[Digest, ...]
+    installed: Annotated[tuple[Digest, ...], Field(max_length=100)]
     """SHA-256 of every model file that it still holds."""
-    purged: tuple[Digest, ...]
+    purged: Annotated[tuple[Digest, ...], Field(max_length=10_000)]
     """SHA-256 of every model file that it has deleted."""
-    attacks: tuple[str, ...]
+    attacks: Annotated[tuple[Words, ...], Field(max_length=1000)]
     """What it refused since the last report, in words."""
-    lease_until: AwareDatetime | None
+    lease_until: Moment | None
     """When it stops to answer unless it hears from the coordinator; None without a lease."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from dlfd_fleet.device.contract import MOST
 from dlfd_fleet.device.durable import read_copies, write_twice
 from dlfd_fleet.exceptions import DeviceError
+
+_NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
 class Floor:
@@ -33,7 +37,8 @@ class Floor:
         DeviceError
             If there is none: nobody can tell then what this device was told to forget.
         """
-        known = [int(content) for content in read_copies(self._file)]
+        known = [int(content) for content in read_copies(self._file) if _NUMBER.fullmatch(content)]
+        known = [epoch for epoch in known if epoch <= MOST]  # what is no epoch was never written here: damage
         known += [] if self._seen is None else [self._seen]
         if not known:
             raise DeviceError(

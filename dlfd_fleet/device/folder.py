@@ -42,11 +42,11 @@ class DeviceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=2000)]
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("int8", "fp32")
-    lease_days: Annotated[float, Field(gt=0.0)] | None = None
-    threads: Annotated[int, Field(ge=1)] = 1
-    poll_seconds: Annotated[float, Field(gt=0.0)] = 600.0
+    lease_days: Annotated[float, Field(gt=0.0, le=36_500.0)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    poll_seconds: Annotated[float, Field(gt=0.0, le=604_800.0)] = 600.0
 
 
 class DeviceFolder:
@@ -94,6 +94,11 @@ class DeviceFolder:
     def waiting_report(self) -> Path:
         """The signed report that the coordinator has not acknowledged."""
         return self.path / "report.json"
+
+    @property
+    def chain(self) -> Path:
+        """Which of its reports the coordinator has taken; its copy lies beside it."""
+        return self.path / "chain"
 
     @property
     def reserve(self) -> Path:

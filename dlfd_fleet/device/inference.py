@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.images import read_pixels
 
 BATCH = 32
 DATA_SUFFIX = ".data"
@@ -114,34 +112,14 @@ class DeviceModel:
 
 
 def read_image(file: Path, image_size: int) -> NDArray[np.uint8]:
-    """Read an image as sites read theirs for training: turned upright, RGB, bilinear.
-
-    Parameters
-    ----------
-    file
-        Anything that Pillow reads.
-    image_size
-        Side S of the result, pixels.
-
-    Returns
-    -------
-    ndarray
-        uint8 ``(S, S, 3)``.
+    """Read an image as sites read theirs for training: :func:`~dlfd_fleet.images.read_pixels`, uint8 ``(S, S, 3)``.
 
     Raises
     ------
-    DeviceError
-        If the file is missing, damaged or no image.
+    ImageError
+        If the file is missing, damaged or no usable image.
     """
-    try:
-        # Pillow warns of damage on its way to an error, or reads on without harm: an error is said once, below.
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(upright.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    # Pillow's readers give each of these for a damaged file, one format this, another that.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged or not an image"
-        raise DeviceError(f"Cannot read the image {file}: {reason}.") from error
+    return read_pixels(file, image_size)
 
 
 def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.InferenceSession:

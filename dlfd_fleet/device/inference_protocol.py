@@ -6,8 +6,9 @@ Source: KServe's "predict protocol - version 2" (open-inference-protocol), and T
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,17 @@ from dlfd_fleet.exceptions import DeviceError
 
 MODEL_NAME = "classifier"
 EXTENSIONS = ["binary_tensor_data"]
+LARGEST_REQUEST = 16 * 2**20
+_LARGEST_REST = 2**16
+"""Bytes of a request beside its numbers."""
+_IMAGES, _LONGEST_NUMBER = 32, 16
+"""Images in a request, and bytes of one number of JSON, blanks included."""
 _BYTE = 255
+_DATA = re.compile(rb'"data"\s*:\s*(\[[\[\]0-9,\s]*+)?+')
+"""The value of a tensor's data, as far as it is digits, commas and brackets; no text in JSON can look like its key."""
+_TOO_LONG = re.compile(rb"[0-9]{4}")
+_NUMBERS = b"0123456789 \t\r\n"
+_Size = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class InvalidRequestError(DeviceError):
@@ -28,10 +39,11 @@ class InvalidRequestError(DeviceError):
 
 class _Tensor(BaseModel):
     name: str
-    shape: list[int] = Field(max_length=8)
+    shape: list[_Size] = Field(max_length=8)
     datatype: str
     parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
+    data: list[int] | None = Field(None, max_length=0)
+    """An empty list in place of the numbers, which are not read with the rest."""
 
 
 class _Output(BaseModel):
@@ -78,6 +90,11 @@ def model_metadata(loaded: Loaded) -> dict[str, Any]:
     }
 
 
+def largest_request(image_size: int) -> int:
+    """Return how many bytes a request may have: of 32 images in JSON, and no more than 16 MiB."""
+    return min(LARGEST_REQUEST, _LARGEST_REST + _IMAGES * image_size**2 * 3 * _LONGEST_NUMBER)
+
+
 def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> InferenceRequest:
     """Read the body of an inference request.
 
@@ -94,8 +111,9 @@ def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> In
     head = len(body) if json_length is None else json_length
     if not 0 <= head <= len(body):
         raise InvalidRequestError("Inference-Header-Content-Length is longer than the body.")
+    rest, numbers = _apart(body[:head])
     try:
-        request = _Request.model_validate_json(body[:head])
+        request = _Request.model_validate_json(rest)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidRequestError(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}.") from error
@@ -107,7 +125,8 @@ def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> In
     binary = bool(request.parameters.get("binary_data_output", False))
     for output in request.outputs:
         binary = bool(output.parameters.get("binary_data", binary))
-    return InferenceRequest(_images(request.inputs[0], body[head:], model.image_size), request.id, binary)
+    images = _images(request.inputs[0], numbers, body[head:], model.image_size)
+    return InferenceRequest(images, request.id, binary)
 
 
 def write_response(
@@ -131,29 +150,66 @@ def write_response(
     return head + tail, len(head) if request.binary else None
 
 
-def _images(tensor: _Tensor, binary: bytes, size: int) -> NDArray[np.uint8]:
+def _apart(document: bytes) -> tuple[bytes, bytes | None]:
+    """Return a request without its numbers, and the numbers; they are most of it, and objects would be many times more.
+
+    Nothing of a length that the client chooses is made of JSON: the rest is short, and the numbers are counted first.
+    """
+    found = list(_DATA.finditer(document))
+    texts = [match[1].rstrip(b", \t\r\n") if match[1] else None for match in found]
+    given = [(match.start(1), text) for match, text in zip(found, texts, strict=True) if text is not None]
+    if len(given) > 1:
+        raise InvalidRequestError("inputs: give one tensor, 'images', with data once.")
+    start, numbers = given[0] if given else (0, None)
+    rest = document if numbers is None else document[:start] + b"[]" + document[start + len(numbers) :]
+    if len(rest) > _LARGEST_REST or (numbers is not None and not numbers.endswith(b"]")):
+        raise InvalidRequestError(
+            "images: data are whole numbers from 0 to 255 in lists, and nothing else in a request is longer than "
+            f"{_LARGEST_REST} bytes."
+        )
+    return rest, numbers
+
+
+def _images(tensor: _Tensor, numbers: bytes | None, binary: bytes, size: int) -> NDArray[np.uint8]:
     if tensor.datatype != "UINT8":
         raise InvalidRequestError(f"images: the datatype is UINT8, not '{tensor.datatype:.20}'.")
     if len(tensor.shape) != 4 or tensor.shape[0] < 1 or tensor.shape[1:] != [size, size, 3]:
         raise InvalidRequestError(f"images: the shape is [N, {size}, {size}, 3] with N of at least 1.")
     count = tensor.shape[0] * size * size * 3
     told = tensor.parameters.get("binary_data_size")
-    if told is None and tensor.data is not None and not binary:
-        return _numbers(tensor.data, count).reshape(tensor.shape)
-    if tensor.data is not None or told != len(binary):
+    has_data = tensor.data is not None and numbers is not None
+    if told is None and numbers is not None and has_data and not binary:
+        return _read_numbers(numbers, tensor.shape[0], size).reshape(tensor.shape)
+    if has_data or told != len(binary):
         raise InvalidRequestError("images: give either data, or binary_data_size and so many bytes after the JSON.")
     if len(binary) != count:
         raise InvalidRequestError(f"images: the shape needs {count} bytes, and there are {len(binary)}.")
     return np.frombuffer(binary, dtype=np.uint8).reshape(tensor.shape)
 
 
-def _numbers(data: list[Any], count: int) -> NDArray[np.uint8]:
+def _read_numbers(text: bytes, images: int, size: int) -> NDArray[np.uint8]:
+    """Read numbers, flat or nested as the shape says; what they make is known to fit before any of it is made."""
+    one, skeleton = size * size * 3, text.translate(None, _NUMBERS)
+    count, found = images * one, skeleton.count(b",") + 1
+    if skeleton not in (b"[" + b"," * (found - 1) + b"]", _nested(found // one, size)):
+        raise InvalidRequestError(
+            f"images: the rows of data differ in length, or are not nested as [N, {size}, {size}, 3]."
+        )
+    if found != count:
+        raise InvalidRequestError(f"images: the shape needs {count} numbers, and there are {found}.")
+    flat = b"[" + text.translate(None, b"[]") + b"]"
     try:
-        values = np.array(data)
+        values = np.array([] if _TOO_LONG.search(flat) else json.loads(flat), dtype=np.int16)
     except ValueError as error:
-        raise InvalidRequestError("images: the rows of data differ in length.") from error
-    if values.size != count:
-        raise InvalidRequestError(f"images: the shape needs {count} numbers, and there are {values.size}.")
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > _BYTE:
+        raise InvalidRequestError("images: data are whole numbers from 0 to 255, with commas between them.") from error
+    if len(values) != count or values.max() > _BYTE:
         raise InvalidRequestError("images: data are whole numbers from 0 to 255.")
     return values.astype(np.uint8)
+
+
+def _nested(images: int, size: int) -> bytes:
+    """Return the brackets and commas of nested data."""
+    lists = b"[,,]"
+    for length in (size, size, images):
+        lists = b"[" + b",".join([lists] * length) + b"]"
+    return lists

@@ -48,12 +48,20 @@ def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: C
         stopped.wait(delay(interval, failures, generator))
 
 
-def stopped_by_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stopped = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopped.set())
-    return stopped
+class Stopped(threading.Event):
+    """Set by SIGTERM, SIGINT or SIGHUP, of which ``number`` is the last that came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self._stop)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self.number = number
+        self.set()
 
 
 def _state(agent: Agent) -> str:

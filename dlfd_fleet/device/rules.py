@@ -125,7 +125,7 @@ def standing(refusals: Sequence[Refusal], listed: Collection[tuple[str, str]], n
     return tuple(
         refusal
         for refusal in refusals
-        if (refusal.target, refusal.sha256) in listed and now < refusal.time + RETRY_AFTER
+        if (refusal.target, refusal.sha256) in listed and timedelta(0) <= now - refusal.time < RETRY_AFTER
     )
 
 

@@ -1,47 +1,57 @@
-"""HTTP for programs on the device: the Open Inference Protocol with the standard library's server.
+"""HTTP for programs on the device: the Open Inference Protocol, behind uvicorn with limits of its own.
 
-It listens on the device itself by default, for a handful of clients; a framework would be larger than all the rest of a
-device's installation but ONNX Runtime, and does nothing here that the standard library does not.
+uvicorn, and h11 that it reads HTTP with, add a megabyte to a device's installation of some 200; a framework on top
+would add two more and do nothing here that one function does not.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import re
-import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
-from socket import socket
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dlfd_fleet.device.answering import WAIT_SECONDS, Answering, Loaded, NoAnswerError
+from dlfd_fleet.device.connections import Limits, Server, listening, most_connections, raise_file_limit
 from dlfd_fleet.device.inference_protocol import (
     EXTENSIONS,
+    LARGEST_REQUEST,
     MODEL_NAME,
     InvalidRequestError,
+    largest_request,
     model_metadata,
     read_request,
     write_response,
 )
 from dlfd_fleet.exceptions import DeviceError
 
-LARGEST_REQUEST = 16 * 2**20
-MOST_CONNECTIONS = 32
-IDLE_SECONDS = 60.0
-WAIT_FOR_CONNECTION = 5.0
+logger = logging.getLogger(__name__)
+LIMITS = Limits(connections=128)
+MOST_REQUESTS = 32
+"""Inference requests at once, each with a whole body."""
+_AT_WORK = 2
+"""Of these, the ones that are read and answered; the others wait."""
+_MOST_BYTES = 4 * LARGEST_REQUEST
+"""Of all bodies together."""
 _Answer = tuple[bytes, int | None]
 """A body, and how much of it is JSON; None for all of it."""
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @contextmanager
-def serving(answering: Answering, host: str, port: int) -> Iterator[str]:
+def serving(answering: Answering, host: str, port: int, limits: Limits = LIMITS) -> Iterator[str]:
     """Answer requests in threads of their own; yield the address.
 
     Raises
@@ -49,167 +59,186 @@ def serving(answering: Answering, host: str, port: int) -> Iterator[str]:
     DeviceError
         If the address cannot be listened on.
     """
-    try:
-        server = _Server((host, port), answering)
-    except OSError as error:
-        raise DeviceError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    files = raise_file_limit()
+    limits = Limits(**vars(limits) | {"connections": most_connections(limits.connections, files)})
+    with listening(host, port) as listener, ThreadPoolExecutor(_AT_WORK, "answers") as workers:
+        server = Server(_Service(answering, workers), limits, lifespan="off")
+        thread = threading.Thread(target=server.run, args=([listener],), name="device-http", daemon=True)
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            yield f"http://{shown}:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class _RequestError(DeviceError):
-    def __init__(self, status: HTTPStatus, text: str) -> None:
+    """A request that is refused; unless its body has been read, the connection ends with it."""
+
+    def __init__(self, status: HTTPStatus, text: str, *, ends: bool = False) -> None:
         super().__init__(text)
         self.status = status
+        self.ends = ends
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _ClientGoneError(Exception):
+    """Nobody waits for this answer any more."""
 
-    def __init__(self, address: tuple[str, int], answering: Answering) -> None:
-        self.answering = answering
-        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(address, _Handler)
 
-    def process_request(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """Begin a connection; where there are as many as may be, when another has ended."""
-        if self._free.acquire(timeout=WAIT_FOR_CONNECTION):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+class _Service:
+    """The ASGI application."""
 
-    def process_request_thread(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
-        """Serve one connection."""
+    def __init__(self, answering: Answering, workers: ThreadPoolExecutor) -> None:
+        self._answering = answering
+        self._workers = workers
+        self._requests = 0
+        self._bytes = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
+        """Answer one request; whatever happens, with JSON."""
+        ends = False
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that went away; anything else is a defect of ours."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "dlfd-fleet"
-    sys_version = ""
-    timeout = IDLE_SECONDS
-    disable_nagle_algorithm = True
-    wbufsize = -1  # one packet for the head and the body of an answer
-    server: _Server
-
-    def do_GET(self) -> None:
-        """Tell of the server, its health and its model."""
-        self._respond(self._get)
-
-    def do_POST(self) -> None:
-        """Answer an inference request."""
-        self._respond(self._infer)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Say what is wrong as the protocol does, and end the connection: what follows may not be a request."""
-        self.close_connection = True
-        self._send(HTTPStatus(code), _json({"error": explain or message or HTTPStatus(code).phrase}))
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Log nothing: what people look at is nobody's business."""
-
-    # ------------------------------------------------------------------ requests
-
-    def _respond(self, answer: Callable[[], _Answer]) -> None:
-        try:
-            self._send(HTTPStatus.OK, answer())
+            status, answer = HTTPStatus.OK, await self._answer(scope, receive)
+        except _ClientGoneError:
+            return
         except _RequestError as error:
-            self._send(error.status, _json({"error": str(error)}))
+            status, answer, ends = error.status, _error(error), error.ends
         except InvalidRequestError as error:
-            self._send(HTTPStatus.BAD_REQUEST, _json({"error": str(error)}))
+            status, answer = HTTPStatus.BAD_REQUEST, _error(error)
         except NoAnswerError as error:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, _json({"error": str(error)}))
+            status, answer = HTTPStatus.SERVICE_UNAVAILABLE, _error(error)
+        except Exception:
+            logger.exception("A request could not be answered, by a defect")
+            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, _error("This device could not answer: see its log.")
+        body, json_length = answer
+        headers = {
+            "Content-Type": "application/json" if json_length is None else "application/octet-stream",
+            "Content-Length": str(len(body)),
+        }
+        headers |= {} if json_length is None else {_JSON_LENGTH: str(json_length)}
+        headers |= {"Connection": "close"} if ends else {}
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": int(status), "headers": pairs})
+        await send({"type": "http.response.body", "body": body})
 
-    def _get(self) -> _Answer:
-        path = self._path()
+    async def _answer(self, scope: MutableMapping[str, Any], receive: _Receive) -> _Answer:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = _path(scope["raw_path"].decode("latin-1"))
+        if scope["method"] == "GET":
+            return self._get(path)
+        if scope["method"] != "POST":
+            raise _RequestError(HTTPStatus.NOT_IMPLEMENTED, "There are GET and POST here.", ends=True)
+        return await self._post(path, headers, receive)
+
+    def _get(self, path: str) -> _Answer:
         if path == "/v2":
             return _json({"name": "dlfd-fleet", "version": version("dlfd-fleet"), "extensions": EXTENSIONS})
         if path == "/v2/health/live":
             return _json({"live": True})
         if path == "/v2/health/ready":
-            self.server.answering.loaded()
+            self._answering.loaded()
             return _json({"ready": True})
         action, loaded = self._model(path, wait=0.0)
         if action == "/ready":
             return _json({"name": MODEL_NAME, "ready": True})
         if action:
-            raise _RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} is for POST.")
+            raise _RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path:.200} is for POST.")
         return _json(model_metadata(loaded))
 
-    def _infer(self) -> _Answer:
-        body = self._body()
-        path = self._path()
-        action, loaded = self._model(path, WAIT_SECONDS)
+    async def _post(self, path: str, headers: dict[str, str], receive: _Receive) -> _Answer:
+        if headers.get("content-encoding", "identity") != "identity":
+            raise _RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must not be compressed.", ends=True)
+        length = _number(headers, "Content-Length")
+        if length is None:
+            raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is: Content-Length.", ends=True)
+        json_length = _number(headers, _JSON_LENGTH)
+        if self._requests >= MOST_REQUESTS:
+            raise _RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "This device answers others: try again.", ends=True)
+        body = bytearray()
+        try:
+            await self._read_body(body, length, receive)
+            self._requests += 1
+            try:
+                work = asyncio.get_running_loop().run_in_executor(
+                    self._workers, self._infer, path, bytes(body), json_length, time.monotonic()
+                )
+                return await work
+            finally:
+                self._requests -= 1
+        finally:
+            self._bytes -= len(body)
+
+    async def _read_body(self, body: bytearray, length: int, receive: _Receive) -> None:
+        most = self._largest()
+        if length > most:
+            raise _RequestError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"The body has more than the {most} bytes that are taken.",
+                ends=True,
+            )
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise _ClientGoneError
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            if self._bytes + len(chunk) > _MOST_BYTES:
+                raise _RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "This device answers others: try again.", ends=True)
+            self._bytes += len(chunk)
+            body += chunk
+
+    def _largest(self) -> int:
+        try:
+            return largest_request(self._answering.loaded().model.image_size)
+        except NoAnswerError:
+            return LARGEST_REQUEST
+
+    def _infer(self, path: str, body: bytes, json_length: int | None, arrived: float) -> _Answer:
+        action, loaded = self._model(path, max(0.0, arrived + WAIT_SECONDS - time.monotonic()))
         if action != "/infer":
-            raise _RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} is for GET.")
-        request = read_request(body, self._number(_JSON_LENGTH), loaded.model)
+            raise _RequestError(HTTPStatus.METHOD_NOT_ALLOWED, f"{path:.200} is for GET.")
+        request = read_request(body, json_length, loaded.model)
         return write_response(request, loaded, loaded.model.predict(request.images))
 
     def _model(self, path: str, wait: float) -> tuple[str, Loaded]:
         found = _MODEL.fullmatch(path)
         if not found or unquote(found[1]) != MODEL_NAME:
-            raise _RequestError(HTTPStatus.NOT_FOUND, f"There is no {path} here; the model is /v2/models/{MODEL_NAME}.")
-        loaded = self.server.answering.loaded(wait)
+            raise _RequestError(
+                HTTPStatus.NOT_FOUND, f"There is no {path:.200} here; the model is /v2/models/{MODEL_NAME}."
+            )
+        loaded = self._answering.loaded(wait)
         if found[2] and unquote(found[2]) != loaded.release.version:
             raise _RequestError(
-                HTTPStatus.NOT_FOUND, f"The version here is {loaded.release.version}, not {unquote(found[2])}."
+                HTTPStatus.NOT_FOUND, f"The version here is {loaded.release.version}, not {unquote(found[2]):.200}."
             )
         return found[3] or "", loaded
 
-    def _path(self) -> str:
-        return urlsplit(self.path).path.rstrip("/")
 
-    def _body(self) -> bytes:
-        """Read the whole body; one that cannot be read ends the connection, for its bytes are no next request."""
-        self.close_connection = True
-        if self.headers.get("Content-Encoding", "identity") != "identity":
-            raise _RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must not be compressed.")
-        length = self._number("Content-Length")
-        if length is None:
-            raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is: Content-Length.")
-        if length > LARGEST_REQUEST:
-            raise _RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The body has {length} bytes; at most {LARGEST_REQUEST} are taken.",
-            )
-        body = self.rfile.read(length)
-        self.close_connection = self.headers.get("Connection", "").lower() == "close"
-        return body
+def _path(target: str) -> str:
+    """Return the path of a request's target, which may be a whole address."""
+    if target.startswith("/"):
+        return target.rstrip("/")
+    try:
+        return urlsplit(target).path.rstrip("/")
+    except ValueError as error:
+        raise _RequestError(HTTPStatus.BAD_REQUEST, "The address of the request is none.", ends=True) from error
 
-    def _number(self, header: str) -> int | None:
-        text = self.headers.get(header)
-        if text is None:
-            return None
-        if not text.isascii() or not text.isdigit():
-            raise _RequestError(HTTPStatus.BAD_REQUEST, f"{header} must be a number.")
-        return int(text)
 
-    def _send(self, status: HTTPStatus, answer: _Answer) -> None:
-        body, json_length = answer
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json" if json_length is None else "application/octet-stream")
-        self.send_header("Content-Length", str(len(body)))
-        if json_length is not None:
-            self.send_header(_JSON_LENGTH, str(json_length))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+def _number(headers: dict[str, str], header: str) -> int | None:
+    text = headers.get(header.lower())
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,20}", text):
+        raise _RequestError(HTTPStatus.BAD_REQUEST, f"{header} must be a number of bytes.", ends=True)
+    return int(text)
 
 
 def _json(document: dict[str, Any]) -> _Answer:
     return json.dumps(document).encode(), None
+
+
+def _error(error: object) -> _Answer:
+    return _json({"error": str(error)})

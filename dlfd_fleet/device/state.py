@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dlfd_fleet.device.contract import Digest, Release
+from dlfd_fleet.device.contract import Digest, Moment, Release, Sequence
 
 
 class _Kept(BaseModel):
@@ -45,8 +45,9 @@ class Refusal(_Kept):
 
     target: str
     sha256: Digest
+    sequence: Sequence
     reason: str
-    time: AwareDatetime
+    time: Moment
 
 
 class DeviceState(_Kept):
@@ -78,7 +79,7 @@ class DeviceState(_Kept):
 
     current: Slot | None = None
     previous: Slot | None = None
-    heard: AwareDatetime | None = None
+    heard: Moment | None = None
     refusals: tuple[Refusal, ...] = ()
     purging: tuple[Digest, ...] = ()
     purged: tuple[Digest, ...] = ()
@@ -86,9 +87,9 @@ class DeviceState(_Kept):
     healthy: bool = False
     problem: str = ""
     told: str = ""
-    reported: AwareDatetime | None = None
+    reported: Moment | None = None
     unreported: str = ""
-    acknowledged_lease: AwareDatetime | None = None
+    acknowledged_lease: Moment | None = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:

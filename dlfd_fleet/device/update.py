@@ -248,9 +248,9 @@ class UpdateClient:
         """Refuse a clock that was set back, under which metadata that have expired would pass."""
         try:
             seen = datetime.fromisoformat(json.loads(self._clock.read_text("utf-8"))).astimezone(UTC)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
             return
-        if now < seen - timedelta(seconds=self._limits.clock_slack_seconds):
+        if seen - now > timedelta(seconds=self._limits.clock_slack_seconds):
             raise UpdateRefusedError(
                 f"The clock here says {now:%Y-%m-%d %H:%M} UTC, and said {seen:%Y-%m-%d %H:%M} when the repository was "
                 "last heard: it was set back, and metadata that have expired would pass; set it right."

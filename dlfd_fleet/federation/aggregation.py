@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.exceptions import MessageError
+from dlfd_fleet.plain_text import visible
 
 
 class UpdateNorm(NamedTuple):
@@ -45,7 +46,7 @@ def check_update(
         If names, shapes or types differ, a value is not finite, or the update is too large.
     """
     if arrays.keys() != reference.keys():
-        odd = sorted(arrays.keys() ^ reference.keys())[0]
+        odd = visible(sorted(arrays.keys() ^ reference.keys())[0], 100)
         raise MessageError(f"{sender} sent a model with other arrays than ours, '{odd}' for one; it was refused.")
     trained = statistics = 0.0
     for name, array in arrays.items():
@@ -89,6 +90,19 @@ def check_epoch(epoch: int, expected: int, sender: str) -> None:
     """Refuse an update that was computed from a model of another erasure epoch: it may remember forgotten people."""
     if epoch != expected:
         raise MessageError(f"{sender} sent an update of a model of epoch {epoch}, not of {expected}; it was refused.")
+
+
+def check_requests(said: Collection[str], asked: Collection[str], sender: str) -> None:
+    """Refuse an update of a site that says it has unlearned what it was not asked: it may be another site's request.
+
+    Raises
+    ------
+    MessageError
+        If one of them is none that the site has counted when the job began.
+    """
+    foreign = set(said) - set(asked)
+    if foreign:
+        raise MessageError(f"{sender} says it unlearned {len(foreign)} requests that it never counted; it was refused.")
 
 
 def check_weight(weight: int, most: int, sender: str) -> None:

@@ -14,13 +14,15 @@ from dlfd_fleet.federation.messages import AuditResult, FileAuditResult
 def together(fleet: Fleet, heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]]) -> Answers:
     """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
     nodes = {fleet.name(node): node for node in sorted(heard)}
-    own, shared = {}, {}
+    own, shared, withholding = {}, {}, set[str]()
     for name, node in nodes.items():
         result, samples = heard[node]
+        if result.withheld:
+            withholding.add(name)
         first = max(0, len(samples) - result.shared)
         own[name], shared[name] = samples.rows(slice(first)), samples.rows(slice(first, None))
     try:
-        everybody, liars = agreed(shared)
+        everybody, liars = agreed(shared, withholding)
     except DataError as error:
         raise JobError(str(error)) from error
     for name in liars:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from dlfd_fleet.exceptions import FleetError
+from dlfd_fleet.plain_text import visible
 
 
 class OneSentence(logging.Filter):
@@ -14,7 +15,7 @@ class OneSentence(logging.Filter):
         """Change the record, and let it pass."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, FleetError):
-            record.msg, record.args, record.exc_info = str(error), (), None
+            record.msg, record.args, record.exc_info = visible(str(error)), (), None
         return True
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeVar
 
-from rich.console import Console
 from torch import Tensor
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
+from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.agreement import together
+from dlfd_fleet.federation.counts import contradiction
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Answers, Journal
 from dlfd_fleet.federation.messages import (
@@ -28,6 +29,7 @@ from dlfd_fleet.federation.messages import (
     samples_of,
 )
 from dlfd_fleet.models import ModelCard
+from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import Advance, ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
 
@@ -69,7 +71,8 @@ class FederatedAudits:
     card
         The model that travels.
     settings
-        The whole tree.
+        The whole tree; when omitted, what ``dlfd-fleet config show`` shows: the file of ``DLFD_FLEET_CONFIG`` and the
+        ``DLFD_FLEET_*`` variables over the defaults.
     job
         Name of the job, sent with every task.
     journal
@@ -79,10 +82,10 @@ class FederatedAudits:
     """
 
     card: ModelCard
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=lambda: load_settings().settings)
     job: str = field(default_factory=lambda: f"unlearn-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
     journal: Journal = field(default_factory=Journal)
-    progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(Console()))
+    progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
     record: Recorder = _unrecorded
     _round: int = field(default=0, init=False)
 
@@ -131,17 +134,19 @@ class FederatedAudits:
     def _calibrate(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
         images = self.settings.export.calibration_images
         task = CalibrateTask(job=self.job, card=self.card, images=images, seed=self._seed())
-        nodes, tensors, parts = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), []
+        nodes, tensors, parts, answered = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), [], 0
         with self.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
             records = task.to_records(file=file_arrays(prepared))
             for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(self._round)):
                 advance()
                 try:
                     result = CalibrateResult.from_records(reply.records, reply.sender)
-                    parts.append(_checked(result.ranges, tensors, reply.sender))
+                    if result.images:
+                        parts.append(_checked(result.ranges, tensors, reply.sender))
+                    answered += 1
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
-        fleet.require_quorum(len(parts), f"answered {task.TYPE}")
+        fleet.require_quorum(answered, f"answered {task.TYPE}")
         return merge_ranges(parts)
 
     def look(self, fleet: Fleet, arrays: Arrays, step: str) -> SampleScores:
@@ -177,11 +182,27 @@ class FederatedAudits:
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
-                answers[reply.node] = result, samples_of(reply.records, len(self.card.classes), reply.sender)
+                samples = samples_of(reply.records, len(self.card.classes), reply.sender)
+                check_counts(result, len(samples), reply.sender)
+                whole = isinstance(task, FileAuditTask) or task.most_retain is None
+                said = (
+                    contradiction(fleet.claims[reply.node], samples) if whole and reply.node in fleet.claims else None
+                )
+                if said is not None:
+                    fleet.expel(reply.node, said)
+                    continue
+                answers[reply.node] = result, samples
             except MessageError as error:
                 fleet.refuse(reply.node, error)
         fleet.require_quorum(len(answers), f"answered {task.TYPE}")
         return answers
+
+
+def check_counts(result: AuditResult | FileAuditResult, samples: int, sender: str) -> None:
+    """Refuse an answer whose counts are not those of its samples: they would decide for more images than it has."""
+    counts = [result.shared] + ([result.agreeing] if isinstance(result, FileAuditResult) else [])
+    if max(counts) > samples or (isinstance(result, FileAuditResult) and result.images != samples):
+        raise MessageError(f"{sender} sent {samples} samples, and counts of others than these.")
 
 
 def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:

@@ -31,6 +31,7 @@ from dlfd_fleet.federation.messages import (
 )
 from dlfd_fleet.federation.records import FINAL_STEPS, JobKind, JobRecord, SiteActivity
 from dlfd_fleet.federation.store import Store
+from dlfd_fleet.plain_text import plain, visible
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
 _FLOWER = {
@@ -39,6 +40,7 @@ _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
 }
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flower's log
 _STARTED = re.compile(r"started run (\d+)")
 _AFTERWARDS = (
     " On the coordinator's machine `dlfd-fleet job status` says how far the job is; `dlfd-fleet job resume` goes on "
@@ -87,7 +89,7 @@ def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_co
             [flwr, *arguments], env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
         ) as process:
             for line in process.stdout or ():
-                print(line, end="", flush=True)
+                print(visible(_COLOURS.sub("", line.rstrip("\n"))), flush=True)
                 run = run or _STARTED.search(line)
     except OSError as error:
         raise JobError(f"{flwr} cannot be started: {error.strerror}; install dlfd-fleet[server].") from error
@@ -150,7 +152,7 @@ def job_table(store: Store) -> Table:
         requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
         done = sum(phase.seconds for phase in store.phases(record.job).values())
         minutes = f"{max(record.seconds, done) / 60:.1f}"
-        table.add_row(record.job, _state(record, running), requests, verdict, epoch, minutes)
+        table.add_row(*map(plain, (record.job, _state(record, running), requests, verdict, epoch, minutes)))
     return table
 
 
@@ -159,7 +161,8 @@ def job_status(store: Store, job: str) -> Group:
     record, now, running = store.load(job), datetime.now(UTC), store.is_locked()
     sites = Table("site", "doing", "for")
     for activity in _activities(store, job):
-        sites.add_row(activity.site, activity.doing, f"{(now - activity.since).total_seconds():.0f} s")
+        since = f"{(now - activity.since).total_seconds():.0f} s"
+        sites.add_row(*map(plain, (activity.site, activity.doing, since)))
     steps = store.steps(job)
     lines = [f"{record.job}: {_state(record, running)}"]
     if record.step not in FINAL_STEPS and not running:
@@ -173,7 +176,7 @@ def job_status(store: Store, job: str) -> Group:
     if record.note:
         lines.append(record.note)
     lines += [f"{site} {reason}" for site, reason in sorted(record.absent.items())]
-    return Group(*lines, *([sites] if sites.row_count else []))
+    return Group(*map(plain, lines), *([sites] if sites.row_count else []))
 
 
 def watch(store: Store, job: str, console: Console) -> None:
@@ -196,7 +199,7 @@ def _watch_in_lines(store: Store, job: str, console: Console) -> None:
         now |= {activity.site: activity.doing for activity in _activities(store, job)}
         for name, value in now.items():
             if said.get(name, "") != value:
-                console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
+                console.print(plain(f"{name}: {value}"), soft_wrap=True, highlight=False)
         said = now
         if goes_on:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -214,9 +217,10 @@ def cancel(store: Store, job: str) -> str:
     record = store.load(job)
     if record.step in FINAL_STEPS:
         raise JobError(f"{job} is {record.step} already; there is nothing to cancel.")
-    if record.released:
-        raise JobError(f"{job} has released its model and only tells the sites; it cannot be cancelled any more.")
     store.ask_to_cancel(job)
+    if record.released:
+        when = "before its next step" if store.is_locked() else "when the next job starts"
+        return f"{job} has released its model, and ends {when}; sites that it has not told learn it from the next job."
     if store.is_locked():
         return f"{job} stops before its next step; its requests wait for the next job."
     return f"{job} is not running; the next job ends it first, and its requests wait."

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 
 from dlfd_fleet.audit import Scores, Verdict, gap_to_retrain, judge, judge_retrained
-from dlfd_fleet.exceptions import DeliveryError, ExportError, JobError
+from dlfd_fleet.data import canonical
+from dlfd_fleet.exceptions import DeliveryError, ExportError, JobError, ModelFileError
 from dlfd_fleet.export import Parity, content_of, export_onnx, file_of
 from dlfd_fleet.federation.audits import AuditedModel
 from dlfd_fleet.federation.champion import agreed_champion
+from dlfd_fleet.federation.counts import Claim, claims_of
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.pictures import fleet_profile, job_pictures, losses_of
 from dlfd_fleet.federation.publication import devices_reached
 from dlfd_fleet.federation.records import STEPS, Champion, JobRecord, JobStep
-from dlfd_fleet.federation.requests import Settled, ask_pending, settle
+from dlfd_fleet.federation.requests import EarlierRequests, Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds import Effort
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
@@ -79,19 +81,18 @@ class Coordinator:
         settings = self.settings.fleet
         known = self.store.step(job, _ASKED) is not None
         first = self.journal.facts(_ASKED, list[PendingReply], list) if known else []
+        fleet.counted_before = self._counted_before()
         fleet.wait_for_nodes(max(settings.least_sites, len(first)), settings.connect_seconds)
         query = PendingQuery(
             job=job,
             take=erasing and not known,
-            resumed=_requests(first),
             epoch=self.epoch(),
-            released=self.store.released_requests() if erasing else {},
             devices=self._devices_reached(self.epoch()),
         )
-        replies = ask_pending(fleet, query, self.settings.erasure.largest_forget_share if erasing else 1.0, card)
+        largest = self.settings.erasure.largest_forget_share if erasing else 1.0
+        replies = ask_pending(fleet, query, largest, card, self._earlier_requests(first) if erasing else None)
         if not known:
             first = self.journal.facts(_ASKED, list[PendingReply], lambda: list(replies.values()))
-        self._note_sites(first)
         if len(first) < settings.least_sites:
             raise JobError(f"{len(first)} sites take part, fewer than {settings.least_sites}: {fleet.why_absent()}.")
         nodes = {reply.site: node for node, reply in replies.items()}
@@ -101,8 +102,23 @@ class Coordinator:
         self._note_missing()
         present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}
         fleet.members = frozenset(present)
+        fleet.counted = {node: frozenset(reply.requests) for node, reply in present.items()}
+        said = dict(enumerate(first))
+        counted = claims_of(said, settings.largest_weight_ratio, settings.largest_growth, fleet.counted_before)
+        claims = {reply.site: counted[number] for number, reply in said.items()}
+        fleet.claims = {node: claims[reply.site] for node, reply in present.items()}
+        self._note_sites(first, claims)
         self.tracker.log_dataset(job, "fleet", fleet_profile(first), "unlearning" if erasing else "training")
         return present
+
+    def _earlier_requests(self, first: Iterable[PendingReply]) -> dict[str, EarlierRequests]:
+        """Return what is known of each site's requests: from before this job was interrupted, and of earlier jobs."""
+        resumed = {site_name(reply.site): reply.requests for reply in first}
+        released = self.store.released_requests()
+        return {
+            site: EarlierRequests(resumed.get(site, ()), released.get(site, {}))
+            for site in resumed.keys() | released.keys()
+        }
 
     def _note_missing(self) -> None:
         """Name the sites of the job before this one that are not connected now: what they were asked waits there."""
@@ -111,8 +127,17 @@ class Coordinator:
             if share.site not in self.fleet.names.values():
                 self.fleet.absent.setdefault(share.site, f"took part in {earlier[-1].job}, and is not connected")
 
-    def _note_sites(self, replies: Iterable[PendingReply]) -> None:
-        """Note who takes part and what was asked, as the sites said it when the job began."""
+    def _counted_before(self) -> dict[str, int]:
+        """Return by how many images each site counted in the last job before this one that it took part in."""
+        counted = {}
+        for job in self.store.jobs():
+            for share in job.proceedings.sites if job.started_at < self.record.started_at else ():
+                images = share.training_images if share.counted_images is None else share.counted_images
+                counted[share.site.removeprefix(site_name(""))] = images
+        return counted
+
+    def _note_sites(self, replies: Iterable[PendingReply], claims: Mapping[str, Claim]) -> None:
+        """Note who takes part and what was asked, as the sites said it when the job began, and who says too much."""
         requests, sites = list[AskedRequest](), list[SiteShare]()
         for reply in replies:
             name, dates = site_name(reply.site), reply.dates
@@ -122,8 +147,12 @@ class Coordinator:
                     requests=len(reply.requests),
                     forget_images=reply.forget_images,
                     training_images=reply.retain_images,
+                    counted_images=claims[reply.site].weight,
                 )
             )
+            if claims[reply.site].doubt:
+                self.progress.say(f"{name} {claims[reply.site].doubt}.")
+                self.tracker.set_tags(self.record.job, {f"dlfd.counted.{name}": claims[reply.site].doubt})
             for request in reply.requests:
                 when = dates[request].model_dump() if request in dates else {}
                 requests.append(AskedRequest(request=request, site=name, **when))
@@ -161,20 +190,43 @@ class Coordinator:
 
     # ------------------------------------------------------------------ training
 
+    def audited_champion(self, pending: Mapping[int, PendingReply]) -> AuditedModel | None:
+        """Return the model that the fleet runs, attacked at the sites of today; None if a new one has none to beat."""
+        kind = list[Champion]
+        known = self.journal.facts("champion", kind, self._champions)
+        if not known:
+            return None
+        try:
+            model, card = load_model(self.store.model_folder(known[0].job))
+        except ModelFileError as error:
+            self.progress.say(f"{error} The new model is compared with none.")
+            return None
+        if any((reply.classes, reply.image_size) != (card.classes, card.image_size) for reply in pending.values()):
+            self.progress.say(
+                "The champion has other classes or another image size; the new model is compared with none."
+            )
+            return None
+        return self.strategy(card).audit(self.fleet, state_arrays(model), "Auditing the champion", "champion")
+
+    def _champions(self) -> list[Champion]:
+        champion = agreed_champion(self.store, self.tracker, self.progress.say)
+        return [champion] if champion else []
+
     def new_model(self, pending: Mapping[int, PendingReply], seed_offset: int = 0) -> tuple[ModelCard, Arrays]:
         """Return the card that the sites' data asks for, and seeded weights.
 
         Raises
         ------
         JobError
-            If sites disagree about classes or image size.
+            If sites disagree about classes or image size, which :func:`ask_pending` lets none of them do.
         """
-        shapes = {(reply.classes, reply.image_size) for reply in pending.values()}
+        shapes = {
+            (tuple(map(canonical, reply.classes)), reply.image_size): (reply.classes, reply.image_size)
+            for reply in sorted(pending.values(), key=lambda reply: reply.classes)
+        }
         if len(shapes) > 1:
-            raise JobError(
-                f"The sites disagree about classes or image size: {sorted(shapes)}; make their site.json agree."
-            )
-        (classes, image_size) = shapes.pop()
+            raise JobError(f"The sites disagree about classes or image size: {sorted(shapes)}.")
+        ((classes, image_size),) = shapes.values()
         model = self.settings.model
         card = ModelCard(
             architecture=model.architecture,
@@ -299,10 +351,10 @@ class Coordinator:
         self._log({"onnx_random_max_abs_difference": report.parity.max_abs_difference}, 0)
         return report.size_bytes
 
-    def release(self, card: ModelCard, arrays: Arrays) -> None:
-        """Make the model the champion, here and in the registry."""
+    def release(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = ()) -> None:
+        """Make the model, which has forgotten these requests, the champion, here and in the registry."""
         # The record first: a job that says it is released and is not yet the champion becomes it when it is resumed.
-        self.advance("released", released=True, epoch=card.epoch)
+        self.advance("released", released=True, epoch=card.epoch, forgotten=forgotten)
         verdict = self.record.verdict
         why = verdict.sentence() if verdict else "a training job"
         self.store.set_champion(Champion(job=self.record.job, epoch=card.epoch), f"job {self.record.job}", why)
@@ -373,10 +425,6 @@ class Coordinator:
             with whole_file(self.store.job_folder(self.record.job) / f"{name}.png", JobError) as new:
                 new.write_bytes(png)
             self.tracker.log_image(self.record.job, name, png)
-
-
-def _requests(replies: Iterable[PendingReply]) -> tuple[str, ...]:
-    return tuple(request for reply in replies for request in reply.requests)
 
 
 def version_of(card: ModelCard, arrays: Mapping[str, torch.Tensor]) -> str:

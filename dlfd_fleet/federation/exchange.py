@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ AWAY = "away: asked again when it is back"
 _SHORTEST_POLL, LONGEST_POLL = 0.05, 1.0
 # A SuperLink whose database is busy answers these with 500, and nothing has happened; others may have half happened.
 _REPEATABLE = ("/get-nodes", "/pull-messages")
+_PEM = b"-----BEGIN PUBLIC KEY-----"
 _PAUSES = (1.0, 2.0, 4.0, 8.0)
 _T = TypeVar("_T")
 
@@ -35,6 +37,16 @@ def activations(grid: Grid) -> dict[int, str]:
     """Return the connected nodes, and when each one's SuperNode was let in: another time is another process."""
     nodes = _patiently(lambda: list(grid.get_nodes()))
     return {node.node_id: node.last_activated_at for node in nodes}
+
+
+def public_keys(grid: Grid) -> dict[int, str]:
+    """Return the fingerprints of the keys that connected nodes have shown their SuperLink.
+
+    A simulated node has none: its SuperLink puts random bytes in the place of a key.
+    """
+    nodes = _patiently(lambda: list(grid.get_nodes()))
+    keys = {node.node_id: bytes(node.public_key) for node in nodes}
+    return {node: hashlib.sha256(key).hexdigest() for node, key in keys.items() if key.startswith(_PEM)}
 
 
 def _patiently(call: Callable[[], _T]) -> _T:
@@ -80,6 +92,8 @@ class Exchange:
         Array bytes that were sent so far.
     unanswered
         Nodes that have not answered when :meth:`replies` ends, and why.
+    silent
+        Those of them that were there all the time, as far as is known.
     """
 
     def __init__(
@@ -96,6 +110,7 @@ class Exchange:
         self._return_seconds, self._notice = return_seconds, notice
         self.repeated: set[int] = set()
         self.unanswered: dict[int, str] = {}
+        self.silent = frozenset[int]()
         self.sent_bytes = 0
         self._died: dict[int, float] = {}
         self.shortened = {node: True for node, task in tasks.items() if short[node] is not task}
@@ -104,7 +119,12 @@ class Exchange:
         self._send(short)
 
     def replies(
-        self, timeout: float, enough: int = 0, late_seconds: float | None = None
+        self,
+        timeout: float,
+        enough: int = 0,
+        late_seconds: float | None = None,
+        hopeless: frozenset[int] = frozenset(),
+        hopeless_seconds: float = 0.0,
     ) -> Iterator[tuple[int, Message]]:
         """Yield each node and its reply, or its error, as they arrive; each reply is dropped once it is used.
 
@@ -114,9 +134,14 @@ class Exchange:
             Longest wait for all of them, seconds.
         enough, late_seconds
             How many replies without an error shorten that wait, to at most this many seconds from then on; None: never.
+        hopeless, hopeless_seconds
+            Nodes that are waited for only so long, once all others have answered.
         """
         deadline, poll, answered, limit = time.monotonic() + timeout, _SHORTEST_POLL, 0, timeout
+        only_hopeless = False
         while (self._outstanding or self._died) and time.monotonic() < deadline:
+            if not only_hopeless and {*self._outstanding.values(), *self._died} <= hopeless:
+                only_hopeless, deadline = True, min(deadline, time.monotonic() + hopeless_seconds)
             heard = False
             for node, message in self._arrived():
                 heard = True
@@ -132,6 +157,7 @@ class Exchange:
         for node in {*self._outstanding.values(), *self._died}:
             after = "" if limit == timeout else f" of {enough} other answers"
             self.unanswered[node] = f"did not answer {self._kind} within {limit:g} s{after}"
+        self.silent = frozenset(self._outstanding.values()) - self._died.keys()
 
     def _send(self, contents: Mapping[int, RecordDict]) -> None:
         messages = [Message(records, node, self._kind, group_id=self._group) for node, records in contents.items()]

@@ -8,6 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.federation import messages, site_tasks
 from dlfd_fleet.federation.held_model import held_model
 from dlfd_fleet.federation.messages import COORDINATOR, MODEL, arrays_of
@@ -27,6 +28,7 @@ def add_unlearning(app: ClientApp, update_mods: Sequence[Mod] = ()) -> ClientApp
         Flower mods around the two handlers that send a model, such as ``LocalDpMod``. Mods of the app itself go around
         every handler, also those that send no arrays.
     """
+    limit_torch_threads()
     updating = [held_model, *update_mods]  # outermost: a mod of an update looks at the model that it starts from
     app.query("pending")(pending)
     app.train("fit", mods=updating)(fit)

@@ -15,7 +15,9 @@ from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Journal
 from dlfd_fleet.federation.pictures import outcome_tags
 from dlfd_fleet.federation.records import JobKind, JobRecord
+from dlfd_fleet.federation.reporting import redraw_reports
 from dlfd_fleet.federation.requests import settle
+from dlfd_fleet.federation.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
@@ -47,6 +49,8 @@ def run_jobs(
             if record.step == "settled":
                 store.forget_steps(record.job)  # its process may have died before it could
         _purge(store, settings, progress)
+        champion = store.champion()
+        tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
             progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
@@ -68,8 +72,14 @@ def _carry_out(
     settings = store.settings_of(record.job)
     waits = settings.fleet
     fleet = Fleet(
-        grid, waits.reply_timeout_seconds, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds
+        grid,
+        waits.reply_timeout_seconds,
+        waits.quorum,
+        waits.return_seconds,
+        late_seconds=waits.late_seconds,
+        site_keys=SiteKeys(store.folder / SITE_KEYS_FILE, waits.registered_keys),
     )
+    fleet.largest_weight_ratio, fleet.largest_growth = waits.largest_weight_ratio, waits.largest_growth
     fleet.notice = lambda doing: store.note_activity(record.job, doing)
     fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
     store.forget_activities(record.job)
@@ -79,14 +89,22 @@ def _carry_out(
     tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     try:
+        if record.released and store.is_cancelled(record.job):
+            raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             carry_out[record.kind](job)
+        redraw_reports(job)
         store.forget_steps(record.job)
         _purge(store, settings, progress)
     except JobCancelledError as error:
         status = "KILLED"
-        _give_back(job, str(error))
-        job.advance("cancelled", note="cancelled: the requests wait for the next job")
+        if job.record.released:
+            job.advance(
+                "cancelled", note="cancelled after the release: sites not told of it learn it from the next job"
+            )
+        else:
+            _give_back(job, str(error))
+            job.advance("cancelled", note="cancelled: the requests wait for the next job")
     except Exception as error:
         status = "FAILED"
         reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
@@ -112,8 +130,11 @@ def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"])
         if waiting:
             job.record = job.record.model_copy(update={"unsent": waiting})
             job.store.save(job.record)
+            job.progress.say(f"{waiting} records wait for MLflow, and the next job sends them: {tracker.problem}")
         for reason in tracker.refusals(name):
             job.progress.say(f"MLflow does not have all of {name}: {reason}")
+        if tracker.refused:
+            job.progress.say(f"MLflow refused {tracker.refused} records; `dlfd-fleet outbox list` shows them.")
     except JobError as error:
         job.progress.say(f"MLflow is not told how {name} ended: {error}")
 

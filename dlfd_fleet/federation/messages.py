@@ -1,8 +1,8 @@
 """What travels between the coordinator and the sites: one pydantic model a message kind.
 
 A message carries numbers, settings and arrays; never a name, a path or a pickled object. A site answers with counts,
-random request ids and what the model says of its images (:class:`~dlfd_fleet.audit.SampleScores`), in which a person is
-a random number.
+ids of requests that are of one job, and what the model says of its images (:class:`~dlfd_fleet.audit.SampleScores`),
+in which a person is a random number.
 """
 
 from __future__ import annotations
@@ -13,13 +13,40 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError, MessageError
-from dlfd_fleet.models import ModelCard
+from dlfd_fleet.federation.bounds import (
+    LARGEST_QUERY,
+    LARGEST_REPLY,
+    MOST_CLASSES,
+    MOST_JOBS,
+    MOST_REQUESTS,
+    MOST_REQUESTS_EVER,
+    MOST_SAMPLES,
+    MOST_TENSORS,
+    AtLeastOne,
+    Count,
+    Day,
+    Difference,
+    Finite,
+    JobName,
+    Marks,
+    Pseudonym,
+    RequestId,
+    Seconds,
+    Seed,
+    Sentence,
+    SiteId,
+    TensorName,
+    Weights,
+)
+from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
+from dlfd_fleet.models import ModelCard, Name
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSettings, UnlearningSettings
 
 _BODY, _FIELDS, _SAMPLES = "body", "json", "samples"
@@ -35,21 +62,16 @@ _COLUMNS: dict[str, type[np.generic]] = {
 }
 _LARGEST_LOSS = 28.0  # nats; of a probability of 1e-12 it is 27.6
 
-Count = Annotated[int, Field(ge=0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
-"""What a site calls itself: a random number that it keeps."""
-Weights = tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...]
-"""One a class."""
+_WORDS_SHOWN = 200
 Arrays = dict[str, Tensor]
 
 
 class FleetMessage(BaseModel):
-    """Base of all messages: frozen, and strict about its fields."""
+    """Base of all messages: frozen, strict about its fields, and every one of these has bounds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LARGEST: ClassVar[int] = LARGEST_REPLY
+    """Bytes of the fields."""
 
     def to_records(self, samples: SampleScores | None = None, **arrays: Mapping[str, Tensor]) -> RecordDict:
         """Pack the fields, named arrays such as ``model=state_dict``, and audited samples."""
@@ -73,12 +95,20 @@ class FleetMessage(BaseModel):
         body = records.get(_BODY)
         if not isinstance(body, ConfigRecord) or not isinstance(body.get(_FIELDS), str):
             raise MessageError(f"{sender} sent no {cls.__name__}; it may run another release of dlfd-fleet.")
+        text = str(body[_FIELDS])
+        if len(text) > cls.LARGEST:
+            raise MessageError(f"{sender} sent a {cls.__name__} of {len(text)} characters, above {cls.LARGEST}.")
         try:
-            return cls.model_validate_json(str(body[_FIELDS]))
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             key = ".".join(str(part) for part in first["loc"]) or "the whole message"
-            raise MessageError(f"{sender} sent a wrong {cls.__name__}: '{key}': {first['msg']}.") from error
+            said = visible(f"'{key}': {first['msg']}", _WORDS_SHOWN)
+            raise MessageError(f"{sender} sent a wrong {cls.__name__}: {said}.") from None
+        except Exception as error:  # of made-up text, such as one that is no Unicode
+            raise MessageError(
+                f"{sender} sent a {cls.__name__} that cannot be read ({type(error).__name__})."
+            ) from None
 
 
 def arrays_of(records: RecordDict, name: str, sender: str) -> Arrays:
@@ -92,6 +122,8 @@ def arrays_of(records: RecordDict, name: str, sender: str) -> Arrays:
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
         raise MessageError(f"{sender} sent no '{name}' arrays.")
+    if len(record) > MOST_TENSORS:
+        raise MessageError(f"{sender} sent {len(record)} '{name}' arrays, above {MOST_TENSORS}.")
     try:
         return dict(record.to_torch_state_dict())
     except Exception as error:  # made-up bytes lead numpy to errors of many kinds
@@ -121,8 +153,11 @@ def samples_of(records: RecordDict, classes: int, sender: str) -> SampleScores:
     """
     columns = {name: value.numpy() for name, value in arrays_of(records, _SAMPLES, sender).items()}
     if columns.keys() != _COLUMNS.keys():
-        raise MessageError(f"{sender} sent samples with the columns {sorted(columns)}; expected {sorted(_COLUMNS)}.")
+        found = visible(str(sorted(columns)), _WORDS_SHOWN)
+        raise MessageError(f"{sender} sent samples with the columns {found}; expected {sorted(_COLUMNS)}.")
     for name, column in columns.items():
+        if column.size > MOST_SAMPLES:
+            raise MessageError(f"{sender} sent {column.size} samples, above {MOST_SAMPLES}.")
         if column.ndim != 1 or column.dtype != _COLUMNS[name]:
             raise MessageError(f"{sender} sent samples whose '{name}' is {column.dtype} {column.shape}.")
     try:
@@ -144,7 +179,7 @@ class DevicesReached(BaseModel):
 
     epoch: Count | None = None
     """Greatest erasure epoch that no device keeps open; None if the fleet has no devices."""
-    reason: str = "no device is registered with this fleet"
+    reason: Sentence = "no device is registered with this fleet"
     """How the devices stand, in counts and words."""
 
 
@@ -152,51 +187,59 @@ class PendingQuery(FleetMessage):
     """Ask a site what it holds and how many people ask to be forgotten. No arrays."""
 
     TYPE: ClassVar[str] = "query.pending"
-    job: str
+    LARGEST: ClassVar[int] = LARGEST_QUERY
+    job: JobName
     take: bool = False
     """Whether the job takes up the requests that wait: they are its own until it ends."""
-    resumed: tuple[str, ...] = ()
-    """Requests that the job had taken up, before it was interrupted."""
+    resumed: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)] = ()
+    """Requests of this site that the job had taken up, before it was interrupted."""
     epoch: Count = 0
     """The fleet's erasure epoch: a site that was away when it rose keeps no model from before, and works on none."""
-    released: dict[str, Count] = {}
-    """Requests that released models have forgotten, and their epochs: for sites that were away when it was said."""
+    ended: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
+    """Jobs whose end this site does not know: what they had taken up is :attr:`released`, or waits again."""
+    released: Annotated[dict[RequestId, Count], Field(max_length=MOST_REQUESTS_EVER)] = {}
+    """Requests of this site that such a job's released model has forgotten, and its epoch."""
     devices: DevicesReached | None = None
     """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
-    asked: dict[Pseudonym, AwareDatetime] = {}
+    asked: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS_EVER)] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
-    withdrawn: dict[Pseudonym, AwareDatetime] = {}
-    """People who withdrew where they had asked, and when: a site that had joined in takes the request back."""
+    withdrawn: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS_EVER)] = {}
+    """People who ask nowhere any more, and marks of the jobs that they had asked in.
+
+    A site whose joined request was in one of these jobs takes it back; the coordinator cannot make up a mark.
+    """
 
 
 class RequestDates(FleetMessage):
-    """When a request was made, and by when it is due."""
+    """The days, in UTC, when a request was made and by when it is due."""
 
-    asked_at: AwareDatetime
-    deadline: AwareDatetime
+    asked_at: Day
+    deadline: Day
 
 
 class PendingReply(FleetMessage):
     """Counts, never names."""
 
     site: SiteId
-    requests: tuple[str, ...]
-    """Random ids of the requests that the job has taken up."""
-    dates: dict[str, RequestDates] = {}
+    requests: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)]
+    """The requests that the job has taken up, under ids of this job's own."""
+    dates: Annotated[dict[RequestId, RequestDates], Field(max_length=MOST_REQUESTS)] = {}
     """Of each of them; sites of earlier releases do not say."""
     waiting: Count = 0
     """How many other requests wait for the next job."""
-    people: dict[Pseudonym, AwareDatetime] = {}
+    unsettled: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
+    """Earlier jobs that have taken up requests here, and whose end the site was not told."""
+    people: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS)] = {}
     """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
-    joined: tuple[Pseudonym, ...] = ()
-    """Those of them who asked at another site, in an earlier job, and not here."""
-    withdrawn: dict[Pseudonym, AwareDatetime] = {}
-    """Who asked here once, and when they withdrew."""
+    joined: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS)] = {}
+    """Those of them who asked at another site and not here, and marks of the jobs that their request was in."""
+    withdrawn: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS_EVER)] = {}
+    """Who asked here once and has withdrawn, and marks of the jobs that their request was in."""
     forget_images: Count
-    class_images: tuple[Count, ...]
+    class_images: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     """Images to train on, one count a class."""
-    classes: tuple[str, ...]
-    image_size: Count
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_CLASSES)]
+    image_size: Annotated[int, Field(ge=1, le=4096)]
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """Digest of the model that an earlier job left at the site, or this one before it was resumed."""
 
@@ -204,6 +247,9 @@ class PendingReply(FleetMessage):
     def _one_count_a_class(self) -> Self:
         if len(self.class_images) != len(self.classes):
             raise ValueError(f"{len(self.class_images)} counts of images for {len(self.classes)} classes")
+        for what, names in (("a class", self.classes), ("a request", self.requests)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} is named twice")
         return self
 
     @property
@@ -211,25 +257,35 @@ class PendingReply(FleetMessage):
         """Images to train on."""
         return sum(self.class_images)
 
+    @property
+    def can_train(self) -> bool:
+        """Whether the site has enough images; one without them takes part in audits."""
+        return self.retain_images >= FEWEST_TO_TRAIN
+
+    @property
+    def can_unlearn(self) -> bool:
+        """Whether an update of the site forgets somebody: it has trained on them, and can train on others."""
+        return self.can_train and self.forget_images > 0
+
 
 class FitTask(FleetMessage):
     """Train on the site's retain images, starting from the ``model`` arrays."""
 
     TYPE: ClassVar[str] = "train.fit"
-    job: str
+    job: JobName
     purpose: Literal["train", "repair", "relearn", "retrain"]
     round: Count
     card: ModelCard
     training: TrainingSettings
     augmentation: AugmentationSettings
     class_weights: Weights
-    epochs: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[float, Field(gt=0.0)]
+    epochs: AtLeastOne
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e12)]
     final: bool = True
     """Whether somebody looks at the model before it is trained again: only then do batch-norm statistics matter."""
     precision: Precision
     """Of the update that is sent back."""
-    seed: Count
+    seed: Seed
 
 
 class FitResult(FleetMessage):
@@ -237,8 +293,8 @@ class FitResult(FleetMessage):
 
     epoch: Count
     """Of the model that it started from."""
-    examples: Annotated[int, Field(ge=1)]
-    loss: Annotated[float, Field(allow_inf_nan=False)]
+    examples: AtLeastOne
+    loss: Finite
     seconds: Seconds
 
     @property
@@ -255,7 +311,7 @@ class UnlearnTask(FleetMessage):
     """Run DLFD on the people of the site's accepted requests, starting from the ``model`` arrays."""
 
     TYPE: ClassVar[str] = "train.unlearn"
-    job: str
+    job: JobName
     round: Count
     card: ModelCard
     augmentation: AugmentationSettings
@@ -264,7 +320,7 @@ class UnlearnTask(FleetMessage):
     class_weights: Weights
     precision: Precision
     """Of the update that is sent back."""
-    seed: Count
+    seed: Seed
 
 
 class UnlearnResult(FleetMessage):
@@ -272,9 +328,9 @@ class UnlearnResult(FleetMessage):
 
     epoch: Count
     """Of the model that it started from."""
-    requests: tuple[str, ...]
-    forget_examples: Annotated[int, Field(ge=1)]
-    retain_examples: Annotated[int, Field(ge=1)]
+    requests: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)]
+    forget_examples: AtLeastOne
+    retain_examples: AtLeastOne
     steps: Count
     seconds: Seconds
 
@@ -292,10 +348,10 @@ class AuditTask(FleetMessage):
     """Say of each image how well the ``model`` arrays predict it."""
 
     TYPE: ClassVar[str] = "evaluate.audit"
-    job: str
+    job: JobName
     card: ModelCard
-    roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
-    most_retain: Annotated[int, Field(ge=1)] | None = None
+    roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
+    most_retain: AtLeastOne | None = None
     """The most retain images, the same at each look, classes in their shares; all of them if it is not said."""
 
 
@@ -304,6 +360,8 @@ class AuditResult(FleetMessage):
 
     shared: Count
     """How many of the samples, the last ones, are of people whom every site holds."""
+    withheld: Count = 0
+    """How many images of such people the site leaves out: it knows that they asked, or that it trains on the image."""
     seconds: Seconds
 
 
@@ -311,9 +369,9 @@ class FileAuditTask(FleetMessage):
     """Say the same of the exported ONNX ``file`` (uint8 bytes), and how far it is from the ``model`` arrays."""
 
     TYPE: ClassVar[str] = "evaluate.file"
-    job: str
+    job: JobName
     card: ModelCard
-    roles: tuple[Literal["retain", "forget", "validation", "test"], ...]
+    roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
 
 
 class FileAuditResult(FleetMessage):
@@ -321,7 +379,9 @@ class FileAuditResult(FleetMessage):
 
     shared: Count
     """How many of the samples, the last ones, are of people whom every site holds."""
-    max_abs_difference: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    withheld: Count = 0
+    """As in :class:`AuditResult`."""
+    max_abs_difference: Difference
     images: Count
     agreeing: Count
     """Images of which both say the same class."""
@@ -332,18 +392,19 @@ class CalibrateTask(FleetMessage):
     """Measure the range of every activation of a prepared ONNX ``file`` (uint8 bytes) on the site's retain images."""
 
     TYPE: ClassVar[str] = "evaluate.calibrate"
-    job: str
+    job: JobName
     card: ModelCard
-    images: Annotated[int, Field(ge=1)]
+    images: AtLeastOne
     """The most to measure on."""
-    seed: Count
+    seed: Seed
 
 
 class CalibrateResult(FleetMessage):
     """Two numbers for each tensor; over all of a site's images at once, never of a single one."""
 
-    ranges: dict[str, tuple[Finite, Finite]]
-    images: Annotated[int, Field(ge=1)]
+    ranges: Annotated[dict[TensorName, tuple[Finite, Finite]], Field(max_length=MOST_TENSORS)]
+    images: Count
+    """0 at a site without images to train on; it has no ranges then."""
     seconds: Seconds
 
 
@@ -351,12 +412,13 @@ class SettleTask(FleetMessage):
     """Tell a site how a job ended for its requests."""
 
     TYPE: ClassVar[str] = "query.settle"
-    job: str
+    LARGEST: ClassVar[int] = LARGEST_QUERY
+    job: JobName
     outcome: Literal["released", "returned"]
     """``returned``: the requests wait for the next job."""
-    requests: tuple[str, ...] = ()
-    """Those that the released model has forgotten; any other of the job waits for the next one."""
-    reason: str
+    requests: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)] = ()
+    """Those of this site that the released model has forgotten; any other of the job waits for the next one."""
+    reason: Sentence
     epoch: Count
     purge: bool
     """Whether to delete the forgotten people's images from the site's disk."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from dlfd_fleet.exceptions import JobError, TrackingError
 from dlfd_fleet.federation.records import Champion
 from dlfd_fleet.federation.store import ONNX_FILE, Store
+from dlfd_fleet.plain_text import plain
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_registry, open_tracker
 from dlfd_fleet.tracking.purge import Purged, purge, purged_versions, revoke_remembering
@@ -32,12 +33,13 @@ def registry_table(settings: Settings) -> Table:
         versions, purged = registry.versions(), purged_versions(registry)
     table = Table("version", "alias", "epoch", "verdict", "job", "may run")
     for gone in purged:
-        table.add_row(gone.version, "", str(gone.epoch), "", gone.job, f"purged: {gone.reason}")
+        table.add_row(*map(plain, (gone.version, "", str(gone.epoch), "", gone.job, f"purged: {gone.reason}")))
     for version in versions:
         reason = why_not_published(version, epoch)
         verdict = version.tags.get(VERDICT_TAG, "")
         aliases = ", ".join(version.aliases)
-        table.add_row(version.version, aliases, str(version.epoch), verdict, version.job, reason or "yes")
+        cells = (version.version, aliases, str(version.epoch), verdict, version.job, reason or "yes")
+        table.add_row(*map(plain, cells))
     return table
 
 
@@ -46,7 +48,8 @@ def promotion_table(settings: Settings) -> Table:
     table = Table("at", "job", "epoch", "by", "why")
     with closing(Store(settings.state_folder)) as store:
         for move in store.promotions():
-            table.add_row(f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
+            cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
+            table.add_row(*map(plain, cells))
     return table
 
 
@@ -128,11 +131,19 @@ def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
         store.lock(),
         open_tracker(settings.tracking, settings.state_folder) as tracker,
     ):
-        _send(tracker)
+        champion = store.champion()
+        _send(tracker, champion.job if champion else None)
         yield store, tracker
 
 
-def _send(tracker: Tracker) -> None:
+def _send(tracker: Tracker, champion: str | None) -> None:
+    tracker.try_again(champion)
     waiting = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
     if waiting:
-        raise TrackingError(f"MLflow at {tracker.uri} does not answer, and {waiting} records wait to be sent first.")
+        raise TrackingError(
+            f"MLflow at {tracker.uri} does not answer, and {waiting} records wait to be sent first ({tracker.problem})."
+        )
+    if champion is not None and (owed := tracker.owed(champion)):
+        raise TrackingError(
+            f"MLflow at {tracker.uri} refused what it must know first, {owed[0]} (`dlfd-fleet outbox list` shows it)."
+        )

@@ -120,7 +120,7 @@ def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
 
 
 def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None:
-    """Return how far a released model of an epoch has come to devices; None if it was never published.
+    """Return how far a released model of an epoch has come to devices; None if this coordinator delivers to none.
 
     Raises
     ------
@@ -133,8 +133,6 @@ def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None
         devices, now = delivery.devices, delivery.clock()
         published = [devices.published_at(file.sequence) for file in devices.files() if file.epoch >= epoch]
         first = min((at for at in published if at), default=None)
-        if first is None:
-            return None
         stand = standings(devices, epoch, now)
         floor = devices.floor()
     kinds = Counter(each.kind for each in stand)

@@ -11,22 +11,24 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 
 from dlfd_fleet.configuration import flatten
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import DeliveryError, JobError
 from dlfd_fleet.federation.coordinator import Coordinator
 from dlfd_fleet.federation.publication import delivery_progress
-from dlfd_fleet.federation.records import JobRecord
+from dlfd_fleet.federation.records import FINAL_STEPS, JobRecord
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.report import (
     CERTIFICATE_FILE,
     PAGE_FILE,
     REPORT_FILE,
+    DeliveryProgress,
     ErasureReport,
     issue,
     load_signer,
     render,
 )
 from dlfd_fleet.report.contents import Revoked
+from dlfd_fleet.report.page import without_moment
 from dlfd_fleet.settings import Settings
 
 _SOFTWARE = ("dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow")
@@ -44,9 +46,10 @@ def publish_report(job: Coordinator) -> None:
         # A job that is resumed here settled when it first came here.
         settled_at=noted.settled_at or datetime.now(UTC),
     )
-    report = report_of(job.store, job.record)
+    # Nothing but its last step is left of the job, and a report that said otherwise would say so for ever.
+    report = report_of(job.store, job.record.model_copy(update={"step": "settled"}))
     content = report.to_json()
-    files = {REPORT_FILE: content, PAGE_FILE: render(content).encode()}
+    files = {REPORT_FILE: content, PAGE_FILE: render(content, _delivery(job.settings, job.record)).encode()}
     if report.released:
         files[CERTIFICATE_FILE] = issue(report, signer_of(job))
     for name, content in files.items():
@@ -94,6 +97,37 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         settings=_governing(store.settings_as_written(record.job)),
         seconds=record.seconds,
     )
+
+
+def redraw_reports(job: Coordinator) -> None:
+    """Draw the pages of earlier releases again that say less than is known by now, here and in MLflow.
+
+    Sites that were away have purged since, and devices; ``report.json`` and the certificate stay as they are. What
+    cannot be drawn holds no job: it is said, and the next job tries again.
+    """
+    for record in job.store.jobs():
+        file = job.store.job_folder(record.job) / PAGE_FILE
+        if not (record.released and record.requests and record.step == "settled" and file.exists()):
+            continue
+        try:
+            page = render(
+                _content(job.store, record), _delivery(job.settings, record), _acknowledged_later(job.store, record)
+            )
+            if without_moment(page) != without_moment(file.read_text(encoding="utf-8")):
+                _write(file, page.encode())
+                job.tracker.log_file(record.job, f"erasure/{PAGE_FILE}", page.encode())
+        except Exception as error:  # whatever is wrong with an old job, this one is over
+            job.progress.say(f"The report of {record.job} is not drawn again: {error}")
+
+
+def _delivery(settings: Settings, record: JobRecord) -> DeliveryProgress | str | None:
+    """Return how far the model of a job has come to devices, or why that is not known."""
+    if not record.released:
+        return None
+    try:
+        return delivery_progress(settings, record.epoch)
+    except DeliveryError as error:
+        return str(error)
 
 
 def write_report(store: Store, job: str | None, output: Path | None, settings: Settings) -> tuple[Path, Path]:
@@ -153,6 +187,14 @@ def latest_erasure(store: Store) -> JobRecord:
         if record.kind == "erase" and record.requests:
             return record
     raise JobError(f"There is no erasure in {store.folder.parent} yet; `dlfd-fleet job start erase` does one.")
+
+
+def outcome_sentence(record: JobRecord) -> str:
+    """Say in one line how an erasure ended, or that it has not."""
+    what = f"a model of epoch {record.epoch} was released" if record.released else "nothing was released"
+    state = record.step if record.step in FINAL_STEPS else "not ended"
+    verdict = f" {record.verdict.sentence()}" if record.verdict else f" {record.note}" if record.note else ""
+    return f"{record.job} is {state}: {what}.{verdict}"
 
 
 def _governing(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from dlfd_fleet.federation.aggregation import (
     RunningMean,
     UpdateNorm,
     check_epoch,
+    check_requests,
     check_update,
     check_weight,
     odd_updates,
@@ -72,7 +73,7 @@ class FederatedRounds(FederatedAudits):
         self._round += 1
 
         def compute() -> Merged:
-            task = self._fit_task(pending, purpose, epochs, rate, final=final)
+            task = self._fit_task(fleet, pending, purpose, epochs, rate, final=final)
             return self._fit(fleet, arrays, pending, task, advance)
 
         return self.journal.merged(f"{purpose}-{self._round}", compute).arrays
@@ -85,16 +86,27 @@ class FederatedRounds(FederatedAudits):
         task: FitTask,
         advance: Advance,
     ) -> Merged:
-        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes()}
-        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance)
-        fleet.require_quorum(mean.count, f"trained in round {self._round}")
+        most = {node: pending[node].retain_images for node in fleet.wait_for_nodes() if pending[node].can_train}
+        if not most:
+            raise JobError(f"No site has two images or more to train on: {fleet.why_absent()}.")
+        counted = {node: claim.weight for node, claim in fleet.claims.items()}
+        mean, results = self._merge(fleet, most, task, FitResult, arrays, advance, counted=counted)
+        able = sum(reply.can_train for node, reply in pending.items() if node in fleet.members)
+        fleet.require_quorum(mean.count, f"trained in round {self._round}", able)
         losses = [result.loss for result in results]
         metrics = {f"{task.purpose}_sites": mean.count, f"{task.purpose}_loss": sum(losses) / len(losses)}
         self.record(metrics, self._round)
         return Merged(self.as_sent(fleet, mean.value(), arrays))
 
     def _fit_task(
-        self, pending: Mapping[int, PendingReply], purpose: Purpose, epochs: int, rate: float, *, final: bool = True
+        self,
+        fleet: Fleet,
+        pending: Mapping[int, PendingReply],
+        purpose: Purpose,
+        epochs: int,
+        rate: float,
+        *,
+        final: bool = True,
     ) -> FitTask:
         return FitTask(
             job=self.job,
@@ -103,7 +115,7 @@ class FederatedRounds(FederatedAudits):
             card=self.card,
             training=self.settings.training,
             augmentation=(self.settings.erasure if purpose == "repair" else self.settings.training).augmentation,
-            class_weights=class_weights(pending),
+            class_weights=_class_weights(fleet, pending),
             epochs=epochs,
             learning_rate=rate,
             final=final,
@@ -119,6 +131,8 @@ class FederatedRounds(FederatedAudits):
         expected: type[_Update],
         arrays: Arrays,
         advance: Advance,
+        asked: Mapping[int, Collection[str]] | None = None,
+        counted: Mapping[int, int] | None = None,
     ) -> tuple[RunningMean, list[_Update]]:
         """Return the mean of the nodes' updated models, and what they say of them.
 
@@ -129,6 +143,10 @@ class FederatedRounds(FederatedAudits):
         ----------
         most
             The nodes that are asked, and the images that each one has said it holds: its weight is at most that.
+        asked
+            The requests that each node has counted when the job began: it can have unlearned no others.
+        counted
+            How many images they count by, where that is not what they say.
         """
         nodes, refused = set(most), set[int]()
         while True:
@@ -138,12 +156,14 @@ class FederatedRounds(FederatedAudits):
                 advance()
                 try:
                     result, model, norm = self._checked(reply, task, expected, arrays, most[reply.node])
+                    if isinstance(result, UnlearnResult):
+                        check_requests(result.requests, (asked or {}).get(reply.node, ()), reply.sender)
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
                     refused.add(reply.node)
                     continue
                 norms[reply.node] = norm.whole
-                mean.add(model, result.weight)
+                mean.add(model, min(result.weight, (counted or most).get(reply.node, result.weight)))
                 results.append(result)
                 metrics = result.metrics() | {"update_norm": norm.whole, "weights_norm": norm.trained}
                 name = task.purpose if isinstance(task, FitTask) else "distancing"
@@ -212,12 +232,13 @@ class FederatedRounds(FederatedAudits):
             card=self.card,
             augmentation=erasure.augmentation,
             unlearning=self.settings.unlearning.model_copy(update=changes),
-            class_weights=class_weights(pending),
+            class_weights=_class_weights(fleet, pending),
             precision=self.settings.fleet.update_precision,
             seed=self._seed(),
         )
-        most = {node: pending[node].forget_images for node in fleet.wait_for_nodes() if pending[node].requests}
-        mean, results = self._merge(fleet, most, task, UnlearnResult, arrays, advance)
+        most = {node: pending[node].forget_images for node in fleet.wait_for_nodes() if pending[node].can_unlearn}
+        asked = {node: pending[node].requests for node in most}
+        mean, results = self._merge(fleet, most, task, UnlearnResult, arrays, advance, asked)
         if not mean.count:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
         requests = {request for result in results for request in result.requests}
@@ -236,3 +257,9 @@ class FederatedRounds(FederatedAudits):
     def effort(self, fleet: Fleet) -> Effort:
         """Return what the job took so far, in this process and in those before it."""
         return Effort(self.journal.seconds, fleet.sent_bytes + fleet.received_bytes)
+
+
+def _class_weights(fleet: Fleet, pending: Mapping[int, PendingReply]) -> tuple[float, ...]:
+    """Return the weights of the classes over the sites that still take part, by what they count by."""
+    taking_part = {node: reply for node, reply in pending.items() if node in fleet.members}
+    return class_weights(taking_part or pending, fleet.claims)

@@ -6,6 +6,9 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +18,9 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data import ImageUse, Use, canonical, image_digests
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.data.uses import of_who_asked
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.differences import difference_of
@@ -41,8 +46,10 @@ from dlfd_fleet.federation.messages import (
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
-from dlfd_fleet.ledger.site import Site, has_joined, join_requests, withdraw_joined, withdrawn_people
+from dlfd_fleet.ledger.site import Site, join_requests
+from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN, site_uses
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
+from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdrawn_people
 from dlfd_fleet.models import FaceClassifier, ModelCard, build_empty, state_arrays, to_best_device
 from dlfd_fleet.unlearning import (
     LabelledImages,
@@ -58,43 +65,53 @@ from dlfd_fleet.unlearning import (
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     """Say what the site holds, and take up the requests that wait for the job.
 
-    One erasure job works at a time, so another one that had taken requests up has ended: what its released model has
-    forgotten is purged now, and the rest waits again. So is what an earlier purge left, which a full disk had stopped.
+    A job asks up to twice. Its first question takes up what waits. Then the coordinator knows who the site is, and says
+    how those jobs have ended whose end the site was not told: what a released model has forgotten is purged, and the
+    rest is taken up, too. What an earlier purge left, which a full disk had stopped, is purged as well.
     """
     ledger = site.ledger
     site.raise_epoch(query.epoch)
+    ledger.verify()  # a withdrawal that nobody has made would let the job train on the person
+    for request in ledger.requests(*TO_PURGE):
+        purge_request(site, request)
     if query.take:
-        for request in ledger.requests(*TO_PURGE):
-            purge_request(site, request)
         for request in ledger.requests(*UNDER_WAY):
             if request.job == query.job:
                 continue
-            if request.id in query.released:
-                _release(site, request, "released while this site was away", query.released[request.id])
+            epoch = query.released.get(site.job_request_id(request.id, request.job or ""))
+            if epoch is not None:
+                _release(site, request, "released while this site was away", epoch)
                 purge_request(site, ledger.get(request.id))
-            else:
+            elif request.job in query.ended:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
         withdraw_joined(site, query.job, query.withdrawn)
-        join_requests(site, query.job, query.asked)
+        join_requests(site, query.job, {person: _end_of(day) for person, day in query.asked.items()})
     _complete(site, query.devices)
     for request in ledger.requests(RequestState.ACCEPTED):
-        if query.take or request.id in query.resumed:
+        if query.take or site.job_request_id(request.id, query.job) in query.resumed:
             ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
-    requests = _of_job(site, query.job)
-    names = {request: site.fleet_pseudonym(request.identity or "", query.job) for request in requests}
-    images = _images(site)
-    class_images = torch.bincount(_retain(site, images).labels, minlength=len(site.card.classes))
+    requests, others = _of_job(site, query.job), list[ForgetRequest]()
+    if query.take:  # those of jobs whose end is not known here will be this job's, or are purged
+        others = [request for request in ledger.requests(*UNDER_WAY) if request.job != query.job]
+    asking = [*requests, *others]
+    # The order of a ledger is the same in each job; the order of ids and pseudonyms is not.
+    ids = {request: site.job_request_id(request.id, query.job) for request in requests}
+    named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
+    images = _used_images(site)
+    class_images = torch.bincount(images.retain().labels, minlength=len(site.card.classes))
     return PendingReply(
         site=site.card.id,
-        requests=tuple(request.id for request in requests),
+        requests=tuple(sorted(ids.values())),
         dates={
-            request.id: RequestDates(asked_at=request.requested_at, deadline=request.deadline) for request in requests
+            ids[request]: RequestDates(asked_at=_day(request.requested_at), deadline=_day(request.deadline))
+            for request in sorted(requests, key=ids.__getitem__)
         },
         waiting=len(ledger.requests(RequestState.ACCEPTED)),
-        people={name: request.deadline for request, name in names.items() if name},
-        joined=tuple(name for request, name in names.items() if name and has_joined(site, request)),
-        withdrawn=withdrawn_people(site, query.job) if query.take else {},
-        forget_images=len(images.of_people(_people(requests))),
+        unsettled=tuple(sorted({request.job for request in others if request.job})),
+        people={name: _day(request.deadline) for name, request in sorted(named.items())},
+        joined=dict(sorted(joined_people(site, query.job, asking).items())),
+        withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
+        forget_images=len(images.forget(requests)),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
         image_size=site.card.image_size,
@@ -107,8 +124,8 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
     model = _model(task.card, arrays)
-    retain = _retain(site, _images(site))
-    if len(retain) < 2:
+    retain = _used_images(site).retain()
+    if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
     loss = fit(
         model,
@@ -132,12 +149,14 @@ def run_unlearn(
 ) -> tuple[UnlearnResult, Arrays]:
     """Run DLFD, or another method in its place, on the people of this job's requests."""
     _refuse_old_models(site, task.card)
+    _refuse_job_that_lost_its_requests(site, task.job)
     requests = _of_job(site, task.job)
-    images = _images(site)
-    forget = images.of_people(_people(requests))
+    images = _used_images(site)
+    forget, retain = images.forget(requests), images.retain()
     if not len(forget):
-        raise JobError("This site has no image of anybody who asked to be forgotten.")
-    retain = _retain(site, images)
+        raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
+    if len(retain) < FEWEST_TO_TRAIN:
+        raise JobError("This site has fewer than two images to train on.")
     model = _model(task.card, arrays)
     outcome = method(
         UnlearningProblem(
@@ -155,7 +174,7 @@ def run_unlearn(
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
     result = UnlearnResult(
         epoch=task.card.epoch,
-        requests=tuple(request.id for request in requests),
+        requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in requests)),
         forget_examples=len(forget),
         retain_examples=len(retain),
         steps=outcome.chosen_step,
@@ -168,11 +187,10 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult,
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
-    images, roles, shared = _audited(site, task.job, task.roles, task.most_retain)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
     probabilities = predict_probabilities(_model(task.card, arrays), _labelled(images))
-    person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
-    return AuditResult(shared=shared, seconds=time.perf_counter() - started), samples
+    samples = _sent(probabilities, images, roles, shared)
+    return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
 
 
 def run_file_audit(
@@ -181,16 +199,16 @@ def run_file_audit(
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
-    images, roles, shared = _audited(site, task.job, task.roles)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles)
     expected = predict_probabilities(_model(task.card, arrays), _labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
-    person = _random_numbers(images.identities)
-    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    samples = _sent(probabilities, images, roles, shared)
     result = FileAuditResult(
         shared=shared,
+        withheld=withheld,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
         agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
@@ -205,7 +223,9 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
 
     started = time.perf_counter()
     _refuse_old_models(site, task.card)
-    retain = _retain(site, _images(site))
+    retain = _used_images(site).retain()
+    if not len(retain):
+        return CalibrateResult(ranges={}, images=0, seconds=time.perf_counter() - started)
     order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(_site_seed(site, task.seed)))
     images = retain.images[order[: task.images]]
     ranges = calibrate(content, images)
@@ -224,7 +244,7 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
         if request.job != task.job:
             continue
         settled += 1
-        released = task.outcome == "released" and request.id in task.requests
+        released = task.outcome == "released" and site.job_request_id(request.id, task.job) in task.requests
         if request.state in UNDER_WAY and not released:
             ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
             continue
@@ -242,7 +262,8 @@ def _complete(site: Site, devices: DevicesReached | None) -> None:
 
 
 def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> None:
-    if request.state is RequestState.UNLEARNING:  # a model trained anew has forgotten without an update
+    # A model trained anew has forgotten without an update of this site's; so has one that never knew the person.
+    if request.state is RequestState.UNLEARNING:
         site.ledger.move(request.id, RequestState.EVALUATING, "nobody trains on the images", job=request.job)
     site.ledger.move(request.id, RequestState.RELEASED, reason, job=request.job, epoch=epoch)
 
@@ -252,8 +273,35 @@ def _of_job(site: Site, job: str) -> list[ForgetRequest]:
     return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
 
 
+def _day(moment: datetime) -> date:
+    """Return the day of a moment in UTC: to the microsecond it would name a request in every job."""
+    return moment.astimezone(UTC).date()
+
+
+def _end_of(day: date) -> datetime:
+    return datetime.combine(day, clock_time.max, UTC)
+
+
 def _people(requests: Iterable[ForgetRequest]) -> list[str]:
     return [request.identity for request in requests if request.identity is not None]
+
+
+def _refuse_job_that_lost_its_requests(site: Site, job: str) -> None:
+    """Do nothing for a job whose requests another job has now: what it would show is of fewer people than it says.
+
+    Raises
+    ------
+    JobError
+        If another coordinator has told this site that the job has ended.
+    """
+    taken = {event.request for event in site.ledger.history() if event.job == job}
+    lost = [request for request in site.ledger.requests() if request.id in taken and request.job != job]
+    if any(request.state is not RequestState.WITHDRAWN for request in lost):
+        other = next((f"the job {request.job}" for request in lost if request.job), "another job")
+        raise JobError(
+            f"The requests that {job} had taken up here are not its own any more: {other} took them up since, from "
+            "another state folder. Run the jobs of a fleet one after the other, from one state folder"
+        )
 
 
 def _refuse_old_models(site: Site, card: ModelCard) -> None:
@@ -271,41 +319,64 @@ def _refuse_old_models(site: Site, card: ModelCard) -> None:
         )
 
 
-def _images(site: Site) -> IdentityDataset:
-    """Return the site's decoded images; decoded once a process, and again when the manifest has changed."""
+@dataclass(frozen=True)
+class _UsedImages:
+    """A site's decoded images, and what each may be used for now."""
+
+    images: IdentityDataset
+    uses: tuple[ImageUse, ...]
+
+    def retain(self) -> IdentityDataset:
+        """Return the images to train on."""
+        return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
+
+    def forget(self, requests: Iterable[ForgetRequest]) -> IdentityDataset:
+        """Return the images that were trained on, of the people of these requests."""
+        trained = self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.FORGET])
+        return trained.of_people(_people(requests))
+
+
+def _used_images(site: Site) -> _UsedImages:
+    """Return the site's images; decoded once a process, and again when the manifest has changed."""
     file = site.manifest_file
-    return _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+    uses = site_uses(site, images.rows, digests)
+    rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
+    return _UsedImages(replace(images, rows=rows), uses)
 
 
 @lru_cache(maxsize=64)
-def _decoded(folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]) -> IdentityDataset:
+def _decoded(
+    folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]
+) -> tuple[IdentityDataset, tuple[str | None, ...]]:
     with Site(folder) as site:
-        return load_dataset(site.usable_manifest(), image_size=image_size, classes=classes)
-
-
-def _retain(site: Site, images: IdentityDataset) -> IdentityDataset:
-    return images.of_split("train").without_people(site.gone(images.identities))
+        manifest = site.usable_manifest()
+        return load_dataset(manifest, image_size=image_size, classes=classes), image_digests(manifest)
 
 
 def _audited(
     site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
-) -> tuple[IdentityDataset, NDArray[np.uint8], int]:
+) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
     """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
 
     Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
-    can say it alone.
+    can say it alone. Last comes how many images of such people this site leaves out, for it knows that they are not
+    unseen.
     """
-    images = _images(site)
-    under_way = set(_people(_of_job(site, job)))
-    gone = site.gone(images.identities)
-    own, shared = list[tuple[int, Role]](), list[tuple[int, Role]]()
-    for index, row in enumerate(images.rows):
-        if row.split != "train":
-            (own if row.site else shared).append((index, Role(row.split)))
-        elif row.identity in under_way:
+    if Role.FORGET.value in roles_asked:
+        _refuse_job_that_lost_its_requests(site, job)
+    used = _used_images(site)
+    images, under_way = used.images, {canonical(name) for name in _people(_of_job(site, job))}
+    own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
+    for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):
+        if use.use in (Use.VALIDATION, Use.TEST):
+            (own if row.site else shared).append((index, Role(use.use)))
+        elif use.use is Use.FORGET and canonical(row.identity) in under_way:
             own.append((index, Role.FORGET))
-        elif row.identity not in gone:
+        elif use.use is Use.TRAIN:
             own.append((index, Role.RETAIN))
+        elif not row.site and row.split in roles_asked:
+            withheld += 1
     own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
     retain = [index for index, role in own if role is Role.RETAIN]
     if most_retain is not None and len(retain) > most_retain:
@@ -314,7 +385,26 @@ def _audited(
         own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
     rows = own + shared
     numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
-    return images.select([index for index, _ in rows]), numbers, len(shared)
+    return images.select([index for index, _ in rows]), numbers, len(shared), withheld
+
+
+def _sent(
+    probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
+) -> SampleScores:
+    """Return what is sent of an audit: coarse losses, numbers of people and an order of rows that are of it alone.
+
+    In the manifest's order an image could be followed by its place. The rows of people whom all sites hold stay last.
+    """
+    person = _random_numbers(images.identities)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    first = len(samples) - shared
+    losses = [samples.rows(part).coarse().loss for part in (slice(first), slice(first, None))]
+    order = np.concatenate([_random_order(first), first + _random_order(shared)])
+    return replace(samples, loss=np.concatenate(losses)).rows(order)
+
+
+def _random_order(count: int) -> NDArray[np.intp]:
+    return np.random.default_rng().permutation(count)
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:

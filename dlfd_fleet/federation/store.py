@@ -36,13 +36,17 @@ from dlfd_fleet.federation.records import (
 )
 from dlfd_fleet.federation.tables import CHAMPION, JOB, PROMOTION, SITE, STEP, STORE, TABLES
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.names import plain_name
 from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.settings import Settings
 
 ONNX_FILE = "model.onnx"
 """In a job's model folder: the file that ships."""
+LOCK_FILE = "coordinator.lock"
+"""Locked while a coordinator works."""
 
 _VERSION = 1
+_IF_DAMAGED = "move the state folder away and start again"
 
 
 class Store:
@@ -62,7 +66,9 @@ class Store:
         except OSError as error:
             raise JobError(f"The state folder {state_folder} cannot be used: {error.strerror}.") from error
         self._engine = sqlite_engine(self.file)
-        with self._transaction() as connection:
+        # Two jobs that start at once would both make the tables, unless one waits for the other.
+        making = sqlite_engine(self.file, immediate=True)
+        with transaction(making, self.file, JobError, _IF_DAMAGED) as connection:
             known = sa.inspect(connection).get_table_names()
             if not known:
                 TABLES.create_all(connection)
@@ -70,6 +76,7 @@ class Store:
             version = connection.execute(sa.select(STORE.c.version)).scalar() if not known or "store" in known else 0
             if version == _VERSION and known and PROMOTION.name not in known:
                 PROMOTION.create(connection)  # an earlier release made the file
+        making.dispose()
         if version != _VERSION:
             raise JobError(
                 f"{self.file} has the format {version}, and this release reads {_VERSION}; use the release that wrote "
@@ -94,13 +101,16 @@ class Store:
         JobError
             If there is another one.
         """
-        lock = filelock.FileLock(self.folder / "coordinator.lock", timeout=patience)
+        lock = filelock.FileLock(self.folder / LOCK_FILE, timeout=patience)
         try:
             with lock:
                 yield
         except filelock.Timeout as error:
+            unfinished = self.unfinished()
+            job = f" (its job is {unfinished[-1].job})" if unfinished else ""
             raise JobError(
-                f"Another coordinator works on {self.folder.parent}; wait for its job, or name another state folder."
+                f"Another coordinator works on {self.folder.parent}{job}; wait until it has ended, or name another "
+                "state folder."
             ) from error
 
     def is_locked(self) -> bool:
@@ -167,9 +177,15 @@ class Store:
         """Return jobs that have not come to their last step."""
         return [record for record in self.jobs() if record.step not in FINAL_STEPS]
 
-    def released_requests(self) -> dict[str, int]:
-        """Return every request that a released model has forgotten, and that model's epoch."""
-        return {request: record.epoch for record in self.jobs() if record.released for request in record.forgotten}
+    def released_requests(self) -> dict[str, dict[str, int]]:
+        """Return every request that a released model has forgotten, and that model's epoch, by site."""
+        found: dict[str, dict[str, int]] = {}
+        for record in self.jobs():
+            served = frozenset(record.forgotten) if record.released else frozenset()
+            for asked in record.proceedings.asked:
+                if asked.request in served:
+                    found.setdefault(asked.site, {})[asked.request] = record.epoch
+        return found
 
     def ask_to_cancel(self, job: str) -> None:
         """Note that a job is to stop before its next step."""
@@ -272,7 +288,7 @@ class Store:
 
     def job_folder(self, job: str) -> Path:
         """Return a job's folder, made if need be."""
-        folder = self.folder / "jobs" / job
+        folder = self._folder_of(job)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -281,7 +297,13 @@ class Store:
 
     def model_folder(self, job: str) -> Path:
         """Return where a job's model is, or will be."""
-        return self.folder / "jobs" / job / "model"
+        return self._folder_of(job) / "model"
+
+    def _folder_of(self, job: str) -> Path:
+        try:
+            return self.folder / "jobs" / plain_name(job)  # the name may come from a registry's tag
+        except ValueError as error:
+            raise JobError(f"The job {error}.") from error
 
     def champion(self) -> Champion | None:
         """Return the model that the fleet runs, if there is one."""
@@ -350,7 +372,7 @@ class Store:
         JobError
             If they cannot be deleted.
         """
-        folders = [self.model_folder(job), self.folder / "jobs" / job / "steps"]
+        folders = [self.model_folder(job), self._folder_of(job) / "steps"]
         there = [folder for folder in folders if folder.exists()]
         for folder in there:
             try:
@@ -381,7 +403,7 @@ class Store:
             raise JobError(f"{self.file} is damaged; move the state folder away and start again.") from error
 
     def _transaction(self) -> AbstractContextManager[sa.Connection]:
-        return transaction(self._engine, self.file, JobError, "move the state folder away and start again")
+        return transaction(self._engine, self.file, JobError, _IF_DAMAGED)
 
 
 def _after_all(connection: sa.Connection) -> datetime:

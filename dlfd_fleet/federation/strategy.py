@@ -32,8 +32,15 @@ from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Merged
 from dlfd_fleet.federation.messages import Arrays, DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.release_rule import may_release
-from dlfd_fleet.federation.requests import ask_pending, settle
+from dlfd_fleet.federation.requests import (
+    NOTHING_TO_UNLEARN,
+    ask_pending,
+    forgotten_without_update,
+    settle,
+    someone_to_unlearn,
+)
 from dlfd_fleet.federation.rounds import Effort, FederatedRounds
+from dlfd_fleet.federation.site_keys import SiteKeys
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
@@ -44,7 +51,7 @@ _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What an erasure's federated part came to, and what it took; ``requests`` are those whose updates are in it."""
+    """What an erasure's federated part came to, and what it took; ``requests`` are those that it has forgotten."""
 
     model: AuditedModel
     verdict: Verdict
@@ -70,7 +77,7 @@ class UnlearningResult(Result):
     card
         What the arrays are, with the erasure epoch.
     verdict
-        None if nobody asks to be forgotten.
+        None if nobody who was trained on asks to be forgotten.
     """
 
     card: ModelCard = field(kw_only=True)
@@ -178,7 +185,8 @@ class FederatedUnlearning(FederatedRounds):
         validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are
         averaged (stochastic weight averaging, Izmailov et al. 2018), and the next goes on from their mean: single
         rounds of small fleets differ by chance, and what the gate has seen the sites hold already. It stops when a
-        round brings nothing more to a model that is forgetful and useful enough.
+        round brings nothing more to a model that is forgetful and useful enough. Where no site that was asked has
+        anybody else to train on, there is nothing but repair: the audit says whether that has forgotten them.
         """
         erasure, unlearning = self.settings.erasure, self.settings.unlearning
         reading = self._read(fleet, original.samples)
@@ -186,13 +194,14 @@ class FederatedUnlearning(FederatedRounds):
         floor = UtilityFloor.under(reading, unlearning.max_utility_drop)
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         gate = max(unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
-        arrays, best, requests = original.arrays, Merged(original.arrays), frozenset[str]()
+        arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
+        able = any(reply.can_unlearn for reply in pending.values())
         best_rank, averaged = _WORST_RANK, RunningMean()
-        total = erasure.rounds * (sum(1 for reply in pending.values() if reply.requests) + len(pending))
+        total = erasure.rounds * sum(reply.can_unlearn + reply.can_train for reply in pending.values())
         with self.progress.phase(f"Unlearning, attempt {attempt}", total) as advance:
             for number in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round of DLFD.
-                if number == 0 or reading.attack_auc > 0.5 + gate:
+                if able and (number == 0 or reading.attack_auc > 0.5 + gate):
                     distanced = self.distancing_round(fleet, arrays, pending, attempt, advance)
                     arrays, requests = distanced.arrays, requests.union(distanced.requests)
                     averaged = RunningMean()
@@ -247,7 +256,11 @@ class FederatedUnlearning(FederatedRounds):
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
         waits = self.settings.fleet
-        fleet = Fleet(grid, timeout, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds)
+        keys = SiteKeys(bound=waits.registered_keys)
+        fleet = Fleet(
+            grid, timeout, waits.quorum, waits.return_seconds, late_seconds=waits.late_seconds, site_keys=keys
+        )
+        fleet.largest_weight_ratio = waits.largest_weight_ratio
         self.journal.traffic = fleet
         fleet.wait_for_nodes(self.settings.fleet.least_sites, self.settings.fleet.connect_seconds)
         try:
@@ -268,7 +281,14 @@ class FederatedUnlearning(FederatedRounds):
             self.settings.erasure.largest_forget_share,
             self.card,
         )
-        if not any(reply.requests for reply in pending.values()):
+        for node, claim in fleet.claims.items():
+            if claim.doubt:
+                self.progress.say(f"{fleet.name(node)} {claim.doubt}.")
+        asked = [request for reply in pending.values() for request in reply.requests]
+        if not someone_to_unlearn(pending):
+            if asked:
+                reason, epoch = NOTHING_TO_UNLEARN, self.card.epoch
+                settle(fleet, self.job, self.progress, "released", reason, epoch, asked, DevicesReached())
             return UnlearningResult(arrays=initial_arrays, card=self.card)
         base = dict(initial_arrays.to_torch_state_dict())
         original = self.audit(fleet, base, "Attacking the original model", "original")

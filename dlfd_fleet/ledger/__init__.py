@@ -4,12 +4,12 @@ Names stay here. The coordinator learns random request ids and counts; a purged 
 keyed digest remains, so that the person is recognised should the images ever come back.
 """
 
+from dlfd_fleet.data import canonical
 from dlfd_fleet.ledger.ledger import Event, ForgetRequest, Ledger
 from dlfd_fleet.ledger.purge import complete_requests, purge_request, purge_site
 from dlfd_fleet.ledger.site import (
     Site,
     SiteCard,
-    canonical,
     create_site,
     join_requests,
     request_forgetting,

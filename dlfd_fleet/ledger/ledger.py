@@ -1,70 +1,34 @@
-"""The ledger itself: requests, an append-only hash-chained history, and tombstones of purged images (SQL)."""
+"""The ledger itself: requests, their history, and what is left of purged images, each row under a seal (SQL)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy.exc import DatabaseError
 
-from dlfd_fleet.database import shared_engine
+from dlfd_fleet.database import limit_waits, refusal, shared_engine
 from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.ledger.sealed_tables import (
+    HEAD,
+    HISTORY,
+    LEFTOVER,
+    NOT_WITHDRAWN,
+    REQUEST,
+    TABLES,
+    TOMBSTONE,
+    VERSION,
+    SealedTables,
+)
 from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, FORGOTTEN, RequestState
 
-_VERSION = 3
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
-_START = "0" * 64
-
-_tables = sa.MetaData()
-_ledger = sa.Table(
-    "ledger",
-    _tables,
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),  # of the last release that the site was told of; it never falls
-)
-_request = sa.Table(
-    "request",
-    _tables,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("person_digest", sa.String, nullable=False),
-    sa.Column("identity", sa.String),  # deleted once the person is purged
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("requested_at", sa.String, nullable=False),
-    sa.Column("deadline", sa.String, nullable=False),
-    sa.Column("job", sa.String),
-    sa.Column("epoch", sa.Integer),
-)
-_open = _request.c.state != RequestState.WITHDRAWN.value
-sa.Index(  # who has withdrawn may ask again
-    "one_request_a_person", _request.c.person_digest, unique=True, sqlite_where=_open, postgresql_where=_open
-)
-_history = sa.Table(
-    "history",
-    _tables,
-    sa.Column("sequence", sa.Integer, primary_key=True),
-    sa.Column("request", sa.String, sa.ForeignKey("request.id"), nullable=False),
-    sa.Column("at", sa.String, nullable=False),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
-    sa.Column("job", sa.String),
-    sa.Column("epoch", sa.Integer),
-    sa.Column("previous", sa.String, nullable=False),
-    sa.Column("digest", sa.String, nullable=False),
-)
-_tombstone = sa.Table(
-    "tombstone",
-    _tables,
-    sa.Column("sha256", sa.String, primary_key=True),
-    sa.Column("request", sa.String, sa.ForeignKey("request.id"), nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -97,6 +61,33 @@ class Event:
     epoch: int | None
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """A file with an image of a forgotten person that is still there.
+
+    Attributes
+    ----------
+    request
+        Id of the person's request.
+    file
+        Under the site's image folder, or absolute if a link led out of it. A name that is no text stands as ``hex:``
+        and the hexadecimal digits of its bytes.
+    sha256
+        Of its content; None if it could not be read.
+    listed
+        Whether it was the person's in the manifest: then each purge tries again to delete it, and the request waits.
+        If not, it is a copy that a purge has found, and the site's people decide about it.
+    reason
+        Why it is still there, in words.
+    """
+
+    request: str
+    file: str
+    sha256: str | None
+    listed: bool
+    reason: str
+
+
 class Ledger:
     """Forget requests of one site.
 
@@ -106,37 +97,40 @@ class Ledger:
     ----------
     location
         A SQLite file, or the URL of a PostgreSQL database (``postgresql+psycopg://host/database``).
+    key
+        The site's key. It seals every row: :meth:`verify` finds what was changed without it.
     create
         Make a new ledger where there is none.
 
     Raises
     ------
     LedgerError
-        If the database cannot be reached, is damaged, no ledger, or one that another release wrote.
+        If the database cannot be reached, is damaged, no ledger, sealed with another key, or one that another release
+        wrote.
     """
 
-    def __init__(self, location: Path | str, *, create: bool = False) -> None:
-        self.name = str(location)
+    def __init__(self, location: Path | str, key: bytes, *, create: bool = False) -> None:
+        self.name, self._key = str(location), key
         if isinstance(location, Path) and not create and not location.exists():
             raise LedgerError(f"There is no ledger {location}; is {location.parent} a site's folder?")
         self._engine = _engine_of(location)
         with self._transaction() as connection:
             known = set(sa.inspect(connection).get_table_names())
-            if create and not known & set(_tables.tables):
-                _tables.create_all(connection)
-                connection.execute(sa.insert(_ledger).values(version=_VERSION, epoch=0))
-            elif not set(_tables.tables) - {"ledger"} <= known:
+            if create and not known & set(TABLES.tables):
+                SealedTables(connection, key, self.name, create=True)
+            elif not {"request", "history", "tombstone"} <= known:
                 raise LedgerError(f"{self.name} is a database, but no ledger of dlfd-fleet.")
             else:
                 self._check_version(connection, known)
-                if create and connection.execute(sa.select(_request.c.id).limit(1)).first():
+                if create and connection.execute(sa.select(REQUEST.c.id).limit(1)).first():
                     raise LedgerError(f"{self.name} holds a ledger with requests already; name another one.")
+                SealedTables(connection, key, self.name)
 
     def _check_version(self, connection: sa.Connection, known: set[str]) -> None:
-        version = connection.execute(sa.select(_ledger.c.version)).scalar() if "ledger" in known else 1
-        if version != _VERSION:
+        version = connection.execute(sa.select(HEAD.c.version)).scalar() if "ledger" in known else 1
+        if version is not None and version != VERSION:
             raise LedgerError(
-                f"The ledger {self.name} has the format {version}, and this release reads {_VERSION}; use the release "
+                f"The ledger {self.name} has the format {version}, and this release reads {VERSION}; use the release "
                 "that wrote it."
             )
 
@@ -168,35 +162,30 @@ class Ledger:
             "requested_at": datetime.now(UTC).isoformat(),
             "deadline": deadline.isoformat(),
         }
-        with self._transaction() as connection:
-            try:
-                with connection.begin_nested():
-                    connection.execute(sa.insert(_request).values(row))
-            except IntegrityError:
-                earlier = self._read(connection, sa.and_(_request.c.person_digest == person_digest, _open))[0]
-                raise LedgerError(_asked_before(identity, earlier)) from None
-            self._append(connection, row["id"], RequestState.ACCEPTED, reason, None, None)
-        return self.get(row["id"])
+        with self._change() as tables:
+            earlier = self._read(tables, sa.and_(REQUEST.c.person_digest == person_digest, NOT_WITHDRAWN))
+            if earlier:
+                raise LedgerError(_asked_before(identity, earlier[0]))
+            tables.insert(REQUEST, [row])
+            self._append(tables, row["id"], RequestState.ACCEPTED, reason, None, None)
+            return self._get(tables, row["id"])
 
     def requests(self, *states: RequestState) -> list[ForgetRequest]:
         """Return the requests in these states, or all of them, oldest first."""
-        condition = _request.c.state.in_([state.value for state in states]) if states else sa.true()
-        with self._transaction() as connection:
-            return self._read(connection, condition)
+        condition = REQUEST.c.state.in_([state.value for state in states]) if states else sa.true()
+        with self._reading() as tables:
+            return self._read(tables, condition)
 
     def get(self, request: str) -> ForgetRequest:
         """Return one request; a :class:`LedgerError` if there is none of this id."""
-        with self._transaction() as connection:
-            found = self._read(connection, _request.c.id == request)
-        if not found:
-            raise LedgerError(f"There is no request {request} in {self.name}.")
-        return found[0]
+        with self._reading() as tables:
+            return self._get(tables, request)
 
     def person_digests(self, *states: RequestState) -> frozenset[str]:
         """Return the digests of the people of requests in these states; of everybody who has not withdrawn if none."""
-        condition = _request.c.state.in_([state.value for state in states]) if states else _open
-        with self._transaction() as connection:
-            return frozenset(connection.execute(sa.select(_request.c.person_digest).where(condition)).scalars())
+        condition = REQUEST.c.state.in_([state.value for state in states]) if states else NOT_WITHDRAWN
+        with self._reading() as tables:
+            return frozenset(row["person_digest"] for row in tables.read(REQUEST, condition))
 
     def move(
         self, request: str, state: RequestState, reason: str, *, job: str | None = None, epoch: int | None = None
@@ -208,27 +197,20 @@ class Ledger:
         LedgerError
             If the state may not follow the request's own.
         """
-        current = self.get(request)
-        if state not in FOLLOWERS[current.state]:
-            raise LedgerError(f"Request {request} is {current.state}; it cannot become {state}.")
         values: dict[str, Any] = {"state": state.value, "job": job}
         if epoch is not None:
             values["epoch"] = epoch
-        with self._transaction() as connection:
-            changed = connection.execute(
-                sa.update(_request)
-                .where(_request.c.id == request, _request.c.state == current.state.value)
-                .values(values)
-            )
-            if not changed.rowcount:
-                raise LedgerError(f"Request {request} was changed by another process; ask for its state again.")
-            self._append(connection, request, state, reason, job, epoch)
+        with self._change() as tables:
+            current = self._get(tables, request).state
+            if state not in FOLLOWERS[current]:
+                raise LedgerError(f"Request {request} is {current}; it cannot become {state}.")
+            tables.update(REQUEST, REQUEST.c.id == request, values)
+            self._append(tables, request, state, reason, job, epoch)
 
     def history(self, request: str | None = None) -> list[Event]:
         """Return what happened, to one request or to all, oldest first."""
-        condition = _history.c.request == request if request else sa.true()
-        with self._transaction() as connection:
-            rows = connection.execute(sa.select(_history).where(condition).order_by(_history.c.sequence)).mappings()
+        condition = HISTORY.c.request == request if request else sa.true()
+        with self._reading() as tables:
             return [
                 Event(
                     sequence=row["sequence"],
@@ -239,96 +221,103 @@ class Ledger:
                     job=row["job"],
                     epoch=row["epoch"],
                 )
-                for row in rows
+                for row in tables.read(HISTORY, condition, HISTORY.c.sequence)
             ]
 
     def verify(self) -> None:
-        """Check the chain of the history, and that each request is in the state that its last row says.
+        """Check that every row is as the site's key has sealed it, and that none is missing or was put back.
 
         Raises
         ------
         LedgerError
-            At the first row that was changed, removed or added by other means.
+            At the first row that was changed, removed or added by other means. A whole ledger that was put back from a
+            backup is not found, nor what somebody wrote who has the site's key.
         """
-        previous, last = _START, {}
-        with self._transaction() as connection:
-            rows = connection.execute(sa.select(_history).order_by(_history.c.sequence)).mappings().all()
-            states = {row.id: row.state for row in connection.execute(sa.select(_request.c.id, _request.c.state))}
-        for number, row in enumerate(rows, start=1):
-            if row["sequence"] != number or row["previous"] != previous or row["digest"] != _digest(dict(row)):
-                raise LedgerError(f"The history of {self.name} was tampered with at row {number}.")
-            previous = row["digest"]
-            last[row["request"]] = row["state"]
-        for request, state in states.items():
-            if last.get(request) != state:
-                raise LedgerError(f"Request {request} in {self.name} is {state}, which its history does not say.")
+        with self._reading() as tables:
+            tables.verify()
 
     def epoch(self) -> int:
         """Return the fleet's erasure epoch, as far as this site was told."""
-        with self._transaction() as connection:
-            return int(connection.execute(sa.select(_ledger.c.epoch)).scalar_one())
+        with self._reading() as tables:
+            return tables.epoch
 
     def raise_epoch(self, epoch: int) -> int:
         """Note a release; return the epoch, which never falls."""
-        with self._transaction() as connection:
-            connection.execute(sa.update(_ledger).where(_ledger.c.epoch < epoch).values(epoch=epoch))
-        return self.epoch()
+        with self._change() as tables:
+            tables.epoch = max(tables.epoch, epoch)
+            return tables.epoch
 
     def purged(self, request: str, sha256: Collection[str]) -> None:
-        """Note the digests of deleted images."""
-        with self._transaction() as connection:
-            known = set(connection.execute(sa.select(_tombstone.c.sha256)).scalars())
-            rows = [{"sha256": value, "request": request} for value in sorted(set(sha256) - known)]
-            if rows:
-                connection.execute(sa.insert(_tombstone), rows)
+        """Note the digests of images that are to be deleted: nobody trains on them from now on."""
+        with self._change() as tables:
+            known = {row["sha256"] for row in tables.read(TOMBSTONE, sa.true())}
+            tables.insert(TOMBSTONE, ({"sha256": value, "request": request} for value in sorted(set(sha256) - known)))
 
     def tombstones(self) -> frozenset[str]:
-        """Return the SHA-256 of every image that was purged."""
-        with self._transaction() as connection:
-            return frozenset(connection.execute(sa.select(_tombstone.c.sha256)).scalars())
+        """Return the SHA-256 of every image that was purged, or is to be."""
+        with self._reading() as tables:
+            return frozenset(row["sha256"] for row in tables.read(TOMBSTONE, sa.true()))
 
-    def count_purged(self, job: str) -> int:
-        """Return how many different images were purged for a job's requests."""
-        query = sa.select(sa.func.count()).select_from(_tombstone.join(_request)).where(_request.c.job == job)
-        with self._transaction() as connection:
-            return int(connection.execute(query).scalar_one())
+    def request_of_images(self) -> dict[str, str]:
+        """Return for the SHA-256 of every image that was purged the request that it was purged for."""
+        with self._reading() as tables:
+            return {row["sha256"]: row["request"] for row in tables.read(TOMBSTONE, sa.true())}
+
+    def request_of_people(self, *states: RequestState) -> dict[str, str]:
+        """Return for the digests of the people of requests in these states the ids of the requests."""
+        condition = REQUEST.c.state.in_([state.value for state in states])
+        with self._reading() as tables:
+            return {row["person_digest"]: row["id"] for row in tables.read(REQUEST, condition)}
+
+    def count_purged(self, job: str | None = None) -> int:
+        """Return how many different images are gone: of a job's requests, or of all."""
+        of_job = TOMBSTONE.c.request.in_(sa.select(REQUEST.c.id).where(REQUEST.c.job == job)) if job else sa.true()
+        with self._reading() as tables:
+            left = {row["sha256"] for row in tables.read(LEFTOVER, LEFTOVER.c.listed)}
+            return sum(row["sha256"] not in left for row in tables.read(TOMBSTONE, of_job))
+
+    def note_leftovers(self, request: str, leftovers: Collection[Leftover]) -> None:
+        """Keep what is still there of a request's images, instead of what was kept of it before."""
+        with self._change() as tables:
+            tables.delete(LEFTOVER, LEFTOVER.c.request == request)
+            tables.insert(LEFTOVER, (asdict(leftover) for leftover in leftovers))
+
+    def leftovers(self, request: str | None = None) -> list[Leftover]:
+        """Return the files of forgotten people that are still there, of one request or of all."""
+        condition = LEFTOVER.c.request == request if request else sa.true()
+        with self._reading() as tables:
+            rows = tables.read(LEFTOVER, condition, LEFTOVER.c.request, LEFTOVER.c.file)
+            return [Leftover(**{name: value for name, value in row.items() if name != "seal"}) for row in rows]
 
     def forget_identity(self, request: str) -> None:
         """Delete the person's name from a request; the keyed digest stays."""
-        with self._transaction() as connection:
-            connection.execute(sa.update(_request).where(_request.c.id == request).values(identity=None))
+        with self._change() as tables:
+            tables.update(REQUEST, REQUEST.c.id == request, {"identity": None})
 
+    def _get(self, tables: SealedTables, request: str) -> ForgetRequest:
+        found = self._read(tables, REQUEST.c.id == request)
+        if not found:
+            raise LedgerError(f"There is no request {request} in {self.name}.")
+        return found[0]
+
+    @staticmethod
     def _append(
-        self,
-        connection: sa.Connection,
-        request: str,
-        state: RequestState,
-        reason: str,
-        job: str | None,
-        epoch: int | None,
+        tables: SealedTables, request: str, state: RequestState, reason: str, job: str | None, epoch: int | None
     ) -> None:
-        last = connection.execute(
-            sa.select(_history.c.sequence, _history.c.digest).order_by(_history.c.sequence.desc()).limit(1)
-        ).first()
-        row: dict[str, Any] = {
-            "sequence": last.sequence + 1 if last else 1,
+        tables.last += 1
+        row = {
+            "sequence": tables.last,
             "request": request,
             "at": datetime.now(UTC).isoformat(),
             "state": state.value,
             "reason": reason,
             "job": job,
             "epoch": epoch,
-            "previous": last.digest if last else _START,
         }
-        connection.execute(sa.insert(_history).values(row | {"digest": _digest(row)}))
+        tables.insert(HISTORY, [row])
 
     @staticmethod
-    def _read(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[ForgetRequest]:
-        rows: Sequence[sa.RowMapping] = (
-            connection.execute(sa.select(_request).where(condition).order_by(_request.c.requested_at, _request.c.id))
-            .mappings()
-            .all()
-        )
+    def _read(tables: SealedTables, condition: sa.ColumnElement[bool]) -> list[ForgetRequest]:
         return [
             ForgetRequest(
                 id=row["id"],
@@ -339,8 +328,19 @@ class Ledger:
                 job=row["job"],
                 epoch=row["epoch"],
             )
-            for row in rows
+            for row in tables.read(REQUEST, condition, REQUEST.c.requested_at, REQUEST.c.id)
         ]
+
+    @contextmanager
+    def _reading(self) -> Iterator[SealedTables]:
+        with self._transaction() as connection:
+            yield SealedTables(connection, self._key, self.name)
+
+    @contextmanager
+    def _change(self) -> Iterator[SealedTables]:
+        with self._reading() as tables:
+            yield tables
+            tables.seal_head()
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -348,7 +348,7 @@ class Ledger:
             with self._engine.begin() as connection:
                 yield connection
         except DatabaseError as error:
-            raise LedgerError(f"The ledger {self.name} cannot be used: {str(error.orig).strip()}.") from error
+            raise LedgerError(f"The ledger {self.name} cannot be used: {refusal(error)}.") from error
 
 
 def _engine_of(location: Path | str) -> sa.Engine:
@@ -360,12 +360,8 @@ def _engine_of(location: Path | str) -> sa.Engine:
 
 def _lock(connection: sa.Connection) -> None:
     """Let one writer in at a time, as SQLite does; the end of the transaction lets go."""
+    limit_waits(connection)
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
-
-
-def _digest(row: dict[str, Any]) -> str:
-    content = {name: value for name, value in row.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _asked_before(identity: str, earlier: ForgetRequest) -> str:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from dlfd_fleet.data import image_digest, purge_rows, returned_images
-from dlfd_fleet.ledger.ledger import ForgetRequest
+import os
+from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dlfd_fleet.data import (
+    Purge,
+    Row,
+    canonical,
+    delete_files,
+    drop_rows,
+    file_digest,
+    image_digest,
+    plan_purge,
+    returned_images,
+)
+from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
+
+_HEX = "hex:"
 
 
 def purge_request(site: Site, request: ForgetRequest) -> int:
     """Delete the images of a released request's person, and then the name; return how many images were deleted.
 
-    The request waits then until no device holds a model from before: :func:`complete_requests`.
-
-    The tombstones are written before the files go: killed midway, the next call ends it and nothing is without one.
+    Images with the same bytes go too, whatever they are called and whosever they are said to be. The request waits
+    then until no device holds a model from before: :func:`complete_requests`. As long as a file cannot be deleted it
+    stays in PURGING, and the ledger keeps the file and the reason: :meth:`Ledger.leftovers`.
     """
     ledger, job, epoch = site.ledger, request.job, request.epoch
-    ledger.move(request.id, RequestState.PURGING, "deleting the images", job=job, epoch=epoch)
-    manifest = site.manifest()
-    rows = [row for row in manifest.rows if row.identity == request.identity]
-    digests = [image_digest(manifest, row) for row in rows]
+    if request.state is not RequestState.PURGING:
+        ledger.move(request.id, RequestState.PURGING, "deleting the images", job=job, epoch=epoch)
     site.drop_held_model()
-    ledger.purged(request.id, [digest for digest in digests if digest])
-    deleted = purge_rows(site.manifest_file, site.image_root, rows)
-    ledger.forget_identity(request.id)
-    ledger.move(request.id, RequestState.ROLLING_OUT, f"{deleted} images purged", job=job, epoch=epoch)
-    return deleted
+    person = None if request.identity is None else canonical(request.identity)
+    done = _purge(site, request.id, [row for row in site.manifest().rows if canonical(row.identity) == person])
+    words = _in_words(done)
+    if done.kept:
+        if ledger.history(request.id)[-1].reason != words:  # once, however often it is tried again
+            ledger.move(request.id, RequestState.PURGING, words, job=job, epoch=epoch)
+    else:
+        ledger.forget_identity(request.id)
+        ledger.move(request.id, RequestState.ROLLING_OUT, words, job=job, epoch=epoch)
+    return done.deleted
 
 
 def complete_requests(site: Site, epoch: int | None, reason: str) -> None:
@@ -46,6 +68,8 @@ def complete_requests(site: Site, epoch: int | None, reason: str) -> None:
 def purge_site(site: Site) -> tuple[int, int]:
     """End purges that were interrupted, delete images of forgotten people that came back, and the held model.
 
+    What cannot be deleted is in :meth:`Ledger.leftovers`, and tried again each time.
+
     Returns
     -------
     tuple of int
@@ -54,7 +78,96 @@ def purge_site(site: Site) -> tuple[int, int]:
     """
     site.drop_held_model()  # this site may not have been told of a release yet
     ended = sum(purge_request(site, request) for request in site.ledger.requests(*TO_PURGE))
-    manifest, forgotten = site.manifest(), site.ledger.person_digests(*FORGOTTEN)
-    named = {row for row in manifest.rows if site.person_digest(row.identity) in forgotten}
-    returned = named | returned_images(manifest, site.ledger.tombstones())
-    return ended, purge_rows(site.manifest_file, site.image_root, returned) if returned else 0
+    manifest, ledger = site.manifest(), site.ledger
+    people, tombstones = ledger.request_of_people(*FORGOTTEN), ledger.request_of_images()
+    returned: dict[str, set[Row]] = {leftover.request: set() for leftover in ledger.leftovers()}
+    for row in manifest.rows:
+        person = people.get(site.person_digest(row.identity))
+        request = person or tombstones.get(image_digest(manifest, row) or "")
+        if request:
+            returned.setdefault(request, set()).add(row)
+    waiting = {request.id for request in ledger.requests(*TO_PURGE)}  # these were tried a moment ago
+    return ended, sum(
+        _purge(site, each, rows).deleted for each, rows in returned.items() if rows or each not in waiting
+    )
+
+
+def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
+    """Delete the files of some rows and those that an earlier purge of the request has left, and all their rows.
+
+    The ledger is told first, then the rows go, and the files last. So whatever ends this midway, nobody trains on the
+    images, no row is without a file, and the next call knows what is to be deleted.
+    """
+    ledger, manifest, base = site.ledger, site.manifest(), Path(os.path.realpath(site.image_root))
+    known = {leftover.file: leftover for leftover in ledger.leftovers(request)}
+    files = [file for each in known.values() if each.listed and _may_be(file := _as_file(base, each.file), each.sha256)]
+    plan = plan_purge(manifest, rows, files)
+    contents = {sha256 for sha256 in plan.files.values() if sha256}
+    copied = returned_images(manifest, contents) - plan.rows  # the same bytes, whosever they are said to be
+    plan = plan_purge(manifest, plan.rows | copied, files) if copied else plan
+    names = {file: _as_text(base, file) for file in plan.files}
+    digests = {
+        file: sha256 or (known[names[file]].sha256 if names[file] in known else None)
+        for file, sha256 in plan.files.items()
+    }
+    listed = set(names.values())
+    copies = [
+        each
+        for each in known.values()
+        if not each.listed and each.file not in listed and file_digest(_as_file(base, each.file)) == each.sha256
+    ]
+    ledger.purged(request, [sha256 for sha256 in digests.values() if sha256])
+    before = [Leftover(request, names[file], digests[file], True, "not deleted yet") for file in plan.files]
+    ledger.note_leftovers(request, before + copies)
+    drop_rows(site.manifest_file, site.image_root, plan.rows)
+    done = delete_files(site.image_root, plan, site.card.links)
+    left = {each.file: each for each in copies}
+    left |= {
+        name: Leftover(request, name, sha256, False, reason)
+        for file, (sha256, reason) in done.copies.items()
+        if (name := _as_text(base, file))
+    }
+    left |= {names[file]: Leftover(request, names[file], digests[file], True, why) for file, why in done.kept.items()}
+    ledger.note_leftovers(request, list(left.values()))
+    _log(site, [each for each in left.values() if known.get(each.file) != each])
+    return done
+
+
+def _as_text(base: Path, file: Path) -> str:
+    """Return how the ledger writes a file: under the image folder or absolute; in hexadecimal digits if no text."""
+    name = file.relative_to(base).as_posix() if file.is_relative_to(base) else str(file)
+    return name if _is_text(name) and not name.startswith(_HEX) else _HEX + os.fsencode(name).hex()
+
+
+def _as_file(base: Path, text: str) -> Path:
+    return base / (os.fsdecode(bytes.fromhex(text.removeprefix(_HEX))) if text.startswith(_HEX) else text)
+
+
+def _may_be(file: Path, sha256: str | None) -> bool:
+    """Tell whether a file may still be the one of this content; another one may have taken its place since."""
+    return sha256 is None or file_digest(file) in (sha256, None)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a name in another encoding than the file system's
+        return False
+    return "\0" not in name
+
+
+def _in_words(done: Purge) -> str:
+    """Say what a purge did; without names of files, for the history is kept for ever."""
+    words = [f"{done.deleted} images purged"]
+    words += [f"{count} files not deleted: {reason}" for reason, count in sorted(Counter(done.kept.values()).items())]
+    if done.copies:
+        words.append(f"{len(done.copies)} copies found that the manifest does not list under this person")
+    if done.unknown_names:
+        words.append(f"{done.unknown_names} other names (hard links) of these files are outside the image folder")
+    return "; ".join(words)
+
+
+def _log(site: Site, left: Collection[Leftover]) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with suppress(OSError), (site.folder / "site.log").open("a", encoding="utf-8") as log:
+        log.writelines(f"{now} request {each.request}: {each.file} is still there: {each.reason}\n" for each in left)

@@ -5,28 +5,28 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dlfd_fleet.data import Manifest, read_manifest, returned_images
+from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.names import plain_name
+from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 HELD_MODEL_FILE = "held-model.safetensors"
-_FEWEST_IMAGES = 2
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
+_MOST_MARKS = 16
 
 
 class SiteCard(BaseModel):
@@ -44,6 +44,9 @@ class SiteCard(BaseModel):
         Names of the classes in the order of the fleet.
     manifest, root
         The face set, under the site's folder unless absolute.
+    links
+        What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
+        deletes the file that the link leads to.
     ledger
         A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
         to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
@@ -51,19 +54,29 @@ class SiteCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, AfterValidator(plain_name)]
     id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
     image_size: int = Field(ge=32, le=1024)
     classes: tuple[str, ...] = Field(min_length=2)
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
+    links: Links = "refuse"
     ledger: str = LEDGER_FILE
+
+    @field_validator("classes")
+    @classmethod
+    def _one_name_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            refuse_wrong_classes(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return value
 
     @field_validator("ledger")
     @classmethod
     def _no_password(cls, value: str) -> str:
-        if re.search(r"://[^/@]*:[^/@]*@", value):
-            raise ValueError("it holds a password; leave it out, and set PGPASSFILE or PGPASSWORD instead")
+        if holds_password(value):
+            raise ValueError(WHY_REFUSED)
         return value
 
     def ledger_location(self, folder: Path) -> Path | str:
@@ -87,7 +100,7 @@ class Site:
         self.card = _read_card(folder / CARD_FILE)
         self.manifest_file = folder / self.card.manifest
         self.image_root = folder / self.card.root
-        self.ledger = Ledger(self.card.ledger_location(folder))
+        self.ledger = Ledger(self.card.ledger_location(folder), self._key)
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +110,7 @@ class Site:
 
     def manifest(self) -> Manifest:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
-        return read_manifest(self.manifest_file, self.image_root)
+        return read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
 
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""
@@ -119,8 +132,8 @@ class Site:
         return self.ledger.raise_epoch(epoch)
 
     def person_digest(self, identity: str) -> str:
-        """Return what stays of a name once it is forgotten: HMAC-SHA-256 under the site's key."""
-        return hmac.digest(self._key, identity.encode(), "sha256").hex()
+        """Return what stays of a name once it is forgotten: HMAC-SHA-256 of its canonical form under the site's key."""
+        return hmac.digest(self._key, canonical(identity).encode(), "sha256").hex()
 
     def fleet_pseudonym(self, identity: str, job: str) -> str | None:
         """Return what sites of one fleet call a person in one job; None without the fleet's secret.
@@ -131,6 +144,40 @@ class Site:
         if self._fleet_secret is None:
             return None
         return hmac.digest(self._fleet_secret, f"{job}\n{canonical(identity)}".encode(), "sha256").hex()
+
+    def job_request_id(self, request: str, job: str) -> str:
+        """Return what the coordinator calls a request in one job.
+
+        Another one in each job, so that nobody outside this site can follow a request from one job to the next.
+        """
+        return hmac.digest(self._key, f"\0request\0{job}\0{request}".encode(), "sha256").hex()[:16]
+
+    def find_request(self, request: str) -> ForgetRequest:
+        """Return a request by its own id, or by the one that it had in a job.
+
+        Raises
+        ------
+        LedgerError
+            If there is none.
+        """
+        for event in self.ledger.history():
+            if event.job and self.job_request_id(event.request, event.job) == request:
+                return self.ledger.get(event.request)
+        return self.ledger.get(request)
+
+    def job_marks(self, identity: str, job: str, taken_by: Sequence[str]) -> tuple[str, ...]:
+        """Return marks of the jobs that a person's request was in, for another job: sites compare them.
+
+        Keyed as :meth:`fleet_pseudonym` is, and always as many: what is missing is random, and in no order.
+        """
+        if self._fleet_secret is None:
+            return ()
+        marks = [
+            hmac.digest(self._fleet_secret, f"{job}\nhad asked in\n{taken}\n{canonical(identity)}".encode(), "sha256")
+            for taken in taken_by[-_MOST_MARKS:]
+        ]
+        marks += [secrets.token_bytes(32) for _ in range(_MOST_MARKS - len(marks))]
+        return tuple(sorted(mark.hex() for mark in marks))
 
     def gone(self, identities: Iterable[str]) -> frozenset[str]:
         """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
@@ -151,11 +198,6 @@ class Site:
     def _fleet_secret(self) -> bytes | None:
         file = self.folder / FLEET_SECRET_FILE
         return read_secret(file) if file.exists() else None
-
-
-def canonical(identity: str) -> str:
-    """Return the one spelling of an identity that all sites agree on: NFKC, case-folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", identity).casefold().split())
 
 
 def read_secret(file: Path) -> bytes:
@@ -189,10 +231,11 @@ def create_site(folder: Path, card: SiteCard, fleet_secret: bytes | None = None)
     if (folder / CARD_FILE).exists():
         raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_secret(folder / KEY_FILE, secrets.token_bytes(32))
+    key = secrets.token_bytes(32)
+    _write_secret(folder / KEY_FILE, key)
     if fleet_secret is not None:
         _write_secret(folder / FLEET_SECRET_FILE, fleet_secret)
-    Ledger(card.ledger_location(folder), create=True).close()
+    Ledger(card.ledger_location(folder), key, create=True).close()
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -202,31 +245,53 @@ def _write_secret(file: Path, secret: bytes) -> None:
 
 
 def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> ForgetRequest:
-    """Accept a person's request to be forgotten.
+    """Accept a person's request to be forgotten, from anybody of whom the site has an image.
+
+    People who were never trained on may ask too: their images leave every audit at once, and are purged with the next
+    release. Nor does it matter whose images are the last ones of the site, or of a class there.
 
     Raises
     ------
     LedgerError
-        If the person is unknown, was never trained on, has asked before, or would leave the site, or one of its
-        classes, without an image to train on.
+        If the person is unknown, or has asked before.
     """
-    manifest = site.manifest()
-    rows = manifest.by_person().get(identity)
-    if rows is None:
-        if site.person_digest(identity) not in site.ledger.person_digests():
-            near = get_close_matches(identity, manifest.identities, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
-            raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
-    elif any(row.split != "train" for row in rows):
-        raise LedgerError(f"'{identity}' is of the {rows[0].split} people, whom no model was trained on.")
-    elif not site.gone([identity]):
-        _refuse_last_images(site, identity, manifest)
+    manifest, wanted = site.manifest(), canonical(identity)
+    spelled = next((name for name in manifest.identities if canonical(name) == wanted), None)
+    if spelled is None and site.person_digest(identity) not in site.ledger.person_digests():
+        near = get_close_matches(identity, manifest.identities, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
+        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
     deadline = datetime.now(UTC) + timedelta(days=deadline_days)
-    return site.ledger.request(identity, site.person_digest(identity), deadline)
+    joined = _joined_request(site, identity)
+    if joined is not None:
+        deadline = min(deadline, joined.deadline)
+        site.ledger.move(joined.id, RequestState.WITHDRAWN, "asked at this site, too")
+    return site.ledger.request(spelled or identity, site.person_digest(identity), deadline)
+
+
+def _joined_request(site: Site, identity: str) -> ForgetRequest | None:
+    """Return the request that this site has joined in for a person, if one waits here.
+
+    Raises
+    ------
+    LedgerError
+        If a job works on it: it cannot become the site's own then.
+    """
+    digest = site.person_digest(identity)
+    for request in site.ledger.requests(RequestState.ACCEPTED, *UNDER_WAY):
+        if request.identity is None or site.person_digest(request.identity) != digest or not has_joined(site, request):
+            continue
+        if request.state in UNDER_WAY:
+            raise LedgerError(
+                f"'{identity}' has asked at another site already, and the job {request.job} works on it here, too; ask "
+                "again if that job ends without a release."
+            )
+        return request
+    return None
 
 
 def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
-    """Accept, for this site too, the requests of people who asked at another site of the fleet.
+    """Accept, for this site too, the requests of people who asked at another site of the fleet, in whatever split.
 
     A site cannot refuse them, not even for its last images: the person has asked.
 
@@ -235,8 +300,8 @@ def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[F
     asked
         The people's pseudonyms in this job, and their deadlines.
     """
-    trained = {row.identity for row in site.manifest().rows if row.split == "train"}
-    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(trained - site.gone(trained))}
+    people = set(site.manifest().identities)
+    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(people - site.gone(people))}
     return [
         site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], _JOINED)
         for identity, pseudonym in here.items()
@@ -247,37 +312,6 @@ def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[F
 def has_joined(site: Site, request: ForgetRequest) -> bool:
     """Tell whether a person has asked at another site of the fleet, and not at this one."""
     return site.ledger.history(request.id)[0].reason == _JOINED
-
-
-def withdrawn_people(site: Site, job: str) -> dict[str, datetime]:
-    """Return who has withdrawn at this site and not asked again: pseudonyms in a job, and when that was."""
-    asked, found = site.ledger.person_digests(), dict[str, datetime]()
-    for request in site.ledger.requests(RequestState.WITHDRAWN):
-        if request.identity is None or site.person_digest(request.identity) in asked:
-            continue
-        pseudonym = site.fleet_pseudonym(request.identity, job)
-        if pseudonym is not None:
-            found[pseudonym] = site.ledger.history(request.id)[-1].at
-    return found
-
-
-def withdraw_joined(site: Site, job: str, withdrawn: Mapping[str, datetime]) -> None:
-    """Take back the requests that this site has joined in, of people who have withdrawn where they had asked since.
-
-    Parameters
-    ----------
-    withdrawn
-        The people's pseudonyms in this job, and when they withdrew.
-    """
-    for request in site.ledger.requests(RequestState.ACCEPTED, RequestState.UNLEARNING):
-        pseudonym = site.fleet_pseudonym(request.identity or "", job)
-        at = withdrawn.get(pseudonym or "")
-        if at is None or at < request.requested_at or not has_joined(site, request):
-            continue
-        reason = "withdrawn at another site"
-        if request.state is RequestState.UNLEARNING:  # the job's first question took it up
-            site.ledger.move(request.id, RequestState.ACCEPTED, reason, job=job)
-        site.ledger.move(request.id, RequestState.WITHDRAWN, reason)
 
 
 def withdraw(site: Site, request: str) -> ForgetRequest:
@@ -314,22 +348,6 @@ def site_folders(state_folder: Path) -> list[Path]:
 def _parts(name: str) -> list[str]:
     """Split off numbers, so that site-10 comes after site-9; texts and numbers take turns."""
     return re.split(r"(\d+)", name)
-
-
-def _refuse_last_images(site: Site, identity: str, manifest: Manifest) -> None:
-    leaving = site.gone(manifest.identities) | {identity}
-    training = [row for row in manifest.rows if row.split == "train"]
-    left = Counter(row.label for row in training if row.identity not in leaving)
-    if left.total() < _FEWEST_IMAGES:
-        raise LedgerError(
-            f"Forgetting '{identity}' would leave {site.card.name} {left.total()} images to train on; retire the site "
-            "instead, or add people first."
-        )
-    for label in sorted({row.label for row in training} - left.keys()):
-        raise LedgerError(
-            f"Forgetting '{identity}' would leave {site.card.name} no image of the class '{label}' to train on; add "
-            "people of that class first."
-        )
 
 
 def _read_card(file: Path) -> SiteCard:

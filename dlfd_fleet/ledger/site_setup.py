@@ -9,9 +9,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dlfd_fleet.data import assign_people, copy_images, open_source, read_manifest, write_manifest
+from dlfd_fleet.data import (
+    Links,
+    assign_people,
+    canonical,
+    copy_images,
+    open_source,
+    read_manifest,
+    refuse_leaks,
+    write_manifest,
+)
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
+from dlfd_fleet.names import refuse_alike
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 
@@ -22,6 +32,7 @@ def init_site(
     name: str,
     manifest: Path,
     root: Path | None = None,
+    links: Links = "refuse",
     classes: tuple[str, ...] | None = None,
     image_size: int = 64,
     validation_people: int = 0,
@@ -37,6 +48,8 @@ def init_site(
     manifest, root
         The site's faces; of a manifest with sites, the rows of this one. The image folder is the manifest's own when
         omitted.
+    links
+        Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
         All classes of the fleet in their order; those of the manifest when omitted.
     validation_people, test_people
@@ -51,15 +64,19 @@ def init_site(
     ConfigurationError
         If the folder is a site's already, or the secret or a setting cannot be used.
     DataError
-        If the manifest cannot be read, has labels that are no classes, or too few people.
+        If the manifest cannot be read, has labels that are no classes, links that leave the image folder, too few
+        people, or an image that is trained on among the unseen ones.
     LedgerError
         If the ledger cannot be made.
     """
-    faces = read_manifest(manifest, root).of_site(name)
+    faces = read_manifest(manifest, root, links).of_site(name)
+    known = {canonical(label) for label in classes or ()}
     for row in faces.rows:
-        if classes and row.label not in classes:
+        faces.file_of(row)
+        if classes and canonical(row.label) not in known:
             raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
     dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
+    refuse_leaks(dealt)
     # Unseen people that this site set aside are its own; those that came with a split are everybody's.
     rows = [replace(new, site=old.site if old.split else name) for old, new in zip(faces.rows, dealt.rows, strict=True)]
     try:
@@ -68,6 +85,7 @@ def init_site(
             image_size=image_size,
             classes=classes or faces.classes,
             root=faces.root,
+            links=links,
             ledger=ledger,
         )
     except ValidationError as error:
@@ -93,7 +111,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     ConfigurationError
         If there are sites already, or the folder cannot be written.
     DataError
-        If the face set is missing, damaged or too small.
+        If the face set is missing, damaged or too small, or an image that is trained on is among the unseen ones.
     """
     folder = settings.state_folder / "sites"
     if folder.exists():
@@ -106,7 +124,12 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         sites=data.sites,
         seed=settings.seed,
     )
+    refuse_leaks(manifest)
     names = sorted({row.site for row in manifest.rows if row.site})
+    try:
+        refuse_alike(names)
+    except ValueError as error:
+        raise DataError(f"Two sites cannot be told apart: {error}.") from error
     if len(manifest.classes) < 2:
         raise ConfigurationError("The face set shows one class only; a classifier needs two or more.")
     new = folder.with_name("sites.new")

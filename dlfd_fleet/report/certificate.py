@@ -20,7 +20,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from dlfd_fleet.audit import Verdict
 from dlfd_fleet.exceptions import EvidenceError
-from dlfd_fleet.report.contents import ErasureReport
+from dlfd_fleet.report.contents import Day, ErasureReport
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _LARGEST = 4 * 2**20
@@ -47,8 +47,8 @@ class RequestClaim(_Claims):
     """A request under its random id."""
 
     request: str
-    asked_at: AwareDatetime | None
-    deadline: AwareDatetime | None
+    asked_at: Day | None
+    deadline: Day | None
     served: bool
 
 

@@ -1,6 +1,6 @@
 """What an erasure report says, as data: ``report.json``. The page and the certificate are made of it.
 
-There are counts, random request ids, dates and scores in it, and never a name.
+There are counts, request ids of this job alone, days and scores in it, and never a name.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Literal, Self
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from dlfd_fleet.audit import Difference, Estimate, Scores, Verdict
 from dlfd_fleet.exceptions import EvidenceError
@@ -32,13 +32,26 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _day_of(value: object) -> object:
+    if isinstance(value, str) and "T" in value:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            raise ValueError("it has no time zone")
+        return moment.astimezone(UTC).date()
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_day_of)]
+"""A day in UTC; what an earlier release wrote to the microsecond is read as its day."""
+
+
 class AskedRequest(Part):
-    """One person's request at one site, under its random id; sites of earlier releases do not say when."""
+    """One person's request at one site, under the id that it had in this job alone, with its days in UTC."""
 
     request: str
     site: str
-    asked_at: AwareDatetime | None = None
-    deadline: AwareDatetime | None = None
+    asked_at: Day | None = None
+    deadline: Day | None = None
 
 
 class SiteShare(Part):
@@ -48,6 +61,8 @@ class SiteShare(Part):
     requests: int
     forget_images: int
     training_images: int
+    counted_images: int | None = None
+    """By how many of them it counted; reports of earlier releases do not say."""
 
 
 class GateReading(Part):
@@ -156,15 +171,15 @@ class ErasureReport(Proceedings):
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
     @property
-    def first_deadline(self) -> datetime | None:
+    def first_deadline(self) -> date | None:
         """The earliest deadline of a request, where sites said it."""
         return min((request.deadline for request in self.asked if request.deadline), default=None)
 
     def deadline_met(self, request: AskedRequest) -> bool | None:
-        """Tell whether a request's model was released in time; None if it still waits, or no deadline is known."""
+        """Tell whether a request's model was released by the day it was due; None if it waits, or no day is known."""
         if request.deadline is None or self.settled_at is None or request.request not in self.served:
             return None
-        return self.settled_at <= request.deadline
+        return self.settled_at.astimezone(UTC).date() <= request.deadline
 
     def beside_retrained(self, name: Compared) -> Difference | None:
         """Return a score of the unlearned model minus the retrained one's, where there is one.

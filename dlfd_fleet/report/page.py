@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -37,9 +38,10 @@ class DeliveryProgress(Part):
     """How far a released model has come to the devices, as the delivery knows it."""
 
     as_of: AwareDatetime
-    published_at: AwareDatetime
+    published_at: AwareDatetime | None
+    """None if the model was never published."""
     minimum_epoch: int
-    """Least epoch that devices may run since then."""
+    """Least epoch that devices may run."""
     devices: int
     """That are known."""
     purged: int
@@ -51,17 +53,40 @@ class DeliveryProgress(Part):
     waiting: dict[str, str] = Field(default_factory=dict)
     """Those that keep the erasure open: by name, in words."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no device keeps the erasure open: what sites are told, and close their requests by."""
+        return not self.waiting
+
     def sentence(self) -> str:
-        """Say how far it is."""
-        waiting = len(self.waiting)
-        done = f"{self.purged} of {words.count(self.devices, 'device')}"
-        state = f"{words.count(waiting, 'device')} still to come" if waiting else "no device is left to come"
-        return f"As of {_moment(self.as_of)}, {done} have purged every older model; {state}."
+        """Say how far it is, and what that means for the requests."""
+        waiting = words.count(len(self.waiting), "device")
+        if not self.devices:
+            state = f"no device is enrolled. {_COMPLETE_WITHOUT_DEVICES}"
+        elif self.published_at is None:
+            state = f"the model is not published to devices. {waiting} may run an older one and keep the requests open."
+        else:
+            state = f"{self.purged} of {words.count(self.devices, 'device')} have purged every older model; "
+            state += f"{waiting} still to come, and the requests stay open until then."
+        if self.devices and self.is_over:
+            state = (
+                f"{self.purged} of {words.count(self.devices, 'device')} have purged every older model; no device is "
+                "left to come. The sites close the requests when the next job tells them."
+            )
+        return f"As of {_moment(self.as_of)}, {state}"
+
+
+_COMPLETE_WITHOUT_DEVICES = "A request is complete when its site has purged the images."
+
+
+def without_moment(page: str) -> str:
+    """Return a page without the time that it was drawn at, to see whether it says anything new."""
+    return re.sub(r"As of \d{4}-\d\d-\d\d \d\d:\d\d UTC, ", "", page)
 
 
 def render(
     content: bytes,
-    delivery: DeliveryProgress | None = None,
+    delivery: DeliveryProgress | str | None = None,
     acknowledged_later: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the page of an erasure report.
@@ -71,7 +96,8 @@ def render(
     content
         ``report.json``, from :meth:`ErasureReport.to_json`; the page tells its digest.
     delivery
-        What is known of the model's way to the devices when the page is made; None if it was never published.
+        How far the model has come to devices when the page is made; why that is not known, as a text; None if this
+        coordinator delivers to no devices.
     acknowledged_later
         Sites that were away when the job settled and have purged since then, and the job in which they said so.
 
@@ -120,8 +146,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score_text, "moment": _moment, "result": _result, "purge": _purge}
-    environment.globals |= {"words": words, "score_titles": SCORE_TITLES}
+    environment.filters |= {"score": score_text, "moment": _moment, "day": _day, "result": _result, "purge": _purge}
+    environment.globals |= {"words": words, "score_titles": SCORE_TITLES, "complete": _COMPLETE_WITHOUT_DEVICES}
     return environment
 
 
@@ -132,6 +158,10 @@ def score_text(value: Estimate | float | None) -> str:
 
 def _moment(value: datetime | None) -> str:
     return "not known" if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _day(value: date | None) -> str:
+    return "not known" if value is None else value.isoformat()
 
 
 def _result(request: AskedRequest, report: ErasureReport, later: Mapping[str, str]) -> str:

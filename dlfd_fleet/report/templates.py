@@ -88,7 +88,7 @@ ERASURE = """{% extends "base" %}
 <dl>
 <div><dt>Verdict</dt><dd>{{ verdict(report.verdict.outcome.value) if report.verdict else "none" }}</dd></div>
 <div><dt>Released</dt><dd>{{ (report.settled_at | moment) if report.released else "no" }}</dd></div>
-<div><dt>Earliest deadline</dt><dd>{{ report.first_deadline | moment }}</dd></div>
+<div><dt>Earliest deadline</dt><dd>{{ report.first_deadline | day }}</dd></div>
 <div><dt>Erasure epoch</dt><dd>{{ report.epoch }}{{ "" if report.released else " (unchanged)" }}</dd></div>
 <div><dt>Sites that took part</dt><dd>{{ report.sites | length }}{% if report.absent %}, {{ report.absent | length }} absent at the end{% endif %}</dd></div>
 <div><dt>Images purged</dt><dd>{{ report.purged_images }}</dd></div>
@@ -96,12 +96,12 @@ ERASURE = """{% extends "base" %}
 </header>
 
 <section><h2>What was asked</h2>
-<p>The coordinator knows requests by random ids, and never a name. Who a request is of, only its site can tell.</p>
+<p>The coordinator knows requests by ids of this job alone, and never a name. Who a request is of, only its site can tell: <code>dlfd-fleet forget show ID</code>.</p>
 {% if report.asked %}<div class="wide"><table>
 <thead><tr><th>request</th><th>site</th><th>asked</th><th>deadline</th><th>result</th></tr></thead>
 <tbody>{% for one in report.asked %}
-<tr><th scope="row"><code class="name">{{ one.request }}</code></th><td><code class="name">{{ one.site }}</code></td><td class="number">{{ one.asked_at | moment }}</td>
-<td class="number">{{ one.deadline | moment }}</td><td>{{ one | result(report, acknowledged_later) }}</td></tr>
+<tr><th scope="row"><code class="name">{{ one.request }}</code></th><td><code class="name">{{ one.site }}</code></td><td class="number">{{ one.asked_at | day }}</td>
+<td class="number">{{ one.deadline | day }}</td><td>{{ one | result(report, acknowledged_later) }}</td></tr>
 {%- endfor %}</tbody></table></div>
 {% else %}<p>An earlier release kept only their number: {{ report.requests }}.</p>{% endif %}
 </section>
@@ -193,10 +193,13 @@ higher ones for people it never saw (unseen).</p>
 </section>
 
 <section><h2>Delivery</h2>
-{% if delivery %}
+{% if not report.released %}<p>No model was released, so there is nothing to deliver.</p>
+{% elif delivery is none %}<p>This coordinator delivers to no devices. {{ complete }}</p>
+{% elif delivery is string %}<p>How far devices are is not known, and no request is closed until it is: {{ delivery }}</p>
+{% else %}
 <p>{{ delivery.sentence() }}</p>
 <div class="wide"><table><tbody>
-<tr><th scope="row">published</th><td>{{ delivery.published_at | moment }}</td></tr>
+<tr><th scope="row">published</th><td>{% if delivery.published_at %}{{ delivery.published_at | moment }}{% else %}never{% endif %}</td></tr>
 <tr><th scope="row">least epoch that may run</th><td>{{ delivery.minimum_epoch }}</td></tr>
 <tr><th scope="row">devices known</th><td>{{ delivery.devices }}</td></tr>
 <tr><th scope="row">purged every older model</th><td>{{ delivery.purged }}</td></tr>
@@ -207,8 +210,7 @@ higher ones for people it never saw (unseen).</p>
 <tr><th scope="row">exception: {{ name }}</th><td>{{ reason }}</td></tr>
 {%- endfor %}
 </tbody></table></div>
-{% elif report.released %}<p>Not published to devices by this coordinator. Devices that hold an older model may still run it.</p>
-{% else %}<p>No model was released, so there is nothing to deliver.</p>{% endif %}
+{% endif %}
 </section>
 
 <section><h2>Limits of the evidence</h2>

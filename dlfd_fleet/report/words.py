@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, date
 
 from dlfd_fleet.audit import Difference, Outcome, Scores
 from dlfd_fleet.report.certificate import Statement
@@ -43,7 +43,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def day(moment: datetime) -> str:
+def day(moment: date) -> str:
     """Return a date as people write it."""
     return f"{moment:%d %B %Y}".lstrip("0")
 
@@ -79,15 +79,9 @@ def _asked(report: ErasureReport) -> str:
 
 def _done(report: ErasureReport) -> str:
     if not report.released:
-        held = report.verdict is not None and report.verdict.outcome is not Outcome.FAIL
-        why = {
-            "settled": " The new model is held back as a candidate, as the release policy asks." if held else "",
-            "failed": f" The job failed: {report.note.rstrip('.')}.",
-            "cancelled": " The job was cancelled.",
-        }.get(report.state, " The job has not ended.")
         return (
             "No model was released by this job: the model in use before stays in use, no image was purged, and the "
-            f"requests wait for the next job.{why}"
+            f"requests wait for the next job. {_why_not_released(report)}"
         )
     if report.retrained:
         how = "a model that was trained anew without them"
@@ -103,6 +97,21 @@ def _done(report: ErasureReport) -> str:
         f" The sites then deleted {count(report.purged_images, 'image')} of theirs." if report.purged_images else ""
     )
     return f"The fleet's model was replaced{when} by {how}. It is epoch {report.epoch}.{purged}{rest}"
+
+
+def _why_not_released(report: ErasureReport) -> str:
+    if report.state == "failed":
+        return f"The job failed: {report.note.rstrip('.')}."
+    if report.state == "cancelled":
+        return "The job was cancelled."
+    # Reports that earlier releases wrote say the state before the last one; only one that has settled has a date.
+    if report.state != "settled" and report.settled_at is None:
+        return "The job has not ended."
+    if report.verdict is None:
+        return "The job has ended without a verdict."
+    if report.verdict.outcome is Outcome.FAIL:
+        return f"The job has ended with the verdict {report.verdict.sentence()}"
+    return "The new model is held back as a candidate, as the release policy asks."
 
 
 def _measured(report: ErasureReport) -> str:
@@ -141,8 +150,8 @@ def _deadline(report: ErasureReport) -> str:
         return "The sites did not say by when the requests are due."
     if not report.released or report.settled_at is None:
         return f"The earliest deadline is {day(deadline)}; it is not met by this job."
-    left = (deadline - report.settled_at).days
-    if report.settled_at > deadline:
+    left = (deadline - report.settled_at.astimezone(UTC).date()).days
+    if left < 0:
         return f"The earliest deadline was {day(deadline)}; the release came after it, so it was not met."
     return (
         f"The earliest deadline is {day(deadline)}; the release came {count(left, 'day')} before it. What devices run "

@@ -24,7 +24,7 @@ _entry = sa.Table(
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("fields", sa.String, nullable=False),
     sa.Column("content", sa.LargeBinary),
-    sa.Column("refused", sa.String),  # why the server will never take it
+    sa.Column("refused", sa.String),  # why the server did not take it; until it is tried again
     sqlite_autoincrement=True,
 )
 _run = sa.Table(
@@ -41,7 +41,9 @@ _told = sa.Table(  # what a job has said, so that a job that goes over its steps
     sa.Column("job", sa.String, primary_key=True),
     sa.Column("digest", sa.String, primary_key=True),
 )
-METRICS = "metrics"
+METRICS, MODEL, REVOKE = "metrics", "model", "revoke"
+REGISTRY_KINDS = (MODEL, REVOKE)
+"""What the registry must know in the end: each job tries it again, even if it was refused."""
 _IF_DAMAGED = "delete it: MLflow is not told what waited in it, and nothing else is lost"
 _MOST_METRICS = 1000  # that MLflow takes in one request
 
@@ -55,6 +57,8 @@ class Entry:
     kind: str
     fields: Mapping[str, Any]
     content: bytes | None
+    refused: str | None = None
+    """Why MLflow did not take it."""
 
 
 class Outbox:
@@ -128,9 +132,44 @@ class Outbox:
             connection.execute(sa.delete(_entry).where(_entry.c.sequence.in_(list(sequences))))
 
     def refuse(self, sequence: int, reason: str) -> None:
-        """Set an entry aside that the server will never take; it is kept, with the reason."""
+        """Set an entry aside that the server does not take; it is kept, with the reason."""
         with self._transaction() as connection:
             connection.execute(sa.update(_entry).where(_entry.c.sequence == sequence).values(refused=reason))
+
+    def try_again(self, champion: str | None, kinds: Iterable[str] | None = None) -> None:
+        """Let refused entries wait again, in their order: of these kinds, or all.
+
+        Parameters
+        ----------
+        champion
+            The job whose model the fleet runs now. A model of another one is registered, and the alias is left alone:
+            it has moved on since.
+        """
+        chosen: sa.ColumnElement[bool] = _entry.c.refused.is_not(None)
+        if kinds is not None:
+            chosen = sa.and_(chosen, _entry.c.kind.in_(list(kinds)))
+        models = sa.select(_entry.c.sequence, _entry.c.fields).where(
+            chosen, _entry.c.kind == MODEL, _entry.c.job != (champion or _entry.c.job)
+        )
+        with self._transaction() as connection:
+            for sequence, fields in connection.execute(models).all():
+                known = json.dumps(json.loads(fields) | {"alias": None})
+                connection.execute(sa.update(_entry).where(_entry.c.sequence == sequence).values(fields=known))
+            connection.execute(sa.update(_entry).where(chosen).values(refused=None))
+
+    def drop(self, sequence: int) -> Entry | None:
+        """Let go of an entry for good, and return it; None if there is no such entry."""
+        found = next((entry for entry in self.entries() if entry.sequence == sequence), None)
+        if found is not None:
+            self.sent([sequence])
+        return found
+
+    def entries(self) -> list[Entry]:
+        """Return what was not taken, oldest first: it waits, or was refused; without content."""
+        columns = [column for column in _entry.c if column.name != "content"]
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(*columns).order_by(_entry.c.sequence)).mappings().all()
+        return [_entry_of({**row, "content": None}) for row in rows]
 
     def waiting(self) -> int:
         """Return how many entries wait."""
@@ -139,6 +178,10 @@ class Outbox:
     def refused(self) -> int:
         """Return how many entries were refused."""
         return self._count(_entry.c.refused.is_not(None))
+
+    def refuses(self, job: str, kind: str) -> bool:
+        """Tell whether an entry of this kind was refused."""
+        return bool(self._count(sa.and_(_entry.c.job == job, _entry.c.kind == kind, _entry.c.refused.is_not(None))))
 
     def holds(self, job: str, kind: str) -> bool:
         """Tell whether an entry of this kind was not taken: it waits, or was refused."""
@@ -162,6 +205,17 @@ class Outbox:
         with self._transaction() as connection:
             return list(connection.execute(query).scalars())
 
+    def runs(self, server: str, job: str) -> list[str]:
+        """Return every run of a job on a server."""
+        query = sa.select(_run.c.run_id).where(_run.c.server == server, _run.c.job == job)
+        with self._transaction() as connection:
+            return list(connection.execute(query).scalars())
+
+    def forget_run(self, run_id: str) -> None:
+        """Let go of a run's id: there is no such run any more."""
+        with self._transaction() as connection:
+            connection.execute(sa.delete(_run).where(_run.c.run_id == run_id))
+
     def note_run(self, server: str, job: str, site: str, run_id: str) -> None:
         """Keep a run's id."""
         with self._transaction() as connection:
@@ -180,4 +234,5 @@ class Outbox:
 
 
 def _entry_of(row: Mapping[Any, Any]) -> Entry:
-    return Entry(row["sequence"], row["job"], row["kind"], json.loads(row["fields"]), row["content"])
+    fields = json.loads(row["fields"])
+    return Entry(row["sequence"], row["job"], row["kind"], fields, row["content"], row["refused"])

@@ -24,7 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.exceptions import TrackingError
-from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, http_status
+from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, is_unknown
 
 WEIGHTS_FOLDER = "weights"
 """Where a job's run has the files of its model that are not part of the logged model."""
@@ -182,7 +182,7 @@ def _is_gone(registry: Registry, model_id: str) -> bool:
     try:
         registry.client.get_logged_model(model_id)
     except MlflowException as error:
-        if http_status(error) == 404:
+        if is_unknown(error):  # a gateway's 404 says nothing about it
             return True
         raise
     return False

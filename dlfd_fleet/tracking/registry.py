@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import SADeprecationWarning
 
 from dlfd_fleet.exceptions import FleetError, TrackingError
 from dlfd_fleet.settings import TrackingSettings
+from dlfd_fleet.tracking.local_store import prepare_store
 
 JOB_TAG, SITE_TAG, EPOCH_TAG, REVOKED_TAG = "dlfd.job", "dlfd.site", "dlfd.epoch", "dlfd.revoked"
 ATTEMPT_TAG = "dlfd.attempt"
@@ -25,6 +26,10 @@ REFUSED_TAG = "dlfd.refused."
 """Tag of a job's run, followed by the site that it went on without: why."""
 KIND_TAG, VERDICT_TAG, PROMOTED_TAG = "dlfd.kind", "dlfd.verdict", "dlfd.promoted"
 CHAMPION, CANDIDATE = "champion", "candidate"
+ORIGINAL = "original"
+"""Kind of a model that was trained, and has forgotten nobody itself."""
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"})
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class RegisteredVersion:
 
         A candidate that was held has the epoch that the next release then got, and has forgotten other people.
         """
-        erased = self.tags.get(KIND_TAG, "original") != "original"
+        erased = self.tags.get(KIND_TAG, ORIGINAL) != ORIGINAL
         return self.epoch < epoch or (self.epoch == epoch and erased and self.job != job)
 
 
@@ -115,6 +120,7 @@ class Registry:
         if self._client is None:
             # MLflow 3.17 uses a loader strategy that SQLAlchemy 2.1 has deprecated; nobody here can act on that.
             warnings.filterwarnings("ignore", category=SADeprecationWarning, module=r"mlflow\.")
+            prepare_store(self.uri)
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
@@ -206,6 +212,29 @@ def answers(uri: str) -> Iterator[None]:
 def http_status(error: MlflowException) -> int:
     """Return the status that a server answered with, or would have."""
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+
+
+def is_refusal(error: BaseException, codes: frozenset[str] = _REFUSALS) -> bool:
+    """Tell whether MLflow itself refuses for good.
+
+    Only its own codes count, in its own words. A gateway that answers 404 or 400 in its place, a proxy that asks for
+    a login and a database that is away are transient: MLflow's client names them by other codes.
+    """
+    if isinstance(error, RestException):
+        return error.json.get("error_code") in codes  # a number there is a gateway's status
+    return isinstance(error, MlflowException) and error.error_code in codes
+
+
+def is_unknown(error: BaseException) -> bool:
+    """Tell whether MLflow itself says that there is no such thing."""
+    return is_refusal(error, frozenset({"RESOURCE_DOES_NOT_EXIST"}))
+
+
+def in_words(error: BaseException) -> str:
+    """Return the first line of an error, without the page that a gateway sent."""
+    text = str(error).strip().split("\n", 1)[0].split(". Response body:", 1)[0].strip()
+    text = text or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 
 
 def _described(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredVersion:

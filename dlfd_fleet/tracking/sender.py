@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,27 @@ import mlflow
 import numpy as np
 import onnx
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from dlfd_fleet.configuration import MLFLOW_VARIABLE
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import Entry, Outbox
 from dlfd_fleet.tracking.purge import WEIGHTS_FOLDER, revoke_remembering
-from dlfd_fleet.tracking.registry import ATTEMPT_TAG, CHAMPION, JOB_TAG, SITE_TAG, RegisteredVersion, Registry
+from dlfd_fleet.tracking.registry import (
+    ATTEMPT_TAG,
+    CHAMPION,
+    JOB_TAG,
+    KIND_TAG,
+    ORIGINAL,
+    SITE_TAG,
+    RegisteredVersion,
+    Registry,
+    is_unknown,
+)
 
 _BATCH = 100
 _LONGEST_TAG = 8000  # characters that MLflow takes
@@ -69,15 +84,49 @@ class Sender:
                 for run in [*self._outbox.child_runs(self.uri, entry.job), self._run(entry.job)]:
                     self.client.set_terminated(run, entry.fields["status"], entry.fields["at"])
 
+    def mend(self, job: str) -> bool:
+        """Put right, after a refusal, what can be; tell whether the next try may succeed.
+
+        A run that is gone, because the server was set up anew for example, is forgotten, so that another one is made.
+
+        Raises
+        ------
+        ConnectionError
+            If somebody deleted the experiment: everything waits until it is restored.
+        """
+        experiment = self.client.get_experiment_by_name(self.settings.experiment)
+        if experiment is None:
+            self._experiment = ""
+            self._experiment_id()
+        else:
+            _require_active(experiment)
+        mended = False
+        for run_id in self._outbox.runs(self.uri, job):
+            run = self._known_run(run_id)
+            if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+                if run is not None:
+                    _require_active(self.client.get_experiment(run.info.experiment_id))
+                self._outbox.forget_run(run_id)
+                mended = True
+        return mended
+
+    def _known_run(self, run_id: str) -> Run | None:
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if is_unknown(error):
+                return None
+            raise
+
     def _start(self, entry: Entry) -> None:
         run = self._run(entry.job)
-        parameters = [Param(name, str(value)) for name, value in entry.fields["parameters"].items()]
+        parameters = [Param(name, _storable(value)) for name, value in entry.fields["parameters"].items()]
         for start in range(0, len(parameters), _BATCH):
             self.client.log_batch(run, params=parameters[start : start + _BATCH])
         self._tag(entry)
 
     def _tag(self, entry: Entry) -> None:
-        tags = [RunTag(name, str(value)[:_LONGEST_TAG]) for name, value in entry.fields["tags"].items()]
+        tags = [RunTag(name, _storable(value)[:_LONGEST_TAG]) for name, value in entry.fields["tags"].items()]
         self.client.log_batch(self._run(entry.job), tags=tags)
 
     def _metrics(self, entries: Sequence[Entry]) -> None:
@@ -108,13 +157,23 @@ class Sender:
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / name
             file.write_bytes(entry.content or b"")
-            self.client.log_artifact(self._run(entry.job), str(file), str(folder))
+            run = self._run(entry.job)
+            self.client.log_artifact(run, str(file), str(folder))
+        kept = {Path(found.path).name for found in self.client.list_artifacts(run, str(folder))}
+        if name not in kept:  # a gateway's page for logging in is an answer, too
+            raise ConnectionError(f"MLflow said that it took {folder / name}, and does not have it.")
 
     def _model(self, entry: Entry) -> None:
         fields = entry.fields
         version = self.registry.version_of(entry.job) or self._registered(entry)
         for tag, value in fields["tags"].items():
             self.registry.tag(version, tag, value)
+        champion = self.registry.champion()
+        told = replace(version, tags={**version.tags, **fields["tags"]})
+        if champion is not None and _is_superseded(told, champion):
+            # It comes late, after a release whose revocation could not see it.
+            self.registry.revoke(told, f"under epoch {champion.epoch} of job {champion.job}")
+            return
         if fields["alias"] == CHAMPION:
             self.registry.promote(version, f"job {entry.job}", "the verdict")
         elif fields["alias"]:
@@ -128,11 +187,10 @@ class Sender:
                 raise TrackingError(f"The model file {file} is gone, so job {entry.job} cannot be registered.")
         example = np.array(fields["input_example"], dtype=np.uint8)
         answer = np.zeros((len(example), fields["outputs"]), dtype=np.float32)
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        with mlflow.start_run(run_id=run):
+        model = _read_onnx(fields["file"])
+        with _as_default(self.uri), mlflow.start_run(run_id=run):
             logged = mlflow.onnx.log_model(
-                onnx.load(fields["file"]),
+                model,
                 name="model",
                 signature=infer_signature(example, answer),
                 input_example=example,
@@ -146,6 +204,12 @@ class Sender:
                 copy = Path(temporary) / target
                 copy.write_bytes(Path(file).read_bytes())
                 self.client.log_artifact(run, str(copy), WEIGHTS_FOLDER)
+        for folder, found in (
+            ("the model", self.client.list_logged_model_artifacts(logged.model_id)),
+            (WEIGHTS_FOLDER, self.client.list_artifacts(run, WEIGHTS_FOLDER) if fields["extra_files"] else [None]),
+        ):
+            if not found:
+                raise ConnectionError(f"MLflow said that it took {folder} of {entry.job}, and does not have it.")
         return self.registry.register(logged.model_uri, run, logged.model_id, fields["tags"])
 
     def _run(self, job: str, site: str = "", attempt: str = "") -> str:
@@ -163,6 +227,8 @@ class Sender:
             if {name: run.data.tags[name] for name in (SITE_TAG, ATTEMPT_TAG) if name in run.data.tags} == own
         ]
         run = found[0] if found else self.client.create_run(self._experiment_id(), tags=tags, run_name=child or job)
+        if not run.info.run_id:  # whoever answered was not MLflow
+            raise ConnectionError(f"MLflow made no run for {job}.")
         self._outbox.note_run(self.uri, job, child, run.info.run_id)
         return str(run.info.run_id)
 
@@ -174,6 +240,55 @@ class Sender:
             local = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
             self._experiment = found.experiment_id if found else self.client.create_experiment(name, local)
         return self._experiment
+
+
+@contextmanager
+def _as_default(uri: str) -> Iterator[None]:
+    """Let MLflow's own functions talk to a server.
+
+    MLflow puts its address into the environment for child processes. There it would be a setting of whoever reads the
+    settings in this process next, so it goes back to what a user has set.
+    """
+    before = {name: os.environ.get(name) for name in (MLFLOW_VARIABLE, "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _require_active(experiment: Experiment) -> None:
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ConnectionError(
+            f"The experiment '{experiment.name}' is deleted in MLflow: restore it (`mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}`), or name another one (tracking.experiment)."
+        )
+
+
+def _is_superseded(version: RegisteredVersion, champion: RegisteredVersion) -> bool:
+    """Tell whether a version may remember somebody whom another one, the champion, has forgotten."""
+    if version.job == champion.job:
+        return False
+    erased = champion.tags.get(KIND_TAG, ORIGINAL) != ORIGINAL
+    return version.epoch < champion.epoch or (erased and version.remembers(champion.epoch, champion.job))
+
+
+def _read_onnx(file: str) -> onnx.ModelProto:
+    try:
+        return onnx.load(file)
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf, which hides its own kind
+        raise TrackingError(f"The model file {file} is damaged; it cannot be registered.") from error
+
+
+def _storable(value: object) -> str:
+    """Return a text as every database takes it: PostgreSQL knows no NUL, and UTF-8 no half of a pair."""
+    return str(value).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def milliseconds(moment: datetime) -> int:

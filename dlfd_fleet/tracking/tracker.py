@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy.exc import OperationalError
 
 from dlfd_fleet.current_job import set_current_job
-from dlfd_fleet.exceptions import OutboxError
+from dlfd_fleet.exceptions import OutboxError, TrackingError
 from dlfd_fleet.settings import TrackingSettings
-from dlfd_fleet.tracking.outbox import Entry, Outbox
+from dlfd_fleet.tracking.outbox import MODEL, REGISTRY_KINDS, REVOKE, Entry, Outbox
 
 # MLflow's own retries would hold a job for minutes; the outbox is our retry. Set before MLflow is imported, and never
 # over what a user has set.
@@ -38,13 +37,13 @@ for _name, _value in {
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.logging_utils import disable_logging, enable_logging  # noqa: E402
 
-from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, answers, http_status  # noqa: E402
+from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, answers, in_words, is_refusal  # noqa: E402
 from dlfd_fleet.tracking.sender import Sender, as_text, milliseconds  # noqa: E402
 
 logger = logging.getLogger(__name__)
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_FOR_EVER = frozenset({400, 404, 409, 413})
+_AFTER_ITS_MODEL = "waits for the model of its job, which was refused: else no version would be left that may run"
 
 
 class Tracker:
@@ -62,7 +61,7 @@ class Tracker:
         self._sender = Sender(settings, self.uri, state_folder / "mlartifacts", self._outbox)
         self._using_mlflow = threading.Lock()
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._failures = 0
+        self._failures, self._problem = 0, ""
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
         self._thread.start()
 
@@ -187,7 +186,7 @@ class Tracker:
 
     @property
     def refused(self) -> int:
-        """Entries that the server will never take; they are kept in the outbox with the reason."""
+        """Entries that MLflow itself refused; they are kept in the outbox with the reason."""
         return self._outbox.refused()
 
     def owes_model(self, job: str) -> bool:
@@ -195,8 +194,32 @@ class Tracker:
         return self._outbox.holds(job, "model")
 
     def refusals(self, job: str) -> list[str]:
-        """Return why MLflow will never take some of a job's entries."""
+        """Return why MLflow refused some of a job's entries."""
         return self._outbox.refusals(job)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is sent now, in words; empty while entries are taken."""
+        return self._problem
+
+    def owed(self, job: str | None = None) -> list[str]:
+        """Return what the registry must know of a job's model, or of all, and was not told, in words."""
+        return [
+            f"the {entry.kind} of {entry.job}: {entry.refused or self._problem or 'not sent yet'}"
+            for entry in self._outbox.entries()
+            if job in (None, entry.job) and entry.kind in REGISTRY_KINDS
+        ]
+
+    def try_again(self, champion: str | None, *, everything: bool = False) -> None:
+        """Let what MLflow refused be sent again: what the registry must know, or everything.
+
+        Parameters
+        ----------
+        champion
+            The job whose model the fleet runs now, if there is one: a late model of another one takes no alias.
+        """
+        self._outbox.try_again(champion, None if everything else REGISTRY_KINDS)
+        self._wake.set()
 
     def flush(self, patience: float) -> int:
         """Wait until everything is sent, or the server turns out not to answer; return what still waits.
@@ -253,33 +276,46 @@ class Tracker:
         return True
 
     def _send(self, entries: Sequence[Entry]) -> bool:
-        """Send entries together; those that are refused, one by one. Return False when the server did not answer."""
+        """Send entries together; those that are refused, one by one. Return False if they wait."""
+        if entries[0].kind == REVOKE and self._outbox.refuses(entries[0].job, MODEL):
+            self._outbox.refuse(entries[0].sequence, _AFTER_ITS_MODEL)
+            return True
         try:
             with self._using_mlflow, _quiet_mlflow():
-                self._sender.send(entries)
+                _ = self._sender.client  # whatever is wrong with the server's address says nothing against an entry
+                reason = self._try(entries)
         except OutboxError:
-            raise  # says nothing against the entry
-        except MlflowException as error:
-            if http_status(error) not in _FOR_EVER:
-                logger.info("MLflow did not take an entry: %s", error)
-                return False
-            reason: Exception = error
-        except (OSError, OperationalError) as error:  # connections, requests' errors, and a local store's full disk
-            logger.info("MLflow did not take an entry: %s", error)
+            raise
+        except Exception as error:  # a connection, a gateway, a login, a database that is away: it may pass
+            self._wait_for(in_words(error))
             return False
-        except Exception as error:
-            reason = error
-        else:
+        if reason is None:
+            self._problem = ""
             self._outbox.sent(entry.sequence for entry in entries)
             return True
         if len(entries) > 1:
             return all(self._send([entry]) for entry in entries)
-        self._refuse(entries[0].sequence, entries[0].kind, reason)
+        logger.warning("MLflow refused an entry of kind '%s': %s", entries[0].kind, reason)
+        self._outbox.refuse(entries[0].sequence, reason)
         return True
 
-    def _refuse(self, sequence: int, kind: str, error: Exception) -> None:
-        logger.warning("MLflow refused an entry of kind '%s': %s", kind, error)
-        self._outbox.refuse(sequence, str(error))
+    def _try(self, entries: Sequence[Entry], *, mended: bool = False) -> str | None:
+        """Send entries; return why MLflow, or we, refuse them for good. Whatever else is raised may pass."""
+        try:
+            self._sender.send(entries)
+        except TrackingError as error:
+            return str(error)
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
+            if not mended and self._sender.mend(entries[0].job):
+                return self._try(entries, mended=True)
+            return in_words(error)
+        return None
+
+    def _wait_for(self, problem: str) -> None:
+        logger.info("MLflow did not take an entry: %s", problem)
+        self._problem = problem
 
 
 def tracking_uri(settings: TrackingSettings, state_folder: Path) -> str:

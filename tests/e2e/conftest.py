@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+
+from dlfd_fleet.cli import main
+from tests.integration.fleet_in_process import answer_here
 
 
 class SmallFleet:
@@ -62,6 +69,20 @@ class SmallFleet:
         flags = [part for override in overrides for part in ("--set", override)]
         return self.run("demo", "--config", str(self.config), *flags)
 
+    def demo_here(self, *overrides: str) -> SimpleNamespace:
+        """Run the same command in this process, and its sites too: there are no virtual nodes to start."""
+        flags = [part for override in overrides for part in ("--set", override)]
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("DLFD_FLEET_")]:
+                patch.delenv(name)
+            patch.setattr(sys, "argv", ["dlfd-fleet", "demo", "--config", str(self.config), *flags])
+            patch.setattr("dlfd_fleet.cli.main_commands.console", Console(file=out, width=200))
+            patch.setattr("dlfd_fleet.demo.simulate", answer_here)
+            with redirect_stderr(err), pytest.raises(SystemExit) as end:
+                main()
+        return SimpleNamespace(returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
+
     def phase(self) -> str:
         file = self.state / "demo.json"
         return json.loads(file.read_text())["phase"] if file.exists() else ""
@@ -69,8 +90,6 @@ class SmallFleet:
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory) -> SmallFleet:
-    from rich.console import Console
-
     from dlfd_fleet.data import synthesize
     from dlfd_fleet.progress import ConsoleProgress
 

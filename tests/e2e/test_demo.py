@@ -135,7 +135,7 @@ def test_the_device_runs_the_file_without_torch(fleet, record):
 
 
 def test_a_verdict_short_of_pass_can_ask_for_retraining_and_a_dead_mlflow_stops_nothing(fleet, record):
-    finished = fleet.demo(
+    finished = fleet.demo_here(
         "release.on_inconclusive=retrain", "erasure.fallback_retrain=true", "tracking.uri=http://127.0.0.1:9", "seed=2"
     )
     assert finished.returncode == 0, finished.stderr
@@ -151,7 +151,7 @@ def test_a_verdict_short_of_pass_can_ask_for_retraining_and_a_dead_mlflow_stops_
 
 def test_a_failed_verdict_moves_nothing_and_the_demo_can_be_run_again_at_once(fleet, record, client):
     """No model can beat the majority answer by 1, so this erasure must fail."""
-    finished = fleet.demo("audit.min_gain_over_majority=1.0", "seed=1")
+    finished = fleet.demo_here("audit.min_gain_over_majority=1.0", "seed=1")
     assert finished.returncode == 0, finished.stderr
     assert "FAIL" in finished.stdout
     assert "Not released" in finished.stdout

@@ -126,11 +126,21 @@ class InProcessGrid:
                 yield reply
 
 
-def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
-    """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
+def answer_here(settings: Settings, jobs, app=client_app) -> None:
+    """Run jobs as ``simulate`` does, but in this process; virtual nodes have tests of their own."""
+    _be_a_server()
+    jobs(InProcessGrid(settings, app=app))
+
+
+def _be_a_server() -> None:
     torch.set_num_threads(1)
     for name in ("_run_id", "_node_id", "_task_id"):
         setattr(TaskIdentity, name, 1)
+
+
+def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
+    """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
+    _be_a_server()
     return run(grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=out or io.StringIO())))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,20 +14,22 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.signer import CryptoSigner
 
 from dlfd_fleet.bench.load.polling import measure_delivery
 from dlfd_fleet.cli import main
-from dlfd_fleet.delivery.delivery import opened
+from dlfd_fleet.delivery.delivery import Delivery, opened
+from dlfd_fleet.delivery.devices import DeviceStore
 from dlfd_fleet.delivery.publish import ReleasedModel, publish
-from dlfd_fleet.delivery.server import LARGEST_REPORT, application
+from dlfd_fleet.delivery.server import LARGEST_REPORT, LIMITS, server
+from dlfd_fleet.device.connections import Limits, listening, most_connections
 from dlfd_fleet.device.update import UpdateClient
+from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.federation.records import Champion
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
@@ -34,6 +38,8 @@ from tests.unit.delivery.conftest import small_model
 from tests.unit.delivery.test_devices import signed_report
 
 PATIENCE = 60.0
+ANY_CERTIFICATE = ssl.create_default_context()
+ANY_CERTIFICATE.check_hostname, ANY_CERTIFICATE.verify_mode = False, ssl.CERT_NONE
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def wait_for(url):
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return urllib.request.urlopen(url, timeout=PATIENCE).read()
+            return urllib.request.urlopen(url, timeout=PATIENCE, context=ANY_CERTIFICATE).read()
         except OSError:
             assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.05)
@@ -78,18 +84,18 @@ def post(url, content):
 
 
 @contextmanager
-def running(delivery, seconds=3600.0):
-    """The application behind uvicorn, in this process."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(application(delivery, seconds), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
+def running(delivery, seconds=3600.0, limits=LIMITS, **options):
+    """The server, in this process."""
+    listener = listening("127.0.0.1", 0)
+    made = server(delivery, limits, seconds, **options)
+    thread = threading.Thread(target=made.run, args=([listener],))
     thread.start()
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = f"http{'s' if options else ''}://127.0.0.1:{listener.getsockname()[1]}"
         wait_for(f"{url}/metadata/timestamp.json")
         yield url
     finally:
-        server.should_exit = True
+        made.should_exit = True
         thread.join()
 
 
@@ -160,7 +166,7 @@ def test_from_a_released_job_to_an_erasure_that_is_over(tmp_path, fleet):
         client.refresh()
     finally:
         server.terminate()
-        assert server.wait(PATIENCE) in (0, -15)
+        assert server.wait(PATIENCE) == 128 + signal.SIGTERM
     assert "is retired: sold" in fleet("delivery", "retire", "camera-1", "--reason", "sold")
 
 
@@ -205,7 +211,7 @@ def tls(tmp_path_factory):
     ],
 )
 def test_tls_that_cannot_be_served_is_told_before_anything_is_served(fleet, tls, monkeypatch, certificate, key, said):
-    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: pytest.fail("it serves"))
+    monkeypatch.setattr("dlfd_fleet.delivery.server.serve", lambda *_: pytest.fail("it serves"))
     fleet("delivery", "init")
     options = [("--tls-certificate", certificate), ("--tls-key", key)]
     words = [word for option, name in options if name for word in (option, tls / name)]
@@ -251,6 +257,142 @@ def test_nothing_but_the_repository_is_served(delivery, tmp_path):
             connection.request("GET", path)
             assert connection.getresponse().status in (404, 405), path
             connection.close()
+
+
+ODD_PATHS = [
+    "/metadata/%00.json",
+    "/metadata/1.root.json%00",
+    "/metadata/.timestamp.json.new",
+    "/metadata/" + "9" * 5000 + ".root.json",
+    "/metadata/%2e%2e",
+    "/metadata/%ff%fe.json",
+    "/metadata/timestamp.json/",
+    "/metadata//timestamp.json",
+    "/metadata/\\..\\root.json",
+    "/metadata/con.json",
+    "/targets/%00",
+    "/targets/" + "x" * 5000,
+    "/targets/" + "a/" * 2000,
+    "/targets/%2e%2e%2f%2e%2e%2fdevices.db",
+    "/targets/..%5cdevices.db",
+    "/targets/models/%00/model.onnx",
+    "/targets/%ed%a0%80",
+    "/reports/",
+    "/%00",
+    "//",
+    "/?%00",
+]
+
+
+def test_odd_paths_and_methods_are_refused_without_a_traceback(delivery, tmp_path, capfd):
+    put(delivery, tmp_path, 1)
+    with running(delivery) as url:
+        host = url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=PATIENCE)
+        for path in ODD_PATHS:
+            for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"):
+                connection.request(method, path)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status in (307, 404, 405), (method, path)
+        for method in ("GET", "PUT", "DELETE"):
+            connection.request(method, "/reports")
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 405
+        connection.close()
+        camera = CryptoSigner.generate_ed25519()
+        for keyid in ("\0", "\ud800", "../../x", 5, None, [], "x" * 10**5):
+            envelope = json.loads(signed_report(camera, delivery.clock()))
+            envelope["signatures"][0]["keyid"] = keyid
+            assert post(url, json.dumps(envelope).encode())[0] == 400
+    assert capfd.readouterr().err == ""
+
+
+UNFINISHED = (
+    b"POST /reports HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+    b"POST /reports HTTP/1.1\r\nHo",
+    b"",
+)
+
+
+@pytest.mark.parametrize("beginning", UNFINISHED, ids=["body", "head", "nothing"])
+def test_unfinished_requests_keep_no_device_away(delivery, tmp_path, beginning):
+    """1,100 of them reset every device once, when the server had its 1,024 files open."""
+    put(delivery, tmp_path, 1)
+    camera = CryptoSigner.generate_ed25519()
+    delivery.devices.enroll(camera.public_key, "camera", delivery.clock())
+    with running(delivery, limits=Limits(connections=16)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        slow = [socket.create_connection((host, int(port))) for _ in range(100)]
+        for each in slow:
+            with suppress(ConnectionError):
+                each.sendall(beginning)
+        client = UpdateClient(tmp_path / "tuf", url, root_of(delivery))
+        client.refresh()
+        assert post(url, signed_report(camera, delivery.clock())) == (204, "")
+        for each in slow:
+            each.close()
+
+
+def test_unfinished_tls_handshakes_keep_no_device_away(delivery, tls, capfd):
+    options = {"ssl_certfile": tls / "ours.crt", "ssl_keyfile": tls / "ours.key"}
+    with running(delivery, limits=Limits(connections=8), **options) as url:
+        host, port = url.removeprefix("https://").split(":")
+        slow = [socket.create_connection((host, int(port))) for _ in range(60)]
+        for each in slow[::2]:
+            with suppress(ConnectionError):
+                each.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS at all
+        for _ in range(12):
+            assert b"timestamp" in wait_for(f"{url}/metadata/timestamp.json")
+        for each in slow:
+            each.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_unfinished_report_ends_at_its_deadline(delivery):
+    with running(delivery, limits=Limits(connections=16, body_seconds=0.2)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as slow:
+            slow.sendall(UNFINISHED[0])
+            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_reports_wait_when_the_database_cannot_be_used(delivery, monkeypatch):
+    def damaged(*_):
+        raise DeliveryError("The devices' database is damaged.")
+
+    monkeypatch.setattr(DeviceStore, "receive", damaged)
+    with running(delivery) as url:
+        assert post(url, b"{}") == (503, "Reports cannot be kept now: send it again later.")
+
+
+def test_the_upkeep_outlives_a_defect(delivery, monkeypatch):
+    looks, seen = iter(range(10**6)), threading.Event()
+
+    def keep_up(*_, **__):
+        if next(looks) == 0:
+            raise OSError(24, "Too many open files")
+        seen.set()
+        return []
+
+    monkeypatch.setattr(Delivery, "keep_up", keep_up)
+    with running(delivery, seconds=0.01):
+        assert seen.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(("files", "expected"), [(1024, 512), (65536, 8192), (1, 1)])
+def test_half_of_the_files_are_for_connections(files, expected):
+    assert most_connections(LIMITS.connections, files) == expected
+
+
+def test_a_port_that_is_taken_is_one_sentence(fleet):
+    fleet("delivery", "init")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"Cannot listen on 127.0.0.1:{port}" in fleet("delivery", "serve", "--port", port, code=2)
 
 
 def test_a_download_is_resumed_from_the_servers_own_ranges(delivery, tmp_path):

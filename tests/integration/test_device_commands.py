@@ -163,8 +163,8 @@ def test_second_agent_on_one_folder_is_refused_and_the_first_ends_when_it_is_tol
         repository.publish()
         assert first.stdout.readline() == "Runs version 2 (fp32), epoch 2.\n"
         first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
-        assert first.stderr.read() == ""
+        assert first.wait(60) == 128 + signal.SIGTERM
+        assert first.stderr.read() == "Stopped by SIGTERM; the next start goes on with the same model.\n"
     assert run(capfd, "once", folder)[0] == 0
 
 
@@ -187,7 +187,8 @@ def test_serving_agent_takes_a_new_model_by_itself(capfd, fleet, tmp_path):
             repository.add_model(1, 2)
             repository.publish()
         server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0
+        assert server.wait(60) == 128 + signal.SIGINT
+        assert server.stderr.read() == "Stopped by SIGINT; the next start goes on with the same model.\n"
 
 
 def test_port_that_is_taken_is_one_sentence(capfd, fleet, tmp_path):

@@ -7,24 +7,19 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import tuf.ngclient
 
-from dlfd_fleet.device import clock as device_clock
 from dlfd_fleet.device import durable
 from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.answering import NoAnswerError
 from dlfd_fleet.device.polling import keep_polling
 from dlfd_fleet.exceptions import DeviceError, UpdateUnreachableError
-from tests.device_site import Site, refused, running_site, runs, set_clock
+from tests.device_site import Site, refused, running_site, runs
 from tests.small_disk import fill
-from tests.tuf_repository import (
-    sha256,
-    tiny_model,
-)
+from tests.tuf_repository import sha256, tiny_model
 
 
 @pytest.fixture
@@ -33,11 +28,26 @@ def site(tmp_path) -> Iterator[Site]:
         yield made
 
 
+def sealed(content: bytes) -> bytes:
+    """What the device takes for undamaged: a digest, and content of it."""
+    return sha256(content).encode() + b"\n" + content
+
+
 # ---------------------------------------------------------------------- faults of the device
 
 
 @pytest.mark.parametrize("damaged", ["floor", "floor.copy"])
-@pytest.mark.parametrize("content", [None, b"", b"0", b"\xff" * 70])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"0",
+        b"\xff" * 70,
+        *(sealed(each) for each in (b"9" * 5000, b"9999999999", b"-1", b" 3", b"1_0", b"3.0")),
+    ],
+    ids=range(10),
+)
 def test_damaged_floor_file_does_not_lower_the_floor_and_is_mended(site, damaged, content):
     site.publish(3, 1)
     site.started().poll()
@@ -48,6 +58,38 @@ def test_damaged_floor_file_does_not_lower_the_floor_and_is_mended(site, damaged
     assert runs(agent, "1", 3)
     agent.poll()
     assert file.read_bytes() == whole
+
+
+def test_floor_of_absurd_digits_in_both_copies_is_one_sentence(site):
+    for file in ("floor", "floor.copy"):
+        (site.path / file).write_bytes(sealed(b"9" * 5000))
+    with pytest.raises(DeviceError, match=r"cannot tell which models it may run"):
+        site.started()
+
+
+def test_device_that_lost_its_state_or_one_copy_of_its_chain_is_still_one_machine(site):
+    site.publish(1, 1)
+    site.started().poll()
+    for file in (*site.path.glob("state.json*"), site.path / "chain"):
+        file.unlink()
+    site.publish(2, 2)
+    site.started().poll()
+    first, second = site.reports()
+    assert second.follows == (first.nonce,)
+
+
+def test_report_that_was_refused_is_followed_by_one_that_names_it(site):
+    site.publish(1, 1)
+    agent = site.started()
+    agent.poll()
+    site.coordinator.report_status = 400
+    site.publish(2, 2)
+    agent.poll()
+    site.coordinator.report_status = 204
+    agent.poll()
+    first, second = site.reports()
+    assert len(second.follows) == 2
+    assert second.follows[0] == first.nonce
 
 
 def test_device_that_lost_its_floor_refuses_to_run_anything(site):
@@ -170,7 +212,20 @@ def test_device_that_is_enrolled_late_reports_at_the_next_poll(site):
     assert agent.state.unreported == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"payload": "", "payloadType": "", "signatures": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"9" * 5000,
+        b"[" * 10**5,
+        b'{"payload": 1, "payloadType": "", "signatures": 5}',
+        b'{"payload": "", "payloadType": "", "signatures": []}',
+    ],
+    ids=range(8),
+)
 def test_damaged_report_is_written_anew_with_everything_that_was_not_told(site, content):
     site.publish(1, 1)
     agent = site.started()
@@ -269,97 +324,3 @@ def fail_writes_from(patched, call: int) -> None:
         whole(file, content)
 
     patched.setattr(durable, "write_durably", full)
-
-
-# ---------------------------------------------------------------------- the lease and the clock
-
-
-@pytest.fixture
-def leased(site):
-    site.change_settings(lease_days=7.0)
-    site.publish(1, 1)
-    site.started().poll()
-    return site
-
-
-def test_lease_that_ran_out_stops_the_answers_until_the_coordinator_is_heard_again(leased, monkeypatch):
-    agent = leased.started()
-    assert runs(agent, "1", 1)
-    until = leased.reports()[-1].lease_until
-    assert abs(until - datetime.now(UTC) - timedelta(days=7)) < timedelta(minutes=5)
-    set_clock(monkeypatch, until + timedelta(seconds=1))
-    for asked in (agent, leased.started()):
-        with pytest.raises(NoAnswerError, match="lease ran out"):
-            asked.answering.loaded()
-    monkeypatch.undo()
-    shutil.rmtree(leased.path / "clock", ignore_errors=True)
-    agent = leased.started()
-    agent.poll()
-    assert runs(agent, "1", 1)
-
-
-def test_lease_lasts_no_longer_than_the_coordinator_has_been_told(leased, monkeypatch):
-    """It counts an erasure as over on this device when the lease that it knows of has run out."""
-    told = leased.reports()[-1].lease_until
-    leased.coordinator.report_status = 503
-    agent = leased.started()
-    set_clock(monkeypatch, told - timedelta(days=1))
-    agent.poll()
-    assert runs(agent, "1", 1)
-    set_clock(monkeypatch, told + timedelta(seconds=1))
-    agent.poll()
-    for asked in (agent, leased.started()):
-        with pytest.raises(NoAnswerError, match="the coordinator has taken a report"):
-            asked.answering.loaded()
-    leased.coordinator.report_status = 204
-    agent.poll()
-    assert runs(agent, "1", 1)
-    assert leased.reports()[-1].lease_until > told
-    assert all(report.healthy for report in leased.reports())
-
-
-def test_lease_that_the_owner_ends_goes_on_until_the_coordinator_knows(leased, monkeypatch):
-    told = leased.reports()[-1].lease_until
-    leased.change_settings(lease_days=None)
-    set_clock(monkeypatch, told + timedelta(seconds=1))
-    with pytest.raises(NoAnswerError, match="lease ran out"):
-        leased.started().answering.loaded()
-    agent = leased.started()
-    agent.poll()
-    assert leased.reports()[-1].lease_until is None
-    assert runs(agent, "1", 1)
-
-
-def test_clock_set_back_does_not_lengthen_the_lease(leased, monkeypatch):
-    began = datetime.now(UTC)
-    set_clock(monkeypatch, began + timedelta(days=8))
-    leased.change_settings(url="http://127.0.0.1:9")
-    refused(leased.started(), "does not answer", UpdateUnreachableError)
-    set_clock(monkeypatch, began)
-    with pytest.raises(NoAnswerError, match="lease ran out"):
-        leased.started().answering.loaded()
-
-
-def test_words_heard_under_a_clock_set_back_do_not_renew_the_lease(leased, monkeypatch):
-    began, url = datetime.now(UTC), leased.folder().settings.url
-    set_clock(monkeypatch, began + timedelta(days=8))
-    leased.change_settings(url="http://127.0.0.1:9")
-    refused(leased.started(), "does not answer", UpdateUnreachableError)
-    leased.change_settings(url=url)
-    set_clock(monkeypatch, began + timedelta(minutes=1))
-    agent = leased.started()
-    refused(agent, "behind the latest time that this device has seen")
-    with pytest.raises(NoAnswerError, match="lease ran out"):
-        agent.answering.loaded()
-    device_clock.Clock(leased.path / "clock").trust()  # what the owner says with --clock-is-right
-    agent = leased.started()
-    agent.poll()
-    assert runs(agent, "1", 1)
-
-
-def test_device_with_a_lease_that_never_heard_from_its_coordinator_does_not_answer(site):
-    site.change_settings(lease_days=7.0, url="http://127.0.0.1:9")
-    agent = site.started()
-    refused(agent, "does not answer", UpdateUnreachableError)
-    with pytest.raises(NoAnswerError, match="never heard"):
-        agent.answering.loaded()

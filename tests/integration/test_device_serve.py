@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 
 from dlfd_fleet.device.agent import Agent
+from dlfd_fleet.device.answering import Answering, Loaded
+from dlfd_fleet.device.clock import Clock
+from dlfd_fleet.device.connections import Limits
+from dlfd_fleet.device.contract import Release, SelfTest
 from dlfd_fleet.device.folder import DeviceFolder, DeviceSettings, init_device
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.device.serve import LARGEST_REQUEST, serving
@@ -129,6 +133,126 @@ def test_client_that_goes_away_in_the_middle_costs_nobody_else_anything(connecti
         half.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
     assert ask(connection, "POST", INFER, request_body(random_images(1)))[0] == 200
     assert capfd.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------- clients that mean harm
+
+
+def raw(address: str, content: bytes) -> tuple[int, dict]:
+    """Send bytes as they are, and read the answer to the end of the connection."""
+    parts = urlsplit(address)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as sent:
+        sent.sendall(content)
+        received = b""
+        while chunk := sent.recv(2**16):
+            received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def posted(headers: str, body: str = "") -> bytes:
+    return f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n{body}".encode()
+
+
+def got(target: str, headers: str = "Connection: close") -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode()
+
+
+NINES = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + b"\0" * 40 + b"\r\n\r\n", 400),
+        (got("/v2\0"), 400),
+        (got("http://[::1"), 400),
+        (got("http://x/v2"), 200),
+        (got("/v2/%00%ff/../.."), 404),
+        (got("/" + "x" * 20_000), 404),
+        (posted(f"Content-Length: {NINES}"), 400),
+        (posted("Content-Length: 99999999999999999999"), 413),
+        (posted(f"Content-Length: 2\r\nInference-Header-Content-Length: {NINES}", "{}"), 400),
+        (posted("Content-Length: 2\r\nContent-Length: 3", "{}"), 400),
+        (posted("Transfer-Encoding: chunked", "ffffffffff\r\n"), 411),
+        (b"BREW /v2 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 501),
+    ],
+    ids=range(14),
+)
+def test_whatever_is_sent_is_answered_with_one_sentence_and_no_traceback(served, capfd, content, status):
+    found, answer = raw(served, content)
+    assert found == status
+    assert status == 200 or set(answer) == {"error"}
+    assert capfd.readouterr().err == ""
+    with closing(connect(served)) as connection:
+        assert ask(connection, "POST", INFER, request_body(random_images(1)))[0] == 200
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[str]:
+    """A device that answers, for tests that change nothing of it, and that gives its clients half a second."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "model.onnx").write_bytes(tiny_model("1", 1, seed=1))
+    answering = Answering(Clock(folder / "clock"))
+    release = Release(
+        version="1", format="fp32", epoch=1, minimum_epoch=1, sequence=1, self_test=SelfTest(target="t", tolerance=0.1)
+    )
+    answering.answer_with(Loaded(DeviceModel(folder / "model.onnx"), release))
+    with serving(answering, "127.0.0.1", 0, Limits(connections=8, head_seconds=0.5, body_seconds=0.5)) as address:
+        yield address
+
+
+BEGINNINGS = {
+    "nothing": b"",
+    "head": b"GET /v2 HTTP/1.1\r\nHost",
+    "body": posted("Content-Length: 1000", "{"),
+    "chunks": posted("Transfer-Encoding: chunked"),
+    "answered": got("/v2", "Accept: */*"),
+}
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_slow_clients_starve_nobody(served, beginning):
+    """More connections than there may be, each with a part of a request: whoever brings a whole one is served."""
+    parts = urlsplit(served)
+    slow = []
+    try:
+        for _ in range(40):
+            slow.append(socket.create_connection((parts.hostname, parts.port), timeout=30))
+            slow[-1].sendall(BEGINNINGS[beginning])
+        for method, path, body in (
+            ("GET", "/v2/health/live", None),
+            ("GET", "/v2/health/ready", None),
+            ("POST", INFER, request_body(random_images(1))),
+        ):
+            with closing(connect(served)) as connection:
+                assert ask(connection, method, path, body)[0] == 200
+    finally:
+        for each in slow:
+            each.close()
+
+
+@pytest.mark.parametrize("beginning", ["nothing", "head", "body"])
+def test_a_request_has_a_deadline(served, beginning):
+    status, answer = raw(served, BEGINNINGS[beginning])
+    assert status == 408
+    assert "did not arrive within 0.5 seconds" in answer["error"]
+
+
+def test_a_client_that_sends_now_and_then_gets_no_more_time(served):
+    parts = urlsplit(served)
+    with socket.create_connection((parts.hostname, parts.port), timeout=0.05) as slow:
+        slow.sendall(b"GET /v2 HTTP/1.1\r\n")
+        for number in range(600):
+            try:
+                slow.sendall(b"X-%d: y\r\n" % number)
+                if slow.recv(2**16).startswith(b"HTTP/1.1 408"):
+                    return
+            except TimeoutError:
+                continue
+    pytest.fail("it has all the time in the world")
 
 
 def test_device_without_a_model_is_live_and_not_ready(fleet):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from rich.console import Console
 
 from dlfd_fleet.delivery.delivery import Delivery
 from dlfd_fleet.delivery.devices import DeviceStore
@@ -18,9 +21,10 @@ from dlfd_fleet.delivery.keys import KeyRing, read_public_key
 from dlfd_fleet.delivery.publish import ReleasedModel, publish
 from dlfd_fleet.delivery.repository import Repository, now_utc
 from dlfd_fleet.delivery.server import application
+from dlfd_fleet.delivery.status import delivery_status
 from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.answering import NoAnswerError
-from dlfd_fleet.device.folder import DeviceSettings, init_device
+from dlfd_fleet.device.folder import DeviceFolder, DeviceSettings, init_device
 from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.settings import DeliverySettings
 from tests.tuf_repository import sha256, tiny_model
@@ -130,6 +134,27 @@ def test_release_that_fails_on_a_canary_is_aborted_and_the_devices_go_back(fleet
     assert all(device.report.healthy for device in fleet.delivery.devices.devices())
     fleet.publish("3", 0)
     assert fleet.polled() == ["3"] * DEVICES
+
+
+def test_a_copied_disk_raises_an_alarm_until_its_key_is_retired(fleet, tmp_path):
+    fleet.publish("1", 0)
+    fleet.polled()
+    shutil.copytree(tmp_path / "device0", tmp_path / "copy")
+    fleet.publish("2", 1)
+    fleet.polled()
+    assert fleet.keeping_open(1) == 0
+    Agent(DeviceFolder(tmp_path / "copy")).poll()
+    (standing,) = open_devices(fleet.delivery.devices, 1)
+    assert (standing.device.name, "two machines have this key" in standing.reason) == ("camera 0", True)
+    shown = Console(width=200, file=io.StringIO())
+    shown.print(delivery_status(fleet.delivery))
+    assert "camera 0: its report of" in shown.file.getvalue()
+    assert "Erasure epoch 1: kept open by 1 of 4 devices" in shown.file.getvalue()
+    fleet.publish("3", 1)
+    fleet.polled()
+    assert fleet.keeping_open(1) == 1
+    fleet.delivery.retire("camera 0", "its disk was copied")
+    assert fleet.keeping_open(1) == 0
 
 
 def test_device_of_another_fleet_updates_and_its_report_is_not_taken(fleet, tmp_path):

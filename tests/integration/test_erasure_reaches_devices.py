@@ -83,6 +83,10 @@ def state_of_the_request(settings):
         return request.state, site.ledger.history(request.id)[-1].reason
 
 
+def page_of(record, settings):
+    return (settings.state_folder / "coordinator" / "jobs" / record.job / "report.html").read_text()
+
+
 def test_a_request_is_complete_when_the_last_device_has_purged(settings, delivery, camera, tmp_path):
     publish_model_of(run_job(settings, "train"), settings, delivery)
     camera.poll()
@@ -94,6 +98,7 @@ def test_a_request_is_complete_when_the_last_device_has_purged(settings, deliver
     record = run_job(settings, "erase")
     assert record.released
     assert state_of_the_request(settings)[0] is RequestState.ROLLING_OUT
+    assert "1 device may run an older one and keep the requests open" in page_of(record, settings)
     publish_model_of(record, settings, delivery)
     run_job(settings, "erase")  # nobody asks; it tells the sites how far devices are
     state, _ = state_of_the_request(settings)
@@ -117,3 +122,6 @@ def test_a_request_is_complete_when_the_last_device_has_purged(settings, deliver
     page, _ = write_report(store, record.job, tmp_path / "over.html", settings)
     assert "waiting for camera" not in page.read_text()
     store.close()
+    # So says the page that the erasure itself left: the job after it drew it again.
+    assert "have purged every older model; no device is left to come" in page_of(record, settings)
+    assert "keep the requests open" not in page_of(record, settings)

@@ -15,6 +15,7 @@ from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
+from tests.integration.fleet_in_process import answer_here
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +36,19 @@ def settings(tmp_path_factory):
             "test_people": 2,
         },
         model={"architecture": "mobilenet_v3_small"},
-        training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
-        erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
+        training={"rounds": 2, "local_epochs": 1, "batch_size": 16},
+        erasure={"rounds": 2, "batch_size": 16, "repair_epochs": 1, "largest_forget_share": 1.0},
         audit={"resamples": 200},
+        # Nobody listens there: what the bench tells MLflow is tested beside the other bench.
+        tracking={"uri": "http://127.0.0.1:9"},
     )
 
 
 @pytest.fixture(scope="module")
 def folder(settings):
-    fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dlfd_fleet.bench.fleets.seeds.simulate", answer_here)
+        fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
     return settings.state_folder / "bench-federated"
 
 
@@ -71,6 +76,11 @@ def test_every_method_is_weighed_beside_retraining(folder):
 def test_methods_leave_different_models(folder):
     rows = json.loads((folder / "rows.json").read_text())
     losses = {row["method"]: tuple(row["losses"]["forget"]) for row in rows if row["method"] != "retrained"}
+    assert "FedEraser" in losses
+    # Models that were thrown away are sure of everything, all alike: losses of 0, or as large as is written down.
+    assert {name for name, each in losses.items() if not 1e-6 < max(each) < 20.0} == set()
+    # DLFD ends after its first round where that is enough, which one seed's rounding decides.
+    del losses["DLFD int8 one round"]
     assert len(set(losses.values())) == len(losses)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 
+from dlfd_fleet.configuration import load_settings, write_settings
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.differences import model_of
 from dlfd_fleet.federation.exchange import array_bytes
@@ -17,14 +20,16 @@ from dlfd_fleet.federation.messages import UnlearnTask
 from dlfd_fleet.federation.release_rule import may_release
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.federation.strategy import FederatedUnlearning
-from dlfd_fleet.ledger import RequestState, Site, site_folders
+from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
-from dlfd_fleet.models import load_model
+from dlfd_fleet.models import build, load_model, save_model
 from tests.integration.fleet_in_process import (
     InProcessGrid,
     a_person_asks_at_each_site,
     trained_fleet,
 )
+
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def own_app(**arguments):
@@ -84,6 +89,42 @@ def test_an_own_server_app_forgets_in_a_few_lines(trained, silent):
     again = FederatedUnlearning(card=result.card, settings=settings, progress=silent)
     ended = again.start(InProcessGrid(settings, app=own_app()), result.arrays, publish)
     assert (ended.verdict, ended.card) == (None, result.card)
+
+
+def another_person_asks(settings):
+    """Somebody of a class that others of the site are of, too."""
+    with Site(site_folders(settings.state_folder)[0]) as site:
+        people = {row.identity: row.label for row in site.manifest().rows if row.split == "train"}
+        most = Counter(people.values()).most_common(1)[0][0]
+        request_forgetting(site, next(person for person, label in people.items() if label == most), deadline_days=30)
+
+
+def test_following_the_readme_works_again_and_again_under_the_settings_that_are_shown(trained, tmp_path, monkeypatch):
+    """Its code as it stands there: each start begins with the model that the one before released."""
+    settings, card, arrays = trained
+    erasure = settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0})
+    write_settings(settings.model_copy(update={"erasure": erasure}), tmp_path / "fleet.json")
+    monkeypatch.setenv("DLFD_FLEET_CONFIG", str(tmp_path / "fleet.json"))
+    monkeypatch.setenv("DLFD_FLEET_SEED", "3")
+    monkeypatch.chdir(tmp_path)
+    strategy = FederatedUnlearning(card=card)
+    assert strategy.settings == load_settings().settings
+    assert (strategy.settings.seed, strategy.settings.erasure.rounds) == (3, 1)
+    model = build(card)
+    model.load_state_dict(arrays.to_torch_state_dict())
+    save_model(model, card, tmp_path / "champion")
+    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```", 1)[0]
+    for epoch in (1, 2):
+        if epoch == 2:
+            another_person_asks(settings)
+        names: dict[str, object] = {}
+        exec(compile(code, "README.md", "exec"), names)
+        context = Context(run_id=epoch, node_id=0, node_config={}, state=RecordDict(), run_config={})
+        names["app"](InProcessGrid(settings), context)
+        assert load_model(tmp_path / "champion")[1].epoch == epoch
+        with Site(site_folders(settings.state_folder)[0]) as site:
+            assert {request.state for request in site.ledger.requests()} == {RequestState.COMPLETE}
+            assert site.ledger.epoch() == epoch
 
 
 def test_a_model_that_could_not_be_kept_is_not_released(trained, silent):

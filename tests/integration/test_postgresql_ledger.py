@@ -13,8 +13,10 @@ from dlfd_fleet.delivery.devices import DeviceStore, PublishedFile
 from dlfd_fleet.delivery.erasures import open_devices
 from dlfd_fleet.exceptions import DeliveryError, LedgerError, ReportRepeatedError
 from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, site_status
+from dlfd_fleet.ledger.ledger import Leftover
 from tests.unit.delivery.test_devices import NEW, signed_report
 
+KEY = bytes(range(32))
 DEADLINE = datetime(2027, 1, 1, tzinfo=UTC)
 
 
@@ -34,21 +36,52 @@ def url(server, request):
 
 
 def test_many_writers_keep_one_chain(url):
-    Ledger(url, create=True).close()
+    Ledger(url, KEY, create=True).close()
 
     def ask(number):
-        with Ledger(url) as own:
+        with Ledger(url, KEY) as own:
             own.request(f"person-{number}", str(number), DEADLINE)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(24)))
-    with Ledger(url) as ledger:
+    with Ledger(url, KEY) as ledger:
         assert len(ledger.requests()) == 24
         with pytest.raises(LedgerError, match="'person-3' has asked already"):
             ledger.request("person-3", "3", DEADLINE)
         ledger.move(ledger.requests()[0].id, RequestState.WITHDRAWN, "withdrawn")
         assert len(ledger.person_digests()) == 23
         ledger.verify()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM history WHERE sequence = 2; DELETE FROM request WHERE identity = 'bert'",
+        "UPDATE request SET deadline = '2099-01-01T00:00:00+00:00'",
+        "DELETE FROM tombstone",
+        "DELETE FROM leftover",
+        "UPDATE leftover SET listed = false",
+    ],
+)
+def test_what_the_databases_administrator_changes_is_seen(server, url, statement):
+    with Ledger(url, KEY, create=True) as ledger:
+        anna, _ = ledger.request("anna", "a", DEADLINE), ledger.request("bert", "b", DEADLINE)
+        ledger.purged(anna.id, ["ab" * 32])
+        ledger.note_leftovers(anna.id, [Leftover(anna.id, "a.png", "ab" * 32, True, "Read-only file system")])
+        ledger.verify()
+        server.psql(f"\\c {url.split('/')[3].split('?')[0]}\n{statement};")
+        with pytest.raises(LedgerError, match="tampered with"):
+            ledger.verify()
+
+
+def test_a_ledger_that_another_process_keeps_locked_is_one_sentence(url, monkeypatch):
+    with Ledger(url, KEY, create=True) as ledger, Ledger(url, KEY) as other, other._transaction():
+        monkeypatch.setattr("dlfd_fleet.database.BUSY_SECONDS", 0.05)
+        with pytest.raises(
+            LedgerError, match=r"another process has kept it locked for 0\.05 seconds; wait until it ends"
+        ):
+            ledger.requests()
+    monkeypatch.undo()
 
 
 def test_a_site_keeps_its_ledger_there(url, tmp_path, synthetic_faces):
@@ -65,9 +98,9 @@ def test_a_site_keeps_its_ledger_there(url, tmp_path, synthetic_faces):
 
 def test_a_server_that_does_not_answer_and_a_foreign_database_are_one_sentence(server, url):
     with pytest.raises(LedgerError, match="is a database, but no ledger"):
-        Ledger(url)
+        Ledger(url, KEY)
     with pytest.raises(LedgerError, match="cannot be used"):
-        Ledger("postgresql+psycopg://127.0.0.1:1/ledger")
+        Ledger("postgresql+psycopg://127.0.0.1:1/ledger", KEY)
 
 
 def test_reports_of_many_devices_at_once(url):

@@ -8,7 +8,7 @@ import pytest
 
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.federation.store import Store
-from dlfd_fleet.ledger import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.report import ErasureReport, load_public_key, verify
 from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
 
@@ -17,10 +17,15 @@ from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_j
 def erased(tmp_path_factory):
     """A settled erasure, its store, and the requests as the sites' ledgers had them."""
     settings = trained_fleet(tmp_path_factory.mktemp("report"))
-    requests = {asked.id: (asked.requested_at, asked.deadline) for asked in a_person_asks_at_each_site(settings)}
+    asked = a_person_asks_at_each_site(settings)
     run_job(settings, "erase")
     store = Store(settings.state_folder)
-    yield store, store.jobs()[-1], requests, settings
+    record, requests = store.jobs()[-1], {}
+    for folder, request in zip(site_folders(settings.state_folder), asked, strict=True):
+        with Site(folder) as site:
+            days = (request.requested_at.date(), request.deadline.date())
+            requests[site.job_request_id(request.id, record.job)] = days
+    yield store, record, requests, settings
     store.close()
 
 
@@ -39,6 +44,17 @@ def test_the_report_holds_what_the_ledgers_and_the_job_know(erased):
         assert sum(report.losses[name]["unseen"]) == model.scores.unseen_images
     assert [one.epoch for one in report.revoked] == [0]
     assert {"dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow"} <= report.software.keys()
+
+
+def test_the_page_and_the_ledgers_agree_that_a_fleet_without_devices_is_done(erased):
+    store, record, _, settings = erased
+    page = (store.job_folder(record.job) / "report.html").read_text()
+    assert "This coordinator delivers to no devices. A request is complete when its site has purged" in page
+    assert "may still run" not in page
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            assert {request.state for request in site.ledger.requests()} == {RequestState.COMPLETE}
+    assert '"state": "settled"' in (store.job_folder(record.job) / "report.json").read_text()
 
 
 def test_the_certificate_is_of_the_released_file_and_of_this_report(erased):

@@ -1,14 +1,22 @@
 """`dlfd-fleet unlearn`: one model in, one model out, with its report; and every mistake one sentence."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from dlfd_fleet.data import assign_people, read_manifest, write_manifest
+from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.models import ModelCard, build, load_model, save_model
+from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.single import unlearn_people
 
 QUICK = ("--set", "unlearning.distancing_steps=2", "--set", "unlearning.repair_steps=2", "--set", "audit.resamples=200")
 
@@ -64,6 +72,55 @@ def test_another_registered_method_does_it_and_the_report_names_it(world):
     report = json.loads((folder / "out" / "report.json").read_text())
     assert (report["method"], report["rounds"]) == ("not", 0)
     assert " by not," in (folder / "out" / "report.html").read_text()
+
+
+def in_this_process(folder, faces, person, silent):
+    settings = Settings(
+        unlearning={"max_rounds": 1, "distancing_steps": 2, "repair_steps": 2},
+        erasure={"relearning_rounds": 0},
+        audit={"resamples": 200},
+    )
+    return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ("copied under another name", "in the split 'test' here and in 'train' there; remove one of the two"),
+        ("listed again under another name", "in the split 'test' here and in 'train' there; remove one of the two"),
+        ("listed again in another spelling", "use one split a person"),
+    ],
+)
+def test_files_of_who_is_to_be_forgotten_are_not_unseen_whatever_they_are_called(world, silent, changed, sentence):
+    folder, faces, person = world
+    rows = list(read_manifest(faces).rows)
+    own = next(row for row in rows if row.identity == person)
+    again = {
+        "copied under another name": replace(own, image="copy.png", identity="somebody", split="test"),
+        "listed again under another name": replace(own, image=f"./{own.image}", identity="somebody", split="test"),
+        "listed again in another spelling": replace(own, image="copy.png", identity=f"{person.title()} ", split="test"),
+    }[changed]
+    if again.image == "copy.png":
+        shutil.copyfile(faces.parent / own.image, faces.parent / "copy.png")
+    write_manifest([*rows, again], faces)
+    with pytest.raises(DataError, match=sentence):
+        in_this_process(folder, faces, person, silent)
+    assert not (folder / "out").exists()
+
+
+def test_copies_of_who_is_to_be_forgotten_are_not_kept_and_any_spelling_of_the_name_will_do(world):
+    folder, faces, person = world
+    rows = list(read_manifest(faces).rows)
+    own = [row for row in rows if row.identity == person]
+    other = next(row.identity for row in rows if row.split == "train" and row.identity != person)
+    shutil.copyfile(faces.parent / own[0].image, faces.parent / "copy.png")
+    unsaid = {own[1].image} | {next(row.image for row in rows if row.split == "test")}
+    rows = [replace(row, split="") if row.image in unsaid else row for row in rows]
+    write_manifest([*rows, replace(own[0], image="copy.png", identity=other)], faces)
+    said = io.StringIO()
+    result = in_this_process(folder, faces, f" {person.upper()}", ConsoleProgress(Console(file=said, width=200)))
+    assert (result.forgotten_people, result.forgotten_images, result.original.unseen_images) == (1, 4, 12)
+    assert "1 images of other people have the same bytes as images to forget, and are left out" in said.getvalue()
 
 
 def test_mistakes_end_with_2_and_leave_nothing(world):

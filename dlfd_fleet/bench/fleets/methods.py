@@ -85,14 +85,18 @@ class AveragedWithAll(FederatedUnlearning):
         asked = sum(reply.retain_images for reply in pending.values() if reply.requests)
         mean.add(forgotten.arrays, asked)
         others = {node: reply.retain_images for node, reply in pending.items() if not reply.requests}
-        task = self._fit_task(pending, "repair", erasure.repair_epochs, erasure.learning_rate)
+        task = self._fit_task(fleet, pending, "repair", erasure.repair_epochs, erasure.learning_rate)
         trained, _ = self._merge(fleet, others, task, FitResult, arrays, advance)
         mean.add(trained.value(), trained.weight)
         return Merged(self.as_sent(fleet, mean.value(), arrays), forgotten.requests)
 
 
 class Eraser(FederatedUnlearning):
-    """FedEraser (Liu et al., arXiv 2012.13891): the training again, shorter, each update as long as it was then."""
+    """FedEraser (Liu et al., arXiv 2012.13891): the training again, shorter, each update as long as it was then.
+
+    The paper lengthens an update whatever it takes. The update of a site with one batch left can be a fortieth as long
+    as it was then; lengthened so much, it throws the model away. So :func:`lengthening` has a bound.
+    """
 
     def calibrate(
         self, fleet: Fleet, arrays: Arrays, pending: Mapping[int, PendingReply], norms: Mapping[str, float]
@@ -100,16 +104,32 @@ class Eraser(FederatedUnlearning):
         """Return the model after one round whose updates have new directions and old lengths (section 3, step 2)."""
         training = self.settings.training
         self._round += 1
-        task = self._fit_task(pending, "retrain", max(1, training.local_epochs // 2), training.learning_rate)
+        epochs = max(1, training.local_epochs // 2)
+        task = self._fit_task(fleet, pending, "retrain", epochs, training.learning_rate)
         mean = RunningMean()
         records = task.to_records(model=arrays)
         for reply in fleet.exchange(FitTask.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
             result = FitResult.from_records(reply.records, reply.sender)
             update = arrays_of(reply.records, MODEL, reply.sender)
             model = model_of(update, arrays, task.precision, reply.sender)
-            scale = norms[reply.sender] / max(check_update(model, arrays, reply.sender).trained, 1e-12)
+            length = check_update(model, arrays, reply.sender).trained
+            scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)
             mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
         return self.as_sent(fleet, mean.value(), arrays)
+
+
+def lengthening(then: float, now: float, epochs: float) -> float:
+    """Return by what an update is multiplied to be as long as it was in the training that is made again.
+
+    Parameters
+    ----------
+    then, now
+        Lengths (L2) of the update in that training and of the one that gives the direction.
+    epochs
+        How many times as long that training was. Under momentum and one gradient a model moves, from rest, by at most
+        the square of the time, which is the bound.
+    """
+    return min(then / max(now, 1e-12), epochs**2)
 
 
 def _scaled(name: str, array: Tensor, before: Tensor, scale: float) -> Tensor:

@@ -189,9 +189,8 @@ class FederatedSeed:
         for name, people in self._forgotten.items():
             (folder,) = [folder for folder in site_folders(self.settings.state_folder) if folder.name == name]
             with Site(folder) as site:
-                asked = [request.identity for request in site.ledger.requests()]
                 for person in people:
-                    if person not in asked:
+                    if not site.gone([person]):
                         request_forgetting(site, person, deadline_days=self.settings.erasure.deadline_days)
 
     # ------------------------------------------------------------------ comparing them

@@ -73,7 +73,7 @@ class _Device:
         self._client = UpdateClient(folder / "tuf", url, root)
         self._http = urllib3.PoolManager()
         self._release: Release | None = None
-        self._digest = ""
+        self._digest = self._nonce = ""
 
     def poll(self) -> float:
         """Do what a device does now and then; return how long it took, seconds."""
@@ -89,10 +89,13 @@ class _Device:
         return time.perf_counter() - started
 
     def _report(self, release: Release) -> None:
+        nonce = secrets.token_hex(16)
         report = DeviceReport(
             device=self._signer.public_key.keyid,
             time=datetime.now(UTC),
-            nonce=secrets.token_hex(16),
+            nonce=nonce,
+            follows=(self._nonce,) if self._nonce else (),
+            failed=(),
             sequence=release.sequence,
             version=release.version,
             epoch=release.epoch,
@@ -108,6 +111,7 @@ class _Device:
         answer = self._http.request("POST", self._url + REPORTS_PATH, json=envelope.to_dict(), timeout=_PATIENCE)
         if answer.status != _ACCEPTED:
             raise DeviceError(f"The report was refused: {answer.data.decode()}.")
+        self._nonce = nonce
 
 
 def measure_delivery(
@@ -169,13 +173,18 @@ def _round(
 ) -> PollTimes:
     started, times, failed = time.perf_counter(), [], 0
     with progress.phase(f"Devices poll: {what}", len(fleet)) as advance:
-        for poll in as_completed([pool.submit(device.poll) for device in fleet]):
-            try:
-                times.append(poll.result())
-            except DeviceError as error:
-                failed += 1
-                progress.say(str(error))
-            advance()
+        polls = [pool.submit(device.poll) for device in fleet]
+        try:
+            for poll in as_completed(polls):
+                try:
+                    times.append(poll.result())
+                except DeviceError as error:
+                    failed += 1
+                    progress.say(str(error))
+                advance()
+        finally:
+            for poll in polls:
+                poll.cancel()  # a signal may end the round before all have begun
     seconds = time.perf_counter() - started
     median, p95, longest = (float(value) for value in np.quantile(times or [0.0], [0.5, 0.95, 1.0]))
     return PollTimes(what, len(fleet), at_once, failed, seconds, median, p95, longest)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlfd_fleet.bench.cost import peak_memory
+from dlfd_fleet.bench.workers import worker_processes
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.messages import MODEL, FitResult, PendingReply, arrays_of
@@ -142,7 +141,7 @@ def sites_command(settings: Settings, sites: str, console: Console) -> None:
     measured = []
     with ConsoleProgress(console).phase("One round with more and more sites", len(counts)) as advance:
         for count in counts:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            with worker_processes(1) as pool:
                 measured.append(pool.submit(measure_round, settings, count).result())
             advance()
     folder = settings.state_folder / "bench-scale"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 
 from dlfd_fleet.bench.methods.runner import Plan, choose_methods, run_bench
 from dlfd_fleet.bench.results import parse_duration, show_results
+from dlfd_fleet.plain_text import plain
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 
@@ -25,5 +25,5 @@ def methods_command(settings: Settings, methods: str, seeds: int, budget: str, c
     plan = Plan(settings, choose_methods(methods), seeds, parse_duration(budget), folder)
     results = run_bench(plan, ConsoleProgress(console))
     for failure in results.failures:
-        console.print(f"[red]Failed:[/red] {escape(failure)}", soft_wrap=True)
+        console.print(plain(f"Failed: {failure}"), soft_wrap=True)
     show_results(settings, results.rows, results.missing, folder, f"Unlearning methods, {seeds} seeds", console)

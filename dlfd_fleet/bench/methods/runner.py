@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 from dlfd_fleet.bench.experiment import Kind, deal_experiment, reference
 from dlfd_fleet.bench.methods.comparison import measure_method, measure_references, row_key
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
+from dlfd_fleet.bench.workers import worker_processes
+from dlfd_fleet.cores import usable_cores
 from dlfd_fleet.data import open_source
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
@@ -71,9 +71,9 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     deadline = time.monotonic() + plan.budget
     failures: list[str] = []
     jobs = plan.settings.bench.jobs
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_cores() // jobs)
     _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is told before any work
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _use_threads, (threads,)) as pool:
+    with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):
             works = [_Work(plan, seed, name) for name in (REFERENCES, *plan.methods)]
             todo = [work for work in works if not work.done()]
@@ -136,12 +136,6 @@ def _gather(futures: Sequence[Future[None]], advance: Advance, failures: list[st
         if error is not None:
             failures.append(f"{type(error).__name__}: {error}")
         advance()
-
-
-def _use_threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)
 
 
 @lru_cache(maxsize=1)

@@ -45,6 +45,28 @@ def test_one_that_lies_is_named_and_what_it_says_does_not_count(lie):
     assert np.allclose(np.sort(everybody.loss), np.sort(honest["site-1"].loss))
 
 
+def test_a_site_that_leaves_out_who_asked_is_no_liar_and_no_witness_where_most_do_not():
+    fewer = said(2).rows(slice(30))
+    everybody, liars = agreed({"site-1": said(1), "site-2": fewer}, {"site-2"})
+    assert (len(everybody), liars) == (IMAGES, frozenset())
+    everybody, liars = agreed({"site-1": said(1), "site-2": fewer, "site-3": said(3)}, {"site-2"})
+    assert (len(everybody), liars) == (IMAGES, frozenset())
+
+
+def test_what_most_sites_leave_out_counts_for_nobody():
+    known, others = said(2).person < 8, {"site-2", "site-3"}
+    fewer = {name: said(2).rows(known) for name in others}
+    everybody, liars = agreed(fewer | {"site-1": said(1)}, others)
+    assert (len(everybody), liars) == (int(known.sum()), {"site-1"})
+    everybody, liars = agreed(fewer, others)
+    assert (len(everybody), liars) == (int(known.sum()), frozenset())
+
+
+def test_a_site_that_leaves_nobody_out_cannot_be_outvoted_by_one_that_lies_about_it():
+    everybody, _ = agreed({"site-1": said(1).rows(slice(3)), "site-2": said(2)}, {"site-1"})
+    assert len(everybody) == IMAGES
+
+
 def test_of_two_that_differ_nobody_can_tell_who_lies():
     with pytest.raises(DataError, match="site-1, site-2 say different things"):
         agreed({"site-1": said(1), "site-2": said(2, loss=0.01)})

@@ -1,12 +1,14 @@
 """Scores: right against scikit-learn, bounded by people, and two-sided."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-from dlfd_fleet.audit import Role, SampleScores, forgetting_score, gap_to_retrain, measure, nomus
+from dlfd_fleet.audit import Role, SampleScores, forgetting_score, gap_to_retrain, loss_attack, measure, nomus
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError
 
@@ -169,3 +171,51 @@ def test_more_labels_than_combinations_have_numbers_are_refused():
         SampleScores.from_probabilities(
             np.zeros((1, 63)), np.zeros((1, 63), dtype=np.int64), np.zeros(1), np.zeros(1, dtype=np.uint8)
         )
+
+
+def drawn(random, count, roles):
+    """Losses as those of a trained model: most are small, few are large."""
+    loss = np.log1p(np.exp(-random.normal(3.0, 3.0, count)))
+    zero = np.zeros(count, np.int64)
+    return SampleScores(random.choice(roles, count).astype(np.uint8), np.arange(count), zero, zero, loss)
+
+
+def test_a_photograph_that_two_people_have_is_not_told_by_its_loss():
+    """An attacker who pairs rows of one loss is right by chance, one in two at best, and was always right before."""
+    random, tried, right = np.random.default_rng(0), 0, 0.0
+    for _ in range(20):
+        samples = drawn(random, 120, (0, 1, 3))
+        copies = samples.loss.copy()
+        copies[:10] = copies[10:20]  # image n is image n + 10
+        fine = replace(samples, loss=copies)
+        for row in range(10):
+            assert set(np.flatnonzero(fine.loss == fine.loss[row])) == {row, row + 10}
+            alike = set(np.flatnonzero(fine.coarse().loss == fine.coarse().loss[row])) - {row}
+            right += (row + 10 in alike) / len(alike)
+            tried += 1
+    assert right / tried <= 0.5
+
+
+def test_coarse_losses_change_no_attack_by_more_than_chance_does():
+    random, changes = np.random.default_rng(0), []
+    for _ in range(20):
+        samples = drawn(random, 400, (0, 1, 3))
+        changes.append(loss_attack(samples.coarse()).auc() - loss_attack(samples).auc())
+    assert np.abs(changes).max() < 0.005
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_every_coarse_loss_is_shared_by_three_where_there_are_three(count):
+    samples = drawn(np.random.default_rng(count), count, (0, 1))
+    _, shared = np.unique(samples.coarse().loss, return_counts=True)
+    assert all(number >= min(3, count) for number in shared)
+    assert samples.coarse().loss.sum() == pytest.approx(samples.loss.sum())
+
+
+def test_scores_do_not_hang_on_the_order_of_rows_nor_on_the_numbers_of_people():
+    random = np.random.default_rng(0)
+    samples = replace(drawn(random, 90, (0, 1, 3)), person=np.repeat(np.arange(30), 3)).coarse()
+    samples = replace(samples, role=np.repeat(samples.role[::3], 3))
+    order, numbers = random.permutation(90), random.permutation(30)
+    shuffled = replace(samples.rows(order), person=numbers[samples.person[order]])
+    assert measure(samples, resamples=50) == measure(shuffled, resamples=50)

@@ -13,6 +13,7 @@ from dlfd_fleet.audit import (
     judge,
     judge_relearned,
     judge_retrained,
+    judge_trained,
     judge_without_each,
 )
 from dlfd_fleet.exceptions import DataError
@@ -156,3 +157,22 @@ def test_a_site_that_praises_a_ruined_model_cannot_hide_what_others_see():
         judge_without_each(together, original, candidate, {"liar": (700, 560)}, {"liar": (700, 1)}, SETTINGS)
         == together
     )
+
+
+def test_a_trained_model_must_be_no_worse_than_the_champion_by_more_than_chance():
+    champion = scores(auc=None)
+    assert judge_trained(champion, scores(auc=None, test=0.79, balanced=0.74), SETTINGS).outcome is Outcome.PASS
+    assert judge_trained(champion, scores(auc=None, test=0.77), SETTINGS).outcome is Outcome.PASS  # 0.03 may be chance
+    fell = judge_trained(champion, scores(auc=None, test=0.46), SETTINGS)
+    assert (fell.outcome, fell.reasons) == (Outcome.FAIL, ("test accuracy fell by 0.340, more than 0.020",))
+    collapsed = judge_trained(champion, scores(auc=None, balanced=0.5), SETTINGS)
+    assert collapsed.reasons == ("balanced accuracy fell by 0.250, more than 0.020",)
+    # Fewer people learnt by heart are no loss.
+    assert judge_trained(champion, scores(auc=None, retain=0.5), SETTINGS).outcome is Outcome.PASS
+
+
+def test_a_first_model_is_refused_only_if_it_is_shown_to_be_worse_than_one_answer():
+    assert judge_trained(None, scores(auc=None, balanced=0.5), SETTINGS).outcome is Outcome.PASS
+    assert judge_trained(None, scores(auc=None, balanced=0.47), SETTINGS).outcome is Outcome.PASS
+    assert judge_trained(None, scores(auc=None, balanced=0.3), SETTINGS).outcome is Outcome.FAIL
+    assert judge_trained(None, scores(auc=None, balanced=0.3, unseen_classes=1), SETTINGS).outcome is Outcome.PASS

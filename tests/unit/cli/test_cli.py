@@ -100,6 +100,7 @@ def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
     assert "there is no file" in broken.stdout
     assert "is listed in row 2 already" in broken.stdout
     assert "'class-1' is no class" in broken.stdout
+    assert "Class 2 of 3 has no name" in refused(fleet("data", "check", synthetic_faces, "--classes", "class-0,,hat"))
 
 
 def test_data_check_of_a_missing_manifest_is_one_sentence(tmp_path):

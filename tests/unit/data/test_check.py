@@ -14,6 +14,26 @@ def test_a_sound_face_set_has_no_problem(synthetic_faces, silent):
     assert sentences(synthetic_faces, silent, {"class-0", "class-1"}) == []
 
 
+def test_spellings_that_are_read_as_one_name_are_told_with_their_rows_and_are_no_problem(synthetic_faces, silent):
+    rows = list(read_manifest(synthetic_faces).rows)
+    rows[1] = Row(rows[1].image, "PERSON-00000 ", rows[1].label)
+    rows[2] = Row(rows[2].image, rows[2].identity, rows[2].label.upper())
+    rows[3] = Row(rows[3].image, "PERSON-00000 ", rows[3].label)
+    write_manifest(rows, synthetic_faces)
+    found = check_manifest(synthetic_faces, None, {"Class-0", "Class-1"}, silent)
+    assert [(one.row, one.column, one.notice) for one in found] == [(3, "identity", True), (4, "label", True)]
+    assert found[0].sentence == (
+        "'PERSON-00000 ' is read as 'person-00000' of row 2: one person; if they are two, name them apart"
+    )
+
+
+def test_one_person_in_two_splits_by_two_spellings_is_a_problem(synthetic_faces, silent):
+    rows = list(read_manifest(synthetic_faces).rows)
+    rows[0] = Row(rows[0].image, "Person-00000", rows[0].label, split="test")
+    write_manifest(rows, synthetic_faces)
+    assert (3, "split") in {(one.row, one.column) for one in check_manifest(synthetic_faces, None, None, silent)}
+
+
 def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
     root = synthetic_faces.parent
     rows = list(read_manifest(synthetic_faces).rows)
@@ -31,8 +51,8 @@ def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
 
     expected = {
         (2, "image"): "there is no file",
-        (3, "image"): "truncated",
-        (4, "image"): "no readable image",
+        (3, "image"): "damaged or not an image",
+        (4, "image"): "not an image of a kind that is read",
         (5, "label"): "'a hat' is no class",
         (7, "split"): "'test' here and in '' in row 6",
         (50, "image"): "listed in row 6 already",

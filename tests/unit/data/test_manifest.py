@@ -7,9 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.data import Row, read_manifest, write_manifest
+from dlfd_fleet.data.manifest import MISSING
 from dlfd_fleet.exceptions import DataError
 
-TEXT = st.text(string.ascii_letters + string.digits + " ,;\"'äß漢", min_size=1, max_size=12).filter(str.strip)
+NAMES_OF_NOTHING = {*MISSING, "none"}
+TEXT = st.text(string.ascii_letters + string.digits + " ,;\"'äß漢", min_size=1, max_size=12).filter(
+    lambda text: text.strip() and text.strip() not in NAMES_OF_NOTHING
+)
 ROWS = st.lists(
     st.builds(
         Row,
@@ -32,6 +36,23 @@ def test_what_is_written_is_read_back(tmp_path_factory, suffix, rows):
     assert list(read_manifest(file).rows) == rows
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_one_person_and_one_class_have_one_spelling_and_the_file_keeps_its_own(tmp_path, suffix):
+    names = ["Zoë Doe", "zoe\u0308 doe", "ZOË\u00a0DOE ", "bert"]
+    rows = [
+        Row(f"{number}.png", name, label)
+        for number, (name, label) in enumerate(zip(names, ["Yes", "yes ", "no", "no"], strict=True))
+    ]
+    file = tmp_path / f"manifest.{suffix}"
+    write_manifest(rows, file)
+    manifest = read_manifest(file)
+    assert (manifest.identities, manifest.classes) == (("bert", "Zoë Doe"), ("no", "Yes"))
+    assert [len(own) for own in manifest.by_person().values()] == [1, 3]
+    assert manifest.spellings() == (tuple(names[:3]), ("Yes", "yes "))
+    write_manifest(manifest.rows[1:], file)
+    assert read_manifest(file).identities == ("bert", names[1])
+
+
 def test_site_and_split_columns_may_be_absent(tmp_path):
     file = tmp_path / "manifest.csv"
     file.write_text("image,identity,label\na.png,anna,yes\n")
@@ -45,6 +66,8 @@ def test_site_and_split_columns_may_be_absent(tmp_path):
         ("image,identity\na.png,anna\n", "lacks the column 'label'"),
         ("image,identity,label,age\na.png,anna,yes,3\n", "unknown column 'age'"),
         ("image,identity,label\na.png,,yes\n", "row 2, column 'identity': the cell is empty"),
+        ("image,identity,label\na.png, \u200b,yes\n", "row 2, column 'identity': the cell is empty"),
+        ("image,identity,label\na.png,anna,\u00a0\n", "row 2, column 'label': the cell is empty"),
         ("image,identity,label\n../a.png,anna,yes\n", "row 2, column 'image': '../a.png' leaves the image folder"),
         ("image,identity,label\n/etc/a.png,anna,yes\n", "leaves the image folder"),
         ("image,identity,label,split\na.png,anna,yes,dev\n", "'dev' is no split"),

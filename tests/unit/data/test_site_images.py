@@ -8,8 +8,10 @@ from dlfd_fleet.data import (
     Manifest,
     Row,
     copy_images,
+    delete_files,
+    drop_rows,
     image_digest,
-    purge_rows,
+    plan_purge,
     read_manifest,
     returned_images,
 )
@@ -30,6 +32,13 @@ def test_a_site_has_its_own_copies(site, synthetic_faces):
 
 def rows_of(site, person):
     return [row for row in read_manifest(site).rows if row.identity == person]
+
+
+def purge_rows(manifest_file, root, rows):
+    """As a site's purge does, without its ledger; how many files were deleted."""
+    plan = plan_purge(read_manifest(manifest_file, root), rows)
+    drop_rows(manifest_file, root, plan.rows)
+    return delete_files(root, plan, "refuse").deleted
 
 
 def test_purged_rows_are_gone_from_disk_and_manifest(site):

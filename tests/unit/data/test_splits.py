@@ -67,6 +67,34 @@ def test_splits_and_sites_of_the_manifest_are_kept():
     assert {row.site for row in dealt.rows} == {"", "clinic"}
 
 
+def test_rows_that_say_no_split_or_site_have_their_persons():
+    rows = [
+        *people(12),
+        Row("w.png", "Walt", "no", "clinic", "train"),
+        Row("x.png", "walt ", "yes"),
+        Row("y.png", "tess", "yes"),
+        Row("z.png", "TESS", "yes", split="test"),
+    ]
+    dealt = assign_people(Manifest(tuple(rows), Path()), validation_people=2, test_people=2, sites=3, seed=0)
+    by_person = dealt.by_person()
+    assert [(row.split, row.site) for row in by_person["Walt"]] == [("train", "clinic")] * 2
+    assert [(row.split, row.site) for row in by_person["tess"]] == [("test", "")] * 2
+
+
+@pytest.mark.parametrize("other", ["walt ", "WALT", "\uff37alt"])
+def test_a_person_in_two_splits_by_two_spellings_is_refused(other):
+    rows = (Row("a.png", "walt", "yes", split="train"), Row("b.png", other, "yes", split="test"))
+    with pytest.raises(DataError, match=rf"two splits \(test, train\): 'walt', '{other}'; use one"):
+        assign_people(Manifest(rows, Path()), validation_people=0, test_people=0, sites=1, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_spellings_of_a_person_are_dealt_as_one(seed):
+    rows = [*people(9), Row("x.png", "walt", "yes"), Row("y.png", "Walt ", "no")]
+    dealt = assign_people(Manifest(tuple(rows), Path()), validation_people=2, test_people=2, sites=2, seed=seed)
+    assert len({(row.split, row.site) for row in dealt.by_person()["walt"]}) == 1
+
+
 def test_a_person_in_two_splits_is_refused():
     rows = (Row("a.png", "anna", "yes", split="train"), Row("b.png", "anna", "yes", split="test"))
     with pytest.raises(DataError, match="two splits"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import secrets
 from datetime import UTC, datetime, timedelta
 
@@ -18,13 +19,19 @@ from dlfd_fleet.exceptions import DeliveryError, ReportRefusedError, ReportRepea
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 OLD, NEW = "0" * 64, "1" * 64
+WRITTEN: dict[str, list[str]] = {}
+"""Nonces of the reports of each signer, which is one machine unless a test says otherwise."""
 
 
 def report_of(signer, time, **fields):
+    written = WRITTEN.setdefault(signer.public_key.keyid, [])
+    nonce = fields.pop("nonce", secrets.token_hex(16))
     values = {
         "device": signer.public_key.keyid,
         "time": time,
-        "nonce": secrets.token_hex(16),
+        "nonce": nonce,
+        "follows": tuple(written[-16:]),
+        "failed": (),
         "sequence": 2,
         "version": "2-abc",
         "epoch": 2,
@@ -35,6 +42,7 @@ def report_of(signer, time, **fields):
         "attacks": (),
         "lease_until": None,
     }
+    written.append(nonce)
     return DeviceReport(**(values | fields))
 
 
@@ -83,7 +91,7 @@ def test_a_report_that_comes_again_is_a_replay(store, camera):
 
 def test_a_replay_is_refused_for_ever(store, camera):
     """The nonce is forgotten after two windows, and the report's time is too far away by then."""
-    content = signed_report(camera, NOW + DAY)
+    content = signed_report(camera, NOW + timedelta(minutes=4))
     store.receive(content, NOW, DAY)
     for days in range(1, 6):
         now = NOW + days * DAY
@@ -116,17 +124,23 @@ def test_a_report_signed_for_another_device(store, camera):
 def test_a_report_that_was_changed_on_the_way(store, camera, field):
     envelope = Envelope.from_dict(json.loads(signed_report(camera, NOW)))
     tree = json.loads(envelope.payload)
-    tree[field] = {"device": OLD, "time": (NOW - timedelta(hours=1)).isoformat(), "nonce": "f" * 32}.get(field)
+    tree[field] = {"device": OLD, "layout": 3, "time": (NOW - timedelta(hours=1)).isoformat(), "nonce": "f" * 32}.get(
+        field
+    )
     envelope.payload = json.dumps(tree).encode()
     with pytest.raises(ReportRefusedError, match="not signed by the device"):
         store.receive(json.dumps(envelope.to_dict()).encode(), NOW, DAY)
     assert store.find("camera-1").report is None
 
 
-@pytest.mark.parametrize("days", [-1.1, 1.1, -400])
-def test_a_report_of_another_time(store, camera, days):
-    with pytest.raises(ReportRefusedError, match="too far from now"):
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(-1.1, "too far from now"), (-400, "too far from now"), (1.1, "in the future"), (0.01, "in the future")],
+)
+def test_a_report_of_another_time(store, camera, days, said):
+    with pytest.raises(ReportRefusedError, match=said):
         store.receive(signed_report(camera, NOW + days * DAY), NOW, DAY)
+    assert store.find("camera-1").report is None
 
 
 DEEP = b"[" * 10**5
@@ -164,9 +178,134 @@ def test_a_report_that_breaks_the_contract(store, camera):
 def test_attacks_of_one_device_do_not_fill_the_database(store, camera):
     for hour in range(3):
         said = tuple(f"attack {hour}.{number}" for number in range(600))
-        store.receive(signed_report(camera, NOW + timedelta(hours=hour), attacks=said), NOW, DAY)
+        now = NOW + timedelta(hours=hour)
+        store.receive(signed_report(camera, now, attacks=said), now, DAY)
     assert len(store.attacks(5000)) == 1000
     assert store.attacks(1)[0].said == "attack 2.599"
+
+
+@pytest.mark.parametrize("keyid", ["", "x", "\0", "../../x", "\ud800", 5, None, [], {}, "a" * 500, "A" * 64])
+def test_an_odd_key_id_is_one_sentence(store, camera, keyid):
+    envelope = json.loads(signed_report(camera, NOW))
+    envelope["signatures"][0]["keyid"] = keyid
+    with pytest.raises(ReportRefusedError, match=r"no DSSE envelope"):
+        store.receive(json.dumps(envelope).encode(), NOW, DAY)
+
+
+ABSURD = [
+    ("floor", "9" * 5000),
+    ("floor", str(2**31)),
+    ("floor", "1e400"),
+    ("epoch", "9" * 4000),
+    ("sequence", str(2**63)),
+    ("time", '"0001-01-01T00:00:00+14:00"'),
+    ("time", "NaN"),
+    ("lease_until", '"9999-12-31T23:59:59-14:00"'),
+    ("version", '"' + "v" * 10**5 + '"'),
+    ("attacks", '["' + "a" * 10**5 + '"]'),
+    ("attacks", "[" * 10**5),
+    ("installed", json.dumps([OLD] * 1000)),
+    ("failed", "[-1]"),
+    ("layout", "1"),
+    ("follows", json.dumps(["0" * 32] * 1000)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), ABSURD, ids=[field for field, _ in ABSURD])
+def test_absurd_numbers_texts_and_times_are_refused(store, camera, field, value):
+    payload = json.dumps(report_of(camera, NOW).model_dump(mode="json") | {field: "HERE"}).replace('"HERE"', value)
+    with pytest.raises(ReportRefusedError, match="breaks the contract"):
+        store.receive(enveloped(camera, payload.encode()), NOW, DAY)
+    assert store.find("camera-1").report is None
+
+
+def test_control_characters_of_a_report_are_not_kept(store, camera):
+    store.receive(signed_report(camera, NOW, version="\x1b[2J", attacks=("\x1b]0;x\x07\0",)), NOW, DAY)
+    assert store.find("camera-1").report.version == "?[2J"
+    assert store.attacks()[0].said == "?]0;x??"
+
+
+# ---------------------------------------------------------------------- one key on two machines
+
+
+def test_reports_of_one_machine_raise_no_alarm_whatever_is_lost_on_the_way(store, camera):
+    """Of each report the coordinator takes it or not, and the device hears of that or not."""
+    follows, now, generator = (), NOW, random.Random(4)
+    for _ in range(200):
+        now += timedelta(minutes=10)
+        report = report_of(camera, now, follows=follows)
+        content = enveloped(camera, report.model_dump_json().encode())
+        arrives, is_heard = generator.random() < 0.6, generator.random() < 0.6
+        if arrives:
+            store.receive(content, now, DAY)
+            if not is_heard:  # sent again, a week later for all that anybody knows
+                with pytest.raises(ReportRepeatedError):
+                    store.receive(content, now + 7 * DAY, DAY)
+            follows = (report.nonce,)
+        else:
+            follows = (*follows, report.nonce)[-17:]
+    assert store.find("camera-1").alarms == ()
+
+
+def test_a_database_that_is_restored_from_a_copy_raises_no_alarm(store, camera):
+    store.receive(signed_report(camera, NOW), NOW, DAY)  # and here it is copied
+    for hours in range(1, 10):
+        signed_report(camera, NOW + timedelta(hours=hours))  # taken, and forgotten with the rest
+    later = NOW + timedelta(hours=10)
+    store.receive(signed_report(camera, later), later, DAY)
+    assert store.find("camera-1").alarms == ()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_two_machines_with_one_key_raise_an_alarm_that_keeps_every_erasure_open(store, camera, first):
+    nonces = []
+    if first:
+        nonces.append(store.receive(signed_report(camera, NOW), NOW, DAY).nonce)
+    copied = {"follows": tuple(nonces)}  # the disk is copied here
+    store.receive(signed_report(camera, NOW, **copied), NOW, DAY)
+    assert reasons(store, 2) == {}
+    store.receive(signed_report(camera, NOW + timedelta(hours=1), **copied), NOW + timedelta(hours=1), DAY)
+    for epoch in (1, 2):
+        assert "two machines have this key, or its disk was set back" in reasons(store, epoch)["camera-1"]
+    for hours in range(2, 6):  # they go on, each by itself, and both say that they have purged
+        later = NOW + timedelta(hours=hours)
+        store.receive(signed_report(camera, later), later, DAY)
+        assert "ALARM since 2026-11-24 13:00" in reasons(store, 2, later)["camera-1"]
+    assert "1 keep it open, 1 of them with an alarm" in reached(store, 2, NOW)[1]
+    assert reached(store, 2, NOW)[0] == 0
+    store.retire("camera-1", "its disk was copied", NOW, camera)
+    assert reasons(store, 2) == {}
+
+
+def test_a_lease_that_ran_out_ends_no_alarm(store, camera):
+    lease = {"lease_until": NOW + DAY}
+    for _ in range(2):
+        store.receive(signed_report(camera, NOW, follows=(), **lease), NOW, DAY)
+    assert "ALARM" in reasons(store, 2, NOW + 9 * DAY)["camera-1"]
+
+
+def test_a_floor_that_falls_raises_an_alarm(store, camera):
+    store.receive(signed_report(camera, NOW), NOW, DAY)
+    for floor in (1, 2):
+        store.receive(signed_report(camera, NOW, floor=floor), NOW, DAY)
+        assert "its floor fell from 2 to 1" in reasons(store, 2)["camera-1"]
+
+
+def test_a_purged_file_that_returns_raises_an_alarm_unless_it_may_run(store, camera):
+    store.receive(signed_report(camera, NOW, floor=1, installed=(NEW,), purged=(OLD,)), NOW, DAY)
+    store.receive(signed_report(camera, NOW, floor=1, installed=(OLD,), purged=(NEW,)), NOW, DAY)  # an abort
+    assert store.find("camera-1").alarms == ()
+    store.receive(signed_report(camera, NOW, floor=2, installed=(NEW,), purged=(OLD,)), NOW, DAY)
+    assert store.find("camera-1").alarms == ()
+    store.receive(signed_report(camera, NOW, floor=2, installed=(NEW, OLD), purged=()), NOW, DAY)
+    assert "holds 1 files again that it had purged" in reasons(store, 2)["camera-1"]
+
+
+def test_a_device_whose_clock_was_put_right_is_heard_at_once(store, camera):
+    """Reports are in the order of their chain, not of a clock."""
+    store.receive(signed_report(camera, NOW, floor=1), NOW, DAY)
+    store.receive(signed_report(camera, NOW - timedelta(hours=3), floor=2), NOW, DAY)
+    assert store.find("camera-1").report.floor == 2
 
 
 # ---------------------------------------------------------------------- the fleet

@@ -253,7 +253,7 @@ def test_a_rollout_aborts_by_itself_when_canaries_fail(delivery, model):
     assert delivery.keep_up() == []
     delivery.receive(signed_report(canaries[0], delivery.clock(), sequence=2, healthy=True))
     assert delivery.keep_up() == []
-    delivery.receive(signed_report(canaries[1], delivery.clock(), sequence=1, healthy=False))
+    delivery.receive(signed_report(canaries[1], delivery.clock(), sequence=1, healthy=False, failed=(2,)))
     (said,) = delivery.keep_up()
     assert "was aborted: 1 of 2 devices that tried it failed" in said
     assert rules.read(delivery.repository, delivery.repository.read()).state == "aborted"
@@ -266,7 +266,8 @@ def test_a_retired_device_aborts_nothing(delivery, model):
     put(delivery, model(1), rings=True)
     delivery.change_rollout("start")
     delivery.clock.move(minutes=1)
-    delivery.receive(signed_report(sick, delivery.clock() + timedelta(seconds=1), sequence=0, healthy=False))
+    now = delivery.clock() + timedelta(seconds=1)
+    delivery.receive(signed_report(sick, now, sequence=0, healthy=False, failed=(1,)))
     delivery.retire("sick", "dropped into the harbour")
     assert delivery.keep_up() == []
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.delivery import rollout
+from dlfd_fleet.delivery.devices import Alarm, Device
 from dlfd_fleet.delivery.rollout import Health
 from dlfd_fleet.device.contract import DeviceReport, Rollout
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings
 
+NOW, DAY = datetime(2026, 11, 24, 12, tzinfo=UTC), timedelta(days=1)
 SHARES = (0.1, 0.5, 1.0)
 DEVICES = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(400)]
 
@@ -91,11 +93,13 @@ def test_two_rollouts_draw_different_devices():
     assert len({frozenset(draw) for draw in draws}) == 3
 
 
-def report(device: str, *, sequence: int, healthy: bool) -> DeviceReport:
-    return DeviceReport(
-        device=device,
-        time=datetime.now(UTC),
+def device(device_id: str, *, sequence: int = 4, healthy: bool = True, failed=(), **fields) -> Device:
+    report = DeviceReport(
+        device=device_id,
+        time=NOW,
         nonce="0" * 32,
+        follows=(),
+        failed=failed,
         sequence=sequence,
         version="v",
         epoch=1,
@@ -106,24 +110,72 @@ def report(device: str, *, sequence: int, healthy: bool) -> DeviceReport:
         attacks=(),
         lease_until=None,
     )
+    values = {"name": "camera", "canary": False, "enrolled_at": NOW - 9 * DAY, "retired": None, "received_at": NOW}
+    return Device(id=device_id, report=report, **(values | fields))
 
 
 def test_health_counts_who_runs_it_and_who_failed_on_the_way():
-    state = rollout.started(rollout.planned(5), DEVICES[:4], SHARES)
-    reports = [
-        report(DEVICES[0], sequence=5, healthy=True),
-        report(DEVICES[1], sequence=5, healthy=False),
-        report(DEVICES[2], sequence=4, healthy=False),  # its self-test failed, and it went back
-        report(DEVICES[3], sequence=4, healthy=True),  # has not come to it yet
-        report(DEVICES[9], sequence=4, healthy=False),  # not let in: something else ails it
+    state = rollout.started(rollout.planned(5), DEVICES[:5], SHARES)
+    devices = [
+        device(DEVICES[0], sequence=5),
+        device(DEVICES[1], sequence=5, healthy=False),
+        device(DEVICES[2], healthy=False, failed=(5,)),  # its self-test failed, and it went back
+        device(DEVICES[3]),  # has not come to it yet
+        device(DEVICES[4], healthy=False),  # has not come to it either: something else ails it
     ]
-    assert rollout.health(state, reports) == Health(tried=3, failed=2)
+    for step in (state, rollout.paused(state)):
+        assert rollout.health(step, devices, NOW - DAY, NOW) == Health(ring=5, tried=3, failed=2)
+    assert rollout.health(state, devices, NOW + DAY, NOW) == Health(ring=5, tried=0, failed=0)
 
 
-@given(tried=st.integers(0, 50), failed=st.integers(0, 50), share=st.floats(0, 1), least=st.integers(1, 20))
-def test_a_rollout_aborts_exactly_above_the_share_once_enough_have_tried(tried, failed, share, least):
+@pytest.mark.parametrize(
+    "witness",
+    [
+        {"sequence": 5},
+        {"failed": (5,)},
+        {"sequence": 0},
+        {"sequence": 5, "retired": "sold"},
+        {"sequence": 5, "alarms": (Alarm(NOW, "two machines"),)},
+    ],
+)
+def test_one_device_that_the_rollout_has_not_come_to_stops_nothing(witness):
+    inside = DEVICES[0] if {"retired", "alarms"} & set(witness) else DEVICES[9]
+    state = rollout.started(rollout.planned(5), DEVICES[:1], SHARES)
+    found = rollout.health(state, [device(inside, healthy=False, **witness)], NOW - DAY, NOW)
+    assert (found.tried, found.failed) == (0, 0)
+    assert found.why_abort(DeliverySettings()) is None
+
+
+def test_one_report_stops_no_rollout_that_has_come_to_many_and_one_canary_is_heard():
+    failed = device(DEVICES[0], healthy=False, failed=(5,))
+    others = [device(each) for each in DEVICES[1:30]]
+    many = rollout.started(rollout.planned(5), DEVICES[:30], SHARES)
+    found = rollout.health(many, [failed, *others], NOW - DAY, NOW)
+    assert (found, found.why_abort(DeliverySettings())) == (Health(ring=30, tried=1, failed=1), None)
+    one = rollout.started(rollout.planned(5), DEVICES[:1], SHARES)
+    assert "1 of 1 devices" in rollout.health(one, [failed, *others], NOW - DAY, NOW).why_abort(DeliverySettings())
+
+
+def test_a_small_ring_does_not_wait_for_devices_that_are_away():
+    state = rollout.started(rollout.planned(5), DEVICES[:5], SHARES)
+    away = [device(each, received_at=NOW - 3 * DAY) for each in DEVICES[3:5]]
+    never = device(DEVICES[2], received_at=None)
+    failed = [device(each, healthy=False, failed=(5,)) for each in DEVICES[:2]]
+    found = rollout.health(state, [*failed, never, *away], NOW - DAY, NOW)
+    assert found == Health(ring=2, tried=2, failed=2)
+    assert "2 of 2 devices" in found.why_abort(DeliverySettings())
+
+
+@given(
+    tried=st.integers(0, 50),
+    failed=st.integers(0, 50),
+    share=st.floats(0, 1),
+    least=st.integers(1, 20),
+    ring=st.integers(0, 50),
+)
+def test_a_rollout_aborts_exactly_above_the_share_once_enough_have_tried(tried, failed, share, least, ring):
     failed = min(failed, tried)
     settings = DeliverySettings(failed_share=share, least_reports=least)
-    why = Health(tried, failed).why_abort(settings)
-    assert (why is not None) == (tried >= least and failed > share * tried)
+    why = Health(ring, tried, failed).why_abort(settings)
+    assert (why is not None) == (tried >= max(1, min(least, ring)) and failed > share * tried)
     assert why is None or f"{failed} of {tried} devices" in why

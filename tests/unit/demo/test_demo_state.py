@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
 
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.demo import Demo
+from dlfd_fleet.cli import main
+from dlfd_fleet.demo import Demo, _alone, run_demo
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import deal_to_sites, site_folders
 from dlfd_fleet.settings import DataSettings, Settings
 
@@ -42,3 +50,53 @@ def test_a_run_goes_on_after_its_last_phase_and_begins_anew_under_other_settings
     other = settings.model_copy(update={"seed": 5})
     assert begin(other).state.phase == "new"
     assert not (settings.state_folder / "sites").exists()
+
+
+def everything_in(folder):
+    return {file: file.read_bytes() if file.is_file() else None for file in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_second_demo_on_one_state_folder_says_who_runs_and_touches_nothing(settings, monkeypatch, capsys, seed):
+    first = begin(settings)
+    first.reach("new")
+    first.deal()
+    state = settings.state_folder
+    with _alone(state):
+        before = everything_in(state)
+        monkeypatch.setattr(
+            "sys.argv", ["dlfd-fleet", "demo", "--seed", str(seed), "--set", f"state_folder={settings.state_folder}"]
+        )
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        assert everything_in(state) == before
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"Another demo (process {os.getpid()} on {socket.gethostname()}) runs on {state}; wait" in said
+
+
+def test_a_demo_that_was_killed_locks_nobody_out(settings):
+    code = (
+        "import os, pathlib, sys; from dlfd_fleet.demo import _alone\n"
+        "with _alone(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(settings.state_folder)], check=False)
+    assert done.returncode == -9
+    with _alone(settings.state_folder):
+        assert begin(settings).state.phase == "new"
+
+
+def test_a_demo_begins_no_new_fleet_beside_a_job(settings):
+    begin(settings).reach("new")
+    with closing(Store(settings.state_folder)) as store, store.lock():
+        before = everything_in(settings.state_folder)
+        with pytest.raises(ConfigurationError, match=r"A job works on .* give the demo a state folder of its own"):
+            begin(settings)
+        assert everything_in(settings.state_folder) == before
+
+
+def test_a_state_folder_that_cannot_be_made_is_one_sentence(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    inside = settings.model_copy(update={"state_folder": tmp_path / "file" / "state"})
+    with pytest.raises(ConfigurationError, match="cannot be written: Not a directory; name another one"):
+        run_demo(inside, Console(file=io.StringIO()))

@@ -222,6 +222,11 @@ def test_public_key_says_which_device_it_is(made):
         ("device.key", b"", "device.key is damaged"),
         ("device.key", None, "Cannot read .*device.key"),
         ("root.json", None, "Cannot read .*root.json"),
+        ("settings.json", b'{"url": "http://x", "threads": ' + b"9" * 5000 + b"}", "settings.json: the file"),
+        ("settings.json", b'{"url": "http://x", "threads": 100000}', "settings.json: threads"),
+        ("settings.json", b'{"url": "http://x", "lease_days": 1e308}', "settings.json: lease_days"),
+        ("settings.json", b'{"url": "http://x", "poll_seconds": 1e308}', "settings.json: poll_seconds"),
+        ("settings.json", b"[" * 10**5, "settings.json: the file"),
         ("settings.json", None, "no device's folder: make one with"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 from dlfd_fleet.device.answering import Loaded
 from dlfd_fleet.device.contract import Release, SelfTest
 from dlfd_fleet.device.inference import DeviceModel
-from dlfd_fleet.device.inference_protocol import InvalidRequestError, model_metadata, read_request, write_response
+from dlfd_fleet.device.inference_protocol import (
+    LARGEST_REQUEST,
+    InvalidRequestError,
+    largest_request,
+    model_metadata,
+    read_request,
+    write_response,
+)
 from tests.tuf_repository import SIZE, random_images, tiny_model
 
 NUMBERS = SIZE * SIZE * 3
@@ -129,6 +137,51 @@ def test_request_that_makes_no_sense_is_one_sentence(loaded, content, words):
     with pytest.raises(InvalidRequestError) as refused:
         read_request(content, None, loaded.model)
     assert words in str(refused.value)
+
+
+LONG = b"x" * 2**20
+HUGE = b'{"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": %s}]}'
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'["' + LONG + b'"' + b",1" * 191 + b"]", "whole numbers from 0 to 255"),
+        (b"[" + b"1," * 2**19 + b"1]", "the shape needs 192 numbers, and there are 524289"),
+        (b"[" + b"[]," * 2**18 + b"[]]", "rows of data differ"),
+        (b"[" * 2**20, "whole numbers from 0 to 255"),
+        (b"[" + b"9" * 2**20 + b",1" * 191 + b"]", "whole numbers from 0 to 255"),
+        (b"[" + b"{}," * 2**18 + b"{}]", "whole numbers from 0 to 255"),
+        (b"[" + b"null," * 2**18 + b"1]", "whole numbers from 0 to 255"),
+        (b"[1" + b" " * 2**20 + b"2" + b",1" * 191 + b"]", "whole numbers from 0 to 255"),
+        (b"[" + b",1" * 191 + b"]", "whole numbers from 0 to 255"),
+        (b"[1.5]", "whole numbers from 0 to 255"),
+        (b"[01" + b",1" * 191 + b"]", "whole numbers from 0 to 255"),
+        (b"[1]], [[1]", "rows of data differ"),
+        (b'[1], "data": [2]', "with data once"),
+    ],
+    ids=range(13),
+)
+def test_what_a_request_makes_of_memory_is_bounded_by_its_length(loaded, data, words):
+    """Two megabytes made 1.2 GiB once, and four asked for 3.6 TiB."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequestError, match=words):
+            read_request(HUGE % data, None, loaded.model)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rest", [{"id": "x" * 2**17}, {"parameters": {"a": ["b"] * 2**15}}, {"shape": [10**30]}])
+def test_the_rest_of_a_request_is_short(loaded, rest):
+    with pytest.raises(InvalidRequestError):
+        read_request(body(tensor(IMAGE) | rest, **rest), None, loaded.model)
+
+
+def test_a_request_may_have_as_many_bytes_as_32_images_of_the_model():
+    assert largest_request(8) == 2**16 + 32 * 8 * 8 * 3 * 16
+    assert largest_request(4096) == LARGEST_REQUEST
 
 
 @pytest.mark.parametrize("told", [-1, 10, NUMBERS - 1, "many", 10.5])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import date
 
 import pytest
 import torch
@@ -65,14 +65,21 @@ def test_replies_are_taken_as_they_come_and_bad_nodes_do_not_end_a_job():
 
 
 def test_only_nodes_that_answer_the_first_question_take_part():
-    other = REPLY.model_copy(update={"site": OTHER})
-    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: other.to_records(), 4: REPLY.to_records()})
+    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r3",)})
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: other.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert ask_pending(fleet, QUERY) == {1: REPLY, 3: other}
     assert fleet.name(3) == "site-11111111"
-    assert fleet.absent[pseudonym(4)] == f"says that it is site-{SITE}, which another node is"
     assert fleet.wait_for_nodes() == (1, 3)
     assert "sent no PendingReply" in fleet.absent[pseudonym(2)]
+
+
+def test_sites_that_count_the_same_request_are_both_left_out():
+    other = REPLY.model_copy(update={"site": OTHER})
+    third = REPLY.model_copy(update={"site": "2" * 8, "requests": ("r3",)})
+    fleet = Fleet(ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: third.to_records()}), timeout=1.0)
+    assert ask_pending(fleet, QUERY) == {3: third}
+    assert set(fleet.absent.values()) == {"counts a request that another site counts, too"}
 
 
 def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
@@ -107,13 +114,14 @@ class AnsweringGrid(ScriptedGrid):
 
 
 def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym():
-    early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+    early, late = date(2026, 1, 1), date(2026, 2, 1)
     queries = []
 
     def asks(site, deadline):
         def answer(query):
             queries.append(query.asked)
-            return REPLY.model_copy(update={"site": site, "people": {"ab" * 32: deadline}})
+            people = {"ab" * 32: deadline}
+            return REPLY.model_copy(update={"site": site, "requests": (f"r-{site}",), "people": people})
 
         return answer
 
@@ -128,7 +136,7 @@ def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym()
 
 
 def test_a_site_that_asks_for_too_much_waits_for_an_operator():
-    greedy = REPLY.model_copy(update={"site": OTHER, "forget_images": 30})
+    greedy = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",), "forget_images": 30})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: greedy.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY, 0.5)) == [1]
@@ -158,3 +166,58 @@ def test_a_quorum_is_of_the_members_and_an_expelled_one_is_none_any_more():
         fleet.require_quorum(1, "trained")
     with pytest.raises(JobError, match="Only 0 of 3"):
         Fleet(ScriptedGrid({}), timeout=1.0, members=frozenset({1, 2, 3})).require_quorum(0, "trained")
+
+
+def test_a_silent_site_costs_a_job_one_wait_and_is_still_told_the_end(silent):
+    """It answered the first question; the rounds after its first silence do not ask it, and the quorum counts it."""
+    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",)})
+    grid, asked = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records()}), []
+    push = grid.push_messages
+    grid.push_messages = lambda messages: push([asked.append(each.metadata.dst_node_id) or each for each in messages])
+    fleet = Fleet(grid, timeout=0.2, quorum=0.5)
+    ask_pending(fleet, QUERY)
+    asked.clear()
+    grid.answers = {1: RecordDict(), 2: None}
+    for _ in range(3):
+        tasks = dict.fromkeys(fleet.wait_for_nodes(), RecordDict())
+        assert [reply.node for reply in fleet.exchange(MessageType.TRAIN, tasks, "1")] == [1]
+        fleet.require_quorum(1, "trained")
+    assert asked == [1, 2, 1, 1]
+    assert fleet.absent == {f"site-{OTHER}": "did not answer train within 0.2 s"}
+    assert fleet.members == {1, 2}
+
+    grid.answers[1] = SettleResult(requests=0, purged_images=0, epoch=1).to_records()
+    told = settle(fleet, "job-1", silent, "released", "PASS", 1, ("r1",))
+    assert asked[-2:] == [1, 2]
+    assert told.acknowledged == {f"site-{SITE}": 1}
+
+    grid.answers[1] = None
+    assert not list(fleet.exchange(MessageType.TRAIN, dict.fromkeys(fleet.wait_for_nodes(), RecordDict()), "2"))
+    with pytest.raises(JobError, match=r"No site is left that answers: site-.* did not answer"):
+        fleet.wait_for_nodes()
+
+
+def test_words_of_a_site_are_cut_and_shown_as_text():
+    told = []
+    grid = ScriptedGrid({1: Error(code=0, reason="[/x]\x1b[2J\n" * 10_000)})
+    fleet = Fleet(grid, timeout=1.0, refused=lambda _, reason: told.append(reason))
+    assert not list(fleet.exchange(MessageType.TRAIN, {1: RecordDict()}, "1"))
+    fleet.refuse(1, MessageError("\u202e" * 10_000))
+    for reason in (*fleet.absent.values(), *told):
+        assert len(reason) < 4_000
+        assert reason.isascii() or "…" in reason
+        assert not any(character in reason for character in "\x1b\n\u202e")
+
+
+def test_a_site_of_other_classes_than_most_is_left_out_and_two_that_differ_end_the_job():
+    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",)})
+    odd = REPLY.model_copy(update={"site": "2" * 8, "requests": ("r3",), "classes": ("a" * 200, "b")})
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: odd.to_records()})
+    fleet = Fleet(grid, timeout=1.0)
+    assert list(ask_pending(fleet, QUERY)) == [1, 2]
+    assert "has other classes or another image size than most sites" in fleet.absent["site-22222222"]
+    two = Fleet(ScriptedGrid({1: REPLY.to_records(), 3: odd.to_records()}), timeout=1.0)
+    with pytest.raises(
+        JobError, match=rf"The sites disagree about classes .*site-{SITE} has no, yes at 32 pixels; site-2"
+    ):
+        ask_pending(two, QUERY)

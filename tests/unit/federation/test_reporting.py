@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import EvidenceError, JobError
 from dlfd_fleet.federation.records import FinishedStep, JobRecord
 from dlfd_fleet.federation.reporting import latest_erasure, report_of, write_report
@@ -122,3 +123,14 @@ def test_what_has_no_report_is_told_so(store, tmp_path):
     (store.job_folder(record.job) / "report.json").write_text("{}")
     with pytest.raises(EvidenceError, match=r"report\.json"):
         write_report(store, record.job, tmp_path / "page.html", settings_of(store))
+
+
+def test_a_settled_job_with_verdict_fail_is_told_as_ended_by_page_and_command(store, tmp_path, capsys):
+    verdict = {"outcome": "FAIL", "reasons": ["it has collapsed"], "margin": 0.1, "power": 0.9}
+    name = job(store).job
+    store.save(JobRecord.model_validate_json(json.dumps(OLDER | {"job": name, "released": False, "verdict": verdict})))
+    file = tmp_path / "page.html"
+    app(["report", name, "--output", str(file), "--set", f"state_folder={store.folder.parent}"], standalone_mode=False)
+    sentence = "FAIL: it has collapsed (margin 0.10, power 0.90)."
+    assert f"The job has ended with the verdict {sentence}" in file.read_text()
+    assert f"{name} is settled: nothing was released. {sentence}" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
@@ -155,9 +156,28 @@ def test_one_coordinator_works_on_a_state_folder(tmp_path):
     assert not store.is_locked()
     with store.lock():
         assert Store(tmp_path).is_locked()
-        with pytest.raises(JobError, match="Another coordinator works on"), Store(tmp_path).lock():
+        with pytest.raises(JobError, match="Another coordinator works on"), Store(tmp_path).lock(0.0):
             pass
     assert not store.is_locked()
+
+
+def test_who_finds_a_coordinator_at_work_is_told_its_job(tmp_path):
+    store = Store(tmp_path)
+    with store.lock():
+        job = store.new_job("train", Settings()).job
+        with (
+            pytest.raises(JobError, match=rf"\(its job is {job}\); wait until it has ended"),
+            Store(tmp_path).lock(0.0),
+        ):
+            pass
+
+
+def test_jobs_that_start_at_once_on_a_new_state_folder_find_it_whole(tmp_path):
+    with ThreadPoolExecutor(6) as pool:
+        stores = list(pool.map(lambda _: Store(tmp_path), range(6)))
+    assert [store.jobs() for store in stores] == [[]] * 6
+    for store in stores:
+        store.close()
 
 
 def test_a_damaged_state_folder_is_one_sentence(tmp_path):

@@ -22,6 +22,7 @@ WAY = [
     RequestState.ROLLING_OUT,
     RequestState.COMPLETE,
 ]
+KEY = bytes(range(32))
 
 
 def in_days(days):
@@ -30,7 +31,7 @@ def in_days(days):
 
 @pytest.fixture
 def ledger(tmp_path):
-    with Ledger(tmp_path / "ledger.db", create=True) as opened:
+    with Ledger(tmp_path / "ledger.db", KEY, create=True) as opened:
         yield opened
 
 
@@ -55,7 +56,7 @@ def test_a_request_is_overdue_after_its_deadline(ledger):
 
 @given(states=st.lists(st.sampled_from(RequestState), max_size=12))
 def test_only_states_that_may_follow_are_taken(tmp_path_factory, states):
-    with Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db", create=True) as ledger:
+    with Ledger(tmp_path_factory.mktemp("ledger") / "ledger.db", KEY, create=True) as ledger:
         request, current = ledger.request("anna", "a", in_days(1)).id, RequestState.ACCEPTED
         for state in states:
             if state in FOLLOWERS[current]:
@@ -132,28 +133,28 @@ def test_tampering_with_the_file_is_seen(ledger, tmp_path, change):
 
 
 def test_many_writers_keep_one_chain(tmp_path):
-    Ledger(tmp_path / "ledger.db", create=True).close()
+    Ledger(tmp_path / "ledger.db", KEY, create=True).close()
 
     def ask(number):
-        with Ledger(tmp_path / "ledger.db") as own:
+        with Ledger(tmp_path / "ledger.db", KEY) as own:
             own.request(f"person-{number}", str(number), in_days(1))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(24)))
-    with Ledger(tmp_path / "ledger.db") as ledger:
+    with Ledger(tmp_path / "ledger.db", KEY) as ledger:
         assert len(ledger.requests()) == 24
         ledger.verify()
 
 
 def test_missing_damaged_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(LedgerError, match="There is no ledger"):
-        Ledger(tmp_path / "none.db")
+        Ledger(tmp_path / "none.db", KEY)
     (tmp_path / "damaged.db").write_bytes(b"not a database " * 100)
     with pytest.raises(LedgerError, match="cannot be used"):
-        Ledger(tmp_path / "damaged.db")
+        Ledger(tmp_path / "damaged.db", KEY)
     sqlite3.connect(tmp_path / "foreign.db").execute("CREATE TABLE other (x)").connection.close()
     with pytest.raises(LedgerError, match="no ledger of dlfd-fleet"):
-        Ledger(tmp_path / "foreign.db")
+        Ledger(tmp_path / "foreign.db", KEY)
 
 
 def test_who_has_withdrawn_may_ask_again_and_is_trained_on_until_then(ledger):
@@ -172,15 +173,15 @@ def test_who_has_withdrawn_may_ask_again_and_is_trained_on_until_then(ledger):
 def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
     ledger.request("anna", "a", in_days(1))
     with pytest.raises(LedgerError, match="holds a ledger with requests already"):
-        Ledger(tmp_path / "ledger.db", create=True)
+        Ledger(tmp_path / "ledger.db", KEY, create=True)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("UPDATE ledger SET version = 9")
-    with pytest.raises(LedgerError, match="has the format 9, and this release reads 3; use the release that wrote it"):
-        Ledger(tmp_path / "ledger.db")
+    with pytest.raises(LedgerError, match="has the format 9, and this release reads 4; use the release that wrote it"):
+        Ledger(tmp_path / "ledger.db", KEY)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("DROP TABLE ledger")
     with pytest.raises(LedgerError, match="has the format 1"):
-        Ledger(tmp_path / "ledger.db")
+        Ledger(tmp_path / "ledger.db", KEY)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
 )
 def test_a_url_that_is_not_of_postgresql_is_refused(url):
     with pytest.raises(LedgerError, match="The ledger's URL"):
-        Ledger(url)
+        Ledger(url, KEY)
 
 
 def test_a_clock_that_is_a_day_off_breaks_no_history(ledger, monkeypatch):

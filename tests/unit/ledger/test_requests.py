@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from dlfd_fleet.cli import app
+from dlfd_fleet.cli.options import console
 from dlfd_fleet.data import Row, copy_images, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError, LedgerError
 from dlfd_fleet.ledger import (
     RequestState,
     Site,
     SiteCard,
-    canonical,
     create_site,
     deal_to_sites,
     init_site,
@@ -26,6 +27,7 @@ from dlfd_fleet.ledger import (
     withdraw,
 )
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
+from dlfd_fleet.ledger.site_uses import what_a_request_means
 from dlfd_fleet.settings import DataSettings, Settings
 
 
@@ -64,7 +66,6 @@ def test_a_request_is_accepted_and_the_person_is_no_longer_trained_on(folder):
     [
         ("ana", "no person 'ana' at clinic; did you mean 'anna'"),
         ("zzz", "no person 'zzz' at clinic; 4 people are"),
-        ("tess", "of the test people, whom no model was trained on"),
     ],
 )
 def test_who_cannot_be_forgotten_is_told_why(folder, person, sentence):
@@ -175,6 +176,24 @@ def test_a_request_is_withdrawn_unless_a_job_works_on_it(folder):
             withdraw(site, request.id)
 
 
+def test_an_id_in_the_report_of_a_job_leads_to_its_request_at_the_site_alone(folder, monkeypatch):
+    with Site(folder) as site:
+        request = request_forgetting(site, "anna", deadline_days=30).id
+        request_forgetting(site, "cleo", deadline_days=30)
+        for job in ("job-7", "job-8"):
+            site.ledger.move(request, RequestState.UNLEARNING, "a job took it up", job=job)
+            site.ledger.move(request, RequestState.ACCEPTED, "it failed", job=job)
+        ids = {job: site.job_request_id(request, job) for job in ("job-7", "job-8")}
+        assert len({request, *ids.values()}) == 3
+        assert all(site.find_request(name).id == request for name in (request, *ids.values()))
+        with pytest.raises(LedgerError, match="There is no request"):
+            site.find_request(site.job_request_id(request, "job-9"))
+    monkeypatch.setattr(console, "width", 200)
+    shown = CliRunner().invoke(app, ["forget", "show", ids["job-7"], "--site", str(folder)])
+    assert shown.exit_code == 0
+    assert all(word in shown.output for word in ("anna", request, *ids.values()))
+
+
 def test_a_site_status_counts_people_images_and_requests(folder):
     with Site(folder) as site:
         request_forgetting(site, "anna", deadline_days=30)
@@ -214,12 +233,6 @@ def test_a_site_without_the_secret_names_nobody(folder):
         assert join_requests(site, "job-1", {"0" * 64: datetime.now(UTC)}) == []
 
 
-@given(st.text(max_size=20))
-def test_a_canonical_identity_stays_what_it_is(identity):
-    assert canonical(canonical(identity)) == canonical(identity)
-    assert canonical(f"  {identity.upper()} ".lower()) == canonical(identity.upper().lower())
-
-
 def test_a_site_is_made_from_a_manifest_and_its_images_stay(tmp_path, synthetic_faces):
     secret = tmp_path / "secret"
     secret.write_text("ab" * 32)
@@ -246,10 +259,35 @@ def test_a_site_is_made_from_a_manifest_and_its_images_stay(tmp_path, synthetic_
         init_site(folder, name="clinic", manifest=synthetic_faces)
 
 
+def test_a_site_is_not_made_with_an_image_that_is_trained_on_among_the_unseen_ones(tmp_path, synthetic_faces):
+    manifest = read_manifest(synthetic_faces)
+    rows = [replace(row, split="test" if row.identity == "person-00001" else "train") for row in manifest.rows]
+    first, copied = manifest.root / rows[0].image, manifest.root / rows[4].image
+    copied.write_bytes(first.read_bytes())
+    write_manifest(rows, synthetic_faces)
+    with pytest.raises(DataError, match="has the same bytes as"):
+        init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces)
+    write_manifest([replace(row, split="") for row in rows], synthetic_faces)
+    with pytest.raises(DataError, match="has the same bytes as"):
+        init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, test_people=11)
+    assert not (tmp_path / "clinic").exists()
+
+
+def test_a_site_is_made_of_people_and_not_of_spellings(tmp_path, synthetic_faces):
+    manifest = read_manifest(synthetic_faces)
+    rows = [replace(row, split="") for row in manifest.rows if row.identity < "person-00009"]
+    rows[0] = replace(rows[0], identity="Person-00000 ")
+    write_manifest(rows, synthetic_faces)
+    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, test_people=2) as site:
+        assert len(site.manifest().identities) == 9
+        assert site_status(site, datetime.now(UTC)).people == {"train": 7, "test": 2}
+        assert "'Person-00000 ', 'person-00000'" in site_status(site, datetime.now(UTC)).remarks[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [
-        ({"classes": ("class-0",)}, DataError, "has the label 'class-1'; the classes are class-0"),
+        ({"classes": ("CLASS-0 ",)}, DataError, "has the label 'class-1'; the classes are CLASS-0 "),
         ({"validation_people": 12}, DataError, "12 people are too few"),
         ({"ledger": "postgresql+psycopg://me:secret@host/ledger"}, ConfigurationError, "'ledger': it holds a password"),
         ({"ledger": "mysql+none://host/ledger"}, LedgerError, "The ledger's URL"),
@@ -277,14 +315,114 @@ def test_images_that_come_back_are_not_trained_on(folder):
         assert site.gone(site.manifest().identities) == {"anna"}
 
 
-def test_the_last_images_of_a_class_or_a_site_are_kept(folder, tmp_path):
+def test_a_person_may_ask_whose_images_are_the_last_ones_and_is_told_what_is_left(folder):
     with Site(folder) as site:
-        request_forgetting(site, "anna", deadline_days=30)
-        with pytest.raises(LedgerError, match="would leave clinic no image of the class 'yes'"):
-            request_forgetting(site, "bert", deadline_days=30)
-    alone = make_site(tmp_path / "alone", [Row("a.png", "anna", "yes", "clinic", "train")])
-    with Site(alone) as site, pytest.raises(LedgerError, match="would leave clinic 0 images"):
-        request_forgetting(site, "anna", deadline_days=30)
+        anna = request_forgetting(site, "anna", deadline_days=30)
+        assert what_a_request_means(site, anna) == ("The request is about 2 images, 2 of them trained on here.",)
+        bert = request_forgetting(site, "bert", deadline_days=30)
+        assert what_a_request_means(site, bert)[1:] == ("No image of the class 'yes' is left to train on here.",)
+        cleo = request_forgetting(site, "cleo", deadline_days=30)
+        assert what_a_request_means(site, cleo)[1].startswith(
+            "0 images are left to train on: this site takes part in audits, and other sites do the unlearning"
+        )
+
+
+@pytest.mark.parametrize("split", ["test", "validation", ""])
+def test_who_was_never_trained_on_may_ask_and_is_purged(tmp_path, split):
+    rows = [Row("a1.png", "anna", "yes", "clinic", "train"), Row("t1.png", "tess", "yes", "", split)]
+    folder = make_site(tmp_path / "clinic", rows)
+    draw_images(folder)
+    with Site(folder) as site:
+        request = request_forgetting(site, "tess", deadline_days=30)
+        taken = "1 of them" if not split else "0 of them"  # a person without a split is trained on
+        assert taken in what_a_request_means(site, request)[0]
+        release(site, request)
+        assert purge_site(site) == (1, 0)
+        assert site.manifest().identities == ("anna",)
+        assert not (folder / "t1.png").exists()
+
+
+def test_a_row_without_a_split_or_in_another_one_is_forgotten_with_its_person(tmp_path):
+    rows = [
+        *(Row(f"{who}1.png", who, "yes", "clinic", "train") for who in ("anna", "bert", "cleo")),
+        Row("anna2.png", "anna", "yes", "clinic"),
+        Row("anna3.png", "anna", "no", "clinic", "test"),
+    ]
+    folder = make_site(tmp_path / "clinic", rows)
+    draw_images(folder)
+    with Site(folder) as site:
+        assert "1 images have no split: each has its person's" in site_status(site, datetime.now(UTC)).remarks[0]
+        request = request_forgetting(site, "anna", deadline_days=30)
+        assert what_a_request_means(site, request)[0] == "The request is about 3 images, 2 of them trained on here."
+        assert site_status(site, datetime.now(UTC)).left_out == 3
+        release(site, request)
+        assert purge_site(site) == (3, 0)
+
+
+SPELLINGS = ("Zoë  Doe", "zoe\u0308 doe", "ZOË DOE ", "\uff3aoë\u00a0Doe")
+
+
+@pytest.mark.parametrize("asks_as", SPELLINGS)
+def test_a_person_is_one_person_in_every_spelling(tmp_path, asks_as):
+    rows = [Row(f"{n}.png", who, "yes", "clinic", "train") for n, who in enumerate((*SPELLINGS, "bert", "cleo"))]
+    folder = make_site(tmp_path / "clinic", rows)
+    draw_images(folder)
+    with Site(folder) as site:
+        status = site_status(site, datetime.now(UTC))
+        assert status.people == {"train": 3}
+        assert status.remarks == (f"These spellings are read as one name: {', '.join(map(repr, SPELLINGS))}.",)
+        request = request_forgetting(site, asks_as, deadline_days=30)
+        assert request.identity == SPELLINGS[0]
+        for spelling in SPELLINGS:
+            assert site.gone([spelling]) == {spelling}
+            with pytest.raises(LedgerError, match="has asked already"):
+                request_forgetting(site, spelling, deadline_days=30)
+        release(site, request)
+        assert purge_site(site) == (4, 0)
+        assert site.manifest().identities == ("bert", "cleo")
+        again = [Row("5.png", "zoë doe", "yes", "clinic", "train")]
+        write_manifest([*site.manifest().rows, *again], site.manifest_file)
+        assert site.gone(site.manifest().identities) == {"zoë doe"}
+        with pytest.raises(LedgerError, match="was forgotten already"):
+            request_forgetting(site, "Zoë Doe", deadline_days=30)
+
+
+def test_copies_of_an_image_of_who_asks_are_named_and_purged_with_it(folder):
+    draw_images(folder)
+    (folder / "c1.png").write_bytes((folder / "a1.png").read_bytes())
+    (folder / "t1.png").write_bytes((folder / "a2.png").read_bytes())
+    with Site(folder) as site:
+        before = site_status(site, datetime.now(UTC))
+        assert before.remarks == (
+            "t1.png of 'tess' has the same bytes as a2.png of 'anna', in the split 'test' here and in 'train' there; "
+            "remove one of the two, or put both people in one split.",
+        )
+        request = request_forgetting(site, "anna", deadline_days=30)
+        after = site_status(site, datetime.now(UTC))
+        assert after.left_out == 4
+        assert [remark.split(":")[0] for remark in after.remarks[:2]] == [
+            "c1.png of 'cleo' has the same bytes as a1.png of 'anna', who asked to be forgotten",
+            "t1.png of 'tess' has the same bytes as a2.png of 'anna', who asked to be forgotten",
+        ]
+        release(site, request)
+        assert purge_site(site) == (4, 0)
+        assert {file.name for file in folder.glob("*.png")} == {"b1.png", "b2.png", "c2.png"}
+        assert site.manifest().identities == ("bert", "cleo")
+
+
+def test_a_person_joins_in_whatever_split(tmp_path):
+    secret, deadline = bytes(range(32)), datetime.now(UTC) + timedelta(days=5)
+    rows = [
+        Row(f"{n}.png", who, "yes", "b", split)
+        for n, (who, split) in enumerate(
+            (("ANNA ", "test"), ("bert", "validation"), ("cleo", ""), ("dora", "train"), ("eve", "test"))
+        )
+    ]
+    write_manifest(rows, tmp_path / "b" / "manifest.csv")
+    create_site(tmp_path / "b", SiteCard(name="b", image_size=32, classes=("no", "yes")), secret)
+    with Site(tmp_path / "b") as site:
+        asked = {site.fleet_pseudonym(name, "job-1"): deadline for name in ("anna", "BERT", "cleo", "dora", "nobody")}
+        assert [joined.identity for joined in join_requests(site, "job-1", asked)] == ["ANNA ", "bert", "cleo", "dora"]
 
 
 def test_a_key_keeps_digests_of_two_sites_apart(folder, tmp_path):
@@ -303,8 +441,8 @@ def test_a_folder_that_is_no_site_is_refused(tmp_path, folder):
         Site(folder)
     (folder / "site.json").write_text(json.dumps(card))
     (folder / "site.key").unlink()
-    with Site(folder) as site, pytest.raises(ConfigurationError, match=r"site\.key cannot be read"):
-        request_forgetting(site, "anna", deadline_days=30)
+    with pytest.raises(ConfigurationError, match=r"site\.key cannot be read"):
+        Site(folder)
 
 
 def test_people_are_dealt_to_site_folders(tmp_path, synthetic_faces, silent):

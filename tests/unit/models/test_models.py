@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dlfd_fleet.exceptions import ModelFileError
@@ -109,3 +110,47 @@ def test_a_digest_changes_with_any_value_and_not_with_order():
     name = next(iter(arrays))
     changed = dict(arrays) | {name: arrays[name] + 1e-6}
     assert digest(changed) != digest(arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"classes": ("no", "yes")}, r"'head\.6\.weight' has the shape \(3, 128\).*mobilenet_v3_small of 2 classes"),
+        ({"architecture": "resnet18"}, "which a resnet18 of 3 classes, which its card says it is, has"),
+    ],
+)
+def test_a_model_is_not_saved_under_a_card_that_it_does_not_fit(tmp_path, change, why):
+    folder = tmp_path / "model"
+    with pytest.raises(ModelFileError, match=why) as refused:
+        save_model(build(CARD), CARD.model_copy(update=change), folder)
+    assert "\n" not in str(refused.value)
+    assert not folder.exists()
+    # Of two files that do not belong together, the same is said.
+    save_model(build(CARD), CARD, folder)
+    (folder / CARD_FILE).write_text(CARD.model_copy(update=change).model_dump_json())
+    with pytest.raises(ModelFileError, match=why):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda arrays: arrays.pop("mean"), "it has no 'mean'"),
+        (lambda arrays: arrays.update(extra=torch.zeros(1)), "it has 'extra'"),
+        (lambda arrays: arrays.update(mean=torch.zeros(1, 3, 1, 1, dtype=torch.int64)), "its 'mean' holds torch.int64"),
+    ],
+)
+def test_weights_that_are_not_all_of_a_card_are_refused(tmp_path, damage, why):
+    save_model(build(CARD), CARD, tmp_path)
+    arrays = load_file(tmp_path / MODEL_FILE)
+    damage(arrays)
+    save_file(arrays, tmp_path / MODEL_FILE)
+    with pytest.raises(ModelFileError, match=why):
+        load_model(tmp_path)
+
+
+def test_a_module_of_ones_own_is_not_saved_under_a_card_that_could_not_load_it(tmp_path):
+    own = WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Linear(8, 3)), "1")
+    with pytest.raises(ModelFileError, match="it has no"):
+        save_model(own, CARD, tmp_path)
+    assert not list(tmp_path.iterdir())

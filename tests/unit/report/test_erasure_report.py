@@ -65,7 +65,7 @@ def test_the_page_tells_everything_that_the_report_holds():
         "Between 3 November 2026 and 5 November 2026",
         "served in time",
         "waits for the next job",
-        "the release came 25 days before it",
+        "the release came 26 days before it",
         "PASS at margin 0.10 of AUC, power 0.83",
         report.parent,
         *(file.sha256 for file in report.files.values()),
@@ -73,7 +73,7 @@ def test_the_page_tells_everything_that_the_report_holds():
         "train-20261124-105007-0001",
         "acknowledged under epoch 1",
         "site-5e6f7a8b did not answer query.settle within 3600 s. It has not confirmed the purge.",
-        "Not published to devices by this coordinator",
+        "This coordinator delivers to no devices. A request is complete when its site has purged the images.",
         "torch 2.15.0",
         "audit.margin",
         report.settings_sha256,
@@ -186,7 +186,43 @@ def test_delivery_is_told_when_it_is_known():
     assert "6 of 9 devices have purged every older model; 2 devices still to come" in text
     assert "waiting for gate" in text
     assert "exception: door" in text
-    assert "Not published" not in text
+    assert "the requests stay open until then" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "open_"),
+    [
+        ({"devices": 0, "published_at": None}, "no device is enrolled. A request is complete when its site", False),
+        (
+            {"devices": 1, "published_at": None, "waiting": {"gate": "has never reported"}},
+            "is not published to devices. 1 device may run an older one and keep the requests open",
+            True,
+        ),
+        ({"devices": 2, "purged": 2}, "2 of 2 devices have purged every older model; no device is left to come", False),
+        ({"devices": 1, "retired": 1, "published_at": None}, "no device is left to come", False),
+    ],
+)
+def test_what_the_page_says_of_devices_is_what_closes_requests(changes, said, open_):
+    known = {"as_of": ASKED, "published_at": ASKED, "minimum_epoch": 1, "devices": 1, "purged": 0} | changes
+    text = read(make_report(losses={}, readings=()), DeliveryProgress(**known)).text
+    assert said in text
+    assert ("open" in text.split("Delivery")[-1].split("Limits")[0]) == open_
+    for claim in ("Devices that hold an older model may still run it", "not known"):
+        assert claim not in text.split("Delivery")[-1].split("Limits")[0]
+
+
+def test_devices_that_cannot_be_asked_are_said_to_be_unknown():
+    text = read(make_report(losses={}, readings=()), "the database does not answer.").text
+    assert "How far devices are is not known, and no request is closed until it is: the database does not" in text
+
+
+@pytest.mark.parametrize("state", ["settled", "judged"])  # earlier releases wrote the state before the last one
+def test_a_job_that_ended_with_fail_says_so_with_its_verdict(state):
+    failed = Verdict(outcome=Outcome.FAIL, reasons=("it has collapsed",), margin=0.1, power=0.9)
+    text = read_words(released=False, served=(), verdict=failed, state=state)
+    assert "The job has ended with the verdict FAIL: it has collapsed (margin 0.10, power 0.90)." in text
+    assert "has not ended" not in text
+    assert "The job has not ended" in read_words(released=False, served=(), state="judged", settled_at=None)
 
 
 def test_a_report_survives_its_json_and_another_kind_is_refused():

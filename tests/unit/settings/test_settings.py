@@ -106,3 +106,85 @@ def test_a_path_means_the_same_file_to_a_server_in_another_folder(tmp_path, monk
     loaded = load_settings(None, {"release.certificate_key": "keys/sign.pem", "state_folder": "state"}, {})
     assert loaded.settings.release.certificate_key == tmp_path / "keys" / "sign.pem"
     assert loaded.settings.state_folder == tmp_path / "state"
+
+
+@pytest.mark.parametrize("levels", [9, 900, 100_000])
+@pytest.mark.parametrize(
+    ("name", "opening", "middle", "closing"),
+    [
+        ("deep.json", '{"seed":', "1", "}"),
+        ("list.json", '{"seed":', "[]", "}"),
+        ("deep.toml", "{a=", "1", "}"),
+        ("list.toml", "[", "", "]"),
+    ],
+)
+def test_tables_and_lists_nested_without_end_are_one_sentence(tmp_path, levels, name, opening, middle, closing):
+    path = tmp_path / name
+    text = opening * levels + middle + closing * levels
+    path.write_text(f"seed = {text}" if path.suffix == ".toml" else text)
+    with pytest.raises(ConfigurationError, match=r"more than 8 tables or lists in each other") as refused:
+        load_settings(path, environment={})
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_a_dotted_key_without_end_is_one_short_sentence(tmp_path):
+    key = "seed" + ".a" * 2_000
+    path = tmp_path / "deep.toml"
+    path.write_text(f"{key} = 1")
+    with pytest.raises(ConfigurationError, match="more than 8 tables"):
+        load_settings(path, environment={})
+    for arguments in ({"overrides": {key: 1}}, {"environment": {"DLFD_FLEET_" + key.replace(".", "__"): "1"}}):
+        with pytest.raises(ConfigurationError, match=r"Unknown setting 'seed\.a\.a") as refused:
+            load_settings(**{"environment": {}} | arguments)
+        assert len(str(refused.value)) < 300
+
+
+def test_a_value_nested_without_end_is_one_sentence_from_a_program_too():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ConfigurationError, match=r"'seed' \(flag\) holds more than 8"):
+        load_settings(overrides={"seed": deep}, environment={})
+
+
+def test_a_number_without_end_is_one_short_sentence():
+    with pytest.raises(ConfigurationError, match="'seed'") as refused:
+        load_settings(environment={"DLFD_FLEET_SEED": "9" * 5_000})
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "no empty name"),
+        (" ", "no empty name"),
+        ("fleet ", "no blank at an end"),
+        ("..", "no empty name"),
+        ("x" * 251, "it has 251 characters"),
+        ("anna's", 'it holds "\'", which MLflow misreads'),
+        ('a"b', "it holds '\"'"),
+        ("a`b", "it holds '`'"),
+        ("a\\b", "it holds"),
+        ("a\nb", "it holds"),
+        ("a\0b", "it holds"),
+    ],
+)
+@pytest.mark.parametrize("key", ["tracking.registered_model", "tracking.experiment"])
+def test_a_name_that_mlflow_would_misread_is_refused_with_the_reason(key, name, why):
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings(overrides={key: name}, environment={})
+    assert why in str(refused.value)
+    assert f"'{key}' (flag)" in str(refused.value)
+
+
+@pytest.mark.parametrize("sign", "/:@?#")
+def test_a_model_name_that_breaks_mlflows_addresses_is_refused(sign):
+    with pytest.raises(ConfigurationError, match="misreads in its filters and addresses"):
+        load_settings(overrides={"tracking.registered_model": f"team{sign}model"}, environment={})
+
+
+@pytest.mark.parametrize("name", ["dlfd-fleet", "Team 7_model.v2", "Gesichter-Ü", "100%"])
+def test_other_names_are_taken(name):
+    loaded = load_settings(overrides={"tracking.registered_model": name, "tracking.experiment": f"/Users/{name}"})
+    assert loaded.settings.tracking.registered_model == name

@@ -1,0 +1,52 @@
+"""The one form in which names of people and of classes are compared, wherever that happens."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+# Characters that nobody sees though their category does not say so: fillers, joiners and variation selectors.
+_UNSEEN = frozenset(
+    chr(code)
+    for codes in (
+        (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x3164, 0xFFA0),
+        range(0x180B, 0x1810),
+        range(0xFE00, 0xFE10),
+        range(0xE0000, 0xE1000),
+    )
+    for code in codes
+)
+_UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})  # control and format characters, halves of pairs
+# The capitals of the Turkish i with a dot and without one fold to different letters; here all of them are one letter.
+_LETTERS = str.maketrans({"\N{LATIN SMALL LETTER DOTLESS I}": "i"})
+_DOTTED_I = "i\N{COMBINING DOT ABOVE}"
+
+
+@lru_cache(maxsize=1 << 17)
+def canonical(name: str) -> str:
+    """Return the form in which a name is compared: two spellings of one person, or of one class, have the same.
+
+    Spellings differ by Unicode form (composed or not, full-width letters), by case, by the dot of a Turkish i, by
+    blanks and by characters that nobody sees. Accents, punctuation and the order of words tell people apart.
+
+    Examples
+    --------
+    >>> canonical("  Anna   SMITH ")
+    'anna smith'
+    """
+    while True:
+        folded = _folded(name)
+        if folded == name:
+            return folded
+        name = folded
+
+
+def _folded(name: str) -> str:
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
+    seen = "".join(letter for letter in text if letter.isspace() or not _is_unseen(letter))
+    plain = unicodedata.normalize("NFD", seen).translate(_LETTERS).replace(_DOTTED_I, "i")
+    return " ".join(unicodedata.normalize("NFKC", plain).split())
+
+
+def _is_unseen(letter: str) -> bool:
+    return letter in _UNSEEN or unicodedata.category(letter) in _UNSEEN_CATEGORIES

@@ -1,0 +1,77 @@
+"""How many images a site counts by: what it says, as far as the other sites and its own past make that plausible.
+
+A site's count is its weight in every average, its share of the class weights, and what the limit on forget requests is
+a share of. Nobody can count another site's images. So a count far above the others' gives no more than theirs, and
+what a site says must be as many images as it answers for in an audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.federation.messages import PendingReply
+
+_OFTEN, _SOME = 2, 20  # people ask and withdraw while a job runs: its counts are not exact
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a site says that it holds, and what it counts by.
+
+    Attributes
+    ----------
+    retain, forget
+        Images that it trains on, and that it asks to forget.
+    weight
+        Images that it counts by; fewer than :attr:`retain` if that is implausible.
+    doubt
+        Why, in words; empty if it counts by what it says.
+    """
+
+    retain: int
+    forget: int
+    weight: int
+    doubt: str = ""
+
+
+def claims_of(
+    replies: Mapping[int, PendingReply], ratio: float, growth: float, before: Mapping[str, int]
+) -> dict[int, Claim]:
+    """Return what each node's site counts by.
+
+    Parameters
+    ----------
+    ratio
+        Largest count, in medians of the other sites'; a site that says more counts by that median.
+    growth
+        Largest count, in those of the same site's last job; a site that says more counts by this many times that.
+    before
+        What sites counted by in their last job, by site id.
+    """
+    claims = {}
+    for node, reply in replies.items():
+        others = [other.retain_images for key, other in replies.items() if key != node and other.retain_images]
+        said = weight = reply.retain_images
+        usual, known, doubt = int(median(others)) if others else 0, before.get(reply.site, 0), ""
+        if usual and said > ratio * usual:
+            weight = usual
+            doubt = f"more than {ratio:g} times the median of the others', {usual} (fleet.largest_weight_ratio)"
+        if known and weight > growth * known:
+            weight = max(1, int(growth * known))
+            doubt = f"more than {growth:g} times those of its last job, {known} (fleet.largest_growth)"
+        if doubt:
+            doubt = f"says that it trains on {said} images, {doubt}; it counts by {weight}"
+        claims[node] = Claim(said, reply.forget_images, weight, doubt)
+    return claims
+
+
+def contradiction(claim: Claim, samples: SampleScores) -> str | None:
+    """Return in words how an audit of all of a site's images contradicts what it says that it holds; None if not."""
+    for what, said, role in (("trains on", claim.retain, Role.RETAIN), ("forgets", claim.forget, Role.FORGET)):
+        answered = int(samples.of_role(role).sum())
+        if said > _OFTEN * answered + _SOME or answered > _OFTEN * said + _SOME:
+            return f"says that it {what} {said} images, and answers for {answered} of them"
+    return None

@@ -1,0 +1,69 @@
+"""What a site may use each of its images for, and what whoever runs it should know of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from dlfd_fleet.data import ImageUse, Manifest, Row, Use, canonical, image_uses
+from dlfd_fleet.data.uses import leak_sentence, with_whole_splits
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site import Site
+
+FEWEST_TO_TRAIN = 2
+"""Batch normalisation cannot train on a single image."""
+_MOST_NAMED = 10
+
+
+def site_uses(site: Site, rows: Sequence[Row], digests: Sequence[str | None]) -> tuple[ImageUse, ...]:
+    """Return what a site may use each image for now, given the SHA-256 of each row's file."""
+    asked = site.gone({row.identity for row in rows})
+    return image_uses(rows, digests, asked, site.ledger.tombstones())
+
+
+def remarks(manifest: Manifest, uses: Sequence[ImageUse]) -> tuple[str, ...]:
+    """Return, in one sentence each, what whoever runs the site should know of its manifest."""
+    return (*_of_the_table(manifest), *_of_clashes(manifest, uses), *_of_training(manifest, uses))
+
+
+def what_a_request_means(site: Site, request: ForgetRequest) -> tuple[str, ...]:
+    """Return in words what a new request takes up, and what is left to train on; digests are left to the job."""
+    manifest = site.manifest()
+    uses = site_uses(site, manifest.rows, [None] * len(manifest.rows))
+    person = canonical(request.identity or "")
+    own = Counter(use.use for row, use in zip(manifest.rows, uses, strict=True) if canonical(row.identity) == person)
+    taken = f"The request is about {own.total()} images, {own[Use.FORGET]} of them trained on here."
+    return (taken, *_of_training(manifest, uses))
+
+
+def _of_the_table(manifest: Manifest) -> Iterator[str]:
+    for names in manifest.spellings():
+        yield f"These spellings are read as one name: {', '.join(map(repr, names))}."
+    unsaid = sum(not row.split for row in manifest.rows)
+    if unsaid:
+        yield f"{unsaid} images have no split: each has its person's, and a person without any is trained on."
+
+
+def _of_clashes(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
+    rows = with_whole_splits(manifest).rows
+    clashes = [(row, use.other, use.why) for row, use in zip(rows, uses, strict=True) if use.other is not None]
+    for row, other, why in clashes[:_MOST_NAMED]:
+        yield leak_sentence(row, other, why)
+    if len(clashes) > _MOST_NAMED:
+        more = len(clashes) - _MOST_NAMED
+        yield f"{more} more images are left out for such reasons; dlfd-fleet data check names them."
+
+
+def _of_training(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
+    kept, leaving = (
+        [row.label for row, use in zip(manifest.rows, uses, strict=True) if use.use is part]
+        for part in (Use.TRAIN, Use.FORGET)
+    )
+    if len(kept) < FEWEST_TO_TRAIN:
+        yield (
+            f"{len(kept)} images are left to train on: this site takes part in audits, and other sites do the "
+            "unlearning; add people to train on, or retire the site."
+        )
+        return
+    for label in sorted(set(leaving) - set(kept)):
+        yield f"No image of the class '{label}' is left to train on here."

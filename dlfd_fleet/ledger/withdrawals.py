@@ -1,0 +1,68 @@
+"""Withdrawals of people who had asked at one site, and in whose requests other sites have joined.
+
+A site joins in in a job, so jobs say which came first, and no clock has a part in it. Both sites mark the jobs that had
+taken up their request, under the fleet's secret: a mark that both have is of a job in which both asked, so who has
+withdrawn since has withdrawn what the other one joined in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site import Site, has_joined
+from dlfd_fleet.ledger.states import RequestState
+
+
+def _jobs_of_requests(site: Site) -> dict[str, list[str]]:
+    """Return the jobs that have taken up each request, oldest first."""
+    jobs: dict[str, list[str]] = {}
+    for event in site.ledger.history():
+        if event.state is RequestState.UNLEARNING and event.job:
+            jobs.setdefault(event.request, []).append(event.job)
+    return jobs
+
+
+def withdrawn_people(site: Site, job: str) -> dict[str, tuple[str, ...]]:
+    """Return who has withdrawn at this site and not asked again, of those whom the fleet was told of.
+
+    By pseudonym in a job, with marks of the jobs that had taken up their requests.
+    """
+    asked, jobs, taken_by = site.ledger.person_digests(), _jobs_of_requests(site), dict[str, list[str]]()
+    for request in site.ledger.requests(RequestState.WITHDRAWN):
+        if request.identity is not None and request.id in jobs and site.person_digest(request.identity) not in asked:
+            taken_by.setdefault(request.identity, []).extend(jobs[request.id])
+    named = {identity: site.fleet_pseudonym(identity, job) for identity in taken_by}
+    return {name: site.job_marks(identity, job, taken_by[identity]) for identity, name in named.items() if name}
+
+
+def joined_people(site: Site, job: str, requests: Iterable[ForgetRequest]) -> dict[str, tuple[str, ...]]:
+    """Return who of some requests has asked at another site only: by pseudonym in a job, with marks of their jobs."""
+    jobs, found = _jobs_of_requests(site), dict[str, tuple[str, ...]]()
+    for request in requests:
+        name = site.fleet_pseudonym(request.identity, job) if request.identity is not None else None
+        if name is not None and request.identity is not None and has_joined(site, request):
+            earlier = [taken for taken in jobs.get(request.id, ()) if taken != job]
+            found[name] = site.job_marks(request.identity, job, earlier)
+    return found
+
+
+def withdraw_joined(site: Site, job: str, withdrawn: Mapping[str, Collection[str]]) -> None:
+    """Take back the requests that this site has joined in, of people who have withdrawn where they had asked.
+
+    Parameters
+    ----------
+    withdrawn
+        The people's pseudonyms in this job, and marks of the jobs that they had asked in: what this site has joined in
+        in none of them is somebody else's request.
+    """
+    requests = site.ledger.requests(RequestState.ACCEPTED, RequestState.UNLEARNING)
+    marks = joined_people(site, job, requests)
+    for request in requests:
+        name = site.fleet_pseudonym(request.identity, job) if request.identity is not None else None
+        if name not in withdrawn or name not in marks or set(marks[name]).isdisjoint(withdrawn[name]):
+            continue
+        reason = "withdrawn at another site"
+        if request.state is RequestState.UNLEARNING:  # the job's first question took it up
+            site.ledger.move(request.id, RequestState.ACCEPTED, reason, job=job)
+        site.ledger.move(request.id, RequestState.WITHDRAWN, reason)
