@@ -166,8 +166,8 @@ class AuditSettings(Section):
     resamples: Annotated[int, Field(ge=200, le=10**6)] = Field(2000, description="Bootstrap resamples over people.")
     max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
     max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on people who stay.")
-    min_gain_over_majority: Fraction = Field(
-        0.10, description="Balanced accuracy that a model must have above the majority answer's."
+    min_gain_over_majority: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        0.10, description="Balanced accuracy that a model must have above a constant answer's; -1 asks for none."
     )
 
 

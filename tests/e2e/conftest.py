@@ -42,7 +42,7 @@ class SmallFleet:
                 "margin": 0.49,
                 "max_accuracy_drop": 1.0,
                 "max_retain_drop": 1.0,
-                "min_gain_over_majority": 0.0,
+                "min_gain_over_majority": -1.0,
             },
         }
         self.configure({})

@@ -46,7 +46,7 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
             "margin": 0.49,
             "max_accuracy_drop": 1.0,
             "max_retain_drop": 1.0,
-            "min_gain_over_majority": 0.0,
+            "min_gain_over_majority": -1.0,
         },
         unlearning={"max_utility_drop": 1.0},
         # Nobody listens there: the outbox keeps what is told.
