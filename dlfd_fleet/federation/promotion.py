@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.command import opened
 from dlfd_fleet.federation.records import Champion
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.plain_text import plain
@@ -28,7 +29,8 @@ _SEND_PATIENCE = 60.0
 
 def registry_table(settings: Settings) -> Table:
     """Return every registered version and what may be done with it; the purged ones too."""
-    epoch = fleet_epoch(settings)
+    with opened(settings.state_folder):  # a state folder that was mistyped has no registry of its own
+        epoch = fleet_epoch(settings)
     with open_registry(settings.tracking, settings.state_folder) as registry:
         versions, purged = registry.versions(), purged_versions(registry)
     table = Table("version", "alias", "epoch", "verdict", "job", "may run")
@@ -46,7 +48,7 @@ def registry_table(settings: Settings) -> Table:
 def promotion_table(settings: Settings) -> Table:
     """Return every move of the champion: when, which model, by whom and why."""
     table = Table("at", "job", "epoch", "by", "why")
-    with closing(Store(settings.state_folder)) as store:
+    with opened(settings.state_folder) as store:
         for move in store.promotions():
             cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
             table.add_row(*map(plain, cells))
@@ -72,6 +74,7 @@ def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVe
     TrackingError
         If there is no such version, MLflow does not answer, or bytes of a revoked version are still there.
     """
+    _require_reason(why)
     with _alone(settings) as (store, tracker):
         champion = store.champion()
         epoch = champion.epoch if champion else 0
@@ -108,6 +111,7 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
     TrackingError
         If there is no such version, MLflow does not answer, or the bytes are still there.
     """
+    _require_reason(reason)
     with _alone(settings) as (store, tracker), tracker.registry() as registry:
         version = registry.version(number)
         champion = store.champion()
@@ -123,11 +127,16 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
         return purged
 
 
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise JobError("The reason is empty: say why, for whoever asks later.")
+
+
 @contextmanager
 def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
     """Give the store and a tracker that has sent what waited, while no job runs."""
     with (
-        closing(Store(settings.state_folder)) as store,
+        opened(settings.state_folder) as store,
         store.lock(),
         open_tracker(settings.tracking, settings.state_folder) as tracker,
     ):
