@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError, TrackingError
-from dlfd_fleet.federation.command import opened
+from dlfd_fleet.federation.command import require_folder
 from dlfd_fleet.federation.records import Champion
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.plain_text import plain
@@ -29,8 +29,8 @@ _SEND_PATIENCE = 60.0
 
 def registry_table(settings: Settings) -> Table:
     """Return every registered version and what may be done with it; the purged ones too."""
-    with opened(settings.state_folder):  # a state folder that was mistyped has no registry of its own
-        epoch = fleet_epoch(settings)
+    require_folder(settings.state_folder)
+    epoch = fleet_epoch(settings)
     with open_registry(settings.tracking, settings.state_folder) as registry:
         versions, purged = registry.versions(), purged_versions(registry)
     table = Table("version", "alias", "epoch", "verdict", "job", "may run")
@@ -48,7 +48,8 @@ def registry_table(settings: Settings) -> Table:
 def promotion_table(settings: Settings) -> Table:
     """Return every move of the champion: when, which model, by whom and why."""
     table = Table("at", "job", "epoch", "by", "why")
-    with opened(settings.state_folder) as store:
+    require_folder(settings.state_folder)
+    with closing(Store(settings.state_folder)) as store:
         for move in store.promotions():
             cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
             table.add_row(*map(plain, cells))
@@ -135,8 +136,9 @@ def _require_reason(reason: str) -> None:
 @contextmanager
 def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
     """Give the store and a tracker that has sent what waited, while no job runs."""
+    require_folder(settings.state_folder)
     with (
-        opened(settings.state_folder) as store,
+        closing(Store(settings.state_folder)) as store,
         store.lock(),
         open_tracker(settings.tracking, settings.state_folder) as tracker,
     ):

@@ -217,5 +217,5 @@ def test_a_mistyped_state_folder_is_neither_empty_nor_made(command, tmp_path, mo
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert "mistyped holds no jobs; name the coordinator's state folder" in capsys.readouterr().err
+    assert "mistyped; name the coordinator's state folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
