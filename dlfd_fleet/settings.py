@@ -35,14 +35,12 @@ def _without_password(value: object) -> object:
     return value
 
 
-def _is_text(value: object) -> object:
-    """Refuse a text that no file name, database or message can hold, whatever setting it is for."""
-    if isinstance(value, str | Path):
+def _can_be_a_path(value: object) -> object:
+    """Refuse a path that no system takes, whatever setting it is for."""
+    if isinstance(value, Path):
         wrong = [sign for sign in str(value) if sign == "\0" or "\ud800" <= sign <= "\udfff"]
         if wrong:
-            raise ValueError(f"it holds {wrong[0]!r}, which is no letter or sign of a text; leave it out")
-    for part in value if isinstance(value, list | tuple) else ():
-        _is_text(part)
+            raise ValueError(f"it holds {wrong[0]!r}, which no path may hold; leave it out")
     return value
 
 
@@ -94,7 +92,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     _no_password = field_validator("*", mode="before")(_without_password)
-    _text = field_validator("*", mode="before")(_is_text)
+    _path = field_validator("*", mode="after")(_can_be_a_path)
 
 
 class DataSettings(Section):
@@ -376,7 +374,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     _no_password = field_validator("*", mode="before")(_without_password)
-    _text = field_validator("*", mode="before")(_is_text)
+    _path = field_validator("*", mode="after")(_can_be_a_path)
 
     state_folder: Path = Field(
         Path("dlfd-fleet-state"), description="Everything a run keeps: sites, jobs, models, MLflow store."
