@@ -6,6 +6,7 @@ anything that is not a :class:`FleetError` is a defect of ours and keeps its tra
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -97,6 +98,18 @@ class UpdateUnreachableError(DeviceError):
     """The repository does not answer, or the device has no room for what it sends; a later attempt may succeed."""
 
 
-def not_permitted(error: PermissionError) -> str:
-    """Return the one sentence for a file that belongs to somebody else."""
-    return f"You may not read or write {error.filename}: run the command as the user who owns it."
+_OF_A_FILE = frozenset(
+    number
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EISDIR", "ENXIO", "ENODEV")
+    if (number := getattr(errno, name, None)) is not None
+)
+"""What a disk, or a path that somebody gave, may answer at any time; no defect of ours."""
+
+
+def file_refusal(error: BaseException) -> str | None:
+    """Return the one sentence for a file that cannot be read or written; None for any other error."""
+    if isinstance(error, PermissionError):
+        return f"You may not read or write {error.filename}: run the command as the user who owns it."
+    if isinstance(error, OSError) and error.errno in _OF_A_FILE:
+        return f"Cannot read or write {error.filename or 'a file'}: {error.strerror}; check the path and the disk."
+    return None

@@ -16,16 +16,20 @@ WHY_REFUSED = (
 """Why a text is refused, and what to do."""
 
 # As SQLAlchemy reads a URL: whatever lies between the first colon after the scheme and an @, slashes included.
-_IN_USER = re.compile(r"[a-z][a-z0-9+.-]{0,30}:/+[^/@:]*:[^@]*@", re.IGNORECASE)
+_IN_USER = re.compile(r"[a-z][a-z0-9+.-]{0,30}:[/\\]+[^/@:]*:[^@]*@", re.IGNORECASE)
+# The same without a scheme, or without its slashes: a URL that was mistyped holds the password all the same.
+_IN_HALF_A_URL = re.compile(r"(?:^|[\s='\"\[({,;])(?://)?[^/@:\s\\]*:[^/@\s\\]+@")
 # A web server's user alone may be a token.
 _WEB_USER = re.compile(r"https?:/+[^/@?#]*@", re.IGNORECASE)
+_WEB_KEY = re.compile(r"https?:/\S*[?&;#](?:key|code)=[^\s&;#]", re.IGNORECASE)
 _NAMED = re.compile(
     r"(?:^|[?&;,#{(\s'\"])"  # where a name begins: in a URL's query, in a driver's list of options
     r"(?:[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|credentials?|signature|private[-_]?key|"
-    r"api[-_]?key|access[-_]?key)|(?:[\w.-]*[_.-])?(?:pass|pw|sig|auth|authorization))"
+    r"api[-_]?key|access[-_]?key)|(?:[\w.-]*[_.-])?(?:pass|pw|sig|sas|jwt|auth|authorization|cookie|session(?:_?id)?))"
     r"\s*=\s*['\"{]?[^\s&;'\"}]",
     re.IGNORECASE,
 )
+_PATTERNS = (_IN_USER, _IN_HALF_A_URL, _WEB_USER, _WEB_KEY, _NAMED)
 _MOST_DECODINGS = 5
 
 
@@ -38,7 +42,7 @@ def holds_password(text: str) -> bool:
     (True, False)
     """
     for _ in range(_MOST_DECODINGS):
-        if any(pattern.search(text) for pattern in (_IN_USER, _WEB_USER, _NAMED)):
+        if any(pattern.search(text) for pattern in _PATTERNS):
             return True
         decoded = unquote(text)
         if decoded == text:

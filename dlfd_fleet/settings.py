@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,29 @@ def _without_password(value: object) -> object:
         raise ValueError(WHY_REFUSED)
     for part in value if isinstance(value, list | tuple) else ():
         _without_password(part)
+    return value
+
+
+def _can_be_a_path(value: object) -> object:
+    """Refuse a path that no system takes, whatever setting it is for."""
+    if isinstance(value, Path):
+        wrong = [sign for sign in str(value) if sign == "\0" or "\ud800" <= sign <= "\udfff"]
+        if wrong:
+            raise ValueError(f"it holds {wrong[0]!r}, which no path may hold; leave it out")
+    return value
+
+
+def _of_postgresql(value: str | None) -> str | None:
+    if value is not None and not re.match(r"postgresql(\+\w+)?://", value):
+        raise ValueError(
+            "it cannot be used; write postgresql+psycopg://host/database, or leave it out for a SQLite file"
+        )
+    return value
+
+
+def _tracking_uri(value: str | None) -> str | None:
+    if value is not None and re.match("https?:", value, re.IGNORECASE) and re.search(r"[?#\s]", value):
+        raise ValueError("the address of an MLflow server has no '?', no '#' and no blank")
     return value
 
 
@@ -68,6 +92,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     _no_password = field_validator("*", mode="before")(_without_password)
+    _path = field_validator("*", mode="after")(_can_be_a_path)
 
 
 class DataSettings(Section):
@@ -300,7 +325,7 @@ class DeliverySettings(Section):
     """The signed repository that devices update from, and the devices themselves."""
 
     folder: Path | None = Field(None, description="Repository, keys, database; STATE/delivery when unset.")
-    database: str | None = Field(
+    database: Annotated[str | None, AfterValidator(_of_postgresql)] = Field(
         None, description="postgresql+psycopg://host/database of the devices; a SQLite file in the folder when unset."
     )
     root_keys: Count = Field(3, description="Keys of the root, made by `delivery init`.")
@@ -333,7 +358,9 @@ class DeliverySettings(Section):
 class TrackingSettings(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="Tracking URI; a SQLite store in the state folder when unset.")
+    uri: Annotated[str | None, AfterValidator(_tracking_uri)] = Field(
+        None, description="Tracking URI; a SQLite store in the state folder when unset."
+    )
     experiment: Annotated[str, AfterValidator(_experiment_name)] = Field("dlfd-fleet", description="MLflow experiment.")
     registered_model: Annotated[str, AfterValidator(_model_name)] = Field(
         "dlfd-fleet", description="Name in the model registry."
@@ -347,6 +374,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     _no_password = field_validator("*", mode="before")(_without_password)
+    _path = field_validator("*", mode="after")(_can_be_a_path)
 
     state_folder: Path = Field(
         Path("dlfd-fleet-state"), description="Everything a run keeps: sites, jobs, models, MLflow store."

@@ -11,7 +11,7 @@ from rich.text import Text
 from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
 from dlfd_fleet.cli.main_commands import demo, unlearn
 from dlfd_fleet.cli.report import report
-from dlfd_fleet.exceptions import FleetError, not_permitted
+from dlfd_fleet.exceptions import FleetError, file_refusal
 from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
 from dlfd_fleet.plain_text import PlainConsole, visible
 
@@ -47,8 +47,9 @@ def main() -> None:
                 _end(interruption)
             if isinstance(error, FleetError):
                 _refuse(str(error))
-            if isinstance(error, PermissionError):
-                _refuse(not_permitted(error))
+            refusal = file_refusal(error)
+            if refusal:
+                _refuse(refusal)
             raise
 
 

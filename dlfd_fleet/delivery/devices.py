@@ -162,11 +162,13 @@ class DeviceStore:
         Raises
         ------
         DeliveryError
-            If there is no such device, or it is retired already.
+            If there is no such device, it is retired already, or there is no reason.
         """
         found = self.find(device)
         if found.retired is not None:
             raise DeliveryError(f"The device {found.name} is retired already: {found.retired}.")
+        if not reason.strip():
+            raise DeliveryError("The reason is empty: say why the device counts no more; it is signed and kept.")
         statement = {"device": found.id, "reason": reason, "time": now.isoformat()}
         envelope = Envelope(json.dumps(statement, sort_keys=True).encode(), RETIREMENT_TYPE, {})
         envelope.sign(signer)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dlfd_fleet.device import agent_commands
 from dlfd_fleet.device.inference import DeviceModel, read_image
-from dlfd_fleet.exceptions import DeviceError, not_permitted
+from dlfd_fleet.exceptions import DeviceError, file_refusal
 from dlfd_fleet.plain_text import PlainConsole, visible
 
 app = typer.Typer(
@@ -98,8 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeviceError as error:
         _say(error)
         sys.exit(2)
-    except PermissionError as error:
-        _say(not_permitted(error))
+    except OSError as error:
+        refusal = file_refusal(error)
+        if refusal is None:
+            raise
+        _say(refusal)
         sys.exit(2)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from securesystemslib.signer import CryptoSigner
 
 from dlfd_fleet.device.download import sync_folder
@@ -19,8 +20,23 @@ from dlfd_fleet.device.floor import Floor
 from dlfd_fleet.device.state import DeviceState, read_state
 from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.passwords import holds_password
 
 Format = Literal["fp32", "fp16", "int8", "ort"]
+
+
+def _address(url: str) -> str:
+    """Refuse an address that nobody answers at, or that holds a password: `status` and logs would show it."""
+    if holds_password(url):
+        raise ValueError("it holds a password, which `status` and logs would show; leave it out")
+    try:
+        parts = urlsplit(url)
+        is_one = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise ValueError("it is no address; write http://HOST:PORT or https://HOST")
+    return url
 
 
 class DeviceSettings(BaseModel):
@@ -42,7 +58,7 @@ class DeviceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=2000)]
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=2000), AfterValidator(_address)]
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("int8", "fp32")
     lease_days: Annotated[float, Field(gt=0.0, le=36_500.0)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] = 1

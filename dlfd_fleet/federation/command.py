@@ -112,6 +112,22 @@ def _run_status(text: str) -> tuple[str, str]:
         return "unknown", ""
 
 
+def require_folder(state_folder: Path) -> None:
+    """Refuse a state folder that is not there: a mistyped one is not an empty one.
+
+    Raises
+    ------
+    JobError
+        If there is no such folder.
+    """
+    try:
+        if state_folder.is_dir():
+            return
+    except OSError as error:
+        raise JobError(f"Cannot read {state_folder}: {error.strerror}; name another state folder.") from error
+    raise JobError(f"There is no {state_folder}; name the coordinator's state folder: --set state_folder=FOLDER.")
+
+
 @contextmanager
 def opened(state_folder: Path) -> Iterator[Store]:
     """Open the jobs of a state folder.

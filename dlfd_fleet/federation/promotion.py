@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.command import require_folder
 from dlfd_fleet.federation.records import Champion
 from dlfd_fleet.federation.store import ONNX_FILE, Store
 from dlfd_fleet.plain_text import plain
@@ -28,6 +29,7 @@ _SEND_PATIENCE = 60.0
 
 def registry_table(settings: Settings) -> Table:
     """Return every registered version and what may be done with it; the purged ones too."""
+    require_folder(settings.state_folder)
     epoch = fleet_epoch(settings)
     with open_registry(settings.tracking, settings.state_folder) as registry:
         versions, purged = registry.versions(), purged_versions(registry)
@@ -46,6 +48,7 @@ def registry_table(settings: Settings) -> Table:
 def promotion_table(settings: Settings) -> Table:
     """Return every move of the champion: when, which model, by whom and why."""
     table = Table("at", "job", "epoch", "by", "why")
+    require_folder(settings.state_folder)
     with closing(Store(settings.state_folder)) as store:
         for move in store.promotions():
             cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
@@ -72,6 +75,7 @@ def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVe
     TrackingError
         If there is no such version, MLflow does not answer, or bytes of a revoked version are still there.
     """
+    _require_reason(why)
     with _alone(settings) as (store, tracker):
         champion = store.champion()
         epoch = champion.epoch if champion else 0
@@ -108,6 +112,7 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
     TrackingError
         If there is no such version, MLflow does not answer, or the bytes are still there.
     """
+    _require_reason(reason)
     with _alone(settings) as (store, tracker), tracker.registry() as registry:
         version = registry.version(number)
         champion = store.champion()
@@ -123,9 +128,15 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
         return purged
 
 
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise JobError("The reason is empty: say why, for whoever asks later.")
+
+
 @contextmanager
 def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
     """Give the store and a tracker that has sent what waited, while no job runs."""
+    require_folder(settings.state_folder)
     with (
         closing(Store(settings.state_folder)) as store,
         store.lock(),

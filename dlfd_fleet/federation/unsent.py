@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.command import require_folder
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
@@ -31,6 +32,7 @@ _KINDS = {
 def unsent_table(settings: Settings) -> Table:
     """Return every record that MLflow has not taken, oldest first: one that waits, or one that it refused."""
     table = Table("record", "job", "what", "state")
+    require_folder(settings.state_folder)
     if _file(settings).exists():
         with closing(Outbox(_file(settings))) as outbox:
             for entry in outbox.entries():

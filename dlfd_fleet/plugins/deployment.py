@@ -21,7 +21,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.delivery.delivery import has_delivery
 from dlfd_fleet.delivery.delivery import opened as opened_delivery
 from dlfd_fleet.delivery.publish import offered, publish
-from dlfd_fleet.exceptions import FleetError, JobError, not_permitted
+from dlfd_fleet.exceptions import FleetError, JobError, file_refusal
 from dlfd_fleet.federation.promotion import fleet_epoch
 from dlfd_fleet.federation.publication import released_model
 from dlfd_fleet.federation.store import ONNX_FILE, Store
@@ -63,8 +63,11 @@ def _refusals() -> Iterator[None]:
         yield
     except FleetError as error:
         raise RefusedError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-    except PermissionError as error:
-        raise RefusedError(not_permitted(error), error_code=INVALID_PARAMETER_VALUE) from error
+    except OSError as error:
+        refusal = file_refusal(error)
+        if refusal is None:
+            raise
+        raise RefusedError(refusal, error_code=INVALID_PARAMETER_VALUE) from error
 
 
 class FleetDeploymentClient(BaseDeploymentClient):

@@ -30,7 +30,7 @@ def prepare_store(uri: str) -> None:
     Raises
     ------
     TrackingError
-        If another process makes it and does not come to an end.
+        If another process makes it and does not come to an end, or it cannot be written there.
     """
     if not uri.startswith("sqlite:"):
         return
@@ -38,14 +38,19 @@ def prepare_store(uri: str) -> None:
     if not name or name == ":memory:" or _is_whole(Path(name)):
         return
     file = Path(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = file.with_name(f".{file.name}.lock")
     try:
-        with filelock.FileLock(file.with_name(f".{file.name}.lock"), timeout=_LONGEST_MAKING):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # where it cannot be made, whoever locks it would wait to no end
+        with filelock.FileLock(lock, timeout=_LONGEST_MAKING):
             if not _is_whole(file):
                 _move_aside(file)
                 _make(file)
     except filelock.Timeout as error:
         raise TrackingError(f"Another process has been making {file} for {_LONGEST_MAKING:.0f} s; end it.") from error
+    except OSError as error:
+        why = f"MLflow's store {file} cannot be made: {error.strerror}; check space and rights."
+        raise TrackingError(why) from error
 
 
 def _is_whole(file: Path) -> bool:

@@ -55,6 +55,10 @@ def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(flee
         promote(settings, "9", "ada", "because")
     with pytest.raises(JobError, match="Version 1 is the champion"):
         revoke(settings, "1", "mistaken", also_purge=True)
+    with pytest.raises(JobError, match="The reason is empty"):
+        promote(settings, "2", "ada", " ")
+    with pytest.raises(JobError, match="The reason is empty"):
+        revoke(settings, "3", "", also_purge=True)
     old = digests_under(settings.state_folder / "mlartifacts")
 
     arguments = ["--set", f"state_folder={settings.state_folder}"]

@@ -198,3 +198,24 @@ def test_a_certificate_is_verified_offline_by_a_named_key_and_a_changed_one_is_r
 
 def test_a_state_folder_without_an_erasure_has_no_report(tmp_path):
     assert "holds no jobs" in refused(fleet("report", "--set", f"state_folder={tmp_path}"))
+
+
+@pytest.mark.parametrize("command", [("job", "status"), ("demo",), ("outbox", "list"), ("delivery", "init")])
+def test_a_path_that_no_disk_takes_is_one_sentence(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dlfd-fleet", *command, "--set", f"state_folder={tmp_path / ('a' * 300)}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ")
+    assert "File name too long" in said
+
+
+@pytest.mark.parametrize("command", [("outbox", "list"), ("registry", "list"), ("registry", "list", "--history")])
+def test_a_mistyped_state_folder_is_neither_empty_nor_made(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dlfd-fleet", *command, "--set", f"state_folder={tmp_path / 'mistyped'}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "mistyped; name the coordinator's state folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -331,6 +331,13 @@ def test_a_retired_device_says_no_more_and_the_reason_is_signed(store, camera):
         store.retire("camera-1", "again", NOW, officer)
 
 
+@pytest.mark.parametrize("reason", ["", " \n"])
+def test_nobody_retires_a_device_without_a_reason(store, camera, reason):
+    with pytest.raises(DeliveryError, match="The reason is empty"):
+        store.retire("camera-1", reason, NOW, camera)
+    assert store.find("camera-1").retired is None
+
+
 def test_canaries_are_those_in_service(store):
     signers = [CryptoSigner.generate_ed25519() for _ in range(3)]
     for number, signer in enumerate(signers):

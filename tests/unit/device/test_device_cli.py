@@ -100,3 +100,29 @@ def test_a_folder_of_another_user_is_one_sentence(capfd, closed_folder):
     assert (code, out) == (2, "")
     file = closed_folder / "settings.json"
     assert err == f"You may not read or write {file}: run the command as the user who owns it.\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://ada:geheim@host", "holds a password"),
+        ("https://geheim@host", "holds a password"),
+        ("http://[::1", "is no address"),
+        ("http://host:99999", "is no address"),
+        ("http://host:0", "is no address"),
+        ("http://:80", "is no address"),
+    ],
+)
+def test_an_address_that_cannot_be_or_holds_a_password_makes_no_device(capfd, tmp_path, url, why):
+    code, out, err = run(capfd, "init", tmp_path / "device", "--url", url, "--root", __file__)
+    assert code == 2
+    assert why in err
+    assert "geheim" not in out + err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_no_disk_takes_is_one_sentence(capfd, tmp_path):
+    code, _, err = run(capfd, "status", tmp_path / ("a" * 300))
+    assert code == 2
+    assert err.startswith("Cannot read or write")
+    assert "File name too long" in err

@@ -34,6 +34,13 @@ HOLDING = [
     f"https://store.example/x?sv=2&sig={SECRET}",
     f"https://mlflow.example/#token={SECRET}",
     f"wasbs://box@account/x?{{'account_key': 1}}&secret={SECRET}",
+    f"ada:{SECRET}@host/fleet",
+    f"//ada:{SECRET}@host/fleet",
+    f"postgresql:ada:{SECRET}@host/fleet",
+    f"postgresql:\\\\ada:{SECRET}@host/fleet",
+    f"https://mlflow.example/?key={SECRET}",
+    f"https://mlflow.example/?a=1&jwt={SECRET}",
+    f"https://store.example/x?sas={SECRET}",
 ]
 FREE = [
     "postgresql+psycopg://ada@host:5432/fleet",
@@ -45,6 +52,8 @@ FREE = [
     "/home/ada@host/passwords/manifest.csv",
     "a-name with words: and signs",
     "100 % of it",
+    "C:/faces/ada@host/manifest.csv",
+    "erasure of 2026: ada@host",
 ]
 
 

@@ -1,6 +1,7 @@
 """Settings: one tree, four sources in order, and one clear sentence for a mistake."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -188,3 +189,26 @@ def test_a_model_name_that_breaks_mlflows_addresses_is_refused(sign):
 def test_other_names_are_taken(name):
     loaded = load_settings(overrides={"tracking.registered_model": name, "tracking.experiment": f"/Users/{name}"})
     assert loaded.settings.tracking.registered_model == name
+
+
+@pytest.mark.parametrize("sign", ["\\u0000", "\\ud800"])
+@pytest.mark.parametrize("key", ["state_folder", "data.manifest", "release.certificate_key"])
+def test_a_sign_that_no_path_can_hold_is_one_sentence(tmp_path, key, sign):
+    file = tmp_path / "settings.json"
+    file.write_text(f'{{"{key}": "a{sign}b"}}')
+    with pytest.raises(
+        ConfigurationError, match=rf"Setting '{re.escape(key)}' \(file .*: it holds '\\.*; leave it out"
+    ):
+        load_settings(file)
+
+
+@pytest.mark.parametrize("value", ["nonsense", "mysql://host/devices", "host/database", "sqlite:///devices.db"])
+def test_a_database_of_devices_that_is_none_is_refused_before_anything_uses_it(value):
+    with pytest.raises(ConfigurationError, match=r"'delivery\.database' .*write postgresql\+psycopg://host/database"):
+        load_settings(overrides={"delivery.database": value})
+
+
+@pytest.mark.parametrize("value", ["http://host/?a=b", "https://host/mlflow#x", "http://host/a b"])
+def test_an_mlflow_address_that_no_request_fits_behind_is_refused(value):
+    with pytest.raises(ConfigurationError, match=r"'tracking\.uri' .*no '\?', no '#' and no blank"):
+        load_settings(overrides={"tracking.uri": value})

@@ -13,6 +13,7 @@ from contextlib import closing
 
 import pytest
 
+from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_registry, open_tracker
 from dlfd_fleet.tracking.local_store import prepare_store
@@ -96,3 +97,12 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none_or_a_whole_one(tm
     with open_registry(TrackingSettings(), tmp_path) as registry:
         assert registry.versions() == []
     assert not list(tmp_path.glob("*half-made*"))
+
+
+def test_a_store_where_nothing_can_be_made_is_one_sentence_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (f"{tmp_path}/file/mlflow.db", "/proc/mlflow.db"):
+        with pytest.raises(
+            TrackingError, match=r"MLflow's store .*mlflow\.db cannot be made: .*; check space and rights"
+        ):
+            prepare_store(f"sqlite:///{place}")
