@@ -27,6 +27,16 @@ def test_spellings_that_are_read_as_one_name_are_told_with_their_rows_and_are_no
     )
 
 
+def test_spellings_that_look_alike_are_told_by_their_characters(synthetic_faces, silent):
+    rows = list(read_manifest(synthetic_faces).rows)
+    rows = [Row(row.image, ("Zo\u00eb", "Zoe\u0308")[number % 2], row.label) for number, row in enumerate(rows)]
+    write_manifest(rows, synthetic_faces)
+    [notice] = check_manifest(synthetic_faces, None, None, silent)
+    assert notice.sentence == (
+        "'Zoe\\u0308' is read as 'Zo\\xeb' of row 2: one person; if they are two, name them apart"
+    )
+
+
 def test_one_person_in_two_splits_by_two_spellings_is_a_problem(synthetic_faces, silent):
     rows = list(read_manifest(synthetic_faces).rows)
     rows[0] = Row(rows[0].image, "Person-00000", rows[0].label, split="test")
