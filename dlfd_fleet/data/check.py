@@ -94,11 +94,8 @@ def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tu
     first, known = splits.setdefault(identity, (number, split))
     if known == split:
         return []
-    return [
-        Problem(
-            number, "split", f"the person is in split '{split}' here and in '{known}' in row {first}; use one split"
-        )
-    ]
+    here, there = (f"in split '{name}'" if name else "in no split" for name in (split, known))
+    return [Problem(number, "split", f"the person is {here} here and {there} in row {first}; use one split")]
 
 
 def _spelling_notices(

@@ -64,7 +64,7 @@ def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
         (3, "image"): "damaged or not an image",
         (4, "image"): "not an image of a kind that is read",
         (5, "label"): "'a hat' is no class",
-        (7, "split"): "'test' here and in '' in row 6",
+        (7, "split"): "in split 'test' here and in no split in row 6",
         (50, "image"): "listed in row 6 already",
         (51, "image"): "the very image of row 10 under another person",
     }
