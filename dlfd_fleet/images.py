@@ -118,7 +118,7 @@ def _pixels(image: ImageFile.ImageFile, size: int) -> NDArray[np.uint8]:
     if scales:
         upright = _eight_bits(upright, scales, negative)
     elif _DEEP_COLOURS.search(raw):
-        _check_deep_colours(upright.convert("RGB"))
+        _check_deep_colours(upright)
     opaque = _on_background(upright, raw)
     return np.asarray(opaque.resize((size, size), Image.Resampling.BILINEAR)).copy()
 
@@ -190,7 +190,10 @@ def _eight_bits(image: Image.Image, scales: tuple[float, ...], negative: bool) -
 
 def _check_deep_colours(image: Image.Image) -> None:
     """Refuse colours of 16 bits, of which Pillow has kept the upper 8, if their full scale is in doubt."""
-    brightest = int(np.asarray(image).max())
+    colours = np.asarray(image.convert("RGB"))
+    if image.has_transparency_data:  # what lies hidden there says nothing of the rest
+        colours = colours[np.asarray(image.convert("RGBA"))[..., 3] > 0]
+    brightest = int(colours.max(initial=0))
     if brightest < 255 * _LEAST_BRIGHTEST:
         raise _UnusableImageError(f"its colours end at about {brightest * 257:,}, {_GUESSED.format('65,535')}")
 

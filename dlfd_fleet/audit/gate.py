@@ -56,9 +56,13 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
         If there is no validation image or no forget image.
     """
     forget, unseen = samples.of(Role.FORGET), samples.of(Role.VALIDATION)
-    if not len(forget) or not len(unseen):
-        missing = "forget" if not len(forget) else "validation"
-        raise DataError(f"There is no {missing} image for the gate to look at.")
+    if not len(forget):
+        raise DataError("There is no forget image for the gate to look at.")
+    if not len(unseen):
+        raise DataError(
+            "There is no validation image for the gate to look at: it needs people of the split 'validation' who have "
+            "not asked to be forgotten."
+        )
     predicted = samples if predicted is None else predicted
     unseen_people, retain = predicted.of(Role.VALIDATION), predicted.of(Role.RETAIN)
     utility, half_width = _balanced_accuracy(unseen_people, units(unseen_people.person))

@@ -108,8 +108,11 @@ def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int =
     samples = samples.canonical()
     outside, retain, forget = samples.of(unseen), samples.of(Role.RETAIN), samples.of(Role.FORGET)
     if not len(outside) or not len(retain):
-        missing = unseen.value if not len(outside) else "retain"
-        raise DataError(f"No {missing} images were audited, so nothing can be measured; check the sites' manifests.")
+        missing, split = (unseen.value, unseen.value) if not len(outside) else ("retain", "train")
+        raise DataError(
+            f"No {missing} images were audited, so nothing can be measured: that needs people of the split '{split}' "
+            "who have not asked to be forgotten; add some to a site's manifest."
+        )
     generator = np.random.default_rng(seed)
     test = _accuracy(outside, resamples, generator)
     attack = auc = None

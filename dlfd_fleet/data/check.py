@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.identity import canonical, told_apart
 from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
 from dlfd_fleet.exceptions import DataError, ImageError
@@ -94,11 +94,8 @@ def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tu
     first, known = splits.setdefault(identity, (number, split))
     if known == split:
         return []
-    return [
-        Problem(
-            number, "split", f"the person is in split '{split}' here and in '{known}' in row {first}; use one split"
-        )
-    ]
+    here, there = (f"in split '{name}'" if name else "in no split" for name in (split, known))
+    return [Problem(number, "split", f"the person is {here} here and {there} in row {first}; use one split")]
 
 
 def _spelling_notices(
@@ -111,7 +108,8 @@ def _spelling_notices(
         rows = spelled.setdefault((column, canonical(name)), {})
         if rows and name not in rows:
             first, row = next(iter(rows.items()))
-            sentence = f"{name!r} is read as {first!r} of row {row}: one {kind}; if they are two, name them apart"
+            ours, theirs = told_apart((name, first))
+            sentence = f"{ours} is read as {theirs} of row {row}: one {kind}; if they are two, name them apart"
             notices.append(Problem(number, column, sentence, notice=True))
         rows.setdefault(name, number)
     return notices

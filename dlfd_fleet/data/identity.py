@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 # Characters that nobody sees though their category does not say so: fillers, joiners and variation selectors.
@@ -39,6 +40,18 @@ def canonical(name: str) -> str:
         if folded == name:
             return folded
         name = folded
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    r"""Return names in quotation marks; as the codes of their letters where two of them look alike.
+
+    Examples
+    --------
+    >>> print(*told_apart(["Zo\u00eb", "Zoe\u0308"]))
+    'Zo\xeb' 'Zoe\u0308'
+    """
+    looks = {unicodedata.normalize("NFC", name) for name in names}
+    return [ascii(name) if len(looks) < len(names) else repr(name) for name in names]
 
 
 def _folded(name: str) -> str:

@@ -170,7 +170,7 @@ def read_cells(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     with_whole_numbers([cells for _, cells in rows], [name for name in REQUIRED + OPTIONAL if name != "image"])
     for number, cells in rows:
         plain = {name: cells[name].strip() for name in OPTIONAL if name in cells}
-        if "split" in plain:
+        if plain.get("split") and plain["split"] not in MISSING:
             plain["split"] = plain["split"].lower()
         yield number, cells | plain | {"image": _under(root, cells["image"].strip())}
 
@@ -193,13 +193,28 @@ def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "image", "the path has a longer name than file systems take"
     elif image == ".":
         yield "image", "'.' is the image folder itself; give a path under it"
-    if split and split not in SPLITS:
+    if split in MISSING:
+        yield "split", f"'{split}' is how programs write an empty cell; leave it empty, or use {', '.join(SPLITS)}"
+    elif split and split not in SPLITS:
         yield "split", f"'{split}' is no split; use {', '.join(SPLITS)} or leave it empty"
     if cells.get("site"):
         try:
-            plain_name(cells["site"])
+            site_name(cells["site"])
         except ValueError as error:
             yield "site", str(error)
+
+
+def site_name(name: str) -> str:
+    """Return a name that a site may have in a manifest: one plain name that no program writes for an empty cell.
+
+    Raises
+    ------
+    ValueError
+        If it is none; the text says why.
+    """
+    if name in MISSING:
+        raise ValueError(f"'{name}' is how programs write an empty cell; give the site another name")
+    return plain_name(name)
 
 
 def _text_problem(cell: str) -> str:

@@ -17,6 +17,7 @@ _OUTSIDE = (
     'it is outside the image folder, and links are not followed: delete it yourself, or write "links": "follow" into '
     "site.json"
 )
+_AWAY = "the folder {} is missing or empty: mount its disk, or put a file into it if the image was deleted by hand"
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,19 @@ def plan_purge(manifest: Manifest, rows: Collection[Row], files: Collection[Path
 def delete_files(root: Path, plan: PurgePlan, links: Links) -> Purge:
     """Delete the files of a plan, as far as the disk lets them go; an error of one stops no other.
 
-    A file that is gone already is no error. An image folder that is missing or empty is one: a disk may not be mounted.
+    A file that is gone already is no error. It is one if no purge has ever read it and its folder is missing or empty,
+    or if the image folder is: a disk may not be mounted.
     """
     if plan.files and _is_empty(root):
         reason = f"the image folder {root} is missing or empty: mount its disk, or put a file into it if that is right"
         return Purge(0, dict.fromkeys(plan.files, reason), {}, 0)
     found = {file: status for file in plan.files if (status := _status(file)) is not None}
+    never_seen = {file for file, sha256 in plan.files.items() if sha256 is None and file not in found}
+    away = {file for file in never_seen if _is_empty(file.parent)}
     kept, deleted = dict[Path, str](), 0
     for file in plan.files:
         refused = file in found and links == "refuse" and not is_inside(root, file)
-        why = _OUTSIDE if refused else _delete(file)
+        why = _OUTSIDE if refused else _delete(file) or (_AWAY.format(file.parent) if file in away else None)
         if why:
             kept[file] = why
         elif file in found:

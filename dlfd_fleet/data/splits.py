@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from dlfd_fleet.data.identity import told_apart
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 
@@ -106,7 +107,7 @@ def _deal(
     homes = {person: next((row.site for row in rows if row.site), "") for person, rows in trained.items()}
     homeless = {person: rows for person, rows in trained.items() if not homes[person]}
     known = sorted({row.site for row in manifest.rows if row.site})
-    if not known and len(homeless) < sites:
+    if not known and len(homeless) < sites and (homeless or sites > 1):
         raise DataError(f"{len(homeless)} people to train on are too few for {sites} sites; lower data.sites.")
     names = known or [f"site-{number}" for number in range(1, sites + 1)]
     order = order_by_look(homeless, generator)
@@ -120,6 +121,6 @@ def _only_split(identity: str, rows: list[Row]) -> str:
     """Return the split of somebody's rows, or nothing if none of them says one."""
     splits = {row.split for row in rows if row.split}
     if len(splits) > 1:
-        names = ", ".join(f"'{name}'" for name in dict.fromkeys([identity, *(row.written_identity for row in rows)]))
+        names = ", ".join(told_apart(list(dict.fromkeys([identity, *(row.written_identity for row in rows)]))))
         raise DataError(f"A person is in two splits ({', '.join(sorted(splits))}): {names}; use one.")
     return splits.pop() if splits else ""

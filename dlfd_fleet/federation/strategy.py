@@ -225,7 +225,8 @@ class FederatedUnlearning(FederatedRounds):
         try:
             return read_gate(samples)
         except DataError as error:
-            raise JobError(f"{error} {fleet.why_absent()}; the requests wait for the next job.") from error
+            absent = f" Sites that did not answer: {fleet.why_absent()}." if fleet.absent else ""
+            raise JobError(f"{error}{absent} The requests wait for the next job.") from error
 
     # ------------------------------------------------------------------ in an app of one's own
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dlfd_fleet.data import (
     Purge,
+    PurgePlan,
     Row,
     canonical,
     delete_files,
@@ -120,7 +121,7 @@ def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     before = [Leftover(request, names[file], digests[file], True, "not deleted yet") for file in plan.files]
     ledger.note_leftovers(request, before + copies)
     drop_rows(site.manifest_file, site.image_root, plan.rows)
-    done = delete_files(site.image_root, plan, site.card.links)
+    done = delete_files(site.image_root, PurgePlan(plan.rows, digests), site.card.links)
     left = {each.file: each for each in copies}
     left |= {
         name: Leftover(request, name, sha256, False, reason)

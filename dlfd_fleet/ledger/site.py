@@ -16,10 +16,10 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
+from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
-from dlfd_fleet.names import plain_name
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
@@ -54,7 +54,7 @@ class SiteCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, AfterValidator(plain_name)]
+    name: Annotated[str, AfterValidator(site_name)]
     id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
     image_size: int = Field(ge=32, le=1024)
     classes: tuple[str, ...] = Field(min_length=2)

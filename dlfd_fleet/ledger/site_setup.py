@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,9 +98,25 @@ def init_site(
     if (folder / CARD_FILE).exists():
         raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
     secret = read_secret(fleet_secret) if fleet_secret else None
-    write_manifest(rows, folder / card.manifest)
-    create_site(folder, card, secret)
+    with _nothing_left_of_a_failure(folder):
+        write_manifest(rows, folder / card.manifest)
+        create_site(folder, card, secret)
     return Site(folder)
+
+
+@contextmanager
+def _nothing_left_of_a_failure(folder: Path) -> Iterator[None]:
+    """Delete what an error leaves of a new site, and nothing that was in its folder before."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        for file in set(folder.iterdir()) - (before or set()) if folder.is_dir() else ():
+            file.unlink()
+        if before is None:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
@@ -126,6 +144,8 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     )
     refuse_leaks(manifest)
     names = sorted({row.site for row in manifest.rows if row.site})
+    if not names:
+        raise DataError("Nobody of the face set is left to train on; lower data.test_people or data.validation_people.")
     try:
         refuse_alike(names)
     except ValueError as error:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from dlfd_fleet.data import ImageUse, Manifest, Row, Use, canonical, image_uses
+from dlfd_fleet.data.identity import told_apart
 from dlfd_fleet.data.uses import leak_sentence, with_whole_splits
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
@@ -38,7 +39,7 @@ def what_a_request_means(site: Site, request: ForgetRequest) -> tuple[str, ...]:
 
 def _of_the_table(manifest: Manifest) -> Iterator[str]:
     for names in manifest.spellings():
-        yield f"These spellings are read as one name: {', '.join(map(repr, names))}."
+        yield f"These spellings are read as one name: {', '.join(told_apart(names))}."
     unsaid = sum(not row.split for row in manifest.rows)
     if unsaid:
         yield f"{unsaid} images have no split: each has its person's, and a person without any is trained on."

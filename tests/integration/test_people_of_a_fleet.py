@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from dlfd_fleet.data import write_manifest
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import DataError, JobError
 from dlfd_fleet.federation.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from tests.integration.fleet_in_process import run_job, trained_fleet
@@ -127,3 +127,12 @@ def test_where_everybody_asks_the_job_says_what_to_do_and_the_requests_wait(trai
     with pytest.raises(JobError, match=r"^Everybody whom the sites train on asks to be forgotten"):
         run_job(trained, "erase", out=io.StringIO())
     assert {state for site in states(trained) for state in site} == {ACCEPTED}
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_where_all_unseen_people_ask_the_job_says_whom_it_needs_and_the_requests_wait(trained, split):
+    ask(trained, 0, people(trained, 0)[0], *people(trained, 0, split))
+    with pytest.raises((JobError, DataError), match=f"needs people of the split '{split}' who have not asked") as error:
+        run_job(trained, "erase")
+    assert "no site replied" not in str(error.value)
+    assert {state for site in states(trained) for state in site} == {RequestState.ACCEPTED}

@@ -96,10 +96,19 @@ def test_deep_pixels_are_scaled_by_their_own_full_range(tmp_path, silent, conten
     assert np.abs(found.astype(int) - GREY[..., None]).max() <= 1
 
 
+def shadowed(grey: np.ndarray) -> np.ndarray:
+    """16-bit colours that end at 255, but for white in one pixel that is transparent."""
+    pixels = np.repeat(grey[..., None].astype(">u2"), 4, axis=2)
+    pixels[..., 3] = 65535
+    pixels[1, 1] = (65535, 65535, 65535, 0)
+    return pixels
+
+
 UNCLEAR = {
     "8 bits in a 16-bit PNG": saved(GREY.astype(np.uint16), "PNG"),
     "12 bits in a 16-bit PNG": saved(GREY.astype(np.uint16) * 16, "PNG"),
     "8 bits in a 16-bit RGB PNG": png(16, 2, np.repeat(GREY[..., None], 3, axis=2).astype(">u2")),
+    "8 bits in a 16-bit RGBA PNG, white where it is transparent": png(16, 6, shadowed(GREY)),
     "float TIFF from 0 to 2,550": saved(GREY.astype(np.float32) * 10, "TIFF"),
     "float TIFF of degrees": saved((20 + GREY / 15).astype(np.float32), "TIFF"),
     "float TIFF below 0": saved(GREY.astype(np.float32) - 128, "TIFF"),

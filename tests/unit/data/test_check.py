@@ -27,6 +27,16 @@ def test_spellings_that_are_read_as_one_name_are_told_with_their_rows_and_are_no
     )
 
 
+def test_spellings_that_look_alike_are_told_by_their_characters(synthetic_faces, silent):
+    rows = list(read_manifest(synthetic_faces).rows)
+    rows = [Row(row.image, ("Zo\u00eb", "Zoe\u0308")[number % 2], row.label) for number, row in enumerate(rows)]
+    write_manifest(rows, synthetic_faces)
+    [notice] = check_manifest(synthetic_faces, None, None, silent)
+    assert notice.sentence == (
+        "'Zoe\\u0308' is read as 'Zo\\xeb' of row 2: one person; if they are two, name them apart"
+    )
+
+
 def test_one_person_in_two_splits_by_two_spellings_is_a_problem(synthetic_faces, silent):
     rows = list(read_manifest(synthetic_faces).rows)
     rows[0] = Row(rows[0].image, "Person-00000", rows[0].label, split="test")
@@ -54,7 +64,7 @@ def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
         (3, "image"): "damaged or not an image",
         (4, "image"): "not an image of a kind that is read",
         (5, "label"): "'a hat' is no class",
-        (7, "split"): "'test' here and in '' in row 6",
+        (7, "split"): "in split 'test' here and in no split in row 6",
         (50, "image"): "listed in row 6 already",
         (51, "image"): "the very image of row 10 under another person",
     }

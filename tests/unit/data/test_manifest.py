@@ -72,6 +72,11 @@ def test_site_and_split_columns_may_be_absent(tmp_path):
         ("image,identity,label\n/etc/a.png,anna,yes\n", "leaves the image folder"),
         ("image,identity,label,split\na.png,anna,yes,dev\n", "'dev' is no split"),
         ("image,identity,label\na.png,anna,yes,more\n", "row 2 has more cells than the header"),
+        (
+            "image,identity,label,site\na.png,anna,yes,nan\n",
+            "row 2, column 'site': 'nan' is how programs write an empty",
+        ),
+        ("image,identity,label,split\na.png,anna,yes,None\n", "row 2, column 'split': 'None' is how programs write"),
         ("image,identity,label\n", "has no rows"),
     ],
 )

@@ -304,6 +304,35 @@ def test_images_on_a_disk_that_is_not_mounted_are_not_gone(images, tmp_path, way
         assert site.ledger.count_purged("job-1") == 3
 
 
+@pytest.mark.parametrize("way", ["missing", "empty"])
+def test_images_in_a_folder_whose_disk_is_not_mounted_are_not_gone(images, tmp_path, way):
+    with Site(make_site(images)) as site:
+        (images / "anna").rename(tmp_path / "unmounted")
+        if way == "empty":
+            (images / "anna").mkdir()
+        assert purge(site, "anna").state is RequestState.PURGING
+        assert f"the folder {images / 'anna'} is missing or empty: mount its disk" in left(site)["anna/1.png"]
+        assert purge(site, "bert").state is RequestState.ROLLING_OUT
+        if way == "empty":
+            (images / "anna").rmdir()
+        (tmp_path / "unmounted").rename(images / "anna")
+        assert purge_site(site) == (3, 0)
+        assert {request.state for request in site.ledger.requests()} == {RequestState.ROLLING_OUT}
+        assert len(site.ledger.tombstones()) == 6
+
+
+def test_images_that_were_deleted_by_hand_hold_up_no_purge(images):
+    with Site(make_site(images)) as site:
+        for number in (1, 2, 3):
+            (images / "anna" / f"{number}.png").unlink()
+        assert purge(site, "anna").state is RequestState.PURGING
+        (images / "anna" / "nothing").touch()  # as the reason says
+        assert purge_site(site) == (0, 0)
+        (images / "bert" / "1.png").unlink()
+        assert purge(site, "bert").state is RequestState.ROLLING_OUT
+        assert left(site) == {}
+
+
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("step", ["drop_rows", "delete_files", "note_leftovers"])
 def test_a_purge_that_was_killed_anywhere_is_ended_by_the_next(images, monkeypatch, step, number):

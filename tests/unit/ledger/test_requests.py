@@ -292,12 +292,36 @@ def test_a_site_is_made_of_people_and_not_of_spellings(tmp_path, synthetic_faces
         ({"ledger": "postgresql+psycopg://me:secret@host/ledger"}, ConfigurationError, "'ledger': it holds a password"),
         ({"ledger": "mysql+none://host/ledger"}, LedgerError, "The ledger's URL"),
         ({"image_size": 3}, ConfigurationError, "'image_size'"),
+        ({"name": "nan"}, ConfigurationError, "'nan' is how programs write an empty cell; give the site another name"),
     ],
 )
 def test_a_site_that_cannot_be_made_says_why_and_is_none(tmp_path, synthetic_faces, changes, error, sentence):
     with pytest.raises(error, match=sentence):
-        init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, **changes)
-    assert not (tmp_path / "clinic" / "site.json").exists()
+        init_site(tmp_path / "clinic", **{"name": "clinic", "manifest": synthetic_faces, **changes})
+    assert not (tmp_path / "clinic").exists()
+
+
+@pytest.mark.parametrize("ledger", ["missing/ledger.db", "postgresql+psycopg://127.0.0.1:9/none"])
+def test_a_site_whose_ledger_cannot_be_made_leaves_nothing_behind(tmp_path, synthetic_faces, ledger):
+    clinic = {"name": "clinic", "manifest": synthetic_faces}
+    with pytest.raises(LedgerError):
+        init_site(tmp_path / "clinic", ledger=ledger, **clinic)
+    assert not (tmp_path / "clinic").exists()
+    (tmp_path / "clinic").mkdir()
+    (tmp_path / "clinic" / "notes").touch()
+    with pytest.raises(LedgerError):
+        init_site(tmp_path / "clinic", ledger=ledger, **clinic)
+    assert [file.name for file in (tmp_path / "clinic").iterdir()] == ["notes"]
+    init_site(tmp_path / "clinic", **clinic).ledger.close()
+
+
+def test_a_site_without_anybody_to_train_on_is_made_and_says_what_it_can_do(tmp_path, synthetic_faces):
+    rows = [replace(row, split="test") for row in read_manifest(synthetic_faces).rows]
+    write_manifest(rows, synthetic_faces)
+    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces) as site:
+        assert "0 images are left to train on: this site takes part in audits" in " ".join(
+            site_status(site, datetime.now(UTC)).remarks
+        )
 
 
 @pytest.mark.parametrize("content", ["", "ab" * 15, "no hexadecimal"])
