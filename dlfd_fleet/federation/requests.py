@@ -84,15 +84,24 @@ def ask_pending(
     else:
         _leave_out_other_shapes(fleet, replies)
     fleet.claims = claims_of(replies, fleet.largest_weight_ratio, fleet.largest_growth, fleet.counted_before)
-    total = sum(claim.weight + claim.forget for claim in fleet.claims.values())
-    for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
-        share = replies.pop(node).forget_images / total
-        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
+    _refuse_large_shares(fleet, replies, largest_share)
     if not replies:
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)
     fleet.counted = {node: frozenset(reply.requests) for node, reply in replies.items()}
     return replies
+
+
+def _refuse_large_shares(fleet: Fleet, replies: dict[int, PendingReply], largest: float) -> None:
+    """Leave out sites that ask to forget too large a share; what they ask for makes no other share smaller."""
+    trained = sum(claim.weight for claim in fleet.claims.values())
+    while replies:
+        total = trained + sum(reply.forget_images for reply in replies.values())
+        node = max(replies, key=lambda each: replies[each].forget_images)
+        if replies[node].forget_images <= largest * total:
+            return
+        share = replies.pop(node).forget_images / total
+        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%}")
 
 
 def _told(reply: PendingReply, query: PendingQuery, earlier: EarlierRequests | None) -> dict[str, object]:
