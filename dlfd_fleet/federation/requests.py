@@ -232,7 +232,8 @@ def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Clai
         claim = (claims or {}).get(node)
         share = claim.weight / claim.retain if claim is not None and claim.retain else 1.0
         counts.append([images * share for images in reply.class_images])
-    return balanced_weights(sum(column) for column in zip(*counts, strict=True))
+    # Who claims far too much counts by a small part of each image: less than one in all is a made-up share.
+    return balanced_weights(max(1.0, total) if (total := sum(column)) else 0.0 for column in zip(*counts, strict=True))
 
 
 def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:

@@ -78,6 +78,12 @@ def test_made_up_counts_do_not_move_the_weights_of_classes():
     assert class_weights(pending, claims) == pytest.approx((60 / 84, 60 / 36), rel=1e-6)
 
 
+def test_a_class_that_only_made_up_counts_have_weighs_no_more_than_one_image_of_it():
+    pending = {number: reply(number, 10, 0) for number in range(300)} | {300: reply(300, 2_000_000_000, 1)}
+    weights_of_classes = class_weights(pending, claims_of(pending, 10.0, 3.0, {}))
+    assert weights_of_classes == pytest.approx((3011 / 6020, 3011 / 2), rel=1e-6)
+
+
 def test_made_up_counts_do_not_void_the_limit_of_forget_shares():
     honest = [reply(number, 10, 10) for number in (1, 2)]
     liar = reply(3, 2_000_000_000, 2, forget=15)
