@@ -14,7 +14,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.agreement import together
-from dlfd_fleet.federation.counts import contradiction, counted_rows
+from dlfd_fleet.federation.counts import contradiction, counted_rows, plausible_images
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Answers, Journal
 from dlfd_fleet.federation.messages import (
@@ -179,7 +179,7 @@ class FederatedAudits:
         answers = dict[int, tuple[_Audit, SampleScores]]()
         records, roles = task.to_records(None, **arrays), [Role(name) for name in task.roles]
         most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
-        fleet_images = sum(claim.weight for claim in fleet.claims.values())
+        most_unseen = plausible_images(fleet.claims)
         for reply in fleet.exchange(task.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
             advance()
             try:
@@ -187,7 +187,7 @@ class FederatedAudits:
                 samples = samples_of(reply.records, len(self.card.classes), reply.sender)
                 check_counts(result, samples, reply.sender)
                 if (claim := fleet.claims.get(reply.node)) is not None:
-                    said = contradiction(claim, samples, roles, most_retain, fleet_images)
+                    said = contradiction(claim, samples, roles, most_retain, most_unseen)
                     if said is not None:
                         fleet.expel(reply.node, said)
                         continue

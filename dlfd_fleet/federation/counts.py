@@ -71,8 +71,16 @@ def claims_of(
     return claims
 
 
+def plausible_images(claims: Mapping[int, Claim]) -> int:
+    """Return how many images of people never trained on one site may hold, for nobody else can count them.
+
+    They are as many as the whole fleet has trained on, or 10,000 if that is more.
+    """
+    return max(_MANY_UNSEEN, sum(claim.weight + claim.forget for claim in claims.values()))
+
+
 def contradiction(
-    claim: Claim, samples: SampleScores, roles: Collection[Role], most_retain: int | None, fleet_images: int
+    claim: Claim, samples: SampleScores, roles: Collection[Role], most_retain: int | None, most_unseen: int
 ) -> str | None:
     """Return in words how an audit of a site's images contradicts what it says that it holds; None if not.
 
@@ -84,8 +92,8 @@ def contradiction(
         What the site answers; of the roles that are asked for.
     most_retain
         How many retain images it was asked for; all of them when None.
-    fleet_images
-        Images that all sites count by. Who says that it holds many more people to test on makes them up.
+    most_unseen
+        As of :func:`plausible_images`.
     """
     answered = {role: int(samples.of_role(role).sum()) for role in Role}
     if other := [role.value for role, count in answered.items() if count and role not in roles]:
@@ -96,7 +104,7 @@ def contradiction(
         asked = said if role is not Role.RETAIN or most_retain is None else min(said, most_retain)
         if asked > _OFTEN * answered[role] + _SOME or answered[role] > _OFTEN * asked + _SOME:
             return f"says that it {what} {said} images, and answers for {answered[role]} of them"
-    unseen, most_unseen = answered[Role.VALIDATION] + answered[Role.TEST], max(_MANY_UNSEEN, fleet_images)
+    unseen = answered[Role.VALIDATION] + answered[Role.TEST]
     if unseen > most_unseen:
         return f"answers for {unseen} images of people never trained on, above the {most_unseen} that are plausible"
     return None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dlfd_fleet.data import balanced_weights, canonical
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.counts import Claim, claims_of
+from dlfd_fleet.federation.counts import Claim, claims_of, plausible_images
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
@@ -88,6 +88,7 @@ def ask_pending(
     if not replies:
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)
+    fleet.claims = {node: fleet.claims[node] for node in replies}
     fleet.counted = {node: frozenset(reply.requests) for node, reply in replies.items()}
     return replies
 
@@ -311,6 +312,7 @@ def settle(
             advance()
             try:
                 result = SettleResult.from_records(reply.records, reply.sender)
+                _check_purged(fleet, reply.node, result.purged_images)
             except MessageError as error:
                 fleet.refuse(reply.node, error)
                 continue
@@ -318,3 +320,14 @@ def settle(
             if reply.node in fleet.names:  # others were not asked who they are
                 acknowledged[reply.sender] = result.epoch
     return Settled(purged, acknowledged)
+
+
+def _check_purged(fleet: Fleet, node: int, images: int) -> None:
+    """Refuse a made-up number of purged images: a certificate says it.
+
+    A site that has no request in the job purges nothing for it. How many images another one has is not known, for
+    people who were never trained on may ask, too.
+    """
+    most = plausible_images(fleet.claims) if fleet.counted.get(node, True) else 0
+    if images > most:
+        raise MessageError(f"{fleet.name(node)} says it purged {images} images, above the {most} that are plausible.")

@@ -12,10 +12,10 @@ from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import MessageError
 from dlfd_fleet.federation.audits import check_counts
-from dlfd_fleet.federation.counts import Claim, claims_of, contradiction, counted_rows
+from dlfd_fleet.federation.counts import Claim, claims_of, contradiction, counted_rows, plausible_images
 from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.messages import AuditResult, PendingQuery, PendingReply
-from dlfd_fleet.federation.requests import ask_pending, class_weights
+from dlfd_fleet.federation.messages import AuditResult, PendingQuery, PendingReply, SettleResult
+from dlfd_fleet.federation.requests import ask_pending, class_weights, settle
 from dlfd_fleet.ledger.site import MOST_MARKS
 from tests.unit.federation.test_fleet import ScriptedGrid
 
@@ -110,8 +110,8 @@ def answered(**images):
     return SampleScores(role, np.arange(len(role)), zeros, zeros, np.zeros(len(role)))
 
 
-def said(claim, most_retain=None, roles=ROLES, fleet_images=100, **images):
-    return contradiction(claim, answered(**images), roles, most_retain, fleet_images)
+def said(claim, most_retain=None, roles=ROLES, **images):
+    return contradiction(claim, answered(**images), roles, most_retain, plausible_images({1: claim}))
 
 
 def test_what_a_site_says_must_be_as_many_images_as_it_answers_for():
@@ -141,7 +141,7 @@ def test_a_look_of_a_gate_takes_no_more_rows_than_were_asked_for():
 def test_people_never_trained_on_are_not_made_up_without_end():
     claim = Claim(100, 0, 100)
     assert said(claim, retain=100, validation=4_000, test=6_000) is None
-    assert said(claim, fleet_images=50_000, retain=100, test=50_000) is None
+    assert said(Claim(50_000, 0, 50_000), retain=50_000, test=50_000) is None
     assert said(claim, retain=100, validation=4_000, test=6_001) == (
         "answers for 10001 images of people never trained on, above the 10000 that are plausible"
     )
@@ -176,3 +176,15 @@ def test_what_one_site_says_of_withdrawals_makes_no_query_that_the_others_cannot
     ask_pending(Fleet(grid, timeout=1.0), PendingQuery(job="job-1", take=True))
     query = PendingQuery.from_records(grid.sent["0"].content, "test")
     assert len(query.withdrawn[person]) == 2 * MOST_MARKS - 1
+
+
+@pytest.mark.parametrize(("requests", "purged", "refused"), [(0, 1, True), (1, 400, False), (1, 2**31 - 1, True)])
+def test_made_up_numbers_of_purged_images_are_in_no_record(requests, purged, refused, silent):
+    claimed = reply(1, 9, 9, forget=requests)
+    grid = ScriptedGrid({1: claimed.to_records()})
+    fleet = Fleet(grid, timeout=1.0)
+    ask_pending(fleet, PendingQuery(job="job-1", take=True))
+    grid.answers = {1: SettleResult(requests=requests, purged_images=purged, epoch=1).to_records()}
+    settled = settle(fleet, "job-1", silent, "released", "PASS", 1, claimed.requests)
+    assert settled.purged_images == (0 if refused else purged)
+    assert (f"says it purged {purged} images" in fleet.why_absent()) == refused
