@@ -14,7 +14,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.agreement import together
-from dlfd_fleet.federation.counts import contradiction
+from dlfd_fleet.federation.counts import contradiction, counted_rows, plausible_images
 from dlfd_fleet.federation.fleet import Fleet
 from dlfd_fleet.federation.journal import Answers, Journal
 from dlfd_fleet.federation.messages import (
@@ -177,20 +177,21 @@ class FederatedAudits:
     ) -> dict[int, tuple[_Audit, SampleScores]]:
         """Return every node's answer."""
         answers = dict[int, tuple[_Audit, SampleScores]]()
-        records = task.to_records(None, **arrays)
+        records, roles = task.to_records(None, **arrays), [Role(name) for name in task.roles]
+        most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
+        most_unseen = plausible_images(fleet.claims)
         for reply in fleet.exchange(task.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
                 samples = samples_of(reply.records, len(self.card.classes), reply.sender)
-                check_counts(result, len(samples), reply.sender)
-                whole = isinstance(task, FileAuditTask) or task.most_retain is None
-                said = (
-                    contradiction(fleet.claims[reply.node], samples) if whole and reply.node in fleet.claims else None
-                )
-                if said is not None:
-                    fleet.expel(reply.node, said)
-                    continue
+                check_counts(result, samples, reply.sender)
+                if (claim := fleet.claims.get(reply.node)) is not None:
+                    said = contradiction(claim, samples, roles, most_retain, most_unseen)
+                    if said is not None:
+                        fleet.expel(reply.node, said)
+                        continue
+                    samples = counted_rows(claim, samples)
                 answers[reply.node] = result, samples
             except MessageError as error:
                 fleet.refuse(reply.node, error)
@@ -198,11 +199,13 @@ class FederatedAudits:
         return answers
 
 
-def check_counts(result: AuditResult | FileAuditResult, samples: int, sender: str) -> None:
+def check_counts(result: AuditResult | FileAuditResult, samples: SampleScores, sender: str) -> None:
     """Refuse an answer whose counts are not those of its samples: they would decide for more images than it has."""
     counts = [result.shared] + ([result.agreeing] if isinstance(result, FileAuditResult) else [])
-    if max(counts) > samples or (isinstance(result, FileAuditResult) and result.images != samples):
-        raise MessageError(f"{sender} sent {samples} samples, and counts of others than these.")
+    if max(counts) > len(samples) or (isinstance(result, FileAuditResult) and result.images != len(samples)):
+        raise MessageError(f"{sender} sent {len(samples)} samples, and counts of others than these.")
+    if len(samples.rows(slice(len(samples) - result.shared, None)).of(Role.RETAIN, Role.FORGET)):
+        raise MessageError(f"{sender} says that every site holds people whom it trains on, or who asked it.")
 
 
 def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:

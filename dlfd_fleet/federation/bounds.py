@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from dlfd_fleet.ledger.site import MOST_MARKS
 from dlfd_fleet.models import Name
 from dlfd_fleet.plain_text import visible
 
@@ -18,7 +19,7 @@ MOST_REQUESTS = 10_000
 MOST_REQUESTS_EVER = 1_000_000
 """Of all sites, in all jobs."""
 MOST_JOBS = 10_000
-"""That one person's request was in, or whose end one site does not know."""
+"""Whose end one site does not know."""
 MOST_CLASSES = 10_000
 MOST_TENSORS = 10_000
 LARGEST_REPLY, LARGEST_QUERY = 8 * 2**20, 128 * 2**20
@@ -45,7 +46,10 @@ SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
 """What a site calls itself: a random number that it keeps."""
 Mark = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """Of one person and one earlier job, in this job: sites with the fleet's secret recognise it, and nobody else."""
-Marks = Annotated[tuple[Mark, ...], Field(max_length=MOST_JOBS)]
+Marks = Annotated[tuple[Mark, ...], Field(max_length=MOST_MARKS)]
+"""Of one person at one site."""
+MarksOfSites = Annotated[tuple[Mark, ...], Field(max_length=MOST_REQUESTS_EVER)]
+"""Of one person at all sites: whatever these may say, together they are no more than this."""
 RequestId = Annotated[str, Field(pattern="^[0-9A-Za-z_-]{1,64}$")]
 JobName = Name
 TensorName = Annotated[str, Field(min_length=1, max_length=1_000)]

@@ -121,11 +121,11 @@ class Coordinator:
         }
 
     def _note_missing(self) -> None:
-        """Name the sites of the job before this one that are not connected now: what they were asked waits there."""
+        """Name the sites of the job before this one that do not answer now: what they were asked waits there."""
         earlier = [job for job in self.store.jobs() if job.job != self.record.job and job.proceedings.sites]
         for share in earlier[-1].proceedings.sites if earlier else ():
             if share.site not in self.fleet.names.values():
-                self.fleet.absent.setdefault(share.site, f"took part in {earlier[-1].job}, and is not connected")
+                self.fleet.absent.setdefault(share.site, f"took part in {earlier[-1].job}, and does not answer now")
 
     def _counted_before(self) -> dict[str, int]:
         """Return by how many images each site counted in the last job before this one that it took part in."""

@@ -7,14 +7,17 @@ what a site says must be as many images as it answers for in an audit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
+
+import numpy as np
 
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.federation.messages import PendingReply
 
 _OFTEN, _SOME = 2, 20  # people ask and withdraw while a job runs: its counts are not exact
+_MANY_UNSEEN = 10_000
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,48 @@ def claims_of(
     return claims
 
 
-def contradiction(claim: Claim, samples: SampleScores) -> str | None:
-    """Return in words how an audit of all of a site's images contradicts what it says that it holds; None if not."""
+def plausible_images(claims: Mapping[int, Claim]) -> int:
+    """Return how many images of people never trained on one site may hold, for nobody else can count them.
+
+    They are as many as the whole fleet has trained on, or 10,000 if that is more.
+    """
+    return max(_MANY_UNSEEN, sum(claim.weight + claim.forget for claim in claims.values()))
+
+
+def contradiction(
+    claim: Claim, samples: SampleScores, roles: Collection[Role], most_retain: int | None, most_unseen: int
+) -> str | None:
+    """Return in words how an audit of a site's images contradicts what it says that it holds; None if not.
+
+    What is measured takes memory and time by rows, so none of them may be made up without end.
+
+    Parameters
+    ----------
+    samples
+        What the site answers; of the roles that are asked for.
+    most_retain
+        How many retain images it was asked for; all of them when None.
+    most_unseen
+        As of :func:`plausible_images`.
+    """
+    answered = {role: int(samples.of_role(role).sum()) for role in Role}
+    if other := [role.value for role, count in answered.items() if count and role not in roles]:
+        return f"answers for {' and '.join(other)} images, which it was not asked for"
     for what, said, role in (("trains on", claim.retain, Role.RETAIN), ("forgets", claim.forget, Role.FORGET)):
-        answered = int(samples.of_role(role).sum())
-        if said > _OFTEN * answered + _SOME or answered > _OFTEN * said + _SOME:
-            return f"says that it {what} {said} images, and answers for {answered} of them"
+        if role not in roles:
+            continue
+        asked = said if role is not Role.RETAIN or most_retain is None else min(said, most_retain)
+        if asked > _OFTEN * answered[role] + _SOME or answered[role] > _OFTEN * asked + _SOME:
+            return f"says that it {what} {said} images, and answers for {answered[role]} of them"
+    unseen = answered[Role.VALIDATION] + answered[Role.TEST]
+    if unseen > most_unseen:
+        return f"answers for {unseen} images of people never trained on, above the {most_unseen} that are plausible"
     return None
+
+
+def counted_rows(claim: Claim, samples: SampleScores) -> SampleScores:
+    """Return the rows that count: as many of retain images as the site counts by, if it says that it has more."""
+    if claim.weight >= claim.retain:
+        return samples
+    retain = samples.of_role(Role.RETAIN)
+    return samples.rows(~retain | (np.cumsum(retain) <= claim.weight))

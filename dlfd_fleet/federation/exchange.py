@@ -170,7 +170,7 @@ class Exchange:
         for message_id in list(self._outstanding):
             if message_id not in self._outstanding:
                 continue  # its node was asked twice, and has answered
-            for message in _patiently(partial(self._pull, message_id)):
+            for message in self._readable(message_id):
                 node = self._outstanding.pop(message_id)
                 if message.has_error() and message.error.code in _DEATHS and node not in self.repeated:
                     self._note_death(node)
@@ -182,6 +182,19 @@ class Exchange:
                 self._died.pop(node, None)
                 self._outstanding = {other: asked for other, asked in self._outstanding.items() if asked != node}
                 yield node, message
+
+    def _readable(self, message_id: str) -> list[Message]:
+        """Return the reply to a message, if there is one; one that its sender has made unreadable is no answer."""
+        try:
+            return _patiently(partial(self._pull, message_id))
+        except (httpx.HTTPError, OSError):
+            raise  # of the SuperLink
+        except Exception as error:  # Flower rebuilds what a SuperNode has sent, whatever that is
+            node = self._outstanding[message_id]
+            self._died.pop(node, None)
+            self._outstanding = {other: asked for other, asked in self._outstanding.items() if asked != node}
+            self.unanswered[node] = f"sent a reply to {self._kind} that cannot be read ({type(error).__name__})"
+            return []
 
     def _pull(self, message_id: str) -> list[Message]:
         return list(self._grid.pull_messages([message_id]))

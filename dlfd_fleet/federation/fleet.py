@@ -174,7 +174,8 @@ class Fleet:
                 yield Reply(node, self.name(node), message.content)
         self.sent_bytes = sent_before + exchange.sent_bytes
         for node, reason in exchange.unanswered.items():
-            self._note_absence(node, reason)
+            if node not in self.silent:  # why it was left out is said already
+                self._note_absence(node, reason)
         self.silent |= exchange.silent
 
     def refuse(self, node: int, error: MessageError) -> None:

@@ -35,6 +35,7 @@ from dlfd_fleet.federation.bounds import (
     Finite,
     JobName,
     Marks,
+    MarksOfSites,
     Pseudonym,
     RequestId,
     Seconds,
@@ -203,7 +204,7 @@ class PendingQuery(FleetMessage):
     """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
     asked: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS_EVER)] = {}
     """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
-    withdrawn: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS_EVER)] = {}
+    withdrawn: Annotated[dict[Pseudonym, MarksOfSites], Field(max_length=MOST_REQUESTS_EVER)] = {}
     """People who ask nowhere any more, and marks of the jobs that they had asked in.
 
     A site whose joined request was in one of these jobs takes it back; the coordinator cannot make up a mark.

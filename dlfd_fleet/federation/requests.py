@@ -10,7 +10,7 @@ from typing import Literal
 
 from dlfd_fleet.data import balanced_weights, canonical
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.counts import Claim, claims_of
+from dlfd_fleet.federation.counts import Claim, claims_of, plausible_images
 from dlfd_fleet.federation.fleet import Fleet, site_name
 from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.models import ModelCard
@@ -84,15 +84,25 @@ def ask_pending(
     else:
         _leave_out_other_shapes(fleet, replies)
     fleet.claims = claims_of(replies, fleet.largest_weight_ratio, fleet.largest_growth, fleet.counted_before)
-    total = sum(claim.weight + claim.forget for claim in fleet.claims.values())
-    for node in [node for node, reply in replies.items() if reply.forget_images > largest_share * total]:
-        share = replies.pop(node).forget_images / total
-        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest_share:.0%}")
+    _refuse_large_shares(fleet, replies, largest_share)
     if not replies:
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
     fleet.members = frozenset(replies)
+    fleet.claims = {node: fleet.claims[node] for node in replies}
     fleet.counted = {node: frozenset(reply.requests) for node, reply in replies.items()}
     return replies
+
+
+def _refuse_large_shares(fleet: Fleet, replies: dict[int, PendingReply], largest: float) -> None:
+    """Leave out sites that ask to forget too large a share; what they ask for makes no other share smaller."""
+    trained = sum(claim.weight for claim in fleet.claims.values())
+    while replies:
+        total = trained + sum(reply.forget_images for reply in replies.values())
+        node = max(replies, key=lambda each: replies[each].forget_images)
+        if replies[node].forget_images <= largest * total:
+            return
+        share = replies.pop(node).forget_images / total
+        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%}")
 
 
 def _told(reply: PendingReply, query: PendingQuery, earlier: EarlierRequests | None) -> dict[str, object]:
@@ -223,7 +233,8 @@ def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Clai
         claim = (claims or {}).get(node)
         share = claim.weight / claim.retain if claim is not None and claim.retain else 1.0
         counts.append([images * share for images in reply.class_images])
-    return balanced_weights(sum(column) for column in zip(*counts, strict=True))
+    # Who claims far too much counts by a small part of each image: less than one in all is a made-up share.
+    return balanced_weights(max(1.0, total) if (total := sum(column)) else 0.0 for column in zip(*counts, strict=True))
 
 
 def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:
@@ -301,6 +312,7 @@ def settle(
             advance()
             try:
                 result = SettleResult.from_records(reply.records, reply.sender)
+                _check_purged(fleet, reply.node, result.purged_images)
             except MessageError as error:
                 fleet.refuse(reply.node, error)
                 continue
@@ -308,3 +320,14 @@ def settle(
             if reply.node in fleet.names:  # others were not asked who they are
                 acknowledged[reply.sender] = result.epoch
     return Settled(purged, acknowledged)
+
+
+def _check_purged(fleet: Fleet, node: int, images: int) -> None:
+    """Refuse a made-up number of purged images: a certificate says it.
+
+    A site that has no request in the job purges nothing for it. How many images another one has is not known, for
+    people who were never trained on may ask, too.
+    """
+    most = plausible_images(fleet.claims) if fleet.counted.get(node, True) else 0
+    if images > most:
+        raise MessageError(f"{fleet.name(node)} says it purged {images} images, above the {most} that are plausible.")

@@ -26,7 +26,8 @@ CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", 
 HELD_MODEL_FILE = "held-model.safetensors"
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
-_MOST_MARKS = 16
+MOST_MARKS = 16
+"""Of the jobs that one person's request was in, told in another job."""
 
 
 class SiteCard(BaseModel):
@@ -174,9 +175,9 @@ class Site:
             return ()
         marks = [
             hmac.digest(self._fleet_secret, f"{job}\nhad asked in\n{taken}\n{canonical(identity)}".encode(), "sha256")
-            for taken in taken_by[-_MOST_MARKS:]
+            for taken in taken_by[-MOST_MARKS:]
         ]
-        marks += [secrets.token_bytes(32) for _ in range(_MOST_MARKS - len(marks))]
+        marks += [secrets.token_bytes(32) for _ in range(MOST_MARKS - len(marks))]
         return tuple(sorted(mark.hex() for mark in marks))
 
     def gone(self, identities: Iterable[str]) -> frozenset[str]:

@@ -219,11 +219,11 @@ def test_what_a_site_that_was_left_out_had_taken_up_waits_again(trained):
     assert [site[-1] for site in states(trained)].count(RequestState.ACCEPTED) == 1
 
 
-def test_sites_of_the_job_before_that_are_not_connected_are_named(trained):
+def test_sites_of_the_job_before_that_do_not_answer_are_named(trained):
     record = run_job(trained, "train", InProcessGrid(trained, absent=frozenset({4})))
     ((_, reason),) = record.absent.items()
     assert reason.startswith("took part in erase-")
-    assert reason.endswith("and is not connected")
+    assert reason.endswith("and does not answer now")
 
 
 def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_it_in_every_audit(tmp_path):

@@ -151,3 +151,20 @@ def test_a_superlink_whose_database_is_busy_is_asked_again_and_another_error_end
     grid.answers[1] = [RecordDict()]
     with pytest.raises(httpx.HTTPStatusError, match="403"):
         exchanged(grid)
+
+
+@pytest.mark.parametrize("error", [KeyError("Pickle"), ValueError("wrong head")], ids=["unknown class", "no object"])
+def test_a_reply_that_flower_cannot_rebuild_is_its_nodes_own_and_ends_no_job(error, monkeypatch):
+    grid = MortalGrid({1: [RecordDict()], 2: [RecordDict()]}, {1: ["a"], 2: ["a"]})
+    pull = grid.pull_messages
+
+    def spoilt(message_ids):
+        if message_ids[0].startswith("2-"):
+            raise error
+        return pull(message_ids)
+
+    monkeypatch.setattr(grid, "pull_messages", spoilt)
+    fleet, replied, _ = exchanged(grid)
+    assert (replied, grid.asked) == ([1], [1, 2])
+    assert fleet.absent == {pseudonym(2): f"sent a reply to train that cannot be read ({type(error).__name__})"}
+    assert not fleet.silent

@@ -191,6 +191,9 @@ def test_a_silent_site_costs_a_job_one_wait_and_is_still_told_the_end(silent):
     assert asked[-2:] == [1, 2]
     assert told.acknowledged == {f"site-{SITE}": 1}
 
+    # The job's record says where it fell silent, and not that it was silent at the end, too.
+    assert fleet.absent == {f"site-{OTHER}": "did not answer train within 0.2 s"}
+
     grid.answers[1] = None
     assert not list(fleet.exchange(MessageType.TRAIN, dict.fromkeys(fleet.wait_for_nodes(), RecordDict()), "2"))
     with pytest.raises(JobError, match=r"No site is left that answers: site-.* did not answer"):
