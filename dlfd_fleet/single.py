@@ -186,8 +186,15 @@ def _split(table: Manifest, manifest: Path, people: Collection[str], card: Model
     table = with_whole_splits(table)
     refuse_leaks(table)
     trained = {canonical(row.identity) for row in table.rows if row.split == "train"}
+    unseen = {canonical(row.identity): row.split for row in table.rows if row.split != "train"}
     for person in people:
-        if canonical(person) not in trained:
+        name = canonical(person)
+        if name in unseen and name not in trained:
+            raise DataError(
+                f"'{person}' is of the {unseen[name]} people in {manifest}, whom the model never saw: there is nothing "
+                "to forget; delete the images and their rows."
+            )
+        if name not in trained:
             raise DataError(f"{manifest} has no training images of '{person}'; give an identity as it stands there.")
     for split in ("validation", "test"):
         if not any(row.split == split for row in table.rows):

@@ -28,6 +28,7 @@ from dlfd_fleet.ledger.sealed_tables import (
 )
 from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, FORGOTTEN, RequestState
 
+_PORTION = 500  # values in one question; a database takes only so many
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
 
 
@@ -250,8 +251,13 @@ class Ledger:
     def purged(self, request: str, sha256: Collection[str]) -> None:
         """Note the digests of images that are to be deleted: nobody trains on them from now on."""
         with self._change() as tables:
-            known = {row["sha256"] for row in tables.read(TOMBSTONE, sa.true())}
-            tables.insert(TOMBSTONE, ({"sha256": value, "request": request} for value in sorted(set(sha256) - known)))
+            digests = sorted(set(sha256))
+            for start in range(0, len(digests), _PORTION):
+                asked = digests[start : start + _PORTION]
+                known = {row["sha256"] for row in tables.read(TOMBSTONE, TOMBSTONE.c.sha256.in_(asked))}
+                tables.insert(
+                    TOMBSTONE, ({"sha256": value, "request": request} for value in asked if value not in known)
+                )
 
     def tombstones(self) -> frozenset[str]:
         """Return the SHA-256 of every image that was purged, or is to be."""

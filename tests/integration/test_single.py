@@ -126,9 +126,11 @@ def test_copies_of_who_is_to_be_forgotten_are_not_kept_and_any_spelling_of_the_n
 def test_mistakes_end_with_2_and_leave_nothing(world):
     folder, faces, person = world
     out = folder / "out"
+    unseen = next(row.identity for row in read_manifest(faces).rows if row.split == "test")
     given = ("--model", folder / "model", "--output", out)
     for arguments, words in (
         ((*given, "--data", faces, "--forget", "nobody"), "no training images of 'nobody'"),
+        ((*given, "--data", faces, "--forget", unseen), f"'{unseen}' is of the test people"),
         ((*given, "--data", faces.with_name("manifest.csv"), "--forget", person), "names no validation people"),
         (("--model", folder, "--output", out, "--data", faces, "--forget", person), "Cannot read the model"),
         (("--model", folder / "model", "--output", folder, "--data", faces, "--forget", person), "is not empty"),
