@@ -106,10 +106,10 @@ def test_a_job_that_is_killed_between_writes_of_ledgers_ends_as_if_it_had_not_be
 def test_a_training_that_is_killed_goes_on_from_its_last_round(trained, tmp_path):
     settings = trained.model_copy(update={"state_folder": tmp_path / "again"})
     deal_to_sites(settings, ConsoleProgress(Console(file=io.StringIO())))
-    assert in_process(run_and_die, settings, "train", "step", 3) == KILLED
+    assert in_process(run_and_die, settings, "train", "step", 4) == KILLED
     store = Store(settings.state_folder)
     (job,) = store.jobs()
-    assert store.steps(job.job) == ["asked", "train-1"]
+    assert store.steps(job.job) == ["asked", "champion", "train-1"]
     assert in_process(run_job, settings, "train") == 0
     (again,) = store.jobs()
     assert (again.job, again.step, again.released) == (job.job, "settled", True)

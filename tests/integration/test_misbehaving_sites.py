@@ -235,6 +235,7 @@ def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_i
     settings = plain.model_copy(
         update={
             "data": plain.data.model_copy(update={"validation_people": 8, "test_people": 12}),
+            "audit": plain.audit.model_copy(update={"min_gain_over_majority": 0.0}),
             "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 8, "learning_rate": 0.02}),
             # Too small a step for the other sites to repair what they are sent: only the audit stands in the way.
             "erasure": plain.erasure.model_copy(update={"rounds": 1, "learning_rate": 1e-4, "relearning_rounds": 0}),

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from dlfd_fleet.cli import main
+from dlfd_fleet.cli.options import console
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.federation.promotion import promote
@@ -180,7 +181,7 @@ def run_command(monkeypatch, capsys, settings, *arguments):
     """What the command says, and how it ends."""
     state = f"state_folder={settings.state_folder}"
     monkeypatch.setattr("sys.argv", ["dlfd-fleet", *arguments, "--set", state])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)  # undone, it follows COLUMNS again
     code = 0
     try:
         main()

@@ -188,7 +188,7 @@ def test_an_id_in_the_report_of_a_job_leads_to_its_request_at_the_site_alone(fol
         assert all(site.find_request(name).id == request for name in (request, *ids.values()))
         with pytest.raises(LedgerError, match="There is no request"):
             site.find_request(site.job_request_id(request, "job-9"))
-    monkeypatch.setattr(console, "width", 200)
+    monkeypatch.setattr(console, "_width", 200)  # undone, it follows COLUMNS again
     shown = CliRunner().invoke(app, ["forget", "show", ids["job-7"], "--site", str(folder)])
     assert shown.exit_code == 0
     assert all(word in shown.output for word in ("anna", request, *ids.values()))
