@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
 from torch import Tensor
 from torch.nn import functional
 
@@ -123,6 +121,10 @@ def _look(session: Session) -> tuple[float, float]:
 
     Predicts every image, the retain set's for nothing, and leaves the model in eval mode, as the released monitor does.
     """
+    # Sites import this room and never compare: scikit-learn would take a second of each of their messages.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
     before = time.perf_counter()
     session.model.eval()
     losses, utility = [], 0.0
