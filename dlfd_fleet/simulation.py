@@ -94,19 +94,24 @@ def _on_ray(work: Callable[[], None], interrupted: threading.Event) -> None:
 
     When Ray is down the signal is raised again, for whoever had it before; a second one is theirs at once. While Ray
     starts it takes SIGTERM for itself, in Python (not in a thread) and in C++, to end with a dump: it is taken back.
+
+    Ray and the work have a thread of their own. The system may hand a signal to any thread, and Python's handler then
+    waits until the main thread runs again, which Flower would block until its ServerApp ends.
     """
     import ray
 
     received: list[int] = []
     failures: list[BaseException] = []
-    started, over = threading.Event(), threading.Event()
+    worked, over = threading.Event(), threading.Event()
 
-    def start() -> None:
+    def start_and_work() -> None:
         try:
             ray.init(num_cpus=usable_cores(), log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            if not interrupted.is_set():
+                work()
         except BaseException as error:
             failures.append(error)
-        started.set()
+        worked.set()
         over.wait()  # Ray's processes end with the thread that started them
 
     with ExitStack() as signals:
@@ -119,20 +124,17 @@ def _on_ray(work: Callable[[], None], interrupted: threading.Event) -> None:
                 signal.raise_signal(number)
 
         take = signals.enter_context(handled(note))
-        threading.Thread(target=start, name="ray", daemon=True).start()
-        while not started.wait(_SECONDS_BETWEEN_TAKING_SIGNALS):
-            take()
-        take()
+        threading.Thread(target=start_and_work, name="ray", daemon=True).start()
         try:
-            if failures:
-                raise failures[0]
-            if not interrupted.is_set():
-                work()
+            while not worked.wait(_SECONDS_BETWEEN_TAKING_SIGNALS):
+                take()
         finally:
             orphans = own_children() if received else []  # some of Ray's see only later that it is gone
             ray.shutdown()
             end(orphans)
             over.set()
+    if failures:
+        raise failures[0]
     if received:
         signal.raise_signal(received[0])
 

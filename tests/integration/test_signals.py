@@ -16,7 +16,7 @@ from dlfd_fleet.ledger import SiteCard, create_site
 PATIENCE = 120.0
 SENTENCE = "Interrupted; the next start goes on from here or starts clean.\n"
 SIMULATION = """
-import sys, time
+import os, signal, sys, threading, time
 import dlfd_fleet.cli as cli
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate
@@ -27,9 +27,22 @@ def forever(grid):
         list(grid.get_node_ids())
         time.sleep(0.05)
 
+def signals_its_own_thread(grid):
+    time.sleep(2)  # the main thread waits for the end by now
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        list(grid.get_node_ids())
+        time.sleep(0.05)
+    print("was not interrupted", flush=True)
+
 @cli.app.command()
 def wait(folder: str):
     simulate(Settings(state_folder=folder), forever)
+
+@cli.app.command()
+def signal_itself(folder: str):
+    simulate(Settings(state_folder=folder), signals_its_own_thread)
 
 cli.main()
 """
@@ -65,6 +78,13 @@ def test_a_simulated_fleet_ends_with_its_nodes_on_sigterm(tmp_path):
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (128 + signal.SIGTERM, "", SENTENCE)
     assert gone(family)
+
+
+def test_a_simulated_fleet_ends_though_another_thread_than_the_main_one_takes_the_signal(tmp_path):
+    create_site(tmp_path / "sites" / "site-1", SiteCard(name="site-1", image_size=32, classes=("no", "yes")))
+    with start("-c", SIMULATION, "signal-itself", tmp_path) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (128 + signal.SIGINT, "", SENTENCE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
