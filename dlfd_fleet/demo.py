@@ -25,9 +25,9 @@ from rich.table import Table
 
 from dlfd_fleet.data import Manifest, choose_people_to_forget
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, JobError
-from dlfd_fleet.federation.records import JobRecord
-from dlfd_fleet.federation.store import LOCK_FILE, Store
-from dlfd_fleet.federation.summary import summarise
+from dlfd_fleet.federation.jobs.summary import summarise
+from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.federation.records.store import LOCK_FILE, Store
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress

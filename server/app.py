@@ -13,15 +13,16 @@ from dlfd_fleet.audit import Outcome, Verdict, judge_retrained, judge_trained, j
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import FleetError, JobError
 from dlfd_fleet.federation.app_errors import log_errors_in_words
-from dlfd_fleet.federation.audits import AuditedModel
-from dlfd_fleet.federation.coordinator import Coordinator
-from dlfd_fleet.federation.jobs import run_jobs
-from dlfd_fleet.federation.messages import Arrays, PendingReply
-from dlfd_fleet.federation.records import JobKind, JobRecord
-from dlfd_fleet.federation.release_rule import may_release, retrain_instead
-from dlfd_fleet.federation.reporting import publish_report, signer_of
-from dlfd_fleet.federation.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
-from dlfd_fleet.federation.variants import publish_variants
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.reporting import publish_report, signer_of
+from dlfd_fleet.federation.jobs.run import run_jobs
+from dlfd_fleet.federation.jobs.variants import publish_variants
+from dlfd_fleet.federation.protocol.messages import PendingReply
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
+from dlfd_fleet.federation.release.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.plain_text import PlainConsole, visible
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay

@@ -53,8 +53,8 @@ def publish(
     """Sign the files of a released model as what devices are to run."""
     from dlfd_fleet.delivery.delivery import opened
     from dlfd_fleet.delivery.publish import publish as sign
-    from dlfd_fleet.federation import command
-    from dlfd_fleet.federation.publication import as_formats, released_model
+    from dlfd_fleet.federation.jobs import command
+    from dlfd_fleet.federation.release.publication import as_formats, released_model
 
     settings = load(config, overrides).settings
     with command.opened(settings.state_folder) as store:

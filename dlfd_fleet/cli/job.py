@@ -35,7 +35,7 @@ def start(
     federation_config: Federation = None,
 ) -> None:
     """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
-    from dlfd_fleet.federation.command import submit
+    from dlfd_fleet.federation.jobs.command import submit
 
     submit(kind.value, app, superlink, federation_config)
 
@@ -43,7 +43,7 @@ def start(
 @app.command("list")
 def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
     """List the jobs of a state folder."""
-    from dlfd_fleet.federation.command import job_table, opened
+    from dlfd_fleet.federation.jobs.command import job_table, opened
 
     with opened(load(config, overrides).settings.state_folder) as store:
         console.print(job_table(store))
@@ -52,7 +52,7 @@ def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
 @app.command("status")
 def status(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
     """Show how far a job is, and what each site does."""
-    from dlfd_fleet.federation import command
+    from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
         console.print(command.job_status(store, command.choose(store, job).job), soft_wrap=True, highlight=False)
@@ -61,7 +61,7 @@ def status(job: JobName = None, config: Config = None, overrides: Overrides = No
 @app.command("watch")
 def watch(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
     """Draw a job live until it ends."""
-    from dlfd_fleet.federation import command
+    from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
         command.watch(store, command.choose(store, job).job, console)
@@ -72,7 +72,7 @@ def cancel(
     job: Annotated[str, typer.Argument(help="Name of the job.")], config: Config = None, overrides: Overrides = None
 ) -> None:
     """Stop a job before its next step; its requests wait for the next one."""
-    from dlfd_fleet.federation import command
+    from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
         console.print(command.cancel(store, job), soft_wrap=True, highlight=False)
@@ -88,7 +88,7 @@ def resume(
     overrides: Overrides = None,
 ) -> None:
     """Go on with a job that was interrupted, failed or cancelled, from its last finished step."""
-    from dlfd_fleet.federation import command
+    from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
         record = command.reopen(store, job)

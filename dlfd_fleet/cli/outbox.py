@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Records that MLflow has not taken:
 @app.command("list")
 def list_records(config: Config = None, overrides: Overrides = None) -> None:
     """List the records that wait, and those that MLflow refused, with the reason."""
-    from dlfd_fleet.federation.unsent import unsent_table
+    from dlfd_fleet.federation.release.unsent import unsent_table
 
     table = unsent_table(load(config, overrides).settings)
     console.print(table if table.row_count else "Nothing waits for MLflow.")
@@ -23,7 +23,7 @@ def list_records(config: Config = None, overrides: Overrides = None) -> None:
 @app.command("send")
 def send(config: Config = None, overrides: Overrides = None) -> None:
     """Send what waits and what was refused."""
-    from dlfd_fleet.federation.unsent import send_unsent
+    from dlfd_fleet.federation.release.unsent import send_unsent
 
     said = send_unsent(load(config, overrides).settings)
     console.print(said, soft_wrap=True, highlight=False, markup=False)
@@ -36,7 +36,7 @@ def drop(
     overrides: Overrides = None,
 ) -> None:
     """Let go of one record for good."""
-    from dlfd_fleet.federation.unsent import drop_unsent
+    from dlfd_fleet.federation.release.unsent import drop_unsent
 
     said = drop_unsent(load(config, overrides).settings, record)
     console.print(said, soft_wrap=True, highlight=False, markup=False)

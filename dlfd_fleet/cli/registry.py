@@ -22,7 +22,7 @@ def list_versions(
     overrides: Overrides = None,
 ) -> None:
     """List the registered versions, those that were purged too, and which may run."""
-    from dlfd_fleet.federation.promotion import promotion_table, registry_table
+    from dlfd_fleet.federation.release.promotion import promotion_table, registry_table
 
     settings = load(config, overrides).settings
     console.print(promotion_table(settings) if history else registry_table(settings))
@@ -38,7 +38,7 @@ def promote(
     """Make a version the champion; not one that remembers forgotten people, is revoked, or failed its audit."""
     from getpass import getuser
 
-    from dlfd_fleet.federation import promotion
+    from dlfd_fleet.federation.release import promotion
 
     promoted = promotion.promote(load(config, overrides).settings, version, getuser(), reason)
     console.print(
@@ -59,7 +59,7 @@ def revoke(
     overrides: Overrides = None,
 ) -> None:
     """Revoke a version: it never runs again. Its files are deleted, and the store is searched for them."""
-    from dlfd_fleet.federation import promotion
+    from dlfd_fleet.federation.release import promotion
 
     settings = load(config, overrides).settings
     also_purge = settings.release.purge_revoked if purge is None else purge

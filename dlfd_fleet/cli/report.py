@@ -19,8 +19,8 @@ def report(
     overrides: Overrides = None,
 ) -> None:
     """Write an erasure's report, an HTML file for people and its JSON, as far as is known now."""
-    from dlfd_fleet.federation.command import opened
-    from dlfd_fleet.federation.reporting import latest_erasure, outcome_sentence, write_report
+    from dlfd_fleet.federation.jobs.command import opened
+    from dlfd_fleet.federation.jobs.reporting import latest_erasure, outcome_sentence, write_report
 
     settings = load(config, overrides).settings
     with opened(settings.state_folder) as store:

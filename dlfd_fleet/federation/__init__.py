@@ -1,1 +1,43 @@
-"""Flower: what travels, the strategy, and the coordinator of a job. With the apps, the only room that imports it."""
+"""Flower: what travels, the strategy, and the coordinator of a job. With the apps, the only room that imports it.
+
+A fleet learns to forget by two calls, one in its ClientApp and one in its ServerApp.
+
+Examples
+--------
+>>> from dlfd_fleet.federation import FederatedUnlearning, add_unlearning
+
+``add_unlearning(app)`` lets a site's ClientApp answer the tasks of an erasure. ``FederatedUnlearning(card=card)`` has
+Flower's ``start``: it asks the sites who wants to be forgotten, forgets them, and judges the result by attack.
+
+See Also
+--------
+protocol : The messages, which both sides know.
+site : A site's side of them.
+records : What the coordinator keeps on disk.
+rounds : The rounds and audits that jobs are made of.
+release : Which model the fleet and its devices run.
+jobs : Training and erasure from beginning to end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+    from dlfd_fleet.federation.site.handlers import add_unlearning
+
+__all__ = ["FederatedUnlearning", "add_unlearning"]
+
+
+def __getattr__(name: str) -> object:
+    """Load one side only: a site's process, which is started for each message, has no use for the coordinator's."""
+    if name == "FederatedUnlearning":
+        from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+
+        return FederatedUnlearning
+    if name == "add_unlearning":
+        from dlfd_fleet.federation.site.handlers import add_unlearning
+
+        return add_unlearning
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

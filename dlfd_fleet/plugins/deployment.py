@@ -22,9 +22,9 @@ from dlfd_fleet.delivery.delivery import has_delivery
 from dlfd_fleet.delivery.delivery import opened as opened_delivery
 from dlfd_fleet.delivery.publish import offered, publish
 from dlfd_fleet.exceptions import FleetError, JobError, file_refusal
-from dlfd_fleet.federation.promotion import fleet_epoch
-from dlfd_fleet.federation.publication import released_model
-from dlfd_fleet.federation.store import ONNX_FILE, Store
+from dlfd_fleet.federation.records.store import ONNX_FILE, Store
+from dlfd_fleet.federation.release.promotion import fleet_epoch
+from dlfd_fleet.federation.release.publication import released_model
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry

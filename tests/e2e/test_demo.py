@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from dlfd_fleet.audit import SCORE_NAMES
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.mlflow_client import client_of
 

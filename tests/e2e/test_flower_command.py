@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 
 ROOT = Path(__file__).resolve().parents[2]

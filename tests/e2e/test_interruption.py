@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.mlflow_client import client_of
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.e2e.conftest import SmallFleet
 from tests.e2e.processes import PATIENCE, free_ports, kill_tree, wait_until

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from client.app import app as client_app
 from dlfd_fleet.data import synthesize
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import Ledger, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site_setup import deal_to_sites

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dlfd_fleet.federation.records import Champion
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 

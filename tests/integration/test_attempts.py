@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlfd_fleet.audit import Outcome
-from dlfd_fleet.federation.messages import UnlearnTask
+from dlfd_fleet.federation.protocol.messages import UnlearnTask
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, trained_fleet
 

@@ -30,8 +30,8 @@ from dlfd_fleet.delivery.server import LARGEST_REPORT, LIMITS, server
 from dlfd_fleet.device.connections import Limits, listening, most_connections
 from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import DeliveryError
-from dlfd_fleet.federation.records import Champion
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
 from tests.tuf_simulator import Clock
 from tests.unit.delivery.conftest import small_model

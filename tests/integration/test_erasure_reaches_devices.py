@@ -18,8 +18,8 @@ from dlfd_fleet.delivery.server import application
 from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.folder import DeviceSettings, init_device
 from dlfd_fleet.device.inference import DeviceModel
-from dlfd_fleet.federation.reporting import write_report
-from dlfd_fleet.federation.store import ONNX_FILE, Store
+from dlfd_fleet.federation.jobs.reporting import write_report
+from dlfd_fleet.federation.records.store import ONNX_FILE, Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress

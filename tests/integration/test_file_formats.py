@@ -22,12 +22,13 @@ from dlfd_fleet.delivery.publish import publish
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import calibrate, calibrated_tensors, merge_ranges, prepare
-from dlfd_fleet.federation.coordinator import Coordinator
-from dlfd_fleet.federation.messages import CalibrateResult, CalibrateTask, PendingQuery
-from dlfd_fleet.federation.publication import released_model
-from dlfd_fleet.federation.site_tasks import answer_pending, run_calibration
-from dlfd_fleet.federation.store import Store
-from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.protocol.messages import CalibrateResult, CalibrateTask, PendingQuery
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.publication import released_model
+from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+from dlfd_fleet.federation.site.audits import run_calibration
+from dlfd_fleet.federation.site.requests import answer_pending
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import ModelCard, load_model

@@ -14,9 +14,9 @@ import pytest
 from dlfd_fleet.data import site_images
 from dlfd_fleet.exceptions import ExportError, FleetError, OutboxError
 from dlfd_fleet.export import prepare
-from dlfd_fleet.federation import command, coordinator
-from dlfd_fleet.federation.coordinator import Coordinator
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.jobs import command, coordinator
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_tracker

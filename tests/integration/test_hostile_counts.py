@@ -13,9 +13,9 @@ from rich.console import Console
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation import command
-from dlfd_fleet.federation.messages import FitResult, FitTask, PendingQuery, PendingReply
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, PendingQuery, PendingReply
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from server import app as server_app

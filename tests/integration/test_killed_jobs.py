@@ -9,7 +9,7 @@ import shutil
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import digest, load_model, state_arrays

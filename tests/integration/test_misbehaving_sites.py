@@ -17,17 +17,15 @@ from rich.console import Console
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.messages import (
-    MODEL,
+from dlfd_fleet.federation.protocol.messages import (
     AuditResult,
     AuditTask,
     FitTask,
     SettleTask,
     UnlearnTask,
-    arrays_of,
-    samples_of,
 )
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.protocol.packing import MODEL, arrays_of, samples_of
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.ledger.site_setup import deal_to_sites

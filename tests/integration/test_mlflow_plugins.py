@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery.delivery import KEYS, opened
-from dlfd_fleet.federation.promotion import promote
+from dlfd_fleet.federation.release.promotion import promote
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 from tests.integration.registered_fleet import SIZE, registered_fleet

@@ -13,13 +13,13 @@ from flwr.clientapp.mod import LocalDpMod
 
 from dlfd_fleet.configuration import load_settings, write_settings
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.differences import model_of
-from dlfd_fleet.federation.exchange import array_bytes
-from dlfd_fleet.federation.handlers import add_unlearning
-from dlfd_fleet.federation.messages import UnlearnTask
-from dlfd_fleet.federation.release_rule import may_release
-from dlfd_fleet.federation.store import Store
-from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.federation.protocol.differences import model_of
+from dlfd_fleet.federation.protocol.messages import UnlearnTask
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.release_rule import may_release
+from dlfd_fleet.federation.rounds.exchange import array_bytes
+from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+from dlfd_fleet.federation.site.handlers import add_unlearning
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.models import build, load_model, save_model

@@ -11,7 +11,7 @@ import pytest
 
 from dlfd_fleet.data import write_manifest
 from dlfd_fleet.exceptions import DataError, JobError
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from tests.integration.fleet_in_process import run_job, trained_fleet
 

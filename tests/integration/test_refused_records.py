@@ -19,9 +19,9 @@ from dlfd_fleet.cli import main
 from dlfd_fleet.cli.options import console
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import TrackingError
-from dlfd_fleet.federation.promotion import promote
-from dlfd_fleet.federation.records import Champion
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.promotion import promote
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry, open_tracker
 from dlfd_fleet.tracking.local_store import prepare_store

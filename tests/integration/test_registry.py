@@ -12,9 +12,9 @@ import pytest
 
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import JobError, TrackingError
-from dlfd_fleet.federation.champion import agreed_champion
-from dlfd_fleet.federation.promotion import promote, revoke
-from dlfd_fleet.federation.records import Champion
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.release.champion import agreed_champion
+from dlfd_fleet.federation.release.promotion import promote, revoke
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry, open_tracker
 from dlfd_fleet.tracking.purge import purge, purged_versions

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dlfd_fleet.exceptions import EvidenceError
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.report import ErasureReport, load_public_key, verify
 from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet

@@ -14,17 +14,17 @@ from flwr.proto.node_pb2 import NodeInfo
 from scipy.optimize import linear_sum_assignment
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation import site_tasks
-from dlfd_fleet.federation.messages import (
+from dlfd_fleet.federation.protocol.messages import (
     AuditTask,
     PendingQuery,
     PendingReply,
     SettleTask,
     UnlearnResult,
     UnlearnTask,
-    samples_of,
 )
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.protocol.packing import samples_of
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.site import audits as site_audits
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, trained_fleet
 
@@ -221,7 +221,7 @@ class Curious(HeardGrid):
     def __init__(self, settings, monkeypatch, audits):
         super().__init__(settings)
         self.most, self.audits, self.truth = audits, [], []
-        sent, order, orders = site_tasks._sent, site_tasks._random_order, []
+        sent, order, orders = site_audits._sent, site_audits._random_order, []
 
         def ordered(count):
             orders.append(order(count))
@@ -234,8 +234,8 @@ class Curious(HeardGrid):
             self.truth.append([images.rows[number] for number in [*own, *(len(own) + common)]])
             return samples
 
-        monkeypatch.setattr(site_tasks, "_random_order", ordered)
-        monkeypatch.setattr(site_tasks, "_sent", noted)
+        monkeypatch.setattr(site_audits, "_random_order", ordered)
+        monkeypatch.setattr(site_audits, "_sent", noted)
 
     def answer(self, message, context):
         if message.metadata.message_type == AuditTask.TYPE and len(self.audits) == self.most:

@@ -8,8 +8,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from dlfd_fleet.configuration import CONFIG_VARIABLE, load_settings
-from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.site_of_node import site_folder
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.site.site_of_node import site_folder
 from dlfd_fleet.ledger import SiteCard, create_site
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate

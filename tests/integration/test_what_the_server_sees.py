@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.data.dataset import load_dataset
-from dlfd_fleet.federation.fleet import site_name
+from dlfd_fleet.federation.rounds.fleet import site_name
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress

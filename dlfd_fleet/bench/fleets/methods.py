@@ -14,26 +14,28 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from dlfd_fleet.federation.aggregation import RunningMean, check_update, is_statistic
-from dlfd_fleet.federation.audits import AuditedModel
-from dlfd_fleet.federation.differences import model_of
-from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.handlers import add_unlearning
-from dlfd_fleet.federation.held_model import held_model
-from dlfd_fleet.federation.journal import Merged
-from dlfd_fleet.federation.messages import (
-    COORDINATOR,
-    MODEL,
-    Arrays,
+from dlfd_fleet.federation.protocol.differences import model_of
+from dlfd_fleet.federation.protocol.messages import (
     FitResult,
     FitTask,
     PendingReply,
     UnlearnTask,
+)
+from dlfd_fleet.federation.protocol.packing import (
+    COORDINATOR,
+    MODEL,
+    Arrays,
     arrays_of,
 )
-from dlfd_fleet.federation.site_of_node import site_of_node
-from dlfd_fleet.federation.site_tasks import run_unlearn
-from dlfd_fleet.federation.strategy import FederatedUnlearning, cosine
+from dlfd_fleet.federation.records.journal import Merged
+from dlfd_fleet.federation.rounds.aggregation import RunningMean, check_update, is_statistic
+from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning, cosine
+from dlfd_fleet.federation.site.handlers import add_unlearning
+from dlfd_fleet.federation.site.held_model import held_model
+from dlfd_fleet.federation.site.site_of_node import site_of_node
+from dlfd_fleet.federation.site.training import run_unlearn
 from dlfd_fleet.models import build, state_arrays
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.settings import Settings

@@ -26,10 +26,11 @@ from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation, client
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source
 from dlfd_fleet.data.dataset import load_dataset
-from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.messages import Arrays, PendingQuery, PendingReply
-from dlfd_fleet.federation.requests import ask_pending
-from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.requests import ask_pending
+from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import build, state_arrays

@@ -24,9 +24,10 @@ from rich.table import Table
 from dlfd_fleet.bench.cost import peak_memory
 from dlfd_fleet.bench.workers import worker_processes
 from dlfd_fleet.exceptions import ConfigurationError
-from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.messages import MODEL, FitResult, PendingReply, arrays_of
-from dlfd_fleet.federation.rounds import FederatedRounds
+from dlfd_fleet.federation.protocol.messages import FitResult, PendingReply
+from dlfd_fleet.federation.protocol.packing import MODEL, arrays_of
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.rounds import FederatedRounds
 from dlfd_fleet.models import ModelCard, build, state_arrays
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.cli import main
-from dlfd_fleet.federation import command
-from dlfd_fleet.federation.records import Champion, JobRecord
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.records.job_record import Champion, JobRecord
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting
 from dlfd_fleet.ledger.site_setup import init_site
 from dlfd_fleet.plain_text import PlainConsole, plain, visible

@@ -15,7 +15,7 @@ from rich.console import Console
 from dlfd_fleet.cli import main
 from dlfd_fleet.demo import Demo, _alone, run_demo
 from dlfd_fleet.exceptions import ConfigurationError
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import deal_to_sites, site_folders
 from dlfd_fleet.settings import DataSettings, Settings
 

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.aggregation import (
+from dlfd_fleet.federation.protocol.messages import PendingReply
+from dlfd_fleet.federation.rounds.aggregation import (
     RunningMean,
     check_update,
     check_weight,
     odd_updates,
 )
-from dlfd_fleet.federation.messages import PendingReply
-from dlfd_fleet.federation.requests import class_weights
+from dlfd_fleet.federation.rounds.requests import class_weights
 
 
 @given(

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation import command
-from dlfd_fleet.federation.records import FinishedStep
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.records.job_record import FinishedStep
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
 
 

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.audits import check_counts
-from dlfd_fleet.federation.counts import Claim, claims_of, contradiction, counted_rows, plausible_images
-from dlfd_fleet.federation.fleet import Fleet
-from dlfd_fleet.federation.messages import AuditResult, PendingQuery, PendingReply, SettleResult
-from dlfd_fleet.federation.requests import ask_pending, class_weights, settle
+from dlfd_fleet.federation.protocol.messages import AuditResult, PendingQuery, PendingReply, SettleResult
+from dlfd_fleet.federation.rounds.audits import check_counts
+from dlfd_fleet.federation.rounds.counts import Claim, claims_of, contradiction, counted_rows, plausible_images
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.requests import ask_pending, class_weights, settle
 from dlfd_fleet.ledger.site import MOST_MARKS
 from tests.unit.federation.test_fleet import ScriptedGrid
 

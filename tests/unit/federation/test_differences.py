@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.differences import difference_of, model_of
+from dlfd_fleet.federation.protocol.differences import difference_of, model_of
 
 SMALLER = {"float16": 2**-11, "int8": 1 / 254}  # largest error, in the largest change of a row
 

@@ -8,9 +8,9 @@ from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
-from dlfd_fleet.federation import exchange as module
-from dlfd_fleet.federation.exchange import AWAY
-from dlfd_fleet.federation.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.rounds import exchange as module
+from dlfd_fleet.federation.rounds.exchange import AWAY
+from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
 
 DIED = Error(code=ErrorCode.NODE_UNAVAILABLE, reason="node_unavail")
 CRASHED = Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="crashed")
@@ -120,7 +120,7 @@ def test_an_error_is_no_answer_that_makes_others_late():
 
 
 def test_members_that_are_away_are_waited_for_once_and_taken_up_when_they_are_back(monkeypatch):
-    monkeypatch.setattr("dlfd_fleet.federation.fleet.LONGEST_POLL", 0.02)
+    monkeypatch.setattr("dlfd_fleet.federation.rounds.fleet.LONGEST_POLL", 0.02)
     grid = MortalGrid({}, {1: ["a"], 2: [None, None, "a"]})
     fleet = Fleet(grid, 1.0, return_seconds=60.0, members=frozenset({1, 2}))
     assert fleet.wait_for_nodes() == (1, 2)

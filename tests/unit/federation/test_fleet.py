@@ -11,9 +11,9 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.fleet import Fleet, pseudonym
-from dlfd_fleet.federation.messages import PendingQuery, PendingReply, SettleResult
-from dlfd_fleet.federation.requests import Settled, ask_pending, settle
+from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply, SettleResult
+from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.rounds.requests import Settled, ask_pending, settle
 
 SITE, OTHER = "0a1b2c3d", "11111111"
 QUERY = PendingQuery(job="job-1", take=True)

@@ -13,10 +13,11 @@ from flwr.proto.node_pb2 import NodeInfo
 from safetensors.torch import load_file, save_file
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation import held_model as module
-from dlfd_fleet.federation.differences import difference_of, model_of
-from dlfd_fleet.federation.fleet import Fleet, pseudonym
-from dlfd_fleet.federation.held_model import MODEL_NOT_HELD, held_model, held_name
+from dlfd_fleet.federation.protocol.differences import difference_of, model_of
+from dlfd_fleet.federation.protocol.held_names import MODEL_NOT_HELD
+from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.site import held_model as module
+from dlfd_fleet.federation.site.held_model import held_model, held_name
 from dlfd_fleet.ledger import Site, SiteCard, create_site
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 

@@ -18,17 +18,19 @@ from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation import bounds, messages
-from dlfd_fleet.federation.messages import (
-    MODEL,
+from dlfd_fleet.federation.protocol import bounds, packing
+from dlfd_fleet.federation.protocol.messages import (
     CalibrateResult,
     FileAuditResult,
     FitResult,
-    FleetMessage,
     PendingReply,
     SettleResult,
     SettleTask,
     UnlearnResult,
+)
+from dlfd_fleet.federation.protocol.packing import (
+    MODEL,
+    FleetMessage,
     arrays_of,
     samples_of,
 )
@@ -241,11 +243,11 @@ def test_a_reason_of_any_text_and_length_is_cut_and_travels():
 
 def test_more_arrays_or_samples_than_any_site_has_are_refused(monkeypatch):
     zeros = ArrayRecord.from_torch_state_dict({f"w{number}": torch.zeros(1) for number in range(5)})
-    monkeypatch.setattr(messages, "MOST_TENSORS", 4)
+    monkeypatch.setattr(packing, "MOST_TENSORS", 4)
     with pytest.raises(MessageError, match="site-a sent 5 'model' arrays, above 4"):
         arrays_of(RecordDict({MODEL: zeros}), MODEL, "site-a")
     monkeypatch.undo()
-    monkeypatch.setattr(messages, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(packing, "MOST_SAMPLES", 2)
     columns = {
         "role": np.zeros(3, np.uint8),
         **{name: np.zeros(3, np.int64) for name in ("person", "label", "prediction")},

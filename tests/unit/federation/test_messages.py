@@ -7,11 +7,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.messages import (
+from dlfd_fleet.federation.protocol.messages import AuditResult, FitResult, PendingReply
+from dlfd_fleet.federation.protocol.packing import (
     MODEL,
-    AuditResult,
-    FitResult,
-    PendingReply,
     arrays_of,
     bytes_of,
     file_arrays,

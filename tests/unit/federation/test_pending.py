@@ -16,10 +16,15 @@ from safetensors.torch import save_file
 
 from dlfd_fleet.data import Manifest, canonical, copy_images, read_manifest, write_manifest
 from dlfd_fleet.exceptions import JobError, LedgerError
-from dlfd_fleet.federation.fleet import Fleet, Reply
-from dlfd_fleet.federation.messages import DevicesReached, PendingQuery, SettleTask
-from dlfd_fleet.federation.requests import EarlierRequests, ask_pending, forgotten_without_update, someone_to_unlearn
-from dlfd_fleet.federation.site_tasks import answer_pending, settle
+from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, SettleTask
+from dlfd_fleet.federation.rounds.fleet import Fleet, Reply
+from dlfd_fleet.federation.rounds.requests import (
+    EarlierRequests,
+    ask_pending,
+    forgotten_without_update,
+    someone_to_unlearn,
+)
+from dlfd_fleet.federation.site.requests import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE, withdraw
 from dlfd_fleet.models import ModelCard

@@ -6,9 +6,9 @@ import pytest
 
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.publication import as_formats, released_model
-from dlfd_fleet.federation.records import Champion
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.publication import as_formats, released_model
 from dlfd_fleet.report.contents import FileResult, Proceedings
 from dlfd_fleet.settings import Settings
 from tests.erasure_report import scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dlfd_fleet.audit import Outcome, Verdict
-from dlfd_fleet.federation.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.release.release_rule import may_release, retrain_instead
 from dlfd_fleet.settings import Settings
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import EvidenceError, JobError
-from dlfd_fleet.federation.records import FinishedStep, JobRecord
-from dlfd_fleet.federation.reporting import latest_erasure, report_of, write_report
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.jobs.reporting import latest_erasure, report_of, write_report
+from dlfd_fleet.federation.records.job_record import FinishedStep, JobRecord
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
 
 # As dlfd-fleet wrote it before reports: no proceedings.

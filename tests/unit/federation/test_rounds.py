@@ -7,9 +7,9 @@ import torch
 from flwr.app import Message
 from flwr.proto.node_pb2 import NodeInfo
 
-from dlfd_fleet.federation.fleet import Fleet, pseudonym
-from dlfd_fleet.federation.messages import FitResult, PendingReply
-from dlfd_fleet.federation.strategy import FederatedUnlearning
+from dlfd_fleet.federation.protocol.messages import FitResult, PendingReply
+from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
 from dlfd_fleet.models import ModelCard
 
 CARD = ModelCard(architecture="resnet18", classes=("no", "yes"), image_size=32)

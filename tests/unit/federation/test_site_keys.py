@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.site_keys import SITE_KEYS_FILE, SiteKeys
+from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
 
 SITE, OTHER = "0a1b2c3d", "11111111"
 KEY, ANOTHER, THIRD = "ab" * 32, "cd" * 32, "ef" * 32

@@ -4,7 +4,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from dlfd_fleet.exceptions import ConfigurationError, DataError, JobError
-from dlfd_fleet.federation.site_of_node import site_of_node
+from dlfd_fleet.federation.site.site_of_node import site_of_node
 from dlfd_fleet.ledger import SiteCard, create_site
 
 

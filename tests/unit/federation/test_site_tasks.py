@@ -13,7 +13,7 @@ from dlfd_fleet.audit import Role
 from dlfd_fleet.cli import app
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.exceptions import DataError, JobError, MessageError
-from dlfd_fleet.federation.messages import (
+from dlfd_fleet.federation.protocol.messages import (
     AuditTask,
     CalibrateTask,
     FileAuditTask,
@@ -21,14 +21,9 @@ from dlfd_fleet.federation.messages import (
     PendingQuery,
     SettleTask,
 )
-from dlfd_fleet.federation.site_tasks import (
-    answer_pending,
-    run_audit,
-    run_calibration,
-    run_file_audit,
-    run_fit,
-    settle,
-)
+from dlfd_fleet.federation.site.audits import run_audit, run_calibration, run_file_audit
+from dlfd_fleet.federation.site.requests import answer_pending, settle
+from dlfd_fleet.federation.site.training import run_fit
 from dlfd_fleet.ledger import init_site, request_forgetting, site_status, withdraw
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.models import ModelCard, build, state_arrays

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.command import reopen
-from dlfd_fleet.federation.records import Champion, FinishedStep
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.jobs.command import reopen
+from dlfd_fleet.federation.records.job_record import Champion, FinishedStep
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
 
 
@@ -135,7 +135,7 @@ def test_a_clock_that_was_a_day_ahead_changes_no_order(tmp_path, monkeypatch):
             return datetime.now(tz) + timedelta(days=1)
 
     store = Store(tmp_path)
-    monkeypatch.setattr("dlfd_fleet.federation.store.datetime", Tomorrow)
+    monkeypatch.setattr("dlfd_fleet.federation.records.store.datetime", Tomorrow)
     original = store.new_job("train", Settings())
     store.finish_step(original.job, FinishedStep("train-1", "{}", {"w": torch.zeros(2)}, 1.0, 0))
     store.save(original.model_copy(update={"step": "settled", "released": True}))

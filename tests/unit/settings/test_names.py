@@ -10,7 +10,7 @@ from securesystemslib.signer import CryptoSigner
 from dlfd_fleet.data import check_manifest
 from dlfd_fleet.delivery.devices import DeviceStore
 from dlfd_fleet.exceptions import ConfigurationError, DataError, DeliveryError, JobError
-from dlfd_fleet.federation.store import Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger.site_setup import deal_to_sites, init_site
 from dlfd_fleet.names import plain_name, refuse_alike
 from dlfd_fleet.settings import Settings

@@ -1,0 +1,267 @@
+"""The commands of a coordinator: hand jobs to a SuperLink, and show how they are, from the state folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.protocol.messages import (
+    AuditTask,
+    CalibrateTask,
+    FileAuditTask,
+    FitTask,
+    PendingQuery,
+    SettleTask,
+    UnlearnTask,
+)
+from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord, SiteActivity
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.rounds.fleet import WAITING
+from dlfd_fleet.plain_text import plain, visible
+
+# Flower would else build an environment for every run; ours is the one that this command was installed into.
+_FLOWER = {
+    "PYTHONUNBUFFERED": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flower's log
+_STARTED = re.compile(r"started run (\d+)")
+_AFTERWARDS = (
+    " On the coordinator's machine `dlfd-fleet job status` says how far the job is; `dlfd-fleet job resume` goes on "
+    "from its last finished step."
+)
+_APP = Path(__file__).resolve().parents[2]
+_SECONDS_BETWEEN_LOOKS = 1.0
+_DOING = {
+    PendingQuery.TYPE: "counting its requests",
+    FitTask.TYPE: "training",
+    UnlearnTask.TYPE: "unlearning",
+    AuditTask.TYPE: "auditing the model",
+    FileAuditTask.TYPE: "auditing the file",
+    CalibrateTask.TYPE: "measuring ranges",
+    SettleTask.TYPE: "settling its requests",
+    WAITING: "has answered, waits for the others",
+}
+
+
+def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_config: str | None) -> None:
+    """Hand a job to a SuperLink by ``flwr run``, and show its log until it ends.
+
+    Parameters
+    ----------
+    app
+        Folder of the Flower app (the one with ``pyproject.toml``); this checkout by default.
+    superlink
+        A SuperLink of Flower's own configuration; its default one when omitted.
+    federation_config
+        Handed on to ``flwr run``, such as ``num-supernodes=4`` for simulated nodes.
+
+    Raises
+    ------
+    JobError
+        If there is no app, ``flwr run`` fails, or the run does.
+    """
+    app = app or _APP
+    if not (app / "pyproject.toml").exists():
+        raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
+    flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
+    arguments = ["run", str(app), *where, "--stream", "--run-config", f'job="{kind}"']
+    arguments += ["--federation-config", federation_config] if federation_config else []
+    environment, run = _FLOWER | dict(os.environ), None
+    try:
+        with subprocess.Popen(  # noqa: S603 - our own words
+            [flwr, *arguments], env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            for line in process.stdout or ():
+                print(visible(_COLOURS.sub("", line.rstrip("\n"))), flush=True)
+                run = run or _STARTED.search(line)
+    except OSError as error:
+        raise JobError(f"{flwr} cannot be started: {error.strerror}; install dlfd-fleet[server].") from error
+    if process.returncode or run is None:
+        raise JobError(f"`flwr run` ended with exit code {process.returncode}; the lines above say why.{_AFTERWARDS}")
+    # The stream ends with the run, however that ended: Flower must be asked.
+    asked = [flwr, "list", *where, "--run-id", run[1], "--format", "json"]
+    answer = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    status, details = _run_status(answer.stdout)
+    if status != "finished:completed":
+        raise JobError(f"Flower says of the run {run[1]}: {details or status}.{_AFTERWARDS}")
+
+
+def _run_status(text: str) -> tuple[str, str]:
+    try:
+        (run,) = json.loads(text)["runs"]
+        details = str(run["status-details"]).strip().rstrip(".")
+        return str(run["status"]), "" if details == "N/A" else details
+    except (ValueError, KeyError, TypeError):
+        return "unknown", ""
+
+
+@contextmanager
+def opened(state_folder: Path) -> Iterator[Store]:
+    """Open the jobs of a state folder.
+
+    Raises
+    ------
+    JobError
+        If no coordinator has worked there yet.
+    """
+    if not (state_folder / "coordinator" / "jobs.db").exists():
+        raise JobError(f"{state_folder} holds no jobs; name the coordinator's state folder: --set state_folder=FOLDER.")
+    store = Store(state_folder)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def choose(store: Store, job: str | None) -> JobRecord:
+    """Return a job by its name; the latest when none is named."""
+    if job is not None:
+        return store.load(job)
+    records = store.jobs()
+    if not records:
+        raise JobError(f"There is no job in {store.folder.parent} yet; `dlfd-fleet job start train` makes the first.")
+    return records[-1]
+
+
+def job_table(store: Store) -> Table:
+    """Return all jobs, oldest first."""
+    table = Table()
+    table.add_column("job", no_wrap=True)
+    for column in ("state", "requests", "verdict", "epoch", "minutes"):
+        table.add_column(column)
+    running = store.is_locked()
+    for record in store.jobs():
+        verdict = record.verdict.outcome.value if record.verdict else ""
+        requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
+        done = sum(phase.seconds for phase in store.phases(record.job).values())
+        minutes = f"{max(record.seconds, done) / 60:.1f}"
+        table.add_row(*map(plain, (record.job, _state(record, running), requests, verdict, epoch, minutes)))
+    return table
+
+
+def job_status(store: Store, job: str) -> Group:
+    """Return one job: how far it is, what each site does, and what came of it."""
+    record, now, running = store.load(job), datetime.now(UTC), store.is_locked()
+    sites = Table("site", "doing", "for")
+    for activity in _activities(store, job):
+        since = f"{(now - activity.since).total_seconds():.0f} s"
+        sites.add_row(*map(plain, (activity.site, activity.doing, since)))
+    steps = store.steps(job)
+    lines = [f"{record.job}: {_state(record, running)}"]
+    if record.step not in FINAL_STEPS and not running:
+        lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
+    if steps:
+        lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
+    if record.requests:
+        lines.append(f"Requests: {record.requests}.")
+    if record.verdict:
+        lines.append(record.verdict.sentence())
+    if record.note:
+        lines.append(record.note)
+    lines += [f"{site} {reason}" for site, reason in sorted(record.absent.items())]
+    return Group(*map(plain, lines), *([sites] if sites.row_count else []))
+
+
+def watch(store: Store, job: str, console: Console) -> None:
+    """Draw a job until it ends, or until its coordinator does; in a log, print each change once."""
+    if not console.is_terminal:
+        _watch_in_lines(store, job, console)
+        return
+    with Live(job_status(store, job), console=console, auto_refresh=False) as live:
+        while _goes_on(store, job):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            live.update(job_status(store, job), refresh=True)
+
+
+def _watch_in_lines(store: Store, job: str, console: Console) -> None:
+    said: Mapping[str, str] = {}
+    goes_on = True
+    while goes_on:
+        goes_on = _goes_on(store, job)
+        now = {"steps": ", ".join(store.steps(job)[-1:])}
+        now |= {activity.site: activity.doing for activity in _activities(store, job)}
+        for name, value in now.items():
+            if said.get(name, "") != value:
+                console.print(plain(f"{name}: {value}"), soft_wrap=True, highlight=False)
+        said = now
+        if goes_on:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    console.print(job_status(store, job), soft_wrap=True, highlight=False)
+
+
+def cancel(store: Store, job: str) -> str:
+    """Ask for a job to be cancelled, and return what happens now in words.
+
+    Raises
+    ------
+    JobError
+        If it has ended.
+    """
+    record = store.load(job)
+    if record.step in FINAL_STEPS:
+        raise JobError(f"{job} is {record.step} already; there is nothing to cancel.")
+    store.ask_to_cancel(job)
+    if record.released:
+        when = "before its next step" if store.is_locked() else "when the next job starts"
+        return f"{job} has released its model, and ends {when}; sites that it has not told learn it from the next job."
+    if store.is_locked():
+        return f"{job} stops before its next step; its requests wait for the next job."
+    return f"{job} is not running; the next job ends it first, and its requests wait."
+
+
+def reopen(store: Store, job: str | None) -> JobRecord:
+    """Return the job to go on with: an unfinished one as it is, a failed or cancelled one reopened.
+
+    Raises
+    ------
+    JobError
+        If there is none, it is settled, or a later job has released a model that it does not start from.
+    """
+    records = store.jobs()
+    waiting = [record for record in records if record.step != "settled"]
+    if job is None and not waiting:
+        raise JobError("Every job is settled; `dlfd-fleet job start` starts another one.")
+    record = waiting[-1] if job is None else store.load(job)
+    if record.step == "settled":
+        raise JobError(f"{record.job} is settled; there is nothing to go on with.")
+    for later in records:
+        if later.released and later.started_at > record.started_at:
+            raise JobError(f"{later.job} has released another model since {record.job} began; start a new job.")
+    return store.reopen(record.job) if record.step in FINAL_STEPS or store.is_cancelled(record.job) else record
+
+
+def _activities(store: Store, job: str) -> Iterator[SiteActivity]:
+    """Yield what sites do, in words, while there is a coordinator that waits for it."""
+    if not _goes_on(store, job):
+        return
+    for activity in store.activities(job):
+        if activity.site.startswith("node-") and activity.doing == WAITING:
+            continue  # it has said since which site it is
+        yield replace(activity, doing=_DOING.get(activity.doing, activity.doing))
+
+
+def _goes_on(store: Store, job: str) -> bool:
+    return store.load(job).step not in FINAL_STEPS and store.is_locked()
+
+
+def _state(record: JobRecord, running: bool) -> str:
+    if record.step in FINAL_STEPS:
+        return f"{record.step}, released" if record.released else record.step
+    return f"{record.step}, {'running' if running else 'interrupted'}"

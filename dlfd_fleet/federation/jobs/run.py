@@ -1,0 +1,161 @@
+"""The frame of every job: those that were interrupted first, one coordinator at a time, and how each ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Literal
+
+from flwr.serverapp import Grid
+
+from dlfd_fleet.configuration import flatten
+from dlfd_fleet.exceptions import FleetError, JobCancelledError, JobError
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.pictures import outcome_tags
+from dlfd_fleet.federation.jobs.reporting import redraw_reports
+from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
+from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.requests import settle
+from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
+from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking import Tracker, open_tracker
+from dlfd_fleet.tracking.registry import REFUSED_TAG
+from dlfd_fleet.tracking.system_metrics import sampled_system
+
+_SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
+
+
+def run_jobs(
+    grid: Grid,
+    kind: JobKind,
+    settings: Settings,
+    progress: ProgressDisplay,
+    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
+) -> JobRecord:
+    """Bring jobs whose process died to their end, then do one of this kind unless such a one was among them.
+
+    Raises
+    ------
+    JobError
+        If another coordinator works on the state folder, or the job cannot go on; then it is failed, and its requests
+        wait for the next one. Killed or interrupted, it is resumed by the next call.
+    """
+    store = Store(settings.state_folder)
+    with closing(store), store.lock(), open_tracker(settings.tracking, settings.state_folder) as tracker:
+        for record in store.jobs():
+            if record.step == "settled":
+                store.forget_steps(record.job)  # its process may have died before it could
+        _purge(store, settings, progress)
+        champion = store.champion()
+        tracker.try_again(champion.job if champion else None)
+        done = None
+        for record in store.unfinished():
+            progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
+            done = _carry_out(grid, store, tracker, progress, record, carry_out)
+        if done is None or done.kind != kind or done.step == "cancelled":
+            done = _carry_out(grid, store, tracker, progress, store.new_job(kind, settings), carry_out)
+        return done
+
+
+def _carry_out(
+    grid: Grid,
+    store: Store,
+    tracker: Tracker,
+    progress: ProgressDisplay,
+    record: JobRecord,
+    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
+) -> JobRecord:
+    """Do one job, or what is left of it; its record and its run always say how it ended."""
+    settings = store.settings_of(record.job)
+    waits = settings.fleet
+    fleet = Fleet(
+        grid,
+        waits.reply_timeout_seconds,
+        waits.quorum,
+        waits.return_seconds,
+        late_seconds=waits.late_seconds,
+        site_keys=SiteKeys(store.folder / SITE_KEYS_FILE, waits.registered_keys),
+    )
+    fleet.largest_weight_ratio, fleet.largest_growth = waits.largest_weight_ratio, waits.largest_growth
+    fleet.notice = lambda doing: store.note_activity(record.job, doing)
+    fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
+    store.forget_activities(record.job)
+    job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
+    tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
+    parameters = flatten(settings.model_dump(mode="json"))
+    tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
+    try:
+        if record.released and store.is_cancelled(record.job):
+            raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
+        with sampled_system(tracker, record.job, settings.tracking.system_metrics):
+            carry_out[record.kind](job)
+        redraw_reports(job)
+        store.forget_steps(record.job)
+        _purge(store, settings, progress)
+    except JobCancelledError as error:
+        status = "KILLED"
+        if job.record.released:
+            job.advance(
+                "cancelled", note="cancelled after the release: sites not told of it learn it from the next job"
+            )
+        else:
+            _give_back(job, str(error))
+            job.advance("cancelled", note="cancelled: the requests wait for the next job")
+    except Exception as error:
+        status = "FAILED"
+        reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+        if not job.record.released:
+            _give_back(job, f"the job failed: {reason}")
+            job.advance("failed", note=reason)
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
+    finally:
+        _tell_end(job, status)
+    return job.record
+
+
+def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Tell MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
+    tracker, name = job.tracker, job.record.job
+    try:
+        tracker.set_tags(name, outcome_tags(job.record))
+        tracker.finish_job(name, status)
+        waiting = tracker.flush(_SEND_PATIENCE)
+        if waiting:
+            job.record = job.record.model_copy(update={"unsent": waiting})
+            job.store.save(job.record)
+            job.progress.say(f"{waiting} records wait for MLflow, and the next job sends them: {tracker.problem}")
+        for reason in tracker.refusals(name):
+            job.progress.say(f"MLflow does not have all of {name}: {reason}")
+        if tracker.refused:
+            job.progress.say(f"MLflow refused {tracker.refused} records; `dlfd-fleet outbox list` shows them.")
+    except JobError as error:
+        job.progress.say(f"MLflow is not told how {name} ended: {error}")
+
+
+def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
+    """Delete our own files of models that remember; until its last step a job may need the one that it began with."""
+    if not settings.release.purge_revoked:
+        return
+    try:
+        purged = store.purge_remembering()
+    except JobError as error:
+        progress.say(str(error))
+        return
+    if purged:
+        progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")
+
+
+def _give_back(job: Coordinator, reason: str) -> None:
+    """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
+    if job.record.kind == "erase" and job.fleet.asked:
+        try:
+            settle(job.fleet, job.record.job, job.progress, "returned", reason, job.epoch(), ())
+        except FleetError as error:
+            job.progress.say(f"The sites could not be told that {job.record.job} has ended: {error}")

@@ -1,0 +1,69 @@
+"""What the coordinator and the sites both know: the messages, their bounds, and how models travel.
+
+In go typed fields, arrays and audited samples; out come Flower's records, and the same again on the other side. A
+message that breaks its contract raises a :class:`~dlfd_fleet.exceptions.MessageError` that names the sender.
+
+Examples
+--------
+>>> from dlfd_fleet.federation.protocol import PendingQuery
+>>> records = PendingQuery(job="erase-1", take=True).to_records()
+>>> PendingQuery.from_records(records, "The coordinator").job
+'erase-1'
+"""
+
+from dlfd_fleet.federation.protocol.differences import difference_of, model_of
+from dlfd_fleet.federation.protocol.messages import (
+    AuditResult,
+    AuditTask,
+    CalibrateResult,
+    CalibrateTask,
+    DevicesReached,
+    FileAuditResult,
+    FileAuditTask,
+    FitResult,
+    FitTask,
+    PendingQuery,
+    PendingReply,
+    RequestDates,
+    SettleResult,
+    SettleTask,
+    UnlearnResult,
+    UnlearnTask,
+)
+from dlfd_fleet.federation.protocol.packing import (
+    COORDINATOR,
+    MODEL,
+    Arrays,
+    FleetMessage,
+    arrays_of,
+    bytes_of,
+    samples_of,
+)
+
+__all__ = [
+    "COORDINATOR",
+    "MODEL",
+    "Arrays",
+    "AuditResult",
+    "AuditTask",
+    "CalibrateResult",
+    "CalibrateTask",
+    "DevicesReached",
+    "FileAuditResult",
+    "FileAuditTask",
+    "FitResult",
+    "FitTask",
+    "FleetMessage",
+    "PendingQuery",
+    "PendingReply",
+    "RequestDates",
+    "SettleResult",
+    "SettleTask",
+    "UnlearnResult",
+    "UnlearnTask",
+    "arrays_of",
+    "bytes_of",
+    "difference_of",
+    "model_of",
+    "samples_of",
+]

@@ -1,0 +1,22 @@
+"""How a task names the model that it is about, so that a site which holds that model need not be sent it again.
+
+The name is the model's digest (:func:`~dlfd_fleet.models.digest`). A task may carry the model under its name; leave it
+out; or carry the difference from another one, named too.
+"""
+
+from __future__ import annotations
+
+from flwr.app import ConfigRecord, RecordDict
+
+MODEL_NOT_HELD = 1001
+"""Code of a site's error reply; none of Flower's own."""
+NAMED, SHA256 = "model-named", "sha256"
+"""The record that names a task's model, and its field."""
+DIFFERENCE, BASE, PRECISION = "model-difference", "base", "precision"
+"""The record of a difference; fields of the name: the model that it is from, and how it was rounded."""
+
+
+def name_of(records: RecordDict) -> str:
+    """Return the name of a task's model; empty if it has none."""
+    named = records.get(NAMED)
+    return str(named[SHA256]) if isinstance(named, ConfigRecord) else ""

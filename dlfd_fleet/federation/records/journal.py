@@ -1,0 +1,149 @@
+"""The steps of a job: what is finished is on disk and is never done again.
+
+A job is a plain function whose costly or visible acts go through :class:`Journal`. Started again after its process
+died, the same function runs again: steps in the journal give back their results, and the first that is missing is done.
+What lies between steps must follow from their results alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from dlfd_fleet.audit import SampleScores, Tally
+from dlfd_fleet.exceptions import JobCancelledError
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.job_record import FinishedStep
+from dlfd_fleet.federation.records.store import Store
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model merged of several sites' updates, and the requests whose updates are in it."""
+
+    arrays: Arrays
+    requests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of the sites' images; of a file also how near it is to torch, over how many images."""
+
+    samples: SampleScores
+    max_abs_difference: float = 0.0
+    images: int = 0
+    agreeing: int = 0
+    own_test: Mapping[str, Tally] = field(default_factory=dict)
+    """Of the test people whom one site alone holds, by site."""
+
+
+class Traffic(Protocol):
+    """What counts the array bytes of a job."""
+
+    sent_bytes: int
+    received_bytes: int
+
+
+@dataclass
+class Uncounted:
+    """Traffic of a job that has not begun."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass
+class Journal:
+    """The finished steps of one job.
+
+    Attributes
+    ----------
+    store, job
+        Where steps are kept, and under which job; without a store every step is done and none is kept.
+    traffic
+        Counts bytes; a step that is not done again adds what it took then.
+    seconds
+        What all steps so far took, in this process and in those before it.
+    """
+
+    store: Store | None = None
+    job: str = ""
+    traffic: Traffic = field(default_factory=Uncounted)
+    seconds: float = 0.0
+
+    def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
+        """Do, or recall, a step that ends in a model."""
+        done = self._step(name, compute, lambda result: (_REQUESTS.dump_json(result.requests), result.arrays))
+        return done if isinstance(done, Merged) else Merged(done.arrays, _REQUESTS.validate_json(done.result))
+
+    def answers(self, name: str, compute: Callable[[], Answers]) -> Answers:
+        """Do, or recall, a step that ends in what a model says of images."""
+        done = self._step(
+            name,
+            compute,
+            lambda result: (
+                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing, dict(result.own_test))),
+                _columns(result.samples),
+            ),
+        )
+        if isinstance(done, Answers):
+            return done
+        samples = SampleScores(**{column: array.numpy() for column, array in done.arrays.items()})
+        return Answers(samples, *_PARITY.validate_json(done.result))
+
+    def facts(self, name: str, kind: type[_T], compute: Callable[[], _T]) -> _T:
+        """Do, or recall, a step that ends in something that JSON can hold."""
+        adapter = TypeAdapter(kind)
+        done = self._step(name, compute, lambda result: (adapter.dump_json(result), {}))
+        return adapter.validate_json(done.result) if isinstance(done, FinishedStep) else done
+
+    def _step(
+        self, name: str, compute: Callable[[], _T], pack: Callable[[_T], tuple[bytes, Mapping[str, Tensor]]]
+    ) -> _T | FinishedStep:
+        """Return a finished step, or what the step came to now.
+
+        Raises
+        ------
+        JobCancelledError
+            Before a step that is still to be done, if somebody asked for the job to be cancelled.
+        """
+        found = self.store.step(self.job, name) if self.store else None
+        if found is not None:
+            self.seconds += found.seconds
+            self.traffic.sent_bytes += found.sent_bytes
+            return found
+        if self.store and self.store.is_cancelled(self.job):
+            raise JobCancelledError(f"The job {self.job} was cancelled before its step '{name}'.")
+        started, before = time.perf_counter(), self._bytes()
+        result = compute()
+        seconds = time.perf_counter() - started
+        if self.store:
+            text, arrays = pack(result)
+            step = FinishedStep(name, text.decode(), dict(arrays), seconds, self._bytes() - before)
+            self.store.finish_step(self.job, step)
+        self.seconds += seconds
+        return result
+
+    def _bytes(self) -> int:
+        return self.traffic.sent_bytes + self.traffic.received_bytes
+
+
+_REQUESTS = TypeAdapter(tuple[str, ...])
+_PARITY = TypeAdapter(  # the shorter ones are of earlier releases
+    tuple[float, int] | tuple[float, int, int] | tuple[float, int, int, dict[str, Tally]]
+)
+
+
+def _columns(samples: SampleScores) -> dict[str, Tensor]:
+    return {
+        column.name: torch.from_numpy(np.ascontiguousarray(getattr(samples, column.name))) for column in fields(samples)
+    }

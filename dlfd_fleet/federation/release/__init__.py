@@ -1,0 +1,1 @@
+"""What becomes of a model: which one is the champion, what a person may promote or revoke, which files devices get."""

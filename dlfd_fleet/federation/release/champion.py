@@ -1,0 +1,41 @@
+"""Which model the fleet runs: the coordinator's note and the registry's alias, brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dlfd_fleet.exceptions import TrackingError
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import ONNX_FILE, Store
+from dlfd_fleet.tracking import Tracker
+from dlfd_fleet.tracking.registry import why_not_published
+
+
+def agreed_champion(store: Store, tracker: Tracker, say: Callable[[str], None]) -> Champion | None:
+    """Return the registry's champion if it may run and we hold its model; else our own note.
+
+    A registry that lags behind (entries wait in the outbox) or names a model of another fleet is not followed. An alias
+    that a person has moved there is, and our note with it.
+
+    Parameters
+    ----------
+    say
+        Told why the registry is not followed.
+    """
+    own = store.champion()
+    try:
+        version = tracker.champion()
+    except TrackingError as error:
+        say(f"{error} Our own note of the champion is used.")
+        return own
+    if own is None or version is None or not (store.model_folder(version.job) / ONNX_FILE).exists():
+        return own
+    found = Champion(job=version.job, epoch=version.epoch)
+    if found == own or tracker.owes_model(own.job):
+        return own
+    reason = why_not_published(version, own.epoch)
+    if reason is not None:
+        say(f"The registry's champion is not followed: {reason}")
+        return own
+    store.set_champion(found, "the registry", "the alias was moved there")
+    return found

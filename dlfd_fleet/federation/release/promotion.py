@@ -1,0 +1,159 @@
+"""What a person may do to registered versions: look, promote, revoke. The coordinator's note and the registry agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from rich.table import Table
+
+from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import ONNX_FILE, Store, require_folder
+from dlfd_fleet.plain_text import plain
+from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking import Tracker, open_registry, open_tracker
+from dlfd_fleet.tracking.purge import Purged, purge, purged_versions, revoke_remembering
+from dlfd_fleet.tracking.registry import (
+    CHAMPION,
+    KIND_TAG,
+    VERDICT_TAG,
+    RegisteredVersion,
+    why_not_promoted,
+    why_not_published,
+)
+
+_SEND_PATIENCE = 60.0
+
+
+def registry_table(settings: Settings) -> Table:
+    """Return every registered version and what may be done with it; the purged ones too."""
+    require_folder(settings.state_folder)
+    epoch = fleet_epoch(settings)
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        versions, purged = registry.versions(), purged_versions(registry)
+    table = Table("version", "alias", "epoch", "verdict", "job", "may run")
+    for gone in purged:
+        table.add_row(*map(plain, (gone.version, "", str(gone.epoch), "", gone.job, f"purged: {gone.reason}")))
+    for version in versions:
+        reason = why_not_published(version, epoch)
+        verdict = version.tags.get(VERDICT_TAG, "")
+        aliases = ", ".join(version.aliases)
+        cells = (version.version, aliases, str(version.epoch), verdict, version.job, reason or "yes")
+        table.add_row(*map(plain, cells))
+    return table
+
+
+def promotion_table(settings: Settings) -> Table:
+    """Return every move of the champion: when, which model, by whom and why."""
+    table = Table("at", "job", "epoch", "by", "why")
+    require_folder(settings.state_folder)
+    with closing(Store(settings.state_folder)) as store:
+        for move in store.promotions():
+            cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
+            table.add_row(*map(plain, cells))
+    return table
+
+
+def fleet_epoch(settings: Settings) -> int:
+    """Return the fleet's erasure epoch: of the coordinator's champion; 0 before there is one."""
+    with closing(Store(settings.state_folder)) as store:
+        champion = store.champion()
+        return champion.epoch if champion else 0
+
+
+def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVersion:
+    """Make a registered version the champion, here and in the registry.
+
+    Versions that remember whom it has forgotten are revoked, as after a release.
+
+    Raises
+    ------
+    JobError
+        If it may not run: it is under the fleet's epoch, revoked, or its verdict is FAIL; or we have not its files.
+    TrackingError
+        If there is no such version, MLflow does not answer, or bytes of a revoked version are still there.
+    """
+    _require_reason(why)
+    with _alone(settings) as (store, tracker):
+        champion = store.champion()
+        epoch = champion.epoch if champion else 0
+        with tracker.registry() as registry:
+            version = registry.version(number)
+            reason = why_not_promoted(version, epoch)
+            if reason is None and not (store.model_folder(version.job) / ONNX_FILE).exists():
+                reason = f"This coordinator has no files of {version.job}; promote version {number} where it was made."
+            if reason is not None:
+                raise JobError(reason)
+            # The note first: if the registry cannot be told now, the next try tells it.
+            store.set_champion(Champion(job=version.job, epoch=version.epoch), who, why)
+            registry.promote(version, who, why)
+            if version.tags.get(KIND_TAG, "original") != "original":
+                purging = settings.release.purge_revoked
+                revoke_remembering(registry, version.job, version.epoch, also_purge=purging)
+        if settings.release.purge_revoked:
+            store.purge_remembering()
+        return version
+
+
+def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) -> Purged | None:
+    """Revoke a version for good; and delete its bytes, there and in the state folder.
+
+    Returns
+    -------
+    Purged
+        What was deleted; None if nothing was.
+
+    Raises
+    ------
+    JobError
+        If it is the champion: a fleet without one could not even forget.
+    TrackingError
+        If there is no such version, MLflow does not answer, or the bytes are still there.
+    """
+    _require_reason(reason)
+    with _alone(settings) as (store, tracker), tracker.registry() as registry:
+        version = registry.version(number)
+        champion = store.champion()
+        if CHAMPION in version.aliases or (champion is not None and champion.job == version.job):
+            raise JobError(
+                f"Version {number} is the champion; promote another version first, or run a job that makes one."
+            )
+        revoked = registry.revoke(version, reason)
+        if not also_purge:
+            return None
+        (purged,) = purge(registry, [revoked])
+        store.delete_model(version.job)
+        return purged
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise JobError("The reason is empty: say why, for whoever asks later.")
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
+    """Give the store and a tracker that has sent what waited, while no job runs."""
+    require_folder(settings.state_folder)
+    with (
+        closing(Store(settings.state_folder)) as store,
+        store.lock(),
+        open_tracker(settings.tracking, settings.state_folder) as tracker,
+    ):
+        champion = store.champion()
+        _send(tracker, champion.job if champion else None)
+        yield store, tracker
+
+
+def _send(tracker: Tracker, champion: str | None) -> None:
+    tracker.try_again(champion)
+    waiting = tracker.flush(_SEND_PATIENCE) if tracker.waiting else 0
+    if waiting:
+        raise TrackingError(
+            f"MLflow at {tracker.uri} does not answer, and {waiting} records wait to be sent first ({tracker.problem})."
+        )
+    if champion is not None and (owed := tracker.owed(champion)):
+        raise TrackingError(
+            f"MLflow at {tracker.uri} refused what it must know first, {owed[0]} (`dlfd-fleet outbox list` shows it)."
+        )

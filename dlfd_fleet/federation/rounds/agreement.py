@@ -1,0 +1,35 @@
+"""One answer of many: what each site says of its own people, and what most of them say of those whom all hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dlfd_fleet.audit import Role, SampleScores, agreed
+from dlfd_fleet.exceptions import DataError, JobError, MessageError
+from dlfd_fleet.federation.protocol.messages import AuditResult, FileAuditResult
+from dlfd_fleet.federation.records.journal import Answers
+from dlfd_fleet.federation.rounds.fleet import Fleet
+
+
+def together(fleet: Fleet, heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]]) -> Answers:
+    """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
+    nodes = {fleet.name(node): node for node in sorted(heard)}
+    own, shared, withholding = {}, {}, set[str]()
+    for name, node in nodes.items():
+        result, samples = heard[node]
+        if result.withheld:
+            withholding.add(name)
+        first = max(0, len(samples) - result.shared)
+        own[name], shared[name] = samples.rows(slice(first)), samples.rows(slice(first, None))
+    try:
+        everybody, liars = agreed(shared, withholding)
+    except DataError as error:
+        raise JobError(str(error)) from error
+    for name in liars:
+        fleet.refuse(nodes[name], MessageError("it says other things of the people whom all sites hold than most do"))
+        del own[name]
+    tests = {name: samples.of(Role.TEST) for name, samples in own.items()}
+    tallies = {
+        name: (len(test), int((test.prediction == test.label).sum())) for name, test in tests.items() if len(test)
+    }
+    return Answers(SampleScores.concatenate([*own.values(), everybody]), own_test=tallies)

@@ -1,0 +1,219 @@
+"""What a model says of the sites' images, pooled and scored: looks for a gate, audits for evidence, ranges for int8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
+from dlfd_fleet.configuration import load_settings
+from dlfd_fleet.exceptions import ExportError, MessageError
+from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
+from dlfd_fleet.federation.protocol.messages import (
+    AuditResult,
+    AuditTask,
+    CalibrateResult,
+    CalibrateTask,
+    FileAuditResult,
+    FileAuditTask,
+)
+from dlfd_fleet.federation.protocol.packing import Arrays, file_arrays, samples_of
+from dlfd_fleet.federation.records.journal import Answers, Journal
+from dlfd_fleet.federation.rounds.agreement import together
+from dlfd_fleet.federation.rounds.counts import contradiction, counted_rows, plausible_images
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.models import ModelCard
+from dlfd_fleet.plain_text import PlainConsole
+from dlfd_fleet.progress import Advance, ConsoleProgress, ProgressDisplay
+from dlfd_fleet.settings import Settings
+
+_Audit = TypeVar("_Audit", AuditResult, FileAuditResult)
+CHOOSING = (Role.RETAIN, Role.FORGET, Role.VALIDATION)
+EVIDENCE = (Role.RETAIN, Role.FORGET, Role.VALIDATION, Role.TEST)
+
+_GATE_RETAIN = 64  # a site
+
+
+class Recorder(Protocol):
+    """Takes metrics as they come: names, values, the round, and the site's pseudonym."""
+
+    def __call__(self, metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
+        """Record the metrics of one step."""
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """A model with its evidence: what it says of each image, and the scores made of that."""
+
+    arrays: Arrays
+    samples: SampleScores
+    scores: Scores
+    own_test: Mapping[str, Tally] = field(default_factory=dict)
+    """What sites say of the test people whom each of them alone holds."""
+
+
+def _unrecorded(metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
+    """Drop the metrics: nobody has asked for them."""
+
+
+@dataclass(kw_only=True)
+class FederatedAudits:
+    """The audits that jobs are made of; each is one step of the job's journal.
+
+    Attributes
+    ----------
+    card
+        The model that travels.
+    settings
+        The whole tree; when omitted, what ``dlfd-fleet config show`` shows: the file of ``DLFD_FLEET_CONFIG`` and the
+        ``DLFD_FLEET_*`` variables over the defaults.
+    job
+        Name of the job, sent with every task.
+    journal
+        The job's finished steps: each round and each audit is one. Nothing is kept when omitted.
+    progress, record
+        Where progress and metrics go.
+    """
+
+    card: ModelCard
+    settings: Settings = field(default_factory=lambda: load_settings().settings)
+    job: str = field(default_factory=lambda: f"unlearn-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+    journal: Journal = field(default_factory=Journal)
+    progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
+    record: Recorder = _unrecorded
+    _round: int = field(default=0, init=False)
+
+    @property
+    def rounds_done(self) -> int:
+        """How many rounds of updates there were."""
+        return self._round
+
+    def _seed(self) -> int:
+        """Return the seed of the current round; each site makes its own of it."""
+        return self.settings.seed * 1000 + self._round
+
+    def audit(self, fleet: Fleet, arrays: Arrays, title: str, step: str) -> AuditedModel:
+        """Attack a model at every site, and score it on the people that no gate has used; one step of the job."""
+        with self.progress.phase(title, len(fleet.wait_for_nodes())) as advance:
+            answers = self._answers(fleet, arrays, EVIDENCE, f"audit-{step}", advance)
+        scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
+        return AuditedModel(arrays, answers.samples, scores, answers.own_test)
+
+    def audit_file(
+        self, fleet: Fleet, arrays: Arrays, content: bytes, step: str = "audit-file"
+    ) -> tuple[Scores, Parity]:
+        """Attack an exported file at every site; return scores and how near it is to torch; one step of the job."""
+        answers = self.journal.answers(step, lambda: self._collect_file(fleet, arrays, content))
+        scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
+        agreement = answers.agreeing / answers.images if answers.images else None
+        return scores, Parity(answers.max_abs_difference, answers.images, agreement, None, None)
+
+    def _collect_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> Answers:
+        task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE))
+        with self.progress.phase("Auditing the ONNX file", len(fleet.wait_for_nodes())) as advance:
+            heard = self._ask_all(fleet, task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
+        results = [result for result, _ in heard.values()]
+        return Answers(
+            together(fleet, heard).samples,
+            max(result.max_abs_difference for result in results),
+            sum(result.images for result in results),
+            sum(result.agreeing for result in results),
+        )
+
+    def ranges(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
+        """Return the ranges of a prepared file's activations over every site's retain images; one step of the job."""
+        kind = dict[str, tuple[float, float]]
+        return self.journal.facts("calibrate", kind, lambda: self._calibrate(fleet, prepared))
+
+    def _calibrate(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
+        images = self.settings.export.calibration_images
+        task = CalibrateTask(job=self.job, card=self.card, images=images, seed=self._seed())
+        nodes, tensors, parts, answered = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), [], 0
+        with self.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
+            records = task.to_records(file=file_arrays(prepared))
+            for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(self._round)):
+                advance()
+                try:
+                    result = CalibrateResult.from_records(reply.records, reply.sender)
+                    if result.images:
+                        parts.append(_checked(result.ranges, tensors, reply.sender))
+                    answered += 1
+                except MessageError as error:
+                    fleet.refuse(reply.node, error)
+        fleet.require_quorum(answered, f"answered {task.TYPE}")
+        return merge_ranges(parts)
+
+    def look(self, fleet: Fleet, arrays: Arrays, step: str) -> SampleScores:
+        """Return what a model says of the images that a gate may look at, of retain images only some at each site."""
+        return self._answers(fleet, arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
+
+    def _answers(
+        self,
+        fleet: Fleet,
+        arrays: Arrays,
+        roles: tuple[Role, ...],
+        step: str,
+        advance: Advance,
+        most_retain: int | None = None,
+    ) -> Answers:
+        task = AuditTask(job=self.job, card=self.card, roles=_names(roles), most_retain=most_retain)
+        return self.journal.answers(
+            step, lambda: together(fleet, self._ask_all(fleet, task, AuditResult, advance, model=arrays))
+        )
+
+    def _ask_all(
+        self,
+        fleet: Fleet,
+        task: AuditTask | FileAuditTask,
+        expected: type[_Audit],
+        advance: Advance,
+        **arrays: Mapping[str, Tensor],
+    ) -> dict[int, tuple[_Audit, SampleScores]]:
+        """Return every node's answer."""
+        answers = dict[int, tuple[_Audit, SampleScores]]()
+        records, roles = task.to_records(None, **arrays), [Role(name) for name in task.roles]
+        most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
+        most_unseen = plausible_images(fleet.claims)
+        for reply in fleet.exchange(task.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
+            advance()
+            try:
+                result = expected.from_records(reply.records, reply.sender)
+                samples = samples_of(reply.records, len(self.card.classes), reply.sender)
+                check_counts(result, samples, reply.sender)
+                if (claim := fleet.claims.get(reply.node)) is not None:
+                    said = contradiction(claim, samples, roles, most_retain, most_unseen)
+                    if said is not None:
+                        fleet.expel(reply.node, said)
+                        continue
+                    samples = counted_rows(claim, samples)
+                answers[reply.node] = result, samples
+            except MessageError as error:
+                fleet.refuse(reply.node, error)
+        fleet.require_quorum(len(answers), f"answered {task.TYPE}")
+        return answers
+
+
+def check_counts(result: AuditResult | FileAuditResult, samples: SampleScores, sender: str) -> None:
+    """Refuse an answer whose counts are not those of its samples: they would decide for more images than it has."""
+    counts = [result.shared] + ([result.agreeing] if isinstance(result, FileAuditResult) else [])
+    if max(counts) > len(samples) or (isinstance(result, FileAuditResult) and result.images != len(samples)):
+        raise MessageError(f"{sender} sent {len(samples)} samples, and counts of others than these.")
+    if len(samples.rows(slice(len(samples) - result.shared, None)).of(Role.RETAIN, Role.FORGET)):
+        raise MessageError(f"{sender} says that every site holds people whom it trains on, or who asked it.")
+
+
+def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:
+    if ranges.keys() != tensors:
+        raise MessageError(f"{sender} sent ranges of other tensors than the file has.")
+    try:
+        return merge_ranges([ranges])
+    except ExportError as error:
+        raise MessageError(f"{sender}: {error}") from error
+
+
+def _names(roles: tuple[Role, ...]) -> tuple[Literal["retain", "forget", "validation", "test"], ...]:
+    return tuple(role.value for role in roles)

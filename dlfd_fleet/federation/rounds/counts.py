@@ -1,0 +1,118 @@
+"""How many images a site counts by: what it says, as far as the other sites and its own past make that plausible.
+
+A site's count is its weight in every average, its share of the class weights, and what the limit on forget requests is
+a share of. Nobody can count another site's images. So a count far above the others' gives no more than theirs, and
+what a site says must be as many images as it answers for in an audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.federation.protocol.messages import PendingReply
+
+_OFTEN, _SOME = 2, 20  # people ask and withdraw while a job runs: its counts are not exact
+_MANY_UNSEEN = 10_000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a site says that it holds, and what it counts by.
+
+    Attributes
+    ----------
+    retain, forget
+        Images that it trains on, and that it asks to forget.
+    weight
+        Images that it counts by; fewer than :attr:`retain` if that is implausible.
+    doubt
+        Why, in words; empty if it counts by what it says.
+    """
+
+    retain: int
+    forget: int
+    weight: int
+    doubt: str = ""
+
+
+def claims_of(
+    replies: Mapping[int, PendingReply], ratio: float, growth: float, before: Mapping[str, int]
+) -> dict[int, Claim]:
+    """Return what each node's site counts by.
+
+    Parameters
+    ----------
+    ratio
+        Largest count, in medians of the other sites'; a site that says more counts by that median.
+    growth
+        Largest count, in those of the same site's last job; a site that says more counts by this many times that.
+    before
+        What sites counted by in their last job, by site id.
+    """
+    claims = {}
+    for node, reply in replies.items():
+        others = [other.retain_images for key, other in replies.items() if key != node and other.retain_images]
+        said = weight = reply.retain_images
+        usual, known, doubt = int(median(others)) if others else 0, before.get(reply.site, 0), ""
+        if usual and said > ratio * usual:
+            weight = usual
+            doubt = f"more than {ratio:g} times the median of the others', {usual} (fleet.largest_weight_ratio)"
+        if known and weight > growth * known:
+            weight = max(1, int(growth * known))
+            doubt = f"more than {growth:g} times those of its last job, {known} (fleet.largest_growth)"
+        if doubt:
+            doubt = f"says that it trains on {said} images, {doubt}; it counts by {weight}"
+        claims[node] = Claim(said, reply.forget_images, weight, doubt)
+    return claims
+
+
+def plausible_images(claims: Mapping[int, Claim]) -> int:
+    """Return how many images of people never trained on one site may hold, for nobody else can count them.
+
+    They are as many as the whole fleet has trained on, or 10,000 if that is more.
+    """
+    return max(_MANY_UNSEEN, sum(claim.weight + claim.forget for claim in claims.values()))
+
+
+def contradiction(
+    claim: Claim, samples: SampleScores, roles: Collection[Role], most_retain: int | None, most_unseen: int
+) -> str | None:
+    """Return in words how an audit of a site's images contradicts what it says that it holds; None if not.
+
+    What is measured takes memory and time by rows, so none of them may be made up without end.
+
+    Parameters
+    ----------
+    samples
+        What the site answers; of the roles that are asked for.
+    most_retain
+        How many retain images it was asked for; all of them when None.
+    most_unseen
+        As of :func:`plausible_images`.
+    """
+    answered = {role: int(samples.of_role(role).sum()) for role in Role}
+    if other := [role.value for role, count in answered.items() if count and role not in roles]:
+        return f"answers for {' and '.join(other)} images, which it was not asked for"
+    for what, said, role in (("trains on", claim.retain, Role.RETAIN), ("forgets", claim.forget, Role.FORGET)):
+        if role not in roles:
+            continue
+        asked = said if role is not Role.RETAIN or most_retain is None else min(said, most_retain)
+        if asked > _OFTEN * answered[role] + _SOME or answered[role] > _OFTEN * asked + _SOME:
+            return f"says that it {what} {said} images, and answers for {answered[role]} of them"
+    unseen = answered[Role.VALIDATION] + answered[Role.TEST]
+    if unseen > most_unseen:
+        return f"answers for {unseen} images of people never trained on, above the {most_unseen} that are plausible"
+    return None
+
+
+def counted_rows(claim: Claim, samples: SampleScores) -> SampleScores:
+    """Return the rows that count: as many of retain images as the site counts by, if it says that it has more."""
+    if claim.weight >= claim.retain:
+        return samples
+    retain = samples.of_role(Role.RETAIN)
+    return samples.rows(~retain | (np.cumsum(retain) <= claim.weight))

@@ -1,0 +1,232 @@
+"""The sites as the coordinator sees them: send a task to each, take the replies as they come."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.rounds.counts import Claim
+from dlfd_fleet.federation.rounds.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes, public_keys
+from dlfd_fleet.federation.rounds.held_models import HeldModels
+from dlfd_fleet.federation.rounds.site_keys import SiteKeys
+from dlfd_fleet.plain_text import visible
+
+logger = logging.getLogger(__name__)
+
+WAITING = "waiting"
+_LONGEST_REASON = 500
+_PATIENCE_WITH_SILENT = 5.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer; ``sender`` is its pseudonym."""
+
+    node: int
+    sender: str
+    records: RecordDict
+
+
+@dataclass
+class Fleet:
+    """The nodes behind a grid.
+
+    Attributes
+    ----------
+    grid
+        Flower's grid.
+    timeout
+        Longest wait for the replies to one set of tasks, seconds.
+    quorum
+        Share of the members whose replies a round needs.
+    return_seconds
+        Longest wait for a member whose process died, or that lost its connection, before a round goes on without it.
+    sent_bytes, received_bytes
+        Array bytes so far, in both directions.
+    members
+        Nodes that take part: those that answered the job's first question. All connected ones until then.
+    absent
+        Sites that did not answer or answered with an error, and why, in this job.
+    asked
+        Whether the job's first question was sent: any node may have taken up requests for the job since.
+    names
+        What each node's site calls itself, once it has said so.
+    sites
+        The random id that each node has said it is, and that is its own.
+    counted
+        The requests that each member has counted when the job began, by their ids in this job.
+    site_keys
+        Which key each site has.
+    late_seconds
+        Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
+    notice
+        Told what sites do now, by site.
+    held
+        What is known of the models that nodes hold.
+    largest_weight_ratio, largest_growth, counted_before, claims
+        As in :func:`~dlfd_fleet.federation.rounds.counts.claims_of`, and what that came to.
+    refused
+        Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
+    """
+
+    grid: Grid
+    timeout: float
+    quorum: float = 0.0
+    return_seconds: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    members: frozenset[int] = frozenset()
+    absent: dict[str, str] = field(default_factory=dict)
+    asked: bool = False
+    names: dict[int, str] = field(default_factory=dict)
+    sites: dict[int, str] = field(default_factory=dict)
+    counted: dict[int, frozenset[str]] = field(default_factory=dict)
+    site_keys: SiteKeys = field(default_factory=SiteKeys)
+    late_seconds: float | None = None
+    notice: Callable[[Mapping[str, str]], None] = lambda _: None
+    refused: Callable[[str, str], None] = lambda _site, _reason: None
+    held: HeldModels = field(default_factory=HeldModels)
+    largest_weight_ratio: float = math.inf
+    largest_growth: float = math.inf
+    counted_before: Mapping[str, int] = field(default_factory=dict)
+    claims: Mapping[int, Claim] = field(default_factory=dict)
+    silent: frozenset[int] = frozenset()
+    """Nodes that did not answer in time once: they are not asked again, but for how the job ended."""
+    _given_up: frozenset[int] = frozenset()
+    """Members that were waited for in vain: nothing waits for them again until they are back."""
+
+    def name(self, node: int) -> str:
+        """Return what a node is called in logs, MLflow and reports: its site's random id, or Flower's of the node."""
+        return self.names.get(node) or pseudonym(node)
+
+    def keys(self) -> dict[int, str]:
+        """Return the fingerprints of the connected nodes' keys, of those that have one."""
+        return public_keys(self.grid)
+
+    def wait_for_nodes(self, count: int = 1, patience: float = 60.0) -> tuple[int, ...]:
+        """Return the connected nodes that take part, in order, after waiting until there are enough.
+
+        A member that is away is waited for too, at most :attr:`return_seconds`.
+
+        Raises
+        ------
+        JobError
+            If none connects in time.
+        """
+        began = time.monotonic()
+        while True:
+            there = {node for node in activations(self.grid) if not self.members or node in self.members}
+            self._given_up -= there
+            nodes = tuple(sorted(there - self.silent))
+            away, waited = self.members - self._given_up - self.silent - there, time.monotonic() - began
+            count = min(count, len(there - self.silent) + len(away)) if self.silent else count
+            if (len(nodes) >= count or waited >= patience) and (not away or waited >= self.return_seconds):
+                break
+            self.notice({self.name(node): AWAY for node in away})
+            time.sleep(LONGEST_POLL)
+        for node in away:
+            self._note_absence(node, "is not connected")
+        self._given_up |= away
+        if not nodes and self.silent:
+            raise JobError(f"No site is left that answers: {self.why_absent()}.")
+        if not nodes:
+            raise JobError(f"No site connected within {waited:.0f} s; start the SuperNodes and try again.")
+        return nodes
+
+    def connected(self) -> tuple[int, ...]:
+        """Return every connected node, once members were waited for: also those that take no part in the job."""
+        return tuple(sorted({*self.wait_for_nodes(), *activations(self.grid)}))
+
+    def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
+        """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
+
+        A node that answers with an error, or not in time, is noted in :attr:`absent` and skipped: one bad site must not
+        end a job. One that does not answer in time is :attr:`silent` from then on: it costs a job one wait, not one a
+        round. One whose process died is asked once more when it is back. A model that a node holds is not sent.
+        """
+        self.notice({self.name(node): kind for node in tasks})
+
+        def notice(node: int, doing: str) -> None:
+            self.notice({self.name(node): doing})
+
+        sent = self.held.without_held(tasks)
+        exchange = Exchange(self.grid, kind, tasks, sent, group, self.return_seconds, notice)
+        sent_before = self.sent_bytes
+        self.sent_bytes = sent_before + exchange.sent_bytes
+        enough = max(1, math.ceil(self.quorum * len(tasks)))
+        short = min(_PATIENCE_WITH_SILENT, self.timeout / 10.0)
+        for node, message in exchange.replies(self.timeout, enough, self.late_seconds, self.silent, short):
+            self.notice({self.name(node): WAITING})
+            if message.has_error():
+                self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
+            else:
+                self.held.answered(node, tasks[node])
+                if node in exchange.shortened and self.held.gives_up(node, held=exchange.shortened[node]):
+                    logger.warning("%s keeps no model; from now on it is sent one with each task", self.name(node))
+                self.received_bytes += array_bytes(message.content)
+                yield Reply(node, self.name(node), message.content)
+        self.sent_bytes = sent_before + exchange.sent_bytes
+        for node, reason in exchange.unanswered.items():
+            if node not in self.silent:  # why it was left out is said already
+                self._note_absence(node, reason)
+        self.silent |= exchange.silent
+
+    def refuse(self, node: int, error: MessageError) -> None:
+        """Note that a reply breaks the contract; the site counts as absent."""
+        self.exclude(node, f"was refused: {error}")
+
+    def exclude(self, node: int, reason: str) -> None:
+        """Note that a node takes no part in this job, and why."""
+        self._note_absence(node, reason)
+        self.refused(self.name(node), self.absent[self.name(node)])
+
+    def expel(self, node: int, reason: str) -> None:
+        """Note that a member takes no part any more, and why."""
+        self.members -= {node}
+        self.exclude(node, reason)
+
+    def require_quorum(self, answered: int, what: str, able: int | None = None) -> None:
+        """Stop a job that too few sites take part in.
+
+        Parameters
+        ----------
+        able
+            How many members can do it; all of them when omitted.
+
+        Raises
+        ------
+        JobError
+            If fewer have answered than the quorum, or nobody.
+        """
+        able = len(self.members) if able is None else able
+        if not answered or answered < self.quorum * able:
+            raise JobError(
+                f"Only {answered} of {able} sites {what}, and the quorum is {self.quorum:.0%}: {self.why_absent()}."
+            )
+
+    def why_absent(self) -> str:
+        """Return in words which sites are absent and why."""
+        return "; ".join(f"{sender} {reason}" for sender, reason in self.absent.items()) or "no site replied"
+
+    def _note_absence(self, node: int, reason: str) -> None:
+        reason = visible(reason, _LONGEST_REASON)  # some of it may be a site's own words
+        self.absent[self.name(node)] = reason
+        self.notice({self.name(node): reason})
+        logger.warning("%s %s", self.name(node), reason)
+
+
+def pseudonym(node: int) -> str:
+    """Return what a node is called before its site has said who it is: Flower's random node id, shortened."""
+    return f"node-{node % 16**8:08x}"
+
+
+def site_name(site: str) -> str:
+    """Return what a site is called in logs, MLflow and reports: the random id that it keeps."""
+    return f"site-{site}"

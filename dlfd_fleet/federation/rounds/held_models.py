@@ -1,0 +1,87 @@
+"""What the coordinator knows of the models that nodes hold, and what it sends in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from dlfd_fleet.federation.protocol.held_names import BASE, DIFFERENCE, NAMED, PRECISION, SHA256, name_of
+from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
+from dlfd_fleet.models import digest
+from dlfd_fleet.settings import Precision
+
+_MOST_MISSED = 2
+
+
+class HeldModels:
+    """What the coordinator knows of the models that nodes hold."""
+
+    def __init__(self) -> None:
+        self._held = dict[int, str]()
+        self._missed = dict[int, int]()
+        self._offered: tuple[str, str, RecordDict] | None = None
+
+    def note(self, node: int, name: str) -> None:
+        """Note the name of the model that a node says it holds; it may be empty."""
+        self._held[node] = name
+
+    def offer(self, model: Arrays, base: Arrays, difference: Arrays, precision: Precision) -> None:
+        """Let nodes that hold ``base`` be sent ``difference`` in place of ``model``, until the next offer."""
+        names = digest(model), digest(base)
+        records = RecordDict({DIFFERENCE: ArrayRecord.from_torch_state_dict(difference)})
+        records[NAMED] = ConfigRecord({SHA256: names[0], BASE: names[1], PRECISION: precision})
+        self._offered = *names, records
+
+    def without_held(self, tasks: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
+        """Return tasks without the model that a node holds, or with its difference; each is named in ``tasks``, too."""
+        # Many nodes are sent one object; its model is hashed once, and left out once.
+        names = {id(records): _name_model(records) for records in _distinct(tasks)}
+        short = {id(records): _without_model(records) for records in _distinct(tasks)}
+        steps = {
+            key: RecordDict({**short[key], **self._offered[2]})
+            for key, name in names.items()
+            if self._offered is not None and self._offered[0] == name
+        }
+
+        def shortest(node: int, records: RecordDict) -> RecordDict:
+            held, name = self._held.get(node), names[id(records)]
+            if self._missed.get(node, 0) >= _MOST_MISSED:
+                return records
+            if name and held == name:
+                return short[id(records)]
+            if self._offered is not None and held == self._offered[1]:
+                return steps.get(id(records), records)
+            return records
+
+        return {node: shortest(node, records) for node, records in tasks.items()}
+
+    def answered(self, node: int, task: RecordDict) -> None:
+        """Note that a node has done a task, and so holds its model."""
+        name = name_of(task)
+        if name:
+            self._held[node] = name
+
+    def gives_up(self, node: int, *, held: bool) -> bool:
+        """Note whether a node held what a task left out; tell whether nothing is left out for it any more.
+
+        That is when it did not twice in a row: its disk may be full, or its processor adds otherwise.
+        """
+        self._missed[node] = 0 if held else self._missed.get(node, 0) + 1
+        return self._missed[node] == _MOST_MISSED
+
+
+def _name_model(records: RecordDict) -> str:
+    if MODEL not in records:
+        return ""
+    name = digest(arrays_of(records, MODEL, COORDINATOR))
+    records[NAMED] = ConfigRecord({SHA256: name})
+    return name
+
+
+def _without_model(records: RecordDict) -> RecordDict:
+    return RecordDict({name: record for name, record in records.items() if name != MODEL})
+
+
+def _distinct(tasks: Mapping[int, RecordDict]) -> list[RecordDict]:
+    return list({id(records): records for records in tasks.values()}.values())

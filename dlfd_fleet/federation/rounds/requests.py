@@ -1,0 +1,333 @@
+"""The forget requests of a job: asking the sites for them at its start, and telling the sites how it ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Literal
+
+from dlfd_fleet.data import balanced_weights, canonical
+from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
+from dlfd_fleet.federation.rounds.counts import Claim, claims_of, plausible_images
+from dlfd_fleet.federation.rounds.fleet import Fleet, site_name
+from dlfd_fleet.models import ModelCard
+from dlfd_fleet.plain_text import visible
+from dlfd_fleet.progress import ProgressDisplay
+
+NOTHING_TO_UNLEARN = "no model was trained on anybody who asks"
+_WORDS_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class EarlierRequests:
+    """What a coordinator knows of one site's requests from earlier on; told to that site alone.
+
+    Attributes
+    ----------
+    resumed
+        Requests that the job had taken up, before it was interrupted.
+    released
+        Requests that released models have forgotten, and their epochs.
+    """
+
+    resumed: tuple[str, ...] = ()
+    released: Mapping[str, int] = field(default_factory=dict)
+
+
+def ask_pending(
+    fleet: Fleet,
+    query: PendingQuery,
+    largest_share: float = 1.0,
+    card: ModelCard | None = None,
+    earlier: Mapping[str, EarlierRequests] | None = None,
+) -> dict[int, PendingReply]:
+    """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
+
+    Nodes are asked a second time where there is something to tell, now that it is known which site each one is:
+
+    - the end of earlier jobs to a site that was away then, and to each site what is known of its own requests alone;
+    - where sites share a secret, the pseudonyms of everybody who asked, so that other sites that have the person forget
+      too, and of those who have withdrawn since, so that sites which had joined in do not.
+
+    Parameters
+    ----------
+    largest_share
+        Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
+        takes no part.
+    card
+        Of the model that the job works on; a site of other classes or another image size takes no part.
+    earlier
+        By the name of a site: its requests in earlier jobs, and in this one before it was interrupted.
+
+    Raises
+    ------
+    JobError
+        If no node answers.
+    """
+    replies = _query(fleet, dict.fromkeys(fleet.wait_for_nodes(), query))
+    told = _people(replies.values()) if query.take and len(replies) > 1 else {}
+    own = {node: _told(reply, query, (earlier or {}).get(fleet.name(node))) for node, reply in replies.items()}
+    if any(told.values()) or any(own.values()):
+        replies = _query(fleet, {node: query.model_copy(update=told | own[node]) for node in fleet.wait_for_nodes()})
+    _refuse_shared_ids(fleet, replies)
+    if card is not None:
+        for node in [node for node, reply in replies.items() if not _fits(reply, card)]:
+            reply = replies.pop(node)
+            fleet.exclude(
+                node,
+                f"has the classes {_classes(reply)}, and the model has "
+                f"{', '.join(card.classes)} at {card.image_size}; its site.json must agree",
+            )
+    else:
+        _leave_out_other_shapes(fleet, replies)
+    fleet.claims = claims_of(replies, fleet.largest_weight_ratio, fleet.largest_growth, fleet.counted_before)
+    _refuse_large_shares(fleet, replies, largest_share)
+    if not replies:
+        raise JobError(f"No site takes part: {fleet.why_absent()}.")
+    fleet.members = frozenset(replies)
+    fleet.claims = {node: fleet.claims[node] for node in replies}
+    fleet.counted = {node: frozenset(reply.requests) for node, reply in replies.items()}
+    return replies
+
+
+def _refuse_large_shares(fleet: Fleet, replies: dict[int, PendingReply], largest: float) -> None:
+    """Leave out sites that ask to forget too large a share; what they ask for makes no other share smaller."""
+    trained = sum(claim.weight for claim in fleet.claims.values())
+    while replies:
+        total = trained + sum(reply.forget_images for reply in replies.values())
+        node = max(replies, key=lambda each: replies[each].forget_images)
+        if replies[node].forget_images <= largest * total:
+            return
+        share = replies.pop(node).forget_images / total
+        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%}")
+
+
+def _told(reply: PendingReply, query: PendingQuery, earlier: EarlierRequests | None) -> dict[str, object]:
+    """Return what one site is told of its own requests."""
+    known = earlier or EarlierRequests()
+    told: dict[str, object] = {}
+    if set(known.resumed) - set(reply.requests):
+        told["resumed"] = known.resumed
+    if query.take and reply.unsettled:
+        told |= {"ended": reply.unsettled, "released": dict(known.released)}
+    return told
+
+
+def _refuse_shared_ids(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
+    """Leave out sites that count the same request: ids are random, so one of them took it from the other."""
+    owners: dict[str, list[int]] = {}
+    for node, reply in replies.items():
+        for request in set(reply.requests):
+            owners.setdefault(request, []).append(node)
+    for node in sorted({node for nodes in owners.values() if len(nodes) > 1 for node in nodes}):
+        del replies[node]
+        fleet.exclude(node, "counts a request that another site counts, too")
+
+
+def _people(replies: Iterable[PendingReply]) -> dict[str, object]:
+    """Return who asks at any site, and who has withdrawn where they had asked and asks nowhere else.
+
+    What a site has joined in falls if it was in a job together with a request that is withdrawn now, or with one that
+    falls for that: it may have joined in through another site that had.
+    """
+    asked, own = dict[str, date](), set[str]()
+    withdrawn, joined = dict[str, set[str]](), dict[str, list[frozenset[str]]]()
+    for reply in replies:
+        for person, deadline in reply.people.items():
+            asked[person] = min(deadline, asked.get(person, deadline))
+        for person, marks in reply.withdrawn.items():
+            withdrawn.setdefault(person, set()).update(marks)
+        for person, marks in reply.joined.items():
+            joined.setdefault(person, []).append(frozenset(marks))
+        own |= reply.people.keys() - reply.joined.keys()
+    gone = dict[str, tuple[str, ...]]()
+    for person in sorted(withdrawn.keys() & asked.keys() - own):
+        reached, standing = withdrawn[person], joined.get(person, [])
+        while falling := [each for each in standing if reached & each]:
+            reached = reached.union(*falling)
+            standing = [each for each in standing if each not in falling]
+        if not standing:
+            gone[person] = tuple(sorted(reached))
+    return {
+        "asked": {person: asked[person] for person in sorted(asked.keys() - gone.keys())},
+        "withdrawn": gone,
+    }
+
+
+def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
+    """Leave out sites whose classes or image size most others do not have.
+
+    Raises
+    ------
+    JobError
+        If no more than half of them agree: then nobody can tell which is right.
+    """
+    shapes = {node: (tuple(map(canonical, reply.classes)), reply.image_size) for node, reply in replies.items()}
+    if not shapes:
+        return
+    (usual, agreeing) = Counter(shapes.values()).most_common(1)[0]
+    if 2 * agreeing <= len(replies):
+        said = "; ".join(f"{fleet.name(node)} has {_classes(reply)}" for node, reply in sorted(replies.items()))
+        raise JobError(f"The sites disagree about classes or image size: {said}; make their site.json agree.")
+    for node in [node for node, shape in shapes.items() if shape != usual]:
+        reply = replies.pop(node)
+        fleet.exclude(
+            node,
+            f"has other classes or another image size than most sites ({_classes(reply)}); its site.json must agree",
+        )
+
+
+def _classes(reply: PendingReply) -> str:
+    return f"{visible(', '.join(reply.classes), _WORDS_SHOWN)} at {reply.image_size} pixels"
+
+
+def _fits(reply: PendingReply, card: ModelCard) -> bool:
+    names = ([canonical(name) for name in classes] for classes in (reply.classes, card.classes))
+    return next(names) == next(names) and reply.image_size == card.image_size
+
+
+def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, PendingReply]:
+    """Return the replies of the nodes that answered and are who they say; only they take part from now on."""
+    answers: dict[int, PendingReply] = {}
+    fleet.asked = True
+    keys = fleet.keys()
+    records = {node: query.to_records() for node, query in queries.items()}
+    for reply in fleet.exchange(PendingQuery.TYPE, records, "0"):
+        try:
+            answers[reply.node] = PendingReply.from_records(reply.records, reply.sender)
+        except MessageError as error:
+            fleet.refuse(reply.node, error)
+    before, claimed = {site: node for node, site in fleet.sites.items()}, dict[int, str]()
+    for node, answer in list(answers.items()):
+        claimed[node] = answer.site
+        if fleet.sites.get(node, answer.site) != answer.site:
+            del answers[node], claimed[node]
+            fleet.exclude(node, f"says now that it is {site_name(answer.site)}")
+    posing = fleet.site_keys.refused(claimed, fleet.keys() | keys, before)
+    for node, reason in posing.items():
+        del answers[node]
+        fleet.exclude(node, reason)
+    for node, answer in answers.items():
+        fleet.sites[node] = answer.site
+        fleet.names[node] = site_name(answer.site)
+        fleet.held.note(node, answer.held)
+    if not answers:
+        raise JobError(f"No site answered: {fleet.why_absent()}.")
+    fleet.members = frozenset(answers)
+    return answers
+
+
+def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> tuple[float, ...]:
+    """Return a weight for each class, inverse to its share of the images that the fleet trains on.
+
+    Parameters
+    ----------
+    claims
+        How many images each node counts by, where that is not what it says.
+    """
+    counts = []
+    for node, reply in pending.items():
+        claim = (claims or {}).get(node)
+        share = claim.weight / claim.retain if claim is not None and claim.retain else 1.0
+        counts.append([images * share for images in reply.class_images])
+    # Who claims far too much counts by a small part of each image: less than one in all is a made-up share.
+    return balanced_weights(max(1.0, total) if (total := sum(column)) else 0.0 for column in zip(*counts, strict=True))
+
+
+def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:
+    """Return the requests that a released model has forgotten though their site sends no update.
+
+    Nobody has trained on the images of people who were always unseen; and a site without anybody else to train on
+    cannot unlearn by itself, so that the rounds of the others forget its people, and its audit says whether they have.
+    """
+    return frozenset(request for reply in pending.values() if not reply.can_unlearn for request in reply.requests)
+
+
+def someone_to_unlearn(pending: Mapping[int, PendingReply]) -> bool:
+    """Tell whether anybody who asks was trained on.
+
+    Raises
+    ------
+    JobError
+        If somebody was, and no site has anybody else to train on.
+    """
+    if not any(reply.forget_images for reply in pending.values()):
+        return False
+    if not any(reply.can_train for reply in pending.values()):
+        raise JobError(
+            "Everybody whom the sites train on asks to be forgotten, and no model can be made of nobody: add people at "
+            "a site, or withdraw the model and its versions by hand (dlfd-fleet registry revoke); the requests wait."
+        )
+    return True
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the sites answered to the end of a job: images purged, and the epoch that each one knows."""
+
+    purged_images: int
+    acknowledged: dict[str, int]
+
+
+def settle(
+    fleet: Fleet,
+    job: str,
+    progress: ProgressDisplay,
+    outcome: Literal["released", "returned"],
+    reason: str,
+    epoch: int,
+    requests: Iterable[str],
+    devices: DevicesReached | None = None,
+) -> Settled:
+    """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
+
+    Those that take no part in it are told, too: they may have taken up requests, which wait again then, and they may
+    hold a model that remembers.
+
+    Parameters
+    ----------
+    epoch
+        The fleet's erasure epoch from now on.
+    requests
+        Those that the released model has forgotten; each site is told its own alone.
+    devices
+        How far erasures have come on devices; when omitted, no request is closed.
+    """
+    task = SettleTask(
+        job=job,
+        outcome=outcome,
+        reason=reason,
+        epoch=epoch,
+        purge=outcome == "released",
+        devices=devices,
+    )
+    forgotten, purged, acknowledged = frozenset(requests), 0, dict[str, int]()
+    own = {node: tuple(sorted(forgotten & fleet.counted.get(node, frozenset()))) for node in fleet.connected()}
+    tasks = {node: task.model_copy(update={"requests": ids}).to_records() for node, ids in own.items()}
+    with progress.phase("Settling the requests at the sites", len(tasks)) as advance:
+        for reply in fleet.exchange(SettleTask.TYPE, tasks, "settle"):
+            advance()
+            try:
+                result = SettleResult.from_records(reply.records, reply.sender)
+                _check_purged(fleet, reply.node, result.purged_images)
+            except MessageError as error:
+                fleet.refuse(reply.node, error)
+                continue
+            purged += result.purged_images
+            if reply.node in fleet.names:  # others were not asked who they are
+                acknowledged[reply.sender] = result.epoch
+    return Settled(purged, acknowledged)
+
+
+def _check_purged(fleet: Fleet, node: int, images: int) -> None:
+    """Refuse a made-up number of purged images: a certificate says it.
+
+    A site that has no request in the job purges nothing for it. How many images another one has is not known, for
+    people who were never trained on may ask, too.
+    """
+    most = plausible_images(fleet.claims) if fleet.counted.get(node, True) else 0
+    if images > most:
+        raise MessageError(f"{fleet.name(node)} says it purged {images} images, above the {most} that are plausible.")

@@ -1,0 +1,144 @@
+"""A site's side of an audit: what a model or a file says of its images, and the ranges that int8 needs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data import Use, canonical
+from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.federation.protocol.messages import (
+    AuditResult,
+    AuditTask,
+    CalibrateResult,
+    CalibrateTask,
+    FileAuditResult,
+    FileAuditTask,
+)
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.site.images import labelled, used_images
+from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_of_job
+from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.unlearning import (
+    predict_probabilities,
+)
+
+
+def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
+    """Say of each image how well a model predicts it."""
+    started = time.perf_counter()
+    refuse_old_models(site, task.card)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
+    probabilities = predict_probabilities(loaded_model(task.card, arrays), labelled(images))
+    samples = _sent(probabilities, images, roles, shared)
+    return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
+
+
+def run_file_audit(
+    site: Site, task: FileAuditTask, arrays: Arrays, content: bytes
+) -> tuple[FileAuditResult, SampleScores]:
+    """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
+    started = time.perf_counter()
+    refuse_old_models(site, task.card)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles)
+    expected = predict_probabilities(loaded_model(task.card, arrays), labelled(images))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(content)
+        probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
+    samples = _sent(probabilities, images, roles, shared)
+    result = FileAuditResult(
+        shared=shared,
+        withheld=withheld,
+        max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
+        images=len(images),
+        agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
+        seconds=time.perf_counter() - started,
+    )
+    return result, samples
+
+
+def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> CalibrateResult:
+    """Measure the ranges of activations on retain images; on nobody's who asked to be forgotten, whatever the job."""
+    from dlfd_fleet.export import calibrate
+
+    started = time.perf_counter()
+    refuse_old_models(site, task.card)
+    retain = used_images(site).retain()
+    if not len(retain):
+        return CalibrateResult(ranges={}, images=0, seconds=time.perf_counter() - started)
+    order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(site_seed(site, task.seed)))
+    images = retain.images[order[: task.images]]
+    ranges = calibrate(content, images)
+    return CalibrateResult(ranges=ranges, images=len(images), seconds=time.perf_counter() - started)
+
+
+def _audited(
+    site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
+) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
+    """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
+
+    Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
+    can say it alone. Last comes how many images of such people this site leaves out, for it knows that they are not
+    unseen.
+    """
+    if Role.FORGET.value in roles_asked:
+        refuse_job_that_lost_its_requests(site, job)
+    used = used_images(site)
+    images, under_way = used.images, {canonical(name) for name in people_of(requests_of_job(site, job))}
+    own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
+    for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):
+        if use.use in (Use.VALIDATION, Use.TEST):
+            (own if row.site else shared).append((index, Role(use.use)))
+        elif use.use is Use.FORGET and canonical(row.identity) in under_way:
+            own.append((index, Role.FORGET))
+        elif use.use is Use.TRAIN:
+            own.append((index, Role.RETAIN))
+        elif not row.site and row.split in roles_asked:
+            withheld += 1
+    own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
+    retain = [index for index, role in own if role is Role.RETAIN]
+    if most_retain is not None and len(retain) > most_retain:
+        retain = sorted(retain, key=lambda index: int(images.labels[index]))
+        kept = {retain[number * len(retain) // most_retain] for number in range(most_retain)}
+        own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
+    rows = own + shared
+    numbers = np.array([ROLES.index(role) for _, role in rows], dtype=np.uint8)
+    return images.select([index for index, _ in rows]), numbers, len(shared), withheld
+
+
+def _sent(
+    probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
+) -> SampleScores:
+    """Return what is sent of an audit: coarse losses, numbers of people and an order of rows that are of it alone.
+
+    In the manifest's order an image could be followed by its place. The rows of people whom all sites hold stay last.
+    """
+    person = _random_numbers(images.identities)
+    samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
+    first = len(samples) - shared
+    losses = [samples.rows(part).coarse().loss for part in (slice(first), slice(first, None))]
+    order = np.concatenate([_random_order(first), first + _random_order(shared)])
+    return replace(samples, loss=np.concatenate(losses)).rows(order)
+
+
+def _random_order(count: int) -> NDArray[np.intp]:
+    return np.random.default_rng().permutation(count)
+
+
+def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
+    """Give each person a random number, anew at each audit: nobody is to be followed from one to the next."""
+    people = sorted(set(identities))
+    numbers = dict(zip(people, np.random.default_rng().permutation(len(people)), strict=True))
+    return np.array([numbers[identity] for identity in identities], dtype=np.int64)

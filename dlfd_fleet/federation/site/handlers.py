@@ -1,0 +1,101 @@
+"""What a site's ClientApp answers: one handler a message, to be added to any app."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from dlfd_fleet.cores import limit_torch_threads
+from dlfd_fleet.federation.protocol import messages
+from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, arrays_of, bytes_of
+from dlfd_fleet.federation.site import audits, requests, training
+from dlfd_fleet.federation.site.held_model import held_model
+from dlfd_fleet.federation.site.site_of_node import site_of_node
+
+
+def add_unlearning(app: ClientApp, update_mods: Sequence[Mod] = ()) -> ClientApp:
+    """Let an app answer the tasks of :class:`~dlfd_fleet.federation.FederatedUnlearning`, and return it.
+
+    Parameters
+    ----------
+    app
+        Any ClientApp. Its own handlers stay, for ours answer to actions of their own: ``train.fit``,
+        ``train.unlearn``, ``evaluate.audit``, ``evaluate.file``, ``evaluate.calibrate``, ``query.pending`` and
+        ``query.settle``.
+    update_mods
+        Flower mods around the two handlers that send a model, such as ``LocalDpMod``. Mods of the app itself go around
+        every handler, also those that send no arrays.
+    """
+    limit_torch_threads()
+    updating = [held_model, *update_mods]  # outermost: a mod of an update looks at the model that it starts from
+    app.query("pending")(pending)
+    app.train("fit", mods=updating)(fit)
+    app.train("unlearn", mods=updating)(unlearn)
+    app.evaluate("audit", mods=[held_model])(audit)
+    app.evaluate("file", mods=[held_model])(audit_file)
+    app.evaluate("calibrate")(calibrate)
+    app.query("settle")(settle)
+    return app
+
+
+def pending(message: Message, context: Context) -> Message:
+    """Count the requests that wait."""
+    query = messages.PendingQuery.from_records(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        return _reply(message, requests.answer_pending(site, query).to_records())
+
+
+def fit(message: Message, context: Context) -> Message:
+    """Train, repair or retrain on the retain images."""
+    task = messages.FitTask.from_records(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        result, model = training.run_fit(site, task, arrays_of(message.content, MODEL, COORDINATOR))
+    return _reply(message, result.to_records(model=model))
+
+
+def unlearn(message: Message, context: Context) -> Message:
+    """Run DLFD on the people who asked to be forgotten."""
+    task = messages.UnlearnTask.from_records(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        result, model = training.run_unlearn(site, task, arrays_of(message.content, MODEL, COORDINATOR))
+    return _reply(message, result.to_records(model=model))
+
+
+def audit(message: Message, context: Context) -> Message:
+    """Predict the site's images."""
+    task = messages.AuditTask.from_records(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        result, samples = audits.run_audit(site, task, arrays_of(message.content, MODEL, COORDINATOR))
+    return _reply(message, result.to_records(samples))
+
+
+def audit_file(message: Message, context: Context) -> Message:
+    """Predict the site's images with the exported file, as a device would."""
+    task = messages.FileAuditTask.from_records(message.content, COORDINATOR)
+    model = arrays_of(message.content, MODEL, COORDINATOR)
+    content = bytes_of(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        result, samples = audits.run_file_audit(site, task, model, content)
+    return _reply(message, result.to_records(samples))
+
+
+def calibrate(message: Message, context: Context) -> Message:
+    """Measure the ranges that an int8 file needs."""
+    task = messages.CalibrateTask.from_records(message.content, COORDINATOR)
+    content = bytes_of(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        return _reply(message, audits.run_calibration(site, task, content).to_records())
+
+
+def settle(message: Message, context: Context) -> Message:
+    """Write the end of a job into the ledger, and purge."""
+    task = messages.SettleTask.from_records(message.content, COORDINATOR)
+    with site_of_node(context) as site:
+        return _reply(message, requests.settle(site, task).to_records())
+
+
+def _reply(message: Message, records: RecordDict) -> Message:
+    return Message(records, reply_to=message)

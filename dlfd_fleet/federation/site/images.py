@@ -1,0 +1,59 @@
+"""A site's decoded images, and what each may be used for now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from dlfd_fleet.data import ImageUse, Use, image_digests
+from dlfd_fleet.data.dataset import IdentityDataset, load_dataset
+from dlfd_fleet.data.uses import of_who_asked
+from dlfd_fleet.federation.site.job_requests import people_of
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.site_uses import site_uses
+from dlfd_fleet.unlearning import (
+    LabelledImages,
+)
+
+
+@dataclass(frozen=True)
+class UsedImages:
+    """A site's decoded images, and what each may be used for now."""
+
+    images: IdentityDataset
+    uses: tuple[ImageUse, ...]
+
+    def retain(self) -> IdentityDataset:
+        """Return the images to train on."""
+        return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
+
+    def forget(self, requests: Iterable[ForgetRequest]) -> IdentityDataset:
+        """Return the images that were trained on, of the people of these requests."""
+        trained = self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.FORGET])
+        return trained.of_people(people_of(requests))
+
+
+def used_images(site: Site) -> UsedImages:
+    """Return the site's images; decoded once a process, and again when the manifest has changed."""
+    file = site.manifest_file
+    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+    uses = site_uses(site, images.rows, digests)
+    rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
+    return UsedImages(replace(images, rows=rows), uses)
+
+
+@lru_cache(maxsize=64)
+def _decoded(
+    folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]
+) -> tuple[IdentityDataset, tuple[str | None, ...]]:
+    with Site(folder) as site:
+        manifest = site.usable_manifest()
+        return load_dataset(manifest, image_size=image_size, classes=classes), image_digests(manifest)
+
+
+def labelled(images: IdentityDataset) -> LabelledImages:
+    """Return images as training takes them."""
+    return LabelledImages(images.images, images.labels)

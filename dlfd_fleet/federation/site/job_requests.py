@@ -1,0 +1,38 @@
+"""The requests that a job has taken up at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+
+
+def requests_of_job(site: Site, job: str) -> list[ForgetRequest]:
+    """Return the requests that a job has taken up."""
+    return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
+
+
+def people_of(requests: Iterable[ForgetRequest]) -> list[str]:
+    """Return whom requests are about, of those whose identity is not purged."""
+    return [request.identity for request in requests if request.identity is not None]
+
+
+def refuse_job_that_lost_its_requests(site: Site, job: str) -> None:
+    """Do nothing for a job whose requests another job has now: what it would show is of fewer people than it says.
+
+    Raises
+    ------
+    JobError
+        If another coordinator has told this site that the job has ended.
+    """
+    taken = {event.request for event in site.ledger.history() if event.job == job}
+    lost = [request for request in site.ledger.requests() if request.id in taken and request.job != job]
+    if any(request.state is not RequestState.WITHDRAWN for request in lost):
+        other = next((f"the job {request.job}" for request in lost if request.job), "another job")
+        raise JobError(
+            f"The requests that {job} had taken up here are not its own any more: {other} took them up since, from "
+            "another state folder. Run the jobs of a fleet one after the other, from one state folder"
+        )

@@ -1,0 +1,127 @@
+"""A site's side of its forget requests: taking them up for a job, and writing into the ledger how it ended."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
+
+import torch
+
+from dlfd_fleet.federation.protocol.messages import (
+    DevicesReached,
+    PendingQuery,
+    PendingReply,
+    RequestDates,
+    SettleResult,
+    SettleTask,
+)
+from dlfd_fleet.federation.site.held_model import held_name
+from dlfd_fleet.federation.site.images import used_images
+from dlfd_fleet.federation.site.job_requests import requests_of_job
+from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.purge import complete_requests, purge_request
+from dlfd_fleet.ledger.site import Site, join_requests
+from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
+from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdrawn_people
+
+
+def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
+    """Say what the site holds, and take up the requests that wait for the job.
+
+    A job asks up to twice. Its first question takes up what waits. Then the coordinator knows who the site is, and says
+    how those jobs have ended whose end the site was not told: what a released model has forgotten is purged, and the
+    rest is taken up, too. What an earlier purge left, which a full disk had stopped, is purged as well.
+    """
+    ledger = site.ledger
+    site.raise_epoch(query.epoch)
+    ledger.verify()  # a withdrawal that nobody has made would let the job train on the person
+    for request in ledger.requests(*TO_PURGE):
+        purge_request(site, request)
+    if query.take:
+        for request in ledger.requests(*UNDER_WAY):
+            if request.job == query.job:
+                continue
+            epoch = query.released.get(site.job_request_id(request.id, request.job or ""))
+            if epoch is not None:
+                _release(site, request, "released while this site was away", epoch)
+                purge_request(site, ledger.get(request.id))
+            elif request.job in query.ended:
+                ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
+        withdraw_joined(site, query.job, query.withdrawn)
+        join_requests(site, query.job, {person: _end_of(day) for person, day in query.asked.items()})
+    _complete(site, query.devices)
+    for request in ledger.requests(RequestState.ACCEPTED):
+        if query.take or site.job_request_id(request.id, query.job) in query.resumed:
+            ledger.move(request.id, RequestState.UNLEARNING, "a job took it up", job=query.job)
+    requests, others = requests_of_job(site, query.job), list[ForgetRequest]()
+    if query.take:  # those of jobs whose end is not known here will be this job's, or are purged
+        others = [request for request in ledger.requests(*UNDER_WAY) if request.job != query.job]
+    asking = [*requests, *others]
+    # The order of a ledger is the same in each job; the order of ids and pseudonyms is not.
+    ids = {request: site.job_request_id(request.id, query.job) for request in requests}
+    named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
+    images = used_images(site)
+    class_images = torch.bincount(images.retain().labels, minlength=len(site.card.classes))
+    return PendingReply(
+        site=site.card.id,
+        requests=tuple(sorted(ids.values())),
+        dates={
+            ids[request]: RequestDates(asked_at=_day(request.requested_at), deadline=_day(request.deadline))
+            for request in sorted(requests, key=ids.__getitem__)
+        },
+        waiting=len(ledger.requests(RequestState.ACCEPTED)),
+        unsettled=tuple(sorted({request.job for request in others if request.job})),
+        people={name: _day(request.deadline) for name, request in sorted(named.items())},
+        joined=dict(sorted(joined_people(site, query.job, asking).items())),
+        withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
+        forget_images=len(images.forget(requests)),
+        class_images=tuple(class_images.tolist()),
+        classes=site.card.classes,
+        image_size=site.card.image_size,
+        held=held_name(site.folder),
+    )
+
+
+def settle(site: Site, task: SettleTask) -> SettleResult:
+    """Write how a job ended into the ledger, and purge the forgotten people's images once they are released.
+
+    Of a released job's requests, those that its model does not know of wait for the next job: their update came too
+    late, or was refused.
+    """
+    ledger, settled = site.ledger, 0
+    epoch = site.raise_epoch(task.epoch)
+    for request in ledger.requests(*UNDER_WAY, *TO_PURGE):
+        if request.job != task.job:
+            continue
+        settled += 1
+        released = task.outcome == "released" and site.job_request_id(request.id, task.job) in task.requests
+        if request.state in UNDER_WAY and not released:
+            ledger.move(request.id, RequestState.ACCEPTED, task.reason, job=task.job)
+            continue
+        if request.state in UNDER_WAY:
+            _release(site, request, task.reason, task.epoch)
+        if task.purge:
+            purge_request(site, ledger.get(request.id))
+    _complete(site, task.devices)
+    return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
+
+
+def _complete(site: Site, devices: DevicesReached | None) -> None:
+    if devices is not None:
+        complete_requests(site, devices.epoch, devices.reason)
+
+
+def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> None:
+    # A model trained anew has forgotten without an update of this site's; so has one that never knew the person.
+    if request.state is RequestState.UNLEARNING:
+        site.ledger.move(request.id, RequestState.EVALUATING, "nobody trains on the images", job=request.job)
+    site.ledger.move(request.id, RequestState.RELEASED, reason, job=request.job, epoch=epoch)
+
+
+def _day(moment: datetime) -> date:
+    """Return the day of a moment in UTC: to the microsecond it would name a request in every job."""
+    return moment.astimezone(UTC).date()
+
+
+def _end_of(day: date) -> datetime:
+    return datetime.combine(day, clock_time.max, UTC)

@@ -1,0 +1,96 @@
+"""A site's side of a round: plain training, or unlearning, and the update that it sends."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.protocol.differences import difference_of
+from dlfd_fleet.federation.protocol.messages import (
+    FitResult,
+    FitTask,
+    UnlearnResult,
+    UnlearnTask,
+)
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.site.images import labelled, used_images
+from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
+from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
+from dlfd_fleet.ledger.states import RequestState
+from dlfd_fleet.models import state_arrays
+from dlfd_fleet.unlearning import (
+    Unlearner,
+    UnlearningProblem,
+    distance,
+    fit,
+    recalibrate,
+)
+
+
+def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Arrays]:
+    """Train on the retain images. Nobody who asked to be forgotten is trained on, whatever the job."""
+    started = time.perf_counter()
+    refuse_old_models(site, task.card)
+    model = loaded_model(task.card, arrays)
+    retain = used_images(site).retain()
+    if len(retain) < FEWEST_TO_TRAIN:
+        raise JobError("This site has fewer than two images to train on.")
+    loss = fit(
+        model,
+        labelled(retain),
+        task.training,
+        epochs=task.epochs,
+        learning_rate=task.learning_rate,
+        seed=site_seed(site, task.seed),
+        class_weights=torch.tensor(task.class_weights),
+        augment=augmentation(task.augmentation),
+    )
+    if task.final:
+        recalibrate(model, labelled(retain))
+    seconds = time.perf_counter() - started
+    result = FitResult(epoch=task.card.epoch, examples=len(retain), loss=loss, seconds=seconds)
+    return result, difference_of(state_arrays(model), arrays, task.precision)
+
+
+def run_unlearn(
+    site: Site, task: UnlearnTask, arrays: Arrays, method: Unlearner = distance
+) -> tuple[UnlearnResult, Arrays]:
+    """Run DLFD, or another method in its place, on the people of this job's requests."""
+    refuse_old_models(site, task.card)
+    refuse_job_that_lost_its_requests(site, task.job)
+    requests = requests_of_job(site, task.job)
+    images = used_images(site)
+    forget, retain = images.forget(requests), images.retain()
+    if not len(forget):
+        raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
+    if len(retain) < FEWEST_TO_TRAIN:
+        raise JobError("This site has fewer than two images to train on.")
+    model = loaded_model(task.card, arrays)
+    outcome = method(
+        UnlearningProblem(
+            model=model,
+            retain=labelled(retain),
+            forget=labelled(forget),
+            settings=task.unlearning,
+            seed=site_seed(site, task.seed),
+            class_weights=torch.tensor(task.class_weights),
+            augment=augmentation(task.augmentation),
+        )
+    )
+    for request in requests:
+        if request.state is RequestState.UNLEARNING:
+            site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
+    result = UnlearnResult(
+        epoch=task.card.epoch,
+        requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in requests)),
+        forget_examples=len(forget),
+        retain_examples=len(retain),
+        steps=outcome.chosen_step,
+        seconds=outcome.cost.seconds,
+    )
+    return result, difference_of(state_arrays(model), arrays, task.precision)
