@@ -173,16 +173,16 @@ class Demo:
 
     def federate(self) -> None:
         """Train and erase on the Simulation Runtime, with the requests in between."""
-        from server.app import run
+        from dlfd_fleet.federation.jobs.run import run_jobs
 
         def jobs(grid: object) -> None:
             if self.state.phase == "dealt":
-                record = run(grid, "train", self.settings, self.progress)  # type: ignore[arg-type]
+                record = run_jobs(grid, "train", self.settings, self.progress)  # type: ignore[arg-type]
                 self.reach("trained", train_job=record.job)
             if self.state.phase == "trained":
                 self.ask_to_be_forgotten()
                 self.reach("requested")
-            record = run(grid, "erase", self.settings, self.progress)  # type: ignore[arg-type]
+            record = run_jobs(grid, "erase", self.settings, self.progress)  # type: ignore[arg-type]
             self.reach("erased", erase_job=record.job)
 
         simulate(self.settings, jobs)
@@ -210,10 +210,10 @@ class Demo:
     def show(self, record: JobRecord, seconds: float) -> None:
         """Let the device classify test faces, then print the table and the paths."""
         store = Store(self.settings.state_folder)
-        champion = store.champion()
+        champion = store.champions.current()
         if champion is None:
             raise JobError("The training job left no champion model.")
-        onnx_file = store.model_folder(champion.job) / "model.onnx"
+        onnx_file = store.folders.model(champion.job) / "model.onnx"
         self.console.print(device_table(onnx_file, self.settings))
         summary = summarise(record)
         table = Table(*summary.columns, title=summary.title)
@@ -226,7 +226,7 @@ class Demo:
         uri = self.settings.tracking.uri or f"sqlite:///{self.settings.state_folder / 'mlflow.db'}"
         for name, value in {
             "MLflow": f"mlflow ui --backend-store-uri {uri}",
-            "report": str(store.job_folder(record.job) / PAGE_FILE),
+            "report": str(store.folders.made(record.job) / PAGE_FILE),
             "ONNX file": str(onnx_file),
             "took": f"{seconds:.0f} s",
         }.items():

@@ -145,10 +145,7 @@ class TrainingSettings(Section):
 
 
 class UnlearningSettings(Section):
-    """DLFD itself. Pixel units are fractions of the range [0, 1].
-
-    In a fleet the coordinator gates, and ``erasure`` sets epochs, batch size, learning rate and steps of the noise.
-    """
+    """DLFD on one machine. Pixel units are fractions of the range [0, 1]."""
 
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
     distancing_steps: Count = Field(4, description="Batches of distancing in a round.")
@@ -196,22 +193,30 @@ class AuditSettings(Section):
     )
 
 
+class SiteUnlearningSettings(UnlearningSettings):
+    """A method at a site of a fleet, in one round; the coordinator repairs and has the gate."""
+
+    epochs: Positive = Field(1.0, description="Passes over a site's retain images in one round.")
+    batch_size: BatchSize = Field(16, description="Retain images a step.")
+    learning_rate: Positive = Field(0.015, description="SGD step.")
+    step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, pixel range.")
+    steps: Steps = Field(5, description="Sign-gradient steps a batch.")
+
+
 class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
-    rounds: Count = Field(5, description="Most rounds of DLFD and repair in one attempt.")
-    distancing_epochs: Positive = Field(1.0, description="Passes of DLFD over a site's retain images in one round.")
-    batch_size: BatchSize = Field(16, description="Retain images a step of DLFD at a site.")
-    noise_steps: Count = Field(5, description="Sign-gradient steps a batch of DLFD at a site.")
-    noise_step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise at a site, pixel range.")
+    rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
+    method: str = Field("dlfd", description="How sites unlearn: dlfd, or another registered method that they have.")
+    unlearning: SiteUnlearningSettings = Field(default_factory=SiteUnlearningSettings)
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
-    learning_rate: Positive = Field(0.015, description="SGD step of DLFD and of the first repair; cosine decay.")
+    learning_rate: Positive = Field(0.015, description="SGD step of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
     )
-    max_attempts: Count = Field(1, description="Attempts, each half as long again at DLFD, before giving up.")
+    max_attempts: Count = Field(1, description="Attempts, each half as long again at unlearning, before giving up.")
     largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
     largest_forget_share: Fraction = Field(
         0.25, description="Share of the fleet's images that one site may ask to forget in a job."

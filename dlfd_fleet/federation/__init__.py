@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+    from dlfd_fleet.federation.jobs.strategy import FederatedUnlearning
     from dlfd_fleet.federation.site.handlers import add_unlearning
 
 __all__ = ["FederatedUnlearning", "add_unlearning"]
@@ -33,7 +33,7 @@ __all__ = ["FederatedUnlearning", "add_unlearning"]
 def __getattr__(name: str) -> object:
     """Load one side only: a site's process, which is started for each message, has no use for the coordinator's."""
     if name == "FederatedUnlearning":
-        from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+        from dlfd_fleet.federation.jobs.strategy import FederatedUnlearning
 
         return FederatedUnlearning
     if name == "add_unlearning":

@@ -22,7 +22,8 @@ from dlfd_fleet.delivery.delivery import has_delivery
 from dlfd_fleet.delivery.delivery import opened as opened_delivery
 from dlfd_fleet.delivery.publish import offered, publish
 from dlfd_fleet.exceptions import FleetError, JobError, file_refusal
-from dlfd_fleet.federation.records.store import ONNX_FILE, Store
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.promotion import fleet_epoch
 from dlfd_fleet.federation.release.publication import released_model
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
@@ -198,7 +199,7 @@ def target_help() -> str:
 
 def _model_folder(settings: Settings, job: str) -> Path:
     with closing(Store(settings.state_folder)) as store:
-        return store.model_folder(job)
+        return store.folders.model(job)
 
 
 def _version(settings: Settings, model_uri: str, epoch: int) -> RegisteredVersion:

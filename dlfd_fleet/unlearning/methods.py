@@ -1,9 +1,9 @@
 """The registry of unlearning methods: DLFD, its peers, and those of other packages.
 
 A method is a frozen dataclass of its hyper-parameters that is called with an
-:class:`~dlfd_fleet.unlearning.UnlearningProblem`. One :class:`Method` registers it for the benchmark and for
-``dlfd-fleet unlearn --method``. Another package registers one by an entry point of the group ``dlfd_fleet.methods``
-that names a :class:`Method`, or by ``METHODS.register``.
+:class:`~dlfd_fleet.unlearning.UnlearningProblem`. One :class:`Method` registers it for the benchmark, for
+``dlfd-fleet unlearn --method`` and for ``erasure.method`` in a fleet. Another package registers one by an entry point
+of the group ``dlfd_fleet.methods`` that names a :class:`Method`, or by ``METHODS.register``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Unlearner
-from dlfd_fleet.unlearning.distancing import dlfd
+from dlfd_fleet.unlearning.distancing import distance, dlfd
 from dlfd_fleet.unlearning.peers import (
     BadTeacher,
     CatastrophicForgetting,
@@ -26,6 +26,7 @@ from dlfd_fleet.unlearning.peers import (
     NegateLayers,
     NegGrad,
     NegGradPlus,
+    ProjectedGradientAscent,
     ReleasedDlfd,
     SalUn,
     Scrub,
@@ -67,12 +68,19 @@ class Method:
     candidates
         What is tried on validation people: three of a peer, so that all are tuned alike; DLFD's defaults alone, once
         in the time of one candidate and once in the time that a peer's three take.
+    gated
+        Whether its unlearners have a gate of their own, and so need validation people.
+    at_site
+        What a site of a fleet runs, whose coordinator has the gate: it is given no validation people. The default
+        candidate's unlearner when omitted, unless that is gated.
     """
 
     name: str
     title: str
     citation: str
     candidates: tuple[Candidate, ...]
+    gated: bool = False
+    at_site: Unlearner | None = None
 
     def __post_init__(self) -> None:
         """Refuse a method without a candidate."""
@@ -83,6 +91,21 @@ class Method:
     def default(self) -> Candidate:
         """The candidate that is used where nothing is tuned: the middle one."""
         return self.candidates[len(self.candidates) // 2]
+
+    @property
+    def unlearner_at_site(self) -> Unlearner:
+        """What a site of a fleet runs; a :class:`ConfigurationError` if it can run nothing of this method."""
+        if self.at_site is None and self.gated:
+            raise ConfigurationError(
+                f"The method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
+                "another erasure.method."
+            )
+        return self.at_site or self.default.unlearner
+
+    def settings_at_site(self, given: UnlearningSettings) -> UnlearningSettings:
+        """Return a site's hyper-parameters: the method's own, except where a value is not the fleet's default."""
+        set_by_user = given.model_dump(exclude_defaults=True)
+        return self.default.settings(type(given)(**set_by_user))
 
     @property
     def runs(self) -> int:
@@ -103,8 +126,16 @@ def _variants(epochs: float, rate: float, *unlearners: Unlearner) -> tuple[Candi
 
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.
 _METHODS = (
-    Method("dlfd", "DLFD", "arXiv 2409.14747", (Candidate(dlfd),)),
-    Method("dlfd-longer", "DLFD, 3 x the time", "arXiv 2409.14747", (Candidate(dlfd, time=3.0),)),
+    Method("dlfd", "DLFD", "arXiv 2409.14747", (Candidate(dlfd),), gated=True, at_site=distance),
+    Method(
+        "dlfd-longer",
+        "DLFD, 3 x the time",
+        "arXiv 2409.14747",
+        (Candidate(dlfd, time=3.0),),
+        gated=True,
+        at_site=distance,
+    ),
+    Method("ascent", "gradient ascent", "arXiv 2207.05521", _rates(ProjectedGradientAscent(), 1.0, 0.005, 0.01, 0.015)),
     Method("fine-tune", "fine-tune", "arXiv 1911.04933", _rates(FineTune(), 5.0, 0.01, 0.02, 0.05)),
     Method("neggrad", "NegGrad", "arXiv 1911.04933", _rates(NegGrad(), 5.0, 0.002, 0.003, 0.005)),
     Method(
@@ -147,6 +178,7 @@ _METHODS = (
         "DLFD as released",
         "github.com/Dasol-Choi/DLFD",
         (Candidate(ReleasedDlfd(), {"learning_rate": 0.008}),),
+        gated=True,
     ),
 )
 

@@ -35,7 +35,7 @@ class SmallFleet:
                 "test_people": 2,
             },
             "training": {"rounds": 2, "local_epochs": 6, "batch_size": 8},
-            "erasure": {"rounds": 1, "batch_size": 8, "repair_epochs": 4, "max_attempts": 1},
+            "erasure": {"rounds": 1, "unlearning": {"batch_size": 8}, "repair_epochs": 4, "max_attempts": 1},
             # Three dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
             "audit": {
                 "resamples": 200,

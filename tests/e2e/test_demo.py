@@ -110,7 +110,7 @@ def test_no_name_and_no_path_of_a_person_reaches_the_coordinator_or_mlflow(fleet
 
 
 def test_the_report_is_made_again_and_the_certificate_verified_by_command(fleet, record, tmp_path):
-    job, key = Store(fleet.state).job_folder(record.job), fleet.state / "coordinator" / "keys" / "certificate.pub.pem"
+    job, key = Store(fleet.state).folders.made(record.job), fleet.state / "coordinator" / "keys" / "certificate.pub.pem"
     made = fleet.run("report", "--config", str(fleet.config), "--output", str(tmp_path / "officer.html"))
     assert made.returncode == 0, made.stderr
     assert "4 requests to be forgotten: a new model was released" in (tmp_path / "officer.html").read_text()
@@ -123,7 +123,7 @@ def test_the_report_is_made_again_and_the_certificate_verified_by_command(fleet,
 
 
 def test_the_device_runs_the_file_without_torch(fleet, record):
-    file = Store(fleet.state).model_folder(record.job) / "model.onnx"
+    file = Store(fleet.state).folders.model(record.job) / "model.onnx"
     metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert any(value.startswith("1-") for value in metadata.values())
     with Site(site_folders(fleet.state)[0]) as site:
@@ -145,7 +145,7 @@ def test_a_verdict_short_of_pass_can_ask_for_retraining_and_a_dead_mlflow_stops_
     assert "retrained" in job.models
     assert job.released
     UNSENT.append(job.job)
-    card = json.loads((Store(fleet.state).model_folder(job.job) / "card.json").read_text())
+    card = json.loads((Store(fleet.state).folders.model(job.job) / "card.json").read_text())
     assert (card["kind"], card["epoch"]) == ("retrained", 1)
 
 
@@ -160,7 +160,7 @@ def test_a_failed_verdict_moves_nothing_and_the_demo_can_be_run_again_at_once(fl
     assert set(UNSENT) <= names, "what the dead MLflow missed was sent to the one that answers"
     second = next(each for each in Store(fleet.state).jobs() if each.kind == "erase")
     assert not second.released
-    folder = Store(fleet.state).job_folder(second.job)
+    folder = Store(fleet.state).folders.made(second.job)
     assert "no model was released" in (folder / "report.html").read_text()
     assert not (folder / "certificate.json").exists()
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")

@@ -80,9 +80,9 @@ def test_train_ask_and_erase_by_command(fleet, superlink):
     record = Store(fleet.state).jobs()[-1]
     assert record.kind == "erase"
     assert record.released, erased.stdout + record.note
-    assert Store(fleet.state).champion().epoch == 1
+    assert Store(fleet.state).champions.current().epoch == 1
     # The app bundle carries no HTML file; the report's page must come out all the same.
-    assert "a new model was released" in (Store(fleet.state).job_folder(record.job) / "report.html").read_text()
+    assert "a new model was released" in (Store(fleet.state).folders.made(record.job) / "report.html").read_text()
     with Site(folder) as site:
         (request,) = site.ledger.requests()
         assert request.state is RequestState.COMPLETE

@@ -77,7 +77,7 @@ def test_an_interrupted_demo_goes_on_where_it_stood(fleet):
         }
     client = client_of(f"sqlite:///{fleet.state / 'mlflow.db'}")
     assert client.get_model_version_by_alias("dlfd-fleet", "champion").tags["dlfd.job"] == jobs[-1].job
-    assert Store(fleet.state).champion().job == jobs[-1].job
+    assert Store(fleet.state).champions.current().job == jobs[-1].job
 
 
 def requests_of(folder):

@@ -112,7 +112,7 @@ class TlsFleet(SmallFleet):
 
     def steps(self):
         with closing(Store(self.state)) as store:
-            return [name for record in store.unfinished() for name in store.steps(record.job)]
+            return [name for record in store.unfinished() for name in store.steps.names(record.job)]
 
     def begin(self, *arguments):
         return subprocess.Popen(

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from client.app import app as client_app
 from dlfd_fleet.data import synthesize
+from dlfd_fleet.federation.jobs.run import run_jobs
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import Ledger, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
-from server.app import run
 
 KILLED = 9
 
@@ -39,7 +39,12 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
         },
         model={"architecture": "mobilenet_v3_small"},
         training={"rounds": 2, "local_epochs": 1, "batch_size": 8},
-        erasure={"rounds": 2, "batch_size": 8, "repair_epochs": 1, "largest_forget_share": 1.0},
+        erasure={
+            "rounds": 2,
+            "unlearning": {"batch_size": 8, "max_utility_drop": 1.0},
+            "repair_epochs": 1,
+            "largest_forget_share": 1.0,
+        },
         # A dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
         audit={
             "resamples": 200,
@@ -48,7 +53,6 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
             "max_retain_drop": 1.0,
             "min_gain_over_majority": -1.0,
         },
-        unlearning={"max_utility_drop": 1.0},
         # Nobody listens there: the outbox keeps what is told.
         tracking={"uri": "http://127.0.0.1:9"},
     )
@@ -141,7 +145,9 @@ def _be_a_server() -> None:
 def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
     """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
     _be_a_server()
-    return run(grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=out or io.StringIO())))
+    return run_jobs(
+        grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=out or io.StringIO()))
+    )
 
 
 def run_and_die(settings: Settings, kind: str, what: str, number: int) -> None:

@@ -27,7 +27,7 @@ MODELS = {  # by job: kind, epoch, verdict, alias
 
 def save_model_of(store: Store, job: str, epoch: int) -> None:
     """Write the files of a job's model: a tiny classifier that a device can run, with weights of its own."""
-    folder = store.model_folder(job)
+    folder = store.folders.model(job)
     folder.mkdir(parents=True)
     weights = np.random.default_rng(list(MODELS).index(job)).normal(size=(3, 2)).astype(np.float32)
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
@@ -58,13 +58,13 @@ def _note_job(store: Store, settings: Settings, job: str, *, released: bool) -> 
 
 def registered_fleet(settings: Settings, jobs: tuple[str, ...] = tuple(MODELS)) -> tuple[Settings, Store]:
     store = Store(settings.state_folder)
-    store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
+    store.champions.move(Champion(job="train-1", epoch=0), "job train-1", "a training job")
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
         for job in jobs:
             kind, epoch, verdict, alias = MODELS[job]
             save_model_of(store, job, epoch)
             _note_job(store, settings, job, released=alias == "champion")
-            folder = store.model_folder(job)
+            folder = store.folders.model(job)
             tracker.log_model(
                 job,
                 folder / "model.onnx",

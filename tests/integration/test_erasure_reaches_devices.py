@@ -19,7 +19,8 @@ from dlfd_fleet.device.agent import Agent
 from dlfd_fleet.device.folder import DeviceSettings, init_device
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.federation.jobs.reporting import write_report
-from dlfd_fleet.federation.records.store import ONNX_FILE, Store
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
@@ -70,7 +71,7 @@ def camera(delivery, tmp_path):
 
 def publish_model_of(record, settings, delivery):
     store = Store(settings.state_folder)
-    file = store.model_folder(record.job) / ONNX_FILE
+    file = store.folders.model(record.job) / ONNX_FILE
     store.close()
     model = ReleasedModel(DeviceModel(file).version, record.epoch, {"fp32": file})
     publish(delivery.repository, delivery.devices, model)

@@ -37,7 +37,7 @@ def settings(tmp_path_factory):
         },
         model={"architecture": "mobilenet_v3_small"},
         training={"rounds": 2, "local_epochs": 1, "batch_size": 16},
-        erasure={"rounds": 2, "batch_size": 16, "repair_epochs": 1, "largest_forget_share": 1.0},
+        erasure={"rounds": 2, "repair_epochs": 1, "largest_forget_share": 1.0},
         audit={"resamples": 200},
         # Nobody listens there: what the bench tells MLflow is tested beside the other bench.
         tracking={"uri": "http://127.0.0.1:9"},

@@ -22,11 +22,11 @@ from dlfd_fleet.delivery.publish import publish
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import calibrate, calibrated_tensors, merge_ranges, prepare
-from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.publisher import FleetPublisher
 from dlfd_fleet.federation.protocol.messages import CalibrateResult, CalibrateTask, PendingQuery
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.publication import released_model
-from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.site.audits import run_calibration
 from dlfd_fleet.federation.site.requests import answer_pending
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
@@ -71,27 +71,27 @@ def fleet(trained, tmp_path):
 @pytest.fixture
 def outcomes(monkeypatch):
     """Let a toy's files pass or fail by format: the attacks are real, what they can show of a dozen drawings is not."""
-    chosen, judge_file = {"fp32": Outcome.PASS, "int8": Outcome.PASS, "ort": Outcome.PASS}, Coordinator.judge_file
+    chosen, judge_file = {"fp32": Outcome.PASS, "int8": Outcome.PASS, "ort": Outcome.PASS}, FleetPublisher.judge_file
 
-    def judged(job, strategy, arrays, file, form="fp32"):
-        verdict = judge_file(job, strategy, arrays, file, form)
+    def judged(publisher, card, arrays, file, form="fp32"):
+        verdict = judge_file(publisher, card, arrays, file, form)
         assert verdict is not None
         return verdict.model_copy(update={"outcome": chosen[form]})
 
-    unlearn = FederatedUnlearning.unlearn
+    run = Erasure.run
 
-    def unlearned(strategy, *arguments):
-        result = unlearn(strategy, *arguments)
+    def unlearned(erasure, original):
+        result = run(erasure, original)
         return replace(result, verdict=result.verdict.model_copy(update={"outcome": Outcome.PASS}))
 
-    monkeypatch.setattr(Coordinator, "judge_file", judged)
-    monkeypatch.setattr(FederatedUnlearning, "unlearn", unlearned)
-    monkeypatch.setattr("server.app.may_release", lambda verdict, settings: True)
+    monkeypatch.setattr(FleetPublisher, "judge_file", judged)
+    monkeypatch.setattr(Erasure, "run", unlearned)
+    monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.may_release", lambda verdict, settings: True)
     return chosen
 
 
 def files_of(settings, record):
-    folder = Store(settings.state_folder).model_folder(record.job)
+    folder = Store(settings.state_folder).folders.model(record.job)
     files = [file for file in folder.iterdir() if file.suffix in (".onnx", ".ort")]
     return {DeviceModel(file).metadata["dlfd.format"]: file for file in files}
 
@@ -169,7 +169,7 @@ def test_a_file_that_leaks_again_is_not_released_and_the_others_are(fleet, outco
 def test_the_forgotten_persons_images_change_no_range(fleet):
     """Their images are made black and white; the ranges stay what they were, although those images go beyond them."""
     store = Store(fleet.state_folder)
-    folder = store.model_folder(store.champion().job)
+    folder = store.folders.model(store.champions.current().job)
     (_, card), prepared = load_model(folder), prepare((folder / "model.onnx").read_bytes())
     task = CalibrateTask(job="job-1", card=card, images=1000, seed=0)
     with Site(site_folders(fleet.state_folder)[0]) as site:

@@ -14,14 +14,14 @@ import pytest
 from dlfd_fleet.data import site_images
 from dlfd_fleet.exceptions import ExportError, FleetError, OutboxError
 from dlfd_fleet.export import prepare
-from dlfd_fleet.federation.jobs import command, coordinator
-from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs import command, publisher
+from dlfd_fleet.federation.jobs.publisher import FleetPublisher
+from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_tracker
 from dlfd_fleet.tracking.outbox import Outbox
-from server import app as server_app
 from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
 from tests.mlflow_client import client_of
 from tests.small_disk import fill, make_room
@@ -105,12 +105,12 @@ def trained(tmp_path_factory):
 MOMENTS = {
     "the job's first words": (Outbox, "put", 1),
     "metrics of a round": (Outbox, "put_metrics", 5),
-    "a finished step": (Store, "finish_step", 2),
-    "the released model": (coordinator, "save_model", 1),
-    "its registration": (Coordinator, "register", 1),
+    "a finished step": (Steps, "finish", 2),
+    "the released model": (publisher, "save_model", 1),
+    "its registration": (FleetPublisher, "register", 1),
     "the sites' manifests": (site_images, "write_manifest", 1),
-    "the figures": (Coordinator, "draw", 1),
-    "the report": (server_app, "publish_report", 1),
+    "the figures": (FleetPublisher, "draw", 1),
+    "the report": (publisher, "publish_report", 1),
 }
 """In the order of a job: what is written on a disk that is full from the n-th call on."""
 

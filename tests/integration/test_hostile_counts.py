@@ -13,12 +13,11 @@ from rich.console import Console
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.jobs import command, publisher, run
 from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, PendingQuery, PendingReply
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
-from server import app as server_app
 from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, small_settings
 from tests.integration.test_misbehaving_sites import MisbehavingGrid, turned_round
 
@@ -47,7 +46,7 @@ def settings(tmp_path_factory):
 
 def champion_of(settings):
     with closing(Store(settings.state_folder)) as store:
-        return store.champion()
+        return store.champions.current()
 
 
 def jobs_of(settings):
@@ -125,7 +124,9 @@ def ancient(message, answer):
 def test_numbers_and_dates_that_overflow_are_one_sites_own_and_the_job_goes_on(settings, spoil, monkeypatch):
     if spoil is overflowing:
         a_person_asks_at_each_site(settings)
-    monkeypatch.setattr(server_app, "erase", lambda job: job.pending(job.champion()[0]) and job.advance("settled"))
+    monkeypatch.setattr(
+        run, "erase", lambda job, origin, _publisher: job.pending(origin.card) and job.advance("settled")
+    )
     record = run_job(settings, "erase", MisbehavingGrid(settings, LIAR, {PendingQuery.TYPE}, spoil))
     assert record.step == "settled"
     ((site, reason),) = [(site, reason) for site, reason in record.absent.items() if "was refused" in reason]
@@ -136,10 +137,10 @@ def test_numbers_and_dates_that_overflow_are_one_sites_own_and_the_job_goes_on(s
 def test_a_report_that_cannot_be_drawn_holds_no_job_and_any_job_can_be_cancelled(settings, monkeypatch):
     calm = settings.model_copy(update={"audit": settings.audit.model_copy(update={"max_accuracy_drop": 1.0})})
 
-    def broken(_job):
+    def broken(*_):
         raise OverflowError("date value out of range \x1b[2J")
 
-    monkeypatch.setattr(server_app, "publish_report", broken)
+    monkeypatch.setattr(publisher, "publish_report", broken)
     record = run_job(calm, "erase")
     assert (record.step, record.released) == ("settled", True)
     assert record.note.endswith(r"; its report cannot be drawn: OverflowError: date value out of range \x1b[2J")

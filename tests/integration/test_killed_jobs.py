@@ -71,7 +71,7 @@ def outcome(settings):
     """Return what an erasure came to: its model, and what every ledger says."""
     store = Store(settings.state_folder)
     (job,) = [record for record in store.jobs() if record.kind == "erase"]
-    model, card = load_model(store.model_folder(store.champion().job))
+    model, card = load_model(store.folders.model(store.champions.current().job))
     ledgers = []
     for folder in site_folders(settings.state_folder):
         with Site(folder) as site:
@@ -109,12 +109,12 @@ def test_a_training_that_is_killed_goes_on_from_its_last_round(trained, tmp_path
     assert in_process(run_and_die, settings, "train", "step", 4) == KILLED
     store = Store(settings.state_folder)
     (job,) = store.jobs()
-    assert store.steps(job.job) == ["asked", "champion", "train-1"]
+    assert store.steps.names(job.job) == ["asked", "champion", "train-1"]
     assert in_process(run_job, settings, "train") == 0
     (again,) = store.jobs()
     assert (again.job, again.step, again.released) == (job.job, "settled", True)
     whole, other = Store(trained.state_folder), store
-    models = [load_model(each.model_folder(each.champion().job))[0] for each in (whole, other)]
+    models = [load_model(each.folders.model(each.champions.current().job))[0] for each in (whole, other)]
     assert digest(state_arrays(models[0])) == digest(state_arrays(models[1]))
 
 
@@ -130,7 +130,7 @@ def test_a_verdict_that_policy_holds_leaves_a_candidate_and_the_champion_stays(t
     (job,) = [record for record in store.jobs() if record.kind == "erase"]
     assert (job.step, job.released, job.verdict.outcome, job.unsent) == ("settled", False, "INCONCLUSIVE", 0)
     assert "registered as the candidate" in job.note
-    assert store.champion().epoch == 0
+    assert store.champions.current().epoch == 0
     for folder in site_folders(settings.state_folder):
         with Site(folder) as site:
             assert [request.state for request in site.ledger.requests()] == [RequestState.ACCEPTED]
@@ -139,5 +139,5 @@ def test_a_verdict_that_policy_holds_leaves_a_candidate_and_the_champion_stays(t
     assert (candidate.tags["dlfd.job"], candidate.tags["dlfd.epoch"]) == (job.job, "1")
     assert "dlfd.promoted" not in candidate.tags
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
-    assert champion.tags["dlfd.job"] == store.champion().job
+    assert champion.tags["dlfd.job"] == store.champions.current().job
     assert "dlfd.revoked" not in champion.tags

@@ -236,7 +236,14 @@ def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_i
             "audit": plain.audit.model_copy(update={"min_gain_over_majority": 0.0}),
             "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 8, "learning_rate": 0.02}),
             # Too small a step for the other sites to repair what they are sent: only the audit stands in the way.
-            "erasure": plain.erasure.model_copy(update={"rounds": 1, "learning_rate": 1e-4, "relearning_rounds": 0}),
+            "erasure": plain.erasure.model_copy(
+                update={
+                    "rounds": 1,
+                    "learning_rate": 1e-4,
+                    "unlearning": plain.erasure.unlearning.model_copy(update={"learning_rate": 1e-4}),
+                    "relearning_rounds": 0,
+                }
+            ),
         }
     )
     deal_to_sites(settings, progress)
@@ -258,5 +265,5 @@ def test_a_well_formed_poisoned_update_is_not_released_though_its_site_praises_i
     with pytest.raises(JobError, match="says other things of the people whom all sites hold than most do"):
         run_job(settings, "erase", shameless)
     with closing(Store(settings.state_folder)) as store:
-        assert store.champion().epoch == 0
+        assert store.champions.current().epoch == 0
     assert states(settings) == [[RequestState.ACCEPTED], [], []]

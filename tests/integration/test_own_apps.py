@@ -13,12 +13,12 @@ from flwr.clientapp.mod import LocalDpMod
 
 from dlfd_fleet.configuration import load_settings, write_settings
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation import FederatedUnlearning
 from dlfd_fleet.federation.protocol.differences import model_of
 from dlfd_fleet.federation.protocol.messages import UnlearnTask
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.release_rule import may_release
 from dlfd_fleet.federation.rounds.exchange import array_bytes
-from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
 from dlfd_fleet.federation.site.handlers import add_unlearning
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
@@ -57,7 +57,7 @@ def trained(fleet, tmp_path):
     settings = fleet.model_copy(update={"state_folder": tmp_path / "state"})
     shutil.copytree(fleet.state_folder, settings.state_folder)
     store = Store(settings.state_folder)
-    model, card = load_model(store.model_folder(store.champion().job))
+    model, card = load_model(store.folders.model(store.champions.current().job))
     return settings, card, ArrayRecord.from_torch_state_dict(model.state_dict())
 
 

@@ -64,7 +64,7 @@ def images_left(settings, name):
 
 def champion(settings):
     with closing(Store(settings.state_folder)) as store:
-        return store.champion()
+        return store.champions.current()
 
 
 def ended(record):

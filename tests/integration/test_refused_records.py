@@ -200,7 +200,7 @@ def test_the_command_shows_sends_and_drops_what_was_refused(settings, tmp_path, 
         code, said = command("outbox", *arguments)
         assert (code, "Nothing waits for MLflow in" in said) == (2, True)
     with closing(Store(settings.state_folder)) as store:
-        store.set_champion(Champion(job="erase-1", epoch=1))
+        store.champions.move(Champion(job="erase-1", epoch=1))
     file = tmp_path / "second.onnx"
     with opened_tracker(settings) as tracker:
         release(tracker, file, "erase-1", 1)

@@ -66,7 +66,7 @@ def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(flee
     assert "erase-held" in capsys.readouterr().out
     # The original, and the other erasure of the same epoch, which has forgotten other people.
     assert aliases(settings) == {"champion": "2"}
-    assert store.champion() == Champion(job="erase-held", epoch=1)
+    assert store.champions.current() == Champion(job="erase-held", epoch=1)
     with open_registry(settings.tracking, settings.state_folder) as registry:
         assert [version.version for version in registry.versions()] == ["2"]
         gone = purged_versions(registry)
@@ -84,7 +84,7 @@ def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(flee
 
     app(["registry", "list", *arguments], standalone_mode=False)
     assert "purged" in capsys.readouterr().out
-    moves = [(move.job, move.epoch, move.who != "", move.why) for move in store.promotions()]
+    moves = [(move.job, move.epoch, move.who != "", move.why) for move in store.champions.history()]
     assert moves == [("train-1", 0, True, "a training job"), ("erase-held", 1, True, "looked at the bounds")]
 
 
@@ -102,7 +102,7 @@ def test_an_alias_that_a_person_moved_is_followed_only_to_a_version_that_may_run
         client.set_registered_model_alias("dlfd-fleet", "champion", "1")
         assert agreed_champion(store, tracker, said.append) == Champion(job="erase-held", epoch=1)
         assert "under the fleet's 1" in said.pop()
-    assert [move.who for move in store.promotions()] == ["job train-1", "the registry"]
+    assert [move.who for move in store.champions.history()] == ["job train-1", "the registry"]
 
 
 def test_bytes_that_are_still_in_the_store_are_found(fleet):
@@ -166,7 +166,7 @@ def test_a_protected_server_on_postgresql_registers_promotes_revokes_and_purges(
     assert gone is not None
     assert len(gone.digests) == 2
     assert not digests_under(stored) & set(gone.digests)
-    assert not store.model_folder("erase-failed").exists()
+    assert not store.folders.model("erase-failed").exists()
     promote(settings, "2", "ada", "looked at the bounds")
     with open_registry(settings.tracking, settings.state_folder) as registry:
         assert [(version.version, version.aliases) for version in registry.versions()] == [("2", ("champion",))]

@@ -31,12 +31,12 @@ def erased(tmp_path_factory):
 
 def test_the_report_holds_what_the_ledgers_and_the_job_know(erased):
     store, record, requests, _ = erased
-    report = ErasureReport.from_json((store.job_folder(record.job) / "report.json").read_bytes())
+    report = ErasureReport.from_json((store.folders.made(record.job) / "report.json").read_bytes())
     assert {one.request: (one.asked_at, one.deadline) for one in report.asked} == requests
     assert set(report.served) == set(requests)
     assert all(report.deadline_met(one) for one in report.asked)
     assert sum(site.forget_images for site in report.sites) == report.purged_images == 6
-    assert report.parent == json.loads((store.model_folder(record.job) / "card.json").read_text())["parent"]
+    assert report.parent == json.loads((store.folders.model(record.job) / "card.json").read_text())["parent"]
     assert report.readings[0].round == 0
     assert {"asked", "distancing", "repair", "gate", "export", "audit-file", "settle"} <= report.phases.keys()
     assert sum(phase.seconds for phase in report.phases.values()) == pytest.approx(report.seconds)
@@ -48,19 +48,19 @@ def test_the_report_holds_what_the_ledgers_and_the_job_know(erased):
 
 def test_the_page_and_the_ledgers_agree_that_a_fleet_without_devices_is_done(erased):
     store, record, _, settings = erased
-    page = (store.job_folder(record.job) / "report.html").read_text()
+    page = (store.folders.made(record.job) / "report.html").read_text()
     assert "This coordinator delivers to no devices. A request is complete when its site has purged" in page
     assert "may still run" not in page
     for folder in site_folders(settings.state_folder):
         with Site(folder) as site:
             assert {request.state for request in site.ledger.requests()} == {RequestState.COMPLETE}
-    assert '"state": "settled"' in (store.job_folder(record.job) / "report.json").read_text()
+    assert '"state": "settled"' in (store.folders.made(record.job) / "report.json").read_text()
 
 
 def test_the_certificate_is_of_the_released_file_and_of_this_report(erased):
     store, record, _, _ = erased
-    folder, key = store.job_folder(record.job), load_public_key(store.folder / "keys" / "certificate.pub.pem")
-    models = [store.model_folder(record.job) / "model.onnx"]
+    folder, key = store.folders.made(record.job), load_public_key(store.folder / "keys" / "certificate.pub.pem")
+    models = [store.folders.model(record.job) / "model.onnx"]
     _, found = verify(folder / "certificate.json", key, models, folder / "report.json")
     assert found == ["model.onnx"]
 
@@ -72,7 +72,7 @@ def test_mlflow_is_told_of_all_three_and_never_of_the_key(erased):
     for name in ("report.html", "report.json", "certificate.json"):
         assert name.encode() in waiting
     assert secret.encode() not in waiting
-    assert all(secret.encode() not in file.read_bytes() for file in store.job_folder(record.job).glob("*.*"))
+    assert all(secret.encode() not in file.read_bytes() for file in store.folders.made(record.job).glob("*.*"))
 
 
 def test_a_key_that_cannot_sign_ends_an_erasure_before_it_begins(erased, tmp_path):
@@ -86,4 +86,4 @@ def test_a_key_that_cannot_sign_ends_an_erasure_before_it_begins(erased, tmp_pat
     with pytest.raises(EvidenceError, match=r"key\.pem cannot be read as an unencrypted private key"):
         run_job(settings.model_copy(update={"release": release}), "erase")
     assert store.jobs()[-1].step == "failed"
-    assert store.champion().epoch == 1
+    assert store.champions.current().epoch == 1

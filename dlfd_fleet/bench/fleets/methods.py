@@ -7,22 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from dlfd_fleet.federation.protocol.differences import model_of
 from dlfd_fleet.federation.protocol.messages import (
     FitResult,
     FitTask,
-    PendingReply,
-    UnlearnTask,
 )
 from dlfd_fleet.federation.protocol.packing import (
-    COORDINATOR,
     MODEL,
     Arrays,
     arrays_of,
@@ -30,16 +24,11 @@ from dlfd_fleet.federation.protocol.packing import (
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import RunningMean, check_update, is_statistic
 from dlfd_fleet.federation.rounds.audits import AuditedModel
-from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning, cosine
-from dlfd_fleet.federation.site.handlers import add_unlearning
-from dlfd_fleet.federation.site.held_model import held_model
-from dlfd_fleet.federation.site.site_of_node import site_of_node
-from dlfd_fleet.federation.site.training import run_unlearn
+from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound
+from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
 from dlfd_fleet.models import build, state_arrays
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning.peers import ProjectedGradientAscent
 from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
 
 _STORED_EVERY = 2
@@ -47,7 +36,7 @@ _STORED_EVERY = 2
 
 @dataclass(frozen=True)
 class Situation:
-    """What a method finds when it is asked: the sites, their answers, the model, and what the server has stored.
+    """What a method finds when it is asked, beside the sites: the model, and what the server has stored.
 
     Attributes
     ----------
@@ -57,67 +46,43 @@ class Situation:
         L2 norms of the sites' updates of that training, by round and site.
     """
 
-    fleet: Fleet
-    pending: Mapping[int, PendingReply]
     original: AuditedModel
     fresh: Arrays
     norms: Mapping[int, Mapping[str, float]]
 
 
-class AscentTask(UnlearnTask):
-    """Ascend the loss of the people who ask, instead of DLFD."""
-
-    TYPE: ClassVar[str] = "train.ascend"
-
-
-class GradientAscent(FederatedUnlearning):
-    """A strategy whose forgetting sites ascend."""
-
-    unlearn_task: ClassVar[type[UnlearnTask]] = AscentTask
-
-
-class AveragedWithAll(FederatedUnlearning):
-    """Plain federated averaging: forgetting sites distance, the others train, and all count by their images."""
-
-    def _distance(
-        self, fleet: Fleet, arrays: Arrays, pending: Mapping[int, PendingReply], attempt: int, advance: Advance
-    ) -> Merged:
-        forgotten = super()._distance(fleet, arrays, pending, attempt, advance)
-        erasure, mean = self.settings.erasure, RunningMean()
-        asked = sum(reply.retain_images for reply in pending.values() if reply.requests)
-        mean.add(forgotten.arrays, asked)
-        others = {node: reply.retain_images for node, reply in pending.items() if not reply.requests}
-        task = self._fit_task(fleet, pending, "repair", erasure.repair_epochs, erasure.learning_rate)
-        trained, _ = self._merge(fleet, others, task, FitResult, arrays, advance)
-        mean.add(trained.value(), trained.weight)
-        return Merged(self.as_sent(fleet, mean.value(), arrays), forgotten.requests)
+def averaged_with_all(rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
+    """Forget as plain federated averaging does: the other sites train meanwhile, and all count by their images."""
+    job, erasure, mean = rounds.job, rounds.job.settings.erasure, RunningMean()
+    forgotten = AtAskedSites()(rounds, arrays, attempt, advance)
+    replies = job.fleet.replies()
+    mean.add(forgotten.arrays, sum(reply.retain_images for reply in replies.values() if reply.requests))
+    others = [node for node, reply in replies.items() if not reply.requests]
+    task = rounds.fit_task("repair", erasure.repair_epochs, erasure.learning_rate)
+    trained, _ = rounds.merge(others, task, FitResult, arrays, advance)
+    mean.add(trained.value(), trained.weight)
+    return Merged(rounds.as_sent(mean.value(), arrays), forgotten.requests)
 
 
-class Eraser(FederatedUnlearning):
-    """FedEraser (Liu et al., arXiv 2012.13891): the training again, shorter, each update as long as it was then.
+def calibrate(rounds: Rounds, arrays: Arrays, norms: Mapping[str, float]) -> Arrays:
+    """Return the model after one round whose updates have new directions and old lengths.
 
-    The paper lengthens an update whatever it takes. The update of a site with one batch left can be a fortieth as long
-    as it was then; lengthened so much, it throws the model away. So :func:`lengthening` has a bound.
+    FedEraser (Liu et al., arXiv 2012.13891, section 3, step 2): the training again, shorter, each update as long as it
+    was then. The paper lengthens an update whatever it takes. The update of a site with one batch left can be a
+    fortieth as long as it was then; lengthened so much, it throws the model away. So :func:`lengthening` has a bound.
     """
-
-    def calibrate(
-        self, fleet: Fleet, arrays: Arrays, pending: Mapping[int, PendingReply], norms: Mapping[str, float]
-    ) -> Arrays:
-        """Return the model after one round whose updates have new directions and old lengths (section 3, step 2)."""
-        training = self.settings.training
-        self._round += 1
-        epochs = max(1, training.local_epochs // 2)
-        task = self._fit_task(fleet, pending, "retrain", epochs, training.learning_rate)
-        mean = RunningMean()
-        records = task.to_records(model=arrays)
-        for reply in fleet.exchange(FitTask.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
-            result = FitResult.from_records(reply.records, reply.sender)
-            update = arrays_of(reply.records, MODEL, reply.sender)
-            model = model_of(update, arrays, task.precision, reply.sender)
-            length = check_update(model, arrays, reply.sender).trained
-            scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)
-            mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
-        return self.as_sent(fleet, mean.value(), arrays)
+    job, training = rounds.job, rounds.job.settings.training
+    number, epochs = job.next_round(), max(1, training.local_epochs // 2)
+    task = rounds.fit_task("retrain", epochs, training.learning_rate)
+    mean, records = RunningMean(), task.to_records(model=arrays)
+    for reply in job.fleet.exchange(FitTask.TYPE, dict.fromkeys(job.fleet.wait_for_nodes(), records), str(number)):
+        result = FitResult.from_records(reply.records, reply.sender)
+        update = arrays_of(reply.records, MODEL, reply.sender)
+        model = model_of(update, arrays, task.precision, reply.sender)
+        length = check_update(model, arrays, reply.sender).trained
+        scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)
+        mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
+    return rounds.as_sent(mean.value(), arrays)
 
 
 def lengthening(then: float, now: float, epochs: float) -> float:
@@ -141,65 +106,64 @@ def _scaled(name: str, array: Tensor, before: Tensor, scale: float) -> Tensor:
     return before + scale * (array - before)
 
 
-def _dlfd(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
+def _attempted(erasure: Erasure, situation: Situation) -> Arrays:
     """Return one attempt's model; the audit of the result, which every method's model has, is not its cost."""
-    _, merged = strategy.attempt(situation.fleet, situation.pending, situation.original, 1, [])
-    return merged.arrays
+    return erasure.attempt(situation.original, 1).merged.arrays
 
 
-def _continued(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
-    return _repaired(strategy, situation, situation.original.arrays)
+def _continued(erasure: Erasure, situation: Situation) -> Arrays:
+    return _repaired(erasure, situation.original.arrays)
 
 
-def _repaired(strategy: FederatedUnlearning, situation: Situation, arrays: Arrays) -> Arrays:
+def _repaired(erasure: Erasure, arrays: Arrays) -> Arrays:
     """Return a model after as many rounds of plain training on retain images as DLFD may take."""
-    erasure, fleet = strategy.settings.erasure, situation.fleet
-    with strategy.progress.phase("Repair", erasure.rounds * len(situation.pending)) as advance:
-        for number in range(erasure.rounds):
-            rate = erasure.learning_rate * cosine(number, erasure.rounds)
-            final = number == erasure.rounds - 1
-            arrays = strategy.fit_round(
-                fleet, arrays, situation.pending, "repair", erasure.repair_epochs, rate, advance, final=final
-            )
+    job, settings = erasure.job, erasure.job.settings.erasure
+    with job.progress.phase("Repair", settings.rounds * len(job.fleet.members)) as advance:
+        for number in range(settings.rounds):
+            rate = settings.learning_rate * cosine(number, settings.rounds)
+            final = number == settings.rounds - 1
+            arrays = erasure.rounds.fit_round(arrays, "repair", settings.repair_epochs, rate, advance, final=final)
     return arrays
 
 
-def _ascended(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
-    with strategy.progress.phase("Gradient ascent", 1) as advance:
-        ascended = strategy.distancing_round(situation.fleet, situation.original.arrays, situation.pending, 1, advance)
-    return _repaired(strategy, situation, ascended.arrays)
+def _forgotten_once(erasure: Erasure, situation: Situation) -> Arrays:
+    """Return the model after one round that forgets, and repair."""
+    with erasure.job.progress.phase("Gradient ascent", 1) as advance:
+        forgotten = erasure.forget(erasure.rounds, situation.original.arrays, 1, advance)
+    return _repaired(erasure, forgotten.arrays)
 
 
-def _negated(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
-    model = build(strategy.card)
+def _negated(erasure: Erasure, situation: Situation) -> Arrays:
+    model = build(erasure.job.card)
     model.load_state_dict(situation.original.arrays)
     with torch.no_grad():
         weight_layers(model)[0].weight.neg_()
-    return _repaired(strategy, situation, state_arrays(model))
+    return _repaired(erasure, state_arrays(model))
 
 
-def _erased(strategy: FederatedUnlearning, situation: Situation) -> Arrays:
-    assert isinstance(strategy, Eraser)  # noqa: S101 - the registry pairs them
+def _erased(erasure: Erasure, situation: Situation) -> Arrays:
     arrays, stored = situation.fresh, sorted(situation.norms)[::_STORED_EVERY]
-    with strategy.progress.phase("Calibration", len(stored)) as advance:
+    with erasure.job.progress.phase("Calibration", len(stored)) as advance:
         for number in stored:
-            arrays = strategy.calibrate(situation.fleet, arrays, situation.pending, situation.norms[number])
+            arrays = calibrate(erasure.rounds, arrays, situation.norms[number])
             advance()
     return arrays
 
 
 @dataclass(frozen=True)
 class FederatedMethod:
-    """A method: its strategy, what it does with it, and the updates that it makes the server store in training.
+    """A method: what it does with the rounds of a job, and the updates that it makes the server store in training.
 
     Attributes
     ----------
+    forget
+        Its round that forgets.
     changes
         What it sets, by section of the settings.
     """
 
-    strategy: type[FederatedUnlearning]
-    run: Callable[[FederatedUnlearning, Situation], Arrays]
+    run: Callable[[Erasure, Situation], Arrays]
+    forget: ForgettingRound = field(default_factory=AtAskedSites)
     stored_rounds: Callable[[int], int] = lambda _: 0
     changes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -211,25 +175,12 @@ class FederatedMethod:
 
 _INT8 = {"fleet": {"update_precision": "int8"}}
 FEDERATED_METHODS: dict[str, FederatedMethod] = {
-    "dlfd": FederatedMethod(FederatedUnlearning, _dlfd),
-    "DLFD int8": FederatedMethod(FederatedUnlearning, _dlfd, changes=_INT8),
-    "DLFD int8 one round": FederatedMethod(FederatedUnlearning, _dlfd, changes=_INT8 | {"erasure": {"rounds": 1}}),
-    "DLFD averaged with all": FederatedMethod(AveragedWithAll, _dlfd),
-    "continued FedAvg": FederatedMethod(FederatedUnlearning, _continued),
-    "gradient ascent": FederatedMethod(GradientAscent, _ascended),
-    "NoT": FederatedMethod(FederatedUnlearning, _negated),
-    "FedEraser": FederatedMethod(Eraser, _erased, lambda rounds: -(-rounds // _STORED_EVERY)),
+    "dlfd": FederatedMethod(_attempted),
+    "DLFD int8": FederatedMethod(_attempted, changes=_INT8),
+    "DLFD int8 one round": FederatedMethod(_attempted, changes=_INT8 | {"erasure": {"rounds": 1}}),
+    "DLFD averaged with all": FederatedMethod(_attempted, averaged_with_all),
+    "continued FedAvg": FederatedMethod(_continued),
+    "gradient ascent": FederatedMethod(_forgotten_once, AtAskedSites("ascent")),
+    "NoT": FederatedMethod(_negated),
+    "FedEraser": FederatedMethod(_erased, stored_rounds=lambda rounds: -(-rounds // _STORED_EVERY)),
 }
-
-
-client_app = add_unlearning(ClientApp())
-
-
-@client_app.train("ascend", mods=[held_model])
-def ascend(message: Message, context: Context) -> Message:
-    """Ascend the loss of the people who ask, at their site."""
-    task = AscentTask.from_records(message.content, COORDINATOR)
-    with site_of_node(context) as site:
-        arrays = arrays_of(message.content, MODEL, COORDINATOR)
-        result, model = run_unlearn(site, task, arrays, ProjectedGradientAscent())
-    return Message(result.to_records(model=model), reply_to=message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +22,18 @@ from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import peak_memory
 from dlfd_fleet.bench.evidence import References, observe
 from dlfd_fleet.bench.experiment import Experiment
-from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation, client_app
+from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source
 from dlfd_fleet.data.dataset import load_dataset
-from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
+from dlfd_fleet.federation.protocol.messages import PendingQuery
 from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.rounds.audits import Audits
+from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.job_context import JobContext, Recorder, SiteUpdate, Unrecorded
 from dlfd_fleet.federation.rounds.requests import ask_pending
-from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import build, state_arrays
@@ -57,6 +60,18 @@ class MadeModel(BaseModel):
     """What the process of the coordinator and of Flower's engine took beside what it had, at its highest."""
     rounds: int
     norms: dict[int, dict[str, float]] = {}
+
+
+class UpdateLengths(Unrecorded):
+    """Keeps how long each site's update of the original training was, by round and site."""
+
+    def __init__(self) -> None:
+        self.norms = dict[int, dict[str, float]]()
+
+    def update(self, update: SiteUpdate) -> None:
+        """Keep the length of an update of that training."""
+        if update.purpose == "train":
+            self.norms.setdefault(update.round, {})[update.site] = update.norm.trained
 
 
 @dataclass(frozen=True)
@@ -91,99 +106,90 @@ class FederatedSeed:
             return
         if not (self.settings.state_folder / "sites").exists():
             deal_to_sites(self.settings, self.progress)
-        simulate(self.settings, lambda grid: self._make_models(grid, deadline), client_app)
+        simulate(self.settings, lambda grid: self._make_models(grid, deadline))
 
     # ------------------------------------------------------------------ making models
 
     def _make_models(self, grid: Grid, deadline: float) -> None:
         fleet = self._fleet(grid)
         fleet.wait_for_nodes(self.settings.data.sites, self.settings.fleet.connect_seconds)
-        everybody = ask_pending(fleet, PendingQuery(job=JOB))
-        original = self._made(
-            ORIGINAL, grid, everybody, lambda one, its: one.train(its, self._fresh(0), everybody, "train")
-        )
+        nodes = frozenset(ask_pending(fleet, PendingQuery(job=JOB)))
+        original = self._made(ORIGINAL, grid, nodes, lambda one: one.rounds.train(self._fresh(0)))
         self._ask_to_be_forgotten()
-        pending = ask_pending(fleet, PendingQuery(job=JOB, take=True))
+        nodes = frozenset(ask_pending(fleet, PendingQuery(job=JOB, take=True)))
         for number, name in enumerate(self.references, start=1):
             if time.monotonic() >= deadline:
                 return
 
-            def retrain(one: FederatedUnlearning, its: Fleet, number: int = number) -> Arrays:
-                return one.train(its, self._fresh(number), pending, "retrain")
+            def retrain(one: Erasure, number: int = number) -> Arrays:
+                return one.rounds.train(self._fresh(number), "retrain")
 
-            self._made(name, grid, pending, retrain)
-        audited = self._strategy().audit(fleet, original, "Attacking the original model", ORIGINAL)
+            self._made(name, grid, nodes, retrain)
+        audited = self._erasure(fleet).audits.audit(original, "Attacking the original model", ORIGINAL)
         for name in self.methods:
             if time.monotonic() >= deadline:
                 return
 
-            def forget(one: FederatedUnlearning, its: Fleet, name: str = name) -> Arrays:
-                situation = Situation(its, pending, audited, self._fresh(0), self._note(ORIGINAL).norms)
+            def forget(one: Erasure, name: str = name) -> Arrays:
+                situation = Situation(audited, self._fresh(0), self._note(ORIGINAL).norms)
                 return FEDERATED_METHODS[name].run(one, situation)
 
             # As after the job that trained it, sites hold the model that forgets; other methods have left theirs.
             if not self._file(name).exists():
-                self._strategy().look(self._fleet(grid, pending), original, name)
-            self._made(name, grid, pending, forget)
+                self._erasure(self._fleet(grid, nodes)).audits.look(original, name)
+            self._made(name, grid, nodes, forget)
 
-    def _made(
-        self,
-        name: str,
-        grid: Grid,
-        pending: Mapping[int, PendingReply],
-        make: Callable[[FederatedUnlearning, Fleet], Arrays],
-    ) -> Arrays:
+    def _made(self, name: str, grid: Grid, nodes: frozenset[int], make: Callable[[Erasure], Arrays]) -> Arrays:
         """Return a model, made now unless it was made before; a copy of it is trained on, to see what comes back."""
         if not self._file(name).exists():
-            strategy, fleet = self._strategy(name), self._fleet(grid, pending)
-            norms: dict[int, dict[str, float]] = {}
-
-            def note_norms(metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
-                if site is not None and "train_weights_norm" in metrics:
-                    norms.setdefault(step, {})[site] = metrics["train_weights_norm"]
-
-            strategy.record = note_norms
+            lengths, fleet = UpdateLengths(), self._fleet(grid, nodes)
+            erasure = self._erasure(fleet, name, lengths)
             started = time.perf_counter()
             with peak_memory(torch.device("cpu")) as memory:
-                arrays = make(strategy, fleet)
+                arrays = make(erasure)
             took = MadeModel(
                 seconds=time.perf_counter() - started,
                 bytes_sent=fleet.sent_bytes + fleet.received_bytes,
                 server_bytes=memory.grown,
-                rounds=strategy.rounds_done,
-                norms=norms,
+                rounds=erasure.job.round,
+                norms=lengths.norms,
             )
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file(name).with_suffix(".json").write_text(took.model_dump_json(indent=1), encoding="utf-8")
             self._save(name, arrays)
         arrays = load_file(self._file(name))
         if not self._file(f"{name}.relearned").exists():
-            self._save(f"{name}.relearned", self._relearned(grid, pending, arrays))
+            self._save(f"{name}.relearned", self._relearned(grid, nodes, arrays))
         return arrays
 
-    def _relearned(self, grid: Grid, pending: Mapping[int, PendingReply], arrays: Arrays) -> Arrays:
-        training, fleet = self.settings.training, self._fleet(grid, pending)
-        with self.progress.phase("Training on", len(pending)) as advance:
-            return self._strategy().fit_round(
-                fleet, arrays, pending, "relearn", training.local_epochs, training.learning_rate, advance
-            )
+    def _relearned(self, grid: Grid, nodes: frozenset[int], arrays: Arrays) -> Arrays:
+        training, rounds = self.settings.training, self._erasure(self._fleet(grid, nodes)).rounds
+        with self.progress.phase("Training on", len(nodes)) as advance:
+            return rounds.fit_round(arrays, "relearn", training.local_epochs, training.learning_rate, advance)
 
     def _fresh(self, number: int) -> Arrays:
         torch.manual_seed(self.settings.seed * 100 + number)
         return state_arrays(build(self.experiment.card))
 
-    def _strategy(self, name: str = "") -> FederatedUnlearning:
-        kind, settings = FederatedUnlearning, self.settings
-        if name in FEDERATED_METHODS:
-            kind, settings = FEDERATED_METHODS[name].strategy, FEDERATED_METHODS[name].set(settings)
-        return kind(card=self.experiment.card, settings=settings, job=JOB, progress=self.progress)
+    def _erasure(self, fleet: Fleet, name: str = "", recorder: Recorder | None = None) -> Erasure:
+        """Return the rounds and audits of a method, or of plain training without a name."""
+        method = FEDERATED_METHODS.get(name)
+        job = JobContext(
+            fleet=fleet,
+            card=self.experiment.card,
+            settings=method.set(self.settings) if method else self.settings,
+            name=JOB,
+            progress=self.progress,
+            recorder=recorder or Unrecorded(),
+        )
+        rounds, audits = Rounds(job), Audits(job)
+        return Erasure(rounds, audits, method.forget) if method else Erasure(rounds, audits)
 
-    def _fleet(self, grid: Grid, pending: Mapping[int, PendingReply] | None = None) -> Fleet:
-        fleet = Fleet(grid, self.settings.fleet.reply_timeout_seconds, 1.0)
-        if pending is not None:
-            fleet.members = frozenset(pending)
-            ask_pending(fleet, PendingQuery(job=JOB))  # what they hold
-            fleet.names = {node: reply.site for node, reply in pending.items()}
+    def _fleet(self, grid: Grid, nodes: frozenset[int] = frozenset()) -> Fleet:
+        """Return a fleet that nobody has counted for; of these nodes, which say again what they hold."""
+        fleet = Fleet(grid, self.settings.fleet.reply_timeout_seconds, 1.0, members=nodes)
+        if nodes:
+            ask_pending(fleet, PendingQuery(job=JOB))
         return fleet
 
     def _ask_to_be_forgotten(self) -> None:

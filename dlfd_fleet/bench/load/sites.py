@@ -27,7 +27,8 @@ from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.federation.protocol.messages import FitResult, PendingReply
 from dlfd_fleet.federation.protocol.packing import MODEL, arrays_of
 from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.federation.rounds.rounds import FederatedRounds
+from dlfd_fleet.federation.rounds.job_context import JobContext
+from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.models import ModelCard, build, state_arrays
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
@@ -121,10 +122,12 @@ def measure_round(settings: Settings, sites: int) -> Measurement:
         )
         for node in grid.get_node_ids()
     }
-    rounds = FederatedRounds(card=card, settings=settings)
+    fleet.admit(pending)
+    silent = ConsoleProgress(Console(quiet=True))
+    rounds = Rounds(JobContext(fleet=fleet, card=card, settings=settings, name="bench", progress=silent))
     started = time.perf_counter()
     with peak_memory(torch.device("cpu")) as peak:
-        rounds.fit_round(fleet, arrays, pending, "train", 1, 0.1, lambda: None)
+        rounds.fit_round(arrays, "train", 1, 0.1, lambda: None)
     seconds = time.perf_counter() - started - grid.seconds
     size = sum(array.numel() * array.element_size() for array in arrays.values())
     return Measurement(sites, seconds, peak.grown / _MEBIBYTE, size / _MEBIBYTE)

@@ -150,7 +150,7 @@ def job_table(store: Store) -> Table:
     for record in store.jobs():
         verdict = record.verdict.outcome.value if record.verdict else ""
         requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
-        done = sum(phase.seconds for phase in store.phases(record.job).values())
+        done = sum(phase.seconds for phase in store.steps.phases(record.job).values())
         minutes = f"{max(record.seconds, done) / 60:.1f}"
         table.add_row(*map(plain, (record.job, _state(record, running), requests, verdict, epoch, minutes)))
     return table
@@ -163,7 +163,7 @@ def job_status(store: Store, job: str) -> Group:
     for activity in _activities(store, job):
         since = f"{(now - activity.since).total_seconds():.0f} s"
         sites.add_row(*map(plain, (activity.site, activity.doing, since)))
-    steps = store.steps(job)
+    steps = store.steps.names(job)
     lines = [f"{record.job}: {_state(record, running)}"]
     if record.step not in FINAL_STEPS and not running:
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
@@ -195,7 +195,7 @@ def _watch_in_lines(store: Store, job: str, console: Console) -> None:
     goes_on = True
     while goes_on:
         goes_on = _goes_on(store, job)
-        now = {"steps": ", ".join(store.steps(job)[-1:])}
+        now = {"steps": ", ".join(store.steps.names(job)[-1:])}
         now |= {activity.site: activity.doing for activity in _activities(store, job)}
         for name, value in now.items():
             if said.get(name, "") != value:
@@ -251,7 +251,7 @@ def _activities(store: Store, job: str) -> Iterator[SiteActivity]:
     """Yield what sites do, in words, while there is a coordinator that waits for it."""
     if not _goes_on(store, job):
         return
-    for activity in store.activities(job):
+    for activity in store.activities.of(job):
         if activity.site.startswith("node-") and activity.doing == WAITING:
             continue  # it has said since which site it is
         yield replace(activity, doing=_DOING.get(activity.doing, activity.doing))

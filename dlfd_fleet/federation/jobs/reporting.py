@@ -17,6 +17,7 @@ from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.publication import delivery_progress
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.report import (
     CERTIFICATE_FILE,
     PAGE_FILE,
@@ -30,36 +31,37 @@ from dlfd_fleet.report import (
 from dlfd_fleet.report.contents import Revoked
 from dlfd_fleet.report.page import without_moment
 from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking import Tracker
 
 _SOFTWARE = ("dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow")
-_GOVERNING = ("seed", "model", "training", "unlearning", "audit", "erasure", "fleet", "release", "export")
+_GOVERNING = ("seed", "model", "training", "audit", "erasure", "fleet", "release", "export")
 """Settings that bear on an erasure; the others are paths and addresses of the coordinator."""
 _LEFT_OUT = ("release.certificate_key",)
 
 
-def publish_report(job: Coordinator) -> None:
+def publish_report(job: Coordinator, store: Store, tracker: Tracker) -> None:
     """Write the report into the job's folder and into MLflow; of a released model also its signed certificate."""
     noted = job.record.proceedings
     job.note(
-        phases=job.store.phases(job.record.job),
+        phases=store.steps.phases(job.record.job),
         software={name: version(name) for name in _SOFTWARE} | {"python": platform.python_version()},
         # A job that is resumed here settled when it first came here.
         settled_at=noted.settled_at or datetime.now(UTC),
     )
     # Nothing but its last step is left of the job, and a report that said otherwise would say so for ever.
-    report = report_of(job.store, job.record.model_copy(update={"step": "settled"}))
+    report = report_of(store, job.record.model_copy(update={"step": "settled"}))
     content = report.to_json()
     files = {REPORT_FILE: content, PAGE_FILE: render(content, _delivery(job.settings, job.record)).encode()}
     if report.released:
-        files[CERTIFICATE_FILE] = issue(report, signer_of(job))
+        files[CERTIFICATE_FILE] = issue(report, signer_of(job.settings, store))
     for name, content in files.items():
-        _write(job.store.job_folder(job.record.job) / name, content)
-        job.tracker.log_file(job.record.job, f"erasure/{name}", content)
+        _write(store.folders.made(job.record.job) / name, content)
+        tracker.log_file(job.record.job, f"erasure/{name}", content)
 
 
-def signer_of(job: Coordinator) -> CryptoSigner:
+def signer_of(settings: Settings, store: Store) -> CryptoSigner:
     """Return what signs the coordinator's certificates, or raise an :class:`EvidenceError` if it cannot be used."""
-    return load_signer(job.settings.release.certificate_key or job.store.folder / "keys" / "certificate.pem")
+    return load_signer(settings.release.certificate_key or store.folder / "keys" / "certificate.pem")
 
 
 def report_of(store: Store, record: JobRecord) -> ErasureReport:
@@ -77,7 +79,7 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
     noted = record.proceedings
     earlier = [job for job in store.jobs() if job.released and job.started_at < record.started_at]
     return ErasureReport(
-        **dict(noted.model_copy(update={} if noted.phases else {"phases": store.phases(record.job)})),
+        **dict(noted.model_copy(update={} if noted.phases else {"phases": store.steps.phases(record.job)})),
         job=record.job,
         state=record.step,
         note=record.note,
@@ -99,25 +101,23 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
     )
 
 
-def redraw_reports(job: Coordinator) -> None:
+def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay) -> None:
     """Draw the pages of earlier releases again that say less than is known by now, here and in MLflow.
 
     Sites that were away have purged since, and devices; ``report.json`` and the certificate stay as they are. What
     cannot be drawn holds no job: it is said, and the next job tries again.
     """
-    for record in job.store.jobs():
-        file = job.store.job_folder(record.job) / PAGE_FILE
+    for record in store.jobs():
+        file = store.folders.made(record.job) / PAGE_FILE
         if not (record.released and record.requests and record.step == "settled" and file.exists()):
             continue
         try:
-            page = render(
-                _content(job.store, record), _delivery(job.settings, record), _acknowledged_later(job.store, record)
-            )
+            page = render(_content(store, record), _delivery(settings, record), _acknowledged_later(store, record))
             if without_moment(page) != without_moment(file.read_text(encoding="utf-8")):
                 _write(file, page.encode())
-                job.tracker.log_file(record.job, f"erasure/{PAGE_FILE}", page.encode())
+                tracker.log_file(record.job, f"erasure/{PAGE_FILE}", page.encode())
         except Exception as error:  # whatever is wrong with an old job, this one is over
-            job.progress.say(f"The report of {record.job} is not drawn again: {error}")
+            progress.say(f"The report of {record.job} is not drawn again: {error}")
 
 
 def _delivery(settings: Settings, record: JobRecord) -> DeliveryProgress | str | None:
@@ -147,7 +147,7 @@ def write_report(store: Store, job: str | None, output: Path | None, settings: S
     """
     record = store.load(job) if job is not None else latest_erasure(store)
     content = _content(store, record)
-    page = output or store.job_folder(record.job) / PAGE_FILE
+    page = output or store.folders.made(record.job) / PAGE_FILE
     data = page.with_suffix(".json")
     if data == page:
         raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
@@ -164,7 +164,7 @@ def _write(file: Path, content: bytes) -> None:
 
 def _content(store: Store, record: JobRecord) -> bytes:
     """Return ``report.json`` as it was when the job settled, byte for byte; of any other job what is known now."""
-    file = store.job_folder(record.job) / REPORT_FILE
+    file = store.folders.made(record.job) / REPORT_FILE
     if record.step == "settled" and file.exists():
         return file.read_bytes()
     return report_of(store, record).to_json()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Literal
 
@@ -11,13 +10,17 @@ from flwr.serverapp import Grid
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import FleetError, JobCancelledError, JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.erase import erase
 from dlfd_fleet.federation.jobs.pictures import outcome_tags
+from dlfd_fleet.federation.jobs.publisher import FleetPublisher
+from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.reporting import redraw_reports
+from dlfd_fleet.federation.jobs.train import train
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.federation.rounds.requests import settle
 from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
@@ -33,7 +36,6 @@ def run_jobs(
     kind: JobKind,
     settings: Settings,
     progress: ProgressDisplay,
-    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
 ) -> JobRecord:
     """Bring jobs whose process died to their end, then do one of this kind unless such a one was among them.
 
@@ -47,16 +49,16 @@ def run_jobs(
     with closing(store), store.lock(), open_tracker(settings.tracking, settings.state_folder) as tracker:
         for record in store.jobs():
             if record.step == "settled":
-                store.forget_steps(record.job)  # its process may have died before it could
+                store.steps.forget(record.job)  # its process may have died before it could
         _purge(store, settings, progress)
-        champion = store.champion()
+        champion = store.champions.current()
         tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
-            progress.say(f"Going on with {record.job}: {len(store.steps(record.job))} steps of it are done.")
-            done = _carry_out(grid, store, tracker, progress, record, carry_out)
+            progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
+            done = _carry_out(grid, store, tracker, progress, record)
         if done is None or done.kind != kind or done.step == "cancelled":
-            done = _carry_out(grid, store, tracker, progress, store.new_job(kind, settings), carry_out)
+            done = _carry_out(grid, store, tracker, progress, store.new_job(kind, settings))
         return done
 
 
@@ -66,25 +68,31 @@ def _carry_out(
     tracker: Tracker,
     progress: ProgressDisplay,
     record: JobRecord,
-    carry_out: Mapping[JobKind, Callable[[Coordinator], None]],
 ) -> JobRecord:
     """Do one job, or what is left of it; its record and its run always say how it ended."""
     settings = store.settings_of(record.job)
-    waits = settings.fleet
-    fleet = Fleet(
+    fleet = Fleet.under(
+        settings.fleet,
         grid,
-        waits.reply_timeout_seconds,
-        waits.quorum,
-        waits.return_seconds,
-        late_seconds=waits.late_seconds,
-        site_keys=SiteKeys(store.folder / SITE_KEYS_FILE, waits.registered_keys),
+        SiteKeys(store.folder / SITE_KEYS_FILE, settings.fleet.registered_keys),
+        notice=lambda doing: store.activities.note(record.job, doing),
+        refused=lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason}),
     )
-    fleet.largest_weight_ratio, fleet.largest_growth = waits.largest_weight_ratio, waits.largest_growth
-    fleet.notice = lambda doing: store.note_activity(record.job, doing)
-    fleet.refused = lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason})
-    store.forget_activities(record.job)
-    job = Coordinator(settings, store, fleet, tracker, progress, record, Journal(store, record.job, fleet))
-    tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch())}
+    store.activities.forget(record.job)
+    champion, recorder = store.champions.current(), TrackedJob(tracker, record.job)
+    job = Coordinator(
+        settings,
+        fleet,
+        Journal(store, record.job, fleet),
+        progress,
+        record,
+        champion.epoch if champion else 0,
+        store.save,
+        recorder,
+        tuple(other for other in store.jobs() if other.job != record.job),
+    )
+    publisher = FleetPublisher(job, store, tracker, recorder)
+    tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch)}
     parameters = flatten(settings.model_dump(mode="json"))
     tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
@@ -92,9 +100,12 @@ def _carry_out(
         if record.released and store.is_cancelled(record.job):
             raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
-            carry_out[record.kind](job)
-        redraw_reports(job)
-        store.forget_steps(record.job)
+            if record.kind == "train":
+                train(job, publisher)
+            else:
+                erase(job, publisher.origin(), publisher)
+        redraw_reports(store, tracker, settings, progress)
+        store.steps.forget(record.job)
         _purge(store, settings, progress)
     except JobCancelledError as error:
         status = "KILLED"
@@ -103,33 +114,35 @@ def _carry_out(
                 "cancelled", note="cancelled after the release: sites not told of it learn it from the next job"
             )
         else:
-            _give_back(job, str(error))
+            job.give_back(str(error))
             job.advance("cancelled", note="cancelled: the requests wait for the next job")
     except Exception as error:
         status = "FAILED"
         reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
         if not job.record.released:
-            _give_back(job, f"the job failed: {reason}")
+            job.give_back(f"the job failed: {reason}")
             job.advance("failed", note=reason)
         raise
     except BaseException:
         status = "KILLED"
         raise
     finally:
-        _tell_end(job, status)
+        _tell_end(job, store, tracker, status)
     return job.record
 
 
-def _tell_end(job: Coordinator, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+def _tell_end(
+    job: Coordinator, store: Store, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"]
+) -> None:
     """Tell MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
-    tracker, name = job.tracker, job.record.job
+    name = job.record.job
     try:
         tracker.set_tags(name, outcome_tags(job.record))
         tracker.finish_job(name, status)
         waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
-            job.record = job.record.model_copy(update={"unsent": waiting})
-            job.store.save(job.record)
+            job.record = job.record.changed(unsent=waiting)
+            store.save(job.record)
             job.progress.say(f"{waiting} records wait for MLflow, and the next job sends them: {tracker.problem}")
         for reason in tracker.refusals(name):
             job.progress.say(f"MLflow does not have all of {name}: {reason}")
@@ -144,18 +157,9 @@ def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
     if not settings.release.purge_revoked:
         return
     try:
-        purged = store.purge_remembering()
+        purged = purge_remembering(store)
     except JobError as error:
         progress.say(str(error))
         return
     if purged:
         progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")
-
-
-def _give_back(job: Coordinator, reason: str) -> None:
-    """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
-    if job.record.kind == "erase" and job.fleet.asked:
-        try:
-            settle(job.fleet, job.record.job, job.progress, "returned", reason, job.epoch(), ())
-        except FleetError as error:
-            job.progress.say(f"The sites could not be told that {job.record.job} has ended: {error}")

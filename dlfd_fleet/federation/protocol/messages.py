@@ -180,12 +180,14 @@ class FitResult(FleetMessage):
 
 
 class UnlearnTask(FleetMessage):
-    """Run DLFD on the people of the site's accepted requests, starting from the ``model`` arrays."""
+    """Unlearn the people of the site's accepted requests, starting from the ``model`` arrays."""
 
     TYPE: ClassVar[str] = "train.unlearn"
     job: JobName
     round: Count
     card: ModelCard
+    method: Name = "dlfd"
+    """One of :data:`~dlfd_fleet.unlearning.METHODS`, which the site must have."""
     augmentation: AugmentationSettings
     """Of retain images."""
     unlearning: UnlearningSettings

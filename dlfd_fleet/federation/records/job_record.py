@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dlfd_fleet.audit import Verdict
-from dlfd_fleet.report.contents import ModelResult, Proceedings
+from dlfd_fleet.report.contents import (
+    AskedRequest,
+    FileResult,
+    GateReading,
+    ModelResult,
+    Phase,
+    Proceedings,
+    SiteShare,
+)
 from dlfd_fleet.settings import Format
 
 JobKind = Literal["train", "erase"]
@@ -49,6 +57,54 @@ class JobRecord(BaseModel):
     seconds: float = 0.0
     proceedings: Proceedings = Proceedings()
     """What the job's report shows beside this."""
+
+    def changed(self, **changes: Unpack[RecordChanges]) -> JobRecord:
+        """Return the record with these changes, checked as if it were read."""
+        return JobRecord(**{**dict(self), **changes})
+
+    def at(self, step: JobStep) -> JobRecord:
+        """Return the record of a job that has come to a step; one that goes over its steps again does not fall back."""
+        return self.model_copy(update={"step": max(step, self.step, key=STEPS.index)})
+
+    def noted(self, **notes: Unpack[Notes]) -> JobRecord:
+        """Return the record with something noted for the job's report."""
+        return self.model_copy(update={"proceedings": Proceedings(**{**dict(self.proceedings), **notes})})
+
+
+class RecordChanges(TypedDict, total=False):
+    """Fields of :class:`JobRecord` that change while a job goes on."""
+
+    epoch: int
+    requests: int
+    models: dict[str, ModelResult]
+    verdict: Verdict
+    formats: tuple[Format, ...]
+    file_verdicts: dict[Format, Verdict]
+    released: bool
+    forgotten: tuple[str, ...]
+    note: str
+    absent: dict[str, str]
+    acknowledged: dict[str, int]
+    unsent: int
+    seconds: float
+
+
+class Notes(TypedDict, total=False):
+    """Fields of :class:`~dlfd_fleet.report.contents.Proceedings`."""
+
+    asked: tuple[AskedRequest, ...]
+    sites: tuple[SiteShare, ...]
+    parent: str
+    retrained: bool
+    attempts: int
+    readings: tuple[GateReading, ...]
+    losses: dict[str, dict[str, tuple[int, ...]]]
+    files: dict[Format, FileResult]
+    refused_files: dict[Format, str]
+    phases: dict[str, Phase]
+    purged_images: int
+    software: dict[str, str]
+    settled_at: datetime
 
 
 class Champion(BaseModel):

@@ -80,6 +80,10 @@ class Journal:
     traffic: Traffic = field(default_factory=Uncounted)
     seconds: float = 0.0
 
+    def is_done(self, name: str) -> bool:
+        """Tell whether a step is finished."""
+        return self.store is not None and self.store.steps.find(self.job, name) is not None
+
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
         """Do, or recall, a step that ends in a model."""
         done = self._step(name, compute, lambda result: (_REQUESTS.dump_json(result.requests), result.arrays))
@@ -116,7 +120,7 @@ class Journal:
         JobCancelledError
             Before a step that is still to be done, if somebody asked for the job to be cancelled.
         """
-        found = self.store.step(self.job, name) if self.store else None
+        found = self.store.steps.find(self.job, name) if self.store else None
         if found is not None:
             self.seconds += found.seconds
             self.traffic.sent_bytes += found.sent_bytes
@@ -129,7 +133,7 @@ class Journal:
         if self.store:
             text, arrays = pack(result)
             step = FinishedStep(name, text.decode(), dict(arrays), seconds, self._bytes() - before)
-            self.store.finish_step(self.job, step)
+            self.store.steps.finish(self.job, step)
         self.seconds += seconds
         return result
 

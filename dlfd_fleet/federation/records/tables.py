@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import sqlalchemy as sa
+
+Transaction = Callable[[], AbstractContextManager[sa.Connection]]
+"""Begins a transaction, whose errors are sentences."""
 
 TABLES = sa.MetaData()
 STORE = sa.Table("store", TABLES, sa.Column("version", sa.Integer, primary_key=True))

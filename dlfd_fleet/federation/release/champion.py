@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dlfd_fleet.exceptions import TrackingError
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import Champion
-from dlfd_fleet.federation.records.store import ONNX_FILE, Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.tracking import Tracker
 from dlfd_fleet.tracking.registry import why_not_published
 
@@ -22,13 +23,13 @@ def agreed_champion(store: Store, tracker: Tracker, say: Callable[[str], None]) 
     say
         Told why the registry is not followed.
     """
-    own = store.champion()
+    own = store.champions.current()
     try:
         version = tracker.champion()
     except TrackingError as error:
         say(f"{error} Our own note of the champion is used.")
         return own
-    if own is None or version is None or not (store.model_folder(version.job) / ONNX_FILE).exists():
+    if own is None or version is None or not (store.folders.model(version.job) / ONNX_FILE).exists():
         return own
     found = Champion(job=version.job, epoch=version.epoch)
     if found == own or tracker.owes_model(own.job):
@@ -37,5 +38,5 @@ def agreed_champion(store: Store, tracker: Tracker, say: Callable[[str], None]) 
     if reason is not None:
         say(f"The registry's champion is not followed: {reason}")
         return own
-    store.set_champion(found, "the registry", "the alias was moved there")
+    store.champions.move(found, "the registry", "the alias was moved there")
     return found

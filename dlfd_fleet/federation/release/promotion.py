@@ -8,8 +8,10 @@ from contextlib import closing, contextmanager
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import Champion
-from dlfd_fleet.federation.records.store import ONNX_FILE, Store, require_folder
+from dlfd_fleet.federation.records.store import Store, require_folder
+from dlfd_fleet.federation.release.purge import delete_model, purge_remembering
 from dlfd_fleet.plain_text import plain
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_registry, open_tracker
@@ -49,7 +51,7 @@ def promotion_table(settings: Settings) -> Table:
     table = Table("at", "job", "epoch", "by", "why")
     require_folder(settings.state_folder)
     with closing(Store(settings.state_folder)) as store:
-        for move in store.promotions():
+        for move in store.champions.history():
             cells = (f"{move.at:%Y-%m-%d %H:%M:%S}", move.job, str(move.epoch), move.who, move.why)
             table.add_row(*map(plain, cells))
     return table
@@ -58,7 +60,7 @@ def promotion_table(settings: Settings) -> Table:
 def fleet_epoch(settings: Settings) -> int:
     """Return the fleet's erasure epoch: of the coordinator's champion; 0 before there is one."""
     with closing(Store(settings.state_folder)) as store:
-        champion = store.champion()
+        champion = store.champions.current()
         return champion.epoch if champion else 0
 
 
@@ -76,23 +78,23 @@ def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVe
     """
     _require_reason(why)
     with _alone(settings) as (store, tracker):
-        champion = store.champion()
+        champion = store.champions.current()
         epoch = champion.epoch if champion else 0
         with tracker.registry() as registry:
             version = registry.version(number)
             reason = why_not_promoted(version, epoch)
-            if reason is None and not (store.model_folder(version.job) / ONNX_FILE).exists():
+            if reason is None and not (store.folders.model(version.job) / ONNX_FILE).exists():
                 reason = f"This coordinator has no files of {version.job}; promote version {number} where it was made."
             if reason is not None:
                 raise JobError(reason)
             # The note first: if the registry cannot be told now, the next try tells it.
-            store.set_champion(Champion(job=version.job, epoch=version.epoch), who, why)
+            store.champions.move(Champion(job=version.job, epoch=version.epoch), who, why)
             registry.promote(version, who, why)
             if version.tags.get(KIND_TAG, "original") != "original":
                 purging = settings.release.purge_revoked
                 revoke_remembering(registry, version.job, version.epoch, also_purge=purging)
         if settings.release.purge_revoked:
-            store.purge_remembering()
+            purge_remembering(store)
         return version
 
 
@@ -114,7 +116,7 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
     _require_reason(reason)
     with _alone(settings) as (store, tracker), tracker.registry() as registry:
         version = registry.version(number)
-        champion = store.champion()
+        champion = store.champions.current()
         if CHAMPION in version.aliases or (champion is not None and champion.job == version.job):
             raise JobError(
                 f"Version {number} is the champion; promote another version first, or run a job that makes one."
@@ -123,7 +125,7 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
         if not also_purge:
             return None
         (purged,) = purge(registry, [revoked])
-        store.delete_model(version.job)
+        delete_model(store, version.job)
         return purged
 
 
@@ -141,7 +143,7 @@ def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
         store.lock(),
         open_tracker(settings.tracking, settings.state_folder) as tracker,
     ):
-        champion = store.champion()
+        champion = store.champions.current()
         _send(tracker, champion.job if champion else None)
         yield store, tracker
 

@@ -14,8 +14,9 @@ from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import file_of
 from dlfd_fleet.federation.protocol.messages import DevicesReached
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import JobRecord
-from dlfd_fleet.federation.records.store import ONNX_FILE, Store
+from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.release_rule import may_release
 from dlfd_fleet.report import DeliveryProgress
 from dlfd_fleet.settings import Format, Settings
@@ -47,7 +48,7 @@ def released_model(
         reason = next((why for form in wanted if (why := why_not_file(settings, record, form))), None)
     if reason is not None:
         raise JobError(f"{record.job} is not published: {reason}.")
-    source = store.model_folder(record.job) / ONNX_FILE
+    source = store.folders.model(record.job) / ONNX_FILE
     files = {form: file_of(form, source) for form in wanted}
     model = DeviceModel(source)
     digests = {form: result.sha256 for form, result in record.proceedings.files.items()}
@@ -66,7 +67,7 @@ def as_formats(words: str | None) -> tuple[Format, ...] | None:
 
 def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
     """Return why a job's model may not be published, or None if it may."""
-    champion = store.champion()
+    champion = store.champions.current()
     if champion is not None and champion.job == record.job:
         return None  # by its verdict, or by the word of a person who promoted it
     if not record.released:
@@ -150,13 +151,13 @@ def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None
 
 def _find(store: Store, settings: Settings, version: str) -> JobRecord:
     jobs = store.jobs()
-    champion = store.champion()
+    champion = store.champions.current()
     name = champion.job if version == "champion" and champion else version
     found = next((record for record in jobs if record.job == name), None)
     if found is None and name.isdecimal():
         found = _registered(store, settings, name)
     for record in reversed(jobs):
-        file = store.model_folder(record.job) / ONNX_FILE
+        file = store.folders.model(record.job) / ONNX_FILE
         if found is None and record.released and file.exists() and DeviceModel(file).version == name:
             found = record
     if found is None:

@@ -56,7 +56,7 @@ def send_unsent(settings: Settings) -> str:
     with _alone(settings) as store:
         with closing(Outbox(_file(settings))) as outbox:
             number = len(outbox.entries())
-        champion = store.champion()
+        champion = store.champions.current()
         return _send(settings, champion.job if champion else None, number)
 
 

@@ -1,5 +1,38 @@
-"""The rounds that jobs are made of: asking the sites, checking and merging what they send, attacking what comes out.
+"""What jobs are made of: asking the sites, rounds of updates, attacks on what comes out, and the erasure made of them.
 
-In go a :class:`Fleet` of connected nodes and a model's arrays; out come arrays, scores and a verdict. Whatever one site
-sends, it is named, left out, and the round goes on.
+In go a :class:`Fleet` of connected nodes and the arrays of a model; out come arrays, scores and a verdict. Whatever one
+site sends, it is named and left out, and the round goes on.
+
+Examples
+--------
+An erasure by another method of the registry, in a ServerApp whose fleet has been asked who waits::
+
+    job = JobContext(fleet=fleet, card=card, settings=settings, name="erase-1", progress=progress)
+    rounds, audits = Rounds(job), Audits(job)
+    original = audits.audit(arrays, "Attacking the original model", "original")
+    unlearned = Erasure(rounds, audits, AtAskedSites("scrub")).run(original)
+    print(unlearned.verdict.sentence())
 """
+
+from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
+from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound, Unlearned
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.job_context import JobContext, Recorder, Unrecorded
+from dlfd_fleet.federation.rounds.requests import ask_pending, settle
+from dlfd_fleet.federation.rounds.rounds import Rounds
+
+__all__ = [
+    "AtAskedSites",
+    "AuditedModel",
+    "Audits",
+    "Erasure",
+    "Fleet",
+    "ForgettingRound",
+    "JobContext",
+    "Recorder",
+    "Rounds",
+    "Unlearned",
+    "Unrecorded",
+    "ask_pending",
+    "settle",
+]

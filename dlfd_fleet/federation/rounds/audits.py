@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
-from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.protocol.messages import (
@@ -22,27 +20,17 @@ from dlfd_fleet.federation.protocol.messages import (
     FileAuditTask,
 )
 from dlfd_fleet.federation.protocol.packing import Arrays, file_arrays, samples_of
-from dlfd_fleet.federation.records.journal import Answers, Journal
+from dlfd_fleet.federation.records.journal import Answers
 from dlfd_fleet.federation.rounds.agreement import together
 from dlfd_fleet.federation.rounds.counts import contradiction, counted_rows, plausible_images
-from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.models import ModelCard
-from dlfd_fleet.plain_text import PlainConsole
-from dlfd_fleet.progress import Advance, ConsoleProgress, ProgressDisplay
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.federation.rounds.job_context import JobContext
+from dlfd_fleet.progress import Advance
 
 _Audit = TypeVar("_Audit", AuditResult, FileAuditResult)
 CHOOSING = (Role.RETAIN, Role.FORGET, Role.VALIDATION)
 EVIDENCE = (Role.RETAIN, Role.FORGET, Role.VALIDATION, Role.TEST)
 
 _GATE_RETAIN = 64  # a site
-
-
-class Recorder(Protocol):
-    """Takes metrics as they come: names, values, the round, and the site's pseudonym."""
-
-    def __call__(self, metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
-        """Record the metrics of one step."""
 
 
 @dataclass(frozen=True)
@@ -56,86 +44,54 @@ class AuditedModel:
     """What sites say of the test people whom each of them alone holds."""
 
 
-def _unrecorded(metrics: Mapping[str, float], step: int, site: str | None = None) -> None:
-    """Drop the metrics: nobody has asked for them."""
+@dataclass(frozen=True)
+class Audits:
+    """The audits that jobs are made of; each is one step of the job's journal."""
 
+    job: JobContext
 
-@dataclass(kw_only=True)
-class FederatedAudits:
-    """The audits that jobs are made of; each is one step of the job's journal.
-
-    Attributes
-    ----------
-    card
-        The model that travels.
-    settings
-        The whole tree; when omitted, what ``dlfd-fleet config show`` shows: the file of ``DLFD_FLEET_CONFIG`` and the
-        ``DLFD_FLEET_*`` variables over the defaults.
-    job
-        Name of the job, sent with every task.
-    journal
-        The job's finished steps: each round and each audit is one. Nothing is kept when omitted.
-    progress, record
-        Where progress and metrics go.
-    """
-
-    card: ModelCard
-    settings: Settings = field(default_factory=lambda: load_settings().settings)
-    job: str = field(default_factory=lambda: f"unlearn-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
-    journal: Journal = field(default_factory=Journal)
-    progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
-    record: Recorder = _unrecorded
-    _round: int = field(default=0, init=False)
-
-    @property
-    def rounds_done(self) -> int:
-        """How many rounds of updates there were."""
-        return self._round
-
-    def _seed(self) -> int:
-        """Return the seed of the current round; each site makes its own of it."""
-        return self.settings.seed * 1000 + self._round
-
-    def audit(self, fleet: Fleet, arrays: Arrays, title: str, step: str) -> AuditedModel:
+    def audit(self, arrays: Arrays, title: str, step: str) -> AuditedModel:
         """Attack a model at every site, and score it on the people that no gate has used; one step of the job."""
-        with self.progress.phase(title, len(fleet.wait_for_nodes())) as advance:
-            answers = self._answers(fleet, arrays, EVIDENCE, f"audit-{step}", advance)
-        scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
-        return AuditedModel(arrays, answers.samples, scores, answers.own_test)
+        with self.job.progress.phase(title, len(self.job.fleet.wait_for_nodes())) as advance:
+            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance)
+        return AuditedModel(arrays, answers.samples, self._measured(answers.samples), answers.own_test)
 
-    def audit_file(
-        self, fleet: Fleet, arrays: Arrays, content: bytes, step: str = "audit-file"
-    ) -> tuple[Scores, Parity]:
+    def audit_file(self, arrays: Arrays, content: bytes, step: str = "audit-file") -> tuple[Scores, Parity]:
         """Attack an exported file at every site; return scores and how near it is to torch; one step of the job."""
-        answers = self.journal.answers(step, lambda: self._collect_file(fleet, arrays, content))
-        scores = measure(answers.samples, resamples=self.settings.audit.resamples, seed=self.settings.seed)
+        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content))
         agreement = answers.agreeing / answers.images if answers.images else None
-        return scores, Parity(answers.max_abs_difference, answers.images, agreement, None, None)
+        parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
+        return self._measured(answers.samples), parity
 
-    def _collect_file(self, fleet: Fleet, arrays: Arrays, content: bytes) -> Answers:
-        task = FileAuditTask(job=self.job, card=self.card, roles=_names(EVIDENCE))
-        with self.progress.phase("Auditing the ONNX file", len(fleet.wait_for_nodes())) as advance:
-            heard = self._ask_all(fleet, task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
+    def _measured(self, samples: SampleScores) -> Scores:
+        settings = self.job.settings
+        return measure(samples, resamples=settings.audit.resamples, seed=settings.seed)
+
+    def _collect_file(self, arrays: Arrays, content: bytes) -> Answers:
+        job = self.job
+        task = FileAuditTask(job=job.name, card=job.card, roles=_names(EVIDENCE))
+        with job.progress.phase("Auditing the ONNX file", len(job.fleet.wait_for_nodes())) as advance:
+            heard = self._ask_all(task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
         return Answers(
-            together(fleet, heard).samples,
+            together(job.fleet, heard).samples,
             max(result.max_abs_difference for result in results),
             sum(result.images for result in results),
             sum(result.agreeing for result in results),
         )
 
-    def ranges(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
+    def ranges(self, prepared: bytes) -> dict[str, tuple[float, float]]:
         """Return the ranges of a prepared file's activations over every site's retain images; one step of the job."""
         kind = dict[str, tuple[float, float]]
-        return self.journal.facts("calibrate", kind, lambda: self._calibrate(fleet, prepared))
+        return self.job.journal.facts("calibrate", kind, lambda: self._calibrate(prepared))
 
-    def _calibrate(self, fleet: Fleet, prepared: bytes) -> dict[str, tuple[float, float]]:
-        images = self.settings.export.calibration_images
-        task = CalibrateTask(job=self.job, card=self.card, images=images, seed=self._seed())
-        nodes, tensors, parts, answered = list(fleet.wait_for_nodes()), calibrated_tensors(prepared), [], 0
-        with self.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
+    def _calibrate(self, prepared: bytes) -> dict[str, tuple[float, float]]:
+        job, fleet, tensors = self.job, self.job.fleet, calibrated_tensors(prepared)
+        task = CalibrateTask(job=job.name, card=job.card, images=job.settings.export.calibration_images, seed=job.seed)
+        nodes, parts, answered = list(fleet.wait_for_nodes()), [], 0
+        with job.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
             records = task.to_records(file=file_arrays(prepared))
-            for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(self._round)):
+            for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(job.round)):
                 advance()
                 try:
                     result = CalibrateResult.from_records(reply.records, reply.sender)
@@ -147,44 +103,39 @@ class FederatedAudits:
         fleet.require_quorum(answered, f"answered {task.TYPE}")
         return merge_ranges(parts)
 
-    def look(self, fleet: Fleet, arrays: Arrays, step: str) -> SampleScores:
+    def look(self, arrays: Arrays, step: str) -> SampleScores:
         """Return what a model says of the images that a gate may look at, of retain images only some at each site."""
-        return self._answers(fleet, arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
+        return self._answers(arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
 
     def _answers(
-        self,
-        fleet: Fleet,
-        arrays: Arrays,
-        roles: tuple[Role, ...],
-        step: str,
-        advance: Advance,
-        most_retain: int | None = None,
+        self, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance, most_retain: int | None = None
     ) -> Answers:
-        task = AuditTask(job=self.job, card=self.card, roles=_names(roles), most_retain=most_retain)
-        return self.journal.answers(
-            step, lambda: together(fleet, self._ask_all(fleet, task, AuditResult, advance, model=arrays))
+        job = self.job
+        task = AuditTask(job=job.name, card=job.card, roles=_names(roles), most_retain=most_retain)
+        return job.journal.answers(
+            step, lambda: together(job.fleet, self._ask_all(task, AuditResult, advance, model=arrays))
         )
 
     def _ask_all(
         self,
-        fleet: Fleet,
         task: AuditTask | FileAuditTask,
         expected: type[_Audit],
         advance: Advance,
         **arrays: Mapping[str, Tensor],
     ) -> dict[int, tuple[_Audit, SampleScores]]:
         """Return every node's answer."""
-        answers = dict[int, tuple[_Audit, SampleScores]]()
+        fleet, claims, answers = self.job.fleet, self.job.fleet.claims(), dict[int, tuple[_Audit, SampleScores]]()
         records, roles = task.to_records(None, **arrays), [Role(name) for name in task.roles]
         most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
-        most_unseen = plausible_images(fleet.claims)
-        for reply in fleet.exchange(task.TYPE, dict.fromkeys(fleet.wait_for_nodes(), records), str(self._round)):
+        most_unseen = plausible_images(claims)
+        tasks = dict.fromkeys(fleet.wait_for_nodes(), records)
+        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round)):
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
-                samples = samples_of(reply.records, len(self.card.classes), reply.sender)
+                samples = samples_of(reply.records, len(self.job.card.classes), reply.sender)
                 check_counts(result, samples, reply.sender)
-                if (claim := fleet.claims.get(reply.node)) is not None:
+                if (claim := claims.get(reply.node)) is not None:
                     said = contradiction(claim, samples, roles, most_retain, most_unseen)
                     if said is not None:
                         fleet.expel(reply.node, said)

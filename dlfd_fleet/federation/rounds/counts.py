@@ -7,8 +7,9 @@ what a site says must be as many images as it answers for in an audit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
@@ -38,6 +39,11 @@ class Claim:
     forget: int
     weight: int
     doubt: str = ""
+
+    @classmethod
+    def of(cls, reply: PendingReply) -> Claim:
+        """Return the claim of a site that counts by what it says."""
+        return cls(reply.retain_images, reply.forget_images, reply.retain_images)
 
 
 def claims_of(
@@ -69,6 +75,19 @@ def claims_of(
             doubt = f"says that it trains on {said} images, {doubt}; it counts by {weight}"
         claims[node] = Claim(said, reply.forget_images, weight, doubt)
     return claims
+
+
+@dataclass(frozen=True)
+class PlausibleCounts:
+    """By how many images a site may count: see :func:`claims_of`."""
+
+    ratio: float = math.inf
+    growth: float = math.inf
+    before: Mapping[str, int] = field(default_factory=dict)
+
+    def claims(self, replies: Mapping[int, PendingReply]) -> dict[int, Claim]:
+        """Return what each node's site counts by."""
+        return claims_of(replies, self.ratio, self.growth, self.before)
 
 
 def plausible_images(claims: Mapping[int, Claim]) -> int:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
 from dlfd_fleet.federation.rounds.counts import Claim
 from dlfd_fleet.federation.rounds.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes, public_keys
 from dlfd_fleet.federation.rounds.held_models import HeldModels
 from dlfd_fleet.federation.rounds.site_keys import SiteKeys
 from dlfd_fleet.plain_text import visible
+from dlfd_fleet.settings import FleetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,14 @@ class Reply:
     records: RecordDict
 
 
+@dataclass(frozen=True)
+class Member:
+    """A node that takes part in a job: what its site said when the job began, and what it counts by."""
+
+    reply: PendingReply
+    claim: Claim
+
+
 @dataclass
 class Fleet:
     """The nodes behind a grid.
@@ -48,10 +58,20 @@ class Fleet:
         Share of the members whose replies a round needs.
     return_seconds
         Longest wait for a member whose process died, or that lost its connection, before a round goes on without it.
-    sent_bytes, received_bytes
-        Array bytes so far, in both directions.
+    late_seconds
+        Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
     members
         Nodes that take part: those that answered the job's first question. All connected ones until then.
+    site_keys
+        Which key each site has.
+    notice
+        Told what sites do now, by site.
+    refused
+        Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
+    sent_bytes, received_bytes
+        Array bytes so far, in both directions.
+    admitted
+        What the members said when the job began, and what they count by; those expelled since are still here.
     absent
         Sites that did not answer or answered with an error, and why, in this job.
     asked
@@ -60,47 +80,86 @@ class Fleet:
         What each node's site calls itself, once it has said so.
     sites
         The random id that each node has said it is, and that is its own.
-    counted
-        The requests that each member has counted when the job began, by their ids in this job.
-    site_keys
-        Which key each site has.
-    late_seconds
-        Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
-    notice
-        Told what sites do now, by site.
     held
         What is known of the models that nodes hold.
-    largest_weight_ratio, largest_growth, counted_before, claims
-        As in :func:`~dlfd_fleet.federation.rounds.counts.claims_of`, and what that came to.
-    refused
-        Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
+    silent
+        Nodes that did not answer in time once: they are not asked again, but for how the job ended.
     """
 
     grid: Grid
     timeout: float
     quorum: float = 0.0
     return_seconds: float = 0.0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    members: frozenset[int] = frozenset()
-    absent: dict[str, str] = field(default_factory=dict)
-    asked: bool = False
-    names: dict[int, str] = field(default_factory=dict)
-    sites: dict[int, str] = field(default_factory=dict)
-    counted: dict[int, frozenset[str]] = field(default_factory=dict)
-    site_keys: SiteKeys = field(default_factory=SiteKeys)
     late_seconds: float | None = None
+    members: frozenset[int] = frozenset()
+    site_keys: SiteKeys = field(default_factory=SiteKeys)
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
     refused: Callable[[str, str], None] = lambda _site, _reason: None
-    held: HeldModels = field(default_factory=HeldModels)
-    largest_weight_ratio: float = math.inf
-    largest_growth: float = math.inf
-    counted_before: Mapping[str, int] = field(default_factory=dict)
-    claims: Mapping[int, Claim] = field(default_factory=dict)
-    silent: frozenset[int] = frozenset()
-    """Nodes that did not answer in time once: they are not asked again, but for how the job ended."""
-    _given_up: frozenset[int] = frozenset()
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    admitted: dict[int, Member] = field(default_factory=dict, init=False)
+    absent: dict[str, str] = field(default_factory=dict, init=False)
+    asked: bool = field(default=False, init=False)
+    names: dict[int, str] = field(default_factory=dict, init=False)
+    sites: dict[int, str] = field(default_factory=dict, init=False)
+    held: HeldModels = field(default_factory=HeldModels, init=False)
+    silent: frozenset[int] = field(default=frozenset(), init=False)
+    _missed: Callable[[str, str], None] = field(default=lambda _site, _reason: None, init=False)
+    _given_up: frozenset[int] = field(default=frozenset(), init=False)
     """Members that were waited for in vain: nothing waits for them again until they are back."""
+
+    @classmethod
+    def under(
+        cls,
+        settings: FleetSettings,
+        grid: Grid,
+        site_keys: SiteKeys,
+        *,
+        notice: Callable[[Mapping[str, str]], None] = lambda _: None,
+        refused: Callable[[str, str], None] = lambda _site, _reason: None,
+    ) -> Fleet:
+        """Return the fleet of a job under its settings."""
+        return cls(
+            grid,
+            settings.reply_timeout_seconds,
+            settings.quorum,
+            settings.return_seconds,
+            settings.late_seconds,
+            site_keys=site_keys,
+            notice=notice,
+            refused=refused,
+        )
+
+    # ------------------------------------------------------------------ who takes part
+
+    def introduce(self, node: int, reply: PendingReply) -> None:
+        """Note who a node is, and which model it holds, as it says."""
+        self.sites[node] = reply.site
+        self.names[node] = site_name(reply.site)
+        self.held.note(node, reply.held)
+
+    def narrow(self, nodes: Iterable[int]) -> None:
+        """Go on with these nodes alone."""
+        self.members = frozenset(nodes)
+
+    def admit(self, replies: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> None:
+        """Go on with these nodes alone, on what they said; each counts by its claim, or by what it says without one."""
+        known = claims or {}
+        self.admitted = {node: Member(reply, known.get(node) or Claim.of(reply)) for node, reply in replies.items()}
+        self.narrow(replies)
+
+    def replies(self) -> dict[int, PendingReply]:
+        """Return what the members said when the job began."""
+        return {node: member.reply for node, member in self.admitted.items() if node in self.members}
+
+    def claims(self) -> dict[int, Claim]:
+        """Return what each admitted node counts by."""
+        return {node: member.claim for node, member in self.admitted.items()}
+
+    def requests_of(self, node: int) -> frozenset[str] | None:
+        """Return the requests that a node has counted when the job began, by their ids in this job; None if unknown."""
+        member = self.admitted.get(node)
+        return frozenset(member.reply.requests) if member else None
 
     def name(self, node: int) -> str:
         """Return what a node is called in logs, MLflow and reports: its site's random id, or Flower's of the node."""
@@ -151,6 +210,7 @@ class Fleet:
         end a job. One that does not answer in time is :attr:`silent` from then on: it costs a job one wait, not one a
         round. One whose process died is asked once more when it is back. A model that a node holds is not sent.
         """
+        self.asked = self.asked or kind == PendingQuery.TYPE
         self.notice({self.name(node): kind for node in tasks})
 
         def notice(node: int, doing: str) -> None:
@@ -215,11 +275,20 @@ class Fleet:
         """Return in words which sites are absent and why."""
         return "; ".join(f"{sender} {reason}" for sender, reason in self.absent.items()) or "no site replied"
 
+    def tell_absences(self, missed: Callable[[str, str], None]) -> None:
+        """Tell a function from now on which site is absent, and why."""
+        self._missed = missed
+
+    def note_absent(self, site: str, reason: str) -> None:
+        """Note that a site is absent, by its name, and why."""
+        self.absent[site] = reason
+        self._missed(site, reason)
+        logger.warning("%s %s", site, reason)
+
     def _note_absence(self, node: int, reason: str) -> None:
         reason = visible(reason, _LONGEST_REASON)  # some of it may be a site's own words
-        self.absent[self.name(node)] = reason
         self.notice({self.name(node): reason})
-        logger.warning("%s %s", self.name(node), reason)
+        self.note_absent(self.name(node), reason)
 
 
 def pseudonym(node: int) -> str:

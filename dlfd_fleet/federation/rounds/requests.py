@@ -11,7 +11,7 @@ from typing import Literal
 from dlfd_fleet.data import balanced_weights, canonical
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
-from dlfd_fleet.federation.rounds.counts import Claim, claims_of, plausible_images
+from dlfd_fleet.federation.rounds.counts import Claim, PlausibleCounts, plausible_images
 from dlfd_fleet.federation.rounds.fleet import Fleet, site_name
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.plain_text import visible
@@ -43,6 +43,7 @@ def ask_pending(
     largest_share: float = 1.0,
     card: ModelCard | None = None,
     earlier: Mapping[str, EarlierRequests] | None = None,
+    plausible: PlausibleCounts | None = None,
 ) -> dict[int, PendingReply]:
     """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
 
@@ -61,6 +62,8 @@ def ask_pending(
         Of the model that the job works on; a site of other classes or another image size takes no part.
     earlier
         By the name of a site: its requests in earlier jobs, and in this one before it was interrupted.
+    plausible
+        How many images a site may count by; as many as it says when omitted.
 
     Raises
     ------
@@ -83,19 +86,19 @@ def ask_pending(
             )
     else:
         _leave_out_other_shapes(fleet, replies)
-    fleet.claims = claims_of(replies, fleet.largest_weight_ratio, fleet.largest_growth, fleet.counted_before)
-    _refuse_large_shares(fleet, replies, largest_share)
+    claims = (plausible or PlausibleCounts()).claims(replies)
+    _refuse_large_shares(fleet, replies, claims, largest_share)
     if not replies:
         raise JobError(f"No site takes part: {fleet.why_absent()}.")
-    fleet.members = frozenset(replies)
-    fleet.claims = {node: fleet.claims[node] for node in replies}
-    fleet.counted = {node: frozenset(reply.requests) for node, reply in replies.items()}
+    fleet.admit(replies, claims)
     return replies
 
 
-def _refuse_large_shares(fleet: Fleet, replies: dict[int, PendingReply], largest: float) -> None:
+def _refuse_large_shares(
+    fleet: Fleet, replies: dict[int, PendingReply], claims: Mapping[int, Claim], largest: float
+) -> None:
     """Leave out sites that ask to forget too large a share; what they ask for makes no other share smaller."""
-    trained = sum(claim.weight for claim in fleet.claims.values())
+    trained = sum(claim.weight for claim in claims.values())
     while replies:
         total = trained + sum(reply.forget_images for reply in replies.values())
         node = max(replies, key=lambda each: replies[each].forget_images)
@@ -192,7 +195,6 @@ def _fits(reply: PendingReply, card: ModelCard) -> bool:
 def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, PendingReply]:
     """Return the replies of the nodes that answered and are who they say; only they take part from now on."""
     answers: dict[int, PendingReply] = {}
-    fleet.asked = True
     keys = fleet.keys()
     records = {node: query.to_records() for node, query in queries.items()}
     for reply in fleet.exchange(PendingQuery.TYPE, records, "0"):
@@ -211,12 +213,10 @@ def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, Pendi
         del answers[node]
         fleet.exclude(node, reason)
     for node, answer in answers.items():
-        fleet.sites[node] = answer.site
-        fleet.names[node] = site_name(answer.site)
-        fleet.held.note(node, answer.held)
+        fleet.introduce(node, answer)
     if not answers:
         raise JobError(f"No site answered: {fleet.why_absent()}.")
-    fleet.members = frozenset(answers)
+    fleet.narrow(answers)
     return answers
 
 
@@ -226,12 +226,12 @@ def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Clai
     Parameters
     ----------
     claims
-        How many images each node counts by, where that is not what it says.
+        How many images each node counts by; as many as it says when omitted.
     """
     counts = []
     for node, reply in pending.items():
-        claim = (claims or {}).get(node)
-        share = claim.weight / claim.retain if claim is not None and claim.retain else 1.0
+        claim = claims[node] if claims is not None else Claim.of(reply)
+        share = claim.weight / claim.retain if claim.retain else 1.0
         counts.append([images * share for images in reply.class_images])
     # Who claims far too much counts by a small part of each image: less than one in all is a made-up share.
     return balanced_weights(max(1.0, total) if (total := sum(column)) else 0.0 for column in zip(*counts, strict=True))
@@ -305,7 +305,7 @@ def settle(
         devices=devices,
     )
     forgotten, purged, acknowledged = frozenset(requests), 0, dict[str, int]()
-    own = {node: tuple(sorted(forgotten & fleet.counted.get(node, frozenset()))) for node in fleet.connected()}
+    own = {node: tuple(sorted(forgotten & (fleet.requests_of(node) or frozenset()))) for node in fleet.connected()}
     tasks = {node: task.model_copy(update={"requests": ids}).to_records() for node, ids in own.items()}
     with progress.phase("Settling the requests at the sites", len(tasks)) as advance:
         for reply in fleet.exchange(SettleTask.TYPE, tasks, "settle"):
@@ -328,6 +328,7 @@ def _check_purged(fleet: Fleet, node: int, images: int) -> None:
     A site that has no request in the job purges nothing for it. How many images another one has is not known, for
     people who were never trained on may ask, too.
     """
-    most = plausible_images(fleet.claims) if fleet.counted.get(node, True) else 0
+    requests = fleet.requests_of(node)
+    most = plausible_images(fleet.claims()) if requests is None or requests else 0
     if images > most:
         raise MessageError(f"{fleet.name(node)} says it purged {images} images, above the {most} that are plausible.")

@@ -24,9 +24,7 @@ from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.ledger.states import RequestState
 from dlfd_fleet.models import state_arrays
 from dlfd_fleet.unlearning import (
-    Unlearner,
     UnlearningProblem,
-    distance,
     fit,
     recalibrate,
 )
@@ -57,10 +55,21 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
-def run_unlearn(
-    site: Site, task: UnlearnTask, arrays: Arrays, method: Unlearner = distance
-) -> tuple[UnlearnResult, Arrays]:
-    """Run DLFD, or another method in its place, on the people of this job's requests."""
+def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
+    """Run the task's method on the people of this job's requests.
+
+    Raises
+    ------
+    JobError
+        If this site does not have the method, or nobody to forget or to train on.
+    """
+    from dlfd_fleet.unlearning.methods import METHODS  # of all messages only this one needs them
+
+    if task.method not in METHODS:
+        raise JobError(
+            f"This site has no method of unlearning '{task.method}' (erasure.method); install its package here, too."
+        )
+    method = METHODS[task.method].unlearner_at_site
     refuse_old_models(site, task.card)
     refuse_job_that_lost_its_requests(site, task.job)
     requests = requests_of_job(site, task.job)

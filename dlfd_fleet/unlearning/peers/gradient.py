@@ -53,7 +53,9 @@ class ProjectedGradientAscent(Peer):
         parameters = list(session.model.parameters())
         centre = [parameter.detach().clone() for parameter in parameters]
         fresh = copy.deepcopy(session.model)
-        fresh.apply(reset)
+        with torch.random.fork_rng():
+            torch.manual_seed(session.problem.seed + 1)  # the model itself may be fresh weights of the same seed
+            fresh.apply(reset)
         largest = self.radius * _distance(list(fresh.parameters()), centre)
         optimizer = session.optimizer()
         for images, labels in session.epochs(session.forget):

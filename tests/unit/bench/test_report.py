@@ -75,7 +75,7 @@ def test_a_wrong_duration_is_one_sentence(text):
 
 def test_methods_are_chosen_by_name():
     assert choose_methods("dlfd, fine-tune,dlfd") == ("dlfd", "fine-tune")
-    assert len(choose_methods("all")) == 15
+    assert len(choose_methods("all")) == 16
     with pytest.raises(ConfigurationError, match="There is no method 'nothing'"):
         choose_methods("nothing")
 

@@ -73,8 +73,8 @@ def state(tmp_path):
     verdict = Verdict(outcome=Outcome.FAIL, reasons=(f"reason {HOSTILE}",), margin=0.1, power=0.5)
     changed = {"note": f"note {HOSTILE}", "absent": {f"site {HOSTILE}": f"failed {HOSTILE}"}, "verdict": verdict}
     store.save(record.model_copy(update=changed))
-    store.note_activity(record.job, {f"site-1 {HOSTILE}": HOSTILE})
-    store.set_champion(Champion(job=record.job, epoch=0), f"who {HOSTILE}", f"why {HOSTILE}")
+    store.activities.note(record.job, {f"site-1 {HOSTILE}": HOSTILE})
+    store.champions.move(Champion(job=record.job, epoch=0), f"who {HOSTILE}", f"why {HOSTILE}")
     yield store
     store.close()
 

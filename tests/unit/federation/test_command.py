@@ -43,8 +43,8 @@ def test_a_state_folder_without_jobs_is_told_so(tmp_path):
 
 def test_status_says_how_far_a_job_is_and_what_each_site_does(store):
     record = change(store, store.new_job("erase", Settings()), requests=3, absent={"site-2": "did not answer"})
-    store.finish_step(record.job, FinishedStep("asked", "[]", {}, 1.0, 0))
-    store.note_activity(record.job, {"site-1": "train.unlearn"})
+    store.steps.finish(record.job, FinishedStep("asked", "[]", {}, 1.0, 0))
+    store.activities.note(record.job, {"site-1": "train.unlearn"})
     text = shown(command.job_status(store, record.job))
     assert "started, interrupted" in text
     assert "Finished steps: 1, the last one asked." in text
@@ -60,14 +60,14 @@ def test_status_says_how_far_a_job_is_and_what_each_site_does(store):
 def test_the_list_counts_the_minutes_of_a_job_whose_record_is_still_to_be_written(store):
     record = store.new_job("train", Settings())
     for number in (1, 2):
-        store.finish_step(record.job, FinishedStep(f"train-{number}", "[]", {}, 90.0, 0))
+        store.steps.finish(record.job, FinishedStep(f"train-{number}", "[]", {}, 90.0, 0))
     assert store.load(record.job).seconds == 0.0
     assert "3.0" in shown(command.job_table(store))
 
 
 def test_watching_in_a_log_prints_each_change_once_and_ends_with_the_job(store):
     record, out = store.new_job("train", Settings()), io.StringIO()
-    store.note_activity(record.job, {"site-1": "train.fit"})
+    store.activities.note(record.job, {"site-1": "train.fit"})
     with store.lock():
         watching = threading.Thread(target=command.watch, args=(store, record.job, Console(file=out, width=200)))
         watching.start()

@@ -13,7 +13,14 @@ from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import MessageError
 from dlfd_fleet.federation.protocol.messages import AuditResult, PendingQuery, PendingReply, SettleResult
 from dlfd_fleet.federation.rounds.audits import check_counts
-from dlfd_fleet.federation.rounds.counts import Claim, claims_of, contradiction, counted_rows, plausible_images
+from dlfd_fleet.federation.rounds.counts import (
+    Claim,
+    PlausibleCounts,
+    claims_of,
+    contradiction,
+    counted_rows,
+    plausible_images,
+)
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.requests import ask_pending, class_weights, settle
 from dlfd_fleet.ledger.site import MOST_MARKS
@@ -87,12 +94,9 @@ def test_a_class_that_only_made_up_counts_have_weighs_no_more_than_one_image_of_
 def test_made_up_counts_do_not_void_the_limit_of_forget_shares():
     honest = [reply(number, 10, 10) for number in (1, 2)]
     liar = reply(3, 2_000_000_000, 2, forget=15)
-    fleet = Fleet(
-        ScriptedGrid({number: each.to_records() for number, each in enumerate([*honest, liar])}),
-        timeout=1.0,
-        largest_weight_ratio=10.0,
-    )
-    assert list(ask_pending(fleet, PendingQuery(job="job-1", take=True), 0.15)) == [0, 1]
+    answers = {number: each.to_records() for number, each in enumerate([*honest, liar])}
+    fleet, query = Fleet(ScriptedGrid(answers), timeout=1.0), PendingQuery(job="job-1", take=True)
+    assert list(ask_pending(fleet, query, 0.15, plausible=PlausibleCounts(ratio=10.0))) == [0, 1]
     assert fleet.absent == {f"site-{3:08x}": "asks to forget 20% of the fleet's images, above 15%"}
 
 

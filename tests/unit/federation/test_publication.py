@@ -39,9 +39,9 @@ def job(store, epoch, *, released=True, formats=("fp32",), champion=True, **fiel
     store.save(record)
     for form in formats:
         name = {"fp32": "model.onnx", "ort": "model.ort"}.get(form, f"model.{form}.onnx")
-        small_model(store.model_folder(record.job) / name, version=f"{epoch}-{record.job[-4:]}", epoch=epoch)
+        small_model(store.folders.model(record.job) / name, version=f"{epoch}-{record.job[-4:]}", epoch=epoch)
     if champion and released:
-        store.set_champion(Champion(job=record.job, epoch=epoch))
+        store.champions.move(Champion(job=record.job, epoch=epoch))
     return record.job
 
 
@@ -52,7 +52,7 @@ def test_a_released_model_is_found_by_its_job_its_version_and_as_the_champion(st
         model = released_model(store, settings, word)
         assert (model.version, model.epoch) == (f"1-{name[-4:]}", 1)
         assert [file.name for file in model.files.values()] == ["model.onnx", "model.int8.onnx"]
-        assert all(file.parent == store.model_folder(name) for file in model.files.values())
+        assert all(file.parent == store.folders.model(name) for file in model.files.values())
     assert list(released_model(store, settings, name, ["int8"]).files) == ["int8"]
 
 
@@ -85,7 +85,7 @@ def test_a_verdict_that_the_settings_do_not_release_any_more(store, settings, tm
 
 def test_a_model_that_was_held_and_that_a_person_has_promoted(store, settings):
     name = job(store, 1, released=False, verdict=verdict(Outcome.INCONCLUSIVE))
-    store.set_champion(Champion(job=name, epoch=1), "ada", "looked at the bounds")
+    store.champions.move(Champion(job=name, epoch=1), "ada", "looked at the bounds")
     assert released_model(store, settings, name).epoch == 1
 
 

@@ -66,12 +66,12 @@ def test_a_record_of_an_earlier_release_still_makes_a_report(store, tmp_path):
 def test_a_job_that_failed_says_why_and_what_its_steps_took(store, tmp_path):
     record = job(store, step="failed", requests=2, note="Only 1 of 3 sites trained")
     for number in (1, 2):
-        store.finish_step(record.job, FinishedStep(f"repair-{number}", "[]", {}, 2.5, 10))
+        store.steps.finish(record.job, FinishedStep(f"repair-{number}", "[]", {}, 2.5, 10))
     report = report_of(store, record)
     phase = report.phases["repair"]
     assert (phase.steps, phase.seconds, phase.sent_bytes) == (2, 5.0, 20)
     page, _ = write_report(store, record.job, None, settings_of(store))
-    assert page == store.job_folder(record.job) / "report.html"
+    assert page == store.folders.made(record.job) / "report.html"
     assert "The job failed: Only 1 of 3 sites trained." in page.read_text()
     assert "no model was released" in page.read_text()
 
@@ -97,7 +97,7 @@ def test_the_json_of_a_settled_job_never_changes_and_the_page_learns_what_came_s
     away = {"site-b": "did not answer query.settle within 3600 s"}
     record = job(store, step="settled", released=True, epoch=1, requests=1, absent=away, acknowledged={"site-a": 1})
     kept = report_of(store, record).to_json()
-    (store.job_folder(record.job) / "report.json").write_bytes(kept)
+    (store.folders.made(record.job) / "report.json").write_bytes(kept)
     before, _ = write_report(store, record.job, tmp_path / "before.html", settings_of(store))
     assert "not acknowledged; told by the next job" in before.read_text()
     later = job(store, step="settled", started_at=now + timedelta(days=1), acknowledged={"site-b": 1})
@@ -120,7 +120,7 @@ def test_what_has_no_report_is_told_so(store, tmp_path):
         write_report(
             store, record.job, tmp_path / "nowhere" / "report.html", Settings(state_folder=store.folder.parent)
         )
-    (store.job_folder(record.job) / "report.json").write_text("{}")
+    (store.folders.made(record.job) / "report.json").write_text("{}")
     with pytest.raises(EvidenceError, match=r"report\.json"):
         write_report(store, record.job, tmp_path / "page.html", settings_of(store))
 

@@ -9,8 +9,10 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.federation.protocol.messages import FitResult, PendingReply
 from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
-from dlfd_fleet.federation.rounds.strategy import FederatedUnlearning
+from dlfd_fleet.federation.rounds.job_context import JobContext, Unrecorded
+from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.models import ModelCard
+from dlfd_fleet.settings import Settings
 
 CARD = ModelCard(architecture="resnet18", classes=("no", "yes"), image_size=32)
 BEFORE = {"w": torch.zeros(2), "norm.running_mean": torch.zeros(1), "norm.running_var": torch.ones(1)}
@@ -68,12 +70,13 @@ def fit_round(models, silent, *, final, garbles=None, most_images=4):
         for node, count in images.items()
     }
 
-    def record(metrics, _round, site=None):
-        if site is not None:
-            norms[site] = metrics["train_weights_norm"]
+    class Norms(Unrecorded):
+        def update(self, update):
+            norms[update.site] = update.metrics()["train_weights_norm"]
 
-    strategy = FederatedUnlearning(card=CARD, job="job-1", progress=silent, record=record)
-    merged = strategy.fit_round(fleet, dict(BEFORE), pending, "train", 1, 0.1, lambda: None, final=final)
+    fleet.admit(pending)
+    job = JobContext(fleet=fleet, card=CARD, settings=Settings(), name="job-1", progress=silent, recorder=Norms())
+    merged = Rounds(job).fit_round(dict(BEFORE), "train", 1, 0.1, lambda: None, final=final)
     return merged, norms, fleet
 
 

@@ -11,6 +11,7 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.command import reopen
 from dlfd_fleet.federation.records.job_record import Champion, FinishedStep
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.settings import Settings
 
 
@@ -30,16 +31,16 @@ def test_a_step_is_kept_with_its_arrays(tmp_path):
     store = Store(tmp_path)
     job = store.new_job("train", Settings()).job
     arrays = {"w": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(4)}
-    store.finish_step(job, FinishedStep("train-1", "[1]", arrays, 2.5, 17))
-    found = Store(tmp_path).step(job, "train-1")
+    store.steps.finish(job, FinishedStep("train-1", "[1]", arrays, 2.5, 17))
+    found = Store(tmp_path).steps.find(job, "train-1")
     assert (found.result, found.seconds, found.sent_bytes) == ("[1]", 2.5, 17)
     assert all(torch.equal(found.arrays[name], arrays[name]) for name in arrays)
-    assert store.step(job, "train-2") is None
-    store.finish_step(job, FinishedStep("settle", "3", {}, 0.0, 0))
-    assert store.steps(job) == ["train-1", "settle"]
-    store.forget_steps(job)
-    assert store.step(job, "train-1") is None
-    assert not list(store.job_folder(job).rglob("*.safetensors"))
+    assert store.steps.find(job, "train-2") is None
+    store.steps.finish(job, FinishedStep("settle", "3", {}, 0.0, 0))
+    assert store.steps.names(job) == ["train-1", "settle"]
+    store.steps.forget(job)
+    assert store.steps.find(job, "train-1") is None
+    assert not list(store.folders.made(job).rglob("*.safetensors"))
 
 
 def test_a_job_that_failed_can_be_reopened(tmp_path):
@@ -56,28 +57,31 @@ def test_a_job_that_failed_can_be_reopened(tmp_path):
 def test_what_sites_do_is_the_last_that_was_noted(tmp_path):
     store = Store(tmp_path)
     job = store.new_job("erase", Settings()).job
-    store.note_activity(job, {"site-b": "train.fit", "site-a": "train.fit"})
-    store.note_activity(job, {"site-b": "waiting"})
-    store.note_activity(job, {})
-    assert [(one.site, one.doing) for one in store.activities(job)] == [("site-a", "train.fit"), ("site-b", "waiting")]
+    store.activities.note(job, {"site-b": "train.fit", "site-a": "train.fit"})
+    store.activities.note(job, {"site-b": "waiting"})
+    store.activities.note(job, {})
+    assert [(one.site, one.doing) for one in store.activities.of(job)] == [
+        ("site-a", "train.fit"),
+        ("site-b", "waiting"),
+    ]
 
 
 def test_the_epoch_of_the_champion_never_falls(tmp_path):
     store = Store(tmp_path)
-    assert store.champion() is None
-    store.set_champion(Champion(job="erase-2", epoch=2))
+    assert store.champions.current() is None
+    store.champions.move(Champion(job="erase-2", epoch=2))
     with pytest.raises(JobError, match="epoch 1, under the fleet's 2"):
-        store.set_champion(Champion(job="train-1", epoch=1))
-    store.set_champion(Champion(job="erase-3", epoch=2))
-    assert Store(tmp_path).champion() == Champion(job="erase-3", epoch=2)
+        store.champions.move(Champion(job="train-1", epoch=1))
+    store.champions.move(Champion(job="erase-3", epoch=2))
+    assert Store(tmp_path).champions.current() == Champion(job="erase-3", epoch=2)
 
 
 def test_the_history_of_promotions_says_who_and_why_and_cannot_be_changed(tmp_path):
     store = Store(tmp_path)
-    store.set_champion(Champion(job="train-1", epoch=0), "job train-1", "a training job")
-    store.set_champion(Champion(job="train-1", epoch=0))  # again, by a job that was resumed
-    store.set_champion(Champion(job="erase-2", epoch=1), "ada", "looked at it")
-    moves = [(move.job, move.epoch, move.who, move.why) for move in Store(tmp_path).promotions()]
+    store.champions.move(Champion(job="train-1", epoch=0), "job train-1", "a training job")
+    store.champions.move(Champion(job="train-1", epoch=0))  # again, by a job that was resumed
+    store.champions.move(Champion(job="erase-2", epoch=1), "ada", "looked at it")
+    moves = [(move.job, move.epoch, move.who, move.why) for move in Store(tmp_path).champions.history()]
     assert moves == [("train-1", 0, "job train-1", "a training job"), ("erase-2", 1, "ada", "looked at it")]
     for change in ("UPDATE promotion SET who = 'eve'", "DELETE FROM promotion"):
         with sqlite3.connect(store.file) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -90,8 +94,8 @@ def test_a_store_of_an_earlier_release_gets_a_history(tmp_path):
     with sqlite3.connect(store.file) as connection:
         connection.execute("DROP TABLE promotion")
     store = Store(tmp_path)
-    store.set_champion(Champion(job="train-1", epoch=0))
-    assert len(store.promotions()) == 1
+    store.champions.move(Champion(job="train-1", epoch=0))
+    assert len(store.champions.history()) == 1
     with sqlite3.connect(store.file) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute("DELETE FROM promotion")
 
@@ -103,27 +107,27 @@ def test_models_of_jobs_that_began_before_an_erasure_are_deleted(tmp_path):
         record = store.new_job(kind, Settings()).model_copy(update={"step": step})
         store.save(record)
         for name in ("model", "steps"):
-            (store.job_folder(record.job) / name).mkdir()
-            (store.job_folder(record.job) / name / "x.safetensors").write_bytes(b"weights")
-        (store.job_folder(record.job) / "scores.png").write_bytes(b"a figure")
+            (store.folders.made(record.job) / name).mkdir()
+            (store.folders.made(record.job) / name / "x.safetensors").write_bytes(b"weights")
+        (store.folders.made(record.job) / "scores.png").write_bytes(b"a figure")
         return record.job
 
     original, held, failed = job("train"), job("erase"), job("erase", "failed")
-    store.set_champion(Champion(job=original, epoch=0))
-    assert store.purge_remembering() == []
+    store.champions.move(Champion(job=original, epoch=0))
+    assert purge_remembering(store) == []
     erasure = job("erase")
-    store.set_champion(Champion(job=erasure, epoch=1))
+    store.champions.move(Champion(job=erasure, epoch=1))
     later = job("train")
-    store.set_champion(Champion(job=later, epoch=1))
+    store.champions.move(Champion(job=later, epoch=1))
     resumable = job("erase", "failed")
     running = store.load(job("erase", "judged"))
-    assert store.purge_remembering() == []  # it may have begun with any of them
+    assert purge_remembering(store) == []  # it may have begun with any of them
     store.save(running.model_copy(update={"step": "failed"}))
-    assert store.purge_remembering() == [original, held, failed]
-    assert store.purge_remembering() == []
+    assert purge_remembering(store) == [original, held, failed]
+    assert purge_remembering(store) == []
     left = {file.parent.parent.name for file in store.folder.rglob("*.safetensors")}
     assert left == {erasure, later, resumable, running.job}
-    assert (store.job_folder(original) / "scores.png").exists()
+    assert (store.folders.made(original) / "scores.png").exists()
 
 
 def test_a_clock_that_was_a_day_ahead_changes_no_order(tmp_path, monkeypatch):
@@ -135,20 +139,20 @@ def test_a_clock_that_was_a_day_ahead_changes_no_order(tmp_path, monkeypatch):
             return datetime.now(tz) + timedelta(days=1)
 
     store = Store(tmp_path)
-    monkeypatch.setattr("dlfd_fleet.federation.records.store.datetime", Tomorrow)
+    monkeypatch.setattr("dlfd_fleet.federation.records.order.datetime", Tomorrow)
     original = store.new_job("train", Settings())
-    store.finish_step(original.job, FinishedStep("train-1", "{}", {"w": torch.zeros(2)}, 1.0, 0))
+    store.steps.finish(original.job, FinishedStep("train-1", "{}", {"w": torch.zeros(2)}, 1.0, 0))
     store.save(original.model_copy(update={"step": "settled", "released": True}))
-    store.set_champion(Champion(job=original.job, epoch=0))
+    store.champions.move(Champion(job=original.job, epoch=0))
     monkeypatch.undo()
 
     erasure = store.new_job("erase", Settings())
     assert [record.job for record in store.jobs()] == [original.job, erasure.job]
     store.save(erasure.model_copy(update={"step": "failed"}))
     assert reopen(store, erasure.job).job == erasure.job
-    store.set_champion(Champion(job=erasure.job, epoch=1))
+    store.champions.move(Champion(job=erasure.job, epoch=1))
     store.save(erasure.model_copy(update={"step": "settled", "released": True}))
-    assert store.purge_remembering() == [original.job]
+    assert purge_remembering(store) == [original.job]
 
 
 def test_one_coordinator_works_on_a_state_folder(tmp_path):
@@ -200,10 +204,10 @@ def test_a_store_of_another_release_is_refused(tmp_path):
 def test_a_damaged_step_is_one_sentence(tmp_path):
     store = Store(tmp_path)
     job = store.new_job("train", Settings()).job
-    store.finish_step(job, FinishedStep("train-1", "[]", {"w": torch.zeros(2)}, 0.0, 0))
-    next(store.job_folder(job).rglob("*.safetensors")).write_bytes(b"torn")
+    store.steps.finish(job, FinishedStep("train-1", "[]", {"w": torch.zeros(2)}, 0.0, 0))
+    next(store.folders.made(job).rglob("*.safetensors")).write_bytes(b"torn")
     with pytest.raises(JobError, match=r"Cannot read .*train-1\.safetensors"):
-        store.step(job, "train-1")
+        store.steps.find(job, "train-1")
 
 
 def test_a_state_folder_that_is_a_file_is_refused(tmp_path):

@@ -79,7 +79,9 @@ def test_a_name_is_given_once():
 
 
 def test_an_unknown_name_is_told_with_those_there_are():
-    with pytest.raises(ConfigurationError, match="There is no method 'dlfdd'; there are dlfd, dlfd-longer, fine-tune"):
+    with pytest.raises(
+        ConfigurationError, match="There is no method 'dlfdd'; there are dlfd, dlfd-longer, ascent, fine-tune"
+    ):
         METHODS.find("dlfdd")
 
 

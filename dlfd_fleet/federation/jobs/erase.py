@@ -1,0 +1,123 @@
+"""The erasure job, in the order of its steps: the same for a fleet's own ServerApp and for anybody else's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.release.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.federation.rounds.job_context import Effort
+from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
+from dlfd_fleet.models import ModelCard, build, digest, state_arrays
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that is unlearned from, and what it took to make it."""
+
+    card: ModelCard
+    arrays: Arrays
+    effort: Effort
+
+
+class Publisher(Protocol):
+    """Where the model of an erasure goes."""
+
+    def prepare(self) -> None:
+        """Refuse what would stop a publication, before anything is unlearned."""
+
+    def publish(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False) -> None:
+        """Keep a model; it is released if the job's record says so afterwards.
+
+        Parameters
+        ----------
+        forgotten
+            The requests that it has forgotten; sites purge their images once it is released.
+        hold
+            Whether policy keeps it from being released.
+        """
+
+    def show(self) -> str:
+        """Draw the job and write its report; return in words what cannot be drawn, or nothing."""
+
+
+def erase(job: Coordinator, origin: Origin, publisher: Publisher) -> None:
+    """Forget everybody who has asked; the way of one erasure job."""
+    card, erasure = origin.card, job.erasure(origin.card)
+    pending = job.pending(card)
+    asked = tuple(request for reply in pending.values() for request in reply.requests)
+    if not asked:
+        job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)
+        return
+    job.advance(job.record.step, requests=len(asked))
+    if not someone_to_unlearn(pending):
+        settled = job.settle("released", NOTHING_TO_UNLEARN, card.epoch, asked)
+        note = f"{NOTHING_TO_UNLEARN}; {settled.purged_images} images purged at the sites"
+        job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged)
+        return
+    job.note(parent=digest(origin.arrays))
+    publisher.prepare()
+    original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
+    job.note_model("original", original, origin.effort)
+
+    unlearned = erasure.run(original)
+    job.note_model("unlearned", unlearned.model, unlearned.effort)
+    job.note(attempts=unlearned.attempts, readings=unlearned.readings)
+    if unlearned.relearned is not None:
+        job.note_model("relearned", *unlearned.relearned)
+    new = card.model_copy(
+        update={
+            "kind": "unlearned",
+            "epoch": card.epoch + 1,
+            "parent": digest(origin.arrays),
+            "job": job.record.job,
+        }
+    )
+    arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
+    if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
+        retrained, reverdict = _retrain(job, card, original)
+        if retrain_instead(verdict, job.settings):
+            new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
+            forgotten = asked  # nobody trained on any of them
+            job.note(retrained=True)
+    job.advance("judged", verdict=verdict)
+    if verdict.outcome is not Outcome.FAIL:
+        publisher.publish(new, arrays, forgotten, hold=not may_release(verdict, job.settings))
+    _finish(job, publisher, new, forgotten, len(asked))
+
+
+def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple[AuditedModel, Verdict]:
+    """Train anew without the forgotten people: what an erasure is compared with, and the exact fallback."""
+    torch.manual_seed(job.settings.seed + 1)
+    context, fresh = job.context(card), state_arrays(build(card))
+    before = context.effort()
+    arrays = job.rounds(card).train(fresh, "retrain")
+    effort = context.effort() - before
+    model = job.audits(card).audit(arrays, "Attacking the retrained model", "retrained")
+    job.note_model("retrained", model, effort)
+    return model, judge_retrained(original.scores, model.scores, job.settings.audit)
+
+
+def _finish(job: Coordinator, publisher: Publisher, card: ModelCard, forgotten: tuple[str, ...], asked: int) -> None:
+    """Tell the sites how it ended; purge what a released model has forgotten; draw the result."""
+    verdict = job.record.verdict
+    reason = verdict.sentence() if verdict else ""
+    if job.record.released:
+        settled = job.settle("released", reason, card.epoch, forgotten)
+        note = f"released as epoch {card.epoch}; {settled.purged_images} images purged at the sites"
+        if waiting := asked - len(forgotten):
+            note += f"; {waiting} requests wait for the next job, for their sites sent no update that counts"
+    else:
+        settled = job.settle("returned", reason, card.epoch - 1, ())
+        note = "not released: the alias stays, and the requests wait for the next job"
+        if job.record.epoch == card.epoch:
+            note += "; the model is registered as the candidate"
+    job.note(purged_images=settled.purged_images)
+    job.advance(job.record.step, note=note, acknowledged=settled.acknowledged)
+    job.advance("settled", note=note + publisher.show())

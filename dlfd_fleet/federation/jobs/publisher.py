@@ -1,0 +1,341 @@
+"""Where a fleet's own models go: into the job's folder as ONNX, to the sites for an attack, and into the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dlfd_fleet.audit import Outcome, Scores, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
+from dlfd_fleet.export import Parity, Variant, content_of, export_onnx, export_variant, file_of, prepare
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.erase import Origin
+from dlfd_fleet.federation.jobs.pictures import job_pictures
+from dlfd_fleet.federation.jobs.recorder import TrackedJob
+from dlfd_fleet.federation.jobs.reporting import publish_report, signer_of
+from dlfd_fleet.federation.jobs.summary import summarise
+from dlfd_fleet.federation.protocol.messages import PendingReply
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
+from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.champion import agreed_champion
+from dlfd_fleet.federation.release.release_rule import may_release
+from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.federation.rounds.job_context import Effort
+from dlfd_fleet.files import whole_file
+from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
+from dlfd_fleet.plain_text import visible
+from dlfd_fleet.report.contents import FileResult
+from dlfd_fleet.settings import Format
+from dlfd_fleet.tracking import Tracker
+from dlfd_fleet.tracking.figures import score_table
+from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
+
+_LONGEST_REASON = 500
+
+
+@dataclass
+class FleetPublisher:
+    """The publisher of a fleet's own jobs: state folder, exported file, its variants, MLflow and its registry."""
+
+    job: Coordinator
+    store: Store
+    tracker: Tracker
+    recorder: TrackedJob
+
+    @property
+    def folder(self) -> Path:
+        """Where the job's model is, or will be."""
+        return self.store.folders.model(self.job.record.job)
+
+    # ------------------------------------------------------------------ the champion
+
+    def audited_champion(self, pending: Mapping[int, PendingReply]) -> AuditedModel | None:
+        """Return the model that the fleet runs, attacked at the sites of today; None if a new one has none to beat."""
+        kind = list[Champion]
+        known = self.job.journal.facts("champion", kind, self._champions)
+        if not known:
+            return None
+        try:
+            model, card = load_model(self.store.folders.model(known[0].job))
+        except ModelFileError as error:
+            self.job.progress.say(f"{error} The new model is compared with none.")
+            return None
+        if any((reply.classes, reply.image_size) != (card.classes, card.image_size) for reply in pending.values()):
+            self.job.progress.say(
+                "The champion has other classes or another image size; the new model is compared with none."
+            )
+            return None
+        return self.job.audits(card).audit(state_arrays(model), "Auditing the champion", "champion")
+
+    def _champions(self) -> list[Champion]:
+        champion = agreed_champion(self.store, self.tracker, self.job.progress.say)
+        return [champion] if champion else []
+
+    def origin(self) -> Origin:
+        """Return the model that the fleet runs: the registry's alias, or our own note when it does not answer.
+
+        Raises
+        ------
+        JobError
+            If there is none yet.
+        """
+        champion = self.job.journal.facts("champion", Champion, self._known_champion)
+        model, card = load_model(self.store.folders.model(champion.job))
+        arrays = state_arrays(model)
+        self.recorder.tags({"dlfd.parent_version": version_of(card, arrays)})
+        made = self.store.load(champion.job).models.get(card.kind)
+        return Origin(card, arrays, Effort(made.seconds, made.bytes_sent) if made else Effort(0.0, 0))
+
+    def _known_champion(self) -> Champion:
+        champion = agreed_champion(self.store, self.tracker, self.job.progress.say)
+        if champion is None:
+            raise JobError('There is no champion model to unlearn from; run a training job first (job = "train").')
+        return champion
+
+    # ------------------------------------------------------------------ publishing
+
+    def prepare(self) -> None:
+        """Refuse a key that cannot sign now, and not when the model is out."""
+        signer_of(self.job.settings, self.store)
+
+    def publish(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False) -> None:
+        """Export, audit the file that ships, and move the alias if it holds what the model promised.
+
+        A model that policy holds, or whose file it holds, is registered as the candidate.
+        """
+        file = self.export(card, arrays)
+        verdict = self.judge_file(card, arrays, file)
+        if verdict is not None:
+            self.job.advance("exported", verdict=verdict)
+            if verdict.outcome is Outcome.FAIL:
+                return
+            hold = hold or not may_release(verdict, self.job.settings)
+        if hold:
+            self.hold(card, arrays)
+            return
+        self.publish_variants(card, arrays, file)
+        self.release(card, arrays, forgotten)
+
+    def export(self, card: ModelCard, arrays: Arrays) -> Path:
+        """Write the model and its ONNX file into the job's folder; one step of the job."""
+        file = self.store.folders.model(self.job.record.job) / ONNX_FILE
+        self.job.journal.facts("export", int, lambda: self._export(card, arrays, file))
+        self.job.advance("exported")
+        return file
+
+    def _export(self, card: ModelCard, arrays: Arrays, file: Path) -> int:
+        model = build(card)
+        model.load_state_dict(arrays)
+        save_model(model, card, file.parent)
+        nothing = torch.zeros((0, 3, card.image_size, card.image_size), dtype=torch.uint8)
+        with self.job.progress.phase("Exporting to ONNX", 1) as advance:
+            report = export_onnx(
+                model,
+                card,
+                file,
+                version=version_of(card, arrays),
+                settings=self.job.settings.export,
+                images=nothing,
+                verdict=self.job.record.verdict.outcome.value if self.job.record.verdict else "",
+            )
+            advance()
+        self.recorder.metrics({"onnx_random_max_abs_difference": report.parity.max_abs_difference}, 0)
+        return report.size_bytes
+
+    def publish_variants(self, card: ModelCard, arrays: Arrays, source: Path) -> None:
+        """Make the formats of ``export.formats`` beside the fp32 file, and keep those that are good.
+
+        A file that is too far from torch, or that leaks again what the model has forgotten, is deleted and named; the
+        model and its other files are released without it.
+
+        Parameters
+        ----------
+        source
+            The fp32 file, which may be released.
+        """
+        job, kept = self.job, list[Format](["fp32"])
+        for form in job.settings.export.formats:
+            if form == "fp32":
+                continue
+            try:
+                verdict = self._publish_variant(card, arrays, source, form)
+            except ExportError as error:
+                reason: str | None = str(error)
+            else:
+                if verdict is not None:
+                    verdicts = job.record.file_verdicts | {form: verdict}
+                    job.record = job.record.changed(file_verdicts=verdicts)
+                reason = verdict.sentence() if verdict and not may_release(verdict, job.settings) else None
+            if reason is None:
+                kept.append(form)
+            else:
+                file_of(form, source).unlink(missing_ok=True)
+                job.note(refused_files=job.record.proceedings.refused_files | {form: reason})
+                job.progress.say(f"No {form} file is released: {reason}")
+        job.advance("exported", formats=tuple(kept))
+
+    def _publish_variant(self, card: ModelCard, arrays: Arrays, source: Path, form: Variant) -> Verdict | None:
+        """Make one file, unless it was made before the job was interrupted, and attack it at the sites."""
+        file = file_of(form, source)
+        if not file.exists():
+            ranges = self.job.audits(card).ranges(prepare(content_of(source))) if form == "int8" else None
+            model = build(card)
+            model.load_state_dict(arrays)
+            # The coordinator has no images: that a file is near to torch on those that matter shows at the sites.
+            nothing = torch.zeros((0, 3, card.image_size, card.image_size), dtype=torch.uint8)
+            settings = self.job.settings.export
+            export_variant(model, card, source, form=form, settings=settings, images=nothing, ranges=ranges)
+        return self.judge_file(card, arrays, file, form)
+
+    def judge_file(self, card: ModelCard, arrays: Arrays, file: Path, form: Format = "fp32") -> Verdict | None:
+        """Attack an exported file at the sites; it must be torch's model, and must have forgotten too.
+
+        Raises
+        ------
+        ExportError
+            If it is not as near to torch on the sites' images, or not as accurate, as its format allows.
+        """
+        name, step = ("onnx", "audit-file") if form == "fp32" else (f"onnx_{form}", f"audit-file-{form}")
+        content = content_of(file)
+        scores, parity = self.job.audits(card).audit_file(arrays, content, step)
+        parity = self._beside_torch(card, scores, parity, name)
+        self.recorder.metrics({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
+        self.recorder.metrics(
+            {f"{name}_compared_images": parity.compared_images, f"{name}_agreement": parity.agreement or 0.0}, 0
+        )
+        self.recorder.metrics({f"{name}_size_bytes": file.stat().st_size}, 0)
+        reason = parity.why_not(form, self.job.settings.export)
+        if reason:
+            raise ExportError(f"On the sites' images {file.name} {reason}; it is not released.")
+        self.recorder.metrics({f"{name}.{metric}": value for metric, value in scores.metrics().items()}, 0)
+        verdict = self._verdict_of_file(card, scores)
+        result = FileResult(
+            name=file.name,
+            sha256=sha256(content).hexdigest(),
+            size_bytes=len(content),
+            max_abs_difference=parity.max_abs_difference,
+            compared_images=parity.compared_images,
+            agreement=parity.agreement,
+            scores=scores,
+            verdict=verdict,
+        )
+        self.job.note(files=self.job.record.proceedings.files | {form: result})
+        return verdict
+
+    def _beside_torch(self, card: ModelCard, scores: Scores, parity: Parity, name: str) -> Parity:
+        """Add the accuracies of the file and of torch, if they are of the same images.
+
+        A site may have been away from one of the two audits.
+        """
+        torch_model = self.job.models.get(card.kind)
+        if torch_model is None or torch_model.scores.unseen_images != scores.unseen_images:
+            return parity
+        own, torchs = scores.test_accuracy.value, torch_model.scores.test_accuracy.value
+        self.recorder.metrics({f"{name}_accuracy": own, f"{name}_torch_accuracy": torchs}, 0)
+        return replace(parity, accuracy=own, torch_accuracy=torchs)
+
+    def _verdict_of_file(self, card: ModelCard, scores: Scores) -> Verdict | None:
+        if "original" not in self.job.models or scores.mia_auc is None:
+            return None
+        if card.kind == "retrained":
+            return judge_retrained(self.job.models["original"].scores, scores, self.job.settings.audit)
+        return judge(self.job.models["original"].scores, scores, self.job.settings.audit)
+
+    def release(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = ()) -> None:
+        """Make the model, which has forgotten these requests, the champion, here and in the registry."""
+        # The record first: a job that says it is released and is not yet the champion becomes it when it is resumed.
+        self.job.advance("released", released=True, epoch=card.epoch, forgotten=forgotten)
+        verdict = self.job.record.verdict
+        why = verdict.sentence() if verdict else "a training job"
+        self.store.champions.move(
+            Champion(job=self.job.record.job, epoch=card.epoch), f"job {self.job.record.job}", why
+        )
+        self.register(card, arrays, CHAMPION)
+        if card.kind != "original":
+            self.tracker.revoke_older_versions(
+                self.job.record.job, card.epoch, purge=self.job.settings.release.purge_revoked
+            )
+
+    def hold(self, card: ModelCard, arrays: Arrays) -> None:
+        """Register the model as the candidate: a person may look at it and promote it."""
+        self.job.advance("exported", epoch=card.epoch)
+        self.register(card, arrays, CANDIDATE)
+
+    def register(self, card: ModelCard, arrays: Arrays, alias: str) -> None:
+        """Log the model, register it with its lineage, and point an alias at it; the outbox waits for the server."""
+        folder = self.store.folders.model(self.job.record.job)
+        shape = (2, card.image_size, card.image_size, 3)
+        example = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        verdict = self.job.record.verdict
+        tags = {
+            "dlfd.version": version_of(card, arrays),
+            "dlfd.job": self.job.record.job,
+            "dlfd.kind": card.kind,
+            "dlfd.epoch": str(card.epoch),
+            "dlfd.parent": card.parent or "",
+            "dlfd.weights_sha256": digest(arrays),
+            "dlfd.verdict": verdict.outcome.value if verdict else "",
+            "dlfd.formats": ",".join(self.job.record.formats),
+        }
+        files = [file_of(form, folder / ONNX_FILE) for form in self.job.record.formats if form != "fp32"]
+        files += [folder / name for name in ("model.safetensors", "card.json")]
+        self.tracker.log_model(
+            self.job.record.job,
+            folder / ONNX_FILE,
+            extra_files={file.name: file for file in files},
+            input_example=example,
+            outputs=len(card.classes),
+            tags=tags,
+            alias=alias,
+        )
+
+    # ------------------------------------------------------------------ showing
+
+    def show(self) -> str:
+        """Draw the job and write its report; return in words what cannot be drawn.
+
+        The sites have been told, so nothing is left that a job could be held for. What an operator can mend, such as a
+        full disk, stops it as ever: it is resumed, and then it is drawn.
+        """
+        return self._unshown(self.draw) + self._unshown(self.report)
+
+    def _unshown(self, show: Callable[[], None]) -> str:
+        try:
+            show()
+        except FleetError:
+            raise
+        except Exception as error:
+            words = visible(f"; its report cannot be drawn: {type(error).__name__}: {error}", _LONGEST_REASON)
+            self.job.progress.say(f"{self.job.record.job}{words}")
+            return words
+        return ""
+
+    def report(self) -> None:
+        """Write the report and the certificate."""
+        publish_report(self.job, self.store, self.tracker)
+
+    def draw(self) -> None:
+        """Draw the table and the histograms, into the job's folder and into MLflow."""
+        retrained = self.job.models.get("retrained")
+        if retrained is not None:
+            gaps = {name: gap_to_retrain(model.scores, retrained.scores) for name, model in self.job.models.items()}
+            self.recorder.metrics({f"{name}.gap_to_retrain": gap for name, gap in gaps.items()}, 0)
+        table = summarise(self.job.record)
+        pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
+        pictures |= job_pictures(self.job.models, self.recorder.readings, self.store.steps.phases(self.job.record.job))
+        for name, png in pictures.items():
+            with whole_file(self.store.folders.made(self.job.record.job) / f"{name}.png", JobError) as new:
+                new.write_bytes(png)
+            self.tracker.log_image(self.job.record.job, name, png)
+
+
+def version_of(card: ModelCard, arrays: Mapping[str, torch.Tensor]) -> str:
+    """Return a model's version: its erasure epoch and the start of its digest. It is known before any registry is."""
+    return f"{card.epoch}-{digest(arrays)[:12]}"

@@ -1,0 +1,98 @@
+"""The finished steps of jobs: what each came to, and what it took.
+
+Arrays are safetensors files in a job's folder, written beside their place and then renamed. Whenever a process dies, a
+step is finished or was never begun.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.records.job_folders import JobFolders
+from dlfd_fleet.federation.records.job_record import FinishedStep
+from dlfd_fleet.federation.records.tables import STEP, Transaction
+from dlfd_fleet.files import whole_file
+from dlfd_fleet.report.contents import Phase
+
+
+class Steps:
+    """The finished steps of all jobs."""
+
+    def __init__(self, transaction: Transaction, folders: JobFolders) -> None:
+        self._transaction, self._folders = transaction, folders
+
+    def find(self, job: str, name: str) -> FinishedStep | None:
+        """Return a finished step; None if it is still to be done."""
+        condition = sa.and_(STEP.c.job == job, STEP.c.name == name)
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(STEP).where(condition)).mappings().first()
+        if row is None:
+            return None
+        arrays = _read_arrays(self._folders.made(job) / row["arrays"]) if row["arrays"] else {}
+        return FinishedStep(name, row["result"], arrays, row["seconds"], row["sent_bytes"])
+
+    def names(self, job: str) -> list[str]:
+        """Return the names of a job's finished steps, in order."""
+        query = sa.select(STEP.c.name).where(STEP.c.job == job).order_by(STEP.c.number)
+        with self._transaction() as connection:
+            return list(connection.execute(query).scalars())
+
+    def phases(self, job: str) -> dict[str, Phase]:
+        """Return what a job's steps took, those of one kind together: names are a kind and, for rounds, a number."""
+        query = sa.select(STEP.c.name, STEP.c.seconds, STEP.c.sent_bytes).where(STEP.c.job == job)
+        phases: dict[str, Phase] = {}
+        with self._transaction() as connection:
+            for name, seconds, sent in connection.execute(query.order_by(STEP.c.number)).all():
+                kind = re.sub(r"-\d+$", "", name)
+                so_far = phases.get(kind, Phase(steps=0, seconds=0.0, sent_bytes=0))
+                phases[kind] = Phase(
+                    steps=so_far.steps + 1, seconds=so_far.seconds + seconds, sent_bytes=so_far.sent_bytes + sent
+                )
+        return phases
+
+    def finish(self, job: str, step: FinishedStep) -> None:
+        """Keep a step's result; the arrays first, so that a row never names a file that is not whole."""
+        file = f"steps/{step.name}.safetensors" if step.arrays else None
+        if file:
+            _write_arrays(self._folders.made(job) / file, step.arrays)
+        row: dict[str, Any] = {
+            "job": job,
+            "name": step.name,
+            "result": step.result,
+            "arrays": file,
+            "seconds": step.seconds,
+            "sent_bytes": step.sent_bytes,
+            "finished_at": datetime.now(UTC).isoformat(),
+        }
+        with self._transaction() as connection:
+            connection.execute(sa.insert(STEP).values(row))
+
+    def forget(self, job: str) -> None:
+        """Delete a job's steps, once it is settled and needs them no more."""
+        with self._transaction() as connection:
+            connection.execute(sa.delete(STEP).where(STEP.c.job == job))
+        shutil.rmtree(self._folders.steps(job), ignore_errors=True)
+
+
+def _write_arrays(file: Path, arrays: Mapping[str, Tensor]) -> None:
+    with whole_file(file, JobError) as new:
+        file.parent.mkdir(exist_ok=True)
+        save_file({name: array.contiguous() for name, array in arrays.items()}, new)
+
+
+def _read_arrays(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise JobError(f"Cannot read {file}: {error}; cancel the job and start another one.") from error

@@ -1,0 +1,50 @@
+"""Deleting the coordinator's own files of models that remember whom the champion has forgotten."""
+
+from __future__ import annotations
+
+import shutil
+
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.records.store import Store
+
+
+def purge_remembering(store: Store) -> list[str]:
+    """Delete the arrays of ended jobs that may remember whom the champion has forgotten; return those jobs.
+
+    These are all jobs, but the one that first had the champion's erasure epoch, that began before it was promoted.
+    Records, scores and figures stay. While a job is unfinished, nothing is deleted.
+
+    Raises
+    ------
+    JobError
+        If something cannot be deleted.
+    """
+    champion = store.champions.current()
+    if champion is None or not champion.epoch or store.unfinished():
+        return []  # a job that goes on may need the model that it began with
+    first = next((move for move in store.champions.history() if move.epoch == champion.epoch), None)
+    since = first.at if first else store.load(champion.job).started_at  # an earlier release kept no history
+    kept, purged = {champion.job, first.job if first else champion.job}, []
+    for record in store.jobs():
+        if record.job not in kept and record.started_at < since and delete_model(store, record.job):
+            purged.append(record.job)
+    return purged
+
+
+def delete_model(store: Store, job: str) -> bool:
+    """Delete every array of a job, its model's files and those of its steps; tell whether there were any.
+
+    Raises
+    ------
+    JobError
+        If they cannot be deleted.
+    """
+    folders = [store.folders.model(job), store.folders.steps(job)]
+    there = [folder for folder in folders if folder.exists()]
+    for folder in there:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise JobError(f"Cannot delete {folder}: {error.strerror}; the next job tries again.") from error
+    store.steps.forget(job)
+    return bool(there)

@@ -1,0 +1,249 @@
+"""An erasure's federated part: rounds of unlearning that are gated by looks and judged by attack.
+
+It reads top to bottom in the order of a job: unlearn at the sites that were asked; merge; repair; look; audit; judge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from dlfd_fleet.audit import (
+    Outcome,
+    Reading,
+    SampleScores,
+    Verdict,
+    gate_metrics,
+    judge,
+    judge_relearned,
+    judge_without_each,
+    read_gate,
+)
+from dlfd_fleet.exceptions import DataError, JobError
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.journal import Merged
+from dlfd_fleet.federation.rounds.aggregation import RunningMean
+from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
+from dlfd_fleet.federation.rounds.job_context import Effort, JobContext
+from dlfd_fleet.federation.rounds.requests import forgotten_without_update
+from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
+from dlfd_fleet.progress import Advance
+from dlfd_fleet.report.contents import GateReading
+from dlfd_fleet.settings import ErasureSettings
+from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
+from dlfd_fleet.unlearning.methods import METHODS
+
+# Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
+_WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
+
+
+class ForgettingRound(Protocol):
+    """What makes the sites that were asked forget, in one round: anything from a model to a model."""
+
+    def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
+        """Return the model after the round, and the requests whose updates are in it.
+
+        Parameters
+        ----------
+        attempt
+            From 1; a later one is to forget more.
+        advance
+            Called for each reply.
+        """
+
+
+@dataclass(frozen=True)
+class AtAskedSites:
+    """The sites that were asked run a registered method on their images, and their models are merged.
+
+    Attributes
+    ----------
+    method
+        Name of one of :data:`~dlfd_fleet.unlearning.METHODS`; each site looks it up.
+    """
+
+    method: str = "dlfd"
+
+    @classmethod
+    def of(cls, settings: ErasureSettings) -> AtAskedSites:
+        """Return the method of a fleet's settings.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such method, or no site can run it.
+        """
+        method = METHODS.find(settings.method)
+        method.unlearner_at_site  # noqa: B018 - it refuses what no site can run
+        return cls(method.name)
+
+    def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
+        """Return the merged model."""
+        settings = METHODS.find(self.method).settings_at_site(rounds.job.settings.erasure.unlearning)
+        return rounds.unlearning_round(arrays, self.method, settings, attempt, advance)
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What an erasure's federated part came to, and what it took; ``requests`` are those that it has forgotten."""
+
+    model: AuditedModel
+    verdict: Verdict
+    attempts: int
+    effort: Effort
+    requests: tuple[str, ...]
+    relearned: tuple[AuditedModel, Effort] | None
+    """The model after further ordinary training, if that was tried."""
+    readings: tuple[GateReading, ...]
+    """What the gate saw, in all attempts."""
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """The best round of an attempt: its rank, its model, and what the gate saw after each round."""
+
+    rank: tuple[bool, float, float]
+    merged: Merged
+    readings: tuple[GateReading, ...]
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """Rounds and audits, made into an erasure by a round that forgets.
+
+    Attributes
+    ----------
+    forget
+        The round that forgets; DLFD at the sites that were asked when omitted.
+
+    Examples
+    --------
+    Another method of the registry, at the same sites, under the same gate and judged by the same attacks::
+
+        Erasure(Rounds(job), Audits(job), AtAskedSites("scrub")).run(original)
+    """
+
+    rounds: Rounds
+    audits: Audits
+    forget: ForgettingRound = field(default_factory=AtAskedSites)
+
+    @property
+    def job(self) -> JobContext:
+        """What rounds and audits share."""
+        return self.rounds.job
+
+    def run(self, original: AuditedModel) -> Unlearned:
+        """Unlearn until the verdict is no longer FAIL, at most ``erasure.max_attempts`` times, each stronger.
+
+        Parameters
+        ----------
+        original
+            The model to unlearn from, audited.
+        """
+        erasure = self.job.settings.erasure
+        before, best_rank, number, readings = self.job.effort(), _WORST_RANK, 0, list[GateReading]()
+        while number < erasure.max_attempts:
+            number += 1
+            attempted = self.attempt(original, number)
+            readings += attempted.readings
+            merged = attempted.merged
+            candidate = self.audits.audit(merged.arrays, "Auditing the unlearned model", f"unlearned-{number}")
+            verdict, relearned = self._judge(original, candidate), None
+            self.job.recorder.metrics(candidate.scores.metrics() | {"attempt": number}, self.job.round, number)
+            after = self.job.effort()
+            if verdict.outcome is not Outcome.FAIL and erasure.relearning_rounds:
+                again = self._relearn(candidate, number)
+                relearned = again, self.job.effort() - after
+                verdict = judge_relearned(verdict, original.scores, again.scores, self.job.settings.audit)
+            passed = verdict.outcome is not Outcome.FAIL
+            # Of failed attempts the gate's favourite is shown: a stronger one can be the worse.
+            if passed or attempted.rank > best_rank:
+                best_rank = attempted.rank
+                best = Unlearned(candidate, verdict, number, after - before, merged.requests, relearned, ())
+            if passed:
+                break
+            self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
+        return replace(best, readings=tuple(readings))
+
+    def _judge(self, original: AuditedModel, candidate: AuditedModel) -> Verdict:
+        audit, before, after = self.job.settings.audit, original.scores, candidate.scores
+        verdict = judge(before, after, audit)
+        if verdict.outcome is Outcome.FAIL:
+            return verdict
+        return judge_without_each(verdict, before, after, original.own_test, candidate.own_test, audit)
+
+    def _relearn(self, model: AuditedModel, attempt: int) -> AuditedModel:
+        """Train on as any later round would, on retain images only, and attack again: what was only hidden comes back.
+
+        After the purge there is nobody left to attack with, so this is the last chance to see it.
+        """
+        training, rounds = self.job.settings.training, self.job.settings.erasure.relearning_rounds
+        arrays, total = model.arrays, rounds * len(self.job.fleet.admitted)
+        with self.job.progress.phase("Training on, to see what comes back", total) as advance:
+            for _ in range(rounds):
+                arrays = self.rounds.fit_round(
+                    arrays, "relearn", training.local_epochs, training.learning_rate, advance
+                )
+        return self.audits.audit(arrays, "Attacking it again", f"relearned-{attempt}")
+
+    def attempt(self, original: AuditedModel, number: int) -> Attempted:
+        """Run rounds of forgetting and repair from the original; return the best round.
+
+        The paper's dynamic strategy with a fleet's gate: forget while forgotten people look more like members than
+        validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are
+        averaged (stochastic weight averaging, Izmailov et al. 2018), and the next goes on from their mean: single
+        rounds of small fleets differ by chance, and what the gate has seen the sites hold already. It stops when a
+        round brings nothing more to a model that is forgetful and useful enough. Where no site that was asked has
+        anybody else to train on, there is nothing but repair: the audit says whether that has forgotten them.
+        """
+        job, erasure = self.job, self.job.settings.erasure
+        pending = {node: member.reply for node, member in job.fleet.admitted.items()}
+        reading = self._read(original.samples)
+        readings = [_noted(reading, number, 0)]
+        floor = UtilityFloor.under(reading, erasure.unlearning.max_utility_drop)
+        # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
+        gate = max(erasure.unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
+        arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
+        able = any(reply.can_unlearn for reply in pending.values())
+        best_rank, averaged = _WORST_RANK, RunningMean()
+        total = erasure.rounds * sum(reply.can_unlearn + reply.can_train for reply in pending.values())
+        with job.progress.phase(f"Unlearning, attempt {number}", total) as advance:
+            for index in range(erasure.rounds):
+                # Whatever a gate over few people reads, nobody is forgotten without a round that forgets.
+                if able and (index == 0 or reading.attack_auc > 0.5 + gate):
+                    forgotten = self.forget(self.rounds, arrays, number, advance)
+                    arrays, requests = forgotten.arrays, requests.union(forgotten.requests)
+                    averaged = RunningMean()
+                rate = erasure.learning_rate * cosine(index, erasure.rounds)
+                repaired = self.rounds.fit_round(arrays, "repair", erasure.repair_epochs, rate, advance)
+                averaged.add(repaired, 1.0)
+                arrays = repaired if averaged.count == 1 else self.rounds.as_sent(averaged.value(), arrays)
+                samples = self.audits.look(arrays, f"gate-{job.round}")
+                reading = self._read(samples)
+                job.recorder.gate(gate_metrics(samples, reading) | {"attempt": number}, job.round, number)
+                readings.append(_noted(reading, number, job.round))
+                rank = checkpoint_rank(reading, floor, gate)
+                if rank > best_rank:
+                    best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
+                elif best_rank >= _GOOD_ENOUGH:
+                    break
+        return Attempted(best_rank, best, tuple(readings))
+
+    def _read(self, samples: SampleScores) -> Reading:
+        fleet = self.job.fleet
+        try:
+            return read_gate(samples)
+        except DataError as error:
+            absent = f" Sites that did not answer: {fleet.why_absent()}." if fleet.absent else ""
+            raise JobError(f"{error}{absent} The requests wait for the next job.") from error
+
+
+def _noted(reading: Reading, attempt: int, number: int) -> GateReading:
+    return GateReading(
+        attempt=attempt,
+        round=number,
+        utility=reading.utility,
+        utility_half_width=reading.utility_half_width,
+        retain_accuracy=reading.retain_accuracy,
+        attack_auc=reading.attack_auc,
+    )

@@ -1,0 +1,135 @@
+"""What the rounds and audits of one job share: its fleet, its model's card, its settings, its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.rounds.aggregation import UpdateNorm
+from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.models import ModelCard
+from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.settings import Settings
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Seconds, and array bytes in both directions."""
+
+    seconds: float
+    sent_bytes: int
+
+    def __sub__(self, before: Effort) -> Effort:
+        return Effort(self.seconds - before.seconds, self.sent_bytes - before.sent_bytes)
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """An update that counts: of which round and site, what the site says of it, and how large it is.
+
+    Attributes
+    ----------
+    purpose
+        train, repair, relearn, retrain or distancing.
+    site
+        The site's name in logs, MLflow and reports.
+    said
+        What the site measured: loss, seconds, images.
+    """
+
+    purpose: str
+    round: int
+    site: str
+    said: Mapping[str, float]
+    norm: UpdateNorm
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is logged of it, by name."""
+        values = {**self.said, "update_norm": self.norm.whole, "weights_norm": self.norm.trained}
+        return {f"{self.purpose}_{name}": value for name, value in values.items()}
+
+
+class Recorder(Protocol):
+    """Takes what a job measures and hears, as it comes."""
+
+    def metrics(self, values: Mapping[str, float], step: int, attempt: int | None = None) -> None:
+        """Record metrics of a round, and of which attempt they are."""
+
+    def gate(self, values: Mapping[str, float], step: int, attempt: int) -> None:
+        """Record what the gate read after a round: :func:`~dlfd_fleet.audit.gate_metrics`."""
+
+    def update(self, update: SiteUpdate) -> None:
+        """Record what a site's update was."""
+
+    def dataset(self, profile: Mapping[str, object], purpose: str) -> None:
+        """Record what the sites hold, in counts, and what for."""
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Record what is found by name."""
+
+
+class Unrecorded:
+    """Drops all of it: nobody has asked for it."""
+
+    def metrics(self, values: Mapping[str, float], step: int, attempt: int | None = None) -> None:
+        """Drop the metrics."""
+
+    def gate(self, values: Mapping[str, float], step: int, attempt: int) -> None:
+        """Drop the reading."""
+
+    def update(self, update: SiteUpdate) -> None:
+        """Drop the update."""
+
+    def dataset(self, profile: Mapping[str, object], purpose: str) -> None:
+        """Drop the profile."""
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Drop the tags."""
+
+
+@dataclass(kw_only=True)
+class JobContext:
+    """What the rounds and audits of one job share.
+
+    Attributes
+    ----------
+    fleet
+        The sites that take part, and what they said when the job began.
+    card
+        The model that travels.
+    settings
+        The whole tree.
+    name
+        Name of the job, sent with every task.
+    journal
+        The job's finished steps: each round and each audit is one. Nothing is kept when omitted.
+    progress, recorder
+        Where progress and metrics go.
+    round
+        Number of the current round of updates, from 1.
+    """
+
+    fleet: Fleet
+    card: ModelCard
+    settings: Settings
+    name: str
+    progress: ProgressDisplay
+    journal: Journal = field(default_factory=Journal)
+    recorder: Recorder = field(default_factory=Unrecorded)
+    round: int = 0
+
+    @property
+    def seed(self) -> int:
+        """The seed of the current round; each site makes its own of it."""
+        return self.settings.seed * 1000 + self.round
+
+    def next_round(self) -> int:
+        """Begin the next round of updates, and return its number."""
+        self.round += 1
+        return self.round
+
+    def effort(self) -> Effort:
+        """Return what the job took so far, in this process and in those before it."""
+        return Effort(self.journal.seconds, self.fleet.sent_bytes + self.fleet.received_bytes)
