@@ -104,7 +104,7 @@ class Fleet:
     sites: dict[int, str] = field(default_factory=dict, init=False)
     held: HeldModels = field(default_factory=HeldModels, init=False)
     silent: frozenset[int] = field(default=frozenset(), init=False)
-    _missed: Callable[[str, str], None] = field(default=lambda _site, _reason: None, init=False)
+    _missed: list[Callable[[str, str], None]] = field(default_factory=list, init=False)
     _given_up: frozenset[int] = field(default=frozenset(), init=False)
     """Members that were waited for in vain: nothing waits for them again until they are back."""
 
@@ -277,12 +277,13 @@ class Fleet:
 
     def tell_absences(self, missed: Callable[[str, str], None]) -> None:
         """Tell a function from now on which site is absent, and why."""
-        self._missed = missed
+        self._missed.append(missed)
 
     def note_absent(self, site: str, reason: str) -> None:
         """Note that a site is absent, by its name, and why."""
         self.absent[site] = reason
-        self._missed(site, reason)
+        for missed in self._missed:
+            missed(site, reason)
         logger.warning("%s %s", site, reason)
 
     def _note_absence(self, node: int, reason: str) -> None:

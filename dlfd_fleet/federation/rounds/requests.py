@@ -71,10 +71,16 @@ def ask_pending(
         If no node answers.
     """
     replies = _query(fleet, dict.fromkeys(fleet.wait_for_nodes(), query))
-    told = _people(replies.values()) if query.take and len(replies) > 1 else {}
-    own = {node: _told(reply, query, (earlier or {}).get(fleet.name(node))) for node, reply in replies.items()}
-    if any(told.values()) or any(own.values()):
-        replies = _query(fleet, {node: query.model_copy(update=told | own[node]) for node in fleet.wait_for_nodes()})
+    everybody = query
+    if query.take and len(replies) > 1:
+        asked, withdrawn = _people(replies.values())
+        everybody = PendingQuery(**{**dict(query), "asked": asked, "withdrawn": withdrawn})
+    second = {
+        node: _with_its_own(everybody, reply, (earlier or {}).get(fleet.name(node), EarlierRequests()))
+        for node, reply in replies.items()
+    }
+    if any(each != query for each in second.values()):
+        replies = _query(fleet, {node: second[node] for node in fleet.wait_for_nodes()})
     _refuse_shared_ids(fleet, replies)
     if card is not None:
         for node in [node for node, reply in replies.items() if not _fits(reply, card)]:
@@ -108,15 +114,13 @@ def _refuse_large_shares(
         fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%}")
 
 
-def _told(reply: PendingReply, query: PendingQuery, earlier: EarlierRequests | None) -> dict[str, object]:
-    """Return what one site is told of its own requests."""
-    known = earlier or EarlierRequests()
-    told: dict[str, object] = {}
-    if set(known.resumed) - set(reply.requests):
-        told["resumed"] = known.resumed
+def _with_its_own(query: PendingQuery, reply: PendingReply, earlier: EarlierRequests) -> PendingQuery:
+    """Return a question that says to one site what is known of its own requests."""
+    if set(earlier.resumed) - set(reply.requests):
+        query = query.model_copy(update={"resumed": earlier.resumed})
     if query.take and reply.unsettled:
-        told |= {"ended": reply.unsettled, "released": dict(known.released)}
-    return told
+        query = query.model_copy(update={"ended": reply.unsettled, "released": dict(earlier.released)})
+    return query
 
 
 def _refuse_shared_ids(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
@@ -130,7 +134,7 @@ def _refuse_shared_ids(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
         fleet.exclude(node, "counts a request that another site counts, too")
 
 
-def _people(replies: Iterable[PendingReply]) -> dict[str, object]:
+def _people(replies: Iterable[PendingReply]) -> tuple[dict[str, date], dict[str, tuple[str, ...]]]:
     """Return who asks at any site, and who has withdrawn where they had asked and asks nowhere else.
 
     What a site has joined in falls if it was in a job together with a request that is withdrawn now, or with one that
@@ -154,10 +158,7 @@ def _people(replies: Iterable[PendingReply]) -> dict[str, object]:
             standing = [each for each in standing if each not in falling]
         if not standing:
             gone[person] = tuple(sorted(reached))
-    return {
-        "asked": {person: asked[person] for person in sorted(asked.keys() - gone.keys())},
-        "withdrawn": gone,
-    }
+    return {person: asked[person] for person in sorted(asked.keys() - gone.keys())}, gone
 
 
 def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
