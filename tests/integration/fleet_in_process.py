@@ -16,7 +16,7 @@ from rich.console import Console
 from client.app import app as client_app
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.federation.jobs.run import run_jobs
-from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.ledger import Ledger, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site_setup import deal_to_sites
@@ -152,7 +152,7 @@ def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, ou
 
 def run_and_die(settings: Settings, kind: str, what: str, number: int) -> None:
     """Run a job in a process that dies, as by SIGKILL, just before its n-th write of one kind; or exits with 0."""
-    owner, name = {"step": (Store, "finish_step"), "ledger": (Ledger, "move")}[what]
+    owner, name = {"step": (Steps, "finish"), "ledger": (Ledger, "move")}[what]
     write, count = getattr(owner, name), 0
 
     def dying(*arguments, **named):

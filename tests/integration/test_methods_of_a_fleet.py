@@ -107,5 +107,5 @@ def test_a_site_without_the_method_is_named(fleet):
 
     record = run_job(settings, "erase", Forgetful(settings))
     (reason,) = record.absent.values()
-    assert reason.startswith("failed at train.unlearn: There is no method 'elsewhere'; there are dlfd, ")
+    assert reason.startswith("failed at train.unlearn: This site has no method of unlearning 'elsewhere'")
     assert len(record.forgotten) == 1
