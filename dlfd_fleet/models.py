@@ -48,7 +48,7 @@ class ModelCard(BaseModel):
     epoch: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Erasure epoch: how many released erasures this model has behind it."""
     parent: Name | None = None
-    """SHA-256 of the weights that this model was unlearned from."""
+    """SHA-256 of the weights that this model was unlearned from, or trained on from."""
     job: Name | None = None
 
 

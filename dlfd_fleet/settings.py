@@ -135,6 +135,9 @@ class AugmentationSettings(Section):
 class TrainingSettings(Section):
     """Federated training of the original model, and of the retrained one."""
 
+    start: Literal["champion", "fresh"] = Field(
+        "champion", description="What a training job begins with: the champion, where there is one, or fresh weights."
+    )
     rounds: Count = Field(5, description="Rounds of federated averaging.")
     local_epochs: Count = Field(4, description="Epochs at a site in one round.")
     batch_size: BatchSize = Field(16, description="Images a step.")

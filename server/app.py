@@ -21,8 +21,14 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the job that the run's configuration names: ``job = "train"`` or ``job = "erase"``."""
+    """Run the job that the run's configuration names: ``job = "train"`` or ``job = "erase"``.
+
+    ``fresh = true`` lets a training job begin with fresh weights in place of the champion's.
+    """
     kind = str(context.run_config.get("job", "erase"))
     if kind not in ("train", "erase"):
         raise JobError(f"job = '{kind}' is no kind of job; use 'train' or 'erase'.")
-    run_jobs(grid, cast("JobKind", kind), load_settings().settings, ConsoleProgress(PlainConsole()))
+    settings = load_settings().settings
+    if context.run_config.get("fresh", False):
+        settings = settings.model_copy(update={"training": settings.training.model_copy(update={"start": "fresh"})})
+    run_jobs(grid, cast("JobKind", kind), settings, ConsoleProgress(PlainConsole()))

@@ -33,11 +33,14 @@ def start(
     app: FlowerApp = None,
     superlink: SuperLink = None,
     federation_config: Federation = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train from fresh weights, not from the champion's.")] = False,
 ) -> None:
     """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
     from dlfd_fleet.federation.jobs.command import submit
 
-    submit(kind.value, app, superlink, federation_config)
+    if fresh and kind is not JobKind.TRAIN:
+        raise typer.BadParameter("an erasure always begins with the champion; --fresh is for `job start train`.")
+    submit(kind.value, app, superlink, federation_config, fresh=fresh)
 
 
 @app.command("list")

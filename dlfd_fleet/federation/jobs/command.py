@@ -60,7 +60,9 @@ _DOING = {
 }
 
 
-def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_config: str | None) -> None:
+def submit(
+    kind: JobKind, app: Path | None, superlink: str | None, federation_config: str | None, *, fresh: bool = False
+) -> None:
     """Hand a job to a SuperLink by ``flwr run``, and show its log until it ends.
 
     Parameters
@@ -71,6 +73,8 @@ def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_co
         A SuperLink of Flower's own configuration; its default one when omitted.
     federation_config
         Handed on to ``flwr run``, such as ``num-supernodes=4`` for simulated nodes.
+    fresh
+        Whether a training job begins with fresh weights in place of the champion's.
 
     Raises
     ------
@@ -81,7 +85,8 @@ def submit(kind: JobKind, app: Path | None, superlink: str | None, federation_co
     if not (app / "pyproject.toml").exists():
         raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
     flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
-    arguments = ["run", str(app), *where, "--stream", "--run-config", f'job="{kind}"']
+    run_config = f'job="{kind}"' + (" fresh=true" if fresh else "")  # an app knows the keys of its own pyproject.toml
+    arguments = ["run", str(app), *where, "--stream", "--run-config", run_config]
     arguments += ["--federation-config", federation_config] if federation_config else []
     environment, run = _FLOWER | dict(os.environ), None
     try:

@@ -56,7 +56,7 @@ class FleetPublisher:
 
     # ------------------------------------------------------------------ the champion
 
-    def audited_champion(self, pending: Mapping[int, PendingReply]) -> AuditedModel | None:
+    def audited_champion(self, pending: Mapping[int, PendingReply]) -> tuple[ModelCard, AuditedModel] | None:
         """Return the model that the fleet runs, attacked at the sites of today; None if a new one has none to beat."""
         kind = list[Champion]
         known = self.job.journal.facts("champion", kind, self._champions)
@@ -65,14 +65,15 @@ class FleetPublisher:
         try:
             model, card = load_model(self.store.folders.model(known[0].job))
         except ModelFileError as error:
-            self.job.progress.say(f"{error} The new model is compared with none.")
+            self.job.progress.say(f"{error} The new model begins with fresh weights, and is compared with none.")
             return None
         if any((reply.classes, reply.image_size) != (card.classes, card.image_size) for reply in pending.values()):
             self.job.progress.say(
-                "The champion has other classes or another image size; the new model is compared with none."
+                "The champion has other classes or another image size; the new model begins with fresh weights, and is "
+                "compared with none."
             )
             return None
-        return self.job.audits(card).audit(state_arrays(model), "Auditing the champion", "champion")
+        return card, self.job.audits(card).audit(state_arrays(model), "Auditing the champion", "champion")
 
     def _champions(self) -> list[Champion]:
         champion = agreed_champion(self.store, self.tracker, self.job.progress.say)

@@ -12,20 +12,27 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.publisher import FleetPublisher
 from dlfd_fleet.federation.protocol.messages import PendingReply
-from dlfd_fleet.models import ModelCard, build, state_arrays
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.models import ModelCard, build, digest, state_arrays
 
 
 def train(job: Coordinator, publisher: FleetPublisher) -> None:
     """Train a model by federated averaging, export it, and make it the champion unless it is worse than that one.
 
-    The champion is audited first: a site whose counts are made up is found before anything is trained.
+    It goes on from the champion, or begins with fresh weights where there is none or ``training.start`` says so. The
+    champion is audited first: a site whose counts are made up is found before anything is trained.
     """
     pending = job.pending()
-    champion = publisher.audited_champion(pending)
+    found = publisher.audited_champion(pending)
+    champion = found[1] if found else None
     card = new_card(job, pending)
-    torch.manual_seed(job.settings.seed)
-    fresh = state_arrays(build(card))
-    arrays = job.rounds(card).train(fresh)
+    if found is not None and job.settings.training.start == "champion":
+        card, begin = _going_on(card, *found)
+    else:
+        torch.manual_seed(job.settings.seed)
+        begin = state_arrays(build(card))
+    arrays = job.rounds(card).train(begin)
     effort = job.context(card).effort()
     model = job.audits(card).audit(arrays, "Auditing the original model", "original")
     job.note_model("original", model, effort)
@@ -39,6 +46,23 @@ def train(job: Coordinator, publisher: FleetPublisher) -> None:
         raise JobError(f"The trained model is not released. {stays}. {verdict.sentence()}")
     publisher.publish(card, arrays)
     job.advance("settled", note="trained")
+
+
+def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tuple[ModelCard, Arrays]:
+    """Return the card of a model that goes on from the champion, and the champion's weights.
+
+    Raises
+    ------
+    JobError
+        If the settings ask for another network than the champion is.
+    """
+    if before.architecture != card.architecture:
+        raise JobError(
+            f"The champion is a {before.architecture}, and model.architecture asks for a {card.architecture}: set "
+            "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
+        )
+    updates = {"classes": before.classes, "parent": digest(champion.arrays)}
+    return card.model_copy(update=updates), dict(champion.arrays)
 
 
 def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard:
