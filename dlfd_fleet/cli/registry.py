@@ -28,6 +28,22 @@ def list_versions(
     console.print(promotion_table(settings) if history else registry_table(settings))
 
 
+@app.command("import")
+def import_model(
+    source: Annotated[
+        str, typer.Argument(help="Folder of model.safetensors and card.json, or models:/NAME/VERSION of MLflow.")
+    ],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a model that exists already the champion of epoch 0: jobs train on from it, and erase from it."""
+    from dlfd_fleet.federation.jobs.import_model import import_model as imported
+    from dlfd_fleet.progress import ConsoleProgress
+
+    record = imported(load(config, overrides).settings, source, ConsoleProgress(console))
+    console.print(f"{source} is the champion, epoch 0 (job {record.job}).", soft_wrap=True, highlight=False)
+
+
 @app.command("promote")
 def promote(
     version: Version,

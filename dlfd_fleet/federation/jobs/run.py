@@ -55,6 +55,9 @@ def run_jobs(
         tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
+            if record.kind == "import":
+                store.save(record.at("failed").changed(note="interrupted; import the model again"))
+                continue
             progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = _carry_out(grid, store, tracker, progress, record)
         if done is None or done.kind != kind or done.step == "cancelled":
@@ -127,13 +130,11 @@ def _carry_out(
         status = "KILLED"
         raise
     finally:
-        _tell_end(job, store, tracker, status)
+        tell_end(job, store, tracker, status)
     return job.record
 
 
-def _tell_end(
-    job: Coordinator, store: Store, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"]
-) -> None:
+def tell_end(job: Coordinator, store: Store, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Tell MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
     name = job.record.job
     try:

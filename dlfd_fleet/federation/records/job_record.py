@@ -21,7 +21,8 @@ from dlfd_fleet.report.contents import (
 )
 from dlfd_fleet.settings import Format
 
-JobKind = Literal["train", "erase"]
+JobKind = Literal["train", "erase", "import"]
+"""An import makes a model that exists already the champion; no site takes part in it."""
 JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
 STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
