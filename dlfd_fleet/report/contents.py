@@ -124,6 +124,8 @@ class Proceedings(Part):
     sites: tuple[SiteShare, ...] = ()
     parent: str | None = None
     """SHA-256 of the weights that were unlearned from."""
+    method: str = "DLFD"
+    """Title of the method that the sites unlearned by."""
     retrained: bool = False
     """Whether the model was trained anew instead, without the forgotten people."""
     attempts: int = 0

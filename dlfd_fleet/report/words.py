@@ -87,8 +87,8 @@ def _done(report: ErasureReport) -> str:
         how = "a model that was trained anew without them"
     else:
         how = (
-            "one that was changed by a procedure called DLFD, with the aim that it treats their images like those of "
-            "people whom it has never seen"
+            f"one that was changed by a procedure called {report.method}, with the aim that it treats their images "
+            "like those of people whom it has never seen"
         )
     when = f" on {day(report.settled_at)}" if report.settled_at else ""
     waiting = report.requests - len(report.served)

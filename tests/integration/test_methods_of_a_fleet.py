@@ -58,7 +58,7 @@ def test_a_method_of_another_package_forgets_at_every_site_that_was_asked(fleet)
             problems.append(session.problem)
             super().unlearn(session)
 
-    METHODS.register(Method("watched", "watched", "none", (Candidate(Watched(), {"epochs": 2.0, "batch_size": 4}),)))
+    METHODS.register(Method("watched", "Watched", "none", (Candidate(Watched(), {"epochs": 2.0, "batch_size": 4}),)))
     given = SiteUnlearningSettings(learning_rate=0.003)
     settings = fleet(method="watched", unlearning=given)
     grid = InProcessGrid(settings)
@@ -70,7 +70,10 @@ def test_a_method_of_another_package_forgets_at_every_site_that_was_asked(fleet)
     used = {(one.settings.epochs, one.settings.batch_size, one.settings.learning_rate) for one in problems}
     assert used == {(2.0, 4, 0.003)}
     assert {one.validation for one in problems} == {None}
-    assert Store(settings.state_folder).settings_of(record.job).erasure.method == "watched"
+    store = Store(settings.state_folder)
+    assert store.settings_of(record.job).erasure.method == "watched"
+    page = (store.folders.made(record.job) / "report.html").read_text(encoding="utf-8")
+    assert "changed by a procedure called Watched, with the aim" in page
 
 
 @pytest.mark.parametrize(

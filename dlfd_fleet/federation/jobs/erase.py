@@ -15,6 +15,7 @@ from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
 from dlfd_fleet.models import ModelCard, build, digest, state_arrays
+from dlfd_fleet.unlearning.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def erase(job: Coordinator, origin: Origin, publisher: Publisher) -> None:
         note = f"{NOTHING_TO_UNLEARN}; {settled.purged_images} images purged at the sites"
         job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged)
         return
-    job.note(parent=digest(origin.arrays))
+    job.note(parent=digest(origin.arrays), method=METHODS[job.settings.erasure.method].title)
     publisher.prepare()
     original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
     job.note_model("original", original, origin.effort)

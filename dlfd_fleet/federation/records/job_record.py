@@ -96,6 +96,7 @@ class Notes(TypedDict, total=False):
     asked: tuple[AskedRequest, ...]
     sites: tuple[SiteShare, ...]
     parent: str
+    method: str
     retrained: bool
     attempts: int
     readings: tuple[GateReading, ...]
