@@ -73,8 +73,8 @@ def make_report(**changes) -> ErasureReport:
             ),
         ),
         "sites": (
-            SiteShare(site="site-1a2b3c4d", requests=1, forget_images=20, training_images=90),
-            SiteShare(site="site-5e6f7a8b", requests=1, forget_images=20, training_images=80),
+            SiteShare(site="site-1a2b3c4d", requests=1, forget_images=20, training_images=90, counted_images=90),
+            SiteShare(site="site-5e6f7a8b", requests=1, forget_images=20, training_images=80, counted_images=80),
         ),
         "absent": {"site-5e6f7a8b": "did not answer query.settle within 3600 s"},
         "acknowledged": {"site-1a2b3c4d": 1},
@@ -84,7 +84,9 @@ def make_report(**changes) -> ErasureReport:
         "verdict": verdict,
         "models": {name: ModelResult(scores=scores(auc), seconds=9.0, bytes_sent=10) for name, auc in models.items()},
         "readings": tuple(
-            GateReading(attempt=1, round=number, utility=0.8, utility_half_width=0.1, attack_auc=auc)
+            GateReading(
+                attempt=1, round=number, utility=0.8, utility_half_width=0.1, retain_accuracy=0.97, attack_auc=auc
+            )
             for number, auc in enumerate((0.7, 0.6, 0.5))
         ),
         "losses": dict.fromkeys(("original", "unlearned"), losses),

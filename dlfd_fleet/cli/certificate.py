@@ -72,7 +72,7 @@ def _print(statement: Statement) -> None:
     console.print(table)
     requests = Table("request", "asked", "deadline", "served")
     for request in claims.requests:
-        dates = [f"{moment:%Y-%m-%d}" if moment else "-" for moment in (request.asked_at, request.deadline)]
+        dates = [f"{day:%Y-%m-%d}" for day in (request.asked_at, request.deadline)]
         requests.add_row(request.request, *dates, "yes" if request.served else "no")
     console.print(requests)
     scores = Table("model", "MIA AUC [95%]", "test accuracy [95%]", "forget accuracy [95%]")

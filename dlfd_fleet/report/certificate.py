@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +20,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from dlfd_fleet.audit import Verdict
 from dlfd_fleet.exceptions import EvidenceError
-from dlfd_fleet.report.contents import Day, ErasureReport
+from dlfd_fleet.report.contents import ErasureReport
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _LARGEST = 4 * 2**20
@@ -47,8 +47,8 @@ class RequestClaim(_Claims):
     """A request under its random id."""
 
     request: str
-    asked_at: Day | None
-    deadline: Day | None
+    asked_at: date
+    deadline: date
     served: bool
 
 

@@ -9,12 +9,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from dlfd_fleet.audit import Difference, Estimate, Scores, Verdict
 from dlfd_fleet.exceptions import EvidenceError
@@ -32,26 +32,13 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _day_of(value: object) -> object:
-    if isinstance(value, str) and "T" in value:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError("it has no time zone")
-        return moment.astimezone(UTC).date()
-    return value
-
-
-Day = Annotated[date, BeforeValidator(_day_of)]
-"""A day in UTC; what an earlier release wrote to the microsecond is read as its day."""
-
-
 class AskedRequest(Part):
     """One person's request at one site, under the id that it had in this job alone, with its days in UTC."""
 
     request: str
     site: str
-    asked_at: Day | None = None
-    deadline: Day | None = None
+    asked_at: date
+    deadline: date
 
 
 class SiteShare(Part):
@@ -61,8 +48,8 @@ class SiteShare(Part):
     requests: int
     forget_images: int
     training_images: int
-    counted_images: int | None = None
-    """By how many of them it counted; reports of earlier releases do not say."""
+    counted_images: int
+    """By how many of them it counted."""
 
 
 class GateReading(Part):
@@ -74,8 +61,8 @@ class GateReading(Part):
     """Balanced accuracy."""
     utility_half_width: float
     """Half the width of its 95% interval."""
-    retain_accuracy: float | None = None
-    """Balanced accuracy on the people who stay; reports of earlier releases do not say."""
+    retain_accuracy: float
+    """Balanced accuracy on the people who stay."""
     attack_auc: float
 
 
@@ -153,6 +140,7 @@ class ErasureReport(Proceedings):
     epoch: int
     """Of the fleet after the job."""
     requests: int
+    asked: Annotated[tuple[AskedRequest, ...], Field(min_length=1)]
     served: tuple[str, ...]
     """Requests that the released model has forgotten."""
     verdict: Verdict | None
@@ -173,13 +161,13 @@ class ErasureReport(Proceedings):
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
     @property
-    def first_deadline(self) -> date | None:
-        """The earliest deadline of a request, where sites said it."""
-        return min((request.deadline for request in self.asked if request.deadline), default=None)
+    def first_deadline(self) -> date:
+        """The earliest deadline of a request."""
+        return min(request.deadline for request in self.asked)
 
     def deadline_met(self, request: AskedRequest) -> bool | None:
-        """Tell whether a request's model was released by the day it was due; None if it waits, or no day is known."""
-        if request.deadline is None or self.settled_at is None or request.request not in self.served:
+        """Tell whether a request's model was released by the day it was due; None if it waits."""
+        if self.settled_at is None or request.request not in self.served:
             return None
         return self.settled_at.astimezone(UTC).date() <= request.deadline
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -146,7 +146,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score_text, "moment": _moment, "day": _day, "result": _result, "purge": _purge}
+    environment.filters |= {"score": score_text, "moment": _moment, "result": _result, "purge": _purge}
     environment.globals |= {"words": words, "score_titles": SCORE_TITLES, "complete": _COMPLETE_WITHOUT_DEVICES}
     return environment
 
@@ -158,10 +158,6 @@ def score_text(value: Estimate | float | None) -> str:
 
 def _moment(value: datetime | None) -> str:
     return "not known" if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _day(value: date | None) -> str:
-    return "not known" if value is None else value.isoformat()
 
 
 def _result(request: AskedRequest, report: ErasureReport, later: Mapping[str, str]) -> str:

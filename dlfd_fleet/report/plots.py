@@ -39,9 +39,8 @@ def gate_plot(readings: Sequence[GateReading]) -> str:
         axis.fill_between(places, low, high, color=_UNSEEN, alpha=0.15, linewidth=0)
         axis.plot(places, utility, "o-", color=_UNSEEN, label="balanced accuracy, 95% band")
         axis.plot(places, [one.attack_auc for one in readings], "s-", color=_FORGET, label="attack AUC")
-        stay = [one.retain_accuracy for one in readings if one.retain_accuracy is not None]
-        if len(stay) == len(readings):
-            axis.plot(places, stay, "^-", color=_RETAIN, label="accuracy, people who stay")
+        retained = [one.retain_accuracy for one in readings]
+        axis.plot(places, retained, "^-", color=_RETAIN, label="accuracy, people who stay")
         axis.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":")
         axis.set(ylim=(0.0, 1.05), xlabel="round", xticks=list(places))
         axis.set_xticklabels(_rounds(readings))

@@ -88,7 +88,7 @@ ERASURE = """{% extends "base" %}
 <dl>
 <div><dt>Verdict</dt><dd>{{ verdict(report.verdict.outcome.value) if report.verdict else "none" }}</dd></div>
 <div><dt>Released</dt><dd>{{ (report.settled_at | moment) if report.released else "no" }}</dd></div>
-<div><dt>Earliest deadline</dt><dd>{{ report.first_deadline | day }}</dd></div>
+<div><dt>Earliest deadline</dt><dd>{{ report.first_deadline }}</dd></div>
 <div><dt>Erasure epoch</dt><dd>{{ report.epoch }}{{ "" if report.released else " (unchanged)" }}</dd></div>
 <div><dt>Sites that took part</dt><dd>{{ report.sites | length }}{% if report.absent %}, {{ report.absent | length }} absent at the end{% endif %}</dd></div>
 <div><dt>Images purged</dt><dd>{{ report.purged_images }}</dd></div>
@@ -97,13 +97,12 @@ ERASURE = """{% extends "base" %}
 
 <section><h2>What was asked</h2>
 <p>The coordinator knows requests by ids of this job alone, and never a name. Who a request is of, only its site can tell: <code>dlfd-fleet forget show ID</code>.</p>
-{% if report.asked %}<div class="wide"><table>
+<div class="wide"><table>
 <thead><tr><th>request</th><th>site</th><th>asked</th><th>deadline</th><th>result</th></tr></thead>
 <tbody>{% for one in report.asked %}
-<tr><th scope="row"><code class="name">{{ one.request }}</code></th><td><code class="name">{{ one.site }}</code></td><td class="number">{{ one.asked_at | day }}</td>
-<td class="number">{{ one.deadline | day }}</td><td>{{ one | result(report, acknowledged_later) }}</td></tr>
+<tr><th scope="row"><code class="name">{{ one.request }}</code></th><td><code class="name">{{ one.site }}</code></td><td class="number">{{ one.asked_at }}</td>
+<td class="number">{{ one.deadline }}</td><td>{{ one | result(report, acknowledged_later) }}</td></tr>
 {%- endfor %}</tbody></table></div>
-{% else %}<p>An earlier release kept only their number: {{ report.requests }}.</p>{% endif %}
 </section>
 
 <section><h2>What was done</h2>

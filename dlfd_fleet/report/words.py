@@ -67,11 +67,9 @@ def lead(report: ErasureReport) -> Iterator[str]:
 def _asked(report: ErasureReport) -> str:
     sites = sum(1 for site in report.sites if site.requests)
     where = f" reached {count(sites, 'site')} of this fleet" if sites else " reached this fleet"
-    moments = sorted(request.asked_at for request in report.asked if request.asked_at)
-    when = ""
-    if moments:
-        first, last = day(moments[0]), day(moments[-1])
-        when = f"On {first}, " if first == last else f"Between {first} and {last}, "
+    days = [request.asked_at for request in report.asked]
+    first, last = day(min(days)), day(max(days))
+    when = f"On {first}, " if first == last else f"Between {first} and {last}, "
     images = sum(site.forget_images for site in report.sites)
     trained = f" The sites hold {count(images, 'image')} of the people who asked." if images else ""
     return f"{when}{count(report.requests, 'request')} to be forgotten{where}.{trained}"
@@ -104,8 +102,7 @@ def _why_not_released(report: ErasureReport) -> str:
         return f"The job failed: {report.note.rstrip('.')}."
     if report.state == "cancelled":
         return "The job was cancelled."
-    # Reports that earlier releases wrote say the state before the last one; only one that has settled has a date.
-    if report.state != "settled" and report.settled_at is None:
+    if report.state != "settled":
         return "The job has not ended."
     if report.verdict is None:
         return "The job has ended without a verdict."
@@ -146,8 +143,6 @@ def outcome(verdict: str, margin: float, power: float, *, retrained: bool = Fals
 
 def _deadline(report: ErasureReport) -> str:
     deadline = report.first_deadline
-    if deadline is None:
-        return "The sites did not say by when the requests are due."
     if not report.released or report.settled_at is None:
         return f"The earliest deadline is {day(deadline)}; it is not met by this job."
     left = (deadline - report.settled_at.astimezone(UTC).date()).days

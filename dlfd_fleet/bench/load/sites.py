@@ -115,6 +115,7 @@ def measure_round(settings: Settings, sites: int) -> Measurement:
         node: PendingReply(
             site=f"{node:08x}",
             requests=(),
+            dates={},
             forget_images=0,
             class_images=(_IMAGES // 2, _IMAGES // 2),
             classes=card.classes,

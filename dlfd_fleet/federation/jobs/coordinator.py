@@ -183,15 +183,14 @@ class Coordinator:
         counted = {}
         for job in self.earlier:
             for share in job.proceedings.sites if job.started_at < self.record.started_at else ():
-                images = share.training_images if share.counted_images is None else share.counted_images
-                counted[share.site.removeprefix(site_name(""))] = images
+                counted[share.site.removeprefix(site_name(""))] = share.counted_images
         return counted
 
     def _note_sites(self, replies: Iterable[PendingReply], claims: Mapping[str, Claim]) -> None:
         """Note who takes part and what was asked, as the sites said it when the job began, and who says too much."""
         requests, sites = list[AskedRequest](), list[SiteShare]()
         for reply in replies:
-            name, dates = site_name(reply.site), reply.dates
+            name = site_name(reply.site)
             sites.append(
                 SiteShare(
                     site=name,
@@ -205,8 +204,7 @@ class Coordinator:
                 self.progress.say(f"{name} {claims[reply.site].doubt}.")
                 self.recorder.tags({f"dlfd.counted.{name}": claims[reply.site].doubt})
             for request in reply.requests:
-                when = dates[request].model_dump() if request in dates else {}
-                requests.append(AskedRequest(request=request, site=name, **when))
+                requests.append(AskedRequest(request=request, site=name, **reply.dates[request].model_dump()))
         self.note(asked=tuple(requests), sites=tuple(sites))
 
     # ------------------------------------------------------------------ the end

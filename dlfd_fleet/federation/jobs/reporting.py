@@ -96,13 +96,13 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         revoked=tuple(
             Revoked(job=job.job, epoch=job.epoch) for job in earlier if record.released and job.epoch < record.epoch
         ),
-        settings=_governing(store.settings_as_written(record.job)),
+        settings=_governing(store.settings_of(record.job).model_dump(mode="json")),
         seconds=record.seconds,
     )
 
 
 def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay) -> None:
-    """Draw the pages of earlier releases again that say less than is known by now, here and in MLflow.
+    """Draw the pages of earlier jobs again that say less than is known by now, here and in MLflow.
 
     Sites that were away have purged since, and devices; ``report.json`` and the certificate stay as they are. What
     cannot be drawn holds no job: it is said, and the next job tries again.

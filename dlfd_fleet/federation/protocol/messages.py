@@ -95,8 +95,8 @@ class PendingReply(FleetMessage):
     site: SiteId
     requests: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)]
     """The requests that the job has taken up, under ids of this job's own."""
-    dates: Annotated[dict[RequestId, RequestDates], Field(max_length=MOST_REQUESTS)] = Field(default_factory=dict)
-    """Of each of them; sites of earlier releases do not say."""
+    dates: Annotated[dict[RequestId, RequestDates], Field(max_length=MOST_REQUESTS)]
+    """Of each of them."""
     waiting: Count = 0
     """How many other requests wait for the next job."""
     unsettled: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
@@ -122,6 +122,8 @@ class PendingReply(FleetMessage):
         for what, names in (("a class", self.classes), ("a request", self.requests)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} is named twice")
+        if self.dates.keys() != set(self.requests):
+            raise ValueError("the dates are of other requests than those that it names")
         return self
 
     @property

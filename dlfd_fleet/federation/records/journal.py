@@ -142,9 +142,7 @@ class Journal:
 
 
 _REQUESTS = TypeAdapter(tuple[str, ...])
-_PARITY = TypeAdapter(  # the shorter ones are of earlier releases
-    tuple[float, int] | tuple[float, int, int] | tuple[float, int, int, dict[str, Tally]]
-)
+_PARITY = TypeAdapter(tuple[float, int, int, dict[str, Tally]])
 
 
 def _columns(samples: SampleScores) -> dict[str, Tensor]:

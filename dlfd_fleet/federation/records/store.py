@@ -6,13 +6,11 @@ SQLite file, a transaction a change. Whenever a process dies, a step is finished
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import filelock
 import sqlalchemy as sa
@@ -30,7 +28,7 @@ from dlfd_fleet.federation.records.job_record import (
 )
 from dlfd_fleet.federation.records.order import time_after_all
 from dlfd_fleet.federation.records.steps import Steps
-from dlfd_fleet.federation.records.tables import JOB, PROMOTION, STORE, TABLES
+from dlfd_fleet.federation.records.tables import JOB, STORE, TABLES
 from dlfd_fleet.settings import Settings
 
 LOCK_FILE = "coordinator.lock"
@@ -90,8 +88,6 @@ class Store:
                 TABLES.create_all(connection)
                 connection.execute(sa.insert(STORE).values(version=_VERSION))
             version = connection.execute(sa.select(STORE.c.version)).scalar() if not known or "store" in known else 0
-            if version == _VERSION and known and PROMOTION.name not in known:
-                PROMOTION.create(connection)  # an earlier release made the file
         making.dispose()
         if version != _VERSION:
             raise JobError(
@@ -175,13 +171,6 @@ class Store:
             return Settings.model_validate_json(text)
         except ValidationError as error:
             raise JobError(f"The settings of {job} in {self.file} are of another release; cancel the job.") from error
-
-    def settings_as_written(self, job: str) -> dict[str, Any]:
-        """Return the settings that a job was started with, whatever release wrote them."""
-        with self._transaction() as connection:
-            text = connection.execute(sa.select(JOB.c.settings).where(JOB.c.job == job)).scalar_one()
-        tree: dict[str, Any] = json.loads(text)
-        return tree
 
     def jobs(self) -> list[JobRecord]:
         """Return all jobs, oldest first."""

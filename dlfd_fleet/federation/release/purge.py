@@ -22,11 +22,10 @@ def purge_remembering(store: Store) -> list[str]:
     champion = store.champions.current()
     if champion is None or not champion.epoch or store.unfinished():
         return []  # a job that goes on may need the model that it began with
-    first = next((move for move in store.champions.history() if move.epoch == champion.epoch), None)
-    since = first.at if first else store.load(champion.job).started_at  # an earlier release kept no history
-    kept, purged = {champion.job, first.job if first else champion.job}, []
+    first = next(move for move in store.champions.history() if move.epoch == champion.epoch)
+    kept, purged = {champion.job, first.job}, []
     for record in store.jobs():
-        if record.job not in kept and record.started_at < since and delete_model(store, record.job):
+        if record.job not in kept and record.started_at < first.at and delete_model(store, record.job):
             purged.append(record.job)
     return purged
 

@@ -181,7 +181,7 @@ def test_a_site_is_made_looked_at_and_purged(tmp_path, synthetic_faces):
 
 def test_a_certificate_is_verified_offline_by_a_named_key_and_a_changed_one_is_refused(tmp_path):
     kept = Path(__file__).parents[1] / "report" / "certificates"
-    certificate, key = kept / "0.1.0.json", kept / "0.1.0.pub.pem"
+    certificate, key = kept / "format-1.json", kept / "format-1.pub.pem"
     verified = fleet("certificate", "verify", certificate, "--key", key)
     assert verified.returncode == 0, verified.stderr
     assert "Verified." in verified.stdout

@@ -81,7 +81,13 @@ def test_of_two_updates_nobody_can_tell_the_odd_one():
 def test_rare_classes_weigh_more_over_the_whole_fleet():
     def reply(*counts):
         return PendingReply(
-            site="0a1b2c3d", requests=(), forget_images=0, class_images=counts, classes=("a", "b"), image_size=64
+            site="0a1b2c3d",
+            requests=(),
+            dates={},
+            forget_images=0,
+            class_images=counts,
+            classes=("a", "b"),
+            image_size=64,
         )
 
     weights = class_weights({1: reply(30, 10), 2: reply(30, 10)})

@@ -11,7 +11,13 @@ from pydantic import ValidationError
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.protocol.messages import AuditResult, PendingQuery, PendingReply, SettleResult
+from dlfd_fleet.federation.protocol.messages import (
+    AuditResult,
+    PendingQuery,
+    PendingReply,
+    RequestDates,
+    SettleResult,
+)
 from dlfd_fleet.federation.rounds.audits import check_counts
 from dlfd_fleet.federation.rounds.counts import (
     Claim,
@@ -29,10 +35,15 @@ from tests.unit.federation.test_fleet import ScriptedGrid
 pytestmark = pytest.mark.usefixtures("flower_run")
 
 
+DATES = RequestDates(asked_at=date(2026, 1, 2), deadline=date(2026, 2, 2))
+
+
 def reply(number, *images, forget=0):
+    requests = (f"r{number}",) if forget else ()
     return PendingReply(
         site=f"{number:08x}",
-        requests=(f"r{number}",) if forget else (),
+        requests=requests,
+        dates=dict.fromkeys(requests, DATES),
         forget_images=forget,
         class_images=images,
         classes=("a", "b"),

@@ -11,14 +11,22 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply, SettleResult
+from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply, RequestDates, SettleResult
 from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
 from dlfd_fleet.federation.rounds.requests import Settled, ask_pending, settle
 
 SITE, OTHER = "0a1b2c3d", "11111111"
 QUERY = PendingQuery(job="job-1", take=True)
+DATES = RequestDates(asked_at=date(2026, 1, 2), deadline=date(2026, 2, 2))
+
+
+def asking(*requests):
+    """Return the fields of a reply that names requests."""
+    return {"requests": requests, "dates": dict.fromkeys(requests, DATES)}
+
+
 REPLY = PendingReply(
-    site=SITE, requests=("r1",), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32
+    site=SITE, **asking("r1"), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32
 )
 
 pytestmark = pytest.mark.usefixtures("flower_run")
@@ -65,7 +73,7 @@ def test_replies_are_taken_as_they_come_and_bad_nodes_do_not_end_a_job():
 
 
 def test_only_nodes_that_answer_the_first_question_take_part():
-    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r3",)})
+    other = REPLY.model_copy(update={"site": OTHER, **asking("r3")})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: RecordDict({}), 3: other.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert ask_pending(fleet, QUERY) == {1: REPLY, 3: other}
@@ -76,7 +84,7 @@ def test_only_nodes_that_answer_the_first_question_take_part():
 
 def test_sites_that_count_the_same_request_are_both_left_out():
     other = REPLY.model_copy(update={"site": OTHER})
-    third = REPLY.model_copy(update={"site": "2" * 8, "requests": ("r3",)})
+    third = REPLY.model_copy(update={"site": "2" * 8, **asking("r3")})
     fleet = Fleet(ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: third.to_records()}), timeout=1.0)
     assert ask_pending(fleet, QUERY) == {3: third}
     assert set(fleet.absent.values()) == {"counts a request that another site counts, too"}
@@ -121,12 +129,12 @@ def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym()
         def answer(query):
             queries.append(query.asked)
             people = {"ab" * 32: deadline}
-            return REPLY.model_copy(update={"site": site, "requests": (f"r-{site}",), "people": people})
+            return REPLY.model_copy(update={"site": site, **asking(f"r-{site}"), "people": people})
 
         return answer
 
     def hears(query):
-        return REPLY.model_copy(update={"site": "2" * 8, "requests": ("r2",) if query.asked else ()})
+        return REPLY.model_copy(update={"site": "2" * 8, **asking(*("r2",) if query.asked else ())})
 
     replies = ask_pending(
         Fleet(AnsweringGrid({1: asks(SITE, late), 2: asks(OTHER, early), 3: hears}), timeout=1.0), QUERY
@@ -136,7 +144,7 @@ def test_sites_learn_of_people_who_asked_at_another_site_under_their_pseudonym()
 
 
 def test_a_site_that_asks_for_too_much_waits_for_an_operator():
-    greedy = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",), "forget_images": 30})
+    greedy = REPLY.model_copy(update={"site": OTHER, **asking("r2"), "forget_images": 30})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: greedy.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY, 0.5)) == [1]
@@ -170,7 +178,7 @@ def test_a_quorum_is_of_the_members_and_an_expelled_one_is_none_any_more():
 
 def test_a_silent_site_costs_a_job_one_wait_and_is_still_told_the_end(silent):
     """It answered the first question; the rounds after its first silence do not ask it, and the quorum counts it."""
-    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",)})
+    other = REPLY.model_copy(update={"site": OTHER, **asking("r2")})
     grid, asked = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records()}), []
     push = grid.push_messages
     grid.push_messages = lambda messages: push([asked.append(each.metadata.dst_node_id) or each for each in messages])
@@ -213,8 +221,8 @@ def test_words_of_a_site_are_cut_and_shown_as_text():
 
 
 def test_a_site_of_other_classes_than_most_is_left_out_and_two_that_differ_end_the_job():
-    other = REPLY.model_copy(update={"site": OTHER, "requests": ("r2",)})
-    odd = REPLY.model_copy(update={"site": "2" * 8, "requests": ("r3",), "classes": ("a" * 200, "b")})
+    other = REPLY.model_copy(update={"site": OTHER, **asking("r2")})
+    odd = REPLY.model_copy(update={"site": "2" * 8, **asking("r3"), "classes": ("a" * 200, "b")})
     grid = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: odd.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY)) == [1, 2]

@@ -156,6 +156,7 @@ DAY = "2026-01-02"
         (changed(dates={"r1": {"asked_at": "9999-12-31T23:59:59-14:00", "deadline": DAY}}), "asked_at"),
         (changed(dates={"r1": {"asked_at": "2026-01-01T10:00:00", "deadline": DAY}}), "asked_at"),
         (changed(dates={"r1": {"asked_at": 1e300, "deadline": DAY}}), "asked_at"),
+        (changed(dates={}), "the dates are of other requests"),
         (changed(people={"ab" * 32: "0001-01-01T00:00:00+14:00"}), "people"),
         (changed(people={"nobody": DAY}), "people"),
         (changed(withdrawn={"ab" * 32: ["cd"]}), "withdrawn"),

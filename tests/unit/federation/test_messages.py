@@ -16,6 +16,10 @@ from dlfd_fleet.federation.protocol.packing import (
     samples_of,
 )
 
+REPLY = PendingReply(
+    site="0a1b2c3d", requests=(), dates={}, forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64
+)
+
 
 @pytest.fixture
 def samples():
@@ -131,16 +135,10 @@ def test_samples_that_no_site_can_have_measured_are_refused(samples, column, val
 
 
 def test_a_reply_counts_the_images_of_every_class():
-    right = PendingReply(
-        site="0a1b2c3d", requests=(), forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64
-    )
-    records = right.model_copy(update={"class_images": (3,)}).to_records()
+    records = REPLY.model_copy(update={"class_images": (3,)}).to_records()
     with pytest.raises(MessageError, match=r"site-a sent a wrong PendingReply: .*1 counts of images for 2 classes"):
         PendingReply.from_records(records, "site-a")
 
 
 def test_images_to_train_on_are_counted_by_class():
-    reply = PendingReply(
-        site="0a1b2c3d", requests=(), forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64
-    )
-    assert reply.retain_images == 7
+    assert REPLY.retain_images == 7

@@ -1,39 +1,21 @@
-"""A report of any job that is on disk: settled, failed, of an earlier release, or none at all."""
+"""A report of any job that is on disk: settled, failed, or none at all."""
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import EvidenceError, JobError
 from dlfd_fleet.federation.jobs.reporting import latest_erasure, report_of, write_report
-from dlfd_fleet.federation.records.job_record import FinishedStep, JobRecord
+from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.report.contents import AskedRequest, Proceedings
 from dlfd_fleet.settings import Settings
 
-# As dlfd-fleet wrote it before reports: no proceedings.
-OLDER = {
-    "job": "erase-1",
-    "kind": "erase",
-    "step": "settled",
-    "started_at": "2026-11-24T11:10:07Z",
-    "epoch": 1,
-    "requests": 4,
-    "models": {},
-    "verdict": {"outcome": "PASS", "reasons": ["no difference detected"], "margin": 0.1, "power": 0.9},
-    "formats": ["fp32"],
-    "file_verdicts": {},
-    "released": True,
-    "forgotten": ["a", "b", "c", "d"],
-    "note": "released as epoch 1; 40 images purged at the sites",
-    "absent": {},
-    "acknowledged": {"site-1": 1},
-    "unsent": 0,
-    "seconds": 40.0,
-}
+ASKED = AskedRequest(request="r1", site="site-a", asked_at=date(2026, 11, 3), deadline=date(2026, 12, 3))
 
 
 @pytest.fixture
@@ -49,18 +31,10 @@ def settings_of(store):
 
 def job(store, kind="erase", **changes):
     settings = Settings(state_folder=store.folder.parent, tracking={"uri": "https://secret.host"})
-    record = store.new_job(kind, settings).model_copy(update=changes)
+    noted = Proceedings(asked=(ASKED,) * changes.get("requests", 0))
+    record = store.new_job(kind, settings).model_copy(update={"proceedings": noted} | changes)
     store.save(record)
     return record
-
-
-def test_a_record_of_an_earlier_release_still_makes_a_report(store, tmp_path):
-    name = job(store).job
-    record = JobRecord.model_validate_json(json.dumps(OLDER | {"job": name}))
-    store.save(record)
-    page, data = write_report(store, None, tmp_path / "page.html", settings_of(store))
-    assert "4 requests to be forgotten: a new model was released" in page.read_text()
-    assert json.loads(data.read_bytes())["served"] == ["a", "b", "c", "d"]
 
 
 def test_a_job_that_failed_says_why_and_what_its_steps_took(store, tmp_path):
@@ -126,9 +100,8 @@ def test_what_has_no_report_is_told_so(store, tmp_path):
 
 
 def test_a_settled_job_with_verdict_fail_is_told_as_ended_by_page_and_command(store, tmp_path, capsys):
-    verdict = {"outcome": "FAIL", "reasons": ["it has collapsed"], "margin": 0.1, "power": 0.9}
-    name = job(store).job
-    store.save(JobRecord.model_validate_json(json.dumps(OLDER | {"job": name, "released": False, "verdict": verdict})))
+    verdict = Verdict(outcome=Outcome.FAIL, reasons=("it has collapsed",), margin=0.1, power=0.9)
+    name = job(store, step="settled", requests=1, verdict=verdict).job
     file = tmp_path / "page.html"
     app(["report", name, "--output", str(file), "--set", f"state_folder={store.folder.parent}"], standalone_mode=False)
     sentence = "FAIL: it has collapsed (margin 0.10, power 0.90)."

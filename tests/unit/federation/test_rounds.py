@@ -62,6 +62,7 @@ def fit_round(models, silent, *, final, garbles=None, most_images=4):
         node: PendingReply(
             site="0a1b2c3d",
             requests=(),
+            dates={},
             forget_images=0,
             class_images=(2, count - 2),
             classes=CARD.classes,

@@ -88,18 +88,6 @@ def test_the_history_of_promotions_says_who_and_why_and_cannot_be_changed(tmp_pa
             connection.execute(change)
 
 
-def test_a_store_of_an_earlier_release_gets_a_history(tmp_path):
-    store = Store(tmp_path)
-    store.close()
-    with sqlite3.connect(store.file) as connection:
-        connection.execute("DROP TABLE promotion")
-    store = Store(tmp_path)
-    store.champions.move(Champion(job="train-1", epoch=0))
-    assert len(store.champions.history()) == 1
-    with sqlite3.connect(store.file) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        connection.execute("DELETE FROM promotion")
-
-
 def test_models_of_jobs_that_began_before_an_erasure_are_deleted(tmp_path):
     store = Store(tmp_path)
 

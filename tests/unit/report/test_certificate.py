@@ -107,7 +107,7 @@ def leaves(tree, path=()):
         yield path
 
 
-PAYLOAD = json.loads(base64.b64decode(json.loads((KEPT / "0.1.0.json").read_text())["payload"]))
+PAYLOAD = json.loads(base64.b64decode(json.loads((KEPT / "format-1.json").read_text())["payload"]))
 
 
 @pytest.mark.parametrize("path", list(leaves(PAYLOAD)), ids=lambda path: ".".join(map(str, path)))
@@ -120,7 +120,9 @@ def test_no_claim_can_be_changed_under_the_signature(tmp_path, path):
     value = branch[leaf]
     branch[leaf] = value + 1 if isinstance(value, int | float) else f"{value}0"
     with pytest.raises(EvidenceError):
-        verify(forged(tmp_path, envelope_of(KEPT / "0.1.0.json"), payload), load_public_key(KEPT / "0.1.0.pub.pem"))
+        verify(
+            forged(tmp_path, envelope_of(KEPT / "format-1.json"), payload), load_public_key(KEPT / "format-1.pub.pem")
+        )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_a_model_and_a_report_must_be_those_that_are_certified(tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(KEPT.glob("*.json")), ids=lambda file: file.stem)
-def test_certificates_of_earlier_releases_verify_for_ever(file):
+def test_a_certificate_of_each_format_verifies_for_ever(file):
     statement, _ = verify(file, load_public_key(file.with_suffix(".pub.pem")))
     assert statement.predicate.epoch == 1
     assert list(certified(statement))

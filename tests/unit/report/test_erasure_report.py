@@ -216,13 +216,12 @@ def test_devices_that_cannot_be_asked_are_said_to_be_unknown():
     assert "How far devices are is not known, and no request is closed until it is: the database does not" in text
 
 
-@pytest.mark.parametrize("state", ["settled", "judged"])  # earlier releases wrote the state before the last one
-def test_a_job_that_ended_with_fail_says_so_with_its_verdict(state):
+def test_a_job_that_ended_with_fail_says_so_with_its_verdict():
     failed = Verdict(outcome=Outcome.FAIL, reasons=("it has collapsed",), margin=0.1, power=0.9)
-    text = read_words(released=False, served=(), verdict=failed, state=state)
+    text = read_words(released=False, served=(), verdict=failed)
     assert "The job has ended with the verdict FAIL: it has collapsed (margin 0.10, power 0.90)." in text
     assert "has not ended" not in text
-    assert "The job has not ended" in read_words(released=False, served=(), state="judged", settled_at=None)
+    assert "The job has not ended" in read_words(released=False, served=(), state="judged")
 
 
 def test_a_report_survives_its_json_and_another_kind_is_refused():

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 
 import pytest
 
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
-from dlfd_fleet.tracking import open_registry, open_tracker
+from dlfd_fleet.tracking import open_registry
 from dlfd_fleet.tracking.local_store import prepare_store
 from tests.mlflow_client import client_of
 
@@ -30,18 +27,6 @@ def whole(tmp_path_factory):
     return file
 
 
-def halve(file, tables, *, version):
-    """Leave a store as a killed process does: some of the tables, and nothing in them."""
-    with closing(sqlite3.connect(file)) as database:
-        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for name in sorted(names)[tables:] if tables is not None else ():
-            if name != "alembic_version" or not version:
-                database.execute(f'DROP TABLE "{name}"')
-        if "experiments" in names and (tables is None or "experiments" in sorted(names)[:tables]):
-            database.execute("DELETE FROM experiments")
-        database.commit()
-
-
 def test_a_store_is_made_once_and_nothing_is_left_beside_it(whole):
     before = whole.read_bytes()
     prepare_store(f"sqlite:///{whole}")
@@ -50,34 +35,12 @@ def test_a_store_is_made_once_and_nothing_is_left_beside_it(whole):
     assert [found.name for found in client_of(f"sqlite:///{whole}").search_experiments()] == ["Default"]
 
 
-@pytest.mark.parametrize(("tables", "version"), [(0, False), (20, True), (None, True)])
-def test_a_half_made_store_is_moved_aside_with_a_sentence_and_what_waits_is_sent(
-    whole, tmp_path, caplog, tables, version
-):
+@pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
+def test_a_file_that_is_there_is_left_alone(tmp_path, content):
     file = tmp_path / "mlflow.db"
-    shutil.copy(whole, file)
-    halve(file, tables, version=version)
-    with open_tracker(TrackingSettings(), tmp_path) as tracker:
-        tracker.start_job("job-1", kind="train", parameters={"seed": 0}, tags={})
-        assert tracker.flush(PATIENCE) == 0
-        assert tracker.refused == 0
-    (run,) = client_of(f"sqlite:///{file}").search_runs(["1"])
-    assert run.data.params == {"seed": "0"}
-    assert (tmp_path / "mlflow.db.half-made-1").exists()
-    assert "was half made, with nothing in it; it is now mlflow.db.half-made-1" in caplog.text
-
-
-def test_a_store_with_something_in_it_or_that_is_none_of_ours_is_never_moved(whole, tmp_path):
-    file = tmp_path / "mlflow.db"
-    shutil.copy(whole, file)
-    with closing(sqlite3.connect(file)) as database:  # of another release of MLflow
-        database.execute("DROP TABLE alembic_version")
-        database.commit()
-    for content in (file.read_bytes(), b"no database at all" * 100):
-        file.write_bytes(content)
-        prepare_store(f"sqlite:///{file}")
-        assert file.read_bytes() == content
-    assert not list(tmp_path.glob("*half-made*"))
+    file.write_bytes(content)
+    prepare_store(f"sqlite:///{file}")
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("mlflow.db", content)]
 
 
 def test_a_process_killed_while_it_makes_the_store_leaves_none_or_a_whole_one(tmp_path):
@@ -96,7 +59,6 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none_or_a_whole_one(tm
     process.stdout.close()
     with open_registry(TrackingSettings(), tmp_path) as registry:
         assert registry.versions() == []
-    assert not list(tmp_path.glob("*half-made*"))
 
 
 def test_a_store_where_nothing_can_be_made_is_one_sentence_at_once(tmp_path):
