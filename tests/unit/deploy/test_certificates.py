@@ -49,7 +49,7 @@ def shaken_hands(keys, name, trusted):
 
 def test_a_client_trusts_the_superlink_under_its_names_only(keys, tmp_path):
     assert shaken_hands(keys, "superlink.example", keys / "ca.crt") is None
-    assert shaken_hands(keys, "127.0.0.1", keys / "ca.crt") is None  # its gate and its apps call it so
+    assert shaken_hands(keys, "127.0.0.1", keys / "ca.crt") is None  # its proxy and its apps call it so
     assert "Hostname mismatch" in shaken_hands(keys, "other.example", keys / "ca.crt")
     assert certificates("make", tmp_path / "other", "superlink.example").returncode == 0
     assert "CERTIFICATE_VERIFY_FAILED" in shaken_hands(keys, "superlink.example", tmp_path / "other" / "ca.crt")

@@ -107,23 +107,23 @@ def test_kustomization_names_every_manifest():
     assert {volume["configMap"]["name"] for volume in volumes if "configMap" in volume} == made
 
 
-def test_in_compose_the_gate_alone_is_published_and_the_superlink_is_reached_by_it_alone():
+def test_in_compose_the_proxy_alone_is_published_and_the_superlink_is_reached_by_it_alone():
     services = COMPOSE["services"]
     published = {
         name: port for name, service in services.items() for port in service.get("ports", []) if "127.0.0.1" not in port
     }
-    assert published == {"gate": "9300:9300"}
+    assert published == {"proxy": "9300:9300"}
     networks = {name: set(service["networks"]) for name, service in services.items()}
-    assert {name for name in networks if networks[name] & networks["superlink"]} == {"superlink", "gate", "mlflow"}
-    (between,) = networks["gate"] & networks["superlink"]
+    assert {name for name in networks if networks[name] & networks["superlink"]} == {"superlink", "proxy", "mlflow"}
+    (between,) = networks["proxy"] & networks["superlink"]
     assert COMPOSE["networks"][between]["internal"]
     for site in ("clinic", "shop"):
-        assert networks[site] < networks["gate"]
+        assert networks[site] < networks["proxy"]
         assert not networks[site] & (networks["superlink"] | networks["mlflow"] | networks["postgres"])
         assert "MLFLOW_TRACKING_URI" not in services[site].get("environment", {})
 
 
-def test_in_kubernetes_the_gate_alone_is_open_and_the_superlink_is_reached_by_it_alone():
+def test_in_kubernetes_the_proxy_alone_is_open_and_the_superlink_is_reached_by_it_alone():
     policies = {named(document): document["spec"] for document in MANIFESTS if document["kind"] == "NetworkPolicy"}
     assert policies["NetworkPolicy-nothing-but-names"]["podSelector"] == {}
     reached_by = {
@@ -132,25 +132,25 @@ def test_in_kubernetes_the_gate_alone_is_open_and_the_superlink_is_reached_by_it
         for rule in policy.get("ingress", [])
     }
     assert reached_by == {
-        ("gate", 9300): None,
-        ("superlink", 9299): [{"podSelector": {"matchLabels": {"app": "gate"}}}],
+        ("proxy", 9300): None,
+        ("superlink", 9299): [{"podSelector": {"matchLabels": {"app": "proxy"}}}],
         ("mlflow", 5000): [{"podSelector": {"matchLabels": {"app": "superlink"}}}],
         ("postgres", 5432): [{"podSelector": {"matchLabels": {"app": "mlflow"}}}],
     }
-    (sites_may,) = policies["NetworkPolicy-site-to-gate"]["egress"]
-    assert sites_may["to"] == [{"podSelector": {"matchLabels": {"app": "gate"}}}]
+    (sites_may,) = policies["NetworkPolicy-site-to-proxy"]["egress"]
+    assert sites_may["to"] == [{"podSelector": {"matchLabels": {"app": "proxy"}}}]
 
 
-def test_with_systemd_the_superlink_is_on_loopback_where_the_gate_looks_for_it():
+def test_with_systemd_the_superlink_is_on_loopback_where_the_proxy_looks_for_it():
     words = shlex.split(unit(DEPLOY / "systemd" / "dlfd-fleet-superlink.service")["Service"]["ExecStart"])
     given = dict(pairwise(words))
     assert given["--host"] == "127.0.0.1"
-    gate = (DEPLOY / "systemd" / "dlfd-fleet-gate.service").read_text()
-    assert f"GATE_SUPERLINK={given['--host']}:{given['--port']} " in gate
+    proxy = (DEPLOY / "systemd" / "dlfd-fleet-proxy.service").read_text()
+    assert f"PROXY_SUPERLINK={given['--host']}:{given['--port']} " in proxy
 
 
-def test_the_gate_is_a_gate_and_nothing_else():
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATE_")}
+def test_the_proxy_is_a_proxy_and_nothing_else():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
     command = [str(BIN / "caddy"), "adapt", "--config", str(DEPLOY / "Caddyfile"), "--adapter", "caddyfile"]
     adapted = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     caddy = json.loads(adapted.stdout)
@@ -163,7 +163,7 @@ def test_the_gate_is_a_gate_and_nothing_else():
     assert re.findall(r'"dial": ?"([^"]+)"', adapted.stdout) == ["superlink:9299"]
 
 
-def test_kubernetes_sets_no_variable_that_the_gate_reads():
+def test_kubernetes_sets_no_variable_that_the_proxy_reads():
     read = set(re.findall(r"\{\$(\w+)", (DEPLOY / "Caddyfile").read_text()))
     assert len(read) == 6
     for document in MANIFESTS:
@@ -172,9 +172,9 @@ def test_kubernetes_sets_no_variable_that_the_gate_reads():
             assert not [name for name in read if re.match(rf"{prefix}_(PORT|SERVICE)", name)]
 
 
-def test_the_certificate_has_the_names_that_sites_and_the_gate_connect_to():
+def test_the_certificate_has_the_names_that_sites_and_the_proxy_connect_to():
     (made,) = re.findall(r"certificates.py make deploy/keys (.+)", README)
-    upstream = re.search(r"GATE_SUPERLINK:(\w+):", (DEPLOY / "Caddyfile").read_text()).group(1)
+    upstream = re.search(r"PROXY_SUPERLINK:(\w+):", (DEPLOY / "Caddyfile").read_text()).group(1)
     for _, words in commands():
         for word in words:
             if word.startswith("--superlink=") and "$" not in word:

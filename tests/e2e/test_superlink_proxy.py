@@ -1,4 +1,4 @@
-"""A SuperLink behind its gate: a site gets through, an operator's requests do not, whatever they are written like."""
+"""A SuperLink behind its proxy: a site gets through, an operator's requests do not, whatever they are written like."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ TRICKS = [
 ]
 
 
-class Gate:
+class Proxy:
     """A SuperLink on loopback, Caddy in front of it with the file that is deployed, and what they are started with."""
 
     def __init__(self, folder):
@@ -81,12 +81,12 @@ class Gate:
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "GATE_LISTEN_HOST": "127.0.0.1",
-            "GATE_LISTEN_PORT": str(self.port),
-            "GATE_SUPERLINK": f"127.0.0.1:{self.superlink}",
-            "GATE_CA": str(self.keys / "ca.crt"),
-            "GATE_CERTIFICATE": str(self.keys / "superlink.crt"),
-            "GATE_KEY": str(self.keys / "superlink.key"),
+            "PROXY_LISTEN_HOST": "127.0.0.1",
+            "PROXY_LISTEN_PORT": str(self.port),
+            "PROXY_SUPERLINK": f"127.0.0.1:{self.superlink}",
+            "PROXY_CA": str(self.keys / "ca.crt"),
+            "PROXY_CERTIFICATE": str(self.keys / "superlink.crt"),
+            "PROXY_KEY": str(self.keys / "superlink.key"),
         }
         for arguments in (("make", str(self.keys), "localhost"), ("node", str(self.keys), "clinic")):
             self.run("certificates.py", *arguments, folder=ROOT / "deploy").check_returncode()
@@ -137,68 +137,68 @@ class Gate:
 
 
 @pytest.fixture(scope="module")
-def gate(tmp_path_factory):
-    gate = Gate(tmp_path_factory.mktemp("gate"))
+def proxy(tmp_path_factory):
+    proxy = Proxy(tmp_path_factory.mktemp("proxy"))
     try:
-        gate.start("caddy", "run", "--config", str(ROOT / "deploy" / "Caddyfile"), "--adapter", "caddyfile")
-        gate.start(
+        proxy.start("caddy", "run", "--config", str(ROOT / "deploy" / "Caddyfile"), "--adapter", "caddyfile")
+        proxy.start(
             "flower-superlink",
-            f"--ssl-ca-certfile={gate.keys / 'ca.crt'}",
-            f"--ssl-certfile={gate.keys / 'superlink.crt'}",
-            f"--ssl-keyfile={gate.keys / 'superlink.key'}",
+            f"--ssl-ca-certfile={proxy.keys / 'ca.crt'}",
+            f"--ssl-certfile={proxy.keys / 'superlink.crt'}",
+            f"--ssl-keyfile={proxy.keys / 'superlink.key'}",
             "--enable-supernode-auth",
             "--database=:flwr-in-memory:",
             "--host=127.0.0.1",
-            f"--port={gate.superlink}",
+            f"--port={proxy.superlink}",
         )
-        wait_until(gate.is_well, "health through the gate")
-        yield gate
+        wait_until(proxy.is_well, "health through the proxy")
+        yield proxy
     finally:
-        for process in gate.running:
+        for process in proxy.running:
             kill_tree(process, signal.SIGTERM)
 
 
-def test_a_registered_supernode_connects_through_the_gate(gate):
-    registered = gate.run("flwr", "supernode", "register", str(gate.keys / "nodes" / "clinic.pub"), "inside")
+def test_a_registered_supernode_connects_through_the_proxy(proxy):
+    registered = proxy.run("flwr", "supernode", "register", str(proxy.keys / "nodes" / "clinic.pub"), "inside")
     assert registered.returncode == 0, registered.stdout + registered.stderr
-    gate.start(
+    proxy.start(
         "flower-supernode",
-        f"--root-certificates={gate.keys / 'ca.crt'}",
-        f"--auth-supernode-private-key={gate.keys / 'nodes' / 'clinic'}",
-        f"--superlink=localhost:{gate.port}",
-        f"--port={gate.supernode}",
+        f"--root-certificates={proxy.keys / 'ca.crt'}",
+        f"--auth-supernode-private-key={proxy.keys / 'nodes' / 'clinic'}",
+        f"--superlink=localhost:{proxy.port}",
+        f"--port={proxy.supernode}",
     )
-    wait_until(lambda: gate.nodes() == ["online"], "a SuperNode that is known and online")
+    wait_until(lambda: proxy.nodes() == ["online"], "a SuperNode that is known and online")
 
 
-def test_an_operator_is_refused(gate):
-    gate.run("certificates.py", "node", str(gate.keys), "stranger", folder=ROOT / "deploy").check_returncode()
-    before = known_nodes(gate)
-    for command in (("supernode", "register", str(gate.keys / "nodes" / "stranger.pub")), ("list",)):
-        refused = gate.run("flwr", *command, "outside")
+def test_an_operator_is_refused(proxy):
+    proxy.run("certificates.py", "node", str(proxy.keys), "stranger", folder=ROOT / "deploy").check_returncode()
+    before = known_nodes(proxy)
+    for command in (("supernode", "register", str(proxy.keys / "nodes" / "stranger.pub")), ("list",)):
+        refused = proxy.run("flwr", *command, "outside")
         assert refused.returncode != 0, refused.stdout
         assert "403" in refused.stdout + refused.stderr
-    assert known_nodes(gate) == before
+    assert known_nodes(proxy) == before
 
 
-def known_nodes(gate):
+def known_nodes(proxy):
     """Ask as anybody can who reaches the SuperLink itself: it wants no key for this."""
-    status, answer = gate.status(gate.superlink, "POST", LIST_NODES)
+    status, answer = proxy.status(proxy.superlink, "POST", LIST_NODES)
     assert status == 200
     return {node.node_id for node in ListNodesResponse.FromString(answer).nodes_info}
 
 
 @pytest.mark.parametrize("path", TRICKS)
-def test_every_other_path_is_refused(gate, path):
+def test_every_other_path_is_refused(proxy, path):
     for method in ("POST", "GET"):
-        assert gate.status(gate.port, method, path) == (403, b""), method
+        assert proxy.status(proxy.port, method, path) == (403, b""), method
 
 
-def test_an_unknown_key_is_refused_by_flower_and_a_large_body_gets_that_far(gate):
+def test_an_unknown_key_is_refused_by_flower_and_a_large_body_gets_that_far(proxy):
     with FleetHttpClient.from_server_address(
-        f"localhost:{gate.port}",
+        f"localhost:{proxy.port}",
         insecure=False,
-        root_certificates=str(gate.keys / "ca.crt"),
+        root_certificates=str(proxy.keys / "ca.crt"),
         interceptors=[NodeAuthHttpInterceptor(*generate_key_pairs())],
     ) as client:
         node = Node(node_id=1)
@@ -212,18 +212,18 @@ def test_an_unknown_key_is_refused_by_flower_and_a_large_body_gets_that_far(gate
             assert "Invalid SuperNode authentication" in refused.value.response.text
 
 
-def test_plain_http_is_refused(gate):
+def test_plain_http_is_refused(proxy):
     for path in ("/health", "/v1/fleet/pull-messages", LIST_NODES):
-        with closing(http.client.HTTPConnection("localhost", gate.port)) as connection:
+        with closing(http.client.HTTPConnection("localhost", proxy.port)) as connection:
             connection.request("POST", path)
             assert connection.getresponse().status == 400
 
 
-def test_the_gate_logs_refusals_alone_and_writes_no_file(gate):
+def test_the_proxy_logs_refusals_alone_and_writes_no_file(proxy):
     stranger = "/v1/control/no-such-request"
-    assert gate.status(gate.port, "POST", stranger)[0] == 403
-    wait_until(lambda: stranger in gate.said("caddy"), "a line of the log")
-    lines = [json.loads(line) for line in gate.said("caddy").splitlines() if '"http.log.access"' in line]
+    assert proxy.status(proxy.port, "POST", stranger)[0] == 403
+    wait_until(lambda: stranger in proxy.said("caddy"), "a line of the log")
+    lines = [json.loads(line) for line in proxy.said("caddy").splitlines() if '"http.log.access"' in line]
     assert {line["status"] for line in lines} == {403}
     ours = {"keys", "flwr", "caddy.log", "flower-superlink.log", "flower-supernode.log"}
-    assert {file.name for file in gate.folder.iterdir()} <= ours
+    assert {file.name for file in proxy.folder.iterdir()} <= ours
