@@ -335,10 +335,10 @@ def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list
 
 def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
     failures = []
-    floor = 1.0 / candidate.unseen_classes + settings.min_gain_over_majority
-    if candidate.unseen_classes > 1 and candidate.balanced_accuracy.value < floor:
+    least = 1.0 / candidate.unseen_classes + settings.min_gain_over_majority
+    if candidate.unseen_classes > 1 and candidate.balanced_accuracy.value < least:
         failures.append(
-            f"balanced accuracy {candidate.balanced_accuracy.value:.3f} is under {floor:.3f}: the model collapsed "
+            f"balanced accuracy {candidate.balanced_accuracy.value:.3f} is under {least:.3f}: the model collapsed "
             "towards one answer"
         )
     return failures

@@ -79,7 +79,7 @@ class PassSeconds:
             (self.train + other.train) / 2, (self.noise + other.noise) / 2, (self.predict + other.predict) / 2
         )
 
-    def floor(self, cost: Cost) -> float:
+    def least_seconds(self, cost: Cost) -> float:
         """Return the seconds that an unlearning's image passes take by themselves."""
         trained = cost.backward_images - cost.noise_images
         predicted = cost.forward_images - cost.backward_images

@@ -34,7 +34,7 @@ _AFTER_ATTACKS = (
     ("gap_to_retrain", "average gap"),
     ("share_of_retraining_time", "time / retraining"),
     ("seconds", "seconds"),
-    ("times_floor", "time / floor"),
+    ("times_lower_bound", "time / lower bound"),
     ("peak_memory_ratio", "memory / step"),
     ("share_of_retraining_bytes", "bytes / retraining"),
     ("megabytes_a_site", "MB a site"),

@@ -18,7 +18,7 @@ from dlfd_fleet.unlearning.contract import (
     Unlearner,
     UnlearningProblem,
     UnlearnOutcome,
-    UtilityFloor,
+    UtilityBound,
     checkpoint_rank,
 )
 from dlfd_fleet.unlearning.distancing import distance, dlfd
@@ -38,7 +38,7 @@ __all__ = [
     "UnlearnOutcome",
     "Unlearner",
     "UnlearningProblem",
-    "UtilityFloor",
+    "UtilityBound",
     "checkpoint_rank",
     "cosine_cost",
     "distance",

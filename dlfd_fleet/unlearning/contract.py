@@ -70,7 +70,7 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
-class UtilityFloor:
+class UtilityBound:
     """Least utility of a checkpoint that may be chosen: for people never seen, and for those who stay.
 
     Attributes
@@ -90,7 +90,7 @@ class UtilityFloor:
     noise: float | None = None
 
     @classmethod
-    def under(cls, original: Reading, most_drop: float, *, by_chance: bool = False) -> UtilityFloor:
+    def under(cls, original: Reading, most_drop: float, *, by_chance: bool = False) -> UtilityBound:
         """Return what the original has less a drop, and beside it less what chance can do on few validation people."""
         noise = original.utility_half_width if by_chance else None
         return cls(original.utility - most_drop, original.retain_accuracy - most_drop, noise)
@@ -117,14 +117,14 @@ def collapse(reading: Reading, validation: LabelledImages) -> tuple[str, ...]:
     return (f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed",)
 
 
-def checkpoint_rank(reading: Reading, floor: UtilityFloor, gate: float) -> tuple[bool, float, float]:
+def checkpoint_rank(reading: Reading, bound: UtilityBound, gate: float) -> tuple[bool, float, float]:
     """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
 
     Forgetting beyond the gate is noise of a small sample, so it earns nothing. Nor does it cost anything: hard people
     are below chance for retrained models, too. Whether somebody is conspicuous by a high loss is for the audit to say,
     which has other people and bounds.
     """
-    shortfall, beyond_gate = floor.shortfall(reading), max(0.0, reading.attack_auc - 0.5 - gate)
+    shortfall, beyond_gate = bound.shortfall(reading), max(0.0, reading.attack_auc - 0.5 - gate)
     useful = shortfall == 0.0
     return (useful, -beyond_gate if useful else -shortfall, (reading.utility + reading.retain_accuracy) / 2.0)
 

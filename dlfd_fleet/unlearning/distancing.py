@@ -39,7 +39,7 @@ from dlfd_fleet.unlearning.contract import (
     TraceEntry,
     UnlearningProblem,
     UnlearnOutcome,
-    UtilityFloor,
+    UtilityBound,
     checkpoint_rank,
     collapse,
 )
@@ -183,9 +183,9 @@ class _Rounds:
         return self.trace[-1].reading
 
     @property
-    def floor(self) -> UtilityFloor:
+    def bound(self) -> UtilityBound:
         original = self.trace[0].reading
-        return UtilityFloor.under(original, self.session.settings.max_utility_drop, by_chance=True)
+        return UtilityBound.under(original, self.session.settings.max_utility_drop, by_chance=True)
 
     def remembered(self) -> bool:
         return self.latest.attack_auc > 0.5 + self.session.settings.gate
@@ -199,7 +199,7 @@ class _Rounds:
         if settings.max_seconds is not None and self.session.seconds() + self.longest_round > settings.max_seconds:
             return False
         # Whatever a gate over few people reads of the original, nobody is forgotten without a round of distancing.
-        return done == 0 or self.remembered() or self.floor.shortfall(self.latest) > 0.0
+        return done == 0 or self.remembered() or self.bound.shortfall(self.latest) > 0.0
 
     def run_one(self) -> None:
         """Distance while the forget set is remembered, repair, and look."""
@@ -266,7 +266,7 @@ class _Rounds:
         reading = self.trace[number].reading
         if number == 0:
             return (False, 0.0, reading.utility)
-        return checkpoint_rank(reading, self.floor, self.session.settings.gate)
+        return checkpoint_rank(reading, self.bound, self.session.settings.gate)
 
     def outcome(self) -> UnlearnOutcome:
         """Put the best checkpoint back and say whether it is a success."""
@@ -290,9 +290,9 @@ class _Rounds:
 
     def _closest(self) -> str:
         """Return in words what the most useful round was short of."""
-        floor = self.floor
-        reading = min((entry.reading for entry in self.trace[1:]), key=floor.shortfall)
-        least = floor.least_utility(reading)
-        if least - reading.utility >= floor.retain_accuracy - reading.retain_accuracy:
+        bound = self.bound
+        reading = min((entry.reading for entry in self.trace[1:]), key=bound.shortfall)
+        least = bound.least_utility(reading)
+        if least - reading.utility >= bound.retain_accuracy - reading.retain_accuracy:
             return f" (validation utility {reading.utility:.3f}, under {least:.3f})"
-        return f" (accuracy on people who stay {reading.retain_accuracy:.3f}, under {floor.retain_accuracy:.3f})"
+        return f" (accuracy on people who stay {reading.retain_accuracy:.3f}, under {bound.retain_accuracy:.3f})"

@@ -68,7 +68,15 @@ def test_it_measures_every_method_beside_original_and_retrained(measured):
     assert [row["method"] for row in rows] == ["original", *3 * ["retrained"], *3 * ["dlfd"], "fine-tune"]
     assert [row["index"] for row in rows[4:]] == [0, 1, 2, 0]
     dlfd = rows[4]["metrics"]
-    for name in ("loss_gap", "rmia_gap", "probe_gap", "relearned_gap", "neighbour_exposure", "times_floor", "seconds"):
+    for name in (
+        "loss_gap",
+        "rmia_gap",
+        "probe_gap",
+        "relearned_gap",
+        "neighbour_exposure",
+        "times_lower_bound",
+        "seconds",
+    ):
         assert name in dlfd
     assert dlfd["peak_memory_ratio"] > 0.0
     assert rows[7]["settings"]["learning_rate"] in (0.01, 0.02, 0.05)

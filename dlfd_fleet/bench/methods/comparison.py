@@ -22,7 +22,7 @@ from dlfd_fleet.unlearning import (
     Candidate,
     UnlearningProblem,
     UnlearnOutcome,
-    UtilityFloor,
+    UtilityBound,
     checkpoint_rank,
     dlfd,
     loss_monitor,
@@ -56,22 +56,22 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     gate = experiment.settings.unlearning
     monitor = loss_monitor(*(labelled(part) for part in (experiment.forget, experiment.validation, experiment.retain)))
     original = monitor(models.original)
-    floor = UtilityFloor.under(original, gate.max_utility_drop, by_chance=True)
+    bound = UtilityBound.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
     for candidate in METHODS.find(method).candidates:
         trial = _unlearn(models, candidate, _seed_of_run(experiment.seed, index))
         tuning += trial.outcome.cost.seconds
-        rank = checkpoint_rank(monitor(trial.outcome.model), floor, gate.gate)
+        rank = checkpoint_rank(monitor(trial.outcome.model), bound, gate.gate)
         if best is None or rank > best[0]:
             best = rank, candidate, trial
     assert best is not None  # noqa: S101 - a registered method has a candidate
     _, chosen, trial = best
-    outcome, cost, least = trial.outcome, trial.outcome.cost, trial.passes.floor(trial.outcome.cost)
+    outcome, cost, least = trial.outcome, trial.outcome.cost, trial.passes.least_seconds(trial.outcome.cost)
     again = models.relearn(outcome.model)
     extra = {
         "seconds": cost.seconds,
         "share_of_retraining_time": cost.seconds / models.retraining_seconds(trial.passes),
-        "times_floor": cost.seconds / least if least else 0.0,
+        "times_lower_bound": cost.seconds / least if least else 0.0,
         "monitor_share": cost.monitor_seconds / cost.seconds,
         "tuning_seconds": tuning,
         "peak_memory_ratio": trial.memory,

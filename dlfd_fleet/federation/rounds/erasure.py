@@ -30,7 +30,7 @@ from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.settings import ErasureSettings
-from dlfd_fleet.unlearning import UtilityFloor, checkpoint_rank
+from dlfd_fleet.unlearning import UtilityBound, checkpoint_rank
 from dlfd_fleet.unlearning.methods import METHODS
 
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
@@ -200,7 +200,7 @@ class Erasure:
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
         reading = self._read(original.samples)
         readings = [_noted(reading, number, 0)]
-        floor = UtilityFloor.under(reading, erasure.unlearning.max_utility_drop)
+        bound = UtilityBound.under(reading, erasure.unlearning.max_utility_drop)
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         gate = max(erasure.unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
@@ -222,7 +222,7 @@ class Erasure:
                 reading = self._read(samples)
                 job.recorder.gate(gate_metrics(samples, reading) | {"attempt": number}, job.round, number)
                 readings.append(_noted(reading, number, job.round))
-                rank = checkpoint_rank(reading, floor, gate)
+                rank = checkpoint_rank(reading, bound, gate)
                 if rank > best_rank:
                     best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
                 elif best_rank >= _GOOD_ENOUGH:

@@ -31,8 +31,8 @@ class ReleasedDlfd:
       after normalisation, so that all that is darker than the mean is lost. Three passes with gradients of the weights
       a step.
     - The first batch is in train mode, all others in eval mode, because the monitor leaves the model so.
-    - The monitor predicts every image of all sets after every batch. Its attack, whose floor is the share of the larger
-      side, is the gate and chooses the checkpoint.
+    - The monitor predicts every image of all sets after every batch. Its attack, which is at least the share of the
+      larger side, is the gate and chooses the checkpoint.
     - Batches are not shuffled; those of another size than their forget batch are skipped. (In the authors' large sets
       hardly any is. So batches are as large as equal parts of the forget set, of which a broken one is left out.)
 

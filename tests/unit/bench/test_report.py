@@ -82,8 +82,8 @@ def test_methods_are_chosen_by_name():
 
 def test_the_floor_adds_up_the_passes():
     cost = Cost(seconds=9.0, monitor_seconds=0.0, forward_images=100, backward_images=60, noise_images=20)
-    floor = PassSeconds(train=1.0, noise=0.5, predict=0.1).floor(cost)
-    assert floor == pytest.approx(40 * 1.0 + 20 * 0.5 + 40 * 0.1)
+    least = PassSeconds(train=1.0, noise=0.5, predict=0.1).least_seconds(cost)
+    assert least == pytest.approx(40 * 1.0 + 20 * 0.5 + 40 * 0.1)
 
 
 @pytest.mark.parametrize(("width", "bounds"), [(100, False), (160, True)])

@@ -20,7 +20,7 @@ from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
     LabelledImages,
     UnlearningProblem,
-    UtilityFloor,
+    UtilityBound,
     checkpoint_rank,
     cosine_cost,
     distance,
@@ -346,17 +346,17 @@ def test_rank_prefers_usefulness_then_forgetting_then_utility():
     useless, leaking, forgot, better = Reading(0.5, 0.5), Reading(0.9, 0.8), Reading(0.9, 0.52), Reading(0.92, 0.49)
     hard_people, at_their_cost = Reading(0.93, 0.3), Reading(0.93, 0.3, retain_accuracy=0.7)
     readings = [better, useless, hard_people, forgot, at_their_cost, leaking]
-    order = sorted(readings, key=lambda reading: checkpoint_rank(reading, UtilityFloor(0.85, 0.9), 0.03))
+    order = sorted(readings, key=lambda reading: checkpoint_rank(reading, UtilityBound(0.85, 0.9), 0.03))
     assert order == [useless, at_their_cost, leaking, forgot, better, hard_people]
 
 
 def test_of_few_validation_people_the_wider_interval_says_what_chance_can_do():
     right = Reading(1.0, 0.7, utility_half_width=0.0)  # about all five of them
-    floor = UtilityFloor.under(right, 0.04, by_chance=True)
-    assert floor.shortfall(Reading(0.9, 0.5, utility_half_width=0.1)) == 0.0
-    assert floor.shortfall(Reading(0.7, 0.5, utility_half_width=0.1)) == pytest.approx(0.16)
-    assert UtilityFloor.under(right, 0.04).shortfall(Reading(0.9, 0.5, utility_half_width=0.1)) == pytest.approx(0.06)
-    unsure = UtilityFloor.under(Reading(0.9, 0.7, utility_half_width=0.2), 0.04, by_chance=True)
+    bound = UtilityBound.under(right, 0.04, by_chance=True)
+    assert bound.shortfall(Reading(0.9, 0.5, utility_half_width=0.1)) == 0.0
+    assert bound.shortfall(Reading(0.7, 0.5, utility_half_width=0.1)) == pytest.approx(0.16)
+    assert UtilityBound.under(right, 0.04).shortfall(Reading(0.9, 0.5, utility_half_width=0.1)) == pytest.approx(0.06)
+    unsure = UtilityBound.under(Reading(0.9, 0.7, utility_half_width=0.2), 0.04, by_chance=True)
     assert unsure.shortfall(Reading(0.7, 0.5, utility_half_width=0.0)) == 0.0
 
 
