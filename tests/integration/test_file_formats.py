@@ -22,7 +22,7 @@ from dlfd_fleet.delivery.publish import publish
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import calibrate, calibrated_tensors, merge_ranges, prepare
-from dlfd_fleet.federation.jobs.publisher import FleetPublisher
+from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.messages import CalibrateResult, CalibrateTask, PendingQuery
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.publication import released_model
@@ -71,10 +71,10 @@ def fleet(trained, tmp_path):
 @pytest.fixture
 def outcomes(monkeypatch):
     """Let a toy's files pass or fail by format: the attacks are real, what they can show of a dozen drawings is not."""
-    chosen, judge_file = {"fp32": Outcome.PASS, "int8": Outcome.PASS, "ort": Outcome.PASS}, FleetPublisher.judge_file
+    chosen, judge_file = {"fp32": Outcome.PASS, "int8": Outcome.PASS, "ort": Outcome.PASS}, FleetReleaser.judge_file
 
-    def judged(publisher, card, arrays, file, form="fp32"):
-        verdict = judge_file(publisher, card, arrays, file, form)
+    def judged(releaser, card, arrays, file, form="fp32"):
+        verdict = judge_file(releaser, card, arrays, file, form)
         assert verdict is not None
         return verdict.model_copy(update={"outcome": chosen[form]})
 
@@ -84,7 +84,7 @@ def outcomes(monkeypatch):
         result = run(erasure, original)
         return replace(result, verdict=result.verdict.model_copy(update={"outcome": Outcome.PASS}))
 
-    monkeypatch.setattr(FleetPublisher, "judge_file", judged)
+    monkeypatch.setattr(FleetReleaser, "judge_file", judged)
     monkeypatch.setattr(Erasure, "run", unlearned)
     monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.may_release", lambda verdict, settings: True)
     return chosen

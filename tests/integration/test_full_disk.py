@@ -14,8 +14,8 @@ import pytest
 from dlfd_fleet.data import site_images
 from dlfd_fleet.exceptions import ExportError, FleetError, OutboxError
 from dlfd_fleet.export import prepare
-from dlfd_fleet.federation.jobs import command, publisher
-from dlfd_fleet.federation.jobs.publisher import FleetPublisher
+from dlfd_fleet.federation.jobs import command, releaser
+from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
@@ -106,11 +106,11 @@ MOMENTS = {
     "the job's first words": (Outbox, "put", 1),
     "metrics of a round": (Outbox, "put_metrics", 5),
     "a finished step": (Steps, "finish", 2),
-    "the released model": (publisher, "save_model", 1),
-    "its registration": (FleetPublisher, "register", 1),
+    "the released model": (releaser, "save_model", 1),
+    "its registration": (FleetReleaser, "register", 1),
     "the sites' manifests": (site_images, "write_manifest", 1),
-    "the figures": (FleetPublisher, "draw", 1),
-    "the report": (publisher, "publish_report", 1),
+    "the figures": (FleetReleaser, "draw", 1),
+    "the report": (releaser, "record_report", 1),
 }
 """In the order of a job: what is written on a disk that is full from the n-th call on."""
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.jobs import command, publisher, run
+from dlfd_fleet.federation.jobs import command, releaser, run
 from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, PendingQuery, PendingReply
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger.site_setup import deal_to_sites
@@ -125,7 +125,7 @@ def test_numbers_and_dates_that_overflow_are_one_sites_own_and_the_job_goes_on(s
     if spoil is overflowing:
         a_person_asks_at_each_site(settings)
     monkeypatch.setattr(
-        run, "erase", lambda job, origin, _publisher: job.pending(origin.card) and job.advance("settled")
+        run, "erase", lambda job, origin, _releaser: job.pending(origin.card) and job.advance("settled")
     )
     record = run_job(settings, "erase", MisbehavingGrid(settings, LIAR, {PendingQuery.TYPE}, spoil))
     assert record.step == "settled"
@@ -140,7 +140,7 @@ def test_a_report_that_cannot_be_drawn_holds_no_job_and_any_job_can_be_cancelled
     def broken(*_):
         raise OverflowError("date value out of range \x1b[2J")
 
-    monkeypatch.setattr(publisher, "publish_report", broken)
+    monkeypatch.setattr(releaser, "record_report", broken)
     record = run_job(calm, "erase")
     assert (record.step, record.released) == ("settled", True)
     assert record.note.endswith(r"; its report cannot be drawn: OverflowError: date value out of range \x1b[2J")

@@ -71,12 +71,12 @@ def test_an_own_server_app_forgets_in_a_few_lines(trained, silent):
     settings, card, arrays = trained
     kept, states = {}, []
 
-    def publish(released, new_card, verdict):
+    def release(released, new_card, verdict):
         states.append(request_of(settings)[0])
         kept["model"] = new_card, released, verdict
 
     grid = InProcessGrid(settings, app=own_app())
-    result = FederatedUnlearning(card=card, settings=settings, progress=silent).start(grid, arrays, publish)
+    result = FederatedUnlearning(card=card, settings=settings, progress=silent).start(grid, arrays, release)
     assert may_release(result.verdict, settings), result.verdict.sentence()
     assert kept["model"] == (result.card, result.arrays, result.verdict)
     assert (result.card.epoch, result.card.kind) == (1, "unlearned")
@@ -87,7 +87,7 @@ def test_an_own_server_app_forgets_in_a_few_lines(trained, silent):
     assert "mia_auc" in result.evaluate_metrics_clientapp[1]
 
     again = FederatedUnlearning(card=result.card, settings=settings, progress=silent)
-    ended = again.start(InProcessGrid(settings, app=own_app()), result.arrays, publish)
+    ended = again.start(InProcessGrid(settings, app=own_app()), result.arrays, release)
     assert (ended.verdict, ended.card) == (None, result.card)
 
 

@@ -27,13 +27,15 @@ class Origin:
     effort: Effort
 
 
-class Publisher(Protocol):
+class Releaser(Protocol):
     """Where the model of an erasure goes."""
 
     def prepare(self) -> None:
         """Refuse what would stop a publication, before anything is unlearned."""
 
-    def publish(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False) -> None:
+    def release_or_hold(
+        self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False
+    ) -> None:
         """Keep a model; it is released if the job's record says so afterwards.
 
         Parameters
@@ -48,7 +50,7 @@ class Publisher(Protocol):
         """Draw the job and write its report; return in words what cannot be drawn, or nothing."""
 
 
-def erase(job: Coordinator, origin: Origin, publisher: Publisher) -> None:
+def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     """Forget everybody who has asked; the way of one erasure job."""
     card, erasure = origin.card, job.erasure(origin.card)
     pending = job.pending(card)
@@ -63,7 +65,7 @@ def erase(job: Coordinator, origin: Origin, publisher: Publisher) -> None:
         job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged)
         return
     job.note(parent=digest(origin.arrays), method=METHODS[job.settings.erasure.method].title)
-    publisher.prepare()
+    releaser.prepare()
     original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
     job.note_model("original", original, origin.effort)
 
@@ -89,8 +91,8 @@ def erase(job: Coordinator, origin: Origin, publisher: Publisher) -> None:
             job.note(retrained=True)
     job.advance("judged", verdict=verdict)
     if verdict.outcome is not Outcome.FAIL:
-        publisher.publish(new, arrays, forgotten, hold=not may_release(verdict, job.settings))
-    _finish(job, publisher, new, forgotten, len(asked))
+        releaser.release_or_hold(new, arrays, forgotten, hold=not may_release(verdict, job.settings))
+    _finish(job, releaser, new, forgotten, len(asked))
 
 
 def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple[AuditedModel, Verdict]:
@@ -105,7 +107,7 @@ def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
 
 
-def _finish(job: Coordinator, publisher: Publisher, card: ModelCard, forgotten: tuple[str, ...], asked: int) -> None:
+def _finish(job: Coordinator, releaser: Releaser, card: ModelCard, forgotten: tuple[str, ...], asked: int) -> None:
     """Tell the sites how it ended; purge what a released model has forgotten; draw the result."""
     verdict = job.record.verdict
     reason = verdict.sentence() if verdict else ""
@@ -121,4 +123,4 @@ def _finish(job: Coordinator, publisher: Publisher, card: ModelCard, forgotten: 
             note += "; the model is registered as the candidate"
     job.note(purged_images=settled.purged_images)
     job.advance(job.record.step, note=note, acknowledged=settled.acknowledged)
-    job.advance("settled", note=note + publisher.show())
+    job.advance("settled", note=note + releaser.show())

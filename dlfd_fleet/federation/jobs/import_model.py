@@ -10,8 +10,8 @@ from pathlib import Path
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import FleetError, JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
-from dlfd_fleet.federation.jobs.publisher import FleetPublisher
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
+from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.jobs.run import tell_end
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.journal import Journal
@@ -69,12 +69,12 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
         job = Coordinator(settings, fleet, journal, progress, record, 0, store.save, recorder)
         parameters = flatten(settings.model_dump(mode="json"))
         tracker.start_job(record.job, kind="import", parameters=parameters, tags={"dlfd.epoch": "0"})
-        publisher = FleetPublisher(job, store, tracker, recorder)
+        releaser = FleetReleaser(job, store, tracker, recorder)
         card = card.model_copy(update={"kind": "original", "epoch": 0, "parent": None, "job": record.job})
         arrays = state_arrays(model)
         try:
-            publisher.export(card, arrays)
-            publisher.release(card, arrays)
+            releaser.export(card, arrays)
+            releaser.release(card, arrays)
             job.advance("settled", note=f"imported from {source}")
         except FleetError as error:
             job.advance("failed", note=str(error))

@@ -39,7 +39,7 @@ _GOVERNING = ("seed", "model", "training", "audit", "erasure", "fleet", "release
 _LEFT_OUT = ("release.certificate_key",)
 
 
-def publish_report(job: Coordinator, store: Store, tracker: Tracker) -> None:
+def record_report(job: Coordinator, store: Store, tracker: Tracker) -> None:
     """Write the report into the job's folder and into MLflow; of a released model also its signed certificate."""
     noted = job.record.proceedings
     job.note(

@@ -12,8 +12,8 @@ from dlfd_fleet.exceptions import FleetError, JobCancelledError, JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import erase
 from dlfd_fleet.federation.jobs.pictures import outcome_tags
-from dlfd_fleet.federation.jobs.publisher import FleetPublisher
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
+from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.jobs.reporting import redraw_reports
 from dlfd_fleet.federation.jobs.train import train
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
@@ -94,7 +94,7 @@ def _carry_out(
         recorder,
         tuple(other for other in store.jobs() if other.job != record.job),
     )
-    publisher = FleetPublisher(job, store, tracker, recorder)
+    releaser = FleetReleaser(job, store, tracker, recorder)
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch)}
     parameters = flatten(settings.model_dump(mode="json"))
     tracker.start_job(record.job, kind=record.kind, parameters=parameters, tags=tags)
@@ -104,9 +104,9 @@ def _carry_out(
             raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             if record.kind == "train":
-                train(job, publisher)
+                train(job, releaser)
             else:
-                erase(job, publisher.origin(), publisher)
+                erase(job, releaser.origin(), releaser)
         redraw_reports(store, tracker, settings, progress)
         store.steps.forget(record.job)
         _purge(store, settings, progress)

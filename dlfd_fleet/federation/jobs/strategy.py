@@ -1,4 +1,4 @@
-"""Unlearning in a ServerApp of one's own: the erasure of a fleet, with the caller's model and publication."""
+"""Unlearning in a ServerApp of one's own: the erasure of a fleet, with the caller's model and release."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
 
-Publish = Callable[[ArrayRecord, ModelCard, Verdict], None]
+Release = Callable[[ArrayRecord, ModelCard, Verdict], None]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class FederatedUnlearning:
     In a ServerApp of one's own::
 
         strategy = FederatedUnlearning(card=card)
-        result = strategy.start(grid, ArrayRecord.from_torch_state_dict(model.state_dict()), publish)
+        result = strategy.start(grid, ArrayRecord.from_torch_state_dict(model.state_dict()), release)
         print(result.verdict.sentence() if result.verdict else "Nobody asks to be forgotten.")
     """
 
@@ -80,7 +80,7 @@ class FederatedUnlearning:
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
 
     def start(
-        self, grid: Grid, initial_arrays: ArrayRecord, publish: Publish, timeout: float | None = None
+        self, grid: Grid, initial_arrays: ArrayRecord, release: Release, timeout: float | None = None
     ) -> UnlearningResult:
         """Forget everybody who asks: the erasure of a fleet's own ServerApp, without its state folder and MLflow.
 
@@ -90,7 +90,7 @@ class FederatedUnlearning:
             Flower's grid; its nodes run :func:`~dlfd_fleet.federation.add_unlearning`.
         initial_arrays
             State dict of the model that remembers them, as :attr:`card` describes it.
-        publish
+        release
             Called with a model that may be released, its card and the verdict, BEFORE the sites purge the images of
             the forgotten: it must have kept the model when it returns. If it raises, nothing is purged.
         timeout
@@ -108,7 +108,7 @@ class FederatedUnlearning:
         record = JobRecord(job=self.job, kind="erase", step="started", started_at=datetime.now(UTC))
         journal = Journal(traffic=fleet)
         job = Coordinator(self.settings, fleet, journal, self.progress, record, self.card.epoch)
-        kept = KeptByCaller(job, publish)
+        kept = KeptByCaller(job, release)
         origin = Origin(self.card, dict(initial_arrays.to_torch_state_dict()), Effort(0.0, 0))
         try:
             erase(job, origin, kept)
@@ -129,17 +129,19 @@ class FederatedUnlearning:
 
 @dataclass
 class KeptByCaller:
-    """The publisher of somebody else's ServerApp: its own code keeps the model, and nothing is exported or drawn."""
+    """The releaser of somebody else's ServerApp: its own code keeps the model, and nothing is exported or drawn."""
 
     job: Coordinator
-    keep: Publish
+    keep: Release
     arrays: ArrayRecord | None = None
     card: ModelCard | None = None
 
     def prepare(self) -> None:
         """Refuse nothing."""
 
-    def publish(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False) -> None:
+    def release_or_hold(
+        self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False
+    ) -> None:
         """Hand over a model that may be released."""
         if hold:
             return

@@ -10,21 +10,21 @@ from dlfd_fleet.audit import Outcome, judge_trained, judge_without_each
 from dlfd_fleet.data import canonical
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
-from dlfd_fleet.federation.jobs.publisher import FleetPublisher
+from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.models import ModelCard, build, digest, state_arrays
 
 
-def train(job: Coordinator, publisher: FleetPublisher) -> None:
+def train(job: Coordinator, releaser: FleetReleaser) -> None:
     """Train a model by federated averaging, export it, and make it the champion unless it is worse than that one.
 
     It goes on from the champion, or begins with fresh weights where there is none or ``training.start`` says so. The
     champion is audited first: a site whose counts are made up is found before anything is trained.
     """
     pending = job.pending()
-    found = publisher.audited_champion(pending)
+    found = releaser.audited_champion(pending)
     champion = found[1] if found else None
     card = new_card(job, pending)
     if found is not None and job.settings.training.start == "champion":
@@ -44,7 +44,7 @@ def train(job: Coordinator, publisher: FleetPublisher) -> None:
         job.advance("judged", verdict=verdict)
         stays = "The champion stays" if champion else "There is no champion yet"
         raise JobError(f"The trained model is not released. {stays}. {verdict.sentence()}")
-    publisher.publish(card, arrays)
+    releaser.release_or_hold(card, arrays)
     job.advance("settled", note="trained")
 
 

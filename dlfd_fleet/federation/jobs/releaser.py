@@ -17,7 +17,7 @@ from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
-from dlfd_fleet.federation.jobs.reporting import publish_report, signer_of
+from dlfd_fleet.federation.jobs.reporting import record_report, signer_of
 from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
@@ -41,8 +41,8 @@ _LONGEST_REASON = 500
 
 
 @dataclass
-class FleetPublisher:
-    """The publisher of a fleet's own jobs: state folder, exported file, its variants, MLflow and its registry."""
+class FleetReleaser:
+    """The releaser of a fleet's own jobs: state folder, exported file, its variants, MLflow and its registry."""
 
     job: Coordinator
     store: Store
@@ -100,13 +100,15 @@ class FleetPublisher:
             raise JobError('There is no champion model to unlearn from; run a training job first (job = "train").')
         return champion
 
-    # ------------------------------------------------------------------ publishing
+    # ------------------------------------------------------------------ releasing
 
     def prepare(self) -> None:
         """Refuse a key that cannot sign now, and not when the model is out."""
         signer_of(self.job.settings, self.store)
 
-    def publish(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False) -> None:
+    def release_or_hold(
+        self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False
+    ) -> None:
         """Export, audit the file that ships, and move the alias if it holds what the model promised.
 
         A model that policy holds, or whose file it holds, is registered as the candidate.
@@ -121,7 +123,7 @@ class FleetPublisher:
         if hold:
             self.hold(card, arrays)
             return
-        self.publish_variants(card, arrays, file)
+        self.export_variants(card, arrays, file)
         self.release(card, arrays, forgotten)
 
     def export(self, card: ModelCard, arrays: Arrays) -> Path:
@@ -150,7 +152,7 @@ class FleetPublisher:
         self.recorder.metrics({"onnx_random_max_abs_difference": report.parity.max_abs_difference}, 0)
         return report.size_bytes
 
-    def publish_variants(self, card: ModelCard, arrays: Arrays, source: Path) -> None:
+    def export_variants(self, card: ModelCard, arrays: Arrays, source: Path) -> None:
         """Make the formats of ``export.formats`` beside the fp32 file, and keep those that are good.
 
         A file that is too far from torch, or that leaks again what the model has forgotten, is deleted and named; the
@@ -166,7 +168,7 @@ class FleetPublisher:
             if form == "fp32":
                 continue
             try:
-                verdict = self._publish_variant(card, arrays, source, form)
+                verdict = self._export_variant(card, arrays, source, form)
             except ExportError as error:
                 reason: str | None = str(error)
             else:
@@ -182,7 +184,7 @@ class FleetPublisher:
                 job.progress.say(f"No {form} file is released: {reason}")
         job.advance("exported", formats=tuple(kept))
 
-    def _publish_variant(self, card: ModelCard, arrays: Arrays, source: Path, form: Variant) -> Verdict | None:
+    def _export_variant(self, card: ModelCard, arrays: Arrays, source: Path, form: Variant) -> Verdict | None:
         """Make one file, unless it was made before the job was interrupted, and attack it at the sites."""
         file = file_of(form, source)
         if not file.exists():
@@ -320,7 +322,7 @@ class FleetPublisher:
 
     def report(self) -> None:
         """Write the report and the certificate."""
-        publish_report(self.job, self.store, self.tracker)
+        record_report(self.job, self.store, self.tracker)
 
     def draw(self) -> None:
         """Draw the table and the histograms, into the job's folder and into MLflow."""
