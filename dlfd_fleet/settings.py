@@ -178,7 +178,7 @@ class UnlearningSettings(Section):
     )
     max_seconds: Positive | None = Field(
         None,
-        description="Wall-clock limit, looks of the monitor included; DLFD's first round, once begun, is finished.",
+        description="Wall-clock limit, readings of the monitor included; DLFD's first round, once begun, is finished.",
     )
 
 

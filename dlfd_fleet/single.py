@@ -154,7 +154,7 @@ def unlearn_people(
         f"Forgetting {len(set(faces.forget.identities))} people", 1 + settings.unlearning.max_rounds
     ) as advance:
 
-        def look(model: FeatureClassifier) -> Reading:
+        def read(model: FeatureClassifier) -> Reading:
             advance()
             return gate(model)
 
@@ -165,7 +165,7 @@ def unlearn_people(
                 forget=_labelled(faces.forget),
                 validation=_labelled(faces.validation),
                 settings=chosen.settings(settings.unlearning),
-                monitor=look,
+                monitor=read,
                 seed=settings.seed,
                 class_weights=_class_weights(faces.retain),
                 augment=augmentation(settings.erasure.augmentation),

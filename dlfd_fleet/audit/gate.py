@@ -1,4 +1,4 @@
-"""What a gate may look at while it chooses: people who stay, validation people, and an attack of its own."""
+"""What a gate may read while it chooses: people who stay, validation people, and an attack of its own."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
     """
     forget, unseen = samples.of(Role.FORGET), samples.of(Role.VALIDATION)
     if not len(forget):
-        raise DataError("There is no forget image for the gate to look at.")
+        raise DataError("There is no forget image for the gate to read.")
     if not len(unseen):
         raise DataError(
-            "There is no validation image for the gate to look at: it needs people of the split 'validation' who have "
+            "There is no validation image for the gate to read: it needs people of the split 'validation' who have "
             "not asked to be forgotten."
         )
     predicted = samples if predicted is None else predicted

@@ -11,7 +11,7 @@ from rich.table import Table
 from dlfd_fleet.cli.forget import requests_table
 from dlfd_fleet.cli.options import Classes, FollowLinks, console
 
-app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, look at it, purge it.")
+app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
 
 
 @app.command("init")

@@ -11,7 +11,7 @@ from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifes
 from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
-from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_look, systematic_sample
+from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_appearance, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
 from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
@@ -41,7 +41,7 @@ __all__ = [
     "image_uses",
     "names_of",
     "open_source",
-    "order_by_look",
+    "order_by_appearance",
     "orl_manifest",
     "plan_purge",
     "read_manifest",

@@ -28,7 +28,7 @@ def assign_people(manifest: Manifest, *, validation_people: int, test_people: in
     people = manifest.by_person()
     generator = np.random.default_rng(seed)
     splits = {identity: _only_split(identity, rows) for identity, rows in people.items()}
-    free = order_by_look({person: rows for person, rows in people.items() if not splits[person]}, generator)
+    free = order_by_appearance({person: rows for person, rows in people.items() if not splits[person]}, generator)
     for split, wanted in (("test", test_people), ("validation", validation_people)):
         missing = max(0, wanted - sum(known == split for known in splits.values()))
         if missing >= len(free) and missing:
@@ -60,7 +60,7 @@ def choose_people_to_forget(manifest: Manifest, sites: list[str], count: int) ->
     for turn in range(total):
         site = sites[turn % len(sites)]
         rows = tuple(row for row in manifest.rows if row.split == "train" and row.site == site)
-        order = order_by_look(replace(manifest, rows=rows).by_person(), None)
+        order = order_by_appearance(replace(manifest, rows=rows).by_person(), None)
         if len(order) <= count:
             raise DataError(f"{site} holds {len(order)} people, too few to forget {count} and keep one.")
         left = [person for person in order if person not in chosen[site]]
@@ -69,7 +69,7 @@ def choose_people_to_forget(manifest: Manifest, sites: list[str], count: int) ->
     return chosen
 
 
-def order_by_look(people: dict[str, list[Row]], generator: np.random.Generator | None) -> list[str]:
+def order_by_appearance(people: dict[str, list[Row]], generator: np.random.Generator | None) -> list[str]:
     """Sort people so that neighbours look alike to the task: by the class they show most, and by how much of it.
 
     The purest of the first class come first and those who also show others last, so that with two classes the order is
@@ -80,13 +80,13 @@ def order_by_look(people: dict[str, list[Row]], generator: np.random.Generator |
         names = [names[index] for index in generator.permutation(len(names))]
     first = min((row.label for rows in people.values() for row in rows), default="")
 
-    def look(identity: str) -> tuple[str, float]:
+    def appearance(identity: str) -> tuple[str, float]:
         counts = Counter(row.label for row in people[identity])
         label, most = min(counts.items(), key=lambda item: (-item[1], item[0]))
         share = most / sum(counts.values())
         return label, -share if label == first else share
 
-    return sorted(names, key=look)
+    return sorted(names, key=appearance)
 
 
 def systematic_sample(order: list[str], count: int, generator: np.random.Generator) -> list[str]:
@@ -110,7 +110,7 @@ def _deal(
     if not known and len(homeless) < sites and (homeless or sites > 1):
         raise DataError(f"{len(homeless)} people to train on are too few for {sites} sites; lower data.sites.")
     names = known or [f"site-{number}" for number in range(1, sites + 1)]
-    order = order_by_look(homeless, generator)
+    order = order_by_appearance(homeless, generator)
     for start in range(0, len(order), len(names)):
         block = order[start : start + len(names)]
         homes |= dict(zip(block, [names[index] for index in generator.permutation(len(names))], strict=False))

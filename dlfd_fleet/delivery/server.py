@@ -33,20 +33,20 @@ logger = logging.getLogger(__name__)
 LARGEST_REPORT = 2**20
 LIMITS = Limits(connections=8192, backlog=1024)
 """If the process may open twice as many files; see ``LimitNOFILE`` in deploy/systemd."""
-_SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_BETWEEN_CHECKS = 5.0
 _MOST_REPORTS = 1024
 _NAME = re.compile(r"([0-9]{1,10}\.)?(root|targets|rollout|snapshot|timestamp)\.json")
 _PART = "[A-Za-z0-9][A-Za-z0-9._-]{0,300}"
 _TARGET = re.compile(f"({_PART}/){{0,8}}{_PART}")
 
 
-def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_LOOKS) -> Starlette:
+def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_CHECKS) -> Starlette:
     """Return the ASGI application of a delivery.
 
     Parameters
     ----------
     seconds
-        Between two looks at what would expire, and at how devices fare with a rollout.
+        Between two checks of what would expire, and of how devices fare with a rollout.
     """
     metadata, targets = delivery.repository.served / "metadata", delivery.repository.served / "targets"
     # The database has one writer. Reports that wait for it here hold no thread, which files are served by.
@@ -155,7 +155,7 @@ def serve(
         server(delivery, limits, ssl_certfile=certificate, ssl_keyfile=private_key).run([listener])
 
 
-def server(delivery: Delivery, limits: Limits, seconds: float = _SECONDS_BETWEEN_LOOKS, **options: object) -> Server:
+def server(delivery: Delivery, limits: Limits, seconds: float = _SECONDS_BETWEEN_CHECKS, **options: object) -> Server:
     """Return the server of a delivery; its ``run`` takes sockets to serve."""
     return Server(application(delivery, seconds), limits, **options)
 
@@ -190,7 +190,7 @@ def _keep_up(delivery: Delivery, seconds: float, over: threading.Event) -> None:
             lines = delivery.keep_up()
         except FleetError as error:
             lines = [str(error)]
-        except Exception:  # a defect of ours, or a machine without memory: the next look may go well
+        except Exception:  # a defect of ours, or a machine without memory: the next check may go well
             logger.exception("The upkeep of the repository failed by a defect")
             lines = []
         for line in lines:

@@ -1,4 +1,4 @@
-"""The device agent: looks for news, installs what the rules allow, deletes what the floor forbids, and reports it."""
+"""The device agent: polls, installs what the rules allow, deletes what the floor forbids, and reports it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Agent:
         self._start()
 
     def poll(self) -> None:
-        """Look once: update if there is news, purge, and report.
+        """Poll once: update if there is news, purge, and report.
 
         A report that is not taken waits, and is no error here: ``state.unreported`` says why.
 
@@ -67,7 +67,7 @@ class Agent:
         """
         problem: DeviceError | None = None
         try:
-            problem = self._look()
+            problem = self._poll_repository()
         except DeviceError as error:
             problem = error
         except OSError as error:
@@ -81,7 +81,7 @@ class Agent:
         if problem:
             raise problem
 
-    # ------------------------------------------------------------------ the steps of a look
+    # ------------------------------------------------------------------ the steps of a poll
 
     def _start(self) -> None:
         """Answer with the current model; if it may not or cannot run, with the one before it."""
@@ -101,7 +101,7 @@ class Agent:
                 self.answering.answer_with(Loaded(model, slot.release))
                 return
 
-    def _look(self) -> DeviceError | None:
+    def _poll_repository(self) -> DeviceError | None:
         self._folder.floor.raise_to(0)  # mends a damaged copy
         if not self.answering.has_model and self.state.slots:
             self._start()

@@ -32,7 +32,7 @@ def init(
         float | None, typer.Option(help="Stop to answer so long after the coordinator was last heard from.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of one prediction.")] = 1,
-    poll_seconds: Annotated[float, typer.Option(help="Seconds between two looks, about.")] = 600.0,
+    poll_seconds: Annotated[float, typer.Option(help="Seconds between two polls of the repository, about.")] = 600.0,
 ) -> None:
     """Make a device's folder, with a key of its own."""
     from pydantic import ValidationError
@@ -56,7 +56,7 @@ def once(
         bool, typer.Option("--clock-is-right", help="Trust the clock of this device, though it was ahead before.")
     ] = False,
 ) -> None:
-    """Look for news once: exit code 0 if the device is up to date and answers, 2 if it is not."""
+    """Poll the repository once: exit code 0 if the device is up to date and answers, 2 if it is not."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.clock import Clock
     from dlfd_fleet.device.folder import DeviceFolder
@@ -74,7 +74,7 @@ def once(
 
 
 def run(folder: FolderArgument) -> None:
-    """Look for news until stopped."""
+    """Poll the repository until stopped."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.folder import DeviceFolder
     from dlfd_fleet.device.polling import Stopped, keep_polling
@@ -90,7 +90,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; there is no password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
 ) -> None:
-    """Answer over HTTP in the Open Inference Protocol (v2), and look for news meanwhile."""
+    """Answer over HTTP in the Open Inference Protocol (v2), and poll the repository meanwhile."""
     from dlfd_fleet.device.agent import Agent
     from dlfd_fleet.device.folder import DeviceFolder
     from dlfd_fleet.device.polling import Stopped, keep_polling

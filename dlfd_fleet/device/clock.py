@@ -17,7 +17,7 @@ _LAST = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """The greatest time that this device has seen, on disk; between two looks it goes on with the monotonic clock.
+    """The greatest time that this device has seen, on disk; between two polls it goes on with the monotonic clock.
 
     Parameters
     ----------

@@ -53,7 +53,7 @@ class DeviceSettings(BaseModel):
     threads
         Of one prediction.
     poll_seconds
-        Between two looks, about.
+        Between two polls, about.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

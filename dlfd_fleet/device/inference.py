@@ -1,4 +1,4 @@
-"""An exported model and the images that it looks at, on a device."""
+"""An exported model and the images that it predicts, on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop of an agent: look, wait, look again, until somebody stops it."""
+"""The loop of an agent: poll, wait, poll again, until somebody stops it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: C
             words = f"{error} "
         except Exception:  # a defect of ours must keep the device neither from answering nor from hearing of erasures
             failures += 1
-            words = "This look for news failed by a defect, of which the traceback tells. "
+            words = "This poll failed by a defect, of which the traceback tells. "
             traceback.print_exc()
         words += _state(agent)
         if words != said:

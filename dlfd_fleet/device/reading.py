@@ -1,4 +1,4 @@
-"""A device's folder as others than its agent may look at it: its model, and how it stands."""
+"""A device's folder as others than its agent may read it: its model, and how it stands."""
 
 from __future__ import annotations
 

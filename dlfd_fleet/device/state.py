@@ -66,9 +66,9 @@ class DeviceState(_Kept):
     attacks
         What was refused since the last report, in words.
     healthy
-        As of the last look: it answers, and takes what it is offered.
+        As of the last poll: it answers, and takes what it is offered.
     problem
-        What went wrong in the last look, in words.
+        What went wrong in the last poll, in words.
     told, reported
         Fingerprint and time of the last report that was written.
     unreported

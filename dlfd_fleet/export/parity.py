@@ -79,7 +79,7 @@ def compare(
 ) -> Parity:
     """Compare torch and ONNX Runtime on the CPU, on the given images and on 200 random ones.
 
-    Every image is compared in a batch, and the last few once more alone: a device looks at one image at a time.
+    Every image is compared in a batch, and the last few once more alone: a device predicts one image at a time.
 
     Parameters
     ----------

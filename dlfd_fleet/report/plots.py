@@ -68,11 +68,11 @@ def loss_plot(model: str, groups: Mapping[str, Sequence[int]]) -> str:
 
 
 def _rounds(readings: Sequence[GateReading]) -> list[str]:
-    """Return the number of each look in its attempt; the coordinator's own count DLFD and repair apart."""
-    names, look = list[str](), 0
+    """Return the number of each reading in its attempt; the coordinator's own count DLFD and repair apart."""
+    names, number = list[str](), 0
     for reading in readings:
-        look = 0 if reading.round == 0 else look + 1
-        name = str(look) if look else "original"
+        number = 0 if reading.round == 0 else number + 1
+        name = str(number) if number else "original"
         names.append(name if readings[-1].attempt == 1 else f"{name}\n#{reading.attempt}")
     return names
 

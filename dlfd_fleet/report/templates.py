@@ -110,7 +110,7 @@ ERASURE = """{% extends "base" %}
 <ul>
 <li>Sites whose people asked ran DLFD (distribution-level feature distancing, arXiv 2409.14747) on them; all sites then
 trained on everybody else, to keep the model useful.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
-<li>After each round a gate looked at people kept for that; the evidence below is from others, whom no gate had seen.</li>
+<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>
 {% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}
 {% if "retrained" in report.models %}<li>A model was trained anew without the people, to compare{{ ", and was released instead" if report.retrained }}.</li>{% endif %}
 {% if report.files %}<li>The model was exported, and each exported file was attacked by itself.</li>{% endif %}

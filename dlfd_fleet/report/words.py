@@ -21,7 +21,7 @@ STEPS: dict[str, str] = {
     "audit-original": "attacking the original model",
     "distancing": "DLFD at the sites that were asked",
     "repair": "training on everybody else, to keep the model useful",
-    "gate": "looking whether it is enough",
+    "gate": "measuring whether it is enough",
     "audit-unlearned": "attacking the unlearned model",
     "relearn": "training on, to see what comes back",
     "audit-relearned": "attacking it again after that",
@@ -201,7 +201,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         yield (
             f"{count(scores.forget_images, 'image')} of people who asked and {count(scores.unseen_images, 'image')} of "
             "people never trained on were attacked. A leak smaller than the margin "
-            f"({verdict.margin:.2f} of AUC) is not looked for. Power {verdict.power:.2f} is the chance that an audit "
+            f"({verdict.margin:.2f} of AUC) is not tested for. Power {verdict.power:.2f} is the chance that an audit "
             "of this size shows that there is no difference, when there is none."
         )
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:

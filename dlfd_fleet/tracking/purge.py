@@ -47,7 +47,7 @@ class Purged(BaseModel):
     digests: tuple[str, ...]
     """SHA-256 of its files with weights; none of them is in the artifact store any more."""
     searched: int
-    """Files of the artifact store that were looked at."""
+    """Files of the artifact store that were searched."""
 
 
 def purge(registry: Registry, versions: Iterable[RegisteredVersion]) -> list[Purged]:
@@ -142,7 +142,7 @@ def _digests(
 
 
 def _prove_gone(store: ArtifactRepository, digests: Mapping[str, int], number: str) -> int:
-    """Look at every file of the store; only one of the same size can have the same digest, so only those are read.
+    """Search every file of the store; only one of the same size can have the same digest, so only those are read.
 
     Raises
     ------

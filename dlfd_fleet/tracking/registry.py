@@ -103,7 +103,7 @@ def why_not_published(version: RegisteredVersion, epoch: int) -> str | None:
     reason = why_not_promoted(version, epoch)
     if reason is None and PROMOTED_TAG not in version.tags:
         number = version.version
-        return f"Version {number} was never promoted; look at it, and then `dlfd-fleet registry promote {number}`."
+        return f"Version {number} was never promoted; check it, and then `dlfd-fleet registry promote {number}`."
     return reason
 
 

@@ -335,7 +335,7 @@ def open_tracker(settings: TrackingSettings, state_folder: Path) -> Iterator[Tra
 
 @contextmanager
 def open_registry(settings: TrackingSettings, state_folder: Path) -> Iterator[Registry]:
-    """Open the registry alone, to look at it; what MLflow raises becomes a :class:`TrackingError`."""
+    """Open the registry alone; what MLflow raises becomes a :class:`TrackingError`."""
     uri = tracking_uri(settings, state_folder)
     with _quiet_mlflow(), answers(uri):
         yield Registry(settings, uri)

@@ -130,7 +130,7 @@ def checkpoint_rank(reading: Reading, bound: UtilityBound, gate: float) -> tuple
 
 
 class Monitor(Protocol):
-    """Looks at a model between steps; must leave its weights and its mode as they were."""
+    """Reads a model between steps; must leave its weights and its mode as they were."""
 
     def __call__(self, model: FeatureClassifier) -> Reading:
         """Return the reading of a model."""
@@ -179,7 +179,7 @@ class Cost:
     Attributes
     ----------
     monitor_seconds
-        Of the seconds, those of the monitor's looks.
+        Of the seconds, those of the monitor's readings.
     noise_images
         Of the images passed backward, those passed back to the pixels only.
     """
@@ -193,7 +193,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TraceEntry:
-    """One look of the monitor: after which step, in which phase, and what it read."""
+    """One reading of the monitor: after which step, in which phase, and what it read."""
 
     step: int
     phase: str

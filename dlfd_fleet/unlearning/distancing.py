@@ -11,11 +11,11 @@ Choices that the paper leaves open, and that the released code makes by accident
 - The noise is found in eval mode (fixed batch-norm statistics, no dropout: the gradient of the deployed function), the
   model is trained in train mode.
 - Distancing shakes a model, and whether it has forgotten shows only once it has settled. So the paper's dynamic
-  strategy works in rounds: a few batches of distancing, then plain training whose steps shrink to nothing, then a look.
-  While forgotten people can be told from unseen ones, the next round distances again, harder if the score stood still;
-  once they cannot, it only trains. A round that costs too much utility is not undone at once, for the next one mostly
-  mends it (nine of eleven when it was measured); the best look of all is put back at the end.
-- The gate looks at the forget set, at validation people and at those who stay. Before each look batch-norm statistics
+  strategy works in rounds: a few batches of distancing, then plain training whose steps shrink to nothing, then a
+  reading. While forgotten people can be told from unseen ones, the next round distances again, harder if the score
+  stood still; once they cannot, it only trains. A round that costs too much utility is not undone at once, for the
+  next one mostly mends it (nine of eleven when it was measured); the best round's weights are put back at the end.
+- The gate reads the forget set, validation people and those who stay. Before each reading batch-norm statistics
   are taken anew from clean retain images: running ones lag behind weights that move fast.
 """
 
@@ -57,7 +57,7 @@ def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
     Parameters
     ----------
     problem
-        With validation people, whom the gate needs; its monitor looks at the model after each round.
+        With validation people, whom the gate needs; its monitor reads the model after each round.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
     session = Session(problem)
     with tempfile.TemporaryFile() as best_weights:
         rounds = _Rounds(session, session.monitor(), best_weights)
-        rounds.look(ORIGINAL)
+        rounds.note_reading(ORIGINAL)
         while rounds.wanted():
             rounds.run_one()
         return rounds.outcome()
@@ -202,11 +202,11 @@ class _Rounds:
         return done == 0 or self.remembered() or self.bound.shortfall(self.latest) > 0.0
 
     def run_one(self) -> None:
-        """Distance while the forget set is remembered, repair, and look."""
+        """Distance while the forget set is remembered, repair, and read."""
         session, started = self.session, self.session.seconds()
         phase = DISTANCING if len(self.trace) == 1 or self.remembered() else REPAIR
         self._train(phase)
-        self.look(phase)
+        self.note_reading(phase)
         before, after = self.trace[-2].reading, self.trace[-1].reading
         if phase == DISTANCING and after.attack_auc - 0.5 > _STOOD_STILL * (before.attack_auc - 0.5):
             self.strength *= session.settings.strengthen
@@ -232,12 +232,12 @@ class _Rounds:
                 images = session.augment(images, session.generator)
             session.step(optimizer, session.loss(session.logits(images), labels), len(images))
 
-    def look(self, phase: str) -> None:
+    def note_reading(self, phase: str) -> None:
         """Read the model, and keep its weights if it is the best so far."""
         session = self.session
         if self.trace:
             session.take_statistics()
-        entry = TraceEntry(session.steps, phase, session.look(self.monitor))
+        entry = TraceEntry(session.steps, phase, session.read(self.monitor))
         self.trace.append(entry)
         latest = len(self.trace) - 1
         if latest == 0 or self._rank(latest) > self._rank(self.best):
@@ -262,7 +262,7 @@ class _Rounds:
             ) from error
 
     def _rank(self, number: int) -> tuple[bool, float, float]:
-        """Rank a look; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
+        """Rank a reading; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
         reading = self.trace[number].reading
         if number == 0:
             return (False, 0.0, reading.utility)

@@ -1,4 +1,4 @@
-"""The monitor that DLFD's gate looks through."""
+"""The monitor of DLFD's gate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
 
-# A round of 33 batches of 32 and two looks at no more than this of each set: looks take about a tenth of the time.
+# With 33 batches of 32 a round and two readings of no more than this of each set, readings take a tenth of the time.
 MOST_IMAGES = 96
 
 
 def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: LabelledImages) -> Monitor:
     """Return a monitor that reads a model from a forget set, from people never trained on and from those who stay.
 
-    Validation people must not be those of the final evidence. Of large sets the same sample is read at each look, its
+    Validation people must not be those of the final evidence. Of large sets the same sample is read each time, its
     classes in their shares: more images would not change a decision.
 
     Raises

@@ -158,7 +158,7 @@ class Session:
         """Return the retain images that batch-norm statistics are taken from: all, or some of a large set."""
         if len(self.retain) <= _STATISTICS_IMAGES:
             return self.retain
-        # A generator of its own, so that a look does not change the batches that follow it.
+        # A generator of its own, so that a reading does not change the batches that follow it.
         rows = torch.randperm(len(self.retain), generator=torch.Generator().manual_seed(self.problem.seed))
         return self.retain.select(rows[:_STATISTICS_IMAGES])
 
@@ -168,7 +168,7 @@ class Session:
         recalibrate(self.model, sample)
         self.forward_images += len(sample)
 
-    def look(self, monitor: Monitor) -> Reading:
+    def read(self, monitor: Monitor) -> Reading:
         """Read the model, and count what that takes."""
         before = self.seconds()
         reading = monitor(self.model)
@@ -177,12 +177,12 @@ class Session:
         return reading
 
     def monitor(self) -> Monitor:
-        """Return the problem's monitor, or one that looks at its three sets."""
+        """Return the problem's monitor, or one that reads its three sets."""
         return self.problem.monitor or loss_monitor(self.forget, self.validation, self.retain)
 
     def collapse(self) -> tuple[str, ...]:
-        """Look at the model, and say in words that it answers nearly the same to everybody, if it does."""
-        return collapse(self.look(self.monitor()), self.validation)
+        """Read the model, and say in words that it answers nearly the same to everybody, if it does."""
+        return collapse(self.read(self.monitor()), self.validation)
 
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()
@@ -200,7 +200,7 @@ def refuse_labels(method: str, data: LabelledImages) -> None:
 
 
 class Peer(ABC):
-    """A method that runs through without looking: its paper has no gate.
+    """A method that runs through without a reading: its paper has no gate.
 
     Subclasses are frozen dataclasses of their hyper-parameters; the ones that all methods share (epochs, batch size,
     learning rate, momentum, weight decay, time limit) come with the settings.
@@ -216,7 +216,7 @@ class Peer(ABC):
     def __call__(self, problem: UnlearningProblem, /) -> UnlearnOutcome:
         """Unlearn in place; batch-norm statistics are taken anew from the retain set at the end.
 
-        With validation people there is one look, at the end: a model that has collapsed is no success.
+        With validation people there is one reading, at the end: a model that has collapsed is no success.
 
         Raises
         ------

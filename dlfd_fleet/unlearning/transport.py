@@ -48,7 +48,7 @@ def transport_distance(cost: Tensor, epsilon: float, iterations: int, tolerance:
 @torch.no_grad()
 def _sinkhorn(cost: Tensor, epsilon: float, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
     # Double precision costs nothing at these sizes and keeps small epsilons exact. On the CPU, wherever the cost comes
-    # from: a GPU would wait for each of these small steps, and for every look at the error.
+    # from: a GPU would wait for each of these small steps, and for every reading of the error.
     scaled = -cost.double().cpu() / epsilon
     log_a, log_b = -math.log(cost.shape[0]), -math.log(cost.shape[1])
     row = torch.zeros(cost.shape[0], 1, dtype=scaled.dtype)

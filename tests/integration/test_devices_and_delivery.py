@@ -48,7 +48,7 @@ class Fleet:
         publish(self.delivery.repository, self.delivery.devices, model, rings=rings)
 
     def polled(self) -> list[str | None]:
-        """Let every device look for news; return which version each answers with."""
+        """Let every device poll; return which version each answers with."""
         versions: list[str | None] = []
         for agent in self.agents:
             try:

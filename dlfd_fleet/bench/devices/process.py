@@ -49,7 +49,7 @@ class Runner:
         if request["do"] == "time":
             return self._take_times(self._predict, request["count"])
         said = [self._predict(self._images[number : number + 1]) for number in range(len(self._images))]
-        np.save(request["file"], np.concatenate(said))  # one by one, as a device looks at them
+        np.save(request["file"], np.concatenate(said))  # one by one, as a device predicts them
         return {}
 
     def _load(self) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class FederatedSeed:
 
             # As after the job that trained it, sites hold the model that forgets; other methods have left theirs.
             if not self._file(name).exists():
-                self._erasure(self._fleet(grid, nodes)).audits.look(original, name)
+                self._erasure(self._fleet(grid, nodes)).audits.gate_samples(original, name)
             self._made(name, grid, nodes, forget)
 
     def _made(self, name: str, grid: Grid, nodes: frozenset[int], make: Callable[[Erasure], Arrays]) -> Arrays:

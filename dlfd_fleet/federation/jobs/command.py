@@ -47,7 +47,7 @@ _AFTERWARDS = (
     "from its last finished step."
 )
 _APP = Path(__file__).resolve().parents[2]
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_DRAWINGS = 1.0
 _DOING = {
     PendingQuery.TYPE: "counting its requests",
     FitTask.TYPE: "training",
@@ -191,7 +191,7 @@ def watch(store: Store, job: str, console: Console) -> None:
         return
     with Live(job_status(store, job), console=console, auto_refresh=False) as live:
         while _goes_on(store, job):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_DRAWINGS)
             live.update(job_status(store, job), refresh=True)
 
 
@@ -207,7 +207,7 @@ def _watch_in_lines(store: Store, job: str, console: Console) -> None:
                 console.print(plain(f"{name}: {value}"), soft_wrap=True, highlight=False)
         said = now
         if goes_on:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_DRAWINGS)
     console.print(job_status(store, job), soft_wrap=True, highlight=False)
 
 

@@ -156,7 +156,7 @@ class FitTask(FleetMessage):
     epochs: AtLeastOne
     learning_rate: Annotated[float, Field(gt=0.0, le=1e12)]
     final: bool = True
-    """Whether somebody looks at the model before it is trained again: only then do batch-norm statistics matter."""
+    """Whether the model is read or audited before it is trained again: only then do batch-norm statistics matter."""
     precision: Precision
     """Of the update that is sent back."""
     seed: Seed
@@ -228,7 +228,7 @@ class AuditTask(FleetMessage):
     card: ModelCard
     roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
     most_retain: AtLeastOne | None = None
-    """The most retain images, the same at each look, classes in their shares; all of them if it is not said."""
+    """The most retain images, the same each time, classes in their shares; all of them if it is not said."""
 
 
 class AuditResult(FleetMessage):

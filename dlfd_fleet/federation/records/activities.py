@@ -1,4 +1,4 @@
-"""What each site of a job does now, for who looks on."""
+"""What each site of a job does now."""
 
 from __future__ import annotations
 

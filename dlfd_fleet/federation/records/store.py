@@ -106,7 +106,7 @@ class Store:
         Parameters
         ----------
         patience
-            Seconds to try: who looks whether there is a coordinator holds the lock for a moment.
+            Seconds to try: who checks whether there is a coordinator holds the lock for a moment.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a model says of the sites' images, pooled and scored: looks for a gate, audits for evidence, ranges for int8."""
+"""What a model says of the sites' images, pooled and scored: for a gate, for evidence, ranges for int8."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class Audits:
         fleet.require_quorum(answered, f"answered {task.TYPE}")
         return merge_ranges(parts)
 
-    def look(self, arrays: Arrays, step: str) -> SampleScores:
-        """Return what a model says of the images that a gate may look at, of retain images only some at each site."""
+    def gate_samples(self, arrays: Arrays, step: str) -> SampleScores:
+        """Return what a model says of the images that a gate may read, of retain images only some at each site."""
         return self._answers(arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
 
     def _answers(

@@ -1,6 +1,6 @@
-"""An erasure's federated part: rounds of unlearning that are gated by looks and judged by attack.
+"""An erasure's federated part: rounds of unlearning that a gate reads and an attack judges.
 
-It reads top to bottom in the order of a job: unlearn at the sites that were asked; merge; repair; look; audit; judge.
+It reads top to bottom in the order of a job: unlearn at the sites that were asked; merge; repair; read; audit; judge.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Erasure:
                 repaired = self.rounds.fit_round(arrays, "repair", erasure.repair_epochs, rate, advance)
                 averaged.add(repaired, 1.0)
                 arrays = repaired if averaged.count == 1 else self.rounds.as_sent(averaged.value(), arrays)
-                samples = self.audits.look(arrays, f"gate-{job.round}")
+                samples = self.audits.gate_samples(arrays, f"gate-{job.round}")
                 reading = self._read(samples)
                 job.recorder.gate(gate_metrics(samples, reading) | {"attempt": number}, job.round, number)
                 readings.append(_noted(reading, number, job.round))

@@ -79,7 +79,7 @@ class ReleasedDlfd:
                 others = forget.batch(forget_rows, session.device)[0]
                 images = self._noisy(session, images, labels, others, place / max(1, len(batches) - 1))
             session.step(optimizer, session.loss(session.logits(images), labels), len(images))
-            score, utility = _look(session)
+            score, utility = _read(session)
             if score <= self.bound and utility > best.utility:
                 weights = {name: value.clone() for name, value in model.state_dict().items()}
                 best = _Checkpoint(utility, session.steps, weights)
@@ -116,7 +116,7 @@ class _Checkpoint:
     weights: dict[str, Tensor]
 
 
-def _look(session: Session) -> tuple[float, float]:
+def _read(session: Session) -> tuple[float, float]:
     """Return how far the attack's accuracy is from 0.5, and the accuracy on validation people.
 
     Predicts every image, the retain set's for nothing, and leaves the model in eval mode, as the released monitor does.

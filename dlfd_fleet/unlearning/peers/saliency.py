@@ -1,4 +1,4 @@
-"""Peers that look for the weights in which the forget set lives."""
+"""Peers that search for the weights that the forget set depends on."""
 
 from __future__ import annotations
 
