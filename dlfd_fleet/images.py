@@ -1,7 +1,7 @@
 """One reader of image files, for sites and devices: a model answers for pixels that were made as those it learned from.
 
 :func:`read_pixels` turns a file into a square of 8-bit colours, or raises an :class:`~dlfd_fleet.exceptions.ImageError`
-whose sentence says why not. What it does to which file is told in ``docs/data.md``.
+whose sentence says why not. ``docs/data.md`` says what it does to which file.
 """
 
 from __future__ import annotations

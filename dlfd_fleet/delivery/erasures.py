@@ -82,5 +82,5 @@ def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime)
         return Standing(device, "open", f"still holds {len(old)} files from before, or that nobody knows")
     if device.lease_is_over(now):
         return Standing(device, "excepted", "EXCEPTION: has not purged; its lease has run out, so it answers no more")
-    told = f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}" if report else ""
-    return Standing(device, "open", told or "has never reported")
+    said = f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}" if report else ""
+    return Standing(device, "open", said or "has never reported")

@@ -147,8 +147,8 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
         raise DeviceError(f"Cannot read the model {file}: {error.strerror}.") from error
     except Exception as error:  # ONNX Runtime's errors have no base class but Exception
         raise DeviceError(f"The model {file} is damaged or not an ONNX file: fetch it again.") from error
-    told = session.get_modelmeta().custom_metadata_map.get("dlfd.data_sha256", "")
-    if told and hashlib.sha256(weights).hexdigest() != told:
+    expected = session.get_modelmeta().custom_metadata_map.get("dlfd.data_sha256", "")
+    if expected and hashlib.sha256(weights).hexdigest() != expected:
         raise DeviceError(f"The weights {data} are not those of {file}: fetch both again.")
     return session
 

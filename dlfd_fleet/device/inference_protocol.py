@@ -176,11 +176,11 @@ def _images(tensor: _Tensor, numbers: bytes | None, binary: bytes, size: int) ->
     if len(tensor.shape) != 4 or tensor.shape[0] < 1 or tensor.shape[1:] != [size, size, 3]:
         raise InvalidRequestError(f"images: the shape is [N, {size}, {size}, 3] with N of at least 1.")
     count = tensor.shape[0] * size * size * 3
-    told = tensor.parameters.get("binary_data_size")
+    announced = tensor.parameters.get("binary_data_size")
     has_data = tensor.data is not None and numbers is not None
-    if told is None and numbers is not None and has_data and not binary:
+    if announced is None and numbers is not None and has_data and not binary:
         return _read_numbers(numbers, tensor.shape[0], size).reshape(tensor.shape)
-    if has_data or told != len(binary):
+    if has_data or announced != len(binary):
         raise InvalidRequestError("images: give either data, or binary_data_size and so many bytes after the JSON.")
     if len(binary) != count:
         raise InvalidRequestError(f"images: the shape needs {count} bytes, and there are {len(binary)}.")

@@ -1,4 +1,4 @@
-"""What a device tells the coordinator of itself: signed, on disk until it is acknowledged, and told once."""
+"""What a device tells the coordinator of itself: signed, on disk until it is acknowledged, and sent once."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
 
 
 def acknowledged(state: DeviceState, report: DeviceReport) -> DeviceState:
-    """Return the state without what a report has told."""
+    """Return the state without what a report has said."""
     return state.but(
         purged=tuple(digest for digest in state.purged if digest not in report.purged),
         attacks=tuple(attack for attack in state.attacks if attack not in report.attacks),
@@ -167,5 +167,5 @@ def _write_chain(folder: DeviceFolder, chain: _Chain) -> None:
 
 def _fingerprint(state: DeviceState, floor: int) -> str:
     current = state.current.release.sequence if state.current else None
-    told = [current, floor, state.healthy, _installed(state), state.purging]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    facts = [current, floor, state.healthy, _installed(state), state.purging]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

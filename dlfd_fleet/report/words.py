@@ -150,7 +150,7 @@ def _deadline(report: ErasureReport) -> str:
         return f"The earliest deadline was {day(deadline)}; the release came after it, so it was not met."
     return (
         f"The earliest deadline is {day(deadline)}; the release came {count(left, 'day')} before it. What devices run "
-        "is told under Delivery."
+        "is said under Delivery."
     )
 
 

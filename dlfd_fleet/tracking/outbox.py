@@ -35,7 +35,7 @@ _run = sa.Table(
     sa.Column("site", sa.String, primary_key=True),
     sa.Column("run_id", sa.String, nullable=False),
 )
-_told = sa.Table(  # what a job has said, so that a job that goes over its steps again does not say it twice
+_logged = sa.Table(  # what a job has logged, so that a job that goes over its steps again does not say it twice
     "told",
     _tables,
     sa.Column("job", sa.String, primary_key=True),
@@ -44,7 +44,7 @@ _told = sa.Table(  # what a job has said, so that a job that goes over its steps
 METRICS, MODEL, REVOKE = "metrics", "model", "revoke"
 REGISTRY_KINDS = (MODEL, REVOKE)
 """What the registry must know in the end: each job tries it again, even if it was refused."""
-_IF_DAMAGED = "delete it: MLflow is not told what waited in it, and nothing else is lost"
+_IF_DAMAGED = "delete it: MLflow never gets what waited in it, and nothing else is lost"
 _MOST_METRICS = 1000  # that MLflow takes in one request
 
 
@@ -92,14 +92,14 @@ class Outbox:
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         row = {"job": job, "kind": METRICS, "fields": json.dumps(dict(fields))}
         with self._transaction() as connection:
-            new = connection.execute(sa.insert(_told).prefix_with("OR IGNORE").values(job=job, digest=digest))
+            new = connection.execute(sa.insert(_logged).prefix_with("OR IGNORE").values(job=job, digest=digest))
             if new.rowcount:
                 connection.execute(sa.insert(_entry).values(row))
 
-    def forget_told(self, job: str) -> None:
+    def forget_logged(self, job: str) -> None:
         """Let go of what a job has said: it has ended, and will not say it again."""
         with self._transaction() as connection:
-            connection.execute(sa.delete(_told).where(_told.c.job == job))
+            connection.execute(sa.delete(_logged).where(_logged.c.job == job))
 
     def next(self) -> list[Entry]:
         """Return the oldest entry that waits; if it is metrics, with those of its job that follow it directly."""

@@ -1,4 +1,4 @@
-"""How each kind of entry is told to MLflow. Told twice, it must come to the same: a process may die in between."""
+"""How each kind of entry is sent to MLflow. Sent twice, it must come to the same: a process may die in between."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Sender:
         return self.registry.client
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Tell one entry; or several of metrics of one job, together."""
+        """Send one entry; or several of metrics of one job, together."""
         entry = entries[0]
         match entry.kind:
             case "start":
@@ -169,10 +169,10 @@ class Sender:
         for tag, value in fields["tags"].items():
             self.registry.tag(version, tag, value)
         champion = self.registry.champion()
-        told = replace(version, tags={**version.tags, **fields["tags"]})
-        if champion is not None and _is_superseded(told, champion):
+        tagged = replace(version, tags={**version.tags, **fields["tags"]})
+        if champion is not None and _is_superseded(tagged, champion):
             # It comes late, after a release whose revocation could not see it.
-            self.registry.revoke(told, f"under epoch {champion.epoch} of job {champion.job}")
+            self.registry.revoke(tagged, f"under epoch {champion.epoch} of job {champion.job}")
             return
         if fields["alias"] == CHAMPION:
             self.registry.promote(version, f"job {entry.job}", "the verdict")

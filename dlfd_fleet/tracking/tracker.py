@@ -158,7 +158,7 @@ class Tracker:
         set_current_job({})
         self._put(job, "finish", {"status": status, "at": milliseconds(datetime.now(UTC))})
         if status == "FINISHED":
-            self._outbox.forget_told(job)
+            self._outbox.forget_logged(job)
 
     # ------------------------------------------------------------------ what a job asks
 
@@ -203,7 +203,7 @@ class Tracker:
         return self._problem
 
     def owed(self, job: str | None = None) -> list[str]:
-        """Return what the registry must know of a job's model, or of all, and was not told, in words."""
+        """Return what the registry must know of a job's model, or of all, and does not have, in words."""
         return [
             f"the {entry.kind} of {entry.job}: {entry.refused or self._problem or 'not sent yet'}"
             for entry in self._outbox.entries()

@@ -72,7 +72,7 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     failures: list[str] = []
     jobs = plan.settings.bench.jobs
     threads = max(1, usable_cores() // jobs)
-    _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is told before any work
+    _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
     with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):
             works = [_Work(plan, seed, name) for name in (REFERENCES, *plan.methods)]

@@ -12,7 +12,7 @@ from dlfd_fleet.exceptions import FleetError, JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
-from dlfd_fleet.federation.jobs.run import tell_end
+from dlfd_fleet.federation.jobs.run import record_end
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
@@ -80,7 +80,7 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
             job.advance("failed", note=str(error))
             raise
         finally:
-            tell_end(job, store, tracker, "FINISHED" if job.record.step == "settled" else "FAILED")
+            record_end(job, store, tracker, "FINISHED" if job.record.step == "settled" else "FAILED")
         store.steps.forget(record.job)
         return job.record
 

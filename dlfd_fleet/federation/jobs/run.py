@@ -130,12 +130,14 @@ def _carry_out(
         status = "KILLED"
         raise
     finally:
-        tell_end(job, store, tracker, status)
+        record_end(job, store, tracker, status)
     return job.record
 
 
-def tell_end(job: Coordinator, store: Store, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Tell MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
+def record_end(
+    job: Coordinator, store: Store, tracker: Tracker, status: Literal["FINISHED", "FAILED", "KILLED"]
+) -> None:
+    """Record in MLflow how a job ended, and say what it does not have; a full disk changes nothing about the end."""
     name = job.record.job
     try:
         tracker.set_tags(name, outcome_tags(job.record))
@@ -150,7 +152,7 @@ def tell_end(job: Coordinator, store: Store, tracker: Tracker, status: Literal["
         if tracker.refused:
             job.progress.say(f"MLflow refused {tracker.refused} records; `dlfd-fleet outbox list` shows them.")
     except JobError as error:
-        job.progress.say(f"MLflow is not told how {name} ended: {error}")
+        job.progress.say(f"MLflow has no record of how {name} ended: {error}")
 
 
 def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
