@@ -81,7 +81,7 @@ def random_images(count: int, seed: int = 9) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def golden(model: bytes, count: int = 4) -> bytes:
+def reference_answers(model: bytes, count: int = 4) -> bytes:
     """Return the self-test of a model: what it says now of random images."""
     import onnxruntime
 
@@ -143,7 +143,7 @@ class TufRepository:
         folder = f"models/{epoch}-{sequence}"
         file = f"{folder}/model-{form}.onnx"
         data = None if weights is None else self.add(f"{file}.data", weights)
-        test = self.add(f"{folder}/{form}.npz", golden(content) if self_test is None else self_test)
+        test = self.add(f"{folder}/{form}.npz", reference_answers(content) if self_test is None else self_test)
         release = Release(
             version=version,
             format=form,

@@ -69,7 +69,7 @@ class SimulatedRepository:
         minimum_epoch: int = 0,
         version: str = "v",
         form: str = "fp32",
-        self_test: bytes = b"golden",
+        self_test: bytes = b"answers",
         file: str = "model.onnx",
     ) -> str:
         """Sign any bytes as a release of any epoch, and return the target's name."""
@@ -77,16 +77,16 @@ class SimulatedRepository:
 
         def change(contents: Contents) -> None:
             target = self.repository.store(f"{folder}/{file}", content)
-            golden = self.repository.store(f"{folder}/{file}.selftest.npz", self_test)
+            answers = self.repository.store(f"{folder}/{file}.selftest.npz", self_test)
             release = Release(
                 version=version,
                 format=form,
                 epoch=epoch,
                 minimum_epoch=minimum_epoch,
                 sequence=sequence,
-                self_test=SelfTest(target=golden.path, tolerance=1e-3),
+                self_test=SelfTest(target=answers.path, tolerance=1e-3),
             )
-            releases.add(contents, target, release, golden)
+            releases.add(contents, target, release, answers)
 
         self.sign(change)
         return f"{folder}/{file}"

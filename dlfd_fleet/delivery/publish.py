@@ -1,4 +1,4 @@
-"""From the files of a released model to signed targets, each with golden answers that a device tests itself by."""
+"""From the files of a released model to signed targets, each with reference answers that a device tests itself by."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class _Signed(BaseModel):
 
 
 class SelfTest(_Signed):
-    """The golden answers that came with a model: an ``.npz`` target, never an image of a person.
+    """The reference answers that came with a model: an ``.npz`` target, never an image of a person.
 
     Its arrays are ``images``, uint8 ``(N, S, S, 3)``, and ``probabilities``, float32 ``(N, C)``.
     """

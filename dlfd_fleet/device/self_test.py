@@ -1,4 +1,4 @@
-"""The golden self-test: a model gives on this device the answers that it gave where it was released."""
+"""The self-test: a model gives on this device the answers that it gave where it was released."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST = 64 * 2**20
 
 
 def run_self_test(model: DeviceModel, file: Path, tolerance: float) -> None:
-    """Compare a model's answers with the golden ones.
+    """Compare a model's answers with the reference answers.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from dlfd_fleet.device.contract import Rollout
 from dlfd_fleet.exceptions import DeviceError
 from tests.device_site import Site, refused, running_site, runs, set_clock
 from tests.tuf_repository import (
-    golden,
+    reference_answers,
     sha256,
     tiny_model,
     tiny_model_in_two,
@@ -91,7 +91,7 @@ def test_preferred_format_is_taken_and_the_next_where_it_was_not_published(site)
 
 def test_large_model_and_the_weights_beside_it_come_and_go_together(site):
     content, weights = tiny_model_in_two("1", 1, 1, "model-fp32.onnx")
-    site.publish(1, 1, content, weights=weights, self_test=golden(tiny_model("1", 1, 1)))
+    site.publish(1, 1, content, weights=weights, self_test=reference_answers(tiny_model("1", 1, 1)))
     agent = site.started()
     agent.poll()
     assert runs(site.started(), "1", 1)
@@ -116,7 +116,7 @@ def test_failed_self_test_leaves_the_model_before_it(site):
     site.publish(1, 1)
     agent = site.started()
     agent.poll()
-    site.publish(1, 2, self_test=golden(tiny_model("1", 1, 1)))
+    site.publish(1, 2, self_test=reference_answers(tiny_model("1", 1, 1)))
     refused(agent, "failed its self-test", DeviceError)
     assert runs(agent, "1", 1)
     assert runs(site.started(), "1", 1)
@@ -129,7 +129,7 @@ def test_failed_self_test_of_an_erasure_leaves_no_model_rather_than_one_that_rem
     site.publish(1, 1)
     agent = site.started()
     agent.poll()
-    site.publish(2, 2, self_test=golden(tiny_model("1", 1, 1)))
+    site.publish(2, 2, self_test=reference_answers(tiny_model("1", 1, 1)))
     refused(agent, "failed its self-test", DeviceError)
     for asked in (agent, site.started()):
         with pytest.raises(NoAnswerError, match="no model that may run"):

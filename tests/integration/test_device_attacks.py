@@ -15,7 +15,7 @@ from dlfd_fleet.exceptions import DeviceError, UpdateUnreachableError
 from tests.device_site import Site, refused, running_site, runs
 from tests.tuf_repository import (
     TufRepository,
-    golden,
+    reference_answers,
     sha256,
     tiny_model,
 )
@@ -227,7 +227,7 @@ def test_model_that_is_none_of_ours_is_refused(site):
     site.publish(1, 1)
     agent = site.started()
     agent.poll()
-    site.publish(1, 2, b"MZ\0", self_test=golden(tiny_model("1", 1, 1)))
+    site.publish(1, 2, b"MZ\0", self_test=reference_answers(tiny_model("1", 1, 1)))
     refused(agent, "damaged or not an ONNX file", DeviceError)
     assert runs(agent, "1", 1)
 

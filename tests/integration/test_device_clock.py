@@ -12,7 +12,7 @@ from dlfd_fleet.device import clock as device_clock
 from dlfd_fleet.device.answering import NoAnswerError
 from dlfd_fleet.exceptions import DeviceError, UpdateUnreachableError
 from tests.device_site import Site, refused, running_site, runs, set_clock
-from tests.tuf_repository import golden, tiny_model
+from tests.tuf_repository import reference_answers, tiny_model
 
 YEAR_9999 = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
 
@@ -159,7 +159,7 @@ def test_release_that_was_refused_under_a_clock_that_was_ahead_is_tried_again(si
     site.publish(1, 1)
     site.started().poll()
     set_clock(monkeypatch, began + YEARS)
-    target = site.publish(1, 2, self_test=golden(tiny_model("1", 1, seed=1)))
+    target = site.publish(1, 2, self_test=reference_answers(tiny_model("1", 1, seed=1)))
     refused(site.started(), "failed its self-test", DeviceError)
     set_clock(monkeypatch, began)
     device_clock.Clock(site.path / "clock").trust()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dlfd_fleet.device.cli import main
 from dlfd_fleet.device.folder import DeviceFolder
-from tests.tuf_repository import Coordinator, TufRepository, golden, random_images, tiny_model
+from tests.tuf_repository import Coordinator, TufRepository, random_images, reference_answers, tiny_model
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_refused_update_is_one_sentence_and_the_device_goes_on(capfd, fleet, tmp
     repository.add_model(1, 1)
     repository.publish()
     run(capfd, "once", folder)
-    repository.add_model(1, 2, self_test=golden(tiny_model("1", 1, 1)))
+    repository.add_model(1, 2, self_test=reference_answers(tiny_model("1", 1, 1)))
     repository.publish()
     code, out, err = run(capfd, "once", folder)
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -83,7 +83,7 @@ class _Device:
         self._client.rollout()
         if release != self._release:
             self._client.download(name, self._folder / "model.onnx")
-            self._client.download(release.self_test.target, self._folder / "golden.npz")
+            self._client.download(release.self_test.target, self._folder / "reference.npz")
             self._release, self._digest = release, self._client.sha256(name)
         self._report(release)
         return time.perf_counter() - started
@@ -196,16 +196,16 @@ def _publish(delivery: Delivery, epoch: int, size: int) -> None:
     with repository.lock():
         contents = repository.read()
         content = np.random.default_rng(epoch).bytes(size)
-        model, golden = repository.store(name, content), repository.store(f"{name}.selftest.npz", content[:10_000])
+        model, answers = repository.store(name, content), repository.store(f"{name}.selftest.npz", content[:10_000])
         release = Release(
             version=f"{epoch}-bench",
             format="fp32",
             epoch=epoch,
             minimum_epoch=epoch,
             sequence=epoch,
-            self_test=SelfTest(target=golden.path, tolerance=1.0),
+            self_test=SelfTest(target=answers.path, tolerance=1.0),
         )
-        releases.add(contents, model, release, golden)
+        releases.add(contents, model, release, answers)
         releases.raise_floor(contents, epoch)
         rollout.put(repository, contents, rollout.for_everybody(epoch))
         repository.commit(contents, ("targets", "rollout"))

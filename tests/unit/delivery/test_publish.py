@@ -73,12 +73,12 @@ def test_a_device_gets_each_file_with_answers_that_this_very_file_gives(delivery
             assert (release.version, release.epoch, release.sequence) == (made.version, 2, 1)
             slot = tmp_path / "slot" / release.format
             client.download(name, slot / "model.onnx")
-            client.download(release.self_test.target, slot / "golden.npz")
-            with np.load(slot / "golden.npz") as golden:
-                answers = DeviceModel(slot / "model.onnx").predict(golden["images"])
-                np.testing.assert_allclose(answers, golden["probabilities"], atol=1e-6)
-                assert golden["images"].dtype == np.uint8
-                assert golden["probabilities"].std() > 0.01
+            client.download(release.self_test.target, slot / "reference.npz")
+            with np.load(slot / "reference.npz") as expected:
+                answers = DeviceModel(slot / "model.onnx").predict(expected["images"])
+                np.testing.assert_allclose(answers, expected["probabilities"], atol=1e-6)
+                assert expected["images"].dtype == np.uint8
+                assert expected["probabilities"].std() > 0.01
     assert client.releases()[0][1].self_test.tolerance < client.releases()[1][1].self_test.tolerance
 
 

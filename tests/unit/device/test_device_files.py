@@ -19,7 +19,7 @@ from dlfd_fleet.device.folder import DeviceFolder, DeviceSettings, init_device
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.device.self_test import run_self_test
 from dlfd_fleet.exceptions import DeviceError
-from tests.tuf_repository import SIZE, golden, random_images, tiny_model
+from tests.tuf_repository import SIZE, random_images, reference_answers, tiny_model
 
 
 @settings(max_examples=30)
@@ -151,9 +151,9 @@ def save(file: Path, **arrays) -> Path:
 
 
 def test_model_passes_its_own_self_test_and_no_other_models(tmp_path, model):
-    (tmp_path / "own.npz").write_bytes(golden(tiny_model("1", 1)))
+    (tmp_path / "own.npz").write_bytes(reference_answers(tiny_model("1", 1)))
     run_self_test(model, tmp_path / "own.npz", 1e-4)
-    (tmp_path / "other.npz").write_bytes(golden(tiny_model("1", 1, seed=1)))
+    (tmp_path / "other.npz").write_bytes(reference_answers(tiny_model("1", 1, seed=1)))
     with pytest.raises(DeviceError, match="failed its self-test: a probability differs by"):
         run_self_test(model, tmp_path / "other.npz", 1e-4)
 
