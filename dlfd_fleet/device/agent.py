@@ -217,7 +217,7 @@ class Agent:
         """Try a model and exchange it for the current one, in an order that a power cut cannot break."""
         floor = self._folder.floor.read()
         if not install.is_whole(self._folder, slot):
-            install.settle(self._folder, slot, floor)
+            install.put_in_place(self._folder, slot, floor)
         model = install.load(self._folder, slot, floor)
         self._save(rules.slots_after(self.state, slot, floor))
         self.answering.answer_with(Loaded(model, slot.release))

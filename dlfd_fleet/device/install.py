@@ -71,7 +71,7 @@ def bring(folder: DeviceFolder, updates: UpdateClient, slot: Slot) -> None:
     updates.download(slot.target, staging / slot.file_name)
 
 
-def settle(folder: DeviceFolder, slot: Slot, floor: int) -> None:
+def put_in_place(folder: DeviceFolder, slot: Slot, floor: int) -> None:
     """Bring a downloaded model into its place, after it has passed every check; its bytes are synced already.
 
     Raises

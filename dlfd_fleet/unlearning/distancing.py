@@ -10,7 +10,7 @@ Choices that the paper leaves open, and that the released code makes by accident
 - Noise lives in a ball of the pixel range and images stay in [0, 1].
 - The noise is found in eval mode (fixed batch-norm statistics, no dropout: the gradient of the deployed function), the
   model is trained in train mode.
-- Distancing shakes a model, and whether it has forgotten shows only once it has settled. So the paper's dynamic
+- Distancing shakes a model, and whether it has forgotten shows only after more training. So the paper's dynamic
   strategy works in rounds: a few batches of distancing, then plain training whose steps shrink to nothing, then a
   reading. While forgotten people can be told from unseen ones, the next round distances again, harder if the score
   stood still; once they cannot, it only trains. A round that costs too much utility is not undone at once, for the
