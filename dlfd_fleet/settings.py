@@ -174,7 +174,7 @@ class UnlearningSettings(Section):
         0.05, description="AUC - 0.5 of the attack on validation people at which noise stops; the audit is two-sided."
     )
     max_utility_drop: Fraction = Field(
-        0.04, description="Accuracy a checkpoint may lose, on validation people and on those who stay."
+        0.04, description="Accuracy a checkpoint may lose, on validation people and on retained people."
     )
     max_seconds: Positive | None = Field(
         None,
@@ -190,7 +190,7 @@ class AuditSettings(Section):
     )
     resamples: Annotated[int, Field(ge=200, le=10**6)] = Field(2000, description="Bootstrap resamples over people.")
     max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
-    max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on people who stay.")
+    max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on retained people.")
     min_gain_over_majority: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
         0.10, description="Balanced accuracy that a model must have above a constant answer's; -1 asks for none."
     )

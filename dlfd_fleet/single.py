@@ -236,7 +236,7 @@ def _samples(model: FaceClassifier, faces: People) -> SampleScores:
 def _relearned(
     model: FaceClassifier, faces: People, settings: Settings, progress: ProgressDisplay
 ) -> SampleScores | None:
-    """Train a copy on those who stay, as any later training would, and attack it: what was only hidden comes back.
+    """Train a copy on retained people, as any later training would, and attack it: what was only hidden comes back.
 
     Relearning (arXiv 2505.22310), as a fleet does it: ``erasure.relearning_rounds`` rounds of ``training``.
     """

@@ -1,4 +1,4 @@
-"""What a gate may read while it chooses: people who stay, validation people, and an attack of its own."""
+"""What a gate may read while it chooses: retained people, validation people, and an attack of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reading:
     utility_half_width
         Half the width of its 95% interval over people (Student's t: with five of them it is wide).
     retain_accuracy, retain_half_width
-        The same of the people who stay, its interval over their images: it is these people who pay, not a sample of
+        The same of the retained people, its interval over their images: it is these people who pay, not a sample of
         others. They are many, so it shows a damage that validation people cannot; 1 where they were not asked.
     """
 
@@ -39,9 +39,9 @@ class Reading:
 
 
 def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:
-    """Read a model from what it says of the forget set, of validation people and of people who stay.
+    """Read a model from what it says of the forget set, of validation people and of retained people.
 
-    Utility is the balanced accuracy on validation people, and on those who stay, if there are rows of them. The attack
+    Utility is the balanced accuracy on validation people, and on retained people, if there are rows of them. The attack
     compares losses within each true class and averages over the classes of the forget set: a forget set with other
     classes than the validation people would look remembered, or forgotten, for its classes alone.
 

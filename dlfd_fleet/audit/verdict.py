@@ -222,7 +222,7 @@ def judge_beside_retrained(
     candidate
         Scores of the unlearned model.
     test, retain
-        Its accuracy on people never seen, and on those who stay, beside the retrained models'.
+        Its accuracy on people never seen, and on retained people, beside the retrained models'.
     attacks
         Every attack that was tried, with its controls.
 
@@ -243,7 +243,7 @@ def judge_beside_retrained(
         _Drop(f"{what} is {-gap.value:.3f} under that of retrained models", -gap.value, gap.standard_error, most)
         for what, gap, most in (
             ("test accuracy", test, settings.max_accuracy_drop),
-            ("accuracy on people who stay", retain, settings.max_retain_drop),
+            ("accuracy on retained people", retain, settings.max_retain_drop),
         )
     ]
     failures = _collapse(candidate, settings) + [str(drop) for drop in drops if drop.is_shown]
@@ -309,7 +309,7 @@ class _Drop:
 
 
 def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list[_Drop]:
-    """Return how much accuracy fell on people never seen, and on those who stay.
+    """Return how much accuracy fell on people never seen, and on retained people.
 
     Images cannot be paired, for nobody is to be followed from one audit to the next; taking the two as independent errs
     on the wide side.
@@ -324,7 +324,7 @@ def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list
         for name, before, after, most in (
             ("test accuracy", original.test_accuracy, candidate.test_accuracy, settings.max_accuracy_drop),
             (
-                "accuracy on people who stay",
+                "accuracy on retained people",
                 original.retain_accuracy,
                 candidate.retain_accuracy,
                 settings.max_retain_drop,

@@ -62,7 +62,7 @@ class GateReading(Part):
     utility_half_width: float
     """Half the width of its 95% interval."""
     retain_accuracy: float
-    """Balanced accuracy on the people who stay."""
+    """Balanced accuracy on the retained people."""
     attack_auc: float
 
 

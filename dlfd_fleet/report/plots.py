@@ -25,7 +25,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def gate_plot(readings: Sequence[GateReading]) -> str:
-    """Draw what the gate saw by round: attack and utility on validation people, and accuracy on those who stay."""
+    """Draw what the gate saw by round: attack and utility on validation people, and accuracy on retained people."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -40,12 +40,12 @@ def gate_plot(readings: Sequence[GateReading]) -> str:
         axis.plot(places, utility, "o-", color=_UNSEEN, label="balanced accuracy, 95% band")
         axis.plot(places, [one.attack_auc for one in readings], "s-", color=_FORGET, label="attack AUC")
         retained = [one.retain_accuracy for one in readings]
-        axis.plot(places, retained, "^-", color=_RETAIN, label="accuracy, people who stay")
+        axis.plot(places, retained, "^-", color=_RETAIN, label="accuracy, retained people")
         axis.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":")
         axis.set(ylim=(0.0, 1.05), xlabel="round", xticks=list(places))
         axis.set_xticklabels(_rounds(readings))
         axis.legend(frameon=False, loc="lower right", fontsize=9)
-        return _svg(figure, "Attack AUC and balanced accuracy on validation people, and on people who stay, by round")
+        return _svg(figure, "Attack AUC and balanced accuracy on validation people, and on retained people, by round")
 
 
 def loss_plot(model: str, groups: Mapping[str, Sequence[int]]) -> str:

@@ -71,7 +71,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class UtilityBound:
-    """Least utility of a checkpoint that may be chosen: for people never seen, and for those who stay.
+    """Least utility of a checkpoint that may be chosen: for people never seen, and for retained people.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class UtilityBound:
         On few of them retrained models differ from each other, and from the original, by more than any sensible drop.
 
     What chance can do, the wider of both intervals says: a model that is right about everybody has none of its own. So
-    of people who stay, of whom the original knows almost everybody, it is the candidate's (over their images).
+    of retained people, of whom the original knows almost everybody, it is the candidate's (over their images).
     """
 
     utility: float

@@ -15,7 +15,7 @@ Choices that the paper leaves open, and that the released code makes by accident
   reading. While forgotten people can be told from unseen ones, the next round distances again, harder if the score
   stood still; once they cannot, it only trains. A round that costs too much utility is not undone at once, for the
   next one mostly mends it (nine of eleven when it was measured); the best round's weights are put back at the end.
-- The gate reads the forget set, validation people and those who stay. Before each reading batch-norm statistics
+- The gate reads the forget set, validation people and retained people. Before each reading batch-norm statistics
   are taken anew from clean retain images: running ones lag behind weights that move fast.
 """
 
@@ -295,4 +295,4 @@ class _Rounds:
         least = bound.least_utility(reading)
         if least - reading.utility >= bound.retain_accuracy - reading.retain_accuracy:
             return f" (validation utility {reading.utility:.3f}, under {least:.3f})"
-        return f" (accuracy on people who stay {reading.retain_accuracy:.3f}, under {bound.retain_accuracy:.3f})"
+        return f" (accuracy on retained people {reading.retain_accuracy:.3f}, under {bound.retain_accuracy:.3f})"

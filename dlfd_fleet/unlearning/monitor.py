@@ -17,7 +17,7 @@ MOST_IMAGES = 96
 
 
 def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: LabelledImages) -> Monitor:
-    """Return a monitor that reads a model from a forget set, from people never trained on and from those who stay.
+    """Return a monitor that reads a model from a forget set, from people never trained on and from retained people.
 
     Validation people must not be those of the final evidence. Of large sets the same sample is read each time, its
     classes in their shares: more images would not change a decision.

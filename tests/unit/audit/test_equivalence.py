@@ -132,7 +132,7 @@ def scores(balanced=0.8):
         (comparison(-0.2), 0.0, 0.0, Outcome.FAIL, "tells it from retrained"),
         (comparison(0.01), -0.08, 0.0, Outcome.FAIL, "test accuracy is 0.080 under that of retrained models"),
         (comparison(0.01), -0.05, 0.0, Outcome.INCONCLUSIVE, "more than 0.020, which may be chance"),
-        (comparison(0.01), 0.0, -0.09, Outcome.FAIL, "accuracy on people who stay is 0.090 under that of retrained"),
+        (comparison(0.01), 0.0, -0.09, Outcome.FAIL, "accuracy on retained people is 0.090 under that of retrained"),
         (comparison(0.01), 0.0, -0.06, Outcome.INCONCLUSIVE, "more than 0.050, which may be chance"),
         (comparison(0.01, original=0.0), 0.0, 0.0, Outcome.INCONCLUSIVE, "no attack finds anybody"),
         (comparison(0.01, control=0.3), 0.0, 0.0, Outcome.INCONCLUSIVE, "from each other"),

@@ -55,7 +55,7 @@ ORIGINAL = scores(auc=0.8)
 def test_people_who_stay_may_not_pay_for_it(retain, outcome):
     verdict = judge(ORIGINAL, scores(auc=0.51, retain=retain), SETTINGS)
     assert verdict.outcome is outcome
-    assert ("accuracy on people who stay fell" in verdict.sentence()) == (outcome is not Outcome.PASS)
+    assert ("accuracy on retained people fell" in verdict.sentence()) == (outcome is not Outcome.PASS)
 
 
 def test_equivalence_shown_with_working_controls_passes():

@@ -216,7 +216,7 @@ def test_what_people_who_stay_lose_is_repaired_before_it_is_a_success():
     assert outcome.success
     outcome = run(small_classifier(), [Reading(0.9, 0.8), *[lost] * 3])
     assert not outcome.success
-    assert "(accuracy on people who stay 0.800, under 0.960), so the original is given back" in outcome.failures[0]
+    assert "(accuracy on retained people 0.800, under 0.960), so the original is given back" in outcome.failures[0]
 
 
 def test_a_drop_within_the_noise_of_few_people_is_no_drop():
