@@ -146,7 +146,7 @@ def linear_probe(features: Floats, member: NDArray[np.bool_], person: NDArray[np
     DataError
         If a side has fewer than two people.
     """
-    # Sites import this room and never attack: scikit-learn would take a second of each of their messages.
+    # Sites import this module and never attack: scikit-learn would take a second of each of their messages.
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline

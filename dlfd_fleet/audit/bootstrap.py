@@ -53,7 +53,7 @@ def widening(people: int) -> float:
 
 def student_widening(degrees: float) -> float:
     """Return the 97.5% quantile of Student's t in units of the normal distribution's."""
-    from scipy.stats import t as student  # sites import this room and bound nothing: it takes them a second
+    from scipy.stats import t as student  # sites import this module and bound nothing: it takes them a second
 
     return float(student.ppf(0.975, degrees)) / NormalDist().inv_cdf(0.975)
 

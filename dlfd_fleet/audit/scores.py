@@ -62,7 +62,7 @@ SCORE_NAMES: tuple[str, ...] = (
 
 
 def forgetting_score(attack: float) -> float:
-    """Return ``|attack - 0.5|`` of an attack accuracy or AUC: 0 is perfect, 0.5 is an open book."""
+    """Return ``|attack - 0.5|`` of an attack accuracy or AUC: 0 is best, 0.5 is worst."""
     return abs(attack - 0.5)
 
 

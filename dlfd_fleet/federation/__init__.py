@@ -1,4 +1,4 @@
-"""Flower: what travels, the strategy, and the coordinator of a job. With the apps, the only room that imports it.
+"""Flower: what travels, the strategy, and the coordinator of a job. With the apps, the only package that imports it.
 
 A fleet learns to forget by two calls, one in its ClientApp and one in its ServerApp.
 

@@ -218,8 +218,8 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         yield "The comparison is with one retrained model; another training run would differ by chance."
     else:
         yield (
-            "No model was trained anew without the people, so the yardstick is people never trained on. They may be "
-            "easier or harder to recognise than those who asked, by chance."
+            "No model was trained anew without the people, so the comparison is with people never trained on. By "
+            "chance they may be easier or harder to recognise than those who asked."
         )
     if "relearned" not in report.models and report.models:
         yield "Whether further training brings anything back was not tried."

@@ -69,7 +69,7 @@ def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
     """Return why a job's model may not be published, or None if it may."""
     champion = store.champions.current()
     if champion is not None and champion.job == record.job:
-        return None  # by its verdict, or by the word of a person who promoted it
+        return None  # by its verdict, or by the decision of a person who promoted it
     if not record.released:
         return f"it was not released ({record.note or record.step})"
     if champion is not None and record.epoch < champion.epoch:
@@ -83,7 +83,7 @@ def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
 
 
 def _why_revoked(settings: Settings, record: JobRecord) -> str | None:
-    """Return the word of a person who revoked a job's version in the registry, if one did."""
+    """Return the reason of a person who revoked a job's version in the registry, if one did."""
     from dlfd_fleet.tracking import open_registry
     from dlfd_fleet.tracking.tracker import tracking_uri
 

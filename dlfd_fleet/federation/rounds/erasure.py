@@ -156,7 +156,7 @@ class Erasure:
                 relearned = again, self.job.effort() - after
                 verdict = judge_relearned(verdict, original.scores, again.scores, self.job.settings.audit)
             passed = verdict.outcome is not Outcome.FAIL
-            # Of failed attempts the gate's favourite is shown: a stronger one can be the worse.
+            # Of failed attempts the one that the gate ranks best is shown: a stronger one can be the worse.
             if passed or attempted.rank > best_rank:
                 best_rank = attempted.rank
                 best = Unlearned(candidate, verdict, number, after - before, merged.requests, relearned, ())

@@ -121,7 +121,7 @@ def _read(session: Session) -> tuple[float, float]:
 
     Predicts every image, the retain set's for nothing, and leaves the model in eval mode, as the released monitor does.
     """
-    # Sites import this room and never compare: scikit-learn would take a second of each of their messages.
+    # Sites import this module and never compare: scikit-learn would take a second of each of their messages.
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
