@@ -138,7 +138,7 @@ def test_a_site_is_not_made_under_another_name(tmp_path, synthetic_faces, name):
 @pytest.mark.parametrize("name", WRONG)
 def test_a_job_has_no_folder_outside_the_state_folder(tmp_path, name):
     store = Store(tmp_path / "state")
-    for folder_of in (store.job_folder, store.model_folder):
+    for folder_of in (store.folders.of, store.folders.model):
         with pytest.raises(JobError, match="is no plain name"):
             folder_of(name)
     store.close()
