@@ -35,7 +35,7 @@ def settings(tmp_path_factory):
     settings = plain.model_copy(
         update={
             "data": plain.data.model_copy(update={"validation_people": 8, "test_people": 12}),
-            "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 8, "learning_rate": 0.02}),
+            "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 16, "learning_rate": 0.02}),
             "audit": plain.audit.model_copy(update={"max_accuracy_drop": 0.02}),
         }
     )
