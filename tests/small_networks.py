@@ -22,8 +22,8 @@ class SmallNetwork(nn.Module):
         for wider in (16, 32, 64):
             layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
             width = wider
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.classifier = nn.Linear(16 * width, 2)
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.classifier = nn.Linear(4 * width, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images))
