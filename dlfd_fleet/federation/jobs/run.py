@@ -104,7 +104,7 @@ def _carry_out(
                 train(job, publisher)
             else:
                 erase(job, publisher.origin(), publisher)
-        redraw_reports(store, tracker, settings, progress)
+        redraw_reports(store, tracker, settings, progress, after=record.job)
         store.steps.forget(record.job)
         _purge(store, settings, progress)
     except JobCancelledError as error:
