@@ -31,8 +31,8 @@ class SmallFleet:
                 "validation_people": 2,
                 "test_people": 2,
             },
-            "training": {"rounds": 2, "local_epochs": 6, "batch_size": 8},
-            "erasure": {"rounds": 1, "unlearning": {"batch_size": 8}, "repair_epochs": 4, "max_attempts": 1},
+            "training": {"rounds": 2, "local_epochs": 2, "batch_size": 8},
+            "erasure": {"rounds": 1, "unlearning": {"batch_size": 8}, "repair_epochs": 2, "max_attempts": 1},
             # Three dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
             "audit": {
                 "resamples": 200,
