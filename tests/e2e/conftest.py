@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.cli import main
+from tests.command import environment_of, run_command
 from tests.integration.fleet_in_process import answer_here
 
 
@@ -34,8 +31,8 @@ class SmallFleet:
                 "validation_people": 2,
                 "test_people": 2,
             },
-            "training": {"rounds": 2, "local_epochs": 6, "batch_size": 8},
-            "erasure": {"rounds": 1, "unlearning": {"batch_size": 8}, "repair_epochs": 4, "max_attempts": 1},
+            "training": {"rounds": 2, "local_epochs": 2, "batch_size": 8},
+            "erasure": {"rounds": 1, "unlearning": {"batch_size": 8}, "repair_epochs": 2, "max_attempts": 1},
             # Three dozen drawings cannot show anything: what is tested is the way, so the bounds are wide.
             "audit": {
                 "resamples": 200,
@@ -47,41 +44,48 @@ class SmallFleet:
         }
         self.configure({})
 
+    def make_quick(self) -> None:
+        """For what is told of processes, not of what they learn."""
+        self.configure(
+            {
+                "model": {"architecture": "mobilenet_v3_small"},
+                "training": {"rounds": 1, "local_epochs": 1},
+                "erasure": {"repair_epochs": 1, "relearning_rounds": 0, "largest_forget_share": 1.0},
+            }
+        )
+
     def configure(self, sections: dict[str, dict]) -> None:
         """Write the settings, some of them changed."""
         for section, changes in sections.items():
             self.settings[section] = self.settings.get(section, {}) | changes
         self.config.write_text(json.dumps(self.settings))
 
+    def variables(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("DLFD_FLEET_")}
-        return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        return environment_of(self.variables())
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "dlfd_fleet", *arguments]
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, env=self.environment(), check=False
-        )
+    def run(self, *arguments: str) -> SimpleNamespace:
+        """Run a command in this process."""
+        return run_command(*arguments, **self.variables())
 
     def demo(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        flags = [part for override in overrides for part in ("--set", override)]
-        return self.run("demo", "--config", str(self.config), *flags)
+        return subprocess.run(
+            self.command(*self._demo(overrides)), capture_output=True, text=True, env=self.environment(), check=False
+        )
 
     def demo_here(self, *overrides: str) -> SimpleNamespace:
         """Run the same command in this process, and its sites too: there are no virtual nodes to start."""
-        flags = [part for override in overrides for part in ("--set", override)]
-        out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            for name in [name for name in os.environ if name.startswith("DLFD_FLEET_")]:
-                patch.delenv(name)
-            patch.setattr(sys, "argv", ["dlfd-fleet", "demo", "--config", str(self.config), *flags])
-            patch.setattr("dlfd_fleet.cli.main_commands.console", Console(file=out, width=200))
             patch.setattr("dlfd_fleet.demo.simulate", answer_here)
-            with redirect_stderr(err), pytest.raises(SystemExit) as end:
-                main()
-        return SimpleNamespace(returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
+            return self.run(*self._demo(overrides))
+
+    def _demo(self, overrides: tuple[str, ...]) -> list[str]:
+        return ["demo", "--config", str(self.config), *[part for each in overrides for part in ("--set", each)]]
 
     def phase(self) -> str:
         file = self.state / "demo.json"

@@ -23,6 +23,7 @@ PATIENCE = 240.0
 @pytest.fixture(scope="module")
 def superlink(fleet, tmp_path_factory):
     """A SuperLink for simulated nodes on a free port; the environment that makes `flwr` use it."""
+    fleet.make_quick()
     home = tmp_path_factory.mktemp("flwr")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

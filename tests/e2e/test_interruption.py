@@ -40,6 +40,8 @@ def run_until(fleet, reached, end):
 
 
 def test_an_interrupted_demo_goes_on_where_it_stood(fleet):
+    fleet.make_quick()
+
     def training():
         jobs = Store(fleet.state).jobs() if fleet.phase() == "dealt" else []
         return bool(jobs)

@@ -1,4 +1,7 @@
-"""A fleet whose sites answer in this process: the real ServerApp code, ClientApp, ledgers and files, without Ray."""
+"""A fleet whose sites answer in this process: the real ServerApp code, ClientApp, ledgers and files, without Ray.
+
+Their networks are small ones.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
+from tests.small_networks import small_networks
 
 KILLED = 9
 
@@ -133,7 +137,8 @@ class InProcessGrid:
 def answer_here(settings: Settings, jobs, app=client_app) -> None:
     """Run jobs as ``simulate`` does, but in this process; virtual nodes have tests of their own."""
     _be_a_server()
-    jobs(InProcessGrid(settings, app=app))
+    with small_networks():
+        jobs(InProcessGrid(settings, app=app))
 
 
 def _be_a_server() -> None:
@@ -145,9 +150,9 @@ def _be_a_server() -> None:
 def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
     """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
     _be_a_server()
-    return run_jobs(
-        grid or InProcessGrid(settings), kind, settings, ConsoleProgress(Console(file=out or io.StringIO()))
-    )
+    progress = ConsoleProgress(Console(file=out or io.StringIO()))
+    with small_networks():
+        return run_jobs(grid or InProcessGrid(settings), kind, settings, progress)
 
 
 def run_and_die(settings: Settings, kind: str, what: str, number: int) -> None:

@@ -2,9 +2,6 @@
 
 import io
 import json
-import sys
-from contextlib import redirect_stderr
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,8 +9,8 @@ from rich.console import Console
 from dlfd_fleet.bench.methods.command import methods_command
 from dlfd_fleet.bench.methods.runner import Results
 from dlfd_fleet.bench.rows import Row
-from dlfd_fleet.cli import main
 from dlfd_fleet.settings import DataSettings, Settings
+from tests.command import run_command
 from tests.mlflow_client import client_of
 
 TINY = {
@@ -33,16 +30,8 @@ TINY = {
 
 
 def bench(folder, *arguments):
-    """Run the command as a person types it, in this process: what it imports takes longer than what it measures."""
     flags = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-    words = ["dlfd-fleet", "bench", "methods", "--set", f"state_folder={folder}", *flags, *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
-        patch.setattr("dlfd_fleet.cli.bench.console", Console(file=out, width=200))
-        with redirect_stderr(err), pytest.raises(SystemExit) as end:
-            main()
-    return SimpleNamespace(returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
+    return run_command("bench", "methods", "--set", f"state_folder={folder}", *flags, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,13 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from tests.integration.fleet_in_process import answer_here
+from tests.small_networks import small_networks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,13 @@ from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import ExportSettings, TrackingSettings
 from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
 from tests.mlflow_client import client_of
+from tests.small_networks import small_networks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,13 @@ def settings(tmp_path_factory):
     """A fleet of three sites with a champion that is worth something."""
     folder, progress = tmp_path_factory.mktemp("counts"), ConsoleProgress(Console(file=io.StringIO()))
     manifest = synthesize(
-        folder / "faces", people=44, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
+        folder / "faces", people=56, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
     )
     plain = small_settings(folder / "state", manifest, sites=3)
     settings = plain.model_copy(
         update={
-            "data": plain.data.model_copy(update={"validation_people": 8, "test_people": 12}),
-            "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 8, "learning_rate": 0.02}),
+            "data": plain.data.model_copy(update={"validation_people": 8, "test_people": 24}),
+            "training": plain.training.model_copy(update={"rounds": 3, "local_epochs": 16, "learning_rate": 0.02}),
             "audit": plain.audit.model_copy(update={"max_accuracy_drop": 0.02}),
         }
     )

@@ -17,10 +17,12 @@ from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import TrackingSettings
 from tests.integration.fleet_in_process import KILLED, run_and_die, run_job, small_settings
 from tests.mlflow_client import client_of
+from tests.small_networks import small_networks
 
 # Forked from a process that has imported everything and computed nothing: quick, and without anybody's threads.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.integration.fleet_in_process"])
+_LATE = ["torchvision", "onnxscript", "sklearn.metrics", "scipy.stats", "jinja2"]  # what a job imports where it is used
+processes.set_forkserver_preload(["tests.integration.fleet_in_process", *_LATE])
 
 
 def in_process(target, *arguments):
@@ -29,6 +31,12 @@ def in_process(target, *arguments):
     process.join(300)
     assert process.exitcode is not None
     return process.exitcode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        yield
 
 
 @pytest.fixture(scope="module")

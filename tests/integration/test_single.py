@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -17,17 +15,20 @@ from dlfd_fleet.models import ModelCard, build, load_model, save_model
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.single import unlearn_people
+from tests.command import run_command
+from tests.small_networks import small_networks
 
 QUICK = ("--set", "unlearning.distancing_steps=2", "--set", "unlearning.repair_steps=2", "--set", "audit.resamples=200")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        yield
+
+
 def unlearn(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "dlfd_fleet", "unlearn", *map(str, arguments), *QUICK],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_command("unlearn", *arguments, *QUICK)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ _AFTERWARDS = (
     " On the coordinator's machine `dlfd-fleet job status` says how far the job is; `dlfd-fleet job resume` goes on "
     "from its last finished step."
 )
-_APP = Path(__file__).resolve().parents[2]
+_APP = Path(__file__).resolve().parents[3]
 _SECONDS_BETWEEN_DRAWINGS = 1.0
 _DOING = {
     PendingQuery.TYPE: "counting its requests",

@@ -101,8 +101,8 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
     )
 
 
-def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay) -> None:
-    """Draw the pages of earlier jobs again that say less than is known by now, here and in MLflow.
+def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay, after: str) -> None:
+    """Draw the pages of releases before a job again that say less than is known by now, here and in MLflow.
 
     Sites that were away have purged since, and devices; ``report.json`` and the certificate stay as they are. What
     cannot be drawn holds no job: it is said, and the next job tries again.
@@ -110,6 +110,8 @@ def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress:
     for record in store.jobs():
         file = store.folders.made(record.job) / PAGE_FILE
         if not (record.released and record.requests and record.step == "settled" and file.exists()):
+            continue
+        if record.job == after:  # drawn a moment ago
             continue
         try:
             page = render(_content(store, record), _delivery(settings, record), _acknowledged_later(store, record))

@@ -107,7 +107,7 @@ def _carry_out(
                 train(job, releaser)
             else:
                 erase(job, releaser.origin(), releaser)
-        redraw_reports(store, tracker, settings, progress)
+        redraw_reports(store, tracker, settings, progress, after=record.job)
         store.steps.forget(record.job)
         _purge(store, settings, progress)
     except JobCancelledError as error:

@@ -9,6 +9,7 @@ from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.manifest import read_manifest
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import METHODS, Candidate, Method, dlfd
+from tests.small_networks import small_networks
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,8 @@ def models(synthetic_faces, tmp_path):
         unlearning={"distancing_steps": 1, "repair_steps": 1, "max_rounds": 1},
         audit={"resamples": 200},
     )
-    return ExperimentModels(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
+    with small_networks():
+        yield ExperimentModels(deal_experiment(read_manifest(synthetic_faces), settings, 0), tmp_path / "models")
 
 
 def test_a_candidate_has_the_limit_of_all_or_some_times_of_it(models, monkeypatch):

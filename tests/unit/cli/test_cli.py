@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +11,7 @@ import pytest
 from dlfd_fleet.cli import main
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.ledger import Site, site_folders
-
-CONFIGURED = "DLFD_FLEET_"
-
-
-def fleet(*arguments, **variables):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURED)}
-    environment |= {"COLUMNS": "200", **{name: str(value) for name, value in variables.items()}}
-    command = [sys.executable, "-m", "dlfd_fleet", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+from tests.command import environment_of, run_command
 
 
 def refused(result):
@@ -34,13 +25,14 @@ def refused(result):
 def state(tmp_path, synthetic_faces):
     arguments = [f"data.manifest={synthetic_faces}", "data.source=manifest", "data.image_size=32", "data.sites=2"]
     arguments += ["data.validation_people=2", "data.test_people=2", f"state_folder={tmp_path / 'state'}"]
-    done = fleet("data", "deal", *[part for argument in arguments for part in ("--set", argument)])
+    done = run_command("data", "deal", *[part for argument in arguments for part in ("--set", argument)])
     assert done.returncode == 0, done.stderr
     return tmp_path / "state"
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():
-    shown = fleet("--help")
+    command = [sys.executable, "-m", "dlfd_fleet", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment_of({}), check=False)
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in ("demo", "config", "data", "forget", "report", "certificate"))
     code = "import sys, dlfd_fleet.cli; print([n for n in ('torch', 'mlflow', 'flwr', 'sklearn') if n in sys.modules])"
@@ -51,7 +43,7 @@ def test_help_names_every_command_and_loads_nothing_heavy():
 def test_config_show_tells_where_each_value_came_from(tmp_path):
     file = tmp_path / "fleet.toml"
     file.write_text("seed = 3\n[training]\nrounds = 9\n")
-    shown = fleet("config", "show", "--config", file, "--set", "training.rounds=7", DLFD_FLEET_DATA__SITES=6)
+    shown = run_command("config", "show", "--config", file, "--set", "training.rounds=7", DLFD_FLEET_DATA__SITES=6)
     rows = {line.split("│")[1].strip(): line for line in shown.stdout.splitlines() if line.count("│") > 2}
     assert "3" in rows["seed"]
     assert "file" in rows["seed"]
@@ -72,67 +64,69 @@ def test_config_show_tells_where_each_value_came_from(tmp_path):
     ],
 )
 def test_a_wrong_setting_is_one_sentence(arguments, sentence):
-    assert sentence in refused(fleet("config", "show", *arguments))
+    assert sentence in refused(run_command("config", "show", *arguments))
 
 
 def test_a_wrong_environment_variable_is_one_sentence():
-    assert "'data.site' (environment)" in refused(fleet("config", "show", DLFD_FLEET_DATA__SITE=3))
+    assert "'data.site' (environment)" in refused(run_command("config", "show", DLFD_FLEET_DATA__SITE=3))
 
 
 def test_the_bench_measures_the_faces_that_the_settings_name_unless_told_otherwise(tmp_path):
     file = tmp_path / "fleet.toml"
     file.write_text(f'[data]\nsource = "manifest"\nmanifest = "{tmp_path / "ours.csv"}"\n')
     options = ("--config", file, "--set", f"state_folder={tmp_path}", "--set", "data.test_people=1000")
-    assert "There is no manifest" in refused(fleet("bench", "methods", *options))
-    assert "none.csv" in refused(fleet("bench", "methods", "--data", "none.csv", *options))
-    assert "people" in refused(fleet("bench", "methods", "--data", "orl", *options))
+    assert "There is no manifest" in refused(run_command("bench", "methods", *options))
+    assert "none.csv" in refused(run_command("bench", "methods", "--data", "none.csv", *options))
+    assert "people" in refused(run_command("bench", "methods", "--data", "orl", *options))
 
 
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
-    sound = fleet("data", "check", synthetic_faces)
+    sound = run_command("data", "check", synthetic_faces)
     assert sound.returncode == 0
     assert "no problem found" in sound.stdout
     rows = read_manifest(synthetic_faces).rows
     (synthetic_faces.parent / rows[3].image).unlink()
     write_manifest([*rows, rows[0]], synthetic_faces)
-    broken = fleet("data", "check", synthetic_faces, "--classes", "class-0")
+    broken = run_command("data", "check", synthetic_faces, "--classes", "class-0")
     assert broken.returncode == 2
     assert "there is no file" in broken.stdout
     assert "is listed in row 2 already" in broken.stdout
     assert "'class-1' is no class" in broken.stdout
-    assert "Class 2 of 3 has no name" in refused(fleet("data", "check", synthetic_faces, "--classes", "class-0,,hat"))
+    assert "Class 2 of 3 has no name" in refused(
+        run_command("data", "check", synthetic_faces, "--classes", "class-0,,hat")
+    )
 
 
 def test_data_check_of_a_missing_manifest_is_one_sentence(tmp_path):
-    assert "There is no manifest" in refused(fleet("data", "check", tmp_path / "none.csv"))
+    assert "There is no manifest" in refused(run_command("data", "check", tmp_path / "none.csv"))
 
 
 def test_synthesize_makes_a_face_set_that_checks(tmp_path):
-    made = fleet("data", "synthesize", tmp_path / "faces", "--people", 3, "--images", 2, "--image-size", 32)
+    made = run_command("data", "synthesize", tmp_path / "faces", "--people", 3, "--images", 2, "--image-size", 32)
     assert made.returncode == 0
-    assert fleet("data", "check", tmp_path / "faces" / "manifest.csv").returncode == 0
-    assert "is not empty" in refused(fleet("data", "synthesize", tmp_path / "faces"))
+    assert run_command("data", "check", tmp_path / "faces" / "manifest.csv").returncode == 0
+    assert "is not empty" in refused(run_command("data", "synthesize", tmp_path / "faces"))
 
 
 def test_a_request_is_accepted_once_and_listed(state):
     site = site_folders(state)[0]
     with Site(site) as opened:
         person = next(row.identity for row in opened.manifest().rows if row.split == "train")
-    accepted = fleet("forget", "request", person, "--site", site, "--set", "erasure.deadline_days=10")
+    accepted = run_command("forget", "request", person, "--site", site, "--set", "erasure.deadline_days=10")
     assert accepted.returncode == 0, accepted.stderr
     assert "Accepted as request" in accepted.stdout
-    listed = fleet("forget", "list", "--site", site)
+    listed = run_command("forget", "list", "--site", site)
     assert person in listed.stdout
     assert "ACCEPTED" in listed.stdout
-    assert "has asked already" in refused(fleet("forget", "request", person, "--site", site))
-    assert "There is no person 'nobody'" in refused(fleet("forget", "request", "nobody", "--site", site))
+    assert "has asked already" in refused(run_command("forget", "request", person, "--site", site))
+    assert "There is no person 'nobody'" in refused(run_command("forget", "request", "nobody", "--site", site))
 
 
 def test_a_folder_that_is_no_site_and_a_damaged_ledger_are_one_sentence(state, tmp_path):
-    assert "is no site's folder" in refused(fleet("forget", "list", "--site", tmp_path))
+    assert "is no site's folder" in refused(run_command("forget", "list", "--site", tmp_path))
     site = site_folders(state)[0]
     (site / "ledger.db").write_bytes(b"scrambled" * 1000)
-    assert "ledger.db cannot be used" in refused(fleet("forget", "list", "--site", site))
+    assert "ledger.db cannot be used" in refused(run_command("forget", "list", "--site", site))
 
 
 @pytest.mark.parametrize("command", [("job", "list"), ("delivery", "status")])
@@ -147,49 +141,49 @@ def test_a_folder_of_another_user_is_one_sentence(closed_folder, monkeypatch, ca
 
 
 def test_the_demo_leaves_a_fleet_alone_that_is_not_its_own(state):
-    assert "was not made by the demo" in refused(fleet("demo", "--set", f"state_folder={state}"))
+    assert "was not made by the demo" in refused(run_command("demo", "--set", f"state_folder={state}"))
     assert len(site_folders(state)) == 2
 
 
 def test_an_unreadable_state_folder_is_one_sentence(tmp_path):
     (tmp_path / "demo.json").write_text("{")
-    assert "demo.json cannot be read" in refused(fleet("demo", "--set", f"state_folder={tmp_path}"))
+    assert "demo.json cannot be read" in refused(run_command("demo", "--set", f"state_folder={tmp_path}"))
     (tmp_path / "file").write_text("no folder")
-    assert "cannot be" in refused(fleet("demo", "--set", f"state_folder={tmp_path / 'file'}"))
+    assert "cannot be" in refused(run_command("demo", "--set", f"state_folder={tmp_path / 'file'}"))
 
 
 def test_a_site_is_made_looked_at_and_purged(tmp_path, synthetic_faces):
     site, arguments = tmp_path / "clinic", ["--name", "clinic", "--manifest", synthetic_faces, "--image-size", 32]
-    made = fleet("site", "init", site, *arguments, "--test-people", 2, "--validation-people", 2)
+    made = run_command("site", "init", site, *arguments, "--test-people", 2, "--validation-people", 2)
     assert made.returncode == 0, made.stderr
     assert "flower-supernode" in made.stdout
     assert "Without a fleet secret" in made.stdout
-    assert "is a site's folder already" in refused(fleet("site", "init", site, *arguments))
+    assert "is a site's folder already" in refused(run_command("site", "init", site, *arguments))
     with Site(site) as opened:
         person = next(row.identity for row in opened.manifest().rows if row.split == "train")
-    request = fleet("forget", "request", person, "--site", site).stdout.split()[3].rstrip(";")
-    shown = fleet("site", "status", site)
+    request = run_command("forget", "request", person, "--site", site).stdout.split()[3].rstrip(";")
+    shown = run_command("site", "status", site)
     assert "Requests: 1 ACCEPTED. Overdue: 0." in shown.stdout
     assert request in shown.stdout
-    assert "asked to be forgotten" in fleet("forget", "show", request, "--site", site).stdout
-    assert "Deleted 0 images" in fleet("site", "purge", site).stdout
-    assert "is withdrawn" in fleet("forget", "withdraw", request, "--site", site).stdout
-    assert "cannot be withdrawn: it is WITHDRAWN" in refused(fleet("forget", "withdraw", request, "--site", site))
-    assert "There is no request nonsense" in refused(fleet("forget", "show", "nonsense", "--site", site))
-    assert "is no site's folder" in refused(fleet("site", "status", tmp_path))
+    assert "asked to be forgotten" in run_command("forget", "show", request, "--site", site).stdout
+    assert "Deleted 0 images" in run_command("site", "purge", site).stdout
+    assert "is withdrawn" in run_command("forget", "withdraw", request, "--site", site).stdout
+    assert "cannot be withdrawn: it is WITHDRAWN" in refused(run_command("forget", "withdraw", request, "--site", site))
+    assert "There is no request nonsense" in refused(run_command("forget", "show", "nonsense", "--site", site))
+    assert "is no site's folder" in refused(run_command("site", "status", tmp_path))
 
 
 def test_a_certificate_is_verified_offline_by_a_named_key_and_a_changed_one_is_refused(tmp_path):
     kept = Path(__file__).parents[1] / "report" / "certificates"
     certificate, key = kept / "format-1.json", kept / "format-1.pub.pem"
-    verified = fleet("certificate", "verify", certificate, "--key", key)
+    verified = run_command("certificate", "verify", certificate, "--key", key)
     assert verified.returncode == 0, verified.stderr
     assert "Verified." in verified.stdout
     changed = tmp_path / "certificate.json"
     changed.write_text(certificate.read_text().replace("a", "b", 1))
-    assert "certificate.json" in refused(fleet("certificate", "verify", changed, "--key", key))
-    assert "not a file that" in refused(fleet("certificate", "verify", certificate, "--key", key, "--model", key))
-    assert fleet("certificate", "verify", certificate).returncode == 2  # there is no default for whom to trust
+    assert "certificate.json" in refused(run_command("certificate", "verify", changed, "--key", key))
+    assert "not a file that" in refused(run_command("certificate", "verify", certificate, "--key", key, "--model", key))
+    assert run_command("certificate", "verify", certificate).returncode == 2  # there is no default for whom to trust
     code = (
         "import sys, dlfd_fleet.report; print([n for n in ('torch', 'mlflow', 'flwr', 'jinja2') if n in sys.modules])"
     )
@@ -197,7 +191,7 @@ def test_a_certificate_is_verified_offline_by_a_named_key_and_a_changed_one_is_r
 
 
 def test_a_state_folder_without_an_erasure_has_no_report(tmp_path):
-    assert "holds no jobs" in refused(fleet("report", "--set", f"state_folder={tmp_path}"))
+    assert "holds no jobs" in refused(run_command("report", "--set", f"state_folder={tmp_path}"))
 
 
 @pytest.mark.parametrize("command", [("job", "status"), ("demo",), ("outbox", "list"), ("delivery", "init")])
