@@ -18,10 +18,9 @@ from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.device.contract import MODELS_FOLDER, Release, Rollout, SelfTest
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
 from dlfd_fleet.exceptions import DeliveryError
+from dlfd_fleet.formats import FORMATS
 from dlfd_fleet.settings import Format
 
-_TOLERANCES: dict[Format, float] = {"fp32": 1e-3, "ort": 1e-3, "fp16": 2e-2, "int8": 0.1}
-"""Largest difference of a probability on another CPU: instructions round, and int8 ones saturate, differently."""
 _GOLDEN_IMAGES, _GOLDEN_SEED = 8, 0
 
 
@@ -189,7 +188,7 @@ def _add(
         epoch=model.epoch,
         minimum_epoch=floor,
         sequence=sequence,
-        self_test=SelfTest(target=beside[0].path, tolerance=_TOLERANCES[prepared.form]),
+        self_test=SelfTest(target=beside[0].path, tolerance=FORMATS.find(prepared.form).device_tolerance),
         data=beside[1].path if data.exists() else None,
     )
     # First of all: a device may report a file from the moment on when it can have it.
