@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Protocol, TypeVar
+from pkgutil import resolve_name
+from typing import Annotated, Protocol, TypeVar
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from dlfd_fleet.exceptions import ConfigurationError
+
+ENTRY_NAME = "^[a-z0-9][a-z0-9_-]{0,31}$"
+EntryName = Annotated[str, Field(pattern=ENTRY_NAME)]
+"""A name as files and messages hold it: of an entry that need not be registered where they are read."""
 
 
 class Named(Protocol):
@@ -23,7 +31,7 @@ _Entry = TypeVar("_Entry", bound=Named)
 class Registry(Mapping[str, _Entry]):
     """Entries by name: the built-in ones first, then those of other packages.
 
-    Other packages add an entry by an entry point. They are loaded when somebody first looks.
+    Other packages add an entry by an entry point of its name. They are loaded when somebody first looks.
 
     Parameters
     ----------
@@ -39,7 +47,8 @@ class Registry(Mapping[str, _Entry]):
     Raises
     ------
     ConfigurationError
-        On first use, if the entry of another package cannot be loaded, has another type, or has a name that is taken.
+        On first use, if the entry of another package cannot be loaded, has another type, has another name than its
+        entry point, or has a name that is taken.
     """
 
     def __init__(self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry]) -> None:
@@ -54,6 +63,14 @@ class Registry(Mapping[str, _Entry]):
 
     def __len__(self) -> int:
         return len(self._entries())
+
+    def names(self) -> Iterator[str]:
+        """Yield the names, the built-in ones first; nothing of another package is loaded for it."""
+        if self._known is not None:
+            yield from self._known
+            return
+        yield from (entry.name for entry in self._builtin)
+        yield from (point.name for point in entry_points(group=self._group))
 
     def find(self, name: str) -> _Entry:
         """Return the entry of this name.
@@ -93,6 +110,11 @@ class Registry(Mapping[str, _Entry]):
                         f"{type(error).__name__}: {error}."
                     ) from error
                 self._add(known, entry, point.value)
+                if entry.name != point.name:
+                    raise ConfigurationError(
+                        f"The entry point '{point.name}' of {point.value} is the {self._what} '{entry.name}'; "
+                        "give them one name."
+                    )
             self._known = known
         return self._known
 
@@ -104,3 +126,24 @@ class Registry(Mapping[str, _Entry]):
                 f"The name '{entry.name}' is taken by another {self._what}; give the one of {source} another name."
             )
         known[entry.name] = entry
+
+
+def name_in(registry: str) -> AfterValidator:
+    """Return what refuses a setting that is no name of a registry.
+
+    Parameters
+    ----------
+    registry
+        ``module:NAME``. It is imported when a value is first checked: what users add takes settings, so registries are
+        above the settings.
+    """
+
+    def check(name: str) -> str:
+        known: Registry[Named] = resolve_name(registry)
+        if name not in known.names():
+            *others, last = (repr(one) for one in known.names())
+            shown = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("name", "Input should be {known}", {"known": shown})
+        return name
+
+    return AfterValidator(check)

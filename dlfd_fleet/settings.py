@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
+from dlfd_fleet.registry import EntryName, name_in
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=1e12, allow_inf_nan=False)]
@@ -18,7 +20,9 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 BatchSize = Annotated[int, Field(ge=2, le=10**6)]
 Steps = Annotated[int, Field(ge=0, le=10**6)]
 Precision = Literal["float32", "float16", "int8"]
-Format = Literal["fp32", "fp16", "int8", "ort"]
+Format = EntryName
+"""Of :data:`dlfd_fleet.formats.FORMATS`, here or where a file or a message was written."""
+_SOURCES, _FORMATS = "dlfd_fleet.data.sources:SOURCES", "dlfd_fleet.formats:FORMATS"
 
 
 def _words(value: object) -> object:
@@ -98,7 +102,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where the faces come from and how people are dealt to splits and sites."""
 
-    source: Literal["orl", "celeba", "manifest"] = Field("orl", description="Face set.")
+    source: Annotated[str, name_in(_SOURCES)] = Field(
+        "orl", validate_default=False, description="Face set: orl, celeba, manifest or one of another package."
+    )
     manifest: Path | None = Field(None, description="CSV or Parquet manifest (source = manifest).")
     root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
     links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
@@ -109,9 +115,9 @@ class DataSettings(Section):
     sites: Count = Field(4, description="Sites that training people are dealt to.")
 
     @model_validator(mode="after")
-    def _manifest_needs_a_path(self) -> DataSettings:
-        if self.source == "manifest" and self.manifest is None:
-            raise ValueError("data.manifest must name a file when data.source is 'manifest'")
+    def _source_has_what_it_requires(self) -> DataSettings:
+        if "source" in self.model_fields_set and (why := resolve_name(_SOURCES).find(self.source).why_not(self)):
+            raise ValueError(why)
         return self
 
 
@@ -309,8 +315,10 @@ class ExportSettings(Section):
     """The files that devices run."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX opset of the fleet's oldest runtime.")
-    formats: Annotated[tuple[Format, ...], BeforeValidator(_words)] = Field(
-        ("fp32",), description="Files of each model: fp32 (always), fp16, int8, ort; separated by commas."
+    formats: Annotated[tuple[Annotated[str, name_in(_FORMATS)], ...], BeforeValidator(_words)] = Field(
+        ("fp32",),
+        validate_default=False,
+        description="Files of each model: fp32 (always), fp16, int8, ort or another package's; separated by commas.",
     )
     parity_tolerance: Positive = Field(
         1e-3, description="Largest difference of fp32's and ort's probabilities from torch; rounding comes to 1e-4."

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib import invalidate_caches
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -73,3 +76,34 @@ def mount_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
             return disk
 
         yield mount
+
+
+@pytest.fixture
+def install_entry(tmp_path, monkeypatch) -> Callable[[str, str, str], None]:
+    """Put a package on the path whose metadata has an entry point ``NAME = MODULE:OBJECT`` of a group."""
+
+    def install(group: str, point: str, code: str) -> None:
+        module = re.search(r"= (\w+)", point)[1]
+        (tmp_path / f"{module}.py").write_text(code)
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[{group}]\n{point}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        invalidate_caches()
+
+    return install
+
+
+@pytest.fixture
+def install_how_to(install_entry) -> Callable[[str], None]:
+    """Install the example of a page of docs/how-to, by the entry point that the page shows."""
+
+    def install(page: str) -> None:
+        text = (Path(__file__).parents[1] / "docs" / "how-to" / page).read_text(encoding="utf-8")
+        code, toml = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "toml"))
+        ((group, points),) = tomllib.loads(toml)["project"]["entry-points"].items()
+        ((name, value),) = points.items()
+        install_entry(group, f"{name} = {value}", code)
+
+    return install

@@ -13,6 +13,7 @@ from rich.console import Console
 from dlfd_fleet.bench.report import console_table, summarise, write_report
 from dlfd_fleet.bench.rows import Row
 from dlfd_fleet.configuration import flatten
+from dlfd_fleet.data import SOURCES
 from dlfd_fleet.exceptions import ConfigurationError, JobError
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
@@ -54,9 +55,7 @@ def show_results(
     if not rows:
         raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
     summaries = summarise(rows)
-    data = settings.data
-    faces = data.manifest.name if data.source == "manifest" and data.manifest else data.source
-    heading = f"{title}, {faces}, {_machine()}"
+    heading = f"{title}, {SOURCES.find(settings.data.source).title(settings.data)}, {_machine()}"
     # A log has no width of its own; a narrow terminal gets the means, and finds the bounds in the files.
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)

@@ -12,7 +12,9 @@ app = typer.Typer(no_args_is_help=True, help="Compare DLFD with its peers, whole
 
 Seeds = Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")]
 Budget = Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")]
-Data = Annotated[str | None, typer.Option(help="'orl', or a manifest of faces; by default what the settings name.")]
+Data = Annotated[
+    str | None, typer.Option(help="A data source ('orl'), or a manifest of faces; by default what the settings name.")
+]
 
 
 @app.command()
@@ -75,4 +77,6 @@ def polling(
 def _source(data: str | None) -> dict[str, object]:
     if data is None:
         return {}
-    return {"data.source": data} if data == "orl" else {"data.source": "manifest", "data.manifest": data}
+    from dlfd_fleet.data import SOURCES
+
+    return {"data.source": data} if data in SOURCES.names() else {"data.source": "manifest", "data.manifest": data}

@@ -1,6 +1,7 @@
 """Face sets as tables of people: manifests, their problems, splits by person, sources, and synthetic sets.
 
-Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this module does not.
+Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this module does not. A data source of your
+own: docs/how-to/source.md.
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest
@@ -10,12 +11,14 @@ from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
-from dlfd_fleet.data.sources import celeba_manifest, open_source, orl_manifest
+from dlfd_fleet.data.sources import SOURCES, DataSource, celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_appearance, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
 from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
 __all__ = [
+    "SOURCES",
+    "DataSource",
     "ImageUse",
     "LeftOut",
     "Links",

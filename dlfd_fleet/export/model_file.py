@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import onnx
 import onnxruntime
 
 from dlfd_fleet.exceptions import ExportError
+from dlfd_fleet.formats.quantisation import scratch_folder
 
 LARGEST_FILE = 2**31 - 2**20
 """Weights, bytes, that one ONNX file can hold beside its graph."""
@@ -92,23 +92,6 @@ class ModelFile:
         return file
 
 
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Give a folder for files that a library wants on disk, and delete it again.
-
-    Raises
-    ------
-    ExportError
-        If the disk refuses.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ExportError(f"Cannot write under {tempfile.gettempdir()}: {reason}; check space and rights.") from error
-
-
 def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> ModelFile:
     """Check a graph and turn it into bytes.
 
@@ -119,9 +102,7 @@ def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> 
     changes
         Metadata to set; of what is there, only our own keys stay.
     """
-    metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key.startswith(_PREFIX)}
-    metadata |= changes
-    _set_metadata(proto, metadata)
+    metadata = stamp(proto, changes)
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= LARGEST_FILE:
         onnx.checker.check_model(proto, full_check=True)
         return ModelFile(name, proto.SerializeToString(deterministic=True))
@@ -132,6 +113,14 @@ def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> 
         weights = data.read_bytes()
     _set_metadata(proto, metadata | {DATA_DIGEST: hashlib.sha256(weights).hexdigest()})
     return ModelFile(name, proto.SerializeToString(deterministic=True), weights)
+
+
+def stamp(proto: onnx.ModelProto, changes: Mapping[str, str]) -> dict[str, str]:
+    """Set metadata of a graph, of which only our own keys stay, and return them all."""
+    metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key.startswith(_PREFIX)}
+    metadata |= changes
+    _set_metadata(proto, metadata)
+    return metadata
 
 
 def _set_metadata(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

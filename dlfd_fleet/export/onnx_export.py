@@ -19,9 +19,10 @@ from torch.onnx import OnnxExporterError
 
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export.model_file import ModelFile, serialise
-from dlfd_fleet.export.parity import Parity, compare
+from dlfd_fleet.export.parity import compare
+from dlfd_fleet.formats import FP32, Parity
 from dlfd_fleet.models import FeatureClassifier, ModelCard, digest, state_arrays
-from dlfd_fleet.settings import ExportSettings, Format
+from dlfd_fleet.settings import ExportSettings
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ExportReport:
     """
 
     file: Path
-    format: Format
+    format: str
     sha256: str
     size_bytes: int
     opset: int
@@ -105,7 +106,7 @@ def export_onnx(
     graph = torch_graph(model)
     proto = _onnx_graph(graph, card, settings.opset)
     made = serialise(proto, file.name, _metadata(model, card, version, verdict))
-    return write_checked(made, "fp32", graph, card, file, settings, images, labels, started)
+    return write_checked(made, FP32, graph, card, file, settings, images, labels, started)
 
 
 def check_images(images: Tensor, card: ModelCard) -> None:
@@ -125,7 +126,7 @@ def torch_graph(model: FeatureClassifier) -> PixelsToProbabilities:
 
 def write_checked(
     made: ModelFile,
-    form: Format,
+    form: str,
     graph: PixelsToProbabilities,
     card: ModelCard,
     file: Path,
@@ -135,7 +136,10 @@ def write_checked(
     started: float,
 ) -> ExportReport:
     """Write a file if it says what torch says, as nearly as its format allows; else raise an :class:`ExportError`."""
-    parity = compare(graph, made.session(), images, classes=len(card.classes), labels=labels)
+    session = made.session()
+    if session.get_modelmeta().custom_metadata_map.get("dlfd.format") != form:
+        raise ExportError(f"The {form} file has lost the model's metadata, so {file} was not written.")
+    parity = compare(graph, session, images, classes=len(card.classes), labels=labels)
     reason = parity.why_not(form, settings)
     if reason:
         raise ExportError(f"The {form} file {reason}, so {file} was not written.")
@@ -160,7 +164,7 @@ def _metadata(model: FeatureClassifier, card: ModelCard, version: str, verdict: 
         "dlfd.parent": card.parent or "",
         "dlfd.job": card.job or "",
         "dlfd.weights_sha256": digest(state_arrays(model)),
-        "dlfd.format": "fp32",
+        "dlfd.format": FP32,
         "dlfd.verdict": verdict,
     }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnxruntime
 import torch
@@ -11,61 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlfd_fleet.exceptions import ExportError
-from dlfd_fleet.settings import ExportSettings, Format
+from dlfd_fleet.formats import Parity
 
 BATCH = 32
 SINGLE_IMAGES = 8
 RANDOM_IMAGES = 200
-_ROUNDING = 1e-9  # 0.84 - 0.82 is a little over 0.02
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How near a file is to torch.
-
-    Attributes
-    ----------
-    max_abs_difference
-        Largest difference of a probability.
-    compared_images
-        Images behind that number: the given ones and 200 random ones.
-    agreement
-        Share of the given images of which both say the same class; None if none was given.
-    accuracy, torch_accuracy
-        Shares of the given images that the file, and torch, name rightly; None without labels.
-    """
-
-    max_abs_difference: float
-    compared_images: int
-    agreement: float | None
-    accuracy: float | None
-    torch_accuracy: float | None
-
-    def why_not(self, form: Format, settings: ExportSettings) -> str | None:
-        """Return why a file of this format is not near enough to torch, or None if it is."""
-        if form == "int8":
-            if self.agreement is not None and self.agreement < settings.int8_agreement:
-                return (
-                    f"names the class that torch names on {self.agreement:.3f} of the images, less than "
-                    f"{settings.int8_agreement:.3f} (export.int8_agreement)"
-                )
-            drop = (self.torch_accuracy or 0.0) - (self.accuracy or 0.0)
-            if drop > settings.int8_accuracy_drop + _ROUNDING:
-                return (
-                    f"is less accurate than torch by {drop:.3f}, more than {settings.int8_accuracy_drop:.3f} "
-                    "(export.int8_accuracy_drop)"
-                )
-            # Rounding moves every probability; a NaN is no rounding.
-            return None if np.isfinite(self.max_abs_difference) else "gives probabilities that are no numbers"
-        name = "fp16_tolerance" if form == "fp16" else "parity_tolerance"
-        tolerance: float = getattr(settings, name)
-        # Written so that a NaN, which is under no tolerance, fails too.
-        if self.max_abs_difference <= tolerance:
-            return None
-        return (
-            f"gives a probability that differs from torch by {self.max_abs_difference:.3g}, more than the tolerance "
-            f"{tolerance:.3g} (export.{name})"
-        )
 
 
 @torch.inference_mode()

@@ -120,7 +120,7 @@ trained on everybody else, to keep the model useful.{% if report.readings %} {{ 
 <div class="wide"><table>
 <thead><tr><th>step</th><th>times</th><th>seconds</th><th>MB sent and received</th></tr></thead>
 <tbody>{% for name, phase in report.phases.items() if name != "champion" %}
-<tr><th scope="row">{{ words.STEPS.get(name, name) }}</th><td class="number">{{ phase.steps }}</td><td class="number">{{ "%.1f" | format(phase.seconds) }}</td>
+<tr><th scope="row">{{ words.step(name) }}</th><td class="number">{{ phase.steps }}</td><td class="number">{{ "%.1f" | format(phase.seconds) }}</td>
 <td class="number">{{ "%.1f" | format(phase.sent_bytes / 1e6) }}</td></tr>
 {%- endfor %}
 <tr><th scope="row">in all</th><td></td><td class="number">{{ "%.1f" | format(report.seconds) }}</td><td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="sent_bytes") / 1e6) }}</td></tr>

@@ -15,6 +15,7 @@ _COMPARED: dict[Compared, str] = {
     "forget_accuracy": "accuracy on the people who asked",
 }
 
+_FILE_STEP = "audit-file-"
 STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
     "champion": "looking up the model in use",
@@ -29,13 +30,17 @@ STEPS: dict[str, str] = {
     "audit-retrained": "attacking the retrained model",
     "export": "exporting to ONNX",
     "audit-file": "attacking the exported fp32 file",
-    "audit-file-fp16": "attacking the exported fp16 file",
-    "audit-file-int8": "attacking the exported int8 file",
-    "audit-file-ort": "attacking the exported ort file",
-    "calibrate": "measuring ranges for int8",
+    "calibrate": "measuring ranges of activations",
     "settle": "telling the sites; they purge",
 }
-"""What a journal's steps are called."""
+"""What a journal's steps are called, but those of the other files, which have the names of their formats."""
+
+
+def step(name: str) -> str:
+    """Return what a journal's step is called."""
+    if name.startswith(_FILE_STEP):
+        return f"attacking the exported {name.removeprefix(_FILE_STEP)} file"
+    return STEPS.get(name, name)
 
 
 def count(number: int, noun: str) -> str:

@@ -19,20 +19,26 @@ from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.delivery.delivery import opened
 from dlfd_fleet.delivery.publish import publish
+from dlfd_fleet.delivery.releases import listed
+from dlfd_fleet.device.folder import DeviceSettings
 from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.device.rules import choose
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.export import calibrate, calibrated_tensors, merge_ranges, prepare
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
+from dlfd_fleet.federation.jobs.reporting import report_of
 from dlfd_fleet.federation.protocol.messages import CalibrateResult, CalibrateTask, PendingQuery
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.publication import released_model
 from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.site.audits import run_calibration
 from dlfd_fleet.federation.site.requests import answer_pending
+from dlfd_fleet.formats import FORMATS, ByClasses
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import ModelCard, load_model
 from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.report.page import render
 from dlfd_fleet.settings import ExportSettings, TrackingSettings
 from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
 from tests.mlflow_client import client_of
@@ -73,6 +79,12 @@ def fleet(trained, tmp_path):
         person = next(row.identity for row in train if row.label == commonest)
         request_forgetting(site, person, deadline_days=30)
     return settings
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry():
+    yield
+    FORMATS.reload()
 
 
 @pytest.fixture
@@ -140,6 +152,39 @@ def test_a_job_releases_every_format_with_its_own_verdict(fleet, outcomes):
         delivery.repository.create(delivery.repository.folder / "keys")
         publish(delivery.repository, delivery.devices, model)
         assert {file.sha256 for file in delivery.devices.files()} == set(model.digests.values())
+
+
+def test_a_format_of_another_package_is_attacked_registered_and_delivered_like_any_other(
+    fleet, outcomes, install_how_to
+):
+    install_how_to("format.md")
+    FORMATS.reload()
+    # What 8 bits make of a network that hardly learned anything is chance.
+    loose = replace(FORMATS.find("weights8"), name="loose8", nearness=ByClasses(agreement=0.0, accuracy_drop=1.0))
+    FORMATS.register(loose)
+    outcomes["loose8"] = Outcome.PASS
+    export = ExportSettings(formats=("fp32", "loose8"))
+    fleet = fleet.model_copy(update={"export": export, "tracking": TrackingSettings()})
+    grid = InProcessGrid(fleet)
+    record = run_job(fleet, "erase", grid)
+    assert record.formats == ("fp32", "loose8"), record.proceedings.refused_files
+    assert record.file_verdicts.keys() == {"loose8"}
+    files = files_of(fleet, record)
+    assert files["loose8"].name == "model.loose8.onnx"
+    # It needs no ranges, so no site is asked for any; the report has its row, and the step that attacked it.
+    assert not [message for message in grid.seen if message.metadata.message_type == CalibrateTask.TYPE]
+    store = Store(fleet.state_folder)
+    page = render(report_of(store, record).to_json())
+    assert "model.loose8.onnx (loose8)" in page
+    assert "attacking the exported loose8 file" in page
+    model = released_model(store, fleet, "champion")
+    with opened(fleet, create=True) as delivery:
+        delivery.repository.create(delivery.repository.folder / "keys")
+        publish(delivery.repository, delivery.devices, model)
+        offers = [*listed(delivery.repository.read()).items()]
+    wanted = DeviceSettings(url="http://x", formats=("loose8", "fp32")).formats
+    _, taken = choose(offers, None, device="0" * 64, formats=wanted, floor=0, current=None)
+    assert (taken.format, taken.self_test.tolerance) == ("loose8", 1e-3)
 
 
 class SpoilsRanges(InProcessGrid):

@@ -22,9 +22,19 @@ def test_imports_keep_to_the_rooms():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("room", ["dlfd_fleet.device.cli", "dlfd_fleet.audit"])
+@pytest.mark.parametrize("room", ["dlfd_fleet.device.cli", "dlfd_fleet.audit", "dlfd_fleet.formats"])
 def test_devices_and_the_audit_load_nothing_of_the_training_side(room):
     code = f"import sys, {room}; print([n for n in ('torch', 'flwr', 'mlflow') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_names_of_sources_and_formats_are_checked_without_torch():
+    code = (
+        "import sys; from dlfd_fleet.configuration import load_settings; "
+        "load_settings(overrides={'data.source': 'celeba', 'export.formats': 'fp32,int8'}, environment={}); "
+        "print([n for n in ('torch', 'onnx', 'onnxruntime') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, judge, measure
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.bench.devices.files import EAGER, EAGER_CHANNELS_LAST, FORMATS, WAYS, Subject, make_subjects
+from dlfd_fleet.bench.devices.files import EAGER, EAGER_CHANNELS_LAST, WAYS, Subject, make_subjects
 from dlfd_fleet.bench.devices.report import DeviceRow, console_table, goals, write_report
 from dlfd_fleet.bench.devices.turns import Turns, answers_of, take_turns
 from dlfd_fleet.bench.experiment import Experiment, deal_experiment
@@ -23,6 +23,7 @@ from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.formats import FORMATS, FP32
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
@@ -133,11 +134,11 @@ def _row(
         "images_a_second": 1000.0 / float(milliseconds.mean()),
         "load_seconds": float(np.median(taken.loads)),
         "size_bytes": float(subject.size_bytes(way)),
-        "size_beside_fp32": subject.size_bytes(way) / subject.size_bytes("fp32"),
+        "size_beside_fp32": subject.size_bytes(way) / subject.size_bytes(FP32),
         "resident_bytes": float(taken.resident_bytes),
         "agreement": float((taken.said.argmax(axis=1) == eager.argmax(axis=1)).mean()),
         "max_abs_difference": float(np.abs(taken.said - eager).max()),
-        **{f"speed_beside_{other}": _speed(taken, of_all[other]) for other in ("fp32", EAGER, EAGER_CHANNELS_LAST)},
+        **{f"speed_beside_{other}": _speed(taken, of_all[other]) for other in (FP32, EAGER, EAGER_CHANNELS_LAST)},
         **scores.metrics(),
     }
     if way in before:

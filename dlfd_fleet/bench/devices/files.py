@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -15,12 +14,11 @@ from dlfd_fleet.bench.experiment import Experiment, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.exceptions import ExportError
-from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, file_of, prepare
+from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, prepare
+from dlfd_fleet.formats import FORMATS, FP32
 from dlfd_fleet.models import MODEL_FILE, FaceClassifier, ModelCard, digest, load_model, save_model, state_arrays
-from dlfd_fleet.settings import Format
 from dlfd_fleet.unlearning import UnlearningProblem, dlfd
 
-FORMATS: tuple[Format, ...] = get_args(Format)
 EAGER, EAGER_CHANNELS_LAST, COMPILED = "torch", "torch_channels_last", "torch_compile"
 WAYS: tuple[str, ...] = (EAGER, EAGER_CHANNELS_LAST, COMPILED, *FORMATS)
 """Every way to run a model."""
@@ -43,7 +41,7 @@ class Subject:
 
     def loaded_by(self, way: str) -> Path:
         """Return what a way to run the model loads: a file, or for torch the folder."""
-        return next((file_of(form, self.folder / "model.onnx") for form in FORMATS if form == way), self.folder)
+        return FORMATS[way].file(self.folder / "model.onnx") if way in FORMATS else self.folder
 
     def size_bytes(self, way: str) -> int:
         """Return the size on disk of what it loads."""
@@ -105,14 +103,14 @@ def _export(model: FaceClassifier, card: ModelCard, folder: Path, experiment: Ex
     chosen = torch.randperm(len(experiment.retain), generator=generator)[: settings.calibration_images]
     ranges = calibrate(prepare(content_of(source)), experiment.retain.images[chosen])
     refused: dict[str, str] = {}
-    for form in FORMATS:
-        if form == "fp32":
+    for form in FORMATS.values():
+        if form.name == FP32:
             continue
-        file_of(form, source).unlink(missing_ok=True)
+        form.file(source).unlink(missing_ok=True)
         try:
             export_variant(
-                model, card, source, form=form, settings=settings, images=images, labels=labels, ranges=ranges
+                model, card, source, form=form.name, settings=settings, images=images, labels=labels, ranges=ranges
             )
         except ExportError as error:
-            refused[form] = str(error)
+            refused[form.name] = str(error)
     return Subject(folder, refused)

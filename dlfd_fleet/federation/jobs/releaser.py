@@ -12,7 +12,7 @@ import torch
 
 from dlfd_fleet.audit import Outcome, Scores, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
-from dlfd_fleet.export import Parity, Variant, content_of, export_onnx, export_variant, file_of, prepare
+from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, prepare
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
@@ -29,6 +29,7 @@ from dlfd_fleet.federation.release.release_rule import may_release
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.files import whole_file
+from dlfd_fleet.formats import FORMATS, FP32
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report.contents import FileResult
@@ -163,9 +164,9 @@ class FleetReleaser:
         source
             The fp32 file, which may be released.
         """
-        job, kept = self.job, list[Format](["fp32"])
+        job, kept = self.job, list[Format]([FP32])
         for form in job.settings.export.formats:
-            if form == "fp32":
+            if form == FP32:
                 continue
             try:
                 verdict = self._export_variant(card, arrays, source, form)
@@ -179,16 +180,17 @@ class FleetReleaser:
             if reason is None:
                 kept.append(form)
             else:
-                file_of(form, source).unlink(missing_ok=True)
+                FORMATS.find(form).file(source).unlink(missing_ok=True)
                 job.note(refused_files=job.record.proceedings.refused_files | {form: reason})
                 job.progress.say(f"No {form} file is released: {reason}")
         job.advance("exported", formats=tuple(kept))
 
-    def _export_variant(self, card: ModelCard, arrays: Arrays, source: Path, form: Variant) -> Verdict | None:
+    def _export_variant(self, card: ModelCard, arrays: Arrays, source: Path, form: Format) -> Verdict | None:
         """Make one file, unless it was made before the job was interrupted, and attack it at the sites."""
-        file = file_of(form, source)
+        wanted = FORMATS.find(form)
+        file = wanted.file(source)
         if not file.exists():
-            ranges = self.job.audits(card).ranges(prepare(content_of(source))) if form == "int8" else None
+            ranges = self.job.audits(card).ranges(prepare(content_of(source))) if wanted.needs_ranges else None
             model = build(card)
             model.load_state_dict(arrays)
             # The coordinator has no images: that a file is near to torch on those that matter shows at the sites.
@@ -197,7 +199,7 @@ class FleetReleaser:
             export_variant(model, card, source, form=form, settings=settings, images=nothing, ranges=ranges)
         return self.judge_file(card, arrays, file, form)
 
-    def judge_file(self, card: ModelCard, arrays: Arrays, file: Path, form: Format = "fp32") -> Verdict | None:
+    def judge_file(self, card: ModelCard, arrays: Arrays, file: Path, form: Format = FP32) -> Verdict | None:
         """Attack an exported file at the sites; it must be torch's model, and must have forgotten too.
 
         Raises
@@ -205,7 +207,7 @@ class FleetReleaser:
         ExportError
             If it is not as near to torch on the sites' images, or not as accurate, as its format allows.
         """
-        name, step = ("onnx", "audit-file") if form == "fp32" else (f"onnx_{form}", f"audit-file-{form}")
+        name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
         content = content_of(file)
         scores, parity = self.job.audits(card).audit_file(arrays, content, step)
         parity = self._beside_torch(card, scores, parity, name)
@@ -287,7 +289,7 @@ class FleetReleaser:
             "dlfd.verdict": verdict.outcome.value if verdict else "",
             "dlfd.formats": ",".join(self.job.record.formats),
         }
-        files = [file_of(form, folder / ONNX_FILE) for form in self.job.record.formats if form != "fp32"]
+        files = [FORMATS.find(form).file(folder / ONNX_FILE) for form in self.job.record.formats if form != FP32]
         files += [folder / name for name in ("model.safetensors", "card.json")]
         self.tracker.log_model(
             self.job.record.job,

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
 
 from dlfd_fleet.delivery.delivery import has_delivery, opened
 from dlfd_fleet.delivery.erasures import reached, standings
 from dlfd_fleet.delivery.publish import ReleasedModel
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.export import file_of
 from dlfd_fleet.federation.protocol.messages import DevicesReached
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.release_rule import may_release
+from dlfd_fleet.formats import FORMATS
 from dlfd_fleet.report import DeliveryProgress
 from dlfd_fleet.settings import Format, Settings
 
@@ -49,7 +48,7 @@ def released_model(
     if reason is not None:
         raise JobError(f"{record.job} is not published: {reason}.")
     source = store.folders.model(record.job) / ONNX_FILE
-    files = {form: file_of(form, source) for form in wanted}
+    files = {form: FORMATS.find(form).file(source) for form in wanted}
     model = DeviceModel(source)
     digests = {form: result.sha256 for form, result in record.proceedings.files.items()}
     return ReleasedModel(model.version, model.epoch, files, digests)
@@ -59,10 +58,10 @@ def as_formats(words: str | None) -> tuple[Format, ...] | None:
     """Return the formats of a command line, separated by commas; None if it names none."""
     if words is None:
         return None
-    names = tuple(word.strip() for word in words.split(","))
-    if unknown := [name for name in names if name not in get_args(Format)]:
-        raise JobError(f"There is no format '{unknown[0]}'; there are {', '.join(get_args(Format))}.")
-    return cast("tuple[Format, ...]", names)
+    names, known = tuple(word.strip() for word in words.split(",")), tuple(FORMATS.names())
+    if unknown := [name for name in names if name not in known]:
+        raise JobError(f"There is no format '{unknown[0]}'; there are {', '.join(known)}.")
+    return names
 
 
 def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:

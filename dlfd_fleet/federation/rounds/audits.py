@@ -1,4 +1,4 @@
-"""What a model says of the sites' images, pooled and scored: for a gate, for evidence, ranges for int8."""
+"""What a model says of the sites' images, pooled and scored: for a gate, for evidence, ranges of activations."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from dlfd_fleet.federation.records.journal import Answers
 from dlfd_fleet.federation.rounds.agreement import together
 from dlfd_fleet.federation.rounds.counts import contradiction, counted_rows, plausible_images
 from dlfd_fleet.federation.rounds.job_context import JobContext
+from dlfd_fleet.formats import FORMATS
 from dlfd_fleet.progress import Advance
 
 _Audit = TypeVar("_Audit", AuditResult, FileAuditResult)
@@ -89,7 +90,8 @@ class Audits:
         job, fleet, tensors = self.job, self.job.fleet, calibrated_tensors(prepared)
         task = CalibrateTask(job=job.name, card=job.card, images=job.settings.export.calibration_images, seed=job.seed)
         nodes, parts, answered = list(fleet.wait_for_nodes()), [], 0
-        with job.progress.phase("Measuring ranges for int8", len(nodes)) as advance:
+        forms = ", ".join(form for form in job.settings.export.formats if FORMATS.find(form).needs_ranges)
+        with job.progress.phase(f"Measuring ranges for {forms}", len(nodes)) as advance:
             records = task.to_records(file=file_arrays(prepared))
             for reply in fleet.exchange(task.TYPE, dict.fromkeys(nodes, records), str(job.round)):
                 advance()

@@ -83,7 +83,7 @@ def audit_file(message: Message, context: Context) -> Message:
 
 
 def calibrate(message: Message, context: Context) -> Message:
-    """Measure the ranges that an int8 file needs."""
+    """Measure the ranges of activations that some formats need, such as int8."""
     task = messages.CalibrateTask.from_records(message.content, COORDINATOR)
     content = bytes_of(message.content, COORDINATOR)
     with site_of_node(context) as site:

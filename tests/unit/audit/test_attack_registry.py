@@ -1,8 +1,5 @@
 """The registry of attacks: which can be made on a model, and those that other packages bring."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,11 +7,10 @@ from dlfd_fleet.audit import ATTACKS, Attack, Observation, Role, SampleScores, l
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import ConfigurationError
 
-HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "attack.md"
-
 
 @pytest.fixture(autouse=True)
 def fresh_registry():
+    ATTACKS.reload()
     yield
     ATTACKS.reload()
 
@@ -48,11 +44,8 @@ def test_every_attack_scores_forgotten_and_test_images(name):
     assert np.isfinite(scores.score).all()
 
 
-def test_the_attack_of_the_how_to_page_is_possible_and_scores():
-    code = re.search(r"```python\n(.*?)```", HOW_TO.read_text(), re.DOTALL)[1]
-    module = {}
-    exec(code, module)
-    ATTACKS.register(module["ATTACK"])
+def test_the_attack_of_the_how_to_page_is_possible_and_scores(install_how_to):
+    install_how_to("attack.md")
     (found,) = [attack for attack in possible_attacks(observation(), 0) if attack.name == "confidence"]
     assert found.score(observation(), []).auc() == loss_attack(observation().samples).auc()
 

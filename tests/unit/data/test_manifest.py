@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlfd_fleet.data import Row, read_manifest, write_manifest
+from dlfd_fleet.data import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.data.manifest import MISSING
 from dlfd_fleet.exceptions import DataError
 
@@ -33,7 +33,7 @@ ROWS = st.lists(
 def test_what_is_written_is_read_back(tmp_path_factory, suffix, rows):
     file = tmp_path_factory.mktemp("manifest") / f"manifest.{suffix}"
     write_manifest(rows, file)
-    assert list(read_manifest(file).rows) == rows
+    assert read_manifest(file).rows == Manifest(tuple(rows), file.parent).rows
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery import rollout as rules
 from dlfd_fleet.delivery.delivery import opened
-from dlfd_fleet.delivery.publish import ReleasedModel, golden_images, publish
+from dlfd_fleet.delivery.publish import ReleasedModel, publish, reference_images
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import DeliveryError, DeviceError
 from dlfd_fleet.settings import Settings
@@ -82,10 +82,10 @@ def test_a_device_gets_each_file_with_answers_that_this_very_file_gives(delivery
     assert client.releases()[0][1].self_test.tolerance < client.releases()[1][1].self_test.tolerance
 
 
-def test_golden_images_are_the_same_everywhere_and_of_nobody():
-    images = golden_images(30)
+def test_reference_images_are_the_same_everywhere_and_of_nobody():
+    images = reference_images(30)
     assert images.shape == (8, 30, 30, 3)
-    np.testing.assert_array_equal(images, golden_images(30))
+    np.testing.assert_array_equal(images, reference_images(30))
     assert len({image.tobytes() for image in images}) == 8
 
 

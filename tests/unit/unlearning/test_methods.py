@@ -1,8 +1,6 @@
 """The registry of methods: DLFD and its peers, and those that other packages bring."""
 
-import re
-from importlib import invalidate_caches
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning import METHODS, Candidate, LabelledImages, Method, UnlearningProblem
 from dlfd_fleet.unlearning.peers import FineTune
 
-HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "method.md"
-
 
 @pytest.fixture(autouse=True)
 def fresh_registry():
@@ -25,25 +21,12 @@ def fresh_registry():
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Put a package on the path whose metadata has an entry point."""
-
-    def install(point: str, code: str) -> None:
-        module = re.search(r'= "?(\w+)', point)[1]
-        (tmp_path / f"{module}.py").write_text(code)
-        metadata = tmp_path / f"{module}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[dlfd_fleet.methods]\n{point}\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        invalidate_caches()
-
-    return install
+def install(install_entry):
+    return partial(install_entry, "dlfd_fleet.methods")
 
 
-def test_the_method_of_the_how_to_page_is_found_and_runs(install):
-    code, entry = (re.search(rf"```{kind}\n(.*?)```", HOW_TO.read_text(), re.DOTALL)[1] for kind in ("python", "toml"))
-    install(entry.splitlines()[1].replace('"', ""), code)
+def test_the_method_of_the_how_to_page_is_found_and_runs(install_how_to):
+    install_how_to("method.md")
     found = METHODS.find("fresh-head")
     assert found.title == "Fresh head"
     assert found.default.unlearner.spread == 0.01
@@ -65,6 +48,17 @@ def test_a_method_that_cannot_be_loaded_is_named_with_the_reason(install):
 def test_an_entry_point_that_is_no_method_is_refused(install):
     install("odd = odd_package:METHOD", "METHOD = 7")
     with pytest.raises(ConfigurationError, match=r"odd_package:METHOD is no dlfd_fleet\.unlearning\.methods\.Method"):
+        METHODS.find("dlfd")
+
+
+def test_an_entry_point_has_the_name_of_what_it_names(install):
+    install(
+        "mine = other_name_package:METHOD",
+        "from dlfd_fleet.unlearning import Candidate, Method\n"
+        "from dlfd_fleet.unlearning.peers import FineTune\n"
+        "METHOD = Method('yours', 'Yours', 'none', (Candidate(FineTune()),))",
+    )
+    with pytest.raises(ConfigurationError, match=r"'mine' of other_name_package:METHOD is the method 'yours'; give"):
         METHODS.find("dlfd")
 
 

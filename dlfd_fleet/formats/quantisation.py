@@ -7,18 +7,17 @@ coordinator merges the ranges and writes the file. Only numbers travel: two for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike
 
 from dlfd_fleet.exceptions import ExportError
-from dlfd_fleet.export.model_file import scratch_folder
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Smallest and largest value of each activation, by tensor name."""
+from dlfd_fleet.formats import Ranges
 
 BATCH = 32
 # Losses are what attackers read: softmax in 256 steps would round them, and logits in 256 steps nearly so.
@@ -56,7 +55,7 @@ def calibrated_tensors(prepared: bytes) -> frozenset[str]:
         return frozenset(base.select_tensors_to_calibrate(base.model)[0])
 
 
-def calibrate(prepared: bytes, images: Tensor) -> dict[str, tuple[float, float]]:
+def calibrate(prepared: bytes, images: ArrayLike) -> dict[str, tuple[float, float]]:
     """Return the range of every activation over some images.
 
     Parameters
@@ -64,7 +63,8 @@ def calibrate(prepared: bytes, images: Tensor) -> dict[str, tuple[float, float]]
     prepared
         What :func:`prepare` returned.
     images
-        uint8 ``(N, 3, S, S)``, N > 0. Retain images only: a range is a property of the images that it was measured on.
+        uint8 ``(N, 3, S, S)``, N > 0, an array or a tensor of the CPU. Retain images only: a range is a property
+        of the images that it was measured on.
 
     Raises
     ------
@@ -74,16 +74,18 @@ def calibrate(prepared: bytes, images: Tensor) -> dict[str, tuple[float, float]]
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    if not len(images):
+    pixels = np.asarray(images)
+    if not len(pixels):
         raise ExportError("There is no image to calibrate with; an int8 file needs retain images.")
 
     class Batches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches = iter(torch.split(images.cpu().permute(0, 2, 3, 1).contiguous(), BATCH))
+            channels_last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+            self.batches = (channels_last[start : start + BATCH] for start in range(0, len(pixels), BATCH))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.numpy()}
+            return None if batch is None else {"images": batch}
 
     with scratch_folder() as folder:
         (folder / "prepared.onnx").write_bytes(prepared)
@@ -151,6 +153,23 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
             extra_options={"OpTypesToExcludeOutputQuantization": list(_EXACT_OUTPUTS)},
         )
         return onnx.load(folder / "int8.onnx")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder for files that a library wants on disk, and delete it again.
+
+    Raises
+    ------
+    ExportError
+        If the disk refuses.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ExportError(f"Cannot write under {tempfile.gettempdir()}: {reason}; check space and rights.") from error
 
 
 def _value(number: float) -> np.ndarray:
