@@ -50,11 +50,6 @@ class FleetReleaser:
     tracker: Tracker
     recorder: TrackedJob
 
-    @property
-    def folder(self) -> Path:
-        """Where the job's model is, or will be."""
-        return self.store.folders.model(self.job.record.job)
-
     # ------------------------------------------------------------------ the champion
 
     def audited_champion(self, pending: Mapping[int, PendingReply]) -> tuple[ModelCard, AuditedModel] | None:
