@@ -211,6 +211,16 @@ class SiteUnlearningSettings(UnlearningSettings):
     step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, pixel range.")
     steps: Steps = Field(5, description="Sign-gradient steps a batch.")
 
+    @model_validator(mode="after")
+    def _refuse_what_only_one_machine_does(self) -> SiteUnlearningSettings:
+        for name in ("max_rounds", "distancing_steps", "repair_steps", "strengthen", "repair_learning_rate"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is of one machine (unlearning.{name}); a fleet has erasure.rounds, "
+                    "erasure.repair_epochs and erasure.learning_rate"
+                )
+        return self
+
 
 class ErasureSettings(Section):
     """The erasure job."""
@@ -231,7 +241,7 @@ class ErasureSettings(Section):
         0.25, description="Share of the fleet's images that one site may ask to forget in a job."
     )
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
-    fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if DLFD fails.")
+    fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if unlearning fails.")
 
 
 class FleetSettings(Section):

@@ -41,7 +41,9 @@ def import_model(
     from dlfd_fleet.progress import ConsoleProgress
 
     record = imported(load(config, overrides).settings, source, ConsoleProgress(console))
-    console.print(f"{source} is the champion, epoch 0 (job {record.job}).", soft_wrap=True, highlight=False)
+    console.print(
+        f"{source} is the champion, epoch 0, as an fp32 file (job {record.job}).", soft_wrap=True, highlight=False
+    )
 
 
 @app.command("promote")

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.tracking.local_store import prepare_store
 from dlfd_fleet.tracking.purge import WEIGHTS_FOLDER
-from dlfd_fleet.tracking.registry import answers, is_refusal
+from dlfd_fleet.tracking.registry import REVOKED_TAG, VERDICT_TAG, answers, is_refusal
 
 _MODELS, _RUNS = "models:/", "runs:/"
 
@@ -32,7 +32,8 @@ def downloaded_weights(source: str, uri: str, folder: Path) -> Path:
     Raises
     ------
     TrackingError
-        If there is no such model, it has no weights beside it, or MLflow does not answer.
+        If there is no such model, it was revoked or failed its audit, it has no weights beside it, or MLflow does not
+        answer.
     """
     with answers(uri):
         prepare_store(uri)
@@ -53,4 +54,8 @@ def _place_of(source: str, client: MlflowClient) -> str:
     else:
         name, _, number = name.partition("/")
         version = client.get_model_version(name, number)
+    if reason := version.tags.get(REVOKED_TAG):
+        raise TrackingError(f"{source} was revoked: {reason}")
+    if version.tags.get(VERDICT_TAG) == "FAIL":
+        raise TrackingError(f"{source} failed its audit, and is not imported.")
     return f"{_RUNS}{version.run_id}/{WEIGHTS_FOLDER}"

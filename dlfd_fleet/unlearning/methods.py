@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.registry import Registry
@@ -35,6 +35,7 @@ from dlfd_fleet.unlearning.peers import (
 )
 
 _DRAWS = 3
+_Settings = TypeVar("_Settings", bound=UnlearningSettings)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Candidate:
     changes: Mapping[str, Any] = field(default_factory=dict)
     time: float = 1.0
 
-    def settings(self, given: UnlearningSettings) -> UnlearningSettings:
+    def settings(self, given: _Settings) -> _Settings:
         """Return the settings with this candidate's changes, except where somebody has set a value."""
         changes = {name: value for name, value in self.changes.items() if name not in given.model_fields_set}
         return given.model_copy(update=changes)
@@ -94,18 +95,17 @@ class Method:
 
     @property
     def unlearner_at_site(self) -> Unlearner:
-        """What a site of a fleet runs; a :class:`ConfigurationError` if it can run nothing of this method."""
+        """What a site of a fleet runs."""
+        self.refuse_without_unlearner_at_site()
+        return self.at_site or self.default.unlearner
+
+    def refuse_without_unlearner_at_site(self) -> None:
+        """Raise a :class:`ConfigurationError` if a site can run nothing of this method."""
         if self.at_site is None and self.gated:
             raise ConfigurationError(
                 f"The method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
                 "another erasure.method."
             )
-        return self.at_site or self.default.unlearner
-
-    def settings_at_site(self, given: UnlearningSettings) -> UnlearningSettings:
-        """Return a site's hyper-parameters: the method's own, except where a value is not the fleet's default."""
-        set_by_user = given.model_dump(exclude_defaults=True)
-        return self.default.settings(type(given)(**set_by_user))
 
     @property
     def runs(self) -> int:

@@ -12,9 +12,17 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.held_names import name_of
 from dlfd_fleet.federation.protocol.messages import FitTask
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.ledger import site_folders
 from dlfd_fleet.models import digest, load_model, state_arrays
 from server.app import app as server_app
 from tests.integration.fleet_in_process import InProcessGrid, run_job, trained_fleet
+from tests.small_networks import small_networks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +84,24 @@ def test_another_network_than_the_champions_is_said_before_anybody_trains(fleet)
         run_job(settings.model_copy(update={"model": model}), "train", grid)
     assert FitTask.TYPE not in {message.metadata.message_type for message in grid.seen}
     assert Store(settings.state_folder).champions.current().job == champion
+
+
+def test_a_fresh_training_is_begun_though_another_one_was_interrupted(fleet):
+    settings, _ = fleet
+    short = with_training(settings, rounds=1)
+    store = Store(settings.state_folder)
+    interrupted = store.new_job("train", short)
+    record = run_job(with_training(short, start="fresh"), "train")
+    assert store.load(interrupted.job).step == "settled"
+    assert record.job != interrupted.job
+    assert saved(settings, record.job)[0].parent is None
+
+
+def test_classes_that_a_site_spells_otherwise_are_the_champions(fleet):
+    settings, champion = fleet
+    file = site_folders(settings.state_folder)[0] / "site.json"
+    card, before = saved(settings, champion)
+    file.write_text(file.read_text().replace(f'"{card.classes[0]}"', f'"{card.classes[0].upper()} "'))
+    grid = InProcessGrid(settings)
+    run_job(with_training(settings, rounds=1), "train", grid)
+    assert first_model(grid) == digest(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_method_of_another_package_forgets_at_every_site_that_was_asked(fleet)
             super().unlearn(session)
 
     METHODS.register(Method("watched", "Watched", "none", (Candidate(Watched(), {"epochs": 2.0, "batch_size": 4}),)))
-    given = SiteUnlearningSettings(learning_rate=0.003)
+    given = SiteUnlearningSettings(learning_rate=0.015)  # the fleet's default, and said all the same
     settings = fleet(method="watched", unlearning=given)
     grid = InProcessGrid(settings)
     record = run_job(settings, "erase", grid)
@@ -68,10 +69,12 @@ def test_a_method_of_another_package_forgets_at_every_site_that_was_asked(fleet)
     assert [task.method for task in tasks_of(grid)] == ["watched", "watched"]
     # What the method sets, but for what somebody has set for the fleet; a site has no validation people to give.
     used = {(one.settings.epochs, one.settings.batch_size, one.settings.learning_rate) for one in problems}
-    assert used == {(2.0, 4, 0.003)}
+    assert used == {(2.0, 4, 0.015)}
     assert {one.validation for one in problems} == {None}
     store = Store(settings.state_folder)
     assert store.settings_of(record.job).erasure.method == "watched"
+    kept = json.loads((store.folders.made(record.job) / "report.json").read_text())["settings"]
+    assert (kept["erasure.unlearning.epochs"], kept["erasure.unlearning.batch_size"]) == (2.0, 4)
     page = (store.folders.made(record.job) / "report.html").read_text(encoding="utf-8")
     assert "changed by a procedure called Watched, with the aim" in page
 

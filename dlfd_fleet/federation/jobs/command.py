@@ -170,7 +170,7 @@ def job_status(store: Store, job: str) -> Group:
         sites.add_row(*map(plain, (activity.site, activity.doing, since)))
     steps = store.steps.names(job)
     lines = [f"{record.job}: {_state(record, running)}"]
-    if record.step not in FINAL_STEPS and not running:
+    if record.step not in FINAL_STEPS and not running and record.kind != "import":
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
@@ -227,8 +227,8 @@ def cancel(store: Store, job: str) -> str:
         when = "before its next step" if store.is_locked() else "when the next job starts"
         return f"{job} has released its model, and ends {when}; sites that it has not told learn it from the next job."
     if store.is_locked():
-        return f"{job} stops before its next step; its requests wait for the next job."
-    return f"{job} is not running; the next job ends it first, and its requests wait."
+        return f"{job} stops before its next step; requests that it has taken up wait for the next job."
+    return f"{job} is not running; the next job ends it first, and requests that it has taken up wait."
 
 
 def reopen(store: Store, job: str | None) -> JobRecord:
@@ -240,12 +240,14 @@ def reopen(store: Store, job: str | None) -> JobRecord:
         If there is none, it is settled, or a later job has released a model that it does not start from.
     """
     records = store.jobs()
-    waiting = [record for record in records if record.step != "settled"]
+    waiting = [record for record in records if record.step != "settled" and record.kind != "import"]
     if job is None and not waiting:
         raise JobError("Every job is settled; `dlfd-fleet job start` starts another one.")
     record = waiting[-1] if job is None else store.load(job)
     if record.step == "settled":
         raise JobError(f"{record.job} is settled; there is nothing to go on with.")
+    if record.kind == "import":
+        raise JobError(f"{record.job} is an import: the next job ends one that was killed; import a failed one again.")
     for later in records:
         if later.released and later.started_at > record.started_at:
             raise JobError(f"{later.job} has released another model since {record.job} began; start a new job.")

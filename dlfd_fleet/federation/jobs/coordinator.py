@@ -37,8 +37,8 @@ class Coordinator:
 
     Attributes
     ----------
-    epoch
-        The fleet's erasure epoch when this process took up the job.
+    read_epoch
+        Tells the fleet's erasure epoch, which rises when the job releases a model.
     keep
         Writes the record; called at each change that a job which goes on must find.
     earlier
@@ -52,7 +52,7 @@ class Coordinator:
     journal: Journal
     progress: ProgressDisplay
     record: JobRecord
-    epoch: int
+    read_epoch: Callable[[], int]
     keep: Callable[[JobRecord], None] = _unkept
     recorder: Recorder = field(default_factory=Unrecorded)
     earlier: Sequence[JobRecord] = ()
@@ -62,6 +62,11 @@ class Coordinator:
     def __post_init__(self) -> None:
         """Hear from the fleet who is absent: it is written at once, for a killed job must not forget it."""
         self.fleet.tell_absences(self._note_absent)
+
+    @property
+    def epoch(self) -> int:
+        """The fleet's erasure epoch now."""
+        return self.read_epoch()
 
     # ------------------------------------------------------------------ the record
 

@@ -6,22 +6,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from dlfd_fleet.configuration import flatten
-from dlfd_fleet.exceptions import FleetError, JobError
-from dlfd_fleet.federation.jobs.coordinator import Coordinator
-from dlfd_fleet.federation.jobs.recorder import TrackedJob
-from dlfd_fleet.federation.jobs.releaser import FleetReleaser
-from dlfd_fleet.federation.jobs.run import record_end
+from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.jobs.run import carry_out
 from dlfd_fleet.federation.records.job_record import JobRecord
-from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
-from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.models import load_model, state_arrays
+from dlfd_fleet.models import load_model, save_model
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.weights import downloaded_weights, is_of_mlflow
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 
 class _NoNodes:
@@ -33,7 +31,9 @@ class _NoNodes:
 
 
 def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> JobRecord:
-    """Export a model, register it, and make it the champion of epoch 0.
+    """Export a model, register it, and make it the champion of epoch 0; only its fp32 file is made.
+
+    Killed once the model is in the state folder, it is brought to its end by the next job.
 
     Parameters
     ----------
@@ -44,45 +44,53 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
     Raises
     ------
     JobError
-        If the fleet has forgotten somebody already: nobody knows whom the imported model remembers; or if a job runs.
+        If the fleet has forgotten somebody already, for nobody knows whom the imported model remembers; if the model
+        has forgotten somebody itself; or if a job runs or waits to be resumed.
     ModelFileError
         If there is no such model, or its weights do not fit its card.
     TrackingError
-        If MLflow does not have it, or does not answer.
+        If MLflow does not have it, it was revoked or failed its audit there, or MLflow does not answer.
     """
     with (
         closing(Store(settings.state_folder)) as store,
         store.lock(),
         open_tracker(settings.tracking, settings.state_folder) as tracker,
     ):
-        champion = store.champions.current()
-        if champion is not None and champion.epoch:
+        _refuse_where_somebody_was_forgotten(store, tracker, progress)
+        if waiting := store.unfinished():
             raise JobError(
-                f"The fleet is at the erasure epoch {champion.epoch}, and a model from elsewhere may remember whom it "
-                "has forgotten; train on from the champion instead."
+                f"{waiting[-1].job} was interrupted, and goes on from the champion that it began with; end it first "
+                "by `dlfd-fleet job resume`, or by `job cancel` and the next job."
             )
         with _folder_of(source, tracker) as folder:
             model, card = load_model(folder)
+        if card.epoch:
+            raise JobError(
+                f"{source} has the erasure epoch {card.epoch}: it is of a fleet that has forgotten somebody; promote "
+                "it there (`dlfd-fleet registry promote`)."
+            )
         record = store.new_job("import", settings)
-        recorder, fleet = TrackedJob(tracker, record.job), Fleet(_NoNodes(), timeout=0.0)  # type: ignore[arg-type]
-        journal = Journal(store, record.job, fleet)
-        job = Coordinator(settings, fleet, journal, progress, record, 0, store.save, recorder)
-        parameters = flatten(settings.model_dump(mode="json"))
-        tracker.start_job(record.job, kind="import", parameters=parameters, tags={"dlfd.epoch": "0"})
-        releaser = FleetReleaser(job, store, tracker, recorder)
-        card = card.model_copy(update={"kind": "original", "epoch": 0, "parent": None, "job": record.job})
-        arrays = state_arrays(model)
-        try:
-            releaser.export(card, arrays)
-            releaser.release(card, arrays)
-            job.advance("settled", note=f"imported from {source}")
-        except FleetError as error:
-            job.advance("failed", note=str(error))
-            raise
-        finally:
-            record_end(job, store, tracker, "FINISHED" if job.record.step == "settled" else "FAILED")
-        store.steps.forget(record.job)
-        return job.record
+        card = card.model_copy(update={"kind": "original", "parent": None, "job": record.job})
+        save_model(model, card, store.folders.model(record.job))
+        return carry_out(cast("Grid", _NoNodes()), store, tracker, progress, record)
+
+
+def _refuse_where_somebody_was_forgotten(store: Store, tracker: Tracker, progress: ProgressDisplay) -> None:
+    champion = store.champions.current()
+    epoch = champion.epoch if champion else 0
+    try:
+        registered = tracker.champion()
+        epoch = max(epoch, registered.epoch if registered else 0)
+    except TrackingError as error:
+        progress.say(f"{error} Whether its registry has a champion that has forgotten somebody is not known.")
+    if epoch:
+        raise JobError(
+            f"The fleet is at the erasure epoch {epoch}, and a model from elsewhere may remember whom it has "
+            "forgotten; train on from the champion instead."
+        )
+    for job in store.jobs():  # people whom no model was trained on are forgotten without a new epoch
+        if job.kind == "erase" and job.acknowledged and job.verdict is None:
+            raise JobError(f"{job.job} has forgotten people, and a model from elsewhere may remember them.")
 
 
 @contextmanager

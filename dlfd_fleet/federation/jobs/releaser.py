@@ -22,12 +22,13 @@ from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
-from dlfd_fleet.federation.records.job_record import Champion
+from dlfd_fleet.federation.records.job_record import Champion, JobKind
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.champion import agreed_champion
 from dlfd_fleet.federation.release.release_rule import may_release
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
+from dlfd_fleet.federation.rounds.requests import fits
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.formats import FORMATS, FP32
 from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
@@ -39,6 +40,7 @@ from dlfd_fleet.tracking.figures import score_table
 from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
 
 _LONGEST_REASON = 500
+_WITHOUT_VERDICT: dict[JobKind, str] = {"train": "a training", "erase": "an erasure", "import": "an import"}
 
 
 @dataclass
@@ -63,7 +65,7 @@ class FleetReleaser:
         except ModelFileError as error:
             self.job.progress.say(f"{error} The new model begins with fresh weights, and is compared with none.")
             return None
-        if any((reply.classes, reply.image_size) != (card.classes, card.image_size) for reply in pending.values()):
+        if not all(fits(reply, card) for reply in pending.values()):
             self.job.progress.say(
                 "The champion has other classes or another image size; the new model begins with fresh weights, and is "
                 "compared with none."
@@ -121,6 +123,14 @@ class FleetReleaser:
             return
         self.export_variants(card, arrays, file)
         self.release(card, arrays, forgotten)
+
+    def release_imported(self) -> None:
+        """Export and release the model that an import has put into the job's folder."""
+        model, card = load_model(self.store.folders.model(self.job.record.job))
+        arrays = state_arrays(model)
+        self.export(card, arrays)
+        self.release(card, arrays)
+        self.job.advance("settled", note="imported")
 
     def export(self, card: ModelCard, arrays: Arrays) -> Path:
         """Write the model and its ONNX file into the job's folder; one step of the job."""
@@ -253,7 +263,7 @@ class FleetReleaser:
         # The record first: a job that says it is released and is not yet the champion becomes it when it is resumed.
         self.job.advance("released", released=True, epoch=card.epoch, forgotten=forgotten)
         verdict = self.job.record.verdict
-        why = verdict.sentence() if verdict else "a training job"
+        why = verdict.sentence() if verdict else f"{_WITHOUT_VERDICT[self.job.record.kind]} job"
         self.store.champions.move(
             Champion(job=self.job.record.job, epoch=card.epoch), f"job {self.job.record.job}", why
         )

@@ -73,7 +73,7 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         If it is another kind of job, or nobody asked to be forgotten in it.
     """
     if record.kind != "erase":
-        raise JobError(f"{record.job} is a training job; a report is of an erasure: `dlfd-fleet job list` shows them.")
+        raise JobError(f"{record.job} is no erasure, and a report is of one: `dlfd-fleet job list` shows them.")
     if not record.requests:
         raise JobError(f"In {record.job} nobody asked to be forgotten, so there is nothing to report.")
     noted = record.proceedings
@@ -96,7 +96,7 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         revoked=tuple(
             Revoked(job=job.job, epoch=job.epoch) for job in earlier if record.released and job.epoch < record.epoch
         ),
-        settings=_governing(store.settings_of(record.job).model_dump(mode="json")),
+        settings=_governing(store.settings_as_written(record.job)),
         seconds=record.seconds,
     )
 

@@ -20,6 +20,7 @@ from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.purge import purge_remembering
+from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.progress import ProgressDisplay
@@ -55,17 +56,22 @@ def run_jobs(
         tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
-            if record.kind == "import":
-                store.save(record.at("failed").changed(note="interrupted; import the model again"))
-                continue
             progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
-            done = _carry_out(grid, store, tracker, progress, record)
-        if done is None or done.kind != kind or done.step == "cancelled":
-            done = _carry_out(grid, store, tracker, progress, store.new_job(kind, settings))
+            done = carry_out(grid, store, tracker, progress, record)
+        if done is None or not _is_wanted(done, kind, settings, store):
+            chosen = with_settings_of_method(settings) if kind == "erase" else settings
+            done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen))
         return done
 
 
-def _carry_out(
+def _is_wanted(done: JobRecord, kind: JobKind, settings: Settings, store: Store) -> bool:
+    """Tell whether a job that was interrupted, and is done now, is the one that is asked for."""
+    if done.kind != kind or done.step == "cancelled":
+        return False
+    return kind != "train" or store.settings_of(done.job).training.start == settings.training.start
+
+
+def carry_out(
     grid: Grid,
     store: Store,
     tracker: Tracker,
@@ -73,27 +79,16 @@ def _carry_out(
     record: JobRecord,
 ) -> JobRecord:
     """Do one job, or what is left of it; its record and its run always say how it ended."""
-    settings = store.settings_of(record.job)
-    fleet = Fleet.under(
-        settings.fleet,
-        grid,
-        SiteKeys(store.folder / SITE_KEYS_FILE, settings.fleet.registered_keys),
-        notice=lambda doing: store.activities.note(record.job, doing),
-        refused=lambda site, reason: tracker.set_tags(record.job, {REFUSED_TAG + site: reason}),
-    )
-    store.activities.forget(record.job)
-    champion, recorder = store.champions.current(), TrackedJob(tracker, record.job)
-    job = Coordinator(
-        settings,
-        fleet,
-        Journal(store, record.job, fleet),
-        progress,
-        record,
-        champion.epoch if champion else 0,
-        store.save,
-        recorder,
-        tuple(other for other in store.jobs() if other.job != record.job),
-    )
+    try:
+        settings = store.settings_of(record.job)
+    except JobError:
+        if not store.is_cancelled(record.job):
+            raise
+        record = record.at("cancelled").changed(note="cancelled: its settings could not be read")
+        store.save(record)
+        return record
+    recorder = TrackedJob(tracker, record.job)
+    job = _coordinator(grid, store, recorder, progress, record, settings)
     releaser = FleetReleaser(job, store, tracker, recorder)
     tags = {"dlfd.kind": record.kind, "dlfd.epoch": str(job.epoch)}
     parameters = flatten(settings.model_dump(mode="json"))
@@ -103,10 +98,7 @@ def _carry_out(
         if record.released and store.is_cancelled(record.job):
             raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
-            if record.kind == "train":
-                train(job, releaser)
-            else:
-                erase(job, releaser.origin(), releaser)
+            _run(job, releaser)
         redraw_reports(store, tracker, settings, progress, after=record.job)
         store.steps.forget(record.job)
         _purge(store, settings, progress)
@@ -132,6 +124,45 @@ def _carry_out(
     finally:
         record_end(job, store, tracker, status)
     return job.record
+
+
+def _coordinator(
+    grid: Grid,
+    store: Store,
+    recorder: TrackedJob,
+    progress: ProgressDisplay,
+    record: JobRecord,
+    settings: Settings,
+) -> Coordinator:
+    """Return the coordinator of a job whose state is in a store."""
+    fleet = Fleet.under(
+        settings.fleet,
+        grid,
+        SiteKeys(store.folder / SITE_KEYS_FILE, settings.fleet.registered_keys),
+        notice=lambda doing: store.activities.note(record.job, doing),
+        refused=lambda site, reason: recorder.tags({REFUSED_TAG + site: reason}),
+    )
+    store.activities.forget(record.job)
+    return Coordinator(
+        settings,
+        fleet,
+        Journal(store, record.job, fleet),
+        progress,
+        record,
+        store.champions.epoch,
+        store.save,
+        recorder,
+        tuple(other for other in store.jobs() if other.job != record.job),
+    )
+
+
+def _run(job: Coordinator, releaser: FleetReleaser) -> None:
+    if job.record.kind == "train":
+        train(job, releaser)
+    elif job.record.kind == "erase":
+        erase(job, releaser.origin(), releaser)
+    else:
+        releaser.release_imported()
 
 
 def record_end(

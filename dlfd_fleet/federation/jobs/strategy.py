@@ -18,6 +18,7 @@ from dlfd_fleet.federation.jobs.erase import Origin, erase
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.site_keys import SiteKeys
@@ -101,13 +102,14 @@ class FederatedUnlearning:
         JobError
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
-        keys = SiteKeys(bound=self.settings.fleet.registered_keys)
-        fleet = Fleet.under(self.settings.fleet, grid, keys)
+        settings = with_settings_of_method(self.settings)
+        keys = SiteKeys(bound=settings.fleet.registered_keys)
+        fleet = Fleet.under(settings.fleet, grid, keys)
         if timeout is not None:
             fleet = replace(fleet, timeout=timeout)
         record = JobRecord(job=self.job, kind="erase", step="started", started_at=datetime.now(UTC))
         journal = Journal(traffic=fleet)
-        job = Coordinator(self.settings, fleet, journal, self.progress, record, self.card.epoch)
+        job = Coordinator(settings, fleet, journal, self.progress, record, lambda: self.card.epoch)
         kept = KeptByCaller(job, release)
         origin = Origin(self.card, dict(initial_arrays.to_torch_state_dict()), Effort(0.0, 0))
         try:

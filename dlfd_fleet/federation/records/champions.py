@@ -24,6 +24,11 @@ class Champions:
             row = connection.execute(sa.select(CHAMPION)).mappings().first()
         return Champion(job=row["job"], epoch=row["epoch"]) if row else None
 
+    def epoch(self) -> int:
+        """Return the fleet's erasure epoch: of the champion; 0 before there is one."""
+        champion = self.current()
+        return champion.epoch if champion else 0
+
     def move(self, champion: Champion, who: str = "", why: str = "") -> None:
         """Move the champion, and append that to the history of promotions; the epoch never falls.
 

@@ -1,16 +1,17 @@
-"""What the coordinator keeps on disk: jobs, their finished steps, the models they made, and which is the champion.
+"""The coordinator's file: the records of jobs, and under which settings each was started.
 
-Arrays are safetensors files in a job's folder, written beside their place and then renamed; everything else is in one
-SQLite file, a transaction a change. Whenever a process dies, a step is finished or was never begun.
+It is one SQLite file, a transaction a change. What else a coordinator keeps has a module each beside this one.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import filelock
 import sqlalchemy as sa
@@ -172,6 +173,13 @@ class Store:
         except ValidationError as error:
             raise JobError(f"The settings of {job} in {self.file} are of another release; cancel the job.") from error
 
+    def settings_as_written(self, job: str) -> dict[str, Any]:
+        """Return the settings that a job was started with, unchecked: what they name may not be installed any more."""
+        with self._transaction() as connection:
+            text = connection.execute(sa.select(JOB.c.settings).where(JOB.c.job == job)).scalar_one()
+        tree: dict[str, Any] = json.loads(text)
+        return tree
+
     def jobs(self) -> list[JobRecord]:
         """Return all jobs, oldest first."""
         with self._transaction() as connection:
@@ -201,10 +209,6 @@ class Store:
                 sa.update(JOB).where(JOB.c.job == job).values(record=record.model_dump_json(), cancelled_at=None)
             )
         return record
-
-    # ------------------------------------------------------------------ sites
-
-    # ------------------------------------------------------------------ the files
 
     def _record(self, text: str) -> JobRecord:
         try:

@@ -1,4 +1,4 @@
-"""What a person may do to registered versions: look, promote, revoke. The coordinator's note and the registry agree."""
+"""What a person may do to registered versions: list, promote, revoke. The coordinator's note and the registry agree."""
 
 from __future__ import annotations
 

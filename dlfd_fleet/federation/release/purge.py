@@ -11,8 +11,8 @@ from dlfd_fleet.federation.records.store import Store
 def purge_remembering(store: Store) -> list[str]:
     """Delete the arrays of ended jobs that may remember whom the champion has forgotten; return those jobs.
 
-    These are all jobs, but the one that first had the champion's erasure epoch, that began before it was promoted.
-    Records, scores and figures stay. While a job is unfinished, nothing is deleted.
+    A job's arrays go if it began before the champion's erasure epoch was first promoted; the job that made that epoch
+    keeps its own. Records, scores and figures stay. While a job is unfinished, nothing is deleted.
 
     Raises
     ------

@@ -29,7 +29,7 @@ from dlfd_fleet.federation.rounds.requests import forgotten_without_update
 from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
-from dlfd_fleet.settings import ErasureSettings
+from dlfd_fleet.settings import ErasureSettings, Settings
 from dlfd_fleet.unlearning import UtilityBound, checkpoint_rank
 from dlfd_fleet.unlearning.methods import METHODS
 
@@ -73,14 +73,28 @@ class AtAskedSites:
         ConfigurationError
             If there is no such method, or no site can run it.
         """
-        method = METHODS.find(settings.method)
-        method.unlearner_at_site  # noqa: B018 - it refuses what no site can run
-        return cls(method.name)
+        METHODS.find(settings.method).refuse_without_unlearner_at_site()
+        return cls(settings.method)
 
     def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
         """Return the merged model."""
-        settings = METHODS.find(self.method).settings_at_site(rounds.job.settings.erasure.unlearning)
-        return rounds.unlearning_round(arrays, self.method, settings, attempt, advance)
+        return rounds.unlearning_round(arrays, self.method, rounds.job.settings.erasure.unlearning, attempt, advance)
+
+
+def with_settings_of_method(settings: Settings) -> Settings:
+    """Return settings whose ``erasure.unlearning`` is what sites will use: the method's own where nobody has set one.
+
+    A job keeps these, so that its report says what was done.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such method, or no site can run it.
+    """
+    method = METHODS.find(settings.erasure.method)
+    method.refuse_without_unlearner_at_site()
+    unlearning = method.default.settings(settings.erasure.unlearning)
+    return settings.model_copy(update={"erasure": settings.erasure.model_copy(update={"unlearning": unlearning})})
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def ask_pending(
         replies = _query(fleet, {node: second[node] for node in fleet.wait_for_nodes()})
     _refuse_shared_ids(fleet, replies)
     if card is not None:
-        for node in [node for node, reply in replies.items() if not _fits(reply, card)]:
+        for node in [node for node, reply in replies.items() if not fits(reply, card)]:
             reply = replies.pop(node)
             fleet.exclude(
                 node,
@@ -188,7 +188,8 @@ def _classes(reply: PendingReply) -> str:
     return f"{visible(', '.join(reply.classes), _WORDS_SHOWN)} at {reply.image_size} pixels"
 
 
-def _fits(reply: PendingReply, card: ModelCard) -> bool:
+def fits(reply: PendingReply, card: ModelCard) -> bool:
+    """Tell whether a site has the classes, however spelled, and the image size of a model."""
     names = ([canonical(name) for name in classes] for classes in (reply.classes, card.classes))
     return next(names) == next(names) and reply.image_size == card.image_size
 

@@ -69,7 +69,7 @@ class Rounds:
     def _fit(self, arrays: Arrays, task: FitTask, advance: Advance) -> Merged:
         job, fleet = self.job, self.job.fleet
         nodes, replies = fleet.wait_for_nodes(), fleet.replies()
-        able = [node for node in nodes if replies[node].can_train]
+        able = [node for node in nodes if node in replies and replies[node].can_train]
         if not able:
             raise JobError(f"No site has two images or more to train on: {fleet.why_absent()}.")
         mean, results = self.merge(able, task, FitResult, arrays, advance)
@@ -143,7 +143,7 @@ class Rounds:
         """
         fleet = self.job.fleet
         nodes, replies = fleet.wait_for_nodes(), fleet.replies()
-        asked = [node for node in nodes if replies[node].can_unlearn]
+        asked = [node for node in nodes if node in replies and replies[node].can_unlearn]
         mean, results = self.merge(asked, task, UnlearnResult, arrays, advance)
         if not mean.count:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")

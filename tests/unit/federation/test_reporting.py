@@ -83,7 +83,7 @@ def test_the_json_of_a_settled_job_never_changes_and_the_page_learns_what_came_s
 def test_what_has_no_report_is_told_so(store, tmp_path):
     with pytest.raises(JobError, match="no erasure"):
         latest_erasure(store)
-    with pytest.raises(JobError, match="training job"):
+    with pytest.raises(JobError, match="is no erasure, and a report is of one"):
         write_report(store, job(store, "train").job, None, settings_of(store))
     with pytest.raises(JobError, match="nobody asked"):
         write_report(store, job(store).job, None, settings_of(store))
