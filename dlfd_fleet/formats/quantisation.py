@@ -128,8 +128,10 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
     ExportError
         If the range of a tensor is missing.
     """
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
     from onnxruntime.quantization.registry import QDQRegistry
 
     missing = calibrated_tensors(prepared) - ranges.keys()
@@ -138,20 +140,22 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
     data = {name: TensorData(lowest=_value(low), highest=_value(high)) for name, (low, high) in ranges.items()}
     with scratch_folder() as folder:
         (folder / "prepared.onnx").write_bytes(prepared)
-        save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), folder / "ranges.json")
-        quantize_static(
-            folder / "prepared.onnx",
-            folder / "int8.onnx",
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=sorted(QDQRegistry.keys() - set(_EXACT_OPERATORS)),
+        quantizer = QDQQuantizer(  # what quantize_static calls, which takes ranges from ONNX Runtime 1.27 on only
+            load_model_with_shape_infer(folder / "prepared.onnx"),
             per_channel=True,
+            reduce_range=False,
             # Of signed activations ONNX Runtime makes some unsigned when x86 loads the file, those with one reader, and
             # a convolution between both kinds is run in float: half of ResNet18's.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibration_cache_path=folder / "ranges.json",
+            activation_qType=QuantType.QUInt8,
+            weight_qType=QuantType.QInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted(QDQRegistry.keys() - set(_EXACT_OPERATORS)),
             extra_options={"OpTypesToExcludeOutputQuantization": list(_EXACT_OUTPUTS)},
         )
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(folder / "int8.onnx")
         return onnx.load(folder / "int8.onnx")
 
 
