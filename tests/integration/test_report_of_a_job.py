@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from dlfd_fleet.exceptions import EvidenceError
+from dlfd_fleet.federation.jobs import reporting
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
-from dlfd_fleet.report import ErasureReport, load_public_key, verify
+from dlfd_fleet.report import ErasureReport, load_public_key, render, verify
+from dlfd_fleet.report.page import without_moment
 from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
 
 
@@ -73,6 +76,25 @@ def test_mlflow_is_told_of_all_three_and_never_of_the_key(erased):
         assert name.encode() in waiting
     assert secret.encode() not in waiting
     assert all(secret.encode() not in file.read_bytes() for file in store.folders.made(record.job).glob("*.*"))
+
+
+def test_a_page_that_says_all_that_is_known_is_not_drawn_by_every_later_job(erased, monkeypatch, silent):
+    store, record, _, settings = erased
+    page, drawn = store.folders.made(record.job) / "report.html", []
+    monkeypatch.setattr(reporting, "render", lambda *known: (drawn.append(known), render(*known))[1])
+    before, tracker = page.read_text(encoding="utf-8"), SimpleNamespace(log_file=lambda *_: None)
+
+    def next_job():
+        drawn.clear()
+        reporting.redraw_reports(store, tracker, settings, silent, after="a later job")
+        return len(drawn)
+
+    next_job()
+    assert next_job() == 0
+    page.write_text("not what was drawn", encoding="utf-8")
+    assert next_job() == 1
+    assert without_moment(page.read_text(encoding="utf-8")) == without_moment(before)
+    assert next_job() == 0
 
 
 def test_a_key_that_cannot_sign_ends_an_erasure_before_it_begins(erased, tmp_path):

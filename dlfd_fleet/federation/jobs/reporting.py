@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from dlfd_fleet.tracking import Tracker
 _SOFTWARE = ("dlfd-fleet", "torch", "flwr", "onnxruntime", "mlflow")
 _GOVERNING = ("seed", "model", "training", "audit", "erasure", "fleet", "release", "export")
 """Settings that bear on an erasure; the others are paths and addresses of the coordinator."""
+_DRAWN = ".drawn"
+"""Suffix of the note beside a page that says of what it was drawn."""
 _LEFT_OUT = ("release.certificate_key",)
 
 
@@ -114,12 +117,26 @@ def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress:
         if record.job == after:  # drawn a moment ago
             continue
         try:
-            page = render(_content(store, record), _delivery(settings, record), _acknowledged_later(store, record))
+            known = _content(store, record), _delivery(settings, record), _acknowledged_later(store, record)
+            if _is_drawn(file, *known):
+                continue
+            page = render(*known)
             if without_moment(page) != without_moment(file.read_text(encoding="utf-8")):
                 _write(file, page.encode())
                 tracker.log_file(record.job, f"erasure/{PAGE_FILE}", page.encode())
+            _write(file.with_suffix(_DRAWN), _digest_of(file, *known).encode())
         except Exception as error:  # whatever is wrong with an old job, this one is over
             progress.say(f"The report of {record.job} is not drawn again: {error}")
+
+
+def _is_drawn(file: Path, *known: object) -> bool:
+    """Tell whether a page was drawn of what is known now; drawing it takes about a second."""
+    note = file.with_suffix(_DRAWN)
+    return note.exists() and note.read_text(encoding="utf-8") == _digest_of(file, *known)
+
+
+def _digest_of(file: Path, *known: object) -> str:
+    return sha256(file.read_bytes() + repr(known).encode()).hexdigest()
 
 
 def _delivery(settings: Settings, record: JobRecord) -> DeliveryProgress | str | None:
