@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.federation.jobs import reporting
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
-from dlfd_fleet.report import ErasureReport, load_public_key, render, verify
+from dlfd_fleet.report import DeliveryProgress, ErasureReport, load_public_key, render, verify
 from dlfd_fleet.report.page import without_moment
 from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
 
@@ -78,11 +79,25 @@ def test_mlflow_is_told_of_all_three_and_never_of_the_key(erased):
     assert all(secret.encode() not in file.read_bytes() for file in store.folders.made(record.job).glob("*.*"))
 
 
-def test_a_page_that_says_all_that_is_known_is_not_drawn_by_every_later_job(erased, monkeypatch, silent):
+@pytest.mark.parametrize("has_devices", [False, True])
+def test_a_page_that_says_all_that_is_known_is_not_drawn_by_every_later_job(erased, monkeypatch, silent, has_devices):
     store, record, _, settings = erased
+    if has_devices:  # asked for at another moment each time, and otherwise as they were
+
+        def progress(*_):
+            return DeliveryProgress(
+                as_of=datetime.now(UTC),
+                published_at=None,
+                minimum_epoch=1,
+                devices=1,
+                purged=0,
+                waiting={"cam": "asleep"},
+            )
+
+        monkeypatch.setattr(reporting, "delivery_progress", progress)
     page, drawn = store.folders.made(record.job) / "report.html", []
     monkeypatch.setattr(reporting, "render", lambda *known: (drawn.append(known), render(*known))[1])
-    before, tracker = page.read_text(encoding="utf-8"), SimpleNamespace(log_file=lambda *_: None)
+    tracker = SimpleNamespace(log_file=lambda *_: None)
 
     def next_job():
         drawn.clear()
@@ -90,6 +105,7 @@ def test_a_page_that_says_all_that_is_known_is_not_drawn_by_every_later_job(eras
         return len(drawn)
 
     next_job()
+    before = page.read_text(encoding="utf-8")
     assert next_job() == 0
     page.write_text("not what was drawn", encoding="utf-8")
     assert next_job() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -129,14 +130,20 @@ def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress:
             progress.say(f"The report of {record.job} is not drawn again: {error}")
 
 
-def _is_drawn(file: Path, *known: object) -> bool:
+def _is_drawn(
+    file: Path, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
+) -> bool:
     """Tell whether a page was drawn of what is known now; drawing it takes about a second."""
     note = file.with_suffix(_DRAWN)
-    return note.exists() and note.read_text(encoding="utf-8") == _digest_of(file, *known)
+    return note.exists() and note.read_text(encoding="utf-8") == _digest_of(file, content, delivery, acknowledged)
 
 
-def _digest_of(file: Path, *known: object) -> str:
-    return sha256(file.read_bytes() + repr(known).encode()).hexdigest()
+def _digest_of(
+    file: Path, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
+) -> str:
+    """Return a digest of a page and of what it was drawn of, but for the moment that was."""
+    stand = delivery.model_dump(exclude={"as_of"}) if isinstance(delivery, DeliveryProgress) else delivery
+    return sha256(file.read_bytes() + content + repr((stand, acknowledged)).encode()).hexdigest()
 
 
 def _delivery(settings: Settings, record: JobRecord) -> DeliveryProgress | str | None:
