@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def show_results(
 
 def log_to_mlflow(settings: Settings, rows: tuple[Row, ...]) -> None:
     """Record every row: one run a bench, one run under it a method, its models seed by seed as steps."""
-    name = f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    name = run_name("bench")
     runs = {row.method: row.index + 1 for row in sorted(rows, key=lambda row: row.index)}
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
         tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
@@ -78,6 +79,11 @@ def log_to_mlflow(settings: Settings, rows: tuple[Row, ...]) -> None:
             tracker.log_metrics(name, row.metrics, step=step, site=row.method)
         tracker.finish_job(name, "FINISHED")
         tracker.flush(_PATIENCE)
+
+
+def run_name(kind: str) -> str:
+    """Return a readable name that no other bench has, also none of the same second."""
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _machine() -> str:

@@ -2,12 +2,15 @@
 
 import io
 import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from dlfd_fleet.bench.methods.command import methods_command
 from dlfd_fleet.bench.methods.runner import Results
+from dlfd_fleet.bench.results import log_to_mlflow
 from dlfd_fleet.bench.rows import Row
 from dlfd_fleet.settings import DataSettings, Settings
 from tests.command import run_command
@@ -126,6 +129,19 @@ def test_mlflow_has_a_run_for_the_bench_and_one_for_each_method(measured):
     with_scores = [run for run in runs if "rmia_auc" in run.data.metrics]
     steps = [[one.step for one in client.get_metric_history(run.info.run_id, "rmia_auc")] for run in with_scores]
     assert sorted(steps[:4]) == [[0], [0], [0, 1, 2], [0, 1, 2]]  # original, fine-tune, retrained and DLFD
+
+
+def test_two_benches_of_one_second_are_two_runs(measured, monkeypatch):
+    folder, _, _ = measured
+    rows = json.loads((folder / "state" / "bench" / "rows.json").read_text())
+    moment = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
+    monkeypatch.setattr("dlfd_fleet.bench.results.datetime", SimpleNamespace(now=lambda _: moment))
+    for _ in range(2):
+        log_to_mlflow(Settings(state_folder=folder / "state"), (Row.model_validate(rows[0]),))
+    client = client_of(f"sqlite:///{folder / 'state' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("dlfd-fleet").experiment_id])
+    named = [run for run in runs if run.info.run_name.startswith("bench-20261128-120000")]
+    assert len(named) == 2
 
 
 def test_other_code_makes_other_rows_and_other_models(monkeypatch, tmp_path):

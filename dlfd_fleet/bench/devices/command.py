@@ -6,7 +6,6 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from dlfd_fleet.bench.devices.report import DeviceRow, console_table, goals, wri
 from dlfd_fleet.bench.devices.turns import Turns, answers_of, take_turns
 from dlfd_fleet.bench.experiment import Experiment, deal_experiment
 from dlfd_fleet.bench.models import ExperimentModels
+from dlfd_fleet.bench.results import run_name
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset
@@ -165,7 +165,7 @@ def _machine() -> str:
 
 def _log_to_mlflow(settings: Settings, rows: list[DeviceRow]) -> None:
     """Record every row: one run a bench, one run under it a way, threads as steps."""
-    name = f"bench-devices-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    name = run_name("bench-devices")
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
         tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
         for row in rows:
