@@ -23,6 +23,8 @@ from dlfd_fleet.settings import Settings
 ENVIRONMENT_PREFIX = "DLFD_FLEET_"
 CONFIG_VARIABLE = "DLFD_FLEET_CONFIG"
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+OPEN_TABLES = ("model.arguments",)
+"""Settings that are tables of keys which their users choose."""
 _DEEPEST = 8  # tables and lists in each other; the tree has 3
 _LONGEST_SHOWN = 80
 _TOO_DEEP = (
@@ -49,7 +51,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested mappings into one mapping of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in OPEN_TABLES:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

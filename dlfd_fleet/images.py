@@ -1,7 +1,8 @@
 """One reader of image files, for sites and devices: a model answers for pixels that were made as those it learned from.
 
-:func:`read_pixels` turns a file into a square of 8-bit colours, or raises an :class:`~dlfd_fleet.exceptions.ImageError`
-whose sentence says why not. ``docs/data.md`` says what it does to which file.
+:func:`read_pixels` turns a file into the 8-bit pixels that a model takes, or raises an
+:class:`~dlfd_fleet.exceptions.ImageError` whose sentence says why not. ``docs/data.md`` says
+what it does to which file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, _imaging
 
 from dlfd_fleet.exceptions import ImageError
+from dlfd_fleet.model_input import ModelInput
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, in Pillow's names. Its other readers are little used and little tested; EPS even starts a program."""
@@ -58,20 +60,20 @@ class _UnusableImageError(Exception):
     """The file was decoded, and what it holds is not to be used; the text is the reason."""
 
 
-def read_pixels(file: Path, size: int) -> NDArray[np.uint8]:
-    """Read an image: turned upright by its EXIF data, on white where it is transparent, RGB, resized to a square.
+def read_pixels(file: Path, wanted: ModelInput) -> NDArray[np.uint8]:
+    """Read an image: turned upright by its EXIF data, on white where it is transparent, as a model takes it.
 
     Parameters
     ----------
     file
         An image of one of the :data:`FORMATS`, whatever its name ends with.
-    size
-        Side S of the result, pixels.
+    wanted
+        Grey or RGB, height, width, and what becomes of another aspect.
 
     Returns
     -------
     ndarray
-        uint8 ``(S, S, 3)``.
+        uint8 ``(H, W, C)``.
 
     Raises
     ------
@@ -83,7 +85,7 @@ def read_pixels(file: Path, size: int) -> NDArray[np.uint8]:
         _check_file(file)
         with Image.open(file, formats=_known_formats()) as image:
             opened = True
-            return _pixels(image, size)
+            return _pixels(image, wanted)
     except _UnusableImageError as error:
         raise ImageError(file, str(error)) from None
     except Image.DecompressionBombError as error:
@@ -109,7 +111,7 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _pixels(image: ImageFile.ImageFile, size: int) -> NDArray[np.uint8]:
+def _pixels(image: ImageFile.ImageFile, wanted: ModelInput) -> NDArray[np.uint8]:
     _check_size(*image.size)
     _check_frames(image)
     raw, negative = _raw_mode(image), _is_negative(image)  # the first is gone once it is loaded
@@ -120,7 +122,14 @@ def _pixels(image: ImageFile.ImageFile, size: int) -> NDArray[np.uint8]:
     elif _DEEP_COLOURS.search(raw):
         _check_deep_colours(upright)
     opaque = _on_background(upright, raw)
-    return np.asarray(opaque.resize((size, size), Image.Resampling.BILINEAR)).copy()
+    channels, height, width = wanted.shape
+    if channels == 1:
+        opaque = opaque.convert("L")
+    if wanted.fit == "crop":
+        fitted = ImageOps.fit(opaque, (width, height), Image.Resampling.BILINEAR)
+    else:
+        fitted = opaque.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(height, width, channels).copy()
 
 
 def _check_size(width: int, height: int) -> None:

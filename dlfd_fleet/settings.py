@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dlfd_fleet.components import COMPONENT, Arguments, Component
+from dlfd_fleet.model_input import Fit, ModelInput, image_input
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 from dlfd_fleet.registry import EntryName, name_in
 
@@ -20,14 +24,48 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 BatchSize = Annotated[int, Field(ge=2, le=10**6)]
 Steps = Annotated[int, Field(ge=0, le=10**6)]
 Precision = Literal["float32", "float16", "int8"]
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Pixels."""
 Format = EntryName
 """Of :data:`dlfd_fleet.formats.FORMATS`, here or where a file or a message was written."""
 _SOURCES, _FORMATS = "dlfd_fleet.data.sources:SOURCES", "dlfd_fleet.formats:FORMATS"
+_NETWORKS = "dlfd_fleet.models:NETWORKS"
 
 
 def _words(value: object) -> object:
     """Take a list from a flag or a variable, where it is words separated by commas."""
     return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+
+def _table(value: object) -> object:
+    """Take a table from a flag or a variable, where it is JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError('it is no table in JSON, such as {"width": 32}') from error
+
+
+def _height_and_width(value: object) -> object:
+    """Take ``48x64`` from a flag or a variable."""
+    if isinstance(value, str) and re.fullmatch(r"\d+x\d+", value.strip()):
+        return tuple(int(side) for side in value.strip().split("x"))
+    return value
+
+
+def _network(value: str) -> str:
+    """Refuse a network that is neither registered nor named as a factory."""
+    if re.fullmatch(COMPONENT, value):
+        return value
+    known = tuple(resolve_name(_NETWORKS).names())
+    if value not in known:
+        raise PydanticCustomError(
+            "network",
+            "it is none of {known}, and no factory of the form package.module:callable",
+            {"known": ", ".join(known)},
+        )
+    return value
 
 
 def _without_password(value: object) -> object:
@@ -109,10 +147,19 @@ class DataSettings(Section):
     root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
     links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
     attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
-    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(64, description="Model input side, pixels.")
+    image_size: Annotated[Side | tuple[Side, Side], BeforeValidator(_height_and_width)] = Field(
+        64, description="Model input, pixels: the side of a square, or HEIGHTxWIDTH."
+    )
+    channels: Literal[1, 3] = Field(3, description="Model input: 3 colours, or 1 for grey.")
+    fit: Fit = Field("resize", description="Images of another aspect: resize them, or crop what is around.")
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
     test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
     sites: Count = Field(4, description="Sites that training people are dealt to.")
+
+    @property
+    def input(self) -> ModelInput:
+        """What models of these images take."""
+        return image_input(self.image_size, self.channels, self.fit)
 
     @model_validator(mode="after")
     def _source_has_what_it_requires(self) -> DataSettings:
@@ -124,10 +171,30 @@ class DataSettings(Section):
 class ModelSettings(Section):
     """The classifier."""
 
-    architecture: Literal["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"] = Field(
-        "resnet18", description="torchvision backbone."
+    architecture: Annotated[str, AfterValidator(_network)] = Field(
+        "resnet18",
+        validate_default=False,
+        description="torchvision backbone, or a factory of your own, package.module:callable.",
+    )
+    arguments: Annotated[Arguments, BeforeValidator(_table)] = Field(
+        default_factory=dict, description="What the factory is called with; JSON in a flag or a variable."
+    )
+    feature_layer: str | None = Field(
+        None, description="Layer of the factory's network whose output is the features; its last linear layer's input."
+    )
+    mean: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
+        None, description="Mean that inputs are normalised by, one or one a channel; the network's own when unset."
+    )
+    std: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
+        None, description="Standard deviation likewise."
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="Dropout of the 512-256-128-C head.")
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The factory, where there is one."""
+        own = ":" in self.architecture
+        return (Component(name=self.architecture, arguments=self.arguments),) if own else ()
 
 
 class AugmentationSettings(Section):

@@ -31,7 +31,6 @@ from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.models import (
     MODEL_FILE,
-    FaceClassifier,
     FeatureClassifier,
     ModelCard,
     digest,
@@ -203,7 +202,7 @@ def _split(table: Manifest, manifest: Path, people: Collection[str], card: Model
                 "some as validation (for the gate) and some as test (for the evidence)."
             )
     uses = image_uses(table.rows, image_digests(table), people)
-    faces = load_dataset(table, image_size=card.image_size, classes=card.classes)
+    faces = load_dataset(table, model_input=card.input, classes=card.classes)
 
     def used(part: Use) -> IdentityDataset:
         return faces.select([number for number, use in enumerate(uses) if use.use is part])
@@ -223,7 +222,7 @@ def _class_weights(faces: IdentityDataset) -> torch.Tensor:
     return torch.tensor(balanced_weights(torch.bincount(faces.labels, minlength=len(faces.classes)).tolist()))
 
 
-def _samples(model: FaceClassifier, faces: People) -> SampleScores:
+def _samples(model: FeatureClassifier, faces: People) -> SampleScores:
     parts = []
     for role, images in faces.parts().items():
         _, person = np.unique(np.array(images.identities), return_inverse=True)
@@ -234,7 +233,7 @@ def _samples(model: FaceClassifier, faces: People) -> SampleScores:
 
 
 def _relearned(
-    model: FaceClassifier, faces: People, settings: Settings, progress: ProgressDisplay
+    model: FeatureClassifier, faces: People, settings: Settings, progress: ProgressDisplay
 ) -> SampleScores | None:
     """Train a copy on retained people, as any later training would, and attack it: what was only hidden comes back.
 

@@ -34,6 +34,7 @@ from tuf.api.metadata import (
 )
 
 from dlfd_fleet.device.contract import CUSTOM_KEY, ROLLOUT_ROLE, ROLLOUT_TARGET, Release, Rollout, SelfTest
+from dlfd_fleet.model_input import image_input
 
 SIZE = 8
 CLASSES = ("glasses", "none", "sun")
@@ -58,7 +59,13 @@ def tiny_model(version: str, epoch: int, seed: int = 0, classes: tuple[str, ...]
     answers = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(classes)])
     graph = helper.make_graph(nodes, "tiny", [images], [answers], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    metadata = {"classes": json.dumps(classes), "image_size": str(SIZE), "version": version, "epoch": str(epoch)}
+    metadata = {
+        "classes": json.dumps(classes),
+        "input": image_input(SIZE).model_dump_json(),
+        "multi_label": "false",
+        "version": version,
+        "epoch": str(epoch),
+    }
     helper.set_model_props(model, {f"dlfd.{key}": value for key, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
-from dlfd_fleet.models import FaceClassifier, ModelCard, build, load_model, save_model, to_best_device
+from dlfd_fleet.models import FeatureClassifier, ModelCard, build, load_model, permit, save_model, to_best_device
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
@@ -60,11 +60,16 @@ class Experiment:
     def card(self) -> ModelCard:
         """What the models of this experiment look like."""
         model, data = self.settings.model, self.settings.data
+        permit(model.architecture)
         return ModelCard(
             architecture=model.architecture,
             classes=self.retain.classes,
-            image_size=data.image_size,
+            input=data.input,
+            arguments=model.arguments,
+            feature_layer=model.feature_layer,
             dropout=model.dropout,
+            mean=model.mean,
+            std=model.std,
         )
 
     @cached_property
@@ -110,7 +115,7 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
     people = {row.identity for row in dealt.rows if row.split == "train"}
     count = max(1, round(settings.bench.forget_share * len(people) / len(sites)))
     forgotten = {person for chosen in choose_people_to_forget(dealt, sites, count).values() for person in chosen}
-    faces = load_dataset(dealt, image_size=data.image_size)
+    faces = load_dataset(dealt, model_input=data.input)
     train = faces.of_split("train")
     return Experiment(
         settings=settings,
@@ -126,7 +131,7 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
 class Reference:
     """A model that was trained from scratch, and the seconds that it took."""
 
-    model: FaceClassifier
+    model: FeatureClassifier
     seconds: float
 
 

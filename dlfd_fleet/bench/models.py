@@ -12,7 +12,7 @@ from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
 from dlfd_fleet.bench.evidence import References, observe
 from dlfd_fleet.bench.experiment import Experiment, labelled, reference
 from dlfd_fleet.data.dataset import augmentation
-from dlfd_fleet.models import FaceClassifier, FeatureClassifier
+from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning import fit, recalibrate
 
 
@@ -24,11 +24,11 @@ class ExperimentModels:
     cache: Path
 
     @cached_property
-    def original(self) -> FaceClassifier:
+    def original(self) -> FeatureClassifier:
         """The model that all methods start from."""
         return reference(self.experiment, "original", 0, self.cache).model
 
-    def retrained(self, index: int) -> FaceClassifier:
+    def retrained(self, index: int) -> FeatureClassifier:
         """One of the models trained without the forgotten people."""
         return reference(self.experiment, "retrained", index, self.cache).model
 

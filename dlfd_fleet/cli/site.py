@@ -22,7 +22,14 @@ def init(
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     follow_links: FollowLinks = False,
     classes: Classes = None,
-    image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the model's input, pixels.")] = 64,
+    image_size: Annotated[str, typer.Option(help="Model input, pixels: the side of a square, or HEIGHTxWIDTH.")] = "64",
+    channels: Annotated[int, typer.Option(min=1, max=3, help="Model input: 3 colours, or 1 for grey.")] = 3,
+    fit: Annotated[str, typer.Option(help="Images of another aspect: 'resize', or 'crop' what is around.")] = "resize",
+    value_range: Annotated[str, typer.Option(metavar="LOW,HIGH", help="Values that the network itself takes.")] = "0,1",
+    network: Annotated[
+        str | None, typer.Option(help="Factory that this site may build, package.module:callable.")
+    ] = None,
+    arguments: Annotated[str, typer.Option(metavar="JSON", help="What that factory is called with.")] = "{}",
     validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
     test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
     ledger: Annotated[
@@ -34,6 +41,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
 ) -> None:
     """Make the folder of a site; its images stay where they are."""
+    from dlfd_fleet.cli.inputs import component, image_input_of
     from dlfd_fleet.data import class_names
     from dlfd_fleet.ledger.site_setup import init_site
 
@@ -44,7 +52,8 @@ def init(
         root=root,
         links="follow" if follow_links else "refuse",
         classes=class_names(classes),
-        image_size=image_size,
+        model_input=image_input_of(image_size, channels, fit, value_range),
+        networks=() if network is None else (component(network, arguments),),
         validation_people=validation_people,
         test_people=test_people,
         ledger=ledger,
@@ -70,7 +79,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     now = datetime.now(UTC)
     with Site(site) as opened:
         card, status = opened.card, read_status(opened, now)
-    table = Table(title=f"{card.name} ({card.image_size} pixels; {', '.join(card.classes)})")
+    table = Table(title=f"{card.name} ({card.input.sentence()}; {', '.join(card.classes)})")
     for column in ("split", "people", "images"):
         table.add_column(column)
     for split, images in sorted(status.images.items()):

@@ -12,9 +12,10 @@ from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
 from dlfd_fleet.exceptions import DataError, ImageError
 from dlfd_fleet.images import read_pixels
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.progress import ProgressDisplay
 
-_ANY_SIZE = 32  # pixels
+_ANY_INPUT = image_input(32)
 
 
 @dataclass(frozen=True, order=True)
@@ -136,7 +137,7 @@ def _image_problems(
         return [Problem(number, "image", f"'{name}' is listed in row {first} already; remove one of the rows")]
     file = folder / name
     try:
-        read_pixels(file, _ANY_SIZE)
+        read_pixels(file, _ANY_INPUT)
     except ImageError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         return [Problem(number, "image", f"there is no file {file}" if missing else f"{file}: {error.reason}")]

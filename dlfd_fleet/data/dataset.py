@@ -16,6 +16,7 @@ from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.images import read_pixels
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.settings import AugmentationSettings
 
 
@@ -26,7 +27,7 @@ class IdentityDataset:
     Attributes
     ----------
     images
-        uint8 ``(N, 3, S, S)``.
+        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1].
     labels
         Indices into ``classes``, int64 ``(N,)``.
     rows
@@ -75,30 +76,34 @@ class IdentityDataset:
         return self.select([index for index, row in enumerate(self.rows) if row.split == split])
 
 
-def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] | None = None) -> IdentityDataset:
+def load_dataset(
+    manifest: Manifest, *, model_input: ModelInput, classes: Sequence[str] | None = None
+) -> IdentityDataset:
     """Decode every image of a manifest once, on all cores, into one tensor.
 
     Parameters
     ----------
-    image_size
-        Side of the squares that images are resized to, pixels.
+    model_input
+        What the model takes: images are brought to its size and colours.
     classes
         Names of the classes in the model's order; the manifest's own when omitted.
 
     Raises
     ------
     DataError
-        If an image is missing or damaged, or a label is none of the classes.
+        If an image is missing or damaged, a label is none of the classes, or the model takes no grey or RGB images.
     """
+    if not model_input.of_files:
+        raise DataError(f"Image files are grey or RGB, and the model takes {model_input.sentence()}; use a loader.")
     names = tuple(classes) if classes is not None else manifest.classes
     index = {canonical(name): number for number, name in enumerate(names)}
     for row in manifest.rows:
         if canonical(row.label) not in index:
             raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
-    images = torch.empty((len(manifest.rows), 3, image_size, image_size), dtype=torch.uint8)
+    images = torch.empty((len(manifest.rows), *model_input.shape), dtype=torch.uint8)
 
     def decode(number: int) -> None:
-        images[number] = read_image(manifest.file_of(manifest.rows[number]), image_size)
+        images[number] = read_image(manifest.file_of(manifest.rows[number]), model_input)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # The list asks for every result, so that the first error is raised here.
@@ -107,15 +112,15 @@ def load_dataset(manifest: Manifest, *, image_size: int, classes: Sequence[str] 
     return IdentityDataset(images, labels, manifest.rows, names)
 
 
-def read_image(file: Path, image_size: int) -> Tensor:
-    """Return :func:`~dlfd_fleet.images.read_pixels` of a file as a tensor, uint8 ``(3, S, S)``.
+def read_image(file: Path, model_input: ModelInput) -> Tensor:
+    """Return :func:`~dlfd_fleet.images.read_pixels` of a file as a tensor, uint8 ``(C, H, W)``.
 
     Raises
     ------
     ImageError
         If the file is missing, damaged or no usable image.
     """
-    return torch.from_numpy(read_pixels(file, image_size)).permute(2, 0, 1)
+    return torch.from_numpy(read_pixels(file, model_input)).permute(2, 0, 1)
 
 
 def augmentation(settings: AugmentationSettings) -> Callable[[Tensor, torch.Generator], Tensor] | None:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from dlfd_fleet.device.contract import MODELS_FOLDER, Release, Rollout, SelfTest
 from dlfd_fleet.device.inference import DATA_SUFFIX, DeviceModel
 from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.formats import FORMATS
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.settings import Format
 
 _REFERENCE_IMAGES, _REFERENCE_SEED = 8, 0
@@ -106,17 +108,20 @@ def offered(repository: Repository, version: str) -> int | None:
     return _offered(contents, rollout.read(repository, contents), version)
 
 
-def reference_images(size: int) -> NDArray[np.uint8]:
-    """Return synthetic images: coloured squares and noise, of nobody.
+def reference_inputs(model_input: ModelInput) -> NDArray[Any]:
+    """Return synthetic inputs: coloured squares and noise, or numbers at random, of nobody.
 
     Returns
     -------
     ndarray
-        uint8 ``(N, S, S, 3)``, the same for the same size.
+        As a device has them, the same for the same input.
     """
+    if not model_input.is_image:
+        return model_input.random(_REFERENCE_IMAGES, _REFERENCE_SEED)
     generator = np.random.default_rng(_REFERENCE_SEED)
-    squares = generator.integers(0, 256, (_REFERENCE_IMAGES, 4, 4, 3), dtype=np.uint8)
-    images = squares.repeat(-(-size // 4), axis=1).repeat(-(-size // 4), axis=2)[:, :size, :size]
+    height, width, channels = model_input.device_shape
+    squares = generator.integers(0, 256, (_REFERENCE_IMAGES, 4, 4, channels), dtype=np.uint8)
+    images = squares.repeat(-(-height // 4), axis=1).repeat(-(-width // 4), axis=2)[:, :height, :width]
     noise = generator.integers(0, 256, images.shape, dtype=np.uint8)
     noisy = (np.arange(_REFERENCE_IMAGES) % 2 == 1)[:, None, None, None]
     return np.where(noisy, noise, images)
@@ -136,7 +141,7 @@ def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
             f"{file} is of version {loaded.version}, epoch {loaded.epoch}, and not of {model.version}, epoch "
             f"{model.epoch}: it is not published."
         )
-    images = reference_images(loaded.image_size)
+    images = reference_inputs(loaded.input)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, probabilities=loaded.predict(images))
     return _Prepared(form, file, sha256, buffer.getvalue())

@@ -60,7 +60,7 @@ def predict(
     predictions = []
     for image in images:
         try:
-            pixels = read_image(image, model.image_size)
+            pixels = read_image(image, model.input)
         except DeviceError as error:
             _say(error)
         else:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.images import read_pixels
+from dlfd_fleet.model_input import ModelInput
 
 BATCH = 32
 DATA_SUFFIX = ".data"
@@ -25,7 +26,8 @@ class _Card(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
 
     classes: Json[Annotated[tuple[str, ...], Field(min_length=2)]]
-    image_size: Annotated[int, Field(ge=1)]
+    input: Json[ModelInput]
+    multi_label: Json[bool]
     version: str
     epoch: Annotated[int, Field(ge=0)]
 
@@ -62,9 +64,14 @@ class DeviceModel:
         return self._card.classes
 
     @property
-    def image_size(self) -> int:
-        """Side S of an input image, pixels."""
-        return self._card.image_size
+    def input(self) -> ModelInput:
+        """What the model takes."""
+        return self._card.input
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class applies or not by itself; else the probabilities of an input sum to 1."""
+        return self._card.multi_label
 
     @property
     def version(self) -> str:
@@ -81,45 +88,46 @@ class DeviceModel:
         """Everything that the file says of itself, by key (``dlfd.*``)."""
         return dict(self._metadata)
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Return the probabilities of every class for every image.
 
         Parameters
         ----------
         images
-            uint8 ``(N, S, S, 3)``, RGB.
+            uint8 ``(N, H, W, C)``, RGB or grey; of a model of numbers, float32 ``(N, *shape)`` in its range.
 
         Returns
         -------
         ndarray
-            float32 ``(N, C)``; each row sums to 1.
+            float32 ``(N, C)``; each row sums to 1, unless the classes are labels that apply or not by themselves.
 
         Raises
         ------
         DeviceError
-            If the images have another shape or type.
+            If the images have another shape or type, or numbers are out of the range.
         """
-        size = self.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise DeviceError(
-                f"The images are {images.dtype} of shape {images.shape}: give uint8 of shape (N, {size}, {size}, 3)."
-            )
+        if reason := self.input.why_not(images):
+            raise DeviceError(f"{reason[0].upper()}{reason[1:]}.")
         probabilities = np.empty((len(images), len(self.classes)), dtype=np.float32)
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            probabilities[start : start + BATCH] = self._session.run(None, {"images": batch})[0]
+            probabilities[start : start + BATCH] = self._session.run(None, {self.input.tensor_name: batch})[0]
         return probabilities
 
 
-def read_image(file: Path, image_size: int) -> NDArray[np.uint8]:
-    """Read an image as sites read theirs for training: :func:`~dlfd_fleet.images.read_pixels`, uint8 ``(S, S, 3)``.
+def read_image(file: Path, model_input: ModelInput) -> NDArray[np.uint8]:
+    """Read an image as sites read theirs for training: :func:`~dlfd_fleet.images.read_pixels`, uint8 ``(H, W, C)``.
 
     Raises
     ------
+    DeviceError
+        If the model takes no grey or RGB images.
     ImageError
         If the file is missing, damaged or no usable image.
     """
-    return read_pixels(file, image_size)
+    if not model_input.of_files:
+        raise DeviceError(f"The model takes {model_input.sentence()}, and no image files; send it arrays.")
+    return read_pixels(file, model_input)
 
 
 def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.InferenceSession:
@@ -167,8 +175,8 @@ def _check_signature(session: onnxruntime.InferenceSession, card: _Card, file: P
     def described(values: list[Any]) -> list[tuple[str, str, list[Any]]]:
         return [(value.name, value.type, list(value.shape[1:])) for value in values]
 
-    size = card.image_size
-    inputs = [("images", "tensor(uint8)", [size, size, 3])]
+    kind = "tensor(uint8)" if card.input.is_image else "tensor(float)"
+    inputs = [(card.input.tensor_name, kind, list(card.input.device_shape))]
     outputs = [("probabilities", "tensor(float)", [len(card.classes)])]
     if described(session.get_inputs()) != inputs or described(session.get_outputs()) != outputs:
         raise DeviceError(

@@ -6,6 +6,7 @@ Source: KServe's "predict protocol - version 2" (open-inference-protocol), and T
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dlfd_fleet.device.answering import Loaded
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.model_input import ModelInput
 
 MODEL_NAME = "classifier"
 EXTENSIONS = ["binary_tensor_data"]
@@ -26,10 +28,11 @@ _LARGEST_REST = 2**16
 _IMAGES, _LONGEST_NUMBER = 32, 16
 """Images in a request, and bytes of one number of JSON, blanks included."""
 _BYTE = 255
-_DATA = re.compile(rb'"data"\s*:\s*(\[[\[\]0-9,\s]*+)?+')
-"""The value of a tensor's data, as far as it is digits, commas and brackets; no text in JSON can look like its key."""
-_TOO_LONG = re.compile(rb"[0-9]{4}")
-_NUMBERS = b"0123456789 \t\r\n"
+_DATA = re.compile(rb'"data"\s*:\s*(\[[\[\]0-9.eE+\-,\s]*+)?+')
+"""The value of a tensor's data, as far as it is numbers, commas and brackets; no text in JSON can look like its key."""
+_TOO_LONG = {True: re.compile(rb"[0-9]{4}|[.eE+\-]"), False: re.compile(rb"[0-9.eE+\-]{33}")}
+"""What no number is written as: of pixels, and of others."""
+_NUMBERS = b"0123456789.eE+- \t\r\n"
 _Size = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -65,34 +68,39 @@ class InferenceRequest:
     Attributes
     ----------
     images
-        uint8 ``(N, S, S, 3)``.
+        What the model takes: uint8 ``(N, H, W, C)``, or float32 ``(N, *shape)``.
     id
         The client's, to be given back.
     binary
         Whether the answer is wanted as bytes instead of JSON numbers.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     id: str | None
     binary: bool
 
 
 def model_metadata(loaded: Loaded) -> dict[str, Any]:
     """Return what a client is told of the model."""
-    size, classes = loaded.model.image_size, loaded.model.classes
+    wanted, classes = loaded.model.input, loaded.model.classes
     return {
         "name": MODEL_NAME,
         "versions": [loaded.release.version],
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, size, size, 3]}],
+        "inputs": [{"name": wanted.tensor_name, "datatype": _datatype(wanted), "shape": [-1, *wanted.device_shape]}],
         "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, len(classes)]}],
         "parameters": {"classes": json.dumps(classes), "epoch": loaded.release.epoch},
     }
 
 
-def largest_request(image_size: int) -> int:
-    """Return how many bytes a request may have: of 32 images in JSON, and no more than 16 MiB."""
-    return min(LARGEST_REQUEST, _LARGEST_REST + _IMAGES * image_size**2 * 3 * _LONGEST_NUMBER)
+def largest_request(wanted: ModelInput) -> int:
+    """Return how many bytes a request may have: of 32 inputs in JSON, and no more than 16 MiB."""
+    longest = _LONGEST_NUMBER if wanted.is_image else 2 * _LONGEST_NUMBER
+    return min(LARGEST_REQUEST, _LARGEST_REST + _IMAGES * math.prod(wanted.shape) * longest)
+
+
+def _datatype(wanted: ModelInput) -> str:
+    return "UINT8" if wanted.is_image else "FP32"
 
 
 def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> InferenceRequest:
@@ -111,21 +119,22 @@ def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> In
     head = len(body) if json_length is None else json_length
     if not 0 <= head <= len(body):
         raise InvalidRequestError("Inference-Header-Content-Length is longer than the body.")
-    rest, numbers = _apart(body[:head])
+    wanted = model.input
+    rest, numbers = _apart(body[:head], wanted)
     try:
         request = _Request.model_validate_json(rest)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidRequestError(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}.") from error
-    if [tensor.name for tensor in request.inputs] != ["images"]:
-        raise InvalidRequestError("inputs: give one tensor, 'images'.")
+    if [tensor.name for tensor in request.inputs] != [wanted.tensor_name]:
+        raise InvalidRequestError(f"inputs: give one tensor, '{wanted.tensor_name}'.")
     unknown = [output.name for output in request.outputs if output.name != "probabilities"]
     if unknown or len(request.outputs) > 1:
         raise InvalidRequestError("outputs: there is one, 'probabilities'.")
     binary = bool(request.parameters.get("binary_data_output", False))
     for output in request.outputs:
         binary = bool(output.parameters.get("binary_data", binary))
-    images = _images(request.inputs[0], numbers, body[head:], model.image_size)
+    images = _inputs(request.inputs[0], numbers, body[head:], wanted)
     return InferenceRequest(images, request.id, binary)
 
 
@@ -150,7 +159,7 @@ def write_response(
     return head + tail, len(head) if request.binary else None
 
 
-def _apart(document: bytes) -> tuple[bytes, bytes | None]:
+def _apart(document: bytes, wanted: ModelInput) -> tuple[bytes, bytes | None]:
     """Return a request without its numbers, and the numbers; they are most of it, and objects would be many times more.
 
     Nothing of a length that the client chooses is made of JSON: the rest is short, and the numbers are counted first.
@@ -159,57 +168,70 @@ def _apart(document: bytes) -> tuple[bytes, bytes | None]:
     texts = [match[1].rstrip(b", \t\r\n") if match[1] else None for match in found]
     given = [(match.start(1), text) for match, text in zip(found, texts, strict=True) if text is not None]
     if len(given) > 1:
-        raise InvalidRequestError("inputs: give one tensor, 'images', with data once.")
+        raise InvalidRequestError(f"inputs: give one tensor, '{wanted.tensor_name}', with data once.")
     start, numbers = given[0] if given else (0, None)
     rest = document if numbers is None else document[:start] + b"[]" + document[start + len(numbers) :]
     if len(rest) > _LARGEST_REST or (numbers is not None and not numbers.endswith(b"]")):
         raise InvalidRequestError(
-            "images: data are whole numbers from 0 to 255 in lists, and nothing else in a request is longer than "
+            f"{wanted.tensor_name}: data are {_numbers(wanted)} in lists, and nothing else in a request is longer than "
             f"{_LARGEST_REST} bytes."
         )
     return rest, numbers
 
 
-def _images(tensor: _Tensor, numbers: bytes | None, binary: bytes, size: int) -> NDArray[np.uint8]:
-    if tensor.datatype != "UINT8":
-        raise InvalidRequestError(f"images: the datatype is UINT8, not '{tensor.datatype:.20}'.")
-    if len(tensor.shape) != 4 or tensor.shape[0] < 1 or tensor.shape[1:] != [size, size, 3]:
-        raise InvalidRequestError(f"images: the shape is [N, {size}, {size}, 3] with N of at least 1.")
-    count = tensor.shape[0] * size * size * 3
+def _numbers(wanted: ModelInput) -> str:
+    return "whole numbers from 0 to 255" if wanted.is_image else f"numbers from {wanted.low:g} to {wanted.high:g}"
+
+
+def _inputs(tensor: _Tensor, numbers: bytes | None, binary: bytes, wanted: ModelInput) -> NDArray[Any]:
+    name, datatype, one = wanted.tensor_name, _datatype(wanted), list(wanted.device_shape)
+    if tensor.datatype != datatype:
+        raise InvalidRequestError(f"{name}: the datatype is {datatype}, not '{tensor.datatype:.20}'.")
+    if len(tensor.shape) != len(one) + 1 or tensor.shape[0] < 1 or tensor.shape[1:] != one:
+        raise InvalidRequestError(f"{name}: the shape is [N, {', '.join(map(str, one))}] with N of at least 1.")
+    count = tensor.shape[0] * math.prod(one)
     announced = tensor.parameters.get("binary_data_size")
     has_data = tensor.data is not None and numbers is not None
     if announced is None and numbers is not None and has_data and not binary:
-        return _read_numbers(numbers, tensor.shape[0], size).reshape(tensor.shape)
-    if has_data or announced != len(binary):
-        raise InvalidRequestError("images: give either data, or binary_data_size and so many bytes after the JSON.")
-    if len(binary) != count:
-        raise InvalidRequestError(f"images: the shape needs {count} bytes, and there are {len(binary)}.")
-    return np.frombuffer(binary, dtype=np.uint8).reshape(tensor.shape)
-
-
-def _read_numbers(text: bytes, images: int, size: int) -> NDArray[np.uint8]:
-    """Read numbers, flat or nested as the shape says; what they make is known to fit before any of it is made."""
-    one, skeleton = size * size * 3, text.translate(None, _NUMBERS)
-    count, found = images * one, skeleton.count(b",") + 1
-    if skeleton not in (b"[" + b"," * (found - 1) + b"]", _nested(found // one, size)):
+        values = _read_numbers(numbers, tensor.shape[0], wanted).reshape(tensor.shape)
+    elif has_data or announced != len(binary):
+        raise InvalidRequestError(f"{name}: give either data, or binary_data_size and so many bytes after the JSON.")
+    elif len(binary) != count * wanted.device_type.itemsize:
         raise InvalidRequestError(
-            f"images: the rows of data differ in length, or are not nested as [N, {size}, {size}, 3]."
+            f"{name}: the shape needs {count * wanted.device_type.itemsize} bytes, and there are {len(binary)}."
         )
-    if found != count:
-        raise InvalidRequestError(f"images: the shape needs {count} numbers, and there are {found}.")
+    else:
+        values = np.frombuffer(binary, dtype=wanted.device_type.newbyteorder("<")).reshape(tensor.shape)
+        values = values.astype(wanted.device_type, copy=False)
+    if reason := wanted.why_not(values):
+        raise InvalidRequestError(f"{name}: {reason}.")
+    return values
+
+
+def _read_numbers(text: bytes, count: int, wanted: ModelInput) -> NDArray[Any]:
+    """Read numbers, flat or nested as the shape says; what they make is known to fit before any of it is made."""
+    name, one, skeleton = wanted.tensor_name, math.prod(wanted.device_shape), text.translate(None, _NUMBERS)
+    needed, found = count * one, skeleton.count(b",") + 1
+    if skeleton not in (b"[" + b"," * (found - 1) + b"]", _nested(found // one, wanted.device_shape)):
+        nested = ", ".join(map(str, ("N", *wanted.device_shape)))
+        raise InvalidRequestError(f"{name}: the rows of data differ in length, or are not nested as [{nested}].")
+    if found != needed:
+        raise InvalidRequestError(f"{name}: the shape needs {needed} numbers, and there are {found}.")
     flat = b"[" + text.translate(None, b"[]") + b"]"
     try:
-        values = np.array([] if _TOO_LONG.search(flat) else json.loads(flat), dtype=np.int16)
+        given = [] if _TOO_LONG[wanted.is_image].search(flat) else json.loads(flat)
+        values = np.array(given, dtype=np.int16 if wanted.is_image else np.float64)
     except ValueError as error:
-        raise InvalidRequestError("images: data are whole numbers from 0 to 255, with commas between them.") from error
-    if len(values) != count or values.max() > _BYTE:
-        raise InvalidRequestError("images: data are whole numbers from 0 to 255.")
-    return values.astype(np.uint8)
+        raise InvalidRequestError(f"{name}: data are {_numbers(wanted)}, with commas between them.") from error
+    if len(values) != needed or (wanted.is_image and values.max() > _BYTE):
+        raise InvalidRequestError(f"{name}: data are {_numbers(wanted)}.")
+    with np.errstate(over="ignore"):
+        return values.astype(wanted.device_type)
 
 
-def _nested(images: int, size: int) -> bytes:
+def _nested(count: int, shape: tuple[int, ...]) -> bytes:
     """Return the brackets and commas of nested data."""
-    lists = b"[,,]"
-    for length in (size, size, images):
+    lists = b"[" + b"," * (shape[-1] - 1) + b"]"
+    for length in (*reversed(shape[:-1]), count):
         lists = b"[" + b",".join([lists] * length) + b"]"
     return lists

@@ -192,7 +192,7 @@ class _Service:
 
     def _largest(self) -> int:
         try:
-            return largest_request(self._answering.loaded().model.image_size)
+            return largest_request(self._answering.loaded().model.input)
         except NoAnswerError:
             return LARGEST_REQUEST
 

@@ -49,19 +49,23 @@ class ExportReport:
     seconds: float
 
 
-class PixelsToProbabilities(nn.Module):
-    """The graph of a device: pixels in, probabilities out."""
+class DeviceGraph(nn.Module):
+    """The graph of a device: pixels or numbers in, probabilities out."""
 
-    def __init__(self, classifier: FeatureClassifier) -> None:
+    def __init__(self, classifier: FeatureClassifier, card: ModelCard) -> None:
         super().__init__()
         self.classifier = classifier
+        self._input, self._multi_label = card.input, card.multi_label
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return probabilities ``(N, C)`` of uint8 images ``(N, S, S, 3)``."""
-        # Left as a channels-last view, the images make the exporter write average pooling as a chain of gathers.
-        unit = (images.permute(0, 3, 1, 2).float() / 255.0).contiguous()
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return probabilities ``(N, C)`` of uint8 images ``(N, H, W, C)``, or of numbers ``(N, *shape)``."""
+        if self._input.is_image:
+            # Left as a channels-last view, the images make the exporter write average pooling as a chain of gathers.
+            unit = (inputs.permute(0, 3, 1, 2).float() / 255.0).contiguous()
+        else:
+            unit = (inputs - self._input.low) / (self._input.high - self._input.low)
         logits: Tensor = self.classifier(unit)
-        return logits.softmax(dim=1)
+        return logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
 
 
 def export_onnx(
@@ -82,7 +86,7 @@ def export_onnx(
     model
         The classifier; it is left as it was, mode and weights.
     card
-        Classes, image size and lineage; they travel in the file's metadata under ``dlfd.*``.
+        Classes, input and lineage; they travel in the file's metadata under ``dlfd.*``.
     file
         Where the file appears once every check has passed; weights over 2 GB lie in a second file beside it.
     version
@@ -90,7 +94,8 @@ def export_onnx(
     settings
         Opset and tolerance.
     images
-        uint8 ``(N, 3, S, S)``, compared beside 200 random ones; N may be 0. None of them enters the file.
+        Of a data set: uint8 ``(N, C, H, W)``, or numbers in [0, 1]; compared beside 200 random ones. N may be 0. None
+        of them enters the file.
     labels
         Class numbers ``(N,)``, to report accuracies too.
     verdict
@@ -104,7 +109,7 @@ def export_onnx(
     """
     started = time.perf_counter()
     check_images(images, card)
-    graph = torch_graph(model)
+    graph = torch_graph(model, card)
     proto = _onnx_graph(graph, card, settings.opset)
     made = serialise(proto, file.name, _metadata(model, card, version, verdict))
     return write_checked(made, FP32, graph, card, file, settings, images, labels, started)
@@ -112,23 +117,29 @@ def export_onnx(
 
 def check_images(images: Tensor, card: ModelCard) -> None:
     """Refuse images that do not fit a card with an :class:`ExportError`."""
-    size = card.image_size
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+    wanted = no_inputs(card)
+    if images.dtype != wanted.dtype or images.shape[1:] != wanted.shape[1:]:
+        shape = ", ".join(map(str, ("N", *wanted.shape[1:])))
         raise ExportError(
             f"The images to compare are {images.dtype} of shape {tuple(images.shape)}: "
-            f"give torch.uint8 of shape (N, 3, {size}, {size})."
+            f"give {wanted.dtype} of shape ({shape})."
         )
 
 
-def torch_graph(model: FeatureClassifier) -> PixelsToProbabilities:
+def no_inputs(card: ModelCard) -> Tensor:
+    """Return an empty data set's inputs ``(0, *shape)``: who has no data compares on random inputs only."""
+    return torch.zeros((0, *card.input.shape), dtype=torch.uint8 if card.input.is_image else torch.float32)
+
+
+def torch_graph(model: FeatureClassifier, card: ModelCard) -> DeviceGraph:
     """Return what every file of a model is compared with."""
-    return PixelsToProbabilities(copy.deepcopy(model).cpu()).eval()
+    return DeviceGraph(copy.deepcopy(model).cpu(), card).eval()
 
 
 def write_checked(
     made: ModelFile,
     form: str,
-    graph: PixelsToProbabilities,
+    graph: DeviceGraph,
     card: ModelCard,
     file: Path,
     settings: ExportSettings,
@@ -140,7 +151,7 @@ def write_checked(
     session = made.session()
     if session.get_modelmeta().custom_metadata_map.get("dlfd.format") != form:
         raise ExportError(f"The {form} file has lost the model's metadata, so {file} was not written.")
-    parity = compare(graph, session, images, classes=len(card.classes), labels=labels)
+    parity = compare(graph, session, images, card=card, labels=labels)
     reason = parity.why_not(form, settings)
     if reason:
         raise ExportError(f"The {form} file {reason}, so {file} was not written.")
@@ -158,7 +169,8 @@ def write_checked(
 def _metadata(model: FeatureClassifier, card: ModelCard, version: str, verdict: str) -> dict[str, str]:
     return {
         "dlfd.classes": json.dumps(card.classes),
-        "dlfd.image_size": str(card.image_size),
+        "dlfd.input": card.input.model_dump_json(),
+        "dlfd.multi_label": json.dumps(card.multi_label),
         "dlfd.version": version,
         "dlfd.epoch": str(card.epoch),
         "dlfd.kind": card.kind,
@@ -170,12 +182,12 @@ def _metadata(model: FeatureClassifier, card: ModelCard, version: str, verdict: 
     }
 
 
-def _onnx_graph(graph: PixelsToProbabilities, card: ModelCard, opset: int) -> onnx.ModelProto:
+def _onnx_graph(graph: DeviceGraph, card: ModelCard, opset: int) -> onnx.ModelProto:
     """Trace and translate."""
     from onnxscript import ir
 
     # Two images: with one, the exporter would take the batch size for a constant.
-    example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
+    example = torch.from_numpy(card.input.random(2))
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -185,9 +197,9 @@ def _onnx_graph(graph: PixelsToProbabilities, card: ModelCard, opset: int) -> on
                 verbose=False,
                 opset_version=opset,
                 external_data=False,
-                input_names=["images"],
+                input_names=[card.input.tensor_name],
                 output_names=["probabilities"],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
             )
     except OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")

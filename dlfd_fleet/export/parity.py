@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.formats import Parity
+from dlfd_fleet.models import ModelCard
 
 BATCH = 32
 SINGLE_IMAGES = 8
@@ -22,7 +23,7 @@ def compare(
     session: onnxruntime.InferenceSession,
     images: Tensor,
     *,
-    classes: int,
+    card: ModelCard,
     labels: Tensor | None = None,
 ) -> Parity:
     """Compare torch and ONNX Runtime on the CPU, on the given images and on 200 random ones.
@@ -32,13 +33,13 @@ def compare(
     Parameters
     ----------
     graph
-        Module in eval mode from ``images`` to probabilities ``(N, C)``.
+        Module in eval mode from a device's inputs to probabilities ``(N, C)``.
     session
         The ONNX file.
     images
-        uint8 ``(N, 3, S, S)``; N may be 0.
-    classes
-        C of the card.
+        Of a data set, ``(N, *shape)``; N may be 0.
+    card
+        What the model takes, and its classes.
     labels
         Class numbers ``(N,)``, to compare accuracies too.
 
@@ -48,8 +49,10 @@ def compare(
         If the model has another number of classes than its card.
     """
     given = len(images)
-    compared = torch.cat([images.cpu(), _random_images(images.shape[-1])]).permute(0, 2, 3, 1).contiguous()
+    given_inputs = card.input.on_device(images.cpu().numpy())
+    compared = torch.from_numpy(np.concatenate([given_inputs, card.input.random(RANDOM_IMAGES)]))
     expected = torch.cat([graph(batch) for batch in torch.split(compared, BATCH)]).numpy()
+    classes = len(card.classes)
     if expected.shape[1] != classes:
         raise ExportError(f"The model has {expected.shape[1]} classes and its card names {classes}.")
     batched = _run(session, torch.split(compared, BATCH))
@@ -68,10 +71,5 @@ def compare(
     )
 
 
-def _random_images(size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (RANDOM_IMAGES, 3, size, size), generator=generator, dtype=torch.uint8)
-
-
 def _run(session: onnxruntime.InferenceSession, batches: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    return np.concatenate([session.run(None, {"images": batch.numpy()})[0] for batch in batches])
+    return np.concatenate([session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0] for batch in batches])

@@ -41,7 +41,7 @@ def export_variant(
     settings
         Tolerances, and for ort the platform.
     images, labels
-        uint8 ``(N, 3, S, S)`` and class numbers ``(N,)`` to compare on; N may be 0. The format says whether the file is
+        Inputs of a data set and class numbers ``(N,)`` to compare on; N may be 0. The format says whether the file is
         accepted by its probabilities or, as int8, by the class that it names on these images.
     ranges
         Activation ranges, for formats that need them, measured on retain images:
@@ -63,7 +63,7 @@ def export_variant(
         stamp(proto, metadata)
         made = wanted.make(Source(proto, settings, ranges))
         whole = ModelFile(file.name, made) if isinstance(made, bytes) else serialise(made, file.name, metadata)
-        return write_checked(whole, form, torch_graph(model), card, file, settings, images, labels, started)
+        return write_checked(whole, form, torch_graph(model, card), card, file, settings, images, labels, started)
     except ExportError:
         raise
     except Exception as error:  # whatever the format of another package raises, the other files are released

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.formats import Ranges
@@ -55,16 +56,16 @@ def calibrated_tensors(prepared: bytes) -> frozenset[str]:
         return frozenset(base.select_tensors_to_calibrate(base.model)[0])
 
 
-def calibrate(prepared: bytes, images: ArrayLike) -> dict[str, tuple[float, float]]:
+def calibrate(prepared: bytes, inputs: NDArray[Any]) -> dict[str, tuple[float, float]]:
     """Return the range of every activation over some images.
 
     Parameters
     ----------
     prepared
         What :func:`prepare` returned.
-    images
-        uint8 ``(N, 3, S, S)``, N > 0, an array or a tensor of the CPU. Retain images only: a range is a property
-        of the images that it was measured on.
+    inputs
+        A device's inputs, N > 0, such as uint8 ``(N, H, W, C)``. Of retain images only: a range is a property of the
+        images that it was measured on.
 
     Raises
     ------
@@ -74,18 +75,18 @@ def calibrate(prepared: bytes, images: ArrayLike) -> dict[str, tuple[float, floa
     from onnxruntime.quantization import CalibrationDataReader
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    pixels = np.asarray(images)
-    if not len(pixels):
+    if not len(inputs):
         raise ExportError("There is no image to calibrate with; an int8 file needs retain images.")
+
+    name = onnx.load_from_string(prepared).graph.input[0].name
 
     class Batches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            channels_last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-            self.batches = (channels_last[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+            self.batches = (inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
+            return None if batch is None else {name: batch}
 
     with scratch_folder() as folder:
         (folder / "prepared.onnx").write_bytes(prepared)

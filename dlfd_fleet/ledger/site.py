@@ -15,11 +15,13 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dlfd_fleet.components import Component
 from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
 from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
@@ -39,8 +41,10 @@ class SiteCard(BaseModel):
         Known to the site only.
     id
         What the coordinator calls the site: random, made with the folder.
-    image_size
-        Side of the model's input, pixels.
+    input
+        What the fleet's models take: shape, range, and how image files are brought to it.
+    networks
+        Factories of networks, and their arguments, that this site builds when a message names them.
     classes
         Names of the classes in the order of the fleet.
     manifest, root
@@ -57,12 +61,13 @@ class SiteCard(BaseModel):
 
     name: Annotated[str, AfterValidator(site_name)]
     id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
-    image_size: int = Field(ge=32, le=1024)
+    input: ModelInput
     classes: tuple[str, ...] = Field(min_length=2)
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
     links: Links = "refuse"
     ledger: str = LEDGER_FILE
+    networks: tuple[Component, ...] = ()
 
     @field_validator("classes")
     @classmethod

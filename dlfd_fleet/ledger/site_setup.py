@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dlfd_fleet.components import Component
 from dlfd_fleet.data import (
     Links,
     assign_people,
@@ -23,9 +24,12 @@ from dlfd_fleet.data import (
 )
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
+from dlfd_fleet.model_input import ModelInput, image_input
 from dlfd_fleet.names import refuse_alike
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
+
+_USUAL_INPUT = image_input(64)
 
 
 def init_site(
@@ -36,7 +40,8 @@ def init_site(
     root: Path | None = None,
     links: Links = "refuse",
     classes: tuple[str, ...] | None = None,
-    image_size: int = 64,
+    model_input: ModelInput = _USUAL_INPUT,
+    networks: tuple[Component, ...] = (),
     validation_people: int = 0,
     test_people: int = 0,
     ledger: str = LEDGER_FILE,
@@ -54,6 +59,10 @@ def init_site(
         Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
         All classes of the fleet in their order; those of the manifest when omitted.
+    model_input
+        What the fleet's models take.
+    networks
+        Factories of networks that the site builds when a message names them.
     validation_people, test_people
         How many people are kept out of training for the gate and for the evidence, where the manifest does not say.
     ledger
@@ -84,7 +93,8 @@ def init_site(
     try:
         card = SiteCard(
             name=name,
-            image_size=image_size,
+            input=model_input,
+            networks=networks,
             classes=classes or faces.classes,
             root=faces.root,
             links=links,
@@ -152,6 +162,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         raise DataError(f"Two sites cannot be told apart: {error}.") from error
     if len(manifest.classes) < 2:
         raise ConfigurationError("The face set shows one class only; a classifier needs two or more.")
+    networks = settings.model.components
     new = folder.with_name("sites.new")
     try:
         shutil.rmtree(new, ignore_errors=True)
@@ -159,7 +170,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         with progress.phase(f"Dealing {len(manifest.identities)} people to {len(names)} sites", len(names)) as advance:
             for name in names:
                 copy_images(manifest.of_site(name), new / name)
-                card = SiteCard(name=name, image_size=data.image_size, classes=manifest.classes)
+                card = SiteCard(name=name, input=data.input, classes=manifest.classes, networks=networks)
                 create_site(new / name, card, secret)
                 advance()
         new.replace(folder)

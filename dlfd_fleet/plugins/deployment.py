@@ -186,8 +186,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: dict
         settings = load_settings().settings
         version = _version(settings, model_uri, fleet_epoch(settings))
         model = DeviceModel(_model_folder(settings, version.job) / ONNX_FILE)
-        size = model.image_size
-        image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+        image = model.input.random(1)
         answer = model.classes[int(model.predict(image)[0].argmax())]
         click.echo(f"{name}: {flavor or 'onnx'} {model.version}, epoch {model.epoch}, answers '{answer}' to noise.")
 

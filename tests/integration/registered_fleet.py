@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlfd_fleet.federation.records.job_record import Champion
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 
@@ -41,7 +42,13 @@ def save_model_of(store: Store, job: str, epoch: int) -> None:
     constants = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([1, 2]), "axes")]
     graph = helper.make_graph(nodes, "g", [images], [answer], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    card = {"classes": json.dumps(["none", "glasses"]), "image_size": SIZE, "version": f"{epoch}-{job}", "epoch": epoch}
+    card = {
+        "classes": json.dumps(["none", "glasses"]),
+        "input": image_input(SIZE).model_dump_json(),
+        "multi_label": "false",
+        "version": f"{epoch}-{job}",
+        "epoch": epoch,
+    }
     helper.set_model_props(model, {f"dlfd.{name}": str(value) for name, value in card.items()})
     onnx.save(model, folder / "model.onnx")
     (folder / "model.safetensors").write_bytes(weights.tobytes() * 50)

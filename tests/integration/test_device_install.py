@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from dlfd_fleet.export import export_onnx
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings
 from tests.tuf_repository import Coordinator, TufRepository, random_images
@@ -55,7 +56,7 @@ def test_device_environment_has_nothing_of_the_training_side(installed):
 def test_installed_command_predicts(installed, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
-    card = ModelCard(architecture="resnet18", classes=("glasses", "none"), image_size=32)
+    card = ModelCard(architecture="resnet18", classes=("glasses", "none"), input=image_input(32))
     images = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
     settings = ExportSettings()
     export_onnx(

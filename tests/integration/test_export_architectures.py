@@ -7,6 +7,7 @@ from torch import nn
 
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.export import calibrate, export_onnx, export_variant, prepare
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ARCHITECTURES, FaceClassifier, ModelCard, build
 from dlfd_fleet.settings import ExportSettings
 
@@ -20,7 +21,7 @@ def outspoken(card: ModelCard) -> FaceClassifier:
         module.momentum = None  # plain averages: two looks are enough for statistics that fit
     with torch.no_grad():
         for _ in range(2):
-            model(torch.rand(16, 3, card.image_size, card.image_size))
+            model(torch.rand(16, *card.input.shape))
         for layer in model.head:
             if isinstance(layer, nn.Linear):
                 layer.weight.mul_(4.0)
@@ -29,12 +30,12 @@ def outspoken(card: ModelCard) -> FaceClassifier:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architecture_says_on_the_device_what_it_says_in_torch(tmp_path, architecture):
-    card = ModelCard(architecture=architecture, classes=("glasses", "none", "sun"), image_size=32)
+    card = ModelCard(architecture=architecture, classes=("glasses", "none", "sun"), input=image_input(32))
     model, settings = outspoken(card), ExportSettings(int8_agreement=0.6, fp16_tolerance=0.1)
     pixels = torch.randint(0, 256, (64, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     file = tmp_path / "model.onnx"
     export_onnx(model, card, file, version="1", settings=settings, images=pixels)
-    ranges = calibrate(prepare(file.read_bytes()), pixels)
+    ranges = calibrate(prepare(file.read_bytes()), card.input.on_device(pixels.numpy()))
     reports = [
         export_variant(model, card, file, form=form, settings=settings, images=pixels, ranges=ranges)
         for form in ("fp16", "int8", "ort")

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Message
 from PIL import Image
 from rich.console import Console
@@ -36,6 +35,7 @@ from dlfd_fleet.federation.site.requests import answer_pending
 from dlfd_fleet.formats import FORMATS, ByClasses
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, load_model
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report.page import render
@@ -237,14 +237,14 @@ def test_the_forgotten_persons_images_change_no_range(fleet):
         trained_on = sum(row.split == "train" and row.identity != request.identity for row in manifest.rows)
     assert after.images == before.images == trained_on
     assert after.ranges == before.ranges
-    theirs = calibrate(prepared, torch.stack([torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (0, 255)]))
+    theirs = calibrate(prepared, np.stack([np.full((32, 32, 3), value, dtype=np.uint8) for value in (0, 255)]))
     assert theirs.keys() == before.ranges.keys() == calibrated_tensors(prepared)
     assert merge_ranges([theirs, before.ranges]) != before.ranges
 
 
 def test_a_site_calibrates_no_model_under_the_fleets_epoch(fleet):
     with Site(site_folders(fleet.state_folder)[0]) as site:
-        card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+        card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
         site.ledger.raise_epoch(3)
         with pytest.raises(JobError, match="under the fleet's 3"):
             run_calibration(site, CalibrateTask(job="job-1", card=card, images=1, seed=0), b"")

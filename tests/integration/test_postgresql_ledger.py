@@ -14,6 +14,7 @@ from dlfd_fleet.delivery.erasures import open_devices
 from dlfd_fleet.exceptions import DeliveryError, LedgerError, ReportRepeatedError
 from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, site_status
 from dlfd_fleet.ledger.ledger import Leftover
+from dlfd_fleet.model_input import image_input
 from tests.unit.delivery.test_devices import NEW, signed_report
 
 KEY = bytes(range(32))
@@ -85,7 +86,7 @@ def test_a_ledger_that_another_process_keeps_locked_is_one_sentence(url, monkeyp
 
 
 def test_a_site_keeps_its_ledger_there(url, tmp_path, synthetic_faces):
-    settings = {"name": "clinic", "manifest": synthetic_faces, "image_size": 32, "test_people": 2}
+    settings = {"name": "clinic", "manifest": synthetic_faces, "model_input": image_input(32), "test_people": 2}
     with init_site(tmp_path / "clinic", ledger=url, **settings) as site:
         request = request_forgetting(site, "person-00003", deadline_days=30)
         assert not (tmp_path / "clinic" / "ledger.db").exists()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from dlfd_fleet.ledger import SiteCard, create_site
+from dlfd_fleet.model_input import image_input
 
 PATIENCE = 120.0
 SENTENCE = "Interrupted; the next start goes on from here or starts clean.\n"
@@ -69,7 +70,7 @@ def start(*words):
 
 
 def test_a_simulated_fleet_ends_with_its_nodes_on_sigterm(tmp_path):
-    create_site(tmp_path / "sites" / "site-1", SiteCard(name="site-1", image_size=32, classes=("no", "yes")))
+    create_site(tmp_path / "sites" / "site-1", SiteCard(name="site-1", input=image_input(32), classes=("no", "yes")))
     with start("-c", SIMULATION, "wait", tmp_path) as process:
         assert process.stdout.readline() == "begun\n"
         family = psutil.Process(process.pid).children(recursive=True)
@@ -81,7 +82,7 @@ def test_a_simulated_fleet_ends_with_its_nodes_on_sigterm(tmp_path):
 
 
 def test_a_simulated_fleet_ends_though_another_thread_than_the_main_one_takes_the_signal(tmp_path):
-    create_site(tmp_path / "sites" / "site-1", SiteCard(name="site-1", image_size=32, classes=("no", "yes")))
+    create_site(tmp_path / "sites" / "site-1", SiteCard(name="site-1", input=image_input(32), classes=("no", "yes")))
     with start("-c", SIMULATION, "signal-itself", tmp_path) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (128 + signal.SIGINT, "", SENTENCE)

@@ -11,12 +11,15 @@ from dlfd_fleet.configuration import CONFIG_VARIABLE, load_settings
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.site.site_of_node import site_folder
 from dlfd_fleet.ledger import SiteCard, create_site
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate
 
 
 def make_site(state_folder):
-    create_site(state_folder / "sites" / "site-1", SiteCard(name="site-1", image_size=32, classes=("no", "yes")))
+    create_site(
+        state_folder / "sites" / "site-1", SiteCard(name="site-1", input=image_input(32), classes=("no", "yes"))
+    )
 
 
 def test_nodes_work_on_their_own_sites_though_a_variable_names_another_fleet(tmp_path, monkeypatch):

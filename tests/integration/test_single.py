@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dlfd_fleet.data import assign_people, read_manifest, write_manifest
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, load_model, save_model
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
@@ -37,7 +38,7 @@ def world(tmp_path, synthetic_faces):
     faces = synthetic_faces.with_name("dealt.csv")
     write_manifest(manifest.rows, faces)
     torch.manual_seed(0)
-    card = ModelCard(architecture="mobilenet_v3_small", classes=manifest.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=manifest.classes, input=image_input(32))
     save_model(build(card), card, tmp_path / "model")
     person = next(row.identity for row in manifest.rows if row.split == "train")
     return tmp_path, faces, person

@@ -14,6 +14,7 @@ from dlfd_fleet.data.dataset import load_dataset
 from dlfd_fleet.federation.rounds.fleet import site_name
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.progress import ConsoleProgress
 from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
 
@@ -49,7 +50,7 @@ def test_no_name_no_path_and_no_pixel_of_anybody_reaches_the_server(tmp_path, ca
             names |= {site.card.name, *site.manifest().identities}
             pseudonyms.add(site_name(site.card.id).encode())
             names |= {row.image for row in site.manifest().rows}
-            faces = load_dataset(site.manifest(), image_size=32, classes=site.card.classes)
+            faces = load_dataset(site.manifest(), model_input=image_input(32), classes=site.card.classes)
             pictures |= {image.numpy().tobytes()[:128] for image in faces.images}
             at_the_site = bytes_of_folder(folder)
             assert any(name.encode() in at_the_site for name in names)  # the search finds what is there

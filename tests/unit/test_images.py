@@ -18,6 +18,7 @@ from dlfd_fleet.data import Manifest, Row, check_manifest, write_manifest
 from dlfd_fleet.data.dataset import load_dataset
 from dlfd_fleet.device.inference import read_image as read_on_device
 from dlfd_fleet.exceptions import DataError, DeviceError, ImageError
+from dlfd_fleet.model_input import image_input
 
 SIDE = 32
 GREY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
@@ -56,9 +57,9 @@ def in_all_three_places(file: Path, silent) -> np.ndarray | str:
     manifest = Manifest((Row(file.name, "anna", "hat"),), file.parent)
     write_manifest(manifest.rows, file.parent / "manifest.csv")
     problems = [problem.sentence for problem in check_manifest(file.parent / "manifest.csv", None, None, silent)]
-    on_device = pixels_or_sentence(lambda: read_on_device(file, SIDE), DeviceError)
+    on_device = pixels_or_sentence(lambda: read_on_device(file, image_input(SIDE)), DeviceError)
     at_site = pixels_or_sentence(
-        lambda: load_dataset(manifest, image_size=SIDE).images[0].permute(1, 2, 0).numpy(), DataError
+        lambda: load_dataset(manifest, model_input=image_input(SIDE)).images[0].permute(1, 2, 0).numpy(), DataError
     )
     if isinstance(on_device, str):
         reason = on_device.removeprefix(f"Cannot read the image {file}: ").removesuffix(".")
@@ -164,7 +165,9 @@ KEYED = {
 @pytest.mark.parametrize("content", KEYED.values(), ids=KEYED)
 def test_the_colour_that_a_png_file_calls_transparent_is_white_at_every_depth(tmp_path, content):
     (tmp_path / "face.png").write_bytes(content)
-    assert np.array_equal(read_on_device(tmp_path / "face.png", 8)[..., 0], np.where(STEPS == 85, 255, STEPS))
+    assert np.array_equal(
+        read_on_device(tmp_path / "face.png", image_input(8))[..., 0], np.where(STEPS == 85, 255, STEPS)
+    )
 
 
 OTHER_MODES = ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"]
@@ -180,7 +183,7 @@ def test_every_colour_mode_of_tiff_shows_its_colours(tmp_path, mode):
     except OSError:
         pytest.skip(f"This Pillow does not write and read {mode}")
     (tmp_path / "face.tif").write_bytes(content)
-    assert (read_on_device(tmp_path / "face.tif", SIDE) >= 254).all()
+    assert (read_on_device(tmp_path / "face.tif", image_input(SIDE)) >= 254).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -196,7 +199,7 @@ def test_images_are_turned_upright_at_every_depth(tmp_path, orientation, kind):
     )
     deep = as_stored if kind == "JPEG" else as_stored.astype(np.uint16) * 257
     (tmp_path / "face").write_bytes(saved(np.ascontiguousarray(deep), kind, exif=exif))
-    assert np.abs(read_on_device(tmp_path / "face", SIDE)[..., 0].astype(int) - upright).max() <= 3
+    assert np.abs(read_on_device(tmp_path / "face", image_input(SIDE))[..., 0].astype(int) - upright).max() <= 3
 
 
 FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - GREY).convert("RGB")]}
@@ -255,7 +258,7 @@ def test_every_decoders_error_is_one_sentence(tmp_path):
                 else:
                     content[place : place + 20] = bytes(len(content[place : place + 20]))
                 file.write_bytes(content)
-                found = pixels_or_sentence(lambda: read_on_device(file, SIDE), ImageError)
+                found = pixels_or_sentence(lambda: read_on_device(file, image_input(SIDE)), ImageError)
                 read += not isinstance(found, str)
     assert read > 0
 
@@ -265,7 +268,7 @@ def test_a_decoder_prints_nothing_of_its_own(tmp_path, capfd):
     content[100:-300] = b"\xff" * (len(content) - 400)
     (tmp_path / "face.tif").write_bytes(content)
     with pytest.raises(ImageError, match="it is damaged or not an image"):
-        read_on_device(tmp_path / "face.tif", SIDE)
+        read_on_device(tmp_path / "face.tif", image_input(SIDE))
     assert capfd.readouterr() == ("", "")
 
 
@@ -277,4 +280,4 @@ def test_whatever_a_decoder_raises_is_damage(tmp_path, monkeypatch, error):
     (tmp_path / "face.png").write_bytes(saved(GREY, "PNG"))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
     with pytest.raises(ImageError, match="it is damaged or not an image"):
-        read_on_device(tmp_path / "face.png", SIDE)
+        read_on_device(tmp_path / "face.png", image_input(SIDE))

@@ -44,7 +44,8 @@ class Evidence:
             Role.VALIDATION: experiment.validation,
             Role.TEST: experiment.test,
         }
-        self.images = np.concatenate([faces.images.permute(0, 2, 3, 1).numpy() for faces in parts.values()])
+        on_device = experiment.card.input.on_device
+        self.images = np.concatenate([on_device(faces.images.numpy()) for faces in parts.values()])
         self._labels = np.concatenate([faces.labels.numpy() for faces in parts.values()])
         names = [name for faces in parts.values() for name in faces.identities]
         self._people = np.unique(names, return_inverse=True)[1].astype(np.int64)
@@ -78,7 +79,7 @@ def devices_command(settings: Settings, console: Console) -> None:
         original, unlearned = make_subjects(ExperimentModels(experiment, folder / "models"), folder)
         advance()
     rows = _measure(Evidence(experiment), original, unlearned, settings, progress)
-    heading = f"{settings.model.architecture}, {settings.data.image_size} px, one image at a time; {_machine()}"
+    heading = f"{settings.model.architecture}, {settings.data.input.sentence()}, one image at a time; {_machine()}"
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)  # a log has no width of its own
     console.print(console_table(rows, heading))

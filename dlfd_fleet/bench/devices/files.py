@@ -16,7 +16,7 @@ from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, prepare
 from dlfd_fleet.formats import FORMATS, FP32
-from dlfd_fleet.models import MODEL_FILE, FaceClassifier, ModelCard, digest, load_model, save_model, state_arrays
+from dlfd_fleet.models import MODEL_FILE, FeatureClassifier, ModelCard, digest, load_model, save_model, state_arrays
 from dlfd_fleet.unlearning import UnlearningProblem, dlfd
 
 EAGER, EAGER_CHANNELS_LAST, COMPILED = "torch", "torch_channels_last", "torch_compile"
@@ -65,7 +65,7 @@ def make_subjects(models: ExperimentModels, folder: Path) -> tuple[Subject, Subj
     )
 
 
-def _unlearned(models: ExperimentModels, original: FaceClassifier) -> tuple[FaceClassifier, ModelCard]:
+def _unlearned(models: ExperimentModels, original: FeatureClassifier) -> tuple[FeatureClassifier, ModelCard]:
     experiment, settings = models.experiment, models.experiment.settings
     card = experiment.card.model_copy(
         update={"kind": "unlearned", "epoch": 1, "parent": digest(state_arrays(original))}
@@ -91,7 +91,7 @@ def _unlearned(models: ExperimentModels, original: FaceClassifier) -> tuple[Face
     return load_model(folder)
 
 
-def _export(model: FaceClassifier, card: ModelCard, folder: Path, experiment: Experiment) -> Subject:
+def _export(model: FeatureClassifier, card: ModelCard, folder: Path, experiment: Experiment) -> Subject:
     """Write every format; compared on the people whom the model never saw, calibrated on the retained ones."""
     settings = experiment.settings.export
     save_model(model, card, folder)
@@ -101,7 +101,7 @@ def _export(model: FaceClassifier, card: ModelCard, folder: Path, experiment: Ex
     export_onnx(model, card, source, version=f"{card.epoch}-bench", settings=settings, images=images, labels=labels)
     generator = torch.Generator().manual_seed(experiment.seed)
     chosen = torch.randperm(len(experiment.retain), generator=generator)[: settings.calibration_images]
-    ranges = calibrate(prepare(content_of(source)), experiment.retain.images[chosen])
+    ranges = calibrate(prepare(content_of(source)), card.input.on_device(experiment.retain.images[chosen].numpy()))
     refused: dict[str, str] = {}
     for form in FORMATS.values():
         if form.name == FP32:

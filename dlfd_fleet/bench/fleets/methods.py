@@ -26,7 +26,7 @@ from dlfd_fleet.federation.rounds.aggregation import RunningMean, check_update, 
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound
 from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
-from dlfd_fleet.models import build, state_arrays
+from dlfd_fleet.models import build, load_arrays, state_arrays
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
@@ -135,7 +135,7 @@ def _forgotten_once(erasure: Erasure, situation: Situation) -> Arrays:
 
 def _negated(erasure: Erasure, situation: Situation) -> Arrays:
     model = build(erasure.job.card)
-    model.load_state_dict(situation.original.arrays)
+    load_arrays(model, situation.original.arrays)
     with torch.no_grad():
         weight_layers(model)[0].weight.neg_()
     return _repaired(erasure, state_arrays(model))

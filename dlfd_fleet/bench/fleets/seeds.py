@@ -36,7 +36,7 @@ from dlfd_fleet.federation.rounds.requests import ask_pending
 from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
-from dlfd_fleet.models import build, state_arrays
+from dlfd_fleet.models import build, load_arrays, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate
@@ -255,7 +255,7 @@ class FederatedSeed:
 
     def _observed(self, name: str) -> Observation:
         model = build(self.experiment.card)
-        model.load_state_dict(load_file(self._file(name)))
+        load_arrays(model, load_file(self._file(name)))
         return observe(model, self.experiment)
 
     @cached_property
@@ -280,7 +280,7 @@ class FederatedSeed:
     def experiment(self) -> Experiment:
         """The same people as at the sites, in one place: who is retained, forgotten and never seen."""
         gone = {person for people in self._forgotten.values() for person in people}
-        faces = load_dataset(self._dealt, image_size=self.settings.data.image_size)
+        faces = load_dataset(self._dealt, model_input=self.settings.data.input)
         train = faces.of_split("train")
         return Experiment(
             settings=self.settings,

@@ -106,9 +106,7 @@ class AnsweringGrid:
 def measure_round(settings: Settings, sites: int) -> Measurement:
     """Run one round of plain training, and measure the coordinator."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower names who makes a message
-    card = ModelCard(
-        architecture=settings.model.architecture, classes=("no", "yes"), image_size=settings.data.image_size
-    )
+    card = ModelCard(architecture=settings.model.architecture, classes=("no", "yes"), input=settings.data.input)
     arrays, grid = state_arrays(build(card)), AnsweringGrid(sites)
     fleet = Fleet(cast("Grid", grid), settings.fleet.reply_timeout_seconds)
     pending = {
@@ -119,7 +117,7 @@ def measure_round(settings: Settings, sites: int) -> Measurement:
             forget_images=0,
             class_images=(_IMAGES // 2, _IMAGES // 2),
             classes=card.classes,
-            image_size=card.image_size,
+            input=card.input,
         )
         for node in grid.get_node_ids()
     }

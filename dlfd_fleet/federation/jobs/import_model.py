@@ -12,7 +12,7 @@ from dlfd_fleet.exceptions import JobError, TrackingError
 from dlfd_fleet.federation.jobs.run import carry_out
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
-from dlfd_fleet.models import load_model, save_model
+from dlfd_fleet.models import load_model, permit, save_model
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
@@ -51,6 +51,7 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
     TrackingError
         If MLflow does not have it, it was revoked or failed its audit there, or MLflow does not answer.
     """
+    permit(settings.model.architecture)
     with (
         closing(Store(settings.state_folder)) as store,
         store.lock(),

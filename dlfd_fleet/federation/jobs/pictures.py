@@ -77,7 +77,7 @@ def fleet_profile(replies: Iterable[PendingReply]) -> dict[str, object]:
     classes = answers[0].classes
     return {
         "sites": len(answers),
-        "image_size": answers[0].image_size,
+        "input": answers[0].input.sentence(),
         "retain_images": dict(zip(classes, counts, strict=True)),
         "forget_images": sum(reply.forget_images for reply in answers),
         "requests": sum(len(reply.requests) for reply in answers),

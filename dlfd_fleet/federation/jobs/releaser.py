@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dlfd_fleet.audit import Outcome, Scores, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
-from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, prepare
+from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, no_inputs, prepare
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
@@ -31,7 +30,7 @@ from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import fits
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.formats import FORMATS, FP32
-from dlfd_fleet.models import ModelCard, build, digest, load_model, save_model, state_arrays
+from dlfd_fleet.models import ModelCard, build, digest, load_arrays, load_model, save_model, state_arrays
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report.contents import FileResult
 from dlfd_fleet.settings import Format
@@ -67,7 +66,7 @@ class FleetReleaser:
             return None
         if not all(fits(reply, card) for reply in pending.values()):
             self.job.progress.say(
-                "The champion has other classes or another image size; the new model begins with fresh weights, and is "
+                "The champion has other classes or another input; the new model begins with fresh weights, and is "
                 "compared with none."
             )
             return None
@@ -141,9 +140,9 @@ class FleetReleaser:
 
     def _export(self, card: ModelCard, arrays: Arrays, file: Path) -> int:
         model = build(card)
-        model.load_state_dict(arrays)
+        load_arrays(model, arrays)
         save_model(model, card, file.parent)
-        nothing = torch.zeros((0, 3, card.image_size, card.image_size), dtype=torch.uint8)
+        nothing = no_inputs(card)
         with self.job.progress.phase("Exporting to ONNX", 1) as advance:
             report = export_onnx(
                 model,
@@ -197,9 +196,9 @@ class FleetReleaser:
         if not file.exists():
             ranges = self.job.audits(card).ranges(prepare(content_of(source))) if wanted.needs_ranges else None
             model = build(card)
-            model.load_state_dict(arrays)
+            load_arrays(model, arrays)
             # The coordinator has no images: that a file is near to torch on those that matter shows at the sites.
-            nothing = torch.zeros((0, 3, card.image_size, card.image_size), dtype=torch.uint8)
+            nothing = no_inputs(card)
             settings = self.job.settings.export
             export_variant(model, card, source, form=form, settings=settings, images=nothing, ranges=ranges)
         return self.judge_file(card, arrays, file, form)
@@ -281,8 +280,7 @@ class FleetReleaser:
     def register(self, card: ModelCard, arrays: Arrays, alias: str) -> None:
         """Log the model, register it with its lineage, and point an alias at it; the outbox waits for the server."""
         folder = self.store.folders.model(self.job.record.job)
-        shape = (2, card.image_size, card.image_size, 3)
-        example = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        example = card.input.random(2)
         verdict = self.job.record.verdict
         tags = {
             "dlfd.version": version_of(card, arrays),

@@ -23,6 +23,7 @@ from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
+from dlfd_fleet.models import permit
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
@@ -87,6 +88,7 @@ def carry_out(
         record = record.at("cancelled").changed(note="cancelled: its settings could not be read")
         store.save(record)
         return record
+    permit(settings.model.architecture)
     recorder = TrackedJob(tracker, record.job)
     job = _coordinator(grid, store, recorder, progress, record, settings)
     releaser = FleetReleaser(job, store, tracker, recorder)

@@ -22,7 +22,7 @@ from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.site_keys import SiteKeys
-from dlfd_fleet.models import ModelCard
+from dlfd_fleet.models import ModelCard, permit
 from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
 from dlfd_fleet.settings import Settings
@@ -103,6 +103,7 @@ class FederatedUnlearning:
             If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
         """
         settings = with_settings_of_method(self.settings)
+        permit(settings.model.architecture)
         keys = SiteKeys(bound=settings.fleet.registered_keys)
         fleet = Fleet.under(settings.fleet, grid, keys)
         if timeout is not None:

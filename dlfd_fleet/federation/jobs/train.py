@@ -56,7 +56,7 @@ def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tup
     JobError
         If the settings ask for another network than the champion is.
     """
-    if before.architecture != card.architecture:
+    if (before.architecture, before.arguments) != (card.architecture, card.arguments):
         raise JobError(
             f"The champion is a {before.architecture}, and model.architecture asks for a {card.architecture}: set "
             "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
@@ -71,22 +71,26 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
     Raises
     ------
     JobError
-        If sites disagree about classes or image size, which
+        If sites disagree about classes or input, which
         :func:`~dlfd_fleet.federation.rounds.requests.ask_pending` lets none of them do.
     """
     shapes = {
-        (tuple(map(canonical, reply.classes)), reply.image_size): (reply.classes, reply.image_size)
+        (tuple(map(canonical, reply.classes)), reply.input): (reply.classes, reply.input)
         for reply in sorted(pending.values(), key=lambda reply: reply.classes)
     }
     if len(shapes) > 1:
-        raise JobError(f"The sites disagree about classes or image size: {sorted(shapes)}.")
-    ((classes, image_size),) = shapes.values()
+        raise JobError("The sites disagree about classes or input; make their site.json agree.")
+    ((classes, model_input),) = shapes.values()
     model = job.settings.model
     return ModelCard(
         architecture=model.architecture,
         classes=classes,
-        image_size=image_size,
+        input=model_input,
+        arguments=model.arguments,
+        feature_layer=model.feature_layer,
         dropout=model.dropout,
+        mean=model.mean,
+        std=model.std,
         epoch=job.epoch,
         job=job.record.job,
     )

@@ -38,6 +38,7 @@ from dlfd_fleet.federation.protocol.bounds import (
 )
 from dlfd_fleet.federation.protocol.packing import FleetMessage
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.models import ModelCard, Name
 from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSettings, UnlearningSettings
 
@@ -111,7 +112,7 @@ class PendingReply(FleetMessage):
     class_images: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     """Images to train on, one count a class."""
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-    image_size: Annotated[int, Field(ge=1, le=4096)]
+    input: ModelInput
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """Digest of the model that an earlier job left at the site, or this one before it was resumed."""
 

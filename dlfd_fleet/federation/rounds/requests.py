@@ -59,7 +59,7 @@ def ask_pending(
         Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
         takes no part.
     card
-        Of the model that the job works on; a site of other classes or another image size takes no part.
+        Of the model that the job works on; a site of other classes or another input takes no part.
     earlier
         By the name of a site: its requests in earlier jobs, and in this one before it was interrupted.
     plausible
@@ -88,7 +88,7 @@ def ask_pending(
             fleet.exclude(
                 node,
                 f"has the classes {_classes(reply)}, and the model has "
-                f"{', '.join(card.classes)} at {card.image_size}; its site.json must agree",
+                f"{', '.join(card.classes)} of {card.input.sentence()}; its site.json must agree",
             )
     else:
         _leave_out_other_shapes(fleet, replies)
@@ -162,36 +162,36 @@ def _people(replies: Iterable[PendingReply]) -> tuple[dict[str, date], dict[str,
 
 
 def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
-    """Leave out sites whose classes or image size most others do not have.
+    """Leave out sites whose classes or input most others do not have.
 
     Raises
     ------
     JobError
         If no more than half of them agree: then nobody can tell which is right.
     """
-    shapes = {node: (tuple(map(canonical, reply.classes)), reply.image_size) for node, reply in replies.items()}
+    shapes = {node: (tuple(map(canonical, reply.classes)), reply.input) for node, reply in replies.items()}
     if not shapes:
         return
     (usual, agreeing) = Counter(shapes.values()).most_common(1)[0]
     if 2 * agreeing <= len(replies):
         said = "; ".join(f"{fleet.name(node)} has {_classes(reply)}" for node, reply in sorted(replies.items()))
-        raise JobError(f"The sites disagree about classes or image size: {said}; make their site.json agree.")
+        raise JobError(f"The sites disagree about classes or input: {said}; make their site.json agree.")
     for node in [node for node, shape in shapes.items() if shape != usual]:
         reply = replies.pop(node)
         fleet.exclude(
             node,
-            f"has other classes or another image size than most sites ({_classes(reply)}); its site.json must agree",
+            f"has other classes or another input than most sites ({_classes(reply)}); its site.json must agree",
         )
 
 
 def _classes(reply: PendingReply) -> str:
-    return f"{visible(', '.join(reply.classes), _WORDS_SHOWN)} at {reply.image_size} pixels"
+    return f"{visible(', '.join(reply.classes), _WORDS_SHOWN)} of {reply.input.sentence()}"
 
 
 def fits(reply: PendingReply, card: ModelCard) -> bool:
-    """Tell whether a site has the classes, however spelled, and the image size of a model."""
+    """Tell whether a site has the classes, however spelled, and the input of a model."""
     names = ([canonical(name) for name in classes] for classes in (reply.classes, card.classes))
-    return next(names) == next(names) and reply.image_size == card.image_size
+    return next(names) == next(names) and reply.input == card.input
 
 
 def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, PendingReply]:

@@ -40,7 +40,7 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult,
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
-    probabilities = predict_probabilities(loaded_model(task.card, arrays), labelled(images))
+    probabilities = predict_probabilities(loaded_model(site, task.card, arrays), labelled(images))
     samples = _sent(probabilities, images, roles, shared)
     return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
 
@@ -52,11 +52,11 @@ def run_file_audit(
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles)
-    expected = predict_probabilities(loaded_model(task.card, arrays), labelled(images))
+    expected = predict_probabilities(loaded_model(site, task.card, arrays), labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
-        probabilities = DeviceModel(file).predict(images.images.permute(0, 2, 3, 1).contiguous().numpy())
+        probabilities = DeviceModel(file).predict(task.card.input.on_device(images.images.numpy()))
     samples = _sent(probabilities, images, roles, shared)
     result = FileAuditResult(
         shared=shared,
@@ -80,7 +80,7 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
         return CalibrateResult(ranges={}, images=0, seconds=time.perf_counter() - started)
     order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(site_seed(site, task.seed)))
     images = retain.images[order[: task.images]]
-    ranges = calibrate(content, images)
+    ranges = calibrate(content, task.card.input.on_device(images.numpy()))
     return CalibrateResult(ranges=ranges, images=len(images), seconds=time.perf_counter() - started)
 
 

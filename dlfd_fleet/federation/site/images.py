@@ -14,6 +14,7 @@ from dlfd_fleet.federation.site.job_requests import people_of
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import site_uses
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.unlearning import (
     LabelledImages,
 )
@@ -39,7 +40,7 @@ class UsedImages:
 def used_images(site: Site) -> UsedImages:
     """Return the site's images; decoded once a process, and again when the manifest has changed."""
     file = site.manifest_file
-    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.image_size, site.card.classes)
+    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.input, site.card.classes)
     uses = site_uses(site, images.rows, digests)
     rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
     return UsedImages(replace(images, rows=rows), uses)
@@ -47,11 +48,11 @@ def used_images(site: Site) -> UsedImages:
 
 @lru_cache(maxsize=64)
 def _decoded(
-    folder: Path, _changed: int, image_size: int, classes: tuple[str, ...]
+    folder: Path, _changed: int, model_input: ModelInput, classes: tuple[str, ...]
 ) -> tuple[IdentityDataset, tuple[str | None, ...]]:
     with Site(folder) as site:
         manifest = site.usable_manifest()
-        return load_dataset(manifest, image_size=image_size, classes=classes), image_digests(manifest)
+        return load_dataset(manifest, model_input=model_input, classes=classes), image_digests(manifest)
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:

@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import zlib
 
-from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.exceptions import JobError, MessageError, ModelFileError
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.models import FaceClassifier, ModelCard, build_empty, to_best_device
+from dlfd_fleet.models import FeatureClassifier, ModelCard, build_empty, load_arrays, permit, to_best_device
 
 
-def loaded_model(card: ModelCard, arrays: Arrays) -> FaceClassifier:
-    """Return a task's model on the best device; a :class:`MessageError` if the arrays are not those of its card."""
+def loaded_model(site: Site, card: ModelCard, arrays: Arrays) -> FeatureClassifier:
+    """Return a task's model on the best device.
+
+    Raises
+    ------
+    JobError
+        If this site names no such network.
+    MessageError
+        If the arrays are not those of the card.
+    ModelFileError
+        If the network cannot be built here.
+    """
+    if card.of_factory:
+        _permit_if_named(site, card)
     model = build_empty(card)
     try:
-        model.load_state_dict(arrays)
-    except RuntimeError as error:
+        load_arrays(model, arrays)
+    except ModelFileError as error:
         raise MessageError(f"The coordinator sent arrays that are not those of a {card.architecture}.") from error
     return to_best_device(model)
+
+
+def _permit_if_named(site: Site, card: ModelCard) -> None:
+    """Build no network by a factory, or with arguments, out of a message that this site does not name itself."""
+    named = {component.name: component.arguments for component in site.card.networks}
+    if card.architecture not in named:
+        raise JobError(
+            f"This site builds no network '{card.architecture}' for a message: its site.json names none of that name "
+            "under 'networks', and its app has no task with it."
+        )
+    if named[card.architecture] != card.arguments:
+        raise JobError(
+            f"This site's site.json names '{card.architecture}' with other arguments than the message; they must agree."
+        )
+    permit(card.architecture)
 
 
 def refuse_old_models(site: Site, card: ModelCard) -> None:

@@ -77,7 +77,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         forget_images=len(images.forget(requests)),
         class_images=tuple(class_images.tolist()),
         classes=site.card.classes,
-        image_size=site.card.image_size,
+        input=site.card.input,
         held=held_name(site.folder),
     )
 

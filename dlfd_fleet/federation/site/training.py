@@ -34,7 +34,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     """Train on the retain images. Nobody who asked to be forgotten is trained on, whatever the job."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
-    model = loaded_model(task.card, arrays)
+    model = loaded_model(site, task.card, arrays)
     retain = used_images(site).retain()
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
@@ -79,7 +79,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
-    model = loaded_model(task.card, arrays)
+    model = loaded_model(site, task.card, arrays)
     outcome = method(
         UnlearningProblem(
             model=model,

@@ -17,6 +17,7 @@ from dlfd_fleet.federation.records.job_record import Champion, JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting
 from dlfd_fleet.ledger.site_setup import init_site
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.plain_text import PlainConsole, plain, visible
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import issue, load_signer
@@ -122,7 +123,7 @@ def test_names_of_a_site_are_text(run, tmp_path, synthetic_faces, terminal):
     assert_plain(run("data", "check", manifest, code=2), "problem")
     assert_plain(run("data", "check", tmp_path / named, code=2))
     folder = tmp_path / "site"
-    with init_site(folder, name="a", manifest=synthetic_faces, image_size=32, test_people=2) as site:
+    with init_site(folder, name="a", manifest=synthetic_faces, model_input=image_input(32), test_people=2) as site:
         person = next(row.identity for row in site.manifest().rows if row.split == "train")
         request = request_forgetting(site, person, deadline_days=30)
         site.ledger.move(request.id, RequestState.WITHDRAWN, f"reason {HOSTILE}")

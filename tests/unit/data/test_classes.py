@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from dlfd_fleet.data import class_names
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.ledger.site import SiteCard
+from dlfd_fleet.model_input import image_input
 
 
 @pytest.mark.parametrize(
@@ -47,4 +48,4 @@ def test_empty_repeated_and_unreadable_names_are_refused(text, sentence):
 @pytest.mark.parametrize("classes", [["yes", "yes"], ["yes", " "], ["yes", ""]])
 def test_a_site_has_no_two_classes_of_one_name(classes):
     with pytest.raises(ValidationError, match="name"):
-        SiteCard(name="clinic", image_size=32, classes=classes)
+        SiteCard(name="clinic", input=image_input(32), classes=classes)

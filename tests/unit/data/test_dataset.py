@@ -11,6 +11,7 @@ from dlfd_fleet.data import Manifest, Row, read_manifest
 from dlfd_fleet.data.dataset import augment, load_dataset, read_image
 from dlfd_fleet.device.inference import read_image as read_image_on_device
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.model_input import image_input
 
 
 @pytest.fixture
@@ -25,25 +26,25 @@ def awkward_image(tmp_path):
 
 
 def test_sites_and_devices_see_the_same_pixels(awkward_image):
-    at_site = read_image(awkward_image, 48)
-    on_device = read_image_on_device(awkward_image, 48)
+    at_site = read_image(awkward_image, image_input(48))
+    on_device = read_image_on_device(awkward_image, image_input(48))
     assert at_site.shape == (3, 48, 48)
     assert np.array_equal(at_site.permute(1, 2, 0).numpy(), on_device)
 
 
 def test_selections_keep_images_labels_and_people_together(synthetic_faces):
     manifest = read_manifest(synthetic_faces)
-    faces = load_dataset(manifest, image_size=32)
+    faces = load_dataset(manifest, model_input=image_input(32))
     chosen = faces.of_people({"person-00003"})
     assert set(chosen.identities) == {"person-00003"}
     assert len(chosen) + len(faces.without_people({"person-00003"})) == len(faces)
     for number, row in enumerate(chosen.rows):
         assert faces.classes[int(chosen.labels[number])] == row.label
-        assert torch.equal(chosen.images[number], read_image(manifest.root / row.image, 32))
+        assert torch.equal(chosen.images[number], read_image(manifest.root / row.image, image_input(32)))
 
 
 def test_the_order_of_classes_is_the_models(synthetic_faces):
-    faces = load_dataset(read_manifest(synthetic_faces), image_size=32, classes=("class-1", "class-0"))
+    faces = load_dataset(read_manifest(synthetic_faces), model_input=image_input(32), classes=("class-1", "class-0"))
     assert [faces.classes[label] for label in faces.labels.tolist()] == [row.label for row in faces.rows]
 
 
@@ -51,11 +52,11 @@ def test_a_label_outside_the_classes_and_a_damaged_image_are_refused(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     manifest = Manifest((Row("broken.png", "anna", "hat"),), tmp_path)
     with pytest.raises(DataError, match="label 'hat'"):
-        load_dataset(manifest, image_size=32, classes=("yes", "no"))
+        load_dataset(manifest, model_input=image_input(32), classes=("yes", "no"))
     with pytest.raises(DataError, match="it is damaged or not an image"):
-        load_dataset(manifest, image_size=32)
+        load_dataset(manifest, model_input=image_input(32))
     with pytest.raises(DataError, match=r"none\.png: No such file"):
-        load_dataset(Manifest((Row("none.png", "anna", "hat"),), tmp_path), image_size=32)
+        load_dataset(Manifest((Row("none.png", "anna", "hat"),), tmp_path), model_input=image_input(32))
 
 
 @given(seed=st.integers(0, 1000), shift=st.integers(0, 6), light=st.floats(0, 1), flip=st.floats(0, 1))

@@ -9,6 +9,7 @@ from PIL import Image
 from dlfd_fleet.data import celeba_manifest, check_manifest, open_source, orl_manifest, read_manifest, synthesize
 from dlfd_fleet.data.dataset import load_dataset
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import DataSettings
 
 
@@ -51,7 +52,7 @@ def test_celeba_becomes_a_manifest_of_identities(celeba, monkeypatch):
     manifest = celeba_manifest(celeba, "Eyeglasses")
     assert manifest.identities == ("0", "1", "2")
     assert [row.label for row in manifest.rows[:2]] == ["no eyeglasses", "eyeglasses"]
-    assert len(load_dataset(manifest, image_size=32)) == 6
+    assert len(load_dataset(manifest, model_input=image_input(32))) == 6
     with pytest.raises(DataError, match="no attribute 'Hat'; it has Eyeglasses, Smiling"):
         celeba_manifest(celeba, "Hat")
 
@@ -71,7 +72,7 @@ def test_synthetic_faces_are_the_same_for_the_same_seed(tmp_path, silent):
         )
         assert check_manifest(file, None, None, silent) == []
         files.append(file)
-    pixels = [load_dataset(read_manifest(file), image_size=32).images.numpy() for file in files]
+    pixels = [load_dataset(read_manifest(file), model_input=image_input(32)).images.numpy() for file in files]
     assert np.array_equal(pixels[0], pixels[1])
     assert not np.array_equal(pixels[0], pixels[2])
 
@@ -100,7 +101,7 @@ def test_synthetic_mistakes_are_as_many_as_asked_for_and_change_no_image(tmp_pat
     ]
     right, wrong = (np.array([row.label for row in manifest.rows]) for manifest in manifests)
     assert 0.13 < (right != wrong).mean() < 0.27
-    pixels = [load_dataset(manifest, image_size=32).images.numpy() for manifest in manifests]
+    pixels = [load_dataset(manifest, model_input=image_input(32)).images.numpy() for manifest in manifests]
     assert np.array_equal(*pixels)
 
 
@@ -110,7 +111,7 @@ def test_faint_synthetic_eyewear_leaves_less_of_itself_in_the_pixels(tmp_path, s
         faces = tmp_path / str(contrast)
         options = {"people": 10, "images_per_person": 4, "image_size": 32, "classes": 2, "seed": 1}
         file = synthesize(faces, **options, progress=silent, contrast=contrast)
-        data = load_dataset(read_manifest(file), image_size=32)
+        data = load_dataset(read_manifest(file), model_input=image_input(32))
         means = [data.images[data.labels == label].float().mean(dim=0) for label in (0, 1)]
         spreads.append(float((means[0] - means[1]).abs().max()))
     assert spreads[1] < 0.9 * spreads[0]

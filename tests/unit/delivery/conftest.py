@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dlfd_fleet.device.update import UpdateClient, UpdateLimits
+from dlfd_fleet.model_input import image_input
 from tests.tuf_simulator import Server, SimulatedRepository, serving
 
 
@@ -58,7 +59,13 @@ def small_model(file: Path, *, version: str = "1-abc", epoch: int = 1, seed: int
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    card = {"classes": json.dumps(["no", "yes"]), "image_size": size, "version": version, "epoch": epoch}
+    card = {
+        "classes": json.dumps(["no", "yes"]),
+        "input": image_input(size).model_dump_json(),
+        "multi_label": "false",
+        "version": version,
+        "epoch": epoch,
+    }
     helper.set_model_props(model, {f"dlfd.{key}": str(value) for key, value in card.items()})
     file.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, file)

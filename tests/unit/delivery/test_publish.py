@@ -13,9 +13,10 @@ from securesystemslib.signer import CryptoSigner
 from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery import rollout as rules
 from dlfd_fleet.delivery.delivery import opened
-from dlfd_fleet.delivery.publish import ReleasedModel, publish, reference_images
+from dlfd_fleet.delivery.publish import ReleasedModel, publish, reference_inputs
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import DeliveryError, DeviceError
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import Settings
 from tests.tuf_simulator import Clock, serving
 from tests.unit.delivery.conftest import small_model
@@ -83,9 +84,9 @@ def test_a_device_gets_each_file_with_answers_that_this_very_file_gives(delivery
 
 
 def test_reference_images_are_the_same_everywhere_and_of_nobody():
-    images = reference_images(30)
+    images = reference_inputs(image_input(30))
     assert images.shape == (8, 30, 30, 3)
-    np.testing.assert_array_equal(images, reference_images(30))
+    np.testing.assert_array_equal(images, reference_inputs(image_input(30)))
     assert len({image.tobytes() for image in images}) == 8
 
 

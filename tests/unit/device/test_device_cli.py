@@ -9,6 +9,7 @@ from PIL import Image
 
 from dlfd_fleet.device.cli import main
 from dlfd_fleet.device.inference import DeviceModel, read_image
+from dlfd_fleet.model_input import image_input
 
 
 def run(capfd, *words: object) -> tuple[int, str, str]:
@@ -30,7 +31,7 @@ def faces(tmp_path):
 def test_json_has_the_probabilities_of_every_image(capfd, exported, faces):
     code, out, err = run(capfd, "predict", exported.file, *faces, "--json", "--threads", 2)
     document = json.loads(out)
-    expected = DeviceModel(exported.file).predict(np.stack([read_image(file, 32) for file in faces]))
+    expected = DeviceModel(exported.file).predict(np.stack([read_image(file, image_input(32)) for file in faces]))
     assert (code, err) == (0, "")
     assert (document["version"], document["epoch"]) == ("12", 4)
     assert [row["image"] for row in document["predictions"]] == [str(file) for file in faces]
@@ -45,7 +46,7 @@ def test_table_has_a_row_for_every_image(capfd, exported, faces, monkeypatch):
     model = DeviceModel(exported.file)
     assert (code, err) == (0, "")
     for file in faces:
-        probabilities = model.predict(read_image(file, 32)[np.newaxis])[0]
+        probabilities = model.predict(read_image(file, image_input(32))[np.newaxis])[0]
         row = next(line for line in out.splitlines() if str(file) in line)
         assert model.classes[probabilities.argmax()] in row  # "[red]" is a name here, no markup
         assert f"{probabilities.max():.3f}" in row

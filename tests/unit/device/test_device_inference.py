@@ -15,6 +15,7 @@ from PIL import Image
 
 from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import DeviceError
+from dlfd_fleet.model_input import image_input
 
 
 def random_images(count: int) -> np.ndarray:
@@ -50,7 +51,7 @@ def test_mirrored_view_of_an_array_is_read_as_it_looks(exported):
 
 def test_model_knows_its_classes_size_version_and_epoch(exported):
     model = DeviceModel(exported.file)
-    assert (model.classes, model.image_size) == (("[red]glasses", "none", "sun"), 32)
+    assert (model.classes, model.input) == (("[red]glasses", "none", "sun"), image_input(32))
     assert (model.version, model.epoch) == ("12", 4)
     assert model.metadata["dlfd.kind"] == "original"
 
@@ -97,7 +98,7 @@ def test_model_whose_graph_is_not_what_its_metadata_tells_is_refused(tmp_path, e
     [
         ("dlfd.classes", "glasses"),
         ("dlfd.classes", '["one"]'),
-        ("dlfd.image_size", "large"),
+        ("dlfd.input", "large"),
         ("dlfd.epoch", "-1"),
         ("dlfd.version", None),
     ],
@@ -123,7 +124,7 @@ def test_image_is_turned_upright_and_made_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise: the left side comes to the top
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    found = read_image(tmp_path / "turned.png", 32)
+    found = read_image(tmp_path / "turned.png", image_input(32))
     assert (found.dtype, found.shape) == (np.uint8, (32, 32, 3))
     assert (found[:12] == (255, 0, 0)).all()
     assert (found[20:] == 0).all()
@@ -132,12 +133,12 @@ def test_image_is_turned_upright_and_made_rgb(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_every_colour_mode_becomes_rgb(tmp_path, mode):
     Image.new("RGB", (40, 20), (255, 255, 255)).convert(mode).save(tmp_path / "image.tiff")
-    assert (read_image(tmp_path / "image.tiff", 32) == 255).all()
+    assert (read_image(tmp_path / "image.tiff", image_input(32)) == 255).all()
 
 
 def test_missing_image_is_named(tmp_path):
     with pytest.raises(DeviceError, match=r"Cannot read the image .*none\.png: No such file"):
-        read_image(tmp_path / "none.png", 32)
+        read_image(tmp_path / "none.png", image_input(32))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm"])
@@ -147,7 +148,7 @@ def test_image_truncated_in_the_middle_is_named(tmp_path, kind):
     for length in (0, 1, 10, len(content) // 4, len(content) // 2):
         (tmp_path / f"part.{kind}").write_bytes(content[:length])
         with pytest.raises(DeviceError, match=rf"Cannot read the image .*part\.{kind}: it is damaged or not an image"):
-            read_image(tmp_path / f"part.{kind}", 32)
+            read_image(tmp_path / f"part.{kind}", image_input(32))
 
 
 def triangle_weights(old: int, new: int) -> np.ndarray:
@@ -166,7 +167,7 @@ def test_resampling_is_bilinear_over_the_whole_image(tmp_path, shape):
     rows, columns = triangle_weights(shape[0], 32), triangle_weights(shape[1], 32)
     expected = np.einsum("ih,hwc,jw->ijc", rows, pixels, columns)
     # Pillow rounds once a direction.
-    np.testing.assert_allclose(read_image(tmp_path / "image.png", 32), expected, atol=1.1)
+    np.testing.assert_allclose(read_image(tmp_path / "image.png", image_input(32)), expected, atol=1.1)
 
 
 def test_prediction_loads_nothing_of_the_training_side(exported, tmp_path):
@@ -193,5 +194,6 @@ def test_prediction_loads_nothing_of_the_training_side(exported, tmp_path):
         "dlfd_fleet.device.inference",
         "dlfd_fleet.exceptions",
         "dlfd_fleet.images",
+        "dlfd_fleet.model_input",
         "dlfd_fleet.plain_text",
     }

@@ -19,11 +19,14 @@ from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, ExportError
 from dlfd_fleet.export import Parity, calibrate, calibrated_tensors, export_onnx, export_variant, merge_ranges, prepare
 from dlfd_fleet.export.model_file import ModelFile
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings
 
 SIZE = 32
-CARD = ModelCard(architecture="resnet18", classes=("glasses", "none"), image_size=SIZE, kind="unlearned", epoch=4)
+CARD = ModelCard(
+    architecture="resnet18", classes=("glasses", "none"), input=image_input(SIZE), kind="unlearned", epoch=4
+)
 VARIANTS = ("fp16", "int8", "ort")
 
 
@@ -33,6 +36,10 @@ def faces(count: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.arange(count) % 2
     pixels = torch.randint(0, 128, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     return pixels + (labels[:, None, None, None] * 100).to(torch.uint8), labels
+
+
+def on_device(images: torch.Tensor) -> np.ndarray:
+    return CARD.input.on_device(images.numpy())
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +77,7 @@ def fp32(model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranges(fp32):
-    return calibrate(prepare(fp32.read_bytes()), faces(64, seed=1)[0])
+    return calibrate(prepare(fp32.read_bytes()), on_device(faces(64, seed=1)[0]))
 
 
 @pytest.fixture
@@ -171,7 +178,9 @@ def test_int8_file_has_no_convolution_that_is_run_in_float(tmp_path):
     network, images = WrappedClassifier(Residual().eval(), "pool"), faces(32)[0]
     file = tmp_path / "model.onnx"
     export_onnx(network, CARD, file, version="1", settings=ExportSettings(), images=images)
-    made = variant(network, file, "int8", calibrate(prepare(file.read_bytes()), images), int8_accuracy_drop=1.0)
+    made = variant(
+        network, file, "int8", calibrate(prepare(file.read_bytes()), on_device(images)), int8_accuracy_drop=1.0
+    )
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "as-run.onnx")
     options.log_severity_level = 3
@@ -190,7 +199,9 @@ def test_batch_norm_before_its_convolution_stays_in_float(tmp_path):
     model, images = WrappedClassifier(network.eval(), "8"), faces(32)[0]
     file = tmp_path / "model.onnx"
     export_onnx(model, CARD, file, version="1", settings=ExportSettings(), images=images)
-    made = variant(model, file, "int8", calibrate(prepare(file.read_bytes()), images), int8_accuracy_drop=1.0)
+    made = variant(
+        model, file, "int8", calibrate(prepare(file.read_bytes()), on_device(images)), int8_accuracy_drop=1.0
+    )
     graph = onnx.load(made.file).graph
     weights = {tensor.name for tensor in graph.initializer}
     (norm,) = (node for node in graph.node if node.op_type == "BatchNormalization")
@@ -244,29 +255,29 @@ def test_accuracy_may_fall_by_the_setting_and_no_more():
 def test_ranges_of_all_images_are_the_merged_ranges_of_their_parts(fp32):
     prepared = prepare(fp32.read_bytes())
     images = faces(48, seed=9)[0]
-    whole = calibrate(prepared, images)
-    merged = merge_ranges([calibrate(prepared, part) for part in torch.split(images, [5, 32, 11])])
+    whole = calibrate(prepared, on_device(images))
+    merged = merge_ranges([calibrate(prepared, on_device(part)) for part in torch.split(images, [5, 32, 11])])
     assert whole.keys() == merged.keys() == calibrated_tensors(prepared)
     np.testing.assert_allclose([merged[name] for name in whole], list(whole.values()), rtol=1e-5, atol=1e-6)
 
 
 def test_merged_ranges_of_parts_make_the_file_of_the_whole(model, source, fp32):
     prepared = prepare(fp32.read_bytes())
-    parts = [calibrate(prepared, faces(32, seed=seed)[0]) for seed in (1, 2)]
+    parts = [calibrate(prepared, on_device(faces(32, seed=seed)[0])) for seed in (1, 2)]
     report = variant(model, source, "int8", merge_ranges(parts))
     assert report.parity.agreement == 1.0
 
 
 def test_probabilities_ranges_are_those_of_torch(model, fp32):
     images = faces(32, seed=7)[0]
-    low, high = calibrate(prepare(fp32.read_bytes()), images)["probabilities"]
+    low, high = calibrate(prepare(fp32.read_bytes()), on_device(images))["probabilities"]
     truth = expected(model, images)
     assert (low, high) == pytest.approx((truth.min(), truth.max()), abs=1e-5)
 
 
 def test_no_image_is_no_calibration(fp32):
     with pytest.raises(ExportError, match="no image to calibrate with"):
-        calibrate(prepare(fp32.read_bytes()), faces(0)[0])
+        calibrate(prepare(fp32.read_bytes()), on_device(faces(0)[0]))
 
 
 def test_int8_without_ranges_or_with_another_models_is_refused(model, source, ranges):

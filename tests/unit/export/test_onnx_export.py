@@ -15,6 +15,7 @@ from torch import nn
 
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export import ExportReport, export_onnx
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, WrappedClassifier, digest, state_arrays
 from dlfd_fleet.settings import ExportSettings
 
@@ -22,7 +23,7 @@ SIZE = 32
 CARD = ModelCard(
     architecture="mobilenet_v3_small",
     classes=("glasses", "no glasses", "sun"),
-    image_size=SIZE,
+    input=image_input(SIZE),
     kind="unlearned",
     epoch=4,
     parent="ab" * 32,
@@ -104,7 +105,8 @@ def test_file_carries_its_card_and_the_digest_of_its_weights(exported):
     metadata = {entry.key: entry.value for entry in onnx.load(report.file).metadata_props}
     assert json.loads(metadata.pop("dlfd.classes")) == list(CARD.classes)
     assert metadata == {
-        "dlfd.image_size": "32",
+        "dlfd.input": image_input(32).model_dump_json(),
+        "dlfd.multi_label": "false",
         "dlfd.version": "12",
         "dlfd.epoch": "4",
         "dlfd.kind": "unlearned",

@@ -15,6 +15,7 @@ from dlfd_fleet.federation.rounds.aggregation import (
     odd_updates,
 )
 from dlfd_fleet.federation.rounds.requests import class_weights
+from dlfd_fleet.model_input import image_input
 
 
 @given(
@@ -87,7 +88,7 @@ def test_rare_classes_weigh_more_over_the_whole_fleet():
             forget_images=0,
             class_images=counts,
             classes=("a", "b"),
-            image_size=64,
+            input=image_input(64),
         )
 
     weights = class_weights({1: reply(30, 10), 2: reply(30, 10)})

@@ -30,6 +30,7 @@ from dlfd_fleet.federation.rounds.counts import (
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.requests import ask_pending, class_weights, settle
 from dlfd_fleet.ledger.site import MOST_MARKS
+from dlfd_fleet.model_input import image_input
 from tests.unit.federation.test_fleet import ScriptedGrid
 
 pytestmark = pytest.mark.usefixtures("flower_run")
@@ -47,7 +48,7 @@ def reply(number, *images, forget=0):
         forget_images=forget,
         class_images=images,
         classes=("a", "b"),
-        image_size=32,
+        input=image_input(32),
     )
 
 

@@ -14,6 +14,7 @@ from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply, RequestDates, SettleResult
 from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
 from dlfd_fleet.federation.rounds.requests import Settled, ask_pending, settle
+from dlfd_fleet.model_input import image_input
 
 SITE, OTHER = "0a1b2c3d", "11111111"
 QUERY = PendingQuery(job="job-1", take=True)
@@ -26,7 +27,7 @@ def asking(*requests):
 
 
 REPLY = PendingReply(
-    site=SITE, **asking("r1"), forget_images=3, class_images=(4, 5), classes=("no", "yes"), image_size=32
+    site=SITE, **asking("r1"), forget_images=3, class_images=(4, 5), classes=("no", "yes"), input=image_input(32)
 )
 
 pytestmark = pytest.mark.usefixtures("flower_run")
@@ -226,9 +227,9 @@ def test_a_site_of_other_classes_than_most_is_left_out_and_two_that_differ_end_t
     grid = ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: odd.to_records()})
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY)) == [1, 2]
-    assert "has other classes or another image size than most sites" in fleet.absent["site-22222222"]
+    assert "has other classes or another input than most sites" in fleet.absent["site-22222222"]
     two = Fleet(ScriptedGrid({1: REPLY.to_records(), 3: odd.to_records()}), timeout=1.0)
     with pytest.raises(
-        JobError, match=rf"The sites disagree about classes .*site-{SITE} has no, yes at 32 pixels; site-2"
+        JobError, match=rf"The sites disagree about classes .*site-{SITE} has no, yes of 32 x 32 pixels; site-2"
     ):
         ask_pending(two, QUERY)

@@ -20,6 +20,7 @@ from dlfd_fleet.federation.site import held_model as module
 from dlfd_fleet.federation.site.held_model import held_model, held_name
 from dlfd_fleet.ledger import Site, SiteCard, create_site
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
+from dlfd_fleet.model_input import image_input
 
 FIRST, SECOND = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
 
@@ -66,7 +67,7 @@ class SitesGrid:
 def grid(tmp_path):
     folders = [tmp_path / "site-1", tmp_path / "site-2"]
     for folder in folders:
-        create_site(folder, SiteCard(name=folder.name, image_size=32, classes=("no", "yes")))
+        create_site(folder, SiteCard(name=folder.name, input=image_input(32), classes=("no", "yes")))
     return SitesGrid(folders)
 
 

@@ -34,6 +34,7 @@ from dlfd_fleet.federation.protocol.packing import (
     arrays_of,
     samples_of,
 )
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.plain_text import visible
 
 MESSAGES = sorted(FleetMessage.__subclasses__(), key=lambda kind: kind.__name__)
@@ -45,7 +46,7 @@ REPLY = {
     "forget_images": 3,
     "class_images": [4, 5],
     "classes": ["no", "yes"],
-    "image_size": 32,
+    "input": image_input(32).model_dump(),
 }
 
 
@@ -140,7 +141,7 @@ DAY = "2026-01-02"
         (changed(class_images=[-1, 5]), "class_images.0"),
         (changed(class_images=[1] * 20_000, classes=["a"] * 20_000), "class_images"),
         (changed(forget_images=10**18), "forget_images"),
-        (changed(image_size=10**9), "image_size"),
+        (changed(input={"shape": [3, 10**9, 10**9]}), "input"),
         (changed(requests=[f"r{number}" for number in range(1_000_000)]), ""),
         (changed(requests=[f"r{number}" for number in range(20_000)]), "requests"),
         (changed(requests=["r" * 1000]), "requests.0"),

@@ -15,9 +15,16 @@ from dlfd_fleet.federation.protocol.packing import (
     file_arrays,
     samples_of,
 )
+from dlfd_fleet.model_input import image_input
 
 REPLY = PendingReply(
-    site="0a1b2c3d", requests=(), dates={}, forget_images=0, class_images=(3, 4), classes=("a", "b"), image_size=64
+    site="0a1b2c3d",
+    requests=(),
+    dates={},
+    forget_images=0,
+    class_images=(3, 4),
+    classes=("a", "b"),
+    input=image_input(64),
 )
 
 

@@ -27,6 +27,7 @@ from dlfd_fleet.federation.rounds.requests import (
 from dlfd_fleet.federation.site.requests import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE, withdraw
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard
 
 PERSON = "person-00003"
@@ -43,7 +44,9 @@ def sites(tmp_path, synthetic_faces):
         file = synthetic_faces.with_name(f"{name}.csv")
         write_manifest([row for row in manifest.rows if row.identity in people], file)
         secret = tmp_path / "secret" if name != "c" else None
-        made.append(init_site(tmp_path / name, name=name, manifest=file, image_size=32, fleet_secret=secret))
+        made.append(
+            init_site(tmp_path / name, name=name, manifest=file, model_input=image_input(32), fleet_secret=secret)
+        )
     yield made
     for site in made:
         site.ledger.close()
@@ -217,7 +220,9 @@ def unseen_elsewhere(tmp_path, synthetic_faces):
         ]
         file = copy_images(Manifest(tuple(rows), manifest.root), tmp_path / f"faces-{name}")
         made.append(
-            init_site(tmp_path / name, name=name, manifest=file, image_size=32, fleet_secret=tmp_path / "secret")
+            init_site(
+                tmp_path / name, name=name, manifest=file, model_input=image_input(32), fleet_secret=tmp_path / "secret"
+            )
         )
     yield made
     for site in made:
@@ -273,7 +278,9 @@ def test_a_site_that_nobody_is_left_at_leaves_the_unlearning_to_the_others(unsee
 
 def test_classes_that_sites_spell_in_other_ways_are_the_same(sites):
     classes = sites[0].card.classes
-    card = ModelCard(architecture="resnet18", classes=tuple(f" {name.upper()}" for name in classes), image_size=32)
+    card = ModelCard(
+        architecture="resnet18", classes=tuple(f" {name.upper()}" for name in classes), input=image_input(32)
+    )
     assert ask_pending(FleetOfSites(sites), PendingQuery(job="job-1"), 1.0, card).keys() == {0, 1, 2}
 
 
@@ -325,7 +332,13 @@ def test_whoever_asks_at_any_desk_is_forgotten_and_nobody_else_whatever_the_cloc
     random = np.random.default_rng(seed)
     (tmp_path / "secret").write_text("ab" * 32)
     sites = [
-        init_site(tmp_path / name, name=name, manifest=synthetic_faces, image_size=32, fleet_secret=tmp_path / "secret")
+        init_site(
+            tmp_path / name,
+            name=name,
+            manifest=synthetic_faces,
+            model_input=image_input(32),
+            fleet_secret=tmp_path / "secret",
+        )
         for name in "abc"
     ]
     people, fleet = sites[0].manifest().identities[:8], FleetOfSites(sites)
@@ -402,12 +415,12 @@ def test_a_site_is_told_of_its_own_requests_alone(sites):
 
 def test_a_site_whose_classes_are_not_the_models_takes_no_part_and_is_told_why(sites):
     classes = sites[0].card.classes
-    card = ModelCard(architecture="resnet18", classes=classes, image_size=32)
+    card = ModelCard(architecture="resnet18", classes=classes, input=image_input(32))
     sites[1].card = sites[1].card.model_copy(update={"classes": (*classes, "another")})
     fleet = FleetOfSites(sites)
     assert ask_pending(fleet, PendingQuery(job="job-1"), 1.0, card).keys() == {0, 2}
     (reason,) = fleet.absent.values()
     assert reason == (
-        f"has the classes {', '.join(classes)}, another at 32 pixels, and the model has {', '.join(classes)} at 32; "
-        "its site.json must agree"
+        f"has the classes {', '.join(classes)}, another of 32 x 32 pixels, and the model has {', '.join(classes)} of "
+        "32 x 32 pixels; its site.json must agree"
     )

@@ -11,10 +11,11 @@ from dlfd_fleet.federation.protocol.messages import FitResult, PendingReply
 from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
 from dlfd_fleet.federation.rounds.job_context import JobContext, Unrecorded
 from dlfd_fleet.federation.rounds.rounds import Rounds
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.settings import Settings
 
-CARD = ModelCard(architecture="resnet18", classes=("no", "yes"), image_size=32)
+CARD = ModelCard(architecture="resnet18", classes=("no", "yes"), input=image_input(32))
 BEFORE = {"w": torch.zeros(2), "norm.running_mean": torch.zeros(1), "norm.running_var": torch.ones(1)}
 
 pytestmark = pytest.mark.usefixtures("flower_run")
@@ -66,7 +67,7 @@ def fit_round(models, silent, *, final, garbles=None, most_images=4):
             forget_images=0,
             class_images=(2, count - 2),
             classes=CARD.classes,
-            image_size=32,
+            input=image_input(32),
         )
         for node, count in images.items()
     }

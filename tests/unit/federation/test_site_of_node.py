@@ -6,6 +6,7 @@ from flwr.app import Context, RecordDict
 from dlfd_fleet.exceptions import ConfigurationError, DataError, JobError
 from dlfd_fleet.federation.site.site_of_node import site_of_node
 from dlfd_fleet.ledger import SiteCard, create_site
+from dlfd_fleet.model_input import image_input
 
 
 def context(**node_config):
@@ -15,7 +16,7 @@ def context(**node_config):
 @pytest.fixture
 def state(tmp_path, monkeypatch):
     for name in ("site-1", "site-2"):
-        create_site(tmp_path / "sites" / name, SiteCard(name=name, image_size=32, classes=("no", "yes")))
+        create_site(tmp_path / "sites" / name, SiteCard(name=name, input=image_input(32), classes=("no", "yes")))
     monkeypatch.setenv("DLFD_FLEET_STATE_FOLDER", str(tmp_path))
     return tmp_path
 

@@ -26,18 +26,19 @@ from dlfd_fleet.federation.site.requests import answer_pending, settle
 from dlfd_fleet.federation.site.training import run_fit
 from dlfd_fleet.ledger import init_site, request_forgetting, site_status, withdraw
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, state_arrays
 from dlfd_fleet.settings import AugmentationSettings, TrainingSettings
 
 
 @pytest.fixture
 def site(tmp_path, synthetic_faces):
-    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, image_size=32) as opened:
+    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, model_input=image_input(32)) as opened:
         yield opened
 
 
 def test_a_model_whose_card_does_not_fit_its_arrays_is_refused_in_one_sentence(site):
-    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
     arrays = state_arrays(build(card))
     arrays.pop(next(iter(arrays)))
     task = AuditTask(job="job-1", card=card, roles=("retain",))
@@ -46,7 +47,7 @@ def test_a_model_whose_card_does_not_fit_its_arrays_is_refused_in_one_sentence(s
 
 
 def test_a_model_from_before_a_release_is_not_audited(site):
-    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
     arrays = state_arrays(build(card))
     site.raise_epoch(1)
     with pytest.raises(JobError, match="has the epoch 0, under the fleet's 1"):
@@ -78,7 +79,7 @@ def test_what_a_killed_process_was_writing_of_a_model_goes_with_the_model(site):
 
 
 def test_batch_norm_statistics_are_taken_anew_only_where_somebody_looks_at_the_model(site):
-    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
     arrays = state_arrays(build(card))
     final = FitTask(
         job="job-1",
@@ -111,13 +112,13 @@ def dealt(tmp_path, synthetic_faces):
         for split, site in [parts.get(row.identity, ("train", "clinic"))]
     ]
     write_manifest(rows, synthetic_faces)
-    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, image_size=32) as opened:
+    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, model_input=image_input(32)) as opened:
         yield opened
 
 
 def audited(site, job="job-1"):
     """How many images of each role a site audits, and how many of those whom every site holds it leaves out."""
-    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
     roles = ("retain", "forget", "validation", "test")
     result, samples = run_audit(site, AuditTask(job=job, card=card, roles=roles), state_arrays(build(card)))
     return {role.value: len(samples.of(role)) for role in Role}, result.shared, result.withheld
@@ -177,7 +178,7 @@ def test_a_site_that_nobody_is_left_at_says_so_and_still_answers_audits_and_cali
     reply = answer_pending(dealt, PendingQuery(job="job-1", take=True))
     assert (reply.can_train, reply.forget_images) == (False, 36)
     assert audited(dealt)[0] == {"retain": 0, "forget": 36, "validation": 4, "test": 8}
-    card = ModelCard(architecture="mobilenet_v3_small", classes=dealt.card.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=dealt.card.classes, input=image_input(32))
     result = run_calibration(dealt, CalibrateTask(job="job-1", card=card, images=8, seed=0), b"")
     assert (result.ranges, result.images) == ({}, 0)
 
@@ -186,7 +187,7 @@ def test_a_site_that_is_left_without_an_image_answers_with_none(tmp_path, synthe
     write_manifest(
         [row for row in read_manifest(synthetic_faces).rows if row.identity < "person-00002"], synthetic_faces
     )
-    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, image_size=32) as site:
+    with init_site(tmp_path / "clinic", name="clinic", manifest=synthetic_faces, model_input=image_input(32)) as site:
         for person in site.manifest().identities:
             request_forgetting(site, person, deadline_days=30)
         done = answer_pending(site, PendingQuery(job="job-1", take=True)).requests
@@ -194,7 +195,7 @@ def test_a_site_that_is_left_without_an_image_answers_with_none(tmp_path, synthe
         assert site.manifest().rows == ()
         reply = answer_pending(site, PendingQuery(job="job-2", take=True, epoch=1))
         assert (reply.class_images, reply.forget_images, reply.can_train) == ((0, 0), 0, False)
-        card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32, epoch=1)
+        card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32), epoch=1)
         result, samples = run_audit(
             site, AuditTask(job="job-2", card=card, roles=("retain", "test")), state_arrays(build(card))
         )
@@ -203,7 +204,7 @@ def test_a_site_that_is_left_without_an_image_answers_with_none(tmp_path, synthe
 
 
 def test_of_those_who_stay_a_gate_sees_some_and_the_same_at_each_look(site):
-    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, image_size=32)
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
     arrays = state_arrays(build(card))
     every = AuditTask(job="job-1", card=card, roles=("retain",))
     some = every.model_copy(update={"most_retain": 4})

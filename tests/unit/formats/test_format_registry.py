@@ -14,10 +14,11 @@ from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import ConfigurationError, ExportError
 from dlfd_fleet.export import export_onnx, export_variant
 from dlfd_fleet.formats import FORMATS, ByClasses, ByProbabilities, ExportFormat, Parity
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, WrappedClassifier
 from dlfd_fleet.settings import ExportSettings
 
-CARD = ModelCard(architecture="resnet18", classes=("glasses", "none"), image_size=32, kind="unlearned", epoch=4)
+CARD = ModelCard(architecture="resnet18", classes=("glasses", "none"), input=image_input(32), kind="unlearned", epoch=4)
 NONE = torch.zeros((0, 3, 32, 32), dtype=torch.uint8)
 NEAR = ByProbabilities(0.05)
 

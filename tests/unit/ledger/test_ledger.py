@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site
 from dlfd_fleet.ledger.states import FOLLOWERS
+from dlfd_fleet.model_input import image_input
 
 WAY = [
     RequestState.UNLEARNING,
@@ -223,7 +224,7 @@ main()
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, synthetic_faces):
     """No file may grow: what a full disk is to a writer."""
     folder = tmp_path / "site"
-    with init_site(folder, name="clinic", manifest=synthetic_faces, image_size=32) as site:
+    with init_site(folder, name="clinic", manifest=synthetic_faces, model_input=image_input(32)) as site:
         person = site.manifest().identities[0]
     command = [sys.executable, "-c", FULL_DISK, "0", "forget", "request", person, "--site", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

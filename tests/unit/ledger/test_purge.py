@@ -26,6 +26,7 @@ from dlfd_fleet.ledger import (
     request_forgetting,
     site_status,
 )
+from dlfd_fleet.model_input import image_input
 from tests.small_disk import fill, make_room
 
 ROWS = [
@@ -48,7 +49,7 @@ def images(tmp_path):
 def make_site(images, rows=ROWS, links="refuse"):
     folder = images.parent / "clinic"
     write_manifest(rows, folder / "manifest.csv")
-    create_site(folder, SiteCard(name="clinic", image_size=32, classes=("no", "yes"), root=images, links=links))
+    create_site(folder, SiteCard(name="clinic", input=image_input(32), classes=("no", "yes"), root=images, links=links))
     return folder
 
 
@@ -115,15 +116,17 @@ def test_a_link_that_leaves_the_image_folder_is_refused_where_images_are_read(im
     write_manifest(ROWS, images / "manifest.csv")
     sentence = r"anna/1\.png is a link that leaves the image folder, to .*elsewhere|x\.png; put the file itself"
     with pytest.raises(DataError, match=sentence):
-        init_site(tmp_path / "new", name="clinic", manifest=images / "manifest.csv", image_size=32)
+        init_site(tmp_path / "new", name="clinic", manifest=images / "manifest.csv", model_input=image_input(32))
     assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match=sentence):
-        load_dataset(read_manifest(images / "manifest.csv"), image_size=32)
+        load_dataset(read_manifest(images / "manifest.csv"), model_input=image_input(32))
     found = check_manifest(images / "manifest.csv", None, None, silent)
     assert any(problem.row == 2 and "leaves the image folder" in problem.sentence for problem in found)
     found = check_manifest(images / "manifest.csv", None, None, silent, "follow")
     assert not any("leaves the image folder" in problem.sentence for problem in found)
-    with init_site(tmp_path / "new", name="clinic", manifest=images / "manifest.csv", image_size=32, links="follow"):
+    with init_site(
+        tmp_path / "new", name="clinic", manifest=images / "manifest.csv", model_input=image_input(32), links="follow"
+    ):
         pass
 
 
@@ -424,7 +427,7 @@ def test_the_last_person_of_a_site_is_purged_and_the_site_goes_on(images):
         assert site.manifest().rows == ()
         assert purge_site(site) == (0, 0)
         assert site_status(site, datetime.now(UTC)).requests == {"ROLLING_OUT": 1}
-        assert len(load_dataset(site.usable_manifest(), image_size=32, classes=("no", "yes"))) == 0
+        assert len(load_dataset(site.usable_manifest(), model_input=image_input(32), classes=("no", "yes"))) == 0
 
 
 STEPS = {

@@ -28,13 +28,14 @@ from dlfd_fleet.ledger import (
 )
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.ledger.site_uses import what_a_request_means
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import DataSettings, Settings
 
 
 def make_site(folder, rows):
     folder.mkdir(parents=True)
     write_manifest(rows, folder / "manifest.csv")
-    create_site(folder, SiteCard(name="clinic", image_size=32, classes=("no", "yes")))
+    create_site(folder, SiteCard(name="clinic", input=image_input(32), classes=("no", "yes")))
     return folder
 
 
@@ -211,7 +212,7 @@ def test_a_person_of_two_sites_is_recognised_under_a_secret_and_only_there(tmp_p
     for name, person, shared in (("a", "Zoë  Doe", secret), ("b", "zoe\u0308 doe", secret), ("c", "Zoë Doe", other)):
         rows = [Row(f"{n}.png", who, "yes" if n else "no", name, "train") for n, who in enumerate((person, "bert"))]
         write_manifest(rows, tmp_path / name / "manifest.csv")
-        card = SiteCard(name=name, image_size=32, classes=("no", "yes"))
+        card = SiteCard(name=name, input=image_input(32), classes=("no", "yes"))
         create_site(tmp_path / name, card, shared)
         sites[name] = Site(tmp_path / name)
     names = {name: site.fleet_pseudonym(site.manifest().rows[0].identity, "job-1") for name, site in sites.items()}
@@ -241,7 +242,7 @@ def test_a_site_is_made_from_a_manifest_and_its_images_stay(tmp_path, synthetic_
         folder,
         name="clinic",
         manifest=synthetic_faces,
-        image_size=32,
+        model_input=image_input(32),
         validation_people=2,
         test_people=3,
         fleet_secret=secret,
@@ -291,7 +292,7 @@ def test_a_site_is_made_of_people_and_not_of_spellings(tmp_path, synthetic_faces
         ({"validation_people": 12}, DataError, "12 people are too few"),
         ({"ledger": "postgresql+psycopg://me:secret@host/ledger"}, ConfigurationError, "'ledger': it holds a password"),
         ({"ledger": "mysql+none://host/ledger"}, LedgerError, "The ledger's URL"),
-        ({"image_size": 3}, ConfigurationError, "'image_size'"),
+        ({"name": "a/b"}, ConfigurationError, "'name'"),
         ({"name": "nan"}, ConfigurationError, "'nan' is how programs write an empty cell; give the site another name"),
     ],
 )
@@ -443,7 +444,7 @@ def test_a_person_joins_in_whatever_split(tmp_path):
         )
     ]
     write_manifest(rows, tmp_path / "b" / "manifest.csv")
-    create_site(tmp_path / "b", SiteCard(name="b", image_size=32, classes=("no", "yes")), secret)
+    create_site(tmp_path / "b", SiteCard(name="b", input=image_input(32), classes=("no", "yes")), secret)
     with Site(tmp_path / "b") as site:
         asked = {site.fleet_pseudonym(name, "job-1"): deadline for name in ("anna", "BERT", "cleo", "dora", "nobody")}
         assert [joined.identity for joined in join_requests(site, "job-1", asked)] == ["ANNA ", "bert", "cleo", "dora"]
@@ -460,8 +461,8 @@ def test_a_folder_that_is_no_site_is_refused(tmp_path, folder):
     with pytest.raises(ConfigurationError, match="is no site's folder"):
         Site(tmp_path)
     card = json.loads((folder / "site.json").read_text())
-    (folder / "site.json").write_text(json.dumps(card | {"image_size": "large"}))
-    with pytest.raises(ConfigurationError, match="'image_size'"):
+    (folder / "site.json").write_text(json.dumps(card | {"input": "large"}))
+    with pytest.raises(ConfigurationError, match="'input'"):
         Site(folder)
     (folder / "site.json").write_text(json.dumps(card))
     (folder / "site.key").unlink()
@@ -493,7 +494,7 @@ def test_sites_are_in_the_order_of_their_numbers(tmp_path, synthetic_faces):
     manifest = read_manifest(synthetic_faces)
     for name in ("site-10", "site-9", "site-1"):
         copy_images(manifest, tmp_path / "sites" / name)
-        create_site(tmp_path / "sites" / name, SiteCard(name=name, image_size=32, classes=("a", "b")))
+        create_site(tmp_path / "sites" / name, SiteCard(name=name, input=image_input(32), classes=("a", "b")))
     assert [folder.name for folder in site_folders(tmp_path)] == ["site-1", "site-9", "site-10"]
     with pytest.raises(ConfigurationError, match="dlfd-fleet data deal"):
         site_folders(tmp_path / "nowhere")

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dlfd_fleet.exceptions import ModelFileError
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import (
     ARCHITECTURES,
     CARD_FILE,
@@ -23,7 +24,7 @@ from dlfd_fleet.models import (
     state_arrays,
 )
 
-CARD = ModelCard(architecture="mobilenet_v3_small", classes=("no", "yes", "perhaps"), image_size=32)
+CARD = ModelCard(architecture="mobilenet_v3_small", classes=("no", "yes", "perhaps"), input=image_input(32))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dlfd_fleet.export import export_onnx
+from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, load_model, save_model, to_best_device
 from dlfd_fleet.settings import ExportSettings, TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import (
@@ -23,7 +24,7 @@ from dlfd_fleet.unlearning.distancing import distancing_noise
 from dlfd_fleet.unlearning.methods import METHODS
 
 BEST = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CARD = ModelCard(architecture="resnet18", classes=("glasses", "no glasses"), image_size=32)
+CARD = ModelCard(architecture="resnet18", classes=("glasses", "no glasses"), input=image_input(32))
 SETTINGS = UnlearningSettings(epochs=1, batch_size=8, distancing_steps=2, repair_steps=2, gate=0.0, max_rounds=2)
 
 

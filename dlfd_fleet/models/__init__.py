@@ -1,0 +1,44 @@
+"""Classifiers, their cards, and the files of both."""
+
+from dlfd_fleet.models.card import ModelCard, Name
+from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier, WrappedClassifier
+from dlfd_fleet.models.files import (
+    CARD_FILE,
+    MODEL_FILE,
+    digest,
+    load_arrays,
+    load_model,
+    save_model,
+    state_arrays,
+)
+from dlfd_fleet.models.networks import (
+    ARCHITECTURES,
+    NETWORKS,
+    Network,
+    build,
+    build_empty,
+    permit,
+    to_best_device,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "CARD_FILE",
+    "MODEL_FILE",
+    "NETWORKS",
+    "FaceClassifier",
+    "FeatureClassifier",
+    "ModelCard",
+    "Name",
+    "Network",
+    "WrappedClassifier",
+    "build",
+    "build_empty",
+    "digest",
+    "load_arrays",
+    "load_model",
+    "permit",
+    "save_model",
+    "state_arrays",
+    "to_best_device",
+]

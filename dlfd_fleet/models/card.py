@@ -1,0 +1,77 @@
+"""The card of a model: enough to build its network, to read its inputs and answers, and to know where it comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dlfd_fleet.components import COMPONENT, Arguments
+from dlfd_fleet.model_input import ModelInput
+from dlfd_fleet.registry import ENTRY_NAME
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
+"""One line of any script, without what a terminal would obey."""
+
+Architecture = Annotated[str, Field(max_length=200, pattern=f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$")]
+"""A registered network, or a factory, ``package.module:callable``."""
+
+LayerName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\w+(\.\w+)*$")]
+_Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+_Channels = Annotated[tuple[_Channel, ...], Field(min_length=1, max_length=1024)]
+
+
+class ModelCard(BaseModel):
+    """What a model file is: enough to build the network, and where the weights come from.
+
+    Attributes
+    ----------
+    architecture
+        One of :data:`~dlfd_fleet.models.NETWORKS`.
+    arguments
+        What its factory is called with.
+    feature_layer
+        Name of the submodule whose output is the feature space; the input of the last linear layer when omitted. A
+        registered network has its own.
+    input
+        Shape and range of one input.
+    dropout
+        Of the registered networks' head.
+    mean, std
+        What inputs are normalised by in the model, one value or one a channel. When omitted, a registered network
+        takes 0.5 and 0.25, and a factory's takes the values as they are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Architecture
+    arguments: Arguments = Field(default_factory=dict)
+    feature_layer: LayerName | None = None
+    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=10_000)]
+    input: ModelInput
+    multi_label: bool = False
+    """Whether an input has several labels of its own, each a class that applies or not, in place of one class."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    mean: _Channels | None = None
+    std: _Channels | None = None
+    kind: Literal["original", "unlearned", "retrained"] = "original"
+    epoch: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Erasure epoch: how many released erasures this model has behind it."""
+    parent: Name | None = None
+    """SHA-256 of the weights that this model was unlearned from, or trained on from."""
+    job: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> ModelCard:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) not in (1, self.input.shape[0]):
+                raise ValueError(f"{name} has {len(values)} values, and the input {self.input.shape[0]} channels")
+        if self.std is not None and 0.0 in self.std:
+            raise ValueError("std holds a 0, by which nothing can be divided")
+        return self
+
+    @property
+    def of_factory(self) -> bool:
+        """Whether the network comes from its users' own factory."""
+        return ":" in self.architecture
