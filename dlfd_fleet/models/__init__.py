@@ -19,6 +19,7 @@ from dlfd_fleet.models.networks import (
     build_empty,
     permit,
     to_best_device,
+    with_frozen,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "save_model",
     "state_arrays",
     "to_best_device",
+    "with_frozen",
 ]
