@@ -21,6 +21,7 @@ from dlfd_fleet.models.networks import (
     to_best_device,
     with_frozen,
 )
+from dlfd_fleet.models.starting import normalised, start
 
 __all__ = [
     "ARCHITECTURES",
@@ -38,8 +39,10 @@ __all__ = [
     "digest",
     "load_arrays",
     "load_model",
+    "normalised",
     "permit",
     "save_model",
+    "start",
     "state_arrays",
     "to_best_device",
     "with_frozen",

@@ -113,7 +113,7 @@ class FaceClassifier(FeatureClassifier):
             )
         self.register_buffer("mean", _broadcast(card.mean or _MEAN, _COLOURS))
         self.register_buffer("std", _broadcast(card.std or _STD, _COLOURS))
-        self.backbone, width = _backbone(card.architecture)
+        self.backbone, width, self.replaced = _backbone(card.architecture)
         self.head = nn.Sequential(
             nn.Linear(width, 256),
             nn.ReLU(),
@@ -172,7 +172,14 @@ class WrappedClassifier(FeatureClassifier):
         self.module = module
         self.freeze()
         self._at_input = feature_layer is None
-        self.feature_layer = _last_linear(module) if feature_layer is None else feature_layer
+        self.last_linear = _last_linear(module)
+        named = self.last_linear if feature_layer is None else feature_layer
+        if named is None:
+            raise ModelFileError(
+                "The model has no linear layer whose input could be its features; name its feature layer "
+                "(model.feature_layer)."
+            )
+        self.feature_layer = named
         if self.feature_layer not in dict(module.named_modules()):
             known = ", ".join(name for name, _ in module.named_modules() if name)
             raise ModelFileError(f"The model has no layer '{feature_layer}' to take features from; it has: {known}.")
@@ -228,14 +235,9 @@ class WrappedClassifier(FeatureClassifier):
         return images * self.scale + self.offset if self._changes else images
 
 
-def _last_linear(module: nn.Module) -> str:
+def _last_linear(module: nn.Module) -> str | None:
     names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if not names:
-        raise ModelFileError(
-            "The model has no linear layer whose input could be its features; name its feature layer "
-            "(model.feature_layer)."
-        )
-    return names[-1]
+    return names[-1] if names else None
 
 
 def _broadcast(values: tuple[float, ...], channels: int) -> Tensor:
@@ -243,8 +245,8 @@ def _broadcast(values: tuple[float, ...], channels: int) -> Tensor:
     return torch.tensor(whole).view(1, len(whole), 1, 1)
 
 
-def _backbone(architecture: str) -> tuple[nn.Module, int]:
-    """Build a torchvision network without its classifier; return it and the width of its features."""
+def _backbone(architecture: str) -> tuple[nn.Module, int, str]:
+    """Build a torchvision network without its classifier; return it, its features' width, and the name left out."""
     import torchvision
 
     network = torchvision.models.get_model(architecture, weights=None)
@@ -253,4 +255,4 @@ def _backbone(architecture: str) -> tuple[nn.Module, int]:
     # MobileNetV3's classifier starts with a hidden layer, EfficientNet's with dropout: the first Linear has the width.
     width = next(layer.in_features for layer in last.modules() if isinstance(layer, nn.Linear))
     setattr(network, name, nn.Identity())
-    return network, width
+    return network, width, name

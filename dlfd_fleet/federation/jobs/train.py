@@ -14,7 +14,7 @@ from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.rounds.audits import AuditedModel
-from dlfd_fleet.models import ModelCard, build, digest, state_arrays
+from dlfd_fleet.models import ModelCard, digest, normalised, start, state_arrays, with_frozen
 
 
 def train(job: Coordinator, releaser: FleetReleaser) -> None:
@@ -30,8 +30,7 @@ def train(job: Coordinator, releaser: FleetReleaser) -> None:
     if found is not None and job.settings.training.start == "champion":
         card, begin = _going_on(card, *found)
     else:
-        torch.manual_seed(job.settings.seed)
-        begin = state_arrays(build(card))
+        card, begin = _beginning_anew(job, card)
     arrays = job.rounds(card).train(begin)
     effort = job.context(card).effort()
     model = job.audits(card).audit(arrays, "Auditing the original model", "original")
@@ -48,18 +47,37 @@ def train(job: Coordinator, releaser: FleetReleaser) -> None:
     job.advance("settled", note="trained")
 
 
+def _beginning_anew(job: Coordinator, card: ModelCard) -> tuple[ModelCard, Arrays]:
+    """Return the card of a new model, and fresh weights, with those that it starts from over them."""
+    weights = job.settings.model.weights
+    if job.settings.model.frozen and weights is None and not card.of_factory:
+        job.progress.say(
+            "The frozen layers begin with random weights, and keep them: name better ones in model.weights."
+        )
+    torch.manual_seed(job.settings.seed)
+    card = normalised(card, weights)
+    return card, state_arrays(start(card, weights))
+
+
 def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tuple[ModelCard, Arrays]:
     """Return the card of a model that goes on from the champion, and the champion's weights.
 
     Raises
     ------
     JobError
-        If the settings ask for another network than the champion is.
+        If the settings ask for another network than the champion is, or freeze what the champion has trained.
     """
     if (before.architecture, before.arguments) != (card.architecture, card.arguments):
         raise JobError(
             f"The champion is a {before.architecture}, and model.architecture asks for a {card.architecture}: set "
             "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
+        )
+    learned = card.frozen_of(with_frozen(before).trained(champion.arrays))
+    if learned:
+        raise JobError(
+            f"The champion has trained '{next(iter(learned))}', which model.frozen freezes: what it has learned there "
+            "from somebody could not be forgotten any more. Freeze no more than the champion has frozen, or begin anew "
+            "with `dlfd-fleet job start train --fresh`."
         )
     updates = {"classes": before.classes, "parent": digest(champion.arrays)}
     return card.model_copy(update=updates), dict(champion.arrays)
@@ -73,6 +91,8 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
     JobError
         If sites disagree about classes or input, which
         :func:`~dlfd_fleet.federation.rounds.requests.ask_pending` lets none of them do.
+    ModelFileError
+        If its network cannot be built here, or has no layer that is to be frozen.
     """
     shapes = {
         (tuple(map(canonical, reply.classes)), reply.input): (reply.classes, reply.input)
@@ -82,15 +102,17 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
         raise JobError("The sites disagree about classes or input; make their site.json agree.")
     ((classes, model_input),) = shapes.values()
     model = job.settings.model
-    return ModelCard(
+    card = ModelCard(
         architecture=model.architecture,
         classes=classes,
         input=model_input,
         arguments=model.arguments,
         feature_layer=model.feature_layer,
+        frozen=model.frozen,
         dropout=model.dropout,
         mean=model.mean,
         std=model.std,
         epoch=job.epoch,
         job=job.record.job,
     )
+    return with_frozen(card)
