@@ -95,7 +95,7 @@ def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
 def _balanced_accuracy(samples: SampleScores, unit: NDArray[np.int64]) -> tuple[float, float]:
     """Return the balanced accuracy and half the width of its 95% interval, linearised, clustered by unit ``(N,)``."""
     classes = np.unique(samples.label)  # one class only, or one never predicted, is no mistake here
-    right = (samples.prediction == samples.label).astype(np.float64)
+    right = samples.right.astype(np.float64)
     means, influence = [], np.zeros(len(samples))
     for label in classes:
         rows = samples.label == label
@@ -117,8 +117,10 @@ def matched_auc(members: SampleScores, unseen: SampleScores) -> float:
     Classes with fewer than five unseen images are left out; if none is left, classes are not told apart.
     """
     total, count = 0.0, 0
-    for label in np.unique(members.label):
-        inside, outside = members.loss[members.label == label], unseen.loss[unseen.label == label]
+    _, classes = np.unique(np.concatenate([members.label, unseen.label]), axis=0, return_inverse=True)
+    ours, theirs = np.split(classes.reshape(-1), [len(members)])
+    for label in np.unique(ours):
+        inside, outside = members.loss[ours == label], unseen.loss[theirs == label]
         if len(outside) >= _FEWEST_UNSEEN:
             total += len(inside) * _auc(inside, outside)
             count += len(inside)

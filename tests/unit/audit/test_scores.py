@@ -1,5 +1,6 @@
 """Scores: right against scikit-learn, bounded by people, and two-sided."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-from dlfd_fleet.audit import Role, SampleScores, forgetting_score, gap_to_retrain, loss_attack, measure, nomus
+from dlfd_fleet.audit import (
+    Role,
+    SampleScores,
+    agreed,
+    forgetting_score,
+    gap_to_retrain,
+    loss_attack,
+    measure,
+    nomus,
+    read_gate,
+)
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError
 
@@ -166,11 +177,64 @@ def test_an_image_of_several_labels_has_the_loss_of_all_of_them():
     assert (each.label == each.prediction).tolist() == [True, True, False, True]
 
 
-def test_more_labels_than_combinations_have_numbers_are_refused():
-    with pytest.raises(DataError, match="at most 62 labels an image; these are 63"):
-        SampleScores.from_probabilities(
-            np.zeros((1, 63)), np.zeros((1, 63), dtype=np.int64), np.zeros(1), np.zeros(1, dtype=np.uint8)
-        )
+def of_labels(labels, people=12, images=4, seed=0):
+    """What a model says of people of every role, and the truth and its probabilities ``(N, L)``."""
+    random = np.random.default_rng(seed)
+    count = len(ROLES) * people * images
+    truth = random.integers(0, 2, (count, labels))
+    probabilities = np.clip(0.5 + (truth - 0.5) * 0.6 + random.normal(0.0, 0.3, truth.shape), 0.01, 0.99)
+    person = np.repeat(np.arange(len(ROLES) * people), images)
+    role = np.repeat(np.arange(len(ROLES)), people * images).astype(np.uint8)
+    return (probabilities, truth, person, role), SampleScores.from_probabilities(probabilities, truth, person, role)
+
+
+@pytest.mark.parametrize("labels", [1, 3, 62, 63, 124, 130])
+def test_any_number_of_labels_travels_in_one_row_an_image(labels):
+    said, whole = of_labels(labels)
+    each, expected = whole.each_label(labels), SampleScores.of_each_label(*said)
+    for column in ("role", "person", "label", "prediction"):
+        assert np.array_equal(getattr(each, column), getattr(expected, column))
+    assert whole.right.tolist() == ((said[0] >= 0.5) == said[1]).all(axis=1).tolist()
+    both = SampleScores.concatenate([whole, whole.rows(slice(0, 7))])
+    order = np.random.default_rng(1).permutation(len(both))
+    assert np.array_equal(both.canonical().label, reorder(both, order).canonical().label)
+    assert np.isclose(both.coarse().loss.sum(), both.loss.sum())
+    assert agreed({"a": whole, "b": whole})[1] == frozenset()
+    assert read_gate(whole, each).utility == pytest.approx(read_gate(whole, expected).utility)
+
+
+def test_scores_of_several_labels_are_means_of_each_labels_own():
+    (probabilities, truth, person, role), _ = of_labels(70)
+    truth[:, 5] = 1  # a label of which nobody shows both values says nothing of its balanced accuracy
+    scores = measure(SampleScores.from_probabilities(probabilities, truth, person, role), resamples=100, labels=70)
+    test = role == ROLES.index(Role.TEST)
+    said, true = (probabilities >= 0.5)[test], truth[test].astype(bool)
+    assert scores.test_accuracy.value == pytest.approx((said == true).mean())
+    own = [balanced_accuracy_score(true[:, label], said[:, label]) for label in range(70) if label != 5]
+    assert scores.balanced_accuracy.value == pytest.approx(np.mean(own))
+    assert scores.majority_baseline == pytest.approx(np.maximum(true.mean(axis=0), 1.0 - true.mean(axis=0)).mean())
+    assert scores.unseen_classes == 2
+
+
+def test_labels_that_nobody_shows_both_values_of_cannot_show_a_collapse():
+    (probabilities, truth, person, role), _ = of_labels(2)
+    truth[:] = [0, 1]
+    scores = measure(SampleScores.from_probabilities(probabilities, truth, person, role), resamples=50, labels=2)
+    assert (scores.unseen_classes, scores.majority_baseline) == (1, 1.0)
+
+
+def test_a_thousand_classes_and_a_hundred_thousand_images_are_measured_in_little_memory():
+    random, count = np.random.default_rng(0), 100_000
+    label = random.integers(0, 1000, count)
+    prediction = np.where(random.random(count) < 0.7, label, 0)
+    role = np.repeat([ROLES.index(Role.RETAIN), ROLES.index(Role.TEST)], count // 2).astype(np.uint8)
+    samples = SampleScores(role, np.arange(count) // 200, label, prediction, random.random(count))
+    tracemalloc.start()
+    scores = measure(samples, resamples=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.unseen_classes == 1000
+    assert peak < 200 * 2**20  # a column a class for every image would be 800 MB
 
 
 def drawn(random, count, roles):
