@@ -152,6 +152,9 @@ class DataSettings(Section):
     )
     channels: Literal[1, 3] = Field(3, description="Model input: 3 colours, or 1 for grey.")
     fit: Fit = Field("resize", description="Images of another aspect: resize them, or crop what is around.")
+    multi_label: bool = Field(
+        False, description="A label names any number of labels: 'hat;glasses', or 'none' of them."
+    )
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
     test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
     sites: Count = Field(4, description="Sites that training people are dealt to.")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
@@ -19,7 +18,6 @@ from dlfd_fleet.data import (
     LeftOut,
     Manifest,
     Use,
-    balanced_weights,
     canonical,
     image_digests,
     image_uses,
@@ -166,13 +164,13 @@ def unlearn_people(
                 settings=chosen.settings(settings.unlearning),
                 monitor=read,
                 seed=settings.seed,
-                class_weights=_class_weights(faces.retain),
+                class_weights=faces.retain.class_weights(),
                 augment=augmentation(settings.erasure.augmentation),
             )
         )
     samples = [_samples(one, faces) for one in (original, model)]
     again = _relearned(model, faces, settings, progress)
-    result = _judged(outcome, samples, again, faces, method, digest(state_arrays(original)), settings)
+    result = _judged(outcome, samples, again, faces, method, digest(state_arrays(original)), settings, card.labels)
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
@@ -202,7 +200,7 @@ def _split(table: Manifest, manifest: Path, people: Collection[str], card: Model
                 "some as validation (for the gate) and some as test (for the evidence)."
             )
     uses = image_uses(table.rows, image_digests(table), people)
-    faces = load_dataset(table, model_input=card.input, classes=card.classes)
+    faces = load_dataset(table, model_input=card.input, classes=card.classes, multi_label=card.multi_label)
 
     def used(part: Use) -> IdentityDataset:
         return faces.select([number for number, use in enumerate(uses) if use.use is part])
@@ -216,10 +214,6 @@ def _split(table: Manifest, manifest: Path, people: Collection[str], card: Model
 
 def _labelled(faces: IdentityDataset) -> LabelledImages:
     return LabelledImages(faces.images, faces.labels, faces.people)
-
-
-def _class_weights(faces: IdentityDataset) -> torch.Tensor:
-    return torch.tensor(balanced_weights(torch.bincount(faces.labels, minlength=len(faces.classes)).tolist()))
 
 
 def _samples(model: FeatureClassifier, faces: People) -> SampleScores:
@@ -252,7 +246,7 @@ def _relearned(
                 epochs=training.local_epochs,
                 learning_rate=training.learning_rate,
                 seed=settings.seed + number,
-                class_weights=_class_weights(faces.retain),
+                class_weights=faces.retain.class_weights(),
                 augment=augmentation(training.augmentation),
             )
             advance()
@@ -268,9 +262,10 @@ def _judged(
     method: str,
     parent: str,
     settings: Settings,
+    labels: int | None,
 ) -> Result:
     def scores(seen: SampleScores) -> Scores:
-        return measure(seen, resamples=settings.audit.resamples, seed=settings.seed)
+        return measure(seen, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
 
     original, unlearned = map(scores, samples)
     verdict = judge(original, unlearned, settings.audit)

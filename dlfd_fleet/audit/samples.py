@@ -63,9 +63,9 @@ class SampleScores:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Which rows ``(N,)`` are predicted right; of several labels, all of them."""
-        alike: NDArray[np.bool_] = self.prediction == self.label
-        whole: NDArray[np.bool_] = alike.all(axis=1) if alike.ndim > 1 else alike
-        return whole
+        pairs = zip(numbers(self.prediction), numbers(self.label), strict=True)
+        right: NDArray[np.bool_] = np.logical_and.reduce([said == true for said, true in pairs])
+        return right
 
     def share_right(self, labels: int | None = None) -> NDArray[np.float64]:
         """Return how much of each row ``(N,)`` is predicted right: 1 or 0; of this many labels, the share of them."""
@@ -209,7 +209,7 @@ class SampleScores:
         return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def numbers(column: NDArray[np.int64]) -> list[NDArray[Any]]:
+def numbers(column: NDArray[Any]) -> list[NDArray[Any]]:
     """Return the numbers ``(N,)`` that classes or combinations are written in, the least one first."""
     return [column] if column.ndim == 1 else list(column.T)
 

@@ -82,8 +82,9 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
     )
 
 
-Tally = tuple[int, int]
-"""Test images of the people whom one site alone holds, and how many of them are predicted right."""
+Tally = tuple[int, float]
+"""Test images of the people whom one site alone holds, and how many of them are predicted right: of an image with
+several labels, the share of them."""
 
 
 def judge_without_each(

@@ -19,7 +19,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
+from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.models import FeatureClassifier, ModelCard, build, load_model, permit, save_model, to_best_device
 from dlfd_fleet.settings import Settings
@@ -64,6 +64,7 @@ class Experiment:
         return ModelCard(
             architecture=model.architecture,
             classes=self.retain.classes,
+            multi_label=data.multi_label,
             input=data.input,
             arguments=model.arguments,
             feature_layer=model.feature_layer,
@@ -75,8 +76,7 @@ class Experiment:
     @cached_property
     def class_weights(self) -> Tensor:
         """A weight for each class, inverse to its share of the retain images."""
-        counts = torch.bincount(self.retain.labels, minlength=len(self.retain.classes))
-        return torch.tensor(balanced_weights(counts.tolist()))
+        return self.retain.class_weights()
 
     def digest(self) -> str:
         """Return a digest of all images and labels, in their parts."""
@@ -115,7 +115,7 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
     people = {row.identity for row in dealt.rows if row.split == "train"}
     count = max(1, round(settings.bench.forget_share * len(people) / len(sites)))
     forgotten = {person for chosen in choose_people_to_forget(dealt, sites, count).values() for person in chosen}
-    faces = load_dataset(dealt, model_input=data.input)
+    faces = load_dataset(dealt, model_input=data.input, multi_label=data.multi_label)
     train = faces.of_split("train")
     return Experiment(
         settings=settings,

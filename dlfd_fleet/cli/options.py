@@ -22,6 +22,10 @@ Classes = Annotated[
         "A name that holds a comma stands in quotation marks: '\"hat, red\",none'.",
     ),
 ]
+MultiLabel = Annotated[
+    bool,
+    typer.Option("--multi-label", help="A label cell names any number of labels: 'hat;glasses', or 'none' of them."),
+]
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
 ]

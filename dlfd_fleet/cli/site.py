@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dlfd_fleet.cli.forget import requests_table
-from dlfd_fleet.cli.options import Classes, FollowLinks, console
+from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, console
 
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
 
@@ -22,6 +22,7 @@ def init(
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     follow_links: FollowLinks = False,
     classes: Classes = None,
+    multi_label: MultiLabel = False,
     image_size: Annotated[str, typer.Option(help="Model input, pixels: the side of a square, or HEIGHTxWIDTH.")] = "64",
     channels: Annotated[int, typer.Option(min=1, max=3, help="Model input: 3 colours, or 1 for grey.")] = 3,
     fit: Annotated[str, typer.Option(help="Images of another aspect: 'resize', or 'crop' what is around.")] = "resize",
@@ -51,7 +52,8 @@ def init(
         manifest=manifest,
         root=root,
         links="follow" if follow_links else "refuse",
-        classes=class_names(classes),
+        classes=class_names(classes, multi_label=multi_label),
+        multi_label=multi_label,
         model_input=image_input_of(image_size, channels, fit, value_range),
         networks=() if network is None else (component(network, arguments),),
         validation_people=validation_people,
@@ -73,13 +75,15 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     """Show what a site holds, and how its requests stand; checks the ledger's seals."""
     from datetime import UTC, datetime
 
+    from dlfd_fleet.data import listed
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import site_status as read_status
 
     now = datetime.now(UTC)
     with Site(site) as opened:
         card, status = opened.card, read_status(opened, now)
-    table = Table(title=f"{card.name} ({card.input.sentence()}; {', '.join(card.classes)})")
+    what = "labels " if card.multi_label else ""
+    table = Table(title=f"{card.name} ({card.input.sentence()}; {what}{listed(card.classes)})")
     for column in ("split", "people", "images"):
         table.add_column(column)
     for split, images in sorted(status.images.items()):

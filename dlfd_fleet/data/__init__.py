@@ -5,7 +5,14 @@ own: docs/how-to/source.md.
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest
-from dlfd_fleet.data.classes import balanced_weights, class_names, refuse_wrong_classes
+from dlfd_fleet.data.classes import (
+    balanced_weights,
+    class_names,
+    labels_in,
+    listed,
+    refuse_wrong_classes,
+    unknown_label,
+)
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
@@ -42,6 +49,8 @@ __all__ = [
     "image_digest",
     "image_digests",
     "image_uses",
+    "labels_in",
+    "listed",
     "names_of",
     "open_source",
     "order_by_appearance",
@@ -53,6 +62,7 @@ __all__ = [
     "returned_images",
     "synthesize",
     "systematic_sample",
+    "unknown_label",
     "with_whole_splits",
     "write_manifest",
 ]

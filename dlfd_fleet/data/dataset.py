@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.classes import balanced_weights, labels_in, listed, unknown_label
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
@@ -29,7 +30,7 @@ class IdentityDataset:
     images
         Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1].
     labels
-        Indices into ``classes``, int64 ``(N,)``.
+        Indices into ``classes``, int64 ``(N,)``; or which of them apply, where they are labels, uint8 ``(N, L)``.
     rows
         The manifest's rows, one an image.
     classes
@@ -55,6 +56,19 @@ class IdentityDataset:
         numbers = {name: number for number, name in enumerate(sorted(set(self.identities)))}
         return torch.tensor([numbers[name] for name in self.identities], dtype=torch.long)
 
+    def class_images(self) -> Tensor:
+        """Return how many images show each class, or label, int64 ``(C,)``."""
+        if self.labels.ndim == 2:
+            return self.labels.sum(dim=0, dtype=torch.int64)
+        return torch.bincount(self.labels, minlength=len(self.classes))
+
+    def class_weights(self) -> Tensor:
+        """Return weights of a loss by which all classes count the same, ``(C,)``; of labels both values, ``(L, 2)``."""
+        if self.labels.ndim == 2:
+            shown = self.class_images().tolist()
+            return torch.tensor([balanced_weights((len(self) - count, count)) for count in shown])
+        return torch.tensor(balanced_weights(self.class_images().tolist()))
+
     def select(self, indices: Sequence[int]) -> IdentityDataset:
         """Return the images of these indices, in their order."""
         chosen = torch.tensor(list(indices), dtype=torch.long)
@@ -77,7 +91,7 @@ class IdentityDataset:
 
 
 def load_dataset(
-    manifest: Manifest, *, model_input: ModelInput, classes: Sequence[str] | None = None
+    manifest: Manifest, *, model_input: ModelInput, classes: Sequence[str] | None = None, multi_label: bool = False
 ) -> IdentityDataset:
     """Decode every image of a manifest once, on all cores, into one tensor.
 
@@ -87,6 +101,8 @@ def load_dataset(
         What the model takes: images are brought to its size and colours.
     classes
         Names of the classes in the model's order; the manifest's own when omitted.
+    multi_label
+        Whether a cell names any number of labels, and not one class.
 
     Raises
     ------
@@ -95,11 +111,9 @@ def load_dataset(
     """
     if not model_input.of_files:
         raise DataError(f"Image files are grey or RGB, and the model takes {model_input.sentence()}; use a loader.")
-    names = tuple(classes) if classes is not None else manifest.classes
-    index = {canonical(name): number for number, name in enumerate(names)}
-    for row in manifest.rows:
-        if canonical(row.label) not in index:
-            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
+    known = manifest.labels if multi_label else manifest.classes
+    names = tuple(classes) if classes is not None else known
+    labels = _labels(manifest, names, multi_label=multi_label)
     images = torch.empty((len(manifest.rows), *model_input.shape), dtype=torch.uint8)
 
     def decode(number: int) -> None:
@@ -108,8 +122,21 @@ def load_dataset(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # The list asks for every result, so that the first error is raised here.
         list(pool.map(decode, range(len(manifest.rows))))
-    labels = torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
     return IdentityDataset(images, labels, manifest.rows, names)
+
+
+def _labels(manifest: Manifest, names: Sequence[str], *, multi_label: bool) -> Tensor:
+    """Return the labels of every row, or raise a :class:`DataError` at the first that is none of the classes."""
+    index = {canonical(name): number for number, name in enumerate(names)}
+    for row in manifest.rows:
+        if (unknown := unknown_label(row.label, index, multi_label=multi_label)) is not None:
+            raise DataError(f"The image {row.image} has the label '{unknown}'; the classes are {listed(names)}.")
+    if not multi_label:
+        return torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
+    labels = torch.zeros((len(manifest.rows), len(names)), dtype=torch.uint8)
+    for number, row in enumerate(manifest.rows):
+        labels[number, [index[canonical(name)] for name in labels_in(row.label, multi_label=True)]] = 1
+    return labels
 
 
 def read_image(file: Path, model_input: ModelInput) -> Tensor:

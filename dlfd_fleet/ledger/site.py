@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dlfd_fleet.components import Component
 from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
+from dlfd_fleet.data.classes import too_few
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
@@ -45,6 +46,8 @@ class SiteCard(BaseModel):
         What the fleet's models take: shape, range, and how image files are brought to it.
     networks
         Factories of networks, and their arguments, that this site builds when a message names them.
+    multi_label
+        Whether the classes are labels, of which any number may apply to an image.
     classes
         Names of the classes in the order of the fleet.
     manifest, root
@@ -62,7 +65,8 @@ class SiteCard(BaseModel):
     name: Annotated[str, AfterValidator(site_name)]
     id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
     input: ModelInput
-    classes: tuple[str, ...] = Field(min_length=2)
+    multi_label: bool = False
+    classes: tuple[str, ...]
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
     links: Links = "refuse"
@@ -71,9 +75,12 @@ class SiteCard(BaseModel):
 
     @field_validator("classes")
     @classmethod
-    def _one_name_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _one_name_each(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        multi_label = bool(info.data.get("multi_label"))
+        if why := too_few(value, multi_label=multi_label):
+            raise ValueError(why)
         try:
-            refuse_wrong_classes(value)
+            refuse_wrong_classes(value, multi_label=multi_label)
         except ConfigurationError as error:
             raise ValueError(str(error).rstrip(".")) from error
         return value

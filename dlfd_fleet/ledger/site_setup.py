@@ -17,11 +17,15 @@ from dlfd_fleet.data import (
     assign_people,
     canonical,
     copy_images,
+    listed,
     open_source,
     read_manifest,
     refuse_leaks,
+    refuse_wrong_classes,
+    unknown_label,
     write_manifest,
 )
+from dlfd_fleet.data.classes import too_few
 from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.ledger.site import CARD_FILE, LEDGER_FILE, Site, SiteCard, create_site, read_secret
 from dlfd_fleet.model_input import ModelInput, image_input
@@ -40,6 +44,7 @@ def init_site(
     root: Path | None = None,
     links: Links = "refuse",
     classes: tuple[str, ...] | None = None,
+    multi_label: bool = False,
     model_input: ModelInput = _USUAL_INPUT,
     networks: tuple[Component, ...] = (),
     validation_people: int = 0,
@@ -59,6 +64,8 @@ def init_site(
         Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
         All classes of the fleet in their order; those of the manifest when omitted.
+    multi_label
+        Whether a cell of the manifest names any number of labels, and not one class.
     model_input
         What the fleet's models take.
     networks
@@ -84,8 +91,8 @@ def init_site(
     known = {canonical(label) for label in classes or ()}
     for row in faces.rows:
         faces.file_of(row)
-        if classes and canonical(row.label) not in known:
-            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
+        if classes and (unknown := unknown_label(row.label, known, multi_label=multi_label)) is not None:
+            raise DataError(f"The image {row.image} has the label '{unknown}'; the classes are {listed(classes)}.")
     dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
     refuse_leaks(dealt)
     # Unseen people that this site set aside are its own; those that came with a split are everybody's.
@@ -95,7 +102,8 @@ def init_site(
             name=name,
             input=model_input,
             networks=networks,
-            classes=classes or faces.classes,
+            multi_label=multi_label,
+            classes=classes or (faces.labels if multi_label else faces.classes),
             root=faces.root,
             links=links,
             ledger=ledger,
@@ -160,8 +168,10 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         refuse_alike(names)
     except ValueError as error:
         raise DataError(f"Two sites cannot be told apart: {error}.") from error
-    if len(manifest.classes) < 2:
-        raise ConfigurationError("The face set shows one class only; a classifier needs two or more.")
+    classes = manifest.labels if data.multi_label else manifest.classes
+    refuse_wrong_classes(classes, multi_label=data.multi_label)
+    if why := too_few(classes, multi_label=data.multi_label):
+        raise ConfigurationError(f"The face set cannot be learnt from: {why}.")
     networks = settings.model.components
     new = folder.with_name("sites.new")
     try:
@@ -170,7 +180,9 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         with progress.phase(f"Dealing {len(manifest.identities)} people to {len(names)} sites", len(names)) as advance:
             for name in names:
                 copy_images(manifest.of_site(name), new / name)
-                card = SiteCard(name=name, input=data.input, classes=manifest.classes, networks=networks)
+                card = SiteCard(
+                    name=name, input=data.input, multi_label=data.multi_label, classes=classes, networks=networks
+                )
                 create_site(new / name, card, secret)
                 advance()
         new.replace(folder)

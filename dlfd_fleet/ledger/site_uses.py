@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
-from dlfd_fleet.data import ImageUse, Manifest, Row, Use, canonical, image_uses
+from dlfd_fleet.data import ImageUse, Manifest, Row, Use, canonical, image_uses, labels_in
 from dlfd_fleet.data.identity import told_apart
 from dlfd_fleet.data.uses import leak_sentence, with_whole_splits
 from dlfd_fleet.ledger.ledger import ForgetRequest
@@ -22,9 +23,10 @@ def site_uses(site: Site, rows: Sequence[Row], digests: Sequence[str | None]) ->
     return image_uses(rows, digests, asked, site.ledger.tombstones())
 
 
-def remarks(manifest: Manifest, uses: Sequence[ImageUse]) -> tuple[str, ...]:
+def remarks(manifest: Manifest, uses: Sequence[ImageUse], *, multi_label: bool = False) -> tuple[str, ...]:
     """Return, in one sentence each, what whoever runs the site should know of its manifest."""
-    return (*_of_the_table(manifest), *_of_clashes(manifest, uses), *_of_training(manifest, uses))
+    trained = _of_training(manifest, uses, multi_label=multi_label)
+    return (*_of_the_table(manifest), *_of_clashes(manifest, uses), *trained)
 
 
 def what_a_request_means(site: Site, request: ForgetRequest) -> tuple[str, ...]:
@@ -34,7 +36,7 @@ def what_a_request_means(site: Site, request: ForgetRequest) -> tuple[str, ...]:
     person = canonical(request.identity or "")
     own = Counter(use.use for row, use in zip(manifest.rows, uses, strict=True) if canonical(row.identity) == person)
     taken = f"The request is about {own.total()} images, {own[Use.FORGET]} of them trained on here."
-    return (taken, *_of_training(manifest, uses))
+    return (taken, *_of_training(manifest, uses, multi_label=site.card.multi_label))
 
 
 def _of_the_table(manifest: Manifest) -> Iterator[str]:
@@ -55,10 +57,10 @@ def _of_clashes(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
         yield f"{more} more images are left out for such reasons; dlfd-fleet data check names them."
 
 
-def _of_training(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
+def _of_training(manifest: Manifest, uses: Sequence[ImageUse], *, multi_label: bool) -> Iterator[str]:
     kept, leaving = (
-        [row.label for row, use in zip(manifest.rows, uses, strict=True) if use.use is part]
-        for part in (Use.TRAIN, Use.FORGET)
+        [labels_in(row.label, multi_label=multi_label) for row, use in pairs if use.use is part]
+        for part, pairs in ((part, zip(manifest.rows, uses, strict=True)) for part in (Use.TRAIN, Use.FORGET))
     )
     if len(kept) < FEWEST_TO_TRAIN:
         yield (
@@ -66,5 +68,8 @@ def _of_training(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
             "unlearning; add people to train on, or retire the site."
         )
         return
-    for label in sorted(set(leaving) - set(kept)):
+    lost = sorted(set(chain.from_iterable(leaving)) - set(chain.from_iterable(kept)))
+    for label in lost[:_MOST_NAMED]:
         yield f"No image of the class '{label}' is left to train on here."
+    if len(lost) > _MOST_NAMED:
+        yield f"Nor of {len(lost) - _MOST_NAMED} more classes."

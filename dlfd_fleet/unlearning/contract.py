@@ -156,7 +156,8 @@ class UnlearningProblem:
     seed
         Seed of batches, augmentation, dropout and fresh weights.
     class_weights
-        Weight of each class, or label, in the training loss, ``(C,)``; all 1 when omitted.
+        Weight of each class, or label, in the training loss, ``(C,)``; or of both values of each label, ``(C, 2)``. All
+        1 when omitted.
     augment
         Changes each retain batch before it is trained on.
     """

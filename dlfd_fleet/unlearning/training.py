@@ -58,9 +58,12 @@ def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None =
         Class indices ``(N,)`` for cross-entropy; 0 and 1 of shape ``(N, C)`` for binary cross-entropy, averaged over
         the labels.
     weights
-        Weight of each class, or of each label, ``(C,)``; all 1 when omitted.
+        Weight of each class, or of each label, ``(C,)``; or of a label where it does not apply and where it does,
+        ``(C, 2)``. All 1 when omitted.
     """
     if labels.ndim == 2:
+        if weights is not None and weights.ndim == 2:
+            weights = torch.where(labels.bool(), weights[:, 1], weights[:, 0])
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight=weights)
     return functional.cross_entropy(logits, labels, weight=weights)
 
@@ -86,7 +89,7 @@ def fit(
     cosine
         Let the learning rate fall to 0 epoch by epoch, along half a cosine (Loshchilov & Hutter 2017).
     class_weights
-        Weight of each class in the loss, ``(C,)``; all 1 when omitted.
+        Weights in the loss, as of :func:`classification_loss`; all 1 when omitted.
     augment
         Changes each batch before it is seen.
     """

@@ -79,6 +79,7 @@ def fleet_profile(replies: Iterable[PendingReply]) -> dict[str, object]:
         "sites": len(answers),
         "input": answers[0].input.sentence(),
         "retain_images": dict(zip(classes, counts, strict=True)),
+        **({"labelled_images": sum(reply.retain_images for reply in answers)} if answers[0].multi_label else {}),
         "forget_images": sum(reply.forget_images for reply in answers),
         "requests": sum(len(reply.requests) for reply in answers),
     }

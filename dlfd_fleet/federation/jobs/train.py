@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 
 from dlfd_fleet.audit import Outcome, judge_trained, judge_without_each
-from dlfd_fleet.data import canonical
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.federation.rounds.requests import agreed_shape
 from dlfd_fleet.models import ModelCard, build, digest, state_arrays
 
 
@@ -71,21 +71,14 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
     Raises
     ------
     JobError
-        If sites disagree about classes or input, which
-        :func:`~dlfd_fleet.federation.rounds.requests.ask_pending` lets none of them do.
+        If sites disagree about classes or input.
     """
-    shapes = {
-        (tuple(map(canonical, reply.classes)), reply.input): (reply.classes, reply.input)
-        for reply in sorted(pending.values(), key=lambda reply: reply.classes)
-    }
-    if len(shapes) > 1:
-        raise JobError("The sites disagree about classes or input; make their site.json agree.")
-    ((classes, model_input),) = shapes.values()
-    model = job.settings.model
+    shape, model = agreed_shape(pending.values()), job.settings.model
     return ModelCard(
         architecture=model.architecture,
-        classes=classes,
-        input=model_input,
+        classes=shape.classes,
+        multi_label=shape.multi_label,
+        input=shape.input,
         arguments=model.arguments,
         feature_layer=model.feature_layer,
         dropout=model.dropout,

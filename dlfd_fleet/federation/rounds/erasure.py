@@ -244,9 +244,9 @@ class Erasure:
         return Attempted(best_rank, best, tuple(readings))
 
     def _read(self, samples: SampleScores) -> Reading:
-        fleet = self.job.fleet
+        fleet, labels = self.job.fleet, self.job.card.labels
         try:
-            return read_gate(samples)
+            return read_gate(samples, None if labels is None else samples.each_label(labels))
         except DataError as error:
             absent = f" Sites that did not answer: {fleet.why_absent()}." if fleet.absent else ""
             raise JobError(f"{error}{absent} The requests wait for the next job.") from error

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlfd_fleet.answers import decided
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import Use, canonical
@@ -57,13 +58,13 @@ def run_file_audit(
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
         probabilities = DeviceModel(file).predict(task.card.input.on_device(images.images.numpy()))
-    samples = _sent(probabilities, images, roles, shared)
+    samples, multi = _sent(probabilities, images, roles, shared), task.card.multi_label
     result = FileAuditResult(
         shared=shared,
         withheld=withheld,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
-        agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
+        agreeing=int((decided(probabilities, multi_label=multi) == decided(expected, multi_label=multi)).sum()),
         seconds=time.perf_counter() - started,
     )
     return result, samples
@@ -110,7 +111,7 @@ def _audited(
     own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
     retain = [index for index, role in own if role is Role.RETAIN]
     if most_retain is not None and len(retain) > most_retain:
-        retain = sorted(retain, key=lambda index: int(images.labels[index]))
+        retain = sorted(retain, key=images.labels.tolist().__getitem__)
         kept = {retain[number * len(retain) // most_retain] for number in range(most_retain)}
         own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
     rows = own + shared

@@ -40,7 +40,8 @@ class UsedImages:
 def used_images(site: Site) -> UsedImages:
     """Return the site's images; decoded once a process, and again when the manifest has changed."""
     file = site.manifest_file
-    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.input, site.card.classes)
+    changed, card = file.stat().st_mtime_ns, site.card
+    images, digests = _decoded(site.folder, changed, card.input, card.classes, card.multi_label)
     uses = site_uses(site, images.rows, digests)
     rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
     return UsedImages(replace(images, rows=rows), uses)
@@ -48,11 +49,16 @@ def used_images(site: Site) -> UsedImages:
 
 @lru_cache(maxsize=64)
 def _decoded(
-    folder: Path, _changed: int, model_input: ModelInput, classes: tuple[str, ...]
+    folder: Path,
+    _changed: int,
+    model_input: ModelInput,
+    classes: tuple[str, ...],
+    multi_label: bool,
 ) -> tuple[IdentityDataset, tuple[str | None, ...]]:
     with Site(folder) as site:
         manifest = site.usable_manifest()
-        return load_dataset(manifest, model_input=model_input, classes=classes), image_digests(manifest)
+        images = load_dataset(manifest, model_input=model_input, classes=classes, multi_label=multi_label)
+        return images, image_digests(manifest)
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:

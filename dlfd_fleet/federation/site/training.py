@@ -45,7 +45,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
         epochs=task.epochs,
         learning_rate=task.learning_rate,
         seed=site_seed(site, task.seed),
-        class_weights=torch.tensor(task.class_weights),
+        class_weights=_weights(task),
         augment=augmentation(task.augmentation),
     )
     if task.final:
@@ -53,6 +53,12 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     seconds = time.perf_counter() - started
     result = FitResult(epoch=task.card.epoch, examples=len(retain), loss=loss, seconds=seconds)
     return result, difference_of(state_arrays(model), arrays, task.precision)
+
+
+def _weights(task: FitTask | UnlearnTask) -> torch.Tensor:
+    """Return the weights of the loss: of each class, or of both values of each label."""
+    weights = torch.tensor(task.class_weights)
+    return weights.view(-1, 2) if task.card.multi_label else weights
 
 
 def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
@@ -87,7 +93,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
             forget=labelled(forget),
             settings=task.unlearning,
             seed=site_seed(site, task.seed),
-            class_weights=torch.tensor(task.class_weights),
+            class_weights=_weights(task),
             augment=augmentation(task.augmentation),
         )
     )
