@@ -137,6 +137,8 @@ def unlearn_people(
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     chosen = METHODS.find(method).default
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
+    if card.multi_label:
+        METHODS.find(method).refuse_labels()
     faces = _split(read_manifest(manifest, root, settings.data.links), manifest, people, card)
     if faces.copies:
         progress.say(

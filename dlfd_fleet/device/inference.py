@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, ValidationInfo, field_validator
 
+from dlfd_fleet.answers import named
 from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.images import read_pixels
 from dlfd_fleet.model_input import ModelInput
@@ -25,11 +26,18 @@ class _Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
 
-    classes: Json[Annotated[tuple[str, ...], Field(min_length=2)]]
+    classes: Json[Annotated[tuple[str, ...], Field(min_length=1)]]
     input: Json[ModelInput]
     multi_label: Json[bool]
     version: str
     epoch: Annotated[int, Field(ge=0)]
+
+    @field_validator("multi_label")
+    @classmethod
+    def _one_class_is_a_label(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and len(info.data.get("classes", ("", ""))) < 2:
+            raise ValueError("one class alone is no question")
+        return value
 
 
 class DeviceModel:
@@ -113,6 +121,10 @@ class DeviceModel:
             batch = images[start : start + BATCH]
             probabilities[start : start + BATCH] = self._session.run(None, {self.input.tensor_name: batch})[0]
         return probabilities
+
+    def named(self, probabilities: NDArray[np.float32]) -> list[str]:
+        """Return the name of each image's class; of labels, those that apply, such as ``hat;glasses``, or ``none``."""
+        return named(probabilities, self.classes, multi_label=self.multi_label)
 
 
 def read_image(file: Path, model_input: ModelInput) -> NDArray[np.uint8]:

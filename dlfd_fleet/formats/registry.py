@@ -44,9 +44,9 @@ class Parity:
     compared_images
         Images behind that number: the given ones and 200 random ones.
     agreement
-        Share of the given images of which both say the same class; None if none was given.
+        Share of the given images, or of their labels, of which both say the same; None if none was given.
     accuracy, torch_accuracy
-        Shares of the given images that the file, and torch, name rightly; None without labels.
+        Shares of them that the file, and torch, name rightly; None where nobody knows what is right.
     """
 
     max_abs_difference: float
@@ -201,6 +201,8 @@ def _half(source: Source) -> onnx.ModelProto:
         keep_io_types=True,
         disable_shape_infer=True,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax"],
+        # Of labels: a network's own sigmoids may well be in half precision, and probabilities not.
+        node_block_list=[node.name for node in source.model.graph.node if "probabilities" in node.output],
     )
     ONNXModel(half).topological_sort()  # the casts are appended at the end
     return half

@@ -27,6 +27,7 @@ from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.job_context import Effort, JobContext
 from dlfd_fleet.federation.rounds.requests import forgotten_without_update
 from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
+from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.settings import ErasureSettings, Settings
@@ -65,15 +66,18 @@ class AtAskedSites:
     method: str = "dlfd"
 
     @classmethod
-    def of(cls, settings: ErasureSettings) -> AtAskedSites:
-        """Return the method of a fleet's settings.
+    def of(cls, settings: ErasureSettings, card: ModelCard) -> AtAskedSites:
+        """Return the method of a fleet's settings, for models of a card.
 
         Raises
         ------
         ConfigurationError
-            If there is no such method, or no site can run it.
+            If there is no such method, no site can run it, or it is not defined for labels and the model has them.
         """
-        METHODS.find(settings.method).refuse_without_unlearner_at_site()
+        method = METHODS.find(settings.method)
+        method.refuse_without_unlearner_at_site()
+        if card.multi_label:
+            method.refuse_labels()
         return cls(settings.method)
 
     def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
