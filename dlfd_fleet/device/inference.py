@@ -26,16 +26,16 @@ class _Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
 
+    multi_label: Json[bool]
     classes: Json[Annotated[tuple[str, ...], Field(min_length=1)]]
     input: Json[ModelInput]
-    multi_label: Json[bool]
     version: str
     epoch: Annotated[int, Field(ge=0)]
 
-    @field_validator("multi_label")
+    @field_validator("classes")
     @classmethod
-    def _one_class_is_a_label(cls, value: bool, info: ValidationInfo) -> bool:
-        if not value and len(info.data.get("classes", ("", ""))) < 2:
+    def _enough(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if len(value) < 2 and not info.data.get("multi_label"):
             raise ValueError("one class alone is no question")
         return value
 
