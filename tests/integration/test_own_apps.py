@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 
@@ -19,7 +20,10 @@ from dlfd_fleet.data import synthesize
 from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import FederatedUnlearning, Task, add_unlearning
+from dlfd_fleet.federation.protocol.differences import model_of
+from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.rounds.exchange import array_bytes
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.ledger.site_setup import deal_to_sites
