@@ -159,10 +159,20 @@ class DataSettings(Section):
     test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
     sites: Count = Field(4, description="Sites that training people are dealt to.")
 
+    value_range: Annotated[tuple[float, float], BeforeValidator(_words)] = Field(
+        (0.0, 1.0), description="Smallest and largest value that the network takes."
+    )
+
     @property
     def input(self) -> ModelInput:
         """What models of these images take."""
-        return image_input(self.image_size, self.channels, self.fit)
+        low, high = self.value_range
+        return image_input(self.image_size, self.channels, self.fit, low, high)
+
+    @model_validator(mode="after")
+    def _input_can_be_one(self) -> DataSettings:
+        _ = self.input
+        return self
 
     @model_validator(mode="after")
     def _source_has_what_it_requires(self) -> DataSettings:

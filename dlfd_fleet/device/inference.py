@@ -16,6 +16,7 @@ from dlfd_fleet.answers import named
 from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.images import read_pixels
 from dlfd_fleet.model_input import ModelInput
+from dlfd_fleet.onnx_session import open_session
 
 BATCH = 32
 DATA_SUFFIX = ".data"
@@ -148,9 +149,6 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # x86 CPUs without VNNI add int8 products in 16 bits, which overflow: rather slower there than wrong.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 4  # What goes wrong is raised; the log would only say it twice.
     try:
         # Bytes, not the path: a file that points at further files has nothing to load them from but its own weights.
         data = file.with_name(file.name + DATA_SUFFIX)
@@ -160,7 +158,7 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
         content = file.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise DeviceError(f"The model {file} is not the file that was signed: it was damaged or exchanged.")
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = open_session(content, options)
     except DeviceError:
         raise
     except OSError as error:

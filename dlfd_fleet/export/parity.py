@@ -56,8 +56,9 @@ def compare(
     classes = len(card.classes)
     if expected.shape[1] != classes:
         raise ExportError(f"The model has {expected.shape[1]} classes and its card names {classes}.")
-    batched = _run(session, torch.split(compared, BATCH))
-    alone = _run(session, torch.split(compared[-SINGLE_IMAGES:], 1))
+    name = card.input.tensor_name
+    batched = _run(session, name, torch.split(compared, BATCH))
+    alone = _run(session, name, torch.split(compared[-SINGLE_IMAGES:], 1))
     said, should = (decided(one[:given], multi_label=card.multi_label) for one in (batched, expected))
     truth = None if labels is None or not given else labels.numpy()
     return Parity(
@@ -72,5 +73,5 @@ def compare(
     )
 
 
-def _run(session: onnxruntime.InferenceSession, batches: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    return np.concatenate([session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0] for batch in batches])
+def _run(session: onnxruntime.InferenceSession, name: str, batches: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    return np.concatenate([session.run(None, {name: batch.numpy()})[0] for batch in batches])

@@ -195,15 +195,17 @@ def _half(source: Source) -> onnx.ModelProto:
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    # The exporter has written every shape, and inferring them again fails over 2 GB.
+    # The exporter has written every shape, and inferring them again fails over 2 GB. Layer norms, whose sums need more
+    # than half precision, stay in single.
     half: onnx.ModelProto = convert_float_to_float16(
         source.model,
         keep_io_types=True,
         disable_shape_infer=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax"],
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax", "LayerNormalization"],
         # Of labels: a network's own sigmoids may well be in half precision, and probabilities not.
         node_block_list=[node.name for node in source.model.graph.node if "probabilities" in node.output],
     )
+    del half.graph.value_info[:]  # it calls what stayed in single half, too
     ONNXModel(half).topological_sort()  # the casts are appended at the end
     return half
 

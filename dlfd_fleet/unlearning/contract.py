@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlfd_fleet.audit import Reading
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 
 _LEAST_GAIN_OVER_CONSTANT = 0.1
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits ``(N, C)`` and labels to a scalar; in the place of :func:`~dlfd_fleet.unlearning.classification_loss`."""
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+"""From parameters and a learning rate to an optimizer, in the place of SGD."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """From float images ``(N, 3, S, S)`` in [0, 1] to changed ones of the same shape and range."""
@@ -160,6 +166,10 @@ class UnlearningProblem:
         1 when omitted.
     augment
         Changes each retain batch before it is trained on.
+    loss
+        Training loss of the model's users; :func:`~dlfd_fleet.unlearning.classification_loss` when omitted.
+    optimizer
+        Optimizer of the model's users; SGD with the settings' momentum and weight decay when omitted.
     """
 
     model: FeatureClassifier
@@ -171,6 +181,8 @@ class UnlearningProblem:
     seed: int = 0
     class_weights: Tensor | None = None
     augment: Augment | None = None
+    loss: Loss | None = None
+    optimizer: MakeOptimizer | None = None
 
 
 @dataclass(frozen=True)

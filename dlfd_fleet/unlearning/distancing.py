@@ -219,7 +219,7 @@ class _Rounds:
             _distance(self.session, optimizer, self.session.settings.distancing_steps)
         self._repair(optimizer)
 
-    def _repair(self, optimizer: torch.optim.SGD) -> None:
+    def _repair(self, optimizer: torch.optim.Optimizer) -> None:
         """Train on clean retain images, the step falling to 0 along half a cosine."""
         session, settings = self.session, self.session.settings
         retain = session.cycle(session.retain)

@@ -97,7 +97,9 @@ class Session:
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss under the class weights, nats."""
+        """Return the mean loss under the class weights, nats; or the problem's own loss."""
+        if self.problem.loss is not None:
+            return self.problem.loss(logits, labels)
         return classification_loss(logits, labels, self.class_weights)
 
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, images: int) -> None:
@@ -112,12 +114,21 @@ class Session:
         self.backward_images += images
         self.steps += 1
 
-    def optimizer(self, parameters: list[nn.Parameter] | None = None, rate: float | None = None) -> torch.optim.SGD:
-        """Return SGD over parameters (all of the model's when omitted) with the settings' rate, momentum and decay."""
+    def optimizer(
+        self, parameters: list[nn.Parameter] | None = None, rate: float | None = None
+    ) -> torch.optim.Optimizer:
+        """Return SGD over parameters (all of the model's when omitted) with the settings' rate, momentum and decay.
+
+        Or the problem's own optimizer, with that rate.
+        """
         settings = self.settings
+        chosen = list(self.model.parameters()) if parameters is None else parameters
+        rate = settings.learning_rate if rate is None else rate
+        if self.problem.optimizer is not None:
+            return self.problem.optimizer(chosen, rate)
         return torch.optim.SGD(
-            list(self.model.parameters()) if parameters is None else parameters,
-            settings.learning_rate if rate is None else rate,
+            chosen,
+            rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )

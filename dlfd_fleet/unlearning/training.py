@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
-from dlfd_fleet.unlearning.contract import Augment, LabelledImages
+from dlfd_fleet.unlearning.contract import Augment, LabelledImages, Loss, MakeOptimizer
 
 _PREDICTION_BATCH = 64
 
@@ -79,8 +79,10 @@ def fit(
     cosine: bool = False,
     class_weights: Tensor | None = None,
     augment: Augment | None = None,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> float:
-    """Train in place with :func:`classification_loss`; return the mean loss of the last epoch, nats.
+    """Train in place; return the mean loss of the last epoch, nats.
 
     Batch normalisation and dropout are in train mode; the model is left in eval mode.
 
@@ -92,13 +94,17 @@ def fit(
         Weights in the loss, as of :func:`classification_loss`; all 1 when omitted.
     augment
         Changes each batch before it is seen.
+    loss
+        :func:`classification_loss` under the class weights when omitted.
+    optimizer
+        SGD with the settings' momentum and weight decay when omitted.
     """
     if class_weights is not None:
         class_weights = class_weights.to(device_of(model))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
-    optimizer = optimizer_of(model, settings, learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if cosine else None
+    steps = optimizer(model.parameters(), learning_rate) if optimizer else optimizer_of(model, settings, learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, epochs) if cosine else None
     mean_loss = 0.0
     model.train()
     for _ in range(epochs):
@@ -107,11 +113,12 @@ def fit(
             images, labels = train.batch(rows, device_of(model))
             if augment is not None:
                 images = augment(images, generator)
-            loss = classification_loss(model(images), labels, class_weights)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            total += loss.detach() * len(rows)
+            logits = model(images)
+            cost = loss(logits, labels) if loss else classification_loss(logits, labels, class_weights)
+            steps.zero_grad(set_to_none=True)
+            torch.autograd.backward(cost)
+            steps.step()
+            total += cost.detach() * len(rows)
         mean_loss = float(total) / len(train)
         if schedule is not None:
             schedule.step()

@@ -126,6 +126,12 @@ class InProcessGrid:
 
             return Message(Error(code=0, reason=str(error)), reply_to=message)
 
+    def get_node_ids(self):
+        return [node.node_id for node in self.get_nodes()]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return list(self.pull_messages(self.push_messages(messages)))
+
     def pull_messages(self, message_ids):
         for message_id in message_ids:
             reply = self.replies.pop(message_id, None)
@@ -136,12 +142,12 @@ class InProcessGrid:
 
 def answer_here(settings: Settings, jobs, app=client_app) -> None:
     """Run jobs as ``simulate`` does, but in this process; virtual nodes have tests of their own."""
-    _be_a_server()
+    be_a_server()
     with small_networks():
         jobs(InProcessGrid(settings, app=app))
 
 
-def _be_a_server() -> None:
+def be_a_server() -> None:
     torch.set_num_threads(1)
     for name in ("_run_id", "_node_id", "_task_id"):
         setattr(TaskIdentity, name, 1)
@@ -149,7 +155,7 @@ def _be_a_server() -> None:
 
 def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
     """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
-    _be_a_server()
+    be_a_server()
     progress = ConsoleProgress(Console(file=out or io.StringIO()))
     with small_networks():
         return run_jobs(grid or InProcessGrid(settings), kind, settings, progress)

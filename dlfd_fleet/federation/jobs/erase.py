@@ -56,7 +56,8 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     pending = job.pending(card)
     asked = tuple(request for reply in pending.values() for request in reply.requests)
     if not asked:
-        job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)
+        where = " at the sites that take part; requests at the others wait" if job.record.absent else ""
+        job.advance("settled", note=f"nobody asks to be forgotten{where}", epoch=card.epoch)
         return
     job.advance(job.record.step, requests=len(asked))
     if not someone_to_unlearn(pending):

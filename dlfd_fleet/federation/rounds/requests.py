@@ -112,7 +112,10 @@ def _refuse_large_shares(
         if replies[node].forget_images <= largest * total:
             return
         share = replies.pop(node).forget_images / total
-        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%}")
+        fleet.exclude(
+            node,
+            f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%} (erasure.largest_forget_share)",
+        )
 
 
 def _with_its_own(query: PendingQuery, reply: PendingReply, earlier: EarlierRequests) -> PendingQuery:

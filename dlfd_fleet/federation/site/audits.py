@@ -30,30 +30,31 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images
 from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.unlearning import (
     predict_probabilities,
 )
 
 
-def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
+def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = None) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
-    probabilities = predict_probabilities(loaded_model(site, task.card, arrays), labelled(images))
+    probabilities = predict_probabilities(loaded_model(site, task.card, arrays, own), labelled(images))
     samples = _sent(probabilities, images, roles, shared)
     return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
 
 
 def run_file_audit(
-    site: Site, task: FileAuditTask, arrays: Arrays, content: bytes
+    site: Site, task: FileAuditTask, arrays: Arrays, content: bytes, own: Task | None = None
 ) -> tuple[FileAuditResult, SampleScores]:
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles)
-    expected = predict_probabilities(loaded_model(site, task.card, arrays), labelled(images))
+    expected = predict_probabilities(loaded_model(site, task.card, arrays, own), labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)

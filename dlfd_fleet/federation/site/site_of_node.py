@@ -11,7 +11,9 @@ from pathlib import Path
 from flwr.app import Context
 
 from dlfd_fleet.configuration import load_settings
+from dlfd_fleet.data import canonical
 from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
+from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site, site_folders
 
 
@@ -41,7 +43,7 @@ def site_folder(context: Context) -> Path:
 
 
 @contextmanager
-def site_of_node(context: Context) -> Iterator[Site]:
+def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
     """Open the site of a node, and close its ledger again.
 
     Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
@@ -57,6 +59,8 @@ def site_of_node(context: Context) -> Iterator[Site]:
     folder = site_folder(context)
     try:
         with Site(folder) as site:
+            if task is not None:
+                _refuse_other_data(site, task)
             yield site
     except (MessageError, JobError):
         raise  # their words are about messages and counts
@@ -64,6 +68,22 @@ def site_of_node(context: Context) -> Iterator[Site]:
         noted = _note(folder, error)
         more = "its site.log says more" if noted else "its site.log cannot be written; check space and rights there"
         raise JobError(f"{type(error).__name__} at this site; {more}.") from None
+
+
+def _refuse_other_data(site: Site, task: Task) -> None:
+    """Refuse a site whose data are not what the app's task says.
+
+    Raises
+    ------
+    ConfigurationError
+        If its classes or its input are others.
+    """
+    names = ([canonical(name) for name in classes] for classes in (site.card.classes, task.classes))
+    if next(names) != next(names) or site.card.input != task.input:
+        raise ConfigurationError(
+            f"site.json has the classes {', '.join(site.card.classes)} of {site.card.input.sentence()}, and the app's "
+            f"task {', '.join(task.classes)} of {task.input.sentence()}; they must agree."
+        )
 
 
 def _note(folder: Path, error: Exception) -> bool:

@@ -196,5 +196,6 @@ def test_prediction_loads_nothing_of_the_training_side(exported, tmp_path):
         "dlfd_fleet.exceptions",
         "dlfd_fleet.images",
         "dlfd_fleet.model_input",
+        "dlfd_fleet.onnx_session",
         "dlfd_fleet.plain_text",
     }
