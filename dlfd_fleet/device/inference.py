@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from dlfd_fleet.answers import named
 from dlfd_fleet.exceptions import DeviceError
@@ -19,6 +19,7 @@ from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.onnx_session import open_session
 
 BATCH = 32
+_FEWEST_CLASSES = 2  # but one label is enough
 DATA_SUFFIX = ".data"
 
 
@@ -27,18 +28,11 @@ class _Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
 
-    multi_label: Json[bool]
     classes: Json[Annotated[tuple[str, ...], Field(min_length=1)]]
     input: Json[ModelInput]
+    multi_label: Json[bool]
     version: str
     epoch: Annotated[int, Field(ge=0)]
-
-    @field_validator("classes")
-    @classmethod
-    def _enough(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if len(value) < 2 and not info.data.get("multi_label"):
-            raise ValueError("one class alone is no question")
-        return value
 
 
 class DeviceModel:
@@ -173,12 +167,16 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
 
 def _read_card(metadata: Mapping[str, str], file: Path) -> _Card:
     try:
-        return _Card.model_validate(metadata)
+        card = _Card.model_validate(metadata)
     except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
-        raise DeviceError(
-            f"The model {file} was not exported by dlfd-fleet: its metadata has no usable '{key}'."
-        ) from error
+        raise _no_usable(error.errors()[0]["loc"][0], file) from error
+    if len(card.classes) < _FEWEST_CLASSES and not card.multi_label:
+        raise _no_usable("dlfd.classes", file)
+    return card
+
+
+def _no_usable(key: int | str, file: Path) -> DeviceError:
+    return DeviceError(f"The model {file} was not exported by dlfd-fleet: its metadata has no usable '{key}'.")
 
 
 def _check_signature(session: onnxruntime.InferenceSession, card: _Card, file: Path) -> None:
