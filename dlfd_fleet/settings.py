@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from dlfd_fleet.components import COMPONENT, Arguments, Component
+from dlfd_fleet.components import COMPONENT, Arguments, Component, LayerNames
 from dlfd_fleet.model_input import Fit, ModelInput, image_input
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 from dlfd_fleet.registry import EntryName, name_in
@@ -30,6 +30,8 @@ Format = EntryName
 """Of :data:`dlfd_fleet.formats.FORMATS`, here or where a file or a message was written."""
 _SOURCES, _FORMATS = "dlfd_fleet.data.sources:SOURCES", "dlfd_fleet.formats:FORMATS"
 _NETWORKS = "dlfd_fleet.models:NETWORKS"
+TORCHVISION_WEIGHTS = r"(?:(\w+_Weights)\.)?([A-Z][A-Z0-9_]*)"
+"""A name of torchvision's weights: any other is a file's."""
 
 
 def _words(value: object) -> object:
@@ -66,6 +68,13 @@ def _network(value: str) -> str:
             {"known": ", ".join(known)},
         )
     return value
+
+
+def _weights(value: str | None) -> str | None:
+    """Mean the same file to a server that runs in another folder; torchvision's names stay as they are."""
+    if value is None or re.fullmatch(TORCHVISION_WEIGHTS, value):
+        return value
+    return str(_can_be_a_path(Path(value).expanduser().absolute()))
 
 
 def _without_password(value: object) -> object:
@@ -194,6 +203,14 @@ class ModelSettings(Section):
     )
     feature_layer: str | None = Field(
         None, description="Layer of the factory's network whose output is the features; its last linear layer's input."
+    )
+    weights: Annotated[str | None, AfterValidator(_weights)] = Field(
+        None,
+        description="What fresh weights begin with: a .safetensors or weights-only file, or torchvision's, such as "
+        "DEFAULT.",
+    )
+    frozen: Annotated[LayerNames, BeforeValidator(_words)] = Field(
+        (), description="Layers of the network that are not trained, and sent to a site once; separated by commas."
     )
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
         None, description="Mean that inputs are normalised by, one or one a channel; the network's own when unset."

@@ -22,7 +22,7 @@ from dlfd_fleet.unlearning.contract import (
     collapse,
 )
 from dlfd_fleet.unlearning.monitor import MOST_IMAGES, loss_monitor
-from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients
+from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients, trained
 
 _STATISTICS_IMAGES = 512
 
@@ -49,6 +49,8 @@ class Session:
         self.model, self.settings, self.augment = problem.model, problem.settings, problem.augment
         self.retain, self.forget = problem.retain, problem.forget
         self.device = device_of(self.model)
+        self.model.freeze()  # whatever takes no gradient now keeps its statistics, too
+        self.trained = trained(self.model)
         self.model.zero_grad(set_to_none=True)
         self.generator = torch.Generator().manual_seed(problem.seed)
         torch.manual_seed(problem.seed)  # dropout and fresh weights
@@ -117,12 +119,12 @@ class Session:
     def optimizer(
         self, parameters: list[nn.Parameter] | None = None, rate: float | None = None
     ) -> torch.optim.Optimizer:
-        """Return SGD over parameters (all of the model's when omitted) with the settings' rate, momentum and decay.
+        """Return SGD over parameters (all but frozen ones when omitted), by the settings' rate, momentum and decay.
 
         Or the problem's own optimizer, with that rate.
         """
         settings = self.settings
-        chosen = list(self.model.parameters()) if parameters is None else parameters
+        chosen = self.trained if parameters is None else parameters
         rate = settings.learning_rate if rate is None else rate
         if self.problem.optimizer is not None:
             return self.problem.optimizer(chosen, rate)

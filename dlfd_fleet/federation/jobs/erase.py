@@ -10,11 +10,11 @@ import torch
 from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.protocol.packing import Arrays
-from dlfd_fleet.federation.release.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.release.release_rule import may_release, may_retrain, retrain_instead
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
-from dlfd_fleet.models import ModelCard, build, digest, state_arrays
+from dlfd_fleet.models import ModelCard, digest, start, state_arrays
 from dlfd_fleet.unlearning.methods import METHODS
 
 
@@ -53,6 +53,8 @@ class Releaser(Protocol):
 def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     """Forget everybody who has asked; the way of one erasure job."""
     card, erasure = origin.card, job.erasure(origin.card)
+    if job.settings.model.weights and may_retrain(job.settings):
+        start(card, job.settings.model.weights)  # weights that are gone are said before anybody unlearns
     pending = job.pending(card)
     asked = tuple(request for reply in pending.values() for request in reply.requests)
     if not asked:
@@ -99,7 +101,9 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
 def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple[AuditedModel, Verdict]:
     """Train anew without the forgotten people: what an erasure is compared with, and the exact fallback."""
     torch.manual_seed(job.settings.seed + 1)
-    context, fresh = job.context(card), state_arrays(build(card))
+    # What is frozen nobody has trained: it stays as it is, also if the starting weights are others by now.
+    fresh = state_arrays(start(card, job.settings.model.weights)) | card.frozen_of(original.arrays)
+    context = job.context(card)
     before = context.effort()
     arrays = job.rounds(card).train(fresh, "retrain")
     effort = context.effort() - before

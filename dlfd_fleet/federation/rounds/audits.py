@@ -138,7 +138,7 @@ class Audits:
         most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
         most_unseen = plausible_images(claims)
         tasks = dict.fromkeys(fleet.wait_for_nodes(), records)
-        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round)):
+        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round), self.job.card):
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
