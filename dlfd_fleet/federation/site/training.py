@@ -35,9 +35,11 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     model = loaded_model(site, task.card, arrays)
-    retain = used_images(site).retain()
+    images = used_images(site)
+    retain = images.retain()
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
+    images.note_trained(site)
     loss = fit(
         model,
         labelled(retain),
@@ -79,6 +81,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
+    images.note_trained(site)
     model = loaded_model(site, task.card, arrays)
     outcome = method(
         UnlearningProblem(
