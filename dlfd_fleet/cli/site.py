@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dlfd_fleet.cli.forget import requests_table
-from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, console
+from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, TrainedOnOption, console
 
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
 
@@ -33,6 +33,7 @@ def init(
     arguments: Annotated[str, typer.Option(metavar="JSON", help="What that factory is called with.")] = "{}",
     validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
     test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
+    trained_on: TrainedOnOption = None,
     ledger: Annotated[
         str, typer.Option(help="File in the folder, or postgresql+psycopg://host/database.")
     ] = "ledger.db",
@@ -43,7 +44,7 @@ def init(
 ) -> None:
     """Make the folder of a site; its images stay where they are."""
     from dlfd_fleet.cli.inputs import component, image_input_of
-    from dlfd_fleet.data import class_names
+    from dlfd_fleet.data import TrainedOn, class_names
     from dlfd_fleet.ledger.site_setup import init_site
 
     init_site(
@@ -58,6 +59,7 @@ def init(
         networks=() if network is None else (component(network, arguments),),
         validation_people=validation_people,
         test_people=test_people,
+        trained_on=None if trained_on is None else TrainedOn.read(trained_on),
         ledger=ledger,
         fleet_secret=fleet_secret,
         seed=seed,

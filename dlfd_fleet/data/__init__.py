@@ -21,6 +21,7 @@ from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, re
 from dlfd_fleet.data.sources import SOURCES, DataSource, celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_appearance, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
+from dlfd_fleet.data.trained_on import TrainedOn
 from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Purge",
     "PurgePlan",
     "Row",
+    "TrainedOn",
     "Use",
     "assign_people",
     "balanced_weights",

@@ -197,6 +197,16 @@ class Site:
         asked = self.ledger.person_digests()
         return frozenset(identity for identity in set(identities) if self.person_digest(identity) in asked)
 
+    def note_trained(self, identities: Iterable[str]) -> None:
+        """Note that a model was trained on these people: they count as unseen never again, whatever a manifest says."""
+        self.ledger.note_trained({self.person_digest(identity) for identity in set(identities)})
+
+    def trained(self, identities: Iterable[str]) -> frozenset[str]:
+        """Return those of some people whom a model was trained on, as far as this site knows."""
+        digests = {identity: self.person_digest(identity) for identity in set(identities)}
+        known = self.ledger.trained(set(digests.values()))
+        return frozenset(identity for identity, digest in digests.items() if digest in known)
+
     @cached_property
     def _key(self) -> bytes:
         try:

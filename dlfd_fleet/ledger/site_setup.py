@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from dlfd_fleet.components import Component
 from dlfd_fleet.data import (
     Links,
+    TrainedOn,
     assign_people,
     canonical,
     copy_images,
@@ -49,6 +50,7 @@ def init_site(
     networks: tuple[Component, ...] = (),
     validation_people: int = 0,
     test_people: int = 0,
+    trained_on: TrainedOn | None = None,
     ledger: str = LEDGER_FILE,
     fleet_secret: Path | None = None,
     seed: int = 0,
@@ -72,6 +74,9 @@ def init_site(
         Factories of networks that the site builds when a message names them.
     validation_people, test_people
         How many people are kept out of training for the gate and for the evidence, where the manifest does not say.
+    trained_on
+        Whom the fleet's model was trained on before: they are of the split train, and the ledger keeps it, so that none
+        of them counts as unseen ever again.
     ledger
         A file in the folder, or the URL of a PostgreSQL database.
     fleet_secret
@@ -83,7 +88,7 @@ def init_site(
         If the folder is a site's already, or the secret or a setting cannot be used.
     DataError
         If the manifest cannot be read, has labels that are no classes, links that leave the image folder, too few
-        people, or an image that is trained on among the unseen ones.
+        people, or an image or a person that is trained on among the unseen ones.
     LedgerError
         If the ledger cannot be made.
     """
@@ -93,7 +98,8 @@ def init_site(
         faces.file_of(row)
         if classes and (unknown := unknown_label(row.label, known, multi_label=multi_label)) is not None:
             raise DataError(f"The image {row.image} has the label '{unknown}'; the classes are {listed(classes)}.")
-    dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
+    marked = faces if trained_on is None else trained_on.marked(faces, manifest)
+    dealt = assign_people(marked, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
     refuse_leaks(dealt)
     # Unseen people that this site set aside are its own; those that came with a split are everybody's.
     rows = [replace(new, site=old.site if old.split else name) for old, new in zip(faces.rows, dealt.rows, strict=True)]
@@ -119,7 +125,10 @@ def init_site(
     with _nothing_left_of_a_failure(folder):
         write_manifest(rows, folder / card.manifest)
         create_site(folder, card, secret)
-    return Site(folder)
+        site = Site(folder)
+        if trained_on is not None:
+            site.note_trained(trained_on.people(faces))
+    return site
 
 
 @contextmanager

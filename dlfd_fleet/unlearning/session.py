@@ -186,7 +186,8 @@ class Session:
         before = self.seconds()
         reading = monitor(self.model)
         self.monitor_seconds += self.seconds() - before
-        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation, self.retain))
+        parts = (self.forget, self.problem.validation, self.retain)
+        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in parts if part is not None)
         return reading
 
     def monitor(self) -> Monitor:
@@ -195,7 +196,7 @@ class Session:
 
     def collapse(self) -> tuple[str, ...]:
         """Read the model, and say in words that it answers nearly the same to everybody, if it does."""
-        return collapse(self.read(self.monitor()), self.validation)
+        return collapse(self.read(self.monitor()), self.problem.validation)
 
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()

@@ -98,6 +98,8 @@ def _audited(
     if Role.FORGET.value in roles_asked:
         refuse_job_that_lost_its_requests(site, job)
     used = used_images(site)
+    if Role.RETAIN.value in roles_asked:
+        used.note_trained(site)  # an imported model was trained on them without a task
     images, under_way = used.images, {canonical(name) for name in people_of(requests_of_job(site, job))}
     own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
     for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):

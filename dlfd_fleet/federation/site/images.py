@@ -13,7 +13,7 @@ from dlfd_fleet.data.uses import of_who_asked
 from dlfd_fleet.federation.site.job_requests import people_of
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.site_uses import site_uses
+from dlfd_fleet.ledger.site_uses import note_trained, site_uses
 from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.unlearning import (
     LabelledImages,
@@ -30,6 +30,10 @@ class UsedImages:
     def retain(self) -> IdentityDataset:
         """Return the images to train on."""
         return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
+
+    def note_trained(self, site: Site) -> None:
+        """Keep in the site's ledger whom it trains on: none of them is unseen to a model any more."""
+        note_trained(site, self.images.rows, self.uses)
 
     def forget(self, requests: Iterable[ForgetRequest]) -> IdentityDataset:
         """Return the images that were trained on, of the people of these requests."""

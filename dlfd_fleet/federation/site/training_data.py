@@ -54,7 +54,9 @@ def training_data(task: Task | None, context: Context) -> TrainingRows:
     if handler := _HANDLER.get():
         handler.asked = True
     with site_of_node(context, task) as site:
-        return TrainingRows(used_images(site).retain(), site.card.input)
+        images = used_images(site)
+        images.note_trained(site)
+        return TrainingRows(images.retain(), site.card.input)
 
 
 def refuse_unfiltered(task: Task | None) -> Mod:
