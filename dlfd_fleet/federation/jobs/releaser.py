@@ -214,7 +214,7 @@ class FleetReleaser:
         name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
         content = content_of(file)
         reference = None if card.kind == "retrained" else self.job.models.get("retrained")
-        scores, parity = self.job.audits(card).audit_file(arrays, content, step, reference)
+        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step, reference)
         parity = self._beside_torch(card, scores, parity, name)
         self.recorder.metrics({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self.recorder.metrics(

@@ -67,16 +67,23 @@ class Audits:
         return scores.model_copy(update={"reference_auc": auc})
 
     def audit_file(
-        self, arrays: Arrays, content: bytes, step: str = "audit-file", reference: AuditedModel | None = None
+        self,
+        arrays: Arrays,
+        content: bytes,
+        name: str,
+        step: str = "audit-file",
+        reference: AuditedModel | None = None,
     ) -> tuple[Scores, Parity]:
         """Attack an exported file at every site; return scores and how near it is to torch; one step of the job.
 
         Parameters
         ----------
+        name
+            What people call the file.
         reference
             A retrained model, to compare with where nobody is unseen.
         """
-        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content))
+        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name))
         agreement = answers.agreeing / (answers.images * (self.job.card.labels or 1)) if answers.images else None
         parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
         scores = self._measured(answers.samples)
@@ -89,10 +96,10 @@ class Audits:
         labels = self.job.card.labels
         return measure(samples, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
 
-    def _collect_file(self, arrays: Arrays, content: bytes) -> Answers:
+    def _collect_file(self, arrays: Arrays, content: bytes, name: str) -> Answers:
         job = self.job
         task = FileAuditTask(job=job.name, card=job.card, roles=_names(EVIDENCE))
-        with job.progress.phase("Auditing the ONNX file", len(job.fleet.wait_for_nodes())) as advance:
+        with job.progress.phase(f"Attacking {name}", len(job.fleet.wait_for_nodes())) as advance:
             heard = self._ask_all(task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
         return Answers(
