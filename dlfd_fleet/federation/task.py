@@ -25,7 +25,7 @@ class Train(Protocol):
     """A training loop of one's own, for the rounds of training and repair."""
 
     def __call__(
-        self, network: nn.Module, data: Dataset[tuple[Tensor, int]], *, epochs: int, learning_rate: float
+        self, network: nn.Module, data: Dataset[tuple[Tensor, int | Tensor]], *, epochs: int, learning_rate: float
     ) -> float | None:
         """Train a network in place.
 
@@ -54,6 +54,8 @@ class Task:
         or the name of a registered network. It maps inputs ``(N, *shape)`` to logits ``(N, C)``.
     classes
         Names of the classes, in the order of the logits.
+    multi_label
+        Whether they are labels, of which any number may apply to an input.
     shape
         One input: ``(C, H, W)`` of images, any other shape of numbers.
     value_range
@@ -99,6 +101,7 @@ class Task:
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
     train: Train | None = None
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         """Refuse now what no process could use later, and permit the factory in this one."""
@@ -138,7 +141,7 @@ class Task:
         )
         return given.model_copy(update={"model": model})
 
-    def training_data(self, context: Context) -> Dataset[tuple[Tensor, int]]:
+    def training_data(self, context: Context) -> Dataset[tuple[Tensor, int | Tensor]]:
         """Return what this node's site may train on: nobody who has ever asked to be forgotten.
 
         Parameters

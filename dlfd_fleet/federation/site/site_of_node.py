@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from dlfd_fleet.configuration import load_settings
-from dlfd_fleet.data import canonical
+from dlfd_fleet.data import canonical, listed
 from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
 from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import LOG_FILE, Site, site_folders
@@ -78,11 +78,12 @@ def _refuse_other_data(site: Site, task: Task) -> None:
     ConfigurationError
         If its classes or its input are others.
     """
-    names = ([canonical(name) for name in classes] for classes in (site.card.classes, task.classes))
-    if next(names) != next(names) or site.card.input != task.input:
+    shapes = ((list(map(canonical, one.classes)), one.multi_label, one.input) for one in (site.card, task))
+    if next(shapes) != next(shapes):
+        said, other = (f"{listed(one.classes)} of {one.input.sentence()}" for one in (site.card, task))
+        ours, theirs = ("labels" if one.multi_label else "classes" for one in (site.card, task))
         raise ConfigurationError(
-            f"site.json has the classes {', '.join(site.card.classes)} of {site.card.input.sentence()}, and the app's "
-            f"task {', '.join(task.classes)} of {task.input.sentence()}; they must agree."
+            f"site.json has the {ours} {said}, and the app's task the {theirs} {other}; they must agree."
         )
 
 

@@ -33,8 +33,11 @@ class _Asked:
 _HANDLER: ContextVar[_Asked | None] = ContextVar("handler", default=None)
 
 
-class TrainingRows(Dataset[tuple[Tensor, int]]):
-    """Rows of a site as its network takes them: values from low to high, and the number of the class."""
+class TrainingRows(Dataset[tuple[Tensor, int | Tensor]]):
+    """Rows of a site as its network takes them: values from low to high, and the number of the class.
+
+    In its place stand 0 and 1 of each label ``(L,)``, float32, where an input has labels.
+    """
 
     def __init__(self, rows: IdentityDataset, model_input: ModelInput) -> None:
         self._rows, self._input = rows, model_input
@@ -43,10 +46,11 @@ class TrainingRows(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         values, low, high = self._rows.images[index], self._input.low, self._input.high
         unit = values.float().div_(255.0) if self._input.is_image else values
-        return unit * (high - low) + low, int(self._rows.labels[index])
+        label = self._rows.labels[index]
+        return unit * (high - low) + low, label.float() if label.ndim else int(label)
 
 
 def training_data(task: Task | None, context: Context) -> TrainingRows:
