@@ -95,6 +95,11 @@ class FaceClassifier(FeatureClassifier):
     card
         Architecture, classes, input, dropout and normalisation.
 
+    Attributes
+    ----------
+    replaced
+        What torchvision calls the classifier that the head replaces.
+
     Raises
     ------
     ModelFileError

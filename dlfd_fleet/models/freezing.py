@@ -13,12 +13,14 @@ from dlfd_fleet.exceptions import ModelFileError
 def without_gradients(network: nn.Module, known: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the outermost submodules none of whose parameters takes a gradient, and then single such parameters.
 
+    Of a network without any gradient nobody has chosen layers: there are none.
+
     Parameters
     ----------
     known
         Those that are left out, with all that is in them.
     """
-    if all(parameter.requires_grad for parameter in network.parameters()):
+    if len({parameter.requires_grad for parameter in network.parameters()}) < 2:
         return ()
     found = list[str]()
     for name, module in network.named_modules(remove_duplicate=False):

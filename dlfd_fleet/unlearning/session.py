@@ -40,7 +40,7 @@ class Session:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        """Refuse empty sets, and seed everything that is random."""
+        """Refuse empty sets and a model without gradients, and seed everything that is random."""
         problem = self.problem
         for name in ("retain", "forget", "validation"):
             images = getattr(problem, name)
@@ -51,6 +51,8 @@ class Session:
         self.device = device_of(self.model)
         self.model.freeze()  # whatever takes no gradient now keeps its statistics, too
         self.trained = trained(self.model)
+        if not self.trained:
+            raise ValueError("No parameter of the model takes a gradient: it can neither learn nor forget.")
         self.model.zero_grad(set_to_none=True)
         self.generator = torch.Generator().manual_seed(problem.seed)
         torch.manual_seed(problem.seed)  # dropout and fresh weights

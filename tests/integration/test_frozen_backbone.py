@@ -113,6 +113,10 @@ def test_a_frozen_backbone_is_sent_once_and_stays_as_it_began(tmp_path, precisio
         message.metadata.message_type in (FitTask.TYPE, UnlearnTask.TYPE) and bool(message.metadata.reply_to_message_id)
         for message in erasing.seen
     )
+    # Where a retraining may follow, starting weights that are gone are said before anybody unlearns.
+    file.unlink()
+    with pytest.raises(ModelFileError, match="Cannot read the starting weights"):
+        run_job(settings, "erase")
 
 
 def test_what_the_champion_has_trained_is_not_frozen_afterwards(tmp_path):

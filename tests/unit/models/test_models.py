@@ -80,11 +80,13 @@ def test_an_unknown_feature_layer_is_named_with_those_that_exist():
         WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), "avgpool")
 
 
-def test_a_saved_model_reads_back_equal(tmp_path):
-    model = build(CARD)
-    save_model(model, CARD, tmp_path)
+@pytest.mark.parametrize("frozen", [(), ("backbone",)])
+def test_a_saved_model_reads_back_equal(tmp_path, frozen):
+    asked = CARD.model_copy(update={"frozen": frozen})
+    model = build(asked)
+    save_model(model, asked, tmp_path)
     loaded, card = load_model(tmp_path)
-    assert card == CARD
+    assert (card, loaded.frozen) == (asked, frozen)
     assert digest(state_arrays(loaded)) == digest(state_arrays(model))
     assert sorted(file.name for file in tmp_path.iterdir()) == [CARD_FILE, MODEL_FILE]
 

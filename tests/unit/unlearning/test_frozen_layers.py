@@ -118,3 +118,14 @@ def test_single_frozen_weights_survive_a_reset_of_their_layer():
 
 def test_a_layer_may_be_named_twice_and_inside_another():
     assert model("0.0", "0", "0").frozen == ("0.0", "0")
+
+
+def test_a_model_without_gradients_is_refused_and_none_of_its_layers_is_frozen_for_ever():
+    own = network().requires_grad_(False)
+    classifier = WrappedClassifier(own, "3")
+    problem = UnlearningProblem(model=classifier, retain=RETAIN, forget=FORGET, settings=SETTINGS, seed=0)
+    with pytest.raises(ValueError, match="No parameter of the model takes a gradient"):
+        METHODS["fine-tune"].default.unlearner(problem)
+    classifier.requires_grad_(True)
+    METHODS["fine-tune"].default.unlearner(problem)
+    assert not classifier.frozen
