@@ -14,7 +14,8 @@ from dlfd_fleet.registry import ENTRY_NAME
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
 """One line of any script, without what a terminal would obey."""
 
-Architecture = Annotated[str, Field(max_length=200, pattern=f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$")]
+ARCHITECTURE = f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$"
+Architecture = Annotated[str, Field(max_length=200, pattern=ARCHITECTURE)]
 """A registered network, or a factory, ``package.module:callable``."""
 
 _Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
