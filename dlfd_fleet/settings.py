@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from dlfd_fleet.components import COMPONENT, Arguments, Component
-from dlfd_fleet.model_input import Fit, ModelInput, image_input
+from dlfd_fleet.components import COMPONENT, Arguments, Component, ComponentName
+from dlfd_fleet.model_input import Fit, ModelInput, Value, image_input
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 from dlfd_fleet.registry import EntryName, name_in
 
@@ -50,6 +50,15 @@ def _table(value: object) -> object:
 def _height_and_width(value: object) -> object:
     """Take ``48x64`` from a flag or a variable."""
     if isinstance(value, str) and re.fullmatch(r"\d+x\d+", value.strip()):
+        return tuple(int(side) for side in value.strip().split("x"))
+    return value
+
+
+def _sides(value: object) -> object:
+    """Take ``30`` or ``8x8`` from a flag or a variable."""
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str) and re.fullmatch(r"\d+(x\d+)*", value.strip()):
         return tuple(int(side) for side in value.strip().split("x"))
     return value
 
@@ -141,10 +150,23 @@ class DataSettings(Section):
     """Where the faces come from and how people are dealt to splits and sites."""
 
     source: Annotated[str, name_in(_SOURCES)] = Field(
-        "orl", validate_default=False, description="Face set: orl, celeba, manifest or one of another package."
+        "orl",
+        validate_default=False,
+        description="Face set: orl, celeba, manifest, image-folders, parquet, npz, loader or another package's.",
     )
-    manifest: Path | None = Field(None, description="CSV or Parquet manifest (source = manifest).")
-    root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
+    manifest: Path | None = Field(
+        None, description="CSV or Parquet manifest (source = manifest); the file of source = parquet or npz."
+    )
+    root: Path | None = Field(
+        None, description="Folder that image paths start from; CelebA's download folder; that of image-folders."
+    )
+    folders: Literal["person/label", "label/person"] = Field(
+        "person/label", description="Which folder is the person, which the class (source = image-folders)."
+    )
+    loader: ComponentName | None = Field(None, description="package.module:callable (source = loader).")
+    loader_arguments: Annotated[Arguments, BeforeValidator(_table)] = Field(
+        default_factory=dict, description="What the loader is called with; JSON in a flag or a variable."
+    )
     links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
     attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
     image_size: Annotated[Side | tuple[Side, Side], BeforeValidator(_height_and_width)] = Field(
@@ -152,14 +174,29 @@ class DataSettings(Section):
     )
     channels: Literal[1, 3] = Field(3, description="Model input: 3 colours, or 1 for grey.")
     fit: Fit = Field("resize", description="Images of another aspect: resize them, or crop what is around.")
+    numbers: Annotated[tuple[Side, ...] | None, BeforeValidator(_sides)] = Field(
+        None, description="Model input that is no image: the shape of its numbers, such as 30 or 8x8."
+    )
+    low: Value = Field(0.0, description="Least value that the network itself takes.")
+    high: Value = Field(1.0, description="Greatest one.")
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
     test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
     sites: Count = Field(4, description="Sites that training people are dealt to.")
 
     @property
     def input(self) -> ModelInput:
-        """What models of these images take."""
-        return image_input(self.image_size, self.channels, self.fit)
+        """What models of these rows take."""
+        if self.numbers is not None:
+            return ModelInput(shape=self.numbers, kind="numbers", low=self.low, high=self.high)
+        return image_input(self.image_size, self.channels, self.fit).model_copy(
+            update={"low": self.low, "high": self.high}
+        )
+
+    @model_validator(mode="after")
+    def _from_low_to_high(self) -> DataSettings:
+        if not self.low < self.high:
+            raise ValueError(f"values go from low to high, and {self.low:g} is not under {self.high:g}")
+        return self
 
     @model_validator(mode="after")
     def _source_has_what_it_requires(self) -> DataSettings:

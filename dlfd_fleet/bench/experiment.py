@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import FeatureClassifier, ModelCard, build, load_model, permit, save_model, to_best_device
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
@@ -90,7 +91,7 @@ class Experiment:
         retain, forget = labelled(self.retain), labelled(self.forget)
         if kind == "retrained":
             return retain
-        return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+        return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.decoded import DecodedRows, decode
 from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.inputs import Inputs, StoredInputs, select
+from dlfd_fleet.data.loaded import digest_of_key
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.images import read_pixels
@@ -27,7 +29,8 @@ class IdentityDataset:
     Attributes
     ----------
     images
-        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1].
+        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1]; in memory, or in
+        a site's file of decoded rows.
     labels
         Indices into ``classes``, int64 ``(N,)``.
     rows
@@ -36,7 +39,7 @@ class IdentityDataset:
         Names of the classes.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
@@ -59,7 +62,7 @@ class IdentityDataset:
         """Return the images of these indices, in their order."""
         chosen = torch.tensor(list(indices), dtype=torch.long)
         rows = tuple(self.rows[index] for index in indices)
-        return IdentityDataset(self.images[chosen], self.labels[chosen], rows, self.classes)
+        return IdentityDataset(select(self.images, chosen), self.labels[chosen], rows, self.classes)
 
     def of_people(self, identities: Collection[str]) -> IdentityDataset:
         """Return the images of these people, however their names are spelled."""
@@ -93,23 +96,43 @@ def load_dataset(
     DataError
         If an image is missing or damaged, a label is none of the classes, or the model takes no grey or RGB images.
     """
-    if not model_input.of_files:
-        raise DataError(f"Image files are grey or RGB, and the model takes {model_input.sentence()}; use a loader.")
     names = tuple(classes) if classes is not None else manifest.classes
-    index = {canonical(name): number for number, name in enumerate(names)}
+    labels = _labels(manifest, names)
+    rows, places = manifest.rows, dict[str, list[int]]()
+    keys = [(digest_of_key(row.image) or "") if manifest.loaded else str(number) for number, row in enumerate(rows)]
+    for number, key in enumerate(keys):
+        places.setdefault(key, []).append(number)
+    images = np.empty((len(rows), *model_input.shape), model_input.data_type)
+    for key, content in decode(manifest, rows, keys, model_input):
+        images[places[key]] = content
+    return IdentityDataset(torch.from_numpy(images), labels, manifest.rows, names)
+
+
+def stored_dataset(
+    manifest: Manifest, digests: Sequence[str | None], decoded: DecodedRows, classes: Sequence[str]
+) -> IdentityDataset:
+    """Return a site's images without reading them into memory: they are decoded once into a file.
+
+    Parameters
+    ----------
+    digests
+        SHA-256 of each row's file, or of a loader's row.
+
+    Raises
+    ------
+    DataError
+        If one of them cannot be decoded, a label is none of the classes, or the disk refuses.
+    """
+    labels = _labels(manifest, classes)
+    return IdentityDataset(StoredInputs(*decoded.open(manifest, digests)), labels, manifest.rows, tuple(classes))
+
+
+def _labels(manifest: Manifest, classes: Sequence[str]) -> Tensor:
+    index = {canonical(name): number for number, name in enumerate(classes)}
     for row in manifest.rows:
         if canonical(row.label) not in index:
-            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
-    images = torch.empty((len(manifest.rows), *model_input.shape), dtype=torch.uint8)
-
-    def decode(number: int) -> None:
-        images[number] = read_image(manifest.file_of(manifest.rows[number]), model_input)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The list asks for every result, so that the first error is raised here.
-        list(pool.map(decode, range(len(manifest.rows))))
-    labels = torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
-    return IdentityDataset(images, labels, manifest.rows, names)
+            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
+    return torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
 
 
 def read_image(file: Path, model_input: ModelInput) -> Tensor:
