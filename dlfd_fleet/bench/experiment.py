@@ -22,6 +22,7 @@ from torch import Tensor
 from dlfd_fleet.bench.entry_code import code_of_module
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import (
     FeatureClassifier,
     ModelCard,
@@ -103,7 +104,7 @@ class Experiment:
         retain, forget = labelled(self.retain), labelled(self.forget)
         if kind == "retrained":
             return retain
-        return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+        return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:

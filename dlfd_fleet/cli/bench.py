@@ -77,6 +77,6 @@ def polling(
 def _source(data: str | None) -> dict[str, object]:
     if data is None:
         return {}
-    from dlfd_fleet.data import SOURCES
+    from dlfd_fleet.data.sources import named
 
-    return {"data.source": data} if data in SOURCES.names() else {"data.source": "manifest", "data.manifest": data}
+    return dict(named(data))

@@ -16,6 +16,7 @@ from dlfd_fleet.data.classes import (
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
+from dlfd_fleet.data.people import PersonDataset
 from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import SOURCES, DataSource, celeba_manifest, open_source, orl_manifest
@@ -31,6 +32,7 @@ __all__ = [
     "LeftOut",
     "Links",
     "Manifest",
+    "PersonDataset",
     "Problem",
     "Purge",
     "PurgePlan",

@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dlfd_fleet.components import Component
 from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.data.classes import too_few
+from dlfd_fleet.data.decoded import DecodedRows
+from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
@@ -56,6 +58,8 @@ class SiteCard(BaseModel):
     links
         What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
         deletes the file that the link leads to.
+    data
+        The loader whose rows the manifest lists, and its arguments; without it the manifest lists image files.
     ledger
         A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
         to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
@@ -73,6 +77,7 @@ class SiteCard(BaseModel):
     links: Links = "refuse"
     ledger: str = LEDGER_FILE
     networks: tuple[Component, ...] = ()
+    data: Component | None = None
 
     @field_validator("classes")
     @classmethod
@@ -124,7 +129,20 @@ class Site:
 
     def manifest(self) -> Manifest:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
-        return read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
+        table = read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
+        return replace(table, loaded=self.loaded)
+
+    @property
+    def loaded(self) -> LoadedRows | None:
+        """The site's loader; None if its rows are image files."""
+        if self.card.data is None:
+            return None
+        return LoadedRows(self.card.data, self.card.input, self.card.classes, self.folder.absolute())
+
+    @property
+    def decoded(self) -> DecodedRows:
+        """The file of the site's decoded rows."""
+        return DecodedRows(self.folder, self.card.input)
 
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""

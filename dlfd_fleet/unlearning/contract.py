@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlfd_fleet.audit import Reading
+from dlfd_fleet.data.inputs import Inputs, select
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 
@@ -32,14 +33,15 @@ class LabelledImages:
     Attributes
     ----------
     images
-        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied.
+        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied, and one in a
+        file is read batch by batch.
     labels
         Class indices ``(N,)``, int64; or, for a multi-label head, which of L labels apply, ``(N, L)`` of 0 and 1.
     people
         Number of each image's person, int64 ``(N,)``; without it each image counts as a person of its own.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     people: Tensor | None = None
 
@@ -54,7 +56,7 @@ class LabelledImages:
     def select(self, rows: Tensor) -> LabelledImages:
         """Return the images of these rows."""
         people = None if self.people is None else self.people[rows]
-        return LabelledImages(self.images[rows], self.labels[rows], people)
+        return LabelledImages(select(self.images, rows), self.labels[rows], people)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return float images in [0, 1] and labels of these rows, on the model's device."""

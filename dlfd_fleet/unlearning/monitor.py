@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, read_gate
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
@@ -33,7 +34,7 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages | None, reta
     if len({part.images.dtype for part in parts.values()}) > 1:
         raise ValueError("The images of a monitor must all be uint8, or all be floats in [0, 1].")
     seen = LabelledImages(
-        torch.cat([part.images for part in parts.values()]), torch.cat([part.labels for part in parts.values()])
+        joined([part.images for part in parts.values()]), torch.cat([part.labels for part in parts.values()])
     )
     sizes = [len(part) for part in parts.values()]
     roles = np.repeat([ROLES.index(role) for role in parts], sizes).astype(np.uint8)

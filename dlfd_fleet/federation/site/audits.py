@@ -17,7 +17,7 @@ from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import Use, canonical
 from dlfd_fleet.data.dataset import IdentityDataset
-from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.device.inference import BATCH, DeviceModel
 from dlfd_fleet.federation.protocol.messages import (
     AuditResult,
     AuditTask,
@@ -32,9 +32,12 @@ from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_l
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
 from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.unlearning import (
     predict_probabilities,
 )
+
+_AT_ONCE = 64 * BATCH  # images
 
 
 def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = None) -> tuple[AuditResult, SampleScores]:
@@ -58,7 +61,7 @@ def run_file_audit(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
-        probabilities = DeviceModel(file).predict(task.card.input.on_device(images.images.numpy()))
+        probabilities = _predicted(DeviceModel(file), images, task.card.input)
     samples, multi = _sent(probabilities, images, roles, shared), task.card.multi_label
     result = FileAuditResult(
         shared=shared,
@@ -84,6 +87,15 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
     images = retain.images[order[: task.images]]
     ranges = calibrate(content, task.card.input.on_device(images.numpy()))
     return CalibrateResult(ranges=ranges, images=len(images), seconds=time.perf_counter() - started)
+
+
+def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelInput) -> NDArray[np.float32]:
+    """Return what a device says of images; not all of them are in memory at once."""
+    parts = [
+        model.predict(model_input.on_device(images.images[slice(start, start + _AT_ONCE)].numpy()))
+        for start in range(0, max(1, len(images)), _AT_ONCE)
+    ]
+    return np.concatenate(parts)
 
 
 def _audited(
