@@ -137,7 +137,9 @@ class Site:
         """The site's loader; None if its rows are image files."""
         if self.card.data is None:
             return None
-        return LoadedRows(self.card.data, self.card.input, self.card.classes, self.folder.absolute())
+        return LoadedRows(
+            self.card.data, self.card.input, self.card.classes, self.folder.absolute(), self.card.multi_label
+        )
 
     @property
     def decoded(self) -> DecodedRows:

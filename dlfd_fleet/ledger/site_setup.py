@@ -107,7 +107,9 @@ def init_site(
     secret = read_secret(fleet_secret) if fleet_secret else None
     with _nothing_left_of_a_failure(folder):
         if loader is not None:
-            faces, names = index_rows(folder, LoadedRows(loader, model_input, classes or (), folder.absolute()))
+            faces, names = index_rows(
+                folder, LoadedRows(loader, model_input, classes or (), folder.absolute(), multi_label)
+            )
         elif manifest is not None:
             faces = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root, links)
             faces, names = faces.of_site(name), classes or ()
