@@ -19,8 +19,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
+from dlfd_fleet.bench.entry_code import code_of_module
+from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import (
     FeatureClassifier,
     ModelCard,
@@ -32,7 +34,7 @@ from dlfd_fleet.models import (
     to_best_device,
     with_frozen,
 )
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import ModelSettings, Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
 Kind = Literal["original", "retrained"]
@@ -74,6 +76,7 @@ class Experiment:
         card = ModelCard(
             architecture=model.architecture,
             classes=self.retain.classes,
+            multi_label=data.multi_label,
             input=data.input,
             arguments=model.arguments,
             feature_layer=model.feature_layer,
@@ -87,8 +90,7 @@ class Experiment:
     @cached_property
     def class_weights(self) -> Tensor:
         """A weight for each class, inverse to its share of the retain images."""
-        counts = torch.bincount(self.retain.labels, minlength=len(self.retain.classes))
-        return torch.tensor(balanced_weights(counts.tolist()))
+        return self.retain.class_weights()
 
     def digest(self) -> str:
         """Return a digest of all images and labels, in their parts."""
@@ -102,7 +104,7 @@ class Experiment:
         retain, forget = labelled(self.retain), labelled(self.forget)
         if kind == "retrained":
             return retain
-        return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+        return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:
@@ -127,7 +129,7 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
     people = {row.identity for row in dealt.rows if row.split == "train"}
     count = max(1, round(settings.bench.forget_share * len(people) / len(sites)))
     forgotten = {person for chosen in choose_people_to_forget(dealt, sites, count).values() for person in chosen}
-    faces = load_dataset(dealt, model_input=data.input)
+    faces = load_dataset(dealt, model_input=data.input, multi_label=data.multi_label)
     train = faces.of_split("train")
     return Experiment(
         settings=settings,
@@ -198,6 +200,11 @@ def digest_of_code(*modules: str) -> str:
     return sha.hexdigest()
 
 
+def code_of_networks(model: ModelSettings) -> list[str]:
+    """Return digests of the packages whose factories build the network."""
+    return [code_of_module(component.name.partition(":")[0]) for component in model.components]
+
+
 def _training_seed(seed: int, kind: Kind, index: int) -> int:
     return seed * 1000 + index + (500 if kind == "retrained" else 0)
 
@@ -221,6 +228,7 @@ def _key(experiment: Experiment, kind: Kind, index: int) -> str:
     sha.update(digest_of_code(*MAKES_MODELS).encode())
     if settings.model.weights and (file := Path(settings.model.weights)).is_file():
         sha.update(file.read_bytes())
+    sha.update(json.dumps(code_of_networks(settings.model)).encode())
     train = experiment.trained_on(kind)
     sha.update(train.images.numpy().tobytes())
     sha.update(train.labels.numpy().tobytes())

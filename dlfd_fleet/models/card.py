@@ -14,7 +14,8 @@ from dlfd_fleet.registry import ENTRY_NAME
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
 """One line of any script, without what a terminal would obey."""
 
-Architecture = Annotated[str, Field(max_length=200, pattern=f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$")]
+ARCHITECTURE = f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$"
+Architecture = Annotated[str, Field(max_length=200, pattern=ARCHITECTURE)]
 """A registered network, or a factory, ``package.module:callable``."""
 
 _Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
@@ -52,10 +53,11 @@ class ModelCard(BaseModel):
     arguments: Arguments = Field(default_factory=dict)
     feature_layer: LayerName | None = None
     frozen: LayerNames = ()
-    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=10_000)]
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
     input: ModelInput
     multi_label: bool = False
-    """Whether an input has several labels of its own, each a class that applies or not, in place of one class."""
+    """Whether an input has labels, each of the classes applying or not by itself, in place of one class of two or more.
+    """
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     mean: _Channels | None = None
     std: _Channels | None = None
@@ -65,6 +67,17 @@ class ModelCard(BaseModel):
     parent: Name | None = None
     """SHA-256 of the weights that this model was unlearned from, or trained on from."""
     job: Name | None = None
+
+    @model_validator(mode="after")
+    def _answers_something(self) -> ModelCard:
+        if len(self.classes) < 2 and not self.multi_label:
+            raise ValueError("a classifier has two classes or more, or labels")
+        return self
+
+    @property
+    def labels(self) -> int | None:
+        """How many labels an input has, or None if it has one class."""
+        return len(self.classes) if self.multi_label else None
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> ModelCard:

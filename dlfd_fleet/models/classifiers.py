@@ -237,7 +237,10 @@ class WrappedClassifier(FeatureClassifier):
         return captured[-1].flatten(1), logits
 
     def _values(self, images: Tensor) -> Tensor:
-        return images * self.scale + self.offset if self._changes else images
+        values = images * self.scale + self.offset if self._changes else images
+        # Somebody's network may read memory as it lies (view). Images that were turned or shifted lie otherwise, and
+        # those of one channel call themselves contiguous all the same.
+        return values.clone(memory_format=torch.contiguous_format)
 
 
 def _last_linear(module: nn.Module) -> str | None:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlfd_fleet.components import COMPONENT, name_of, resolved
 from dlfd_fleet.exceptions import ModelFileError
-from dlfd_fleet.models.card import ModelCard
+from dlfd_fleet.models.card import ARCHITECTURE, ModelCard
 from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier, WrappedClassifier
 from dlfd_fleet.registry import Registry
 
@@ -55,6 +55,7 @@ NETWORKS = Registry(
         Network(name, FaceClassifier, starts_random=True, channels_last=True)
         for name in ("resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small")
     ),
+    name=ARCHITECTURE,
 )
 """Every registered network by name."""
 

@@ -101,7 +101,9 @@ class Session:
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss under the class weights, nats."""
+        """Return the mean loss under the class weights, nats; or the problem's own loss."""
+        if self.problem.loss is not None:
+            return self.problem.loss(logits, labels)
         return classification_loss(logits, labels, self.class_weights)
 
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, images: int) -> None:
@@ -116,12 +118,21 @@ class Session:
         self.backward_images += images
         self.steps += 1
 
-    def optimizer(self, parameters: list[nn.Parameter] | None = None, rate: float | None = None) -> torch.optim.SGD:
-        """Return SGD over parameters (all but frozen ones when omitted), by the settings' rate, momentum and decay."""
+    def optimizer(
+        self, parameters: list[nn.Parameter] | None = None, rate: float | None = None
+    ) -> torch.optim.Optimizer:
+        """Return SGD over parameters (all but frozen ones when omitted), by the settings' rate, momentum and decay.
+
+        Or the problem's own optimizer, with that rate.
+        """
         settings = self.settings
+        chosen = self.trained if parameters is None else parameters
+        rate = settings.learning_rate if rate is None else rate
+        if self.problem.optimizer is not None:
+            return self.problem.optimizer(chosen, rate)
         return torch.optim.SGD(
-            self.trained if parameters is None else parameters,
-            settings.learning_rate if rate is None else rate,
+            chosen,
+            rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
@@ -177,7 +188,8 @@ class Session:
         before = self.seconds()
         reading = monitor(self.model)
         self.monitor_seconds += self.seconds() - before
-        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation, self.retain))
+        parts = (self.forget, self.problem.validation, self.retain)
+        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in parts if part is not None)
         return reading
 
     def monitor(self) -> Monitor:
@@ -186,7 +198,7 @@ class Session:
 
     def collapse(self) -> tuple[str, ...]:
         """Read the model, and say in words that it answers nearly the same to everybody, if it does."""
-        return collapse(self.read(self.monitor()), self.validation)
+        return collapse(self.read(self.monitor()), self.problem.validation)
 
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()

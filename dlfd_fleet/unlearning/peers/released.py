@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ class ReleasedDlfd:
     gate, bound
         Attack accuracy, as distance from 0.5, under which there is no noise, and up to which a checkpoint is kept.
     """
+
+    one_class_only: ClassVar[bool] = True
 
     forget_weight: float = 3.0
     steps: int = 15

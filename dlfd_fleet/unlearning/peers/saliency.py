@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.peers.gradient import mean_gradients, scale_gradients
 from dlfd_fleet.unlearning.session import Peer, Session
@@ -116,4 +117,4 @@ def _relabelled(session: Session) -> LabelledImages:
     session.model.train()
     shift = torch.randint(1, classes, forget.labels.shape, generator=session.generator)
     wrong = (forget.labels + shift.to(forget.labels.device)) % classes
-    return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, wrong]))
+    return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, wrong]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.peers.fine_tuning import reset
@@ -57,7 +58,7 @@ class BadTeacher(Peer):
         """Return retained and forgotten images, with 1 in place of the label for the forgotten ones."""
         kept = session.sample(session.retain, math.ceil(self.retain_share * len(session.retain)))
         flags = [torch.zeros_like(kept.labels), torch.ones_like(session.forget.labels)]
-        return LabelledImages(torch.cat([kept.images, session.forget.images]), torch.cat(flags))
+        return LabelledImages(joined([kept.images, session.forget.images]), torch.cat(flags))
 
 
 @dataclass(frozen=True)
