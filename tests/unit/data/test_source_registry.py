@@ -73,7 +73,7 @@ def test_what_a_source_requires_is_asked_for_before_anything_is_read(install_how
 
 @pytest.mark.parametrize("requires", ["root", ["root"], ("folder",)], ids=str)
 def test_requirements_that_are_no_settings_are_refused_at_once(requires):
-    with pytest.raises(ConfigurationError, match=r"'ours' requires .*; write a tuple of 'manifest' and 'root'"):
+    with pytest.raises(ConfigurationError, match=r"'ours' requires .*; write a tuple of 'manifest', 'root'"):
         DataSource("ours", read_manifest, requires=requires)
 
 
