@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit.attacks import accuracy_estimate, auc_estimate, loss_attack
+from dlfd_fleet.audit.attacks import MembershipScores, accuracy_estimate, auc_estimate, loss_attack
 from dlfd_fleet.audit.bootstrap import Estimate, Floats, Unit, person_sums, ratio, ratio_of_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
@@ -24,8 +24,9 @@ class Scores(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    test_accuracy: Estimate
-    balanced_accuracy: Estimate
+    test_accuracy: Estimate | None
+    """None, like everything else that compares with unseen people, if none of them were audited."""
+    balanced_accuracy: Estimate | None
     retain_accuracy: Estimate
     forget_accuracy: Estimate | None
     mia_accuracy: Estimate | None
@@ -34,13 +35,19 @@ class Scores(BaseModel):
     nomus: Unit | None
     control_auc: Estimate | None
     """AUC between two halves of people never trained on: the negative control."""
-    majority_baseline: Unit
+    majority_baseline: Unit | None
     """Test accuracy of always answering the majority class; of several labels, the majority of each."""
     unseen_classes: int
     """Classes that the unseen people show; with one, a collapse cannot be seen. Of several labels: 2, or 1 if they show
     one value only of each."""
     forget_images: int
     unseen_images: int
+    retain_balanced_accuracy: Estimate | None = None
+    """Balanced accuracy on retained people, where there are no unseen ones: it shows a collapse there, too."""
+    reference_auc: Estimate | None = None
+    """Of the forgotten people's losses, beside those under a model that never saw them (:func:`beside_reference`).
+
+    Only where there are no unseen people to compare the forgotten ones with, and such a model."""
 
     def metrics(self) -> dict[str, float]:
         """Return one number for each name, bounds as ``NAME_low`` and ``NAME_high``."""
@@ -108,7 +115,8 @@ def measure(
     Parameters
     ----------
     samples
-        Rows of the retain, forget and unseen people; the forget set may be empty.
+        Rows of the retain, forget and unseen people; the forget set may be empty. Where everybody was trained on there
+        are no unseen people: what compares with them is None then.
     unseen
         The people never trained on that the forget set is compared with and utility is measured on: validation
         people while choosing, test people for the evidence.
@@ -120,17 +128,34 @@ def measure(
     Raises
     ------
     DataError
-        If there are no rows of the unseen people or of the retain set.
+        If there are no rows of the retain set.
     """
     samples = samples.canonical()
     outside, retain, forget = samples.of(unseen), samples.of(Role.RETAIN), samples.of(Role.FORGET)
-    if not len(outside) or not len(retain):
-        missing, split = (unseen.value, unseen.value) if not len(outside) else ("retain", "train")
+    if not len(retain):
         raise DataError(
-            f"No {missing} images were audited, so nothing can be measured: that needs people of the split '{split}' "
+            "No retain images were audited, so nothing can be measured: that needs people of the split 'train' "
             "who have not asked to be forgotten; add some to a site's manifest."
         )
     generator = np.random.default_rng(seed)
+    if not len(outside):
+        balanced = _Balanced.of(retain, labels)
+        return Scores(
+            test_accuracy=None,
+            balanced_accuracy=None,
+            retain_accuracy=_accuracy(retain, resamples, generator, labels),
+            forget_accuracy=_accuracy(forget, resamples, generator, labels) if len(forget) else None,
+            mia_accuracy=None,
+            mia_auc=None,
+            forgetting_score=None,
+            nomus=None,
+            control_auc=None,
+            majority_baseline=None,
+            unseen_classes=0,
+            forget_images=len(forget),
+            unseen_images=0,
+            retain_balanced_accuracy=ratio_of_sums(balanced.hits, balanced.counts, resamples, generator),
+        )
     test = _accuracy(outside, resamples, generator, labels)
     attack = auc = None
     if len(forget):
@@ -158,6 +183,29 @@ def measure(
         forget_images=len(forget),
         unseen_images=len(outside),
     )
+
+
+def beside_reference(
+    samples: SampleScores, reference: SampleScores, *, resamples: int = 2000, seed: int = 0
+) -> Estimate | None:
+    """Return the chance that a forgotten image has a lower loss under a model than under a reference model.
+
+    An AUC: 0.5 if the losses of the forgotten people lie as they do under the reference, which never saw them; more if
+    the model knows them better; less if it is worse at them than ignorance. The same people are on both sides, and they
+    cannot be paired, for nobody is followed from one audit to the next: taking the sides as independent errs on the
+    wide side. None if a side has no forgotten image.
+
+    Parameters
+    ----------
+    samples, reference
+        What the model, and one that was trained without the forgotten people, say of them; rows of the forget set.
+    """
+    inside, outside = (one.canonical().of(Role.FORGET) for one in (samples, reference))
+    if not len(inside) or not len(outside):
+        return None
+    both = SampleScores.concatenate([inside, outside])
+    attack = MembershipScores(-both.loss, np.arange(len(both)) < len(inside), both.person)
+    return auc_estimate(attack, resamples, np.random.default_rng(seed))
 
 
 def _accuracy(samples: SampleScores, resamples: int, generator: np.random.Generator, labels: int | None) -> Estimate:

@@ -29,6 +29,14 @@ MultiLabel = Annotated[
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
 ]
+TrainedOnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|all",
+        help="Whom the model was trained on before: a file with one identity a line or a column 'identity', or 'all' "
+        "for everybody in the manifest. None of them counts as unseen.",
+    ),
+]
 console = PlainConsole()
 
 

@@ -16,11 +16,13 @@ from dlfd_fleet.data.classes import (
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
+from dlfd_fleet.data.people import PersonDataset
 from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import SOURCES, DataSource, celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_appearance, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
+from dlfd_fleet.data.trained_on import TrainedOn
 from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "LeftOut",
     "Links",
     "Manifest",
+    "PersonDataset",
     "Problem",
     "Purge",
     "PurgePlan",
     "Row",
+    "TrainedOn",
     "Use",
     "assign_people",
     "balanced_weights",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dlfd_fleet.data.classes import balanced_weights, labels_in, listed, unknown_label
+from dlfd_fleet.data.decoded import DecodedRows, decode
 from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.inputs import Inputs, StoredInputs, select
+from dlfd_fleet.data.loaded import digest_of_key
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.images import read_pixels
@@ -28,7 +30,8 @@ class IdentityDataset:
     Attributes
     ----------
     images
-        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1].
+        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1]; in memory, or in
+        a site's file of decoded rows.
     labels
         Indices into ``classes``, int64 ``(N,)``; or which of them apply, where they are labels, uint8 ``(N, L)``.
     rows
@@ -37,7 +40,7 @@ class IdentityDataset:
         Names of the classes.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
@@ -73,7 +76,7 @@ class IdentityDataset:
         """Return the images of these indices, in their order."""
         chosen = torch.tensor(list(indices), dtype=torch.long)
         rows = tuple(self.rows[index] for index in indices)
-        return IdentityDataset(self.images[chosen], self.labels[chosen], rows, self.classes)
+        return IdentityDataset(select(self.images, chosen), self.labels[chosen], rows, self.classes)
 
     def of_people(self, identities: Collection[str]) -> IdentityDataset:
         """Return the images of these people, however their names are spelled."""
@@ -109,20 +112,41 @@ def load_dataset(
     DataError
         If an image is missing or damaged, a label is none of the classes, or the model takes no grey or RGB images.
     """
-    if not model_input.of_files:
-        raise DataError(f"Image files are grey or RGB, and the model takes {model_input.sentence()}; use a loader.")
     known = manifest.labels if multi_label else manifest.classes
     names = tuple(classes) if classes is not None else known
     labels = _labels(manifest, names, multi_label=multi_label)
-    images = torch.empty((len(manifest.rows), *model_input.shape), dtype=torch.uint8)
+    rows, places = manifest.rows, dict[str, list[int]]()
+    keys = [(digest_of_key(row.image) or "") if manifest.loaded else str(number) for number, row in enumerate(rows)]
+    for number, key in enumerate(keys):
+        places.setdefault(key, []).append(number)
+    images = np.empty((len(rows), *model_input.shape), model_input.data_type)
+    for key, content in decode(manifest, rows, keys, model_input):
+        images[places[key]] = content
+    return IdentityDataset(torch.from_numpy(images), labels, manifest.rows, names)
 
-    def decode(number: int) -> None:
-        images[number] = read_image(manifest.file_of(manifest.rows[number]), model_input)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The list asks for every result, so that the first error is raised here.
-        list(pool.map(decode, range(len(manifest.rows))))
-    return IdentityDataset(images, labels, manifest.rows, names)
+def stored_dataset(
+    manifest: Manifest,
+    digests: Sequence[str | None],
+    decoded: DecodedRows,
+    classes: Sequence[str],
+    *,
+    multi_label: bool = False,
+) -> IdentityDataset:
+    """Return a site's images without reading them into memory: they are decoded once into a file.
+
+    Parameters
+    ----------
+    digests
+        SHA-256 of each row's file, or of a loader's row.
+
+    Raises
+    ------
+    DataError
+        If one of them cannot be decoded, a label is none of the classes, or the disk refuses.
+    """
+    labels = _labels(manifest, classes, multi_label=multi_label)
+    return IdentityDataset(StoredInputs(*decoded.open(manifest, digests)), labels, manifest.rows, tuple(classes))
 
 
 def _labels(manifest: Manifest, names: Sequence[str], *, multi_label: bool) -> Tensor:

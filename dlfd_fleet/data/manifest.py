@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from dlfd_fleet.data.classes import labels_in
 from dlfd_fleet.data.identity import canonical
@@ -16,6 +17,9 @@ from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.names import plain_name
+
+if TYPE_CHECKING:
+    from dlfd_fleet.data.loaded import LoadedRows
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
@@ -65,7 +69,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A face set: its rows, the folder that their images start from, and whether links may lead out of it.
+    """A face set: its rows, and where they are read from.
+
+    Rows are image files under ``root``, where ``links`` says whether links may lead out of it; or they are rows of a
+    loader, ``loaded``, and then their paths are keys (:func:`~dlfd_fleet.data.loaded.digest_of_key`).
 
     Rows whose identities are one person by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do
     labels; :func:`write_manifest` writes the file's own.
@@ -74,6 +81,7 @@ class Manifest:
     rows: tuple[Row, ...]
     root: Path
     links: Links = "refuse"
+    loaded: LoadedRows | None = None
 
     def __post_init__(self) -> None:
         """Give each person and each class one spelling."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
 from dlfd_fleet.components import Argument, Component, name_of
+from dlfd_fleet.data import PersonDataset
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.model_input import Fit, ModelInput
 from dlfd_fleet.models import permit
@@ -67,8 +68,11 @@ class Task:
     feature_layer
         Submodule whose output is the feature space; the input of the last linear layer when omitted.
     data
-        Loader of a site's rows, or its name; see :mod:`dlfd_fleet.data`. Without one,
-        ``site.json`` says where they are.
+        Loader of a site's rows, or its name: it returns a :class:`~dlfd_fleet.data.PersonDataset`, and is given those
+        entries of the node's configuration that it has parameters for (``partition-id`` as ``partition_id``). A site's
+        folder is made by it when its node first answers. Without one, ``site.json`` says where the rows are.
+    validation_people, test_people
+        People whom each site keeps out of training, for gates and for the evidence, where the loader names no splits.
     loss
         From logits ``(N, C)`` and labels to a scalar; weighted cross-entropy when omitted.
     optimizer
@@ -97,7 +101,9 @@ class Task:
     fit: Fit = "resize"
     arguments: Mapping[str, Argument] = field(default_factory=dict)
     feature_layer: str | None = None
-    data: Callable[..., Any] | str | None = None
+    data: Callable[..., PersonDataset] | str | None = None
+    validation_people: int = 2
+    test_people: int = 2
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
     train: Train | None = None

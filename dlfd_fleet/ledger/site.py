@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dlfd_fleet.components import Component
 from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
 from dlfd_fleet.data.classes import too_few
+from dlfd_fleet.data.decoded import DecodedRows
+from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
@@ -27,6 +29,7 @@ from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 HELD_MODEL_FILE = "held-model.safetensors"
+LOG_FILE = "site.log"
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
 MOST_MARKS = 16
@@ -55,6 +58,8 @@ class SiteCard(BaseModel):
     links
         What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
         deletes the file that the link leads to.
+    data
+        The loader whose rows the manifest lists, and its arguments; without it the manifest lists image files.
     ledger
         A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
         to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
@@ -72,6 +77,7 @@ class SiteCard(BaseModel):
     links: Links = "refuse"
     ledger: str = LEDGER_FILE
     networks: tuple[Component, ...] = ()
+    data: Component | None = None
 
     @field_validator("classes")
     @classmethod
@@ -123,7 +129,22 @@ class Site:
 
     def manifest(self) -> Manifest:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
-        return read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
+        table = read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
+        return replace(table, loaded=self.loaded)
+
+    @property
+    def loaded(self) -> LoadedRows | None:
+        """The site's loader; None if its rows are image files."""
+        if self.card.data is None:
+            return None
+        return LoadedRows(
+            self.card.data, self.card.input, self.card.classes, self.folder.absolute(), self.card.multi_label
+        )
+
+    @property
+    def decoded(self) -> DecodedRows:
+        """The file of the site's decoded rows."""
+        return DecodedRows(self.folder, self.card.input)
 
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""
@@ -196,6 +217,16 @@ class Site:
         """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
         asked = self.ledger.person_digests()
         return frozenset(identity for identity in set(identities) if self.person_digest(identity) in asked)
+
+    def note_trained(self, identities: Iterable[str]) -> None:
+        """Note that a model was trained on these people: they count as unseen never again, whatever a manifest says."""
+        self.ledger.note_trained({self.person_digest(identity) for identity in set(identities)})
+
+    def trained(self, identities: Iterable[str]) -> frozenset[str]:
+        """Return those of some people whom a model was trained on, as far as this site knows."""
+        digests = {identity: self.person_digest(identity) for identity in set(identities)}
+        known = self.ledger.trained(set(digests.values()))
+        return frozenset(identity for identity, digest in digests.items() if digest in known)
 
     @cached_property
     def _key(self) -> bytes:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from dlfd_fleet.data import ImageUse, Manifest, Row, Use, canonical, image_uses, labels_in
+from dlfd_fleet.data import ImageUse, LeftOut, Manifest, Row, Use, canonical, image_uses, labels_in
 from dlfd_fleet.data.identity import told_apart
+from dlfd_fleet.data.manifest import SPLITS
 from dlfd_fleet.data.uses import leak_sentence, with_whole_splits
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
@@ -20,13 +21,23 @@ _MOST_NAMED = 10
 def site_uses(site: Site, rows: Sequence[Row], digests: Sequence[str | None]) -> tuple[ImageUse, ...]:
     """Return what a site may use each image for now, given the SHA-256 of each row's file."""
     asked = site.gone({row.identity for row in rows})
-    return image_uses(rows, digests, asked, site.ledger.tombstones())
+    trained = site.trained({row.identity for row in rows if row.split not in ("", SPLITS[0])})
+    return image_uses(rows, digests, asked, site.ledger.tombstones(), trained)
+
+
+def note_trained(site: Site, rows: Sequence[Row], uses: Sequence[ImageUse]) -> None:
+    """Note whom a site trains on, or has trained on: whoever is moved to another split later is not unseen there."""
+    site.note_trained(row.identity for row, use in zip(rows, uses, strict=True) if use.use in (Use.TRAIN, Use.FORGET))
 
 
 def remarks(manifest: Manifest, uses: Sequence[ImageUse], *, multi_label: bool = False) -> tuple[str, ...]:
     """Return, in one sentence each, what whoever runs the site should know of its manifest."""
-    trained = _of_training(manifest, uses, multi_label=multi_label)
-    return (*_of_the_table(manifest), *_of_clashes(manifest, uses), *trained)
+    return (
+        *_of_the_table(manifest),
+        *_of_clashes(manifest, uses),
+        *_of_moved_people(manifest, uses),
+        *_of_training(manifest, uses, multi_label=multi_label),
+    )
 
 
 def what_a_request_means(site: Site, request: ForgetRequest) -> tuple[str, ...]:
@@ -55,6 +66,16 @@ def _of_clashes(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
     if len(clashes) > _MOST_NAMED:
         more = len(clashes) - _MOST_NAMED
         yield f"{more} more images are left out for such reasons; dlfd-fleet data check names them."
+
+
+def _of_moved_people(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:
+    moved = sorted({row.identity for row, use in zip(manifest.rows, uses, strict=True) if use.why is LeftOut.TRAINED})
+    if moved:
+        names = ", ".join(f"'{name}'" for name in moved[:_MOST_NAMED]) + (", ..." if len(moved) > _MOST_NAMED else "")
+        yield (
+            f"{len(moved)} people of the splits validation and test were trained on before, so they are not unseen and "
+            f"their images are left out of every audit: {names}."
+        )
 
 
 def _of_training(manifest: Manifest, uses: Sequence[ImageUse], *, multi_label: bool) -> Iterator[str]:

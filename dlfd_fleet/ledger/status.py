@@ -95,6 +95,8 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
 
 def _undeletable(manifest: Manifest) -> tuple[str, ...]:
     """Say in which folders this process may not delete images; a purge needs to."""
+    if manifest.loaded is not None:
+        return ()
     known = dict[Path, Path]()
     images = {file.parent: file for row in manifest.rows for file in names_of(manifest.root, row.image, known)}
     closed = sorted(folder for folder in images if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
@@ -25,9 +25,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that take a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def optimizer_of(model: nn.Module, settings: TrainingSettings | UnlearningSettings, rate: float) -> torch.optim.SGD:
-    """Return SGD with the momentum and weight decay of the settings."""
-    return torch.optim.SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    """Return SGD over all that is not frozen, with the momentum and weight decay of the settings."""
+    return torch.optim.SGD(trained(model), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 @contextmanager
@@ -103,7 +108,8 @@ def fit(
         class_weights = class_weights.to(device_of(model))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
-    steps = optimizer(model.parameters(), learning_rate) if optimizer else optimizer_of(model, settings, learning_rate)
+    own = optimizer(trained(model), learning_rate) if optimizer else None
+    steps = own or optimizer_of(model, settings, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, epochs) if cosine else None
     mean_loss = 0.0
     model.train()
@@ -148,14 +154,24 @@ def predict_features_and_probabilities(
     return torch.cat(features).numpy(), torch.cat(probabilities).numpy()
 
 
+@torch.no_grad()
 def recalibrate(model: nn.Module, data: LabelledImages) -> None:
     """Take batch-norm statistics anew from all images; the model is left in eval mode.
 
     Every batch counts the same, so they are of one size but for an image, and mixed. One image has no statistics: of it
-    the model keeps those that it has.
+    the model keeps those that it has. Frozen layers keep theirs.
     """
     device, parts = device_of(model), math.ceil(len(data) / _PREDICTION_BATCH)
-    if len(data) > 1:
+    model.train()
+    # What torch's update_bn does, which would take the statistics of frozen layers anew, too.
+    momenta = {one: one.momentum for one in model.modules() if isinstance(one, _BatchNorm) and one.training}
+    if len(data) > 1 and momenta:
+        for norm in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        update_bn((data.batch(part, device)[0] for part in torch.tensor_split(rows, parts)), model)
+        for part in torch.tensor_split(rows, parts):
+            model(data.batch(part, device)[0])
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
     model.eval()

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
 from client.app import app as client_app
-from dlfd_fleet.data import synthesize
+from dlfd_fleet.data import synthesize, write_manifest
 from dlfd_fleet.federation.jobs.run import run_jobs
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.ledger import Ledger, Site, request_forgetting, site_folders
@@ -62,14 +62,17 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
     )
 
 
-def trained_fleet(folder: Path) -> Settings:
-    """Settings of a fleet of two sites that has trained a model on a few drawn faces."""
+def trained_fleet(folder: Path, *, unseen: bool = True) -> Settings:
+    """Settings of a fleet of two sites that has trained a model on a few drawn faces, perhaps with nobody unseen."""
     silent = ConsoleProgress(Console(file=io.StringIO()))
     manifest = synthesize(
         folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
     )
     settings = small_settings(folder / "state", manifest)
     deal_to_sites(settings, silent)
+    for site_folder in () if unseen else site_folders(settings.state_folder):
+        with Site(site_folder) as site:
+            write_manifest([row for row in site.manifest().rows if row.split == "train"], site.manifest_file)
     run_job(settings, "train")
     return settings
 

@@ -16,7 +16,7 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.requests import agreed_shape
-from dlfd_fleet.models import ModelCard, build, digest, load_arrays, state_arrays
+from dlfd_fleet.models import ModelCard, build, digest, load_arrays, normalised, start, state_arrays, with_frozen
 
 _GIVEN = "given"
 
@@ -56,8 +56,8 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
         card, begin = _going_on(card, *found)
         arrays = job.rounds(card).train(begin)
     else:
-        torch.manual_seed(job.settings.seed)
-        arrays = job.rounds(card).train(state_arrays(build(card)))
+        card, begin = _beginning_anew(job, card)
+        arrays = job.rounds(card).train(begin)
     effort = job.context(card).effort()
     model = job.audits(card).audit(arrays, "Auditing the original model", "original")
     job.note_model("original", model, effort)
@@ -96,18 +96,37 @@ def _given(job: Coordinator, card: ModelCard, given: Given | None) -> tuple[Mode
     return card.model_copy(update={"parent": kept.requests[0] if kept.requests else None}), kept.arrays
 
 
+def _beginning_anew(job: Coordinator, card: ModelCard) -> tuple[ModelCard, Arrays]:
+    """Return the card of a new model, and fresh weights, with those that it starts from over them."""
+    weights = job.settings.model.weights
+    if job.settings.model.frozen and weights is None and not card.of_factory:
+        job.progress.say(
+            "The frozen layers begin with random weights, and keep them: name better ones in model.weights."
+        )
+    torch.manual_seed(job.settings.seed)
+    card = normalised(card, weights)
+    return card, state_arrays(start(card, weights))
+
+
 def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tuple[ModelCard, Arrays]:
     """Return the card of a model that goes on from the champion, and the champion's weights.
 
     Raises
     ------
     JobError
-        If the settings ask for another network than the champion is.
+        If the settings ask for another network than the champion is, or freeze what the champion has trained.
     """
     if (before.architecture, before.arguments) != (card.architecture, card.arguments):
         raise JobError(
             f"The champion is a {before.architecture}, and model.architecture asks for a {card.architecture}: set "
             "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
+        )
+    learned = card.frozen_of(with_frozen(before).trained(champion.arrays))
+    if learned:
+        raise JobError(
+            f"The champion has trained '{next(iter(learned))}', which model.frozen freezes: what it has learned there "
+            "from somebody could not be forgotten any more. Freeze no more than the champion has frozen, or begin anew "
+            "with `dlfd-fleet job start train --fresh`."
         )
     updates = {"classes": before.classes, "parent": digest(champion.arrays)}
     return card.model_copy(update=updates), dict(champion.arrays)
@@ -120,18 +139,22 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
     ------
     JobError
         If sites disagree about classes or input.
+    ModelFileError
+        If its network cannot be built here, or has no layer that is to be frozen.
     """
     shape, model = agreed_shape(pending.values()), job.settings.model
-    return ModelCard(
+    card = ModelCard(
         architecture=model.architecture,
         classes=shape.classes,
         multi_label=shape.multi_label,
         input=shape.input,
         arguments=model.arguments,
         feature_layer=model.feature_layer,
+        frozen=model.frozen,
         dropout=model.dropout,
         mean=model.mean,
         std=model.std,
         epoch=job.epoch,
         job=job.record.job,
     )
+    return with_frozen(card)

@@ -17,7 +17,7 @@ from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import Use, canonical
 from dlfd_fleet.data.dataset import IdentityDataset
-from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.device.inference import BATCH, DeviceModel
 from dlfd_fleet.federation.protocol.messages import (
     AuditResult,
     AuditTask,
@@ -32,9 +32,12 @@ from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_l
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
 from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.unlearning import (
     predict_probabilities,
 )
+
+_AT_ONCE = 64 * BATCH  # images
 
 
 def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = None) -> tuple[AuditResult, SampleScores]:
@@ -58,7 +61,7 @@ def run_file_audit(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
-        probabilities = DeviceModel(file).predict(task.card.input.on_device(images.images.numpy()))
+        probabilities = _predicted(DeviceModel(file), images, task.card.input)
     samples, multi = _sent(probabilities, images, roles, shared), task.card.multi_label
     result = FileAuditResult(
         shared=shared,
@@ -86,6 +89,15 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
     return CalibrateResult(ranges=ranges, images=len(images), seconds=time.perf_counter() - started)
 
 
+def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelInput) -> NDArray[np.float32]:
+    """Return what a device says of images; not all of them are in memory at once."""
+    parts = [
+        model.predict(model_input.on_device(images.images[slice(start, start + _AT_ONCE)].numpy()))
+        for start in range(0, max(1, len(images)), _AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
 def _audited(
     site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
 ) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
@@ -98,6 +110,8 @@ def _audited(
     if Role.FORGET.value in roles_asked:
         refuse_job_that_lost_its_requests(site, job)
     used = used_images(site)
+    if Role.RETAIN.value in roles_asked:
+        used.note_trained(site)  # an imported model was trained on them without a task
     images, under_way = used.images, {canonical(name) for name in people_of(requests_of_job(site, job))}
     own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
     for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.federation.protocol import messages
+from dlfd_fleet.federation.protocol.differences import without_frozen
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, arrays_of, bytes_of
 from dlfd_fleet.federation.site import audits, requests, training
 from dlfd_fleet.federation.site.held_model import held_model
@@ -19,6 +20,8 @@ from dlfd_fleet.federation.site.training_data import refuse_unfiltered
 from dlfd_fleet.federation.task import Task
 
 _OWN = frozenset(("train.fit", "train.unlearn"))
+
+_UPDATES = {task.TYPE: task for task in (messages.FitTask, messages.UnlearnTask)}
 
 
 def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequence[Mod] = ()) -> ClientApp:
@@ -40,7 +43,8 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     limit_torch_threads()
     handlers = Handlers(task)
     _watch_own_training(app, task)
-    updating = [held_model, *update_mods]  # outermost: a mod of an update looks at the model that it starts from
+    # Outermost, for a mod of an update compares the whole model that it starts from with the one that it is given back.
+    updating = [trained_only, held_model, *update_mods]
     app.query("pending")(handlers.pending)
     app.train("fit", mods=updating)(handlers.fit)
     app.train("unlearn", mods=updating)(handlers.unlearn)
@@ -127,6 +131,16 @@ class Handlers:
         task = messages.SettleTask.from_records(message.content, COORDINATOR)
         with site_of_node(context, self.task) as site:
             return _reply(message, requests.settle(site, task).to_records())
+
+
+def trained_only(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Send back no frozen array of an update: a Flower mod."""
+    reply = call_next(message, context)
+    if not reply.has_error():
+        task = _UPDATES[message.metadata.message_type].from_records(message.content, COORDINATOR)
+        arrays = reply.content.array_records[MODEL]
+        reply.content[MODEL] = ArrayRecord(without_frozen(arrays, task.card))
+    return reply
 
 
 def _reply(message: Message, records: RecordDict) -> Message:

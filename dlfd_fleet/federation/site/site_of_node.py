@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from dlfd_fleet.components import Component
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.data import canonical, listed
 from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
 from dlfd_fleet.federation.task import Task
-from dlfd_fleet.ledger.site import Site, site_folders
+from dlfd_fleet.ledger.site import CARD_FILE, LOG_FILE, Site, site_folders
+from dlfd_fleet.ledger.site_setup import init_site
 
 
 def site_folder(context: Context) -> Path:
@@ -58,6 +61,8 @@ def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
     """
     folder = site_folder(context)
     try:
+        if task is not None and task.loader is not None and not (folder / CARD_FILE).exists():
+            _make_site(folder, task, task.loader, context)
         with Site(folder) as site:
             if task is not None:
                 _refuse_other_data(site, task)
@@ -68,6 +73,29 @@ def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
         noted = _note(folder, error)
         more = "its site.log says more" if noted else "its site.log cannot be written; check space and rights there"
         raise JobError(f"{type(error).__name__} at this site; {more}.") from None
+
+
+def _make_site(folder: Path, task: Task, loader: Component, context: Context) -> None:
+    """Make the folder of a node's site from the rows of its app's loader.
+
+    Raises
+    ------
+    FleetError
+        If the loader, or one of its rows, cannot be used; then there is no site.
+    """
+    known = inspect.signature(loader.resolve()).parameters
+    given = {key.replace("-", "_"): value for key, value in context.node_config.items()}
+    arguments = {name: given[name] for name in known if name in given and name != "site_folder"}
+    init_site(
+        folder,
+        name=folder.name,
+        loader=loader.model_copy(update={"arguments": arguments}),
+        classes=tuple(task.classes),
+        multi_label=task.multi_label,
+        model_input=task.input,
+        validation_people=task.validation_people,
+        test_people=task.test_people,
+    ).ledger.close()
 
 
 def _refuse_other_data(site: Site, task: Task) -> None:
@@ -92,7 +120,7 @@ def _note(folder: Path, error: Exception) -> bool:
     # An OSError says what the site's operator can mend, as our own errors do; all others are defects.
     words = str(error) if isinstance(error, (FleetError, OSError)) else "".join(traceback.format_exception(error))
     try:
-        with (folder / "site.log").open("a", encoding="utf-8") as log:
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {type(error).__name__}: {words}\n")
     except OSError:
         return False

@@ -39,9 +39,11 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) 
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     model = loaded_model(site, task.card, arrays, own)
-    retain = used_images(site).retain()
+    images = used_images(site)
+    retain = images.retain()
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
+    images.note_trained(site)
     loss = (
         _train_own_way(own.train, model, retain, task)
         if own and own.train
@@ -95,6 +97,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
         raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
+    images.note_trained(site)
     model = loaded_model(site, task.card, arrays, own)
     outcome = method(
         UnlearningProblem(

@@ -47,7 +47,8 @@ class TrainingRows(Dataset[tuple[Tensor, int | Tensor]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        values, low, high = self._rows.images[index], self._input.low, self._input.high
+        index = range(len(self))[index]
+        values, low, high = self._rows.images[index : index + 1][0], self._input.low, self._input.high
         unit = values.float().div_(255.0) if self._input.is_image else values
         label = self._rows.labels[index]
         return unit * (high - low) + low, label.float() if label.ndim else int(label)
@@ -58,7 +59,9 @@ def training_data(task: Task | None, context: Context) -> TrainingRows:
     if handler := _HANDLER.get():
         handler.asked = True
     with site_of_node(context, task) as site:
-        return TrainingRows(used_images(site).retain(), site.card.input)
+        images = used_images(site)
+        images.note_trained(site)
+        return TrainingRows(images.retain(), site.card.input)
 
 
 def refuse_unfiltered(task: Task | None) -> Mod:

@@ -105,7 +105,7 @@ class ReleasedDlfd:
             cost = cosine_cost(session.logits(images), session.logits(others))
             distance = transport_distance(cost, settings.sinkhorn_epsilon, settings.sinkhorn_iterations)
             objective = self.forget_weight * distance - retain_weight * functional.cross_entropy(moved, labels)
-            wanted = [noise, *session.model.parameters()]  # the released steps pay for the weights' gradients too
+            wanted = [noise, *session.trained]  # the released steps pay for the weights' gradients too
             gradient = torch.autograd.grad(objective, wanted, allow_unused=True)[0]
             session.backward_images += 2 * len(images) + len(others)
             noise = noise.detach() + self.strength * gradient.sign()

@@ -13,6 +13,7 @@ from dlfd_fleet.audit import (
     Role,
     SampleScores,
     agreed,
+    beside_reference,
     forgetting_score,
     gap_to_retrain,
     loss_attack,
@@ -131,9 +132,52 @@ def test_without_forgotten_people_utility_is_still_measured():
     assert scores.test_accuracy.value > 0.6
 
 
-def test_missing_unseen_people_are_one_clear_sentence():
-    with pytest.raises(DataError, match=r"No test images were audited.* people of the split 'test' who have not asked"):
-        measure(samples(6).of(Role.RETAIN, Role.FORGET))
+def test_where_everybody_was_trained_on_only_that_is_measured_which_needs_nobody_unseen():
+    data = samples(6)
+    scores, whole = measure(data.of(Role.RETAIN, Role.FORGET, Role.VALIDATION)), measure(data)
+    assert (scores.unseen_images, scores.unseen_classes, scores.forget_images) == (0, 0, 80)
+    for name in ("retain_accuracy", "forget_accuracy"):
+        assert getattr(scores, name).value == getattr(whole, name).value
+    retain = data.of(Role.RETAIN)
+    expected = balanced_accuracy_score(retain.label, retain.prediction)
+    assert scores.retain_balanced_accuracy.value == pytest.approx(expected)
+    assert whole.retain_balanced_accuracy is None
+    names = {name.removesuffix("_low").removesuffix("_high") for name in scores.metrics()}
+    counts = {"unseen_classes", "forget_images", "unseen_images"}
+    assert names == {"retain_accuracy", "forget_accuracy", "retain_balanced_accuracy", *counts}
+    assert gap_to_retrain(scores, scores) == 0.0
+
+
+def test_without_retained_people_nothing_is_measured_and_one_sentence_says_why():
+    with pytest.raises(DataError, match=r"No retain images were audited.* people of the split 'train' who have not"):
+        measure(samples(6).of(Role.TEST, Role.FORGET))
+
+
+def known(shift, seed=0, people=12):
+    """Draw losses of forgotten people who lie ``shift`` below those of people whom a model never saw."""
+    return samples(seed, forget_shift=shift, people=people).of(Role.RETAIN, Role.FORGET)
+
+
+def test_losses_beside_a_model_that_never_saw_the_people_tell_whether_they_are_remembered():
+    reference = known(0.0, seed=1)
+    remembers, forgot, shaken = (beside_reference(known(shift, seed=2), reference) for shift in (2.0, 0.0, -2.0))
+    assert remembers.low > 0.8
+    assert forgot.low < 0.5 < forgot.high
+    assert forgot.high - forgot.low < 0.3
+    assert shaken.high < 0.2
+    truth = np.r_[np.ones(120), np.zeros(120)]
+    losses = [part.of(Role.FORGET).loss for part in (known(2.0, seed=2), reference)]
+    assert remembers.value == pytest.approx(roc_auc_score(truth, -np.concatenate(losses)))
+
+
+def test_beside_a_reference_few_people_show_little_and_nobody_shows_nothing():
+    one = beside_reference(known(0.0, people=1), known(0.0, seed=1, people=1))
+    assert (one.low, one.high) == (0.0, 1.0)
+    few, many = (beside_reference(known(0.0, people=count), known(0.0, seed=1, people=count)) for count in (3, 40))
+    assert few.standard_error > 2 * many.standard_error
+    nobody = known(0.0).of(Role.RETAIN)
+    assert beside_reference(nobody, known(0.0)) is None
+    assert beside_reference(known(0.0), nobody) is None
 
 
 def test_a_loss_that_is_not_finite_is_refused():
