@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
@@ -48,7 +49,7 @@ class Registry(Mapping[str, _Entry]):
     ------
     ConfigurationError
         On first use, if the entry of another package cannot be loaded, has another type, has another name than its
-        entry point, or has a name that is taken.
+        entry point, has no plain name, or has a name that is taken.
     """
 
     def __init__(self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry]) -> None:
@@ -85,14 +86,14 @@ class Registry(Mapping[str, _Entry]):
         return self[name]
 
     def register(self, entry: _Entry) -> None:
-        """Add an entry for the running process.
+        """Add an entry for the running process; one that is there already may be added again.
 
         Raises
         ------
         ConfigurationError
-            If it has another type, or its name is taken.
+            If it has another type or no plain name, or its name is taken by another entry.
         """
-        self._add(self._entries(), entry, repr(entry))
+        self._add(self._entries(), entry, f"this {type(entry).__name__}")
 
     def reload(self) -> None:
         """Drop what the process has registered, and read entry points again on next use."""
@@ -120,15 +121,22 @@ class Registry(Mapping[str, _Entry]):
 
     def _add(self, known: dict[str, _Entry], entry: object, source: str) -> None:
         if not isinstance(entry, self._kind):
-            raise ConfigurationError(f"{source} is no {self._kind.__module__}.{self._kind.__name__}.")
-        if entry.name in known:
             raise ConfigurationError(
-                f"The name '{entry.name}' is taken by another {self._what}; give the one of {source} another name."
+                f"A {self._what} is wanted, and {source} is no {self._kind.__module__}.{self._kind.__name__}."
+            )
+        if not re.fullmatch(ENTRY_NAME, str(entry.name)):
+            raise ConfigurationError(
+                f"'{entry.name}' cannot be the name of a {self._what}: take up to 32 lower-case letters, digits, '-' "
+                "and '_'."
+            )
+        if entry.name in known and known[entry.name] != entry:
+            raise ConfigurationError(
+                f"The name '{entry.name}' is taken by another {self._what}; give {source} another name."
             )
         known[entry.name] = entry
 
 
-def name_in(registry: str) -> AfterValidator:
+def name_in(registry: str, advice: str = "") -> AfterValidator:
     """Return what refuses a setting that is no name of a registry.
 
     Parameters
@@ -136,13 +144,15 @@ def name_in(registry: str) -> AfterValidator:
     registry
         ``module:NAME``. It is imported when a value is first checked: what users add takes settings, so registries are
         above the settings.
+    advice
+        What the sentence ends with.
     """
 
     def check(name: str) -> str:
         known: Registry[Named] = resolve_name(registry)
         if name not in known.names():
             *others, last = (repr(one) for one in known.names())
-            shown = f"{', '.join(others)} or {last}"
+            shown = f"{', '.join(others)} or {last}{advice and f'; {advice}'}"
             raise PydanticCustomError("name", "Input should be {known}", {"known": shown})
         return name
 

@@ -29,7 +29,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 Format = EntryName
 """Of :data:`dlfd_fleet.formats.FORMATS`, here or where a file or a message was written."""
 _SOURCES, _FORMATS = "dlfd_fleet.data.sources:SOURCES", "dlfd_fleet.formats:FORMATS"
-_NETWORKS = "dlfd_fleet.models:NETWORKS"
+_METHODS, _NETWORKS = "dlfd_fleet.unlearning:METHODS", "dlfd_fleet.models:NETWORKS"
 
 
 def _words(value: object) -> object:
@@ -294,7 +294,11 @@ class ErasureSettings(Section):
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
-    method: str = Field("dlfd", description="How sites unlearn: dlfd, or another registered method that they have.")
+    method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
+        "dlfd",
+        validate_default=False,
+        description="How sites unlearn: dlfd, or another registered method that they have.",
+    )
     unlearning: SiteUnlearningSettings = Field(default_factory=SiteUnlearningSettings)
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of the first repair; cosine decay.")
@@ -309,6 +313,12 @@ class ErasureSettings(Section):
     )
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if unlearning fails.")
+
+    @model_validator(mode="after")
+    def _method_runs_at_sites(self) -> ErasureSettings:
+        if "method" in self.model_fields_set and (why := resolve_name(_METHODS).find(self.method).why_not_at_site):
+            raise ValueError(why)
+        return self
 
 
 class FleetSettings(Section):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dlfd_fleet.data.manifest import Manifest, Row, cell_problems, read_manifest
-from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import DataSettings
 
@@ -39,6 +39,16 @@ class DataSource:
     name: str
     read: Callable[[DataSettings], Manifest]
     requires: tuple[Literal["manifest", "root"], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be called, and requirements that are no setting."""
+        if not callable(self.read):
+            raise ConfigurationError(f"The data source '{self.name}' has a read that cannot be called: {self.read!r}.")
+        if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root"}:
+            raise ConfigurationError(
+                f"The data source '{self.name}' requires {self.requires!r}; write a tuple of 'manifest' and 'root', "
+                "such as ('root',)."
+            )
 
     def why_not(self, settings: DataSettings) -> str | None:
         """Return why it cannot be read with these settings, or None if nothing that it requires is missing."""

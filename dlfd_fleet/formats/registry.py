@@ -175,11 +175,18 @@ class ExportFormat:
     extension: Literal["onnx", "ort"] = "onnx"
 
     def __post_init__(self) -> None:
-        """Refuse a name that files and messages cannot have, or that would make a file the fp32 one."""
+        """Refuse a name that files and messages cannot have or that is the fp32 file's, and other types."""
         if not re.fullmatch(ENTRY_NAME, self.name) or self.name == "onnx":
             raise ConfigurationError(
                 f"'{self.name}' cannot be the name of a format; take up to 32 lower-case letters, digits, '-' and '_', "
                 "and not 'onnx'."
+            )
+        if not callable(self.make):
+            raise ConfigurationError(f"The format '{self.name}' has a make that cannot be called: {self.make!r}.")
+        if not isinstance(self.nearness, Nearness):
+            raise ConfigurationError(
+                f"The format '{self.name}' has the nearness {self.nearness!r}; write ByProbabilities(…) or "
+                "ByClasses(…)."
             )
 
     def file(self, source: Path) -> Path:

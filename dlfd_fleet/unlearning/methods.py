@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.registry import Registry
@@ -44,13 +47,40 @@ class Candidate:
 
     Attributes
     ----------
+    changes
+        Values by the names of ``unlearning.*``.
     time
         The limit on its time, in times of the one that all have.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such setting, or it cannot have the value.
     """
 
     unlearner: Unlearner
     changes: Mapping[str, Any] = field(default_factory=dict)
     time: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an unlearner that cannot be called, and changes that no setting has."""
+        if not callable(self.unlearner):
+            raise ConfigurationError(
+                f"A candidate's unlearner is {self.unlearner!r}, which cannot be called; give an object of the class."
+            )
+        for name in self.changes:
+            if name not in UnlearningSettings.model_fields:
+                close = get_close_matches(name, UnlearningSettings.model_fields, n=1)
+                hint = f"did you mean '{close[0]}'" if close else "`dlfd-fleet config show` lists them"
+                raise ConfigurationError(f"A candidate changes '{name}', which is no setting of unlearning.*: {hint}.")
+        try:
+            UnlearningSettings.model_validate(dict(self.changes), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name, said = first["loc"][0], first["msg"]
+            raise ConfigurationError(
+                f"A candidate changes '{name}' (unlearning.{name}) to {first['input']!r}: {said}."
+            ) from None
 
     def settings(self, given: _Settings) -> _Settings:
         """Return the settings with this candidate's changes, except where somebody has set a value."""
@@ -84,7 +114,11 @@ class Method:
     at_site: Unlearner | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a method without a candidate."""
+        """Refuse a method without a candidate, and other things in their place."""
+        if not isinstance(self.candidates, tuple) or not all(isinstance(one, Candidate) for one in self.candidates):
+            raise ConfigurationError(
+                f"The candidates of the method '{self.name}' are no tuple of Candidate; of one, write (Candidate(…),)."
+            )
         if not self.candidates:
             raise ConfigurationError(f"The method '{self.name}' has no candidate; give it at least one.")
 
@@ -99,13 +133,20 @@ class Method:
         self.refuse_without_unlearner_at_site()
         return self.at_site or self.default.unlearner
 
+    @property
+    def why_not_at_site(self) -> str | None:
+        """Why a site can run nothing of this method; None if it can."""
+        if self.at_site is None and self.gated:
+            return (
+                f"the method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
+                "another erasure.method"
+            )
+        return None
+
     def refuse_without_unlearner_at_site(self) -> None:
         """Raise a :class:`ConfigurationError` if a site can run nothing of this method."""
-        if self.at_site is None and self.gated:
-            raise ConfigurationError(
-                f"The method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
-                "another erasure.method."
-            )
+        if why := self.why_not_at_site:
+            raise ConfigurationError(f"{why[0].upper()}{why[1:]}.")
 
     @property
     def runs(self) -> int:

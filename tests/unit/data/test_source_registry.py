@@ -70,6 +70,12 @@ def test_what_a_source_requires_is_asked_for_before_anything_is_read(install_how
         open_source(DataSettings().model_copy(update={"source": "manifest"}))
 
 
+@pytest.mark.parametrize("requires", ["root", ["root"], ("folder",)], ids=str)
+def test_requirements_that_are_no_settings_are_refused_at_once(requires):
+    with pytest.raises(ConfigurationError, match=r"'ours' requires .*; write a tuple of 'manifest' and 'root'"):
+        DataSource("ours", read_manifest, requires=requires)
+
+
 def test_a_source_that_cannot_be_loaded_is_one_sentence(install_entry):
     install_entry("dlfd_fleet.sources", "broken = broken_source:SOURCE", "import no_such_module_anywhere")
     with pytest.raises(ConfigurationError, match="The data source 'broken' of broken_source:SOURCE cannot be loaded"):

@@ -58,6 +58,9 @@ def test_unrelated_variables_and_files_are_never_read_by_accident(tmp_path, monk
         ({"training.learning_rate": "nan"}, "'training.learning_rate' (flag)"),
         ({"data.source": "manifest"}, "data.manifest must name a file"),
         ({"release.on_inconclusive": "maybe"}, "'release', 'hold' or 'retrain'"),
+        ({"erasure.method": "shak"}, "'erasure.method' (flag) is 'shak': Input should be 'dlfd', "),
+        ({"erasure.method": "shak"}, "; the package of another method must be installed here."),
+        ({"erasure.method": "dlfd-released"}, "the method 'dlfd-released' has a gate of its own, for which a site has"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_that_names_it(overrides, words):
