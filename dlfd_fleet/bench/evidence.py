@@ -92,6 +92,8 @@ class Evidence:
     test: Difference
     retain: Difference
     attacks: tuple[AttackComparison, ...]
+    failed_attacks: dict[str, str]
+    """Attacks that could not be made on one of the models, and why; they are left out."""
     person_attacks: dict[str, Difference]
     tpr_at_1_fpr: dict[str, float]
     """Of attacks that score people one by one, where there are enough people never trained on."""
@@ -103,8 +105,13 @@ class Evidence:
 def evidence_of(candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Evidence:
     """Attack a model in every way and judge it beside the retrained ones."""
     scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
-    possible = possible_attacks(candidate, len(known.reference_models))
-    attacks = tuple(_comparison(attack, candidate, known, settings, seed) for attack in possible)
+    possible, attacks, failed = list[Attack](), list[AttackComparison](), dict[str, str]()
+    for attack in possible_attacks(candidate, len(known.reference_models)):
+        try:
+            attacks.append(_comparison(attack, candidate, known, settings, seed))
+            possible.append(attack)
+        except Exception as error:  # whatever an attack of another package raises; the other attacks count
+            failed[attack.name] = f"{type(error).__name__}: {error}"
     people = {
         attack.name: _difference(attack, candidate, known.retrained, known, settings, seed, by_person=True)
         for attack in possible
@@ -116,7 +123,8 @@ def evidence_of(candidate: Observation, known: References, settings: AuditSettin
         scores=scores,
         test=test,
         retain=retain,
-        attacks=attacks,
+        attacks=tuple(attacks),
+        failed_attacks=failed,
         person_attacks=people,
         tpr_at_1_fpr=_found_at_1_fpr([one for one in possible if one.scores_people], candidate, known, seed),
         neighbours=neighbour_exposure(candidate, known.original, settings, seed),

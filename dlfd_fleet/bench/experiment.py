@@ -19,10 +19,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from dlfd_fleet.bench.entry_code import code_of_module
 from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
 from dlfd_fleet.models import FeatureClassifier, ModelCard, build, load_model, permit, save_model, to_best_device
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import ModelSettings, Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
 Kind = Literal["original", "retrained"]
@@ -183,6 +184,11 @@ def digest_of_code(*modules: str) -> str:
     return sha.hexdigest()
 
 
+def code_of_networks(model: ModelSettings) -> list[str]:
+    """Return digests of the packages whose factories build the network."""
+    return [code_of_module(component.name.partition(":")[0]) for component in model.components]
+
+
 def _training_seed(seed: int, kind: Kind, index: int) -> int:
     return seed * 1000 + index + (500 if kind == "retrained" else 0)
 
@@ -203,6 +209,7 @@ def _key(experiment: Experiment, kind: Kind, index: int) -> str:
     ]
     sha.update(json.dumps(parts, sort_keys=True).encode())
     sha.update(digest_of_code(*MAKES_MODELS).encode())
+    sha.update(json.dumps(code_of_networks(settings.model)).encode())
     train = experiment.trained_on(kind)
     sha.update(train.images.numpy().tobytes())
     sha.update(train.labels.numpy().tobytes())

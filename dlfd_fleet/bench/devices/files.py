@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dlfd_fleet.bench.experiment import Experiment, labelled
+from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.exceptions import ExportError
@@ -71,7 +71,8 @@ def _unlearned(models: ExperimentModels, original: FeatureClassifier) -> tuple[F
         update={"kind": "unlearned", "epoch": 1, "parent": digest(state_arrays(original))}
     )
     decides = [card.model_dump(), settings.unlearning.model_dump(), settings.bench.augmentation.model_dump()]
-    text = json.dumps([decides, experiment.digest()], sort_keys=True)
+    code = digest_of_code("dlfd_fleet.unlearning", *MAKES_MODELS), code_of_networks(settings.model)
+    text = json.dumps([decides, experiment.digest(), code], sort_keys=True)
     folder = models.cache / f"unlearned-{experiment.seed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not folder.exists():
         model = ExperimentModels(experiment, models.cache).original  # DLFD works in place

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import peak_memory
 from dlfd_fleet.bench.evidence import References, observe
-from dlfd_fleet.bench.experiment import Experiment
+from dlfd_fleet.bench.experiment import Experiment, code_of_networks
 from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source
@@ -310,9 +310,9 @@ class FederatedSeed:
 
 
 def federated_seeds(settings: Settings, seeds: int, folder: Path, progress: ProgressDisplay) -> list[FederatedSeed]:
-    """Return the seeds of a comparison, each with a folder named by the settings that decide its models."""
+    """Return the seeds of a comparison, each in a folder named by what decides its models: settings, and networks."""
     tree = settings.model_dump_json(include={"data", "model", "training", "unlearning", "erasure", "bench", "fleet"})
-    key = hashlib.sha256(tree.encode()).hexdigest()[:12]
+    key = hashlib.sha256("".join((tree, *code_of_networks(settings.model))).encode()).hexdigest()[:12]
     return [
         FederatedSeed(
             settings.model_copy(update={"seed": seed, "state_folder": folder / f"{key}-seed-{seed}"}),

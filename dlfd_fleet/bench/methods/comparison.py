@@ -11,8 +11,9 @@ from typing import Any
 
 from dlfd_fleet.audit import ATTACKS, Observation
 from dlfd_fleet.bench.cost import PassSeconds, peak_memory
+from dlfd_fleet.bench.entry_code import code_of
 from dlfd_fleet.bench.evidence import References, observe
-from dlfd_fleet.bench.experiment import MAKES_MODELS, digest_of_code, labelled
+from dlfd_fleet.bench.experiment import MAKES_MODELS, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data.dataset import augmentation
@@ -98,13 +99,18 @@ def measure_references(models: ExperimentModels) -> Iterator[Row]:
 
 
 def row_key(settings: Settings, method: str, faces: str) -> str:
-    """Return a digest of everything that decides a row, for resuming: settings, images, and the code of the methods."""
+    """Return a digest of everything that decides a row, for resuming: settings, images, and code.
+
+    The code is ours, and that of the packages that the method, the attacks and the network come from.
+    """
     tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
     tree["bench"].pop("jobs")
     # Rows of different code belong in no one table.
     code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
-    candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
-    parts = json.dumps([tree, method, candidates, list(ATTACKS), faces, code], default=str)
+    tried = METHODS[method].candidates if method in METHODS else ()
+    candidates = [(_described(one), code_of(one.unlearner)) for one in tried]
+    attacks = [(attack.name, code_of(attack.score)) for attack in ATTACKS.values()]
+    parts = json.dumps([tree, method, candidates, attacks, faces, code, code_of_networks(settings.model)], default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
