@@ -77,9 +77,9 @@ class Candidate:
             UnlearningSettings.model_validate(dict(self.changes), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            name, said = first["loc"][0], first["msg"]
+            changed, given = first["loc"][0], first["input"]
             raise ConfigurationError(
-                f"A candidate changes '{name}' (unlearning.{name}) to {first['input']!r}: {said}."
+                f"A candidate changes '{changed}' (unlearning.{changed}) to {given!r}: {first['msg']}."
             ) from None
 
     def settings(self, given: _Settings) -> _Settings:

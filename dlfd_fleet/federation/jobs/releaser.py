@@ -213,7 +213,7 @@ class FleetReleaser:
         """
         name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
         content = content_of(file)
-        scores, parity = self.job.audits(card).audit_file(arrays, content, step)
+        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step)
         parity = self._beside_torch(card, scores, parity, name)
         self.recorder.metrics({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self.recorder.metrics(

@@ -57,9 +57,9 @@ class Audits:
             answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance)
         return AuditedModel(arrays, answers.samples, self._measured(answers.samples), answers.own_test)
 
-    def audit_file(self, arrays: Arrays, content: bytes, step: str = "audit-file") -> tuple[Scores, Parity]:
+    def audit_file(self, arrays: Arrays, content: bytes, name: str, step: str = "audit-file") -> tuple[Scores, Parity]:
         """Attack an exported file at every site; return scores and how near it is to torch; one step of the job."""
-        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content))
+        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name))
         agreement = answers.agreeing / answers.images if answers.images else None
         parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
         return self._measured(answers.samples), parity
@@ -68,10 +68,10 @@ class Audits:
         settings = self.job.settings
         return measure(samples, resamples=settings.audit.resamples, seed=settings.seed)
 
-    def _collect_file(self, arrays: Arrays, content: bytes) -> Answers:
+    def _collect_file(self, arrays: Arrays, content: bytes, name: str) -> Answers:
         job = self.job
         task = FileAuditTask(job=job.name, card=job.card, roles=_names(EVIDENCE))
-        with job.progress.phase("Auditing the ONNX file", len(job.fleet.wait_for_nodes())) as advance:
+        with job.progress.phase(f"Attacking {name}", len(job.fleet.wait_for_nodes())) as advance:
             heard = self._ask_all(task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
         return Answers(
