@@ -257,15 +257,23 @@ def judge_beside_retrained(
     # Retrained models are as far under each other on few people; what bounds cannot tell from that is no failure.
     doubts = [drop.in_doubt for drop in drops if drop.is_seen]
     if not any(attack.original.low > 0.0 for attack in attacks):
-        doubts.append("no attack finds anybody in the original model either")
+        seen = any(attack.original.value >= margin for attack in attacks)
+        doubts.append(
+            "there are too few people to tell whether an attack finds anybody in the original model"
+            if seen
+            else "no attack finds anybody in the original model either"
+        )
     doubts += [
         f"the {attack.name} attack tells retrained models from each other: AUC {attack.control}"
         for attack in attacks
         if attack.control.differs(margin)
     ]
     doubts += [
-        f"the {attack.name} attack shows no difference from retrained models (AUC {attack.candidate}), but there are "
-        "too few images to exclude one"
+        f"there are too few images to tell by the {attack.name} attack whether it differs from retrained models (AUC "
+        f"{attack.candidate})"
+        if abs(attack.candidate.value) >= margin
+        else f"the {attack.name} attack shows no difference from retrained models (AUC {attack.candidate}), but there "
+        "are too few images to exclude one"
         for attack in attacks
         if not attack.candidate.equivalent(margin)
     ]
@@ -366,14 +374,17 @@ def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> lis
     assert original.mia_auc is not None  # noqa: S101 - judge() has refused it
     assert candidate.mia_auc is not None  # noqa: S101
     if original.mia_auc.low <= 0.5:
-        doubts.append(f"the attack may find nobody in the original model either (AUC {original.mia_auc})")
+        # A lead that bounds do not show may be memory as well.
+        unknown = ": too few people to tell" if original.mia_auc.value >= 0.5 + margin else ""
+        doubts.append(f"the attack may find nobody in the original model either{unknown} (AUC {original.mia_auc})")
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
         doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")
     half = _ONE_SIDED_5_PERCENT * candidate.mia_auc.standard_error
     if not 0.5 - margin < candidate.mia_auc.value - half <= candidate.mia_auc.value + half < 0.5 + margin:
-        doubts.append(
-            f"no leak was detected (AUC {candidate.mia_auc}), but {candidate.forget_images} forgotten and "
-            f"{candidate.unseen_images} unseen images are too few to exclude one"
-        )
+        images = f"{candidate.forget_images} forgotten and {candidate.unseen_images} unseen images"
+        if candidate.mia_auc.value >= 0.5 + margin:
+            doubts.append(f"{images} are of too few people to tell whether it leaks (AUC {candidate.mia_auc})")
+        else:
+            doubts.append(f"no leak was detected (AUC {candidate.mia_auc}), but {images} are too few to exclude one")
     return doubts

@@ -173,6 +173,8 @@ def _compared(difference: Difference, margin: float) -> str:
     if difference.differs(margin):
         return f"it differs from retraining by more than the margin {margin:.2f} ({numbers})."
     power = difference.power(margin)
+    if abs(difference.value) >= margin:
+        return f"there are too few people to tell whether it differs from retraining ({numbers})."
     said = f"no difference from retraining detected at margin {margin:.2f}, power {power:.2f} ({numbers})"
     if difference.equivalent(margin):
         return f"{said}."

@@ -89,6 +89,9 @@ def test_a_leak_a_lost_utility_or_a_collapse_fails(candidate, words):
         (scores(auc=0.38), scores(auc=0.51), "may find nobody in the original"),  # hard people, and no memory of them
         (scores(auc=0.62, error=0.2), scores(auc=0.51), "may find nobody in the original"),
         (scores(auc=0.70, error=0.2), scores(auc=0.62, error=0.1), "may find nobody in the original"),
+        # One forgotten person: the bounds hold everything, and nothing can be told of either model.
+        (scores(auc=1.0, error=0.5), scores(auc=0.51), "model either: too few people to tell (AUC 1.000 [0.020, 1.000"),
+        (scores(auc=1.0, error=0.5), scores(auc=1.0, error=0.5), "are of too few people to tell whether it leaks (AUC"),
         (ORIGINAL, scores(auc=0.51, control=0.7), "never-trained"),
         (ORIGINAL, scores(auc=0.51, unseen_classes=1), "one class only"),
     ],
@@ -97,6 +100,11 @@ def test_broken_controls_and_few_images_are_inconclusive_never_a_pass(original, 
     verdict = judge(original, candidate, SETTINGS)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert words in verdict.sentence()
+
+
+def test_of_an_attack_that_seems_to_find_somebody_it_is_not_said_that_it_finds_nobody():
+    verdict = judge(scores(auc=1.0, error=0.5), scores(auc=1.0, error=0.5), SETTINGS)
+    assert "no leak" not in verdict.sentence()
 
 
 def test_a_drop_of_exactly_the_bound_is_allowed():

@@ -134,6 +134,7 @@ def test_a_job_that_released_nothing_says_so_first():
     [
         (0.51, 0.01, "no difference from retraining detected at margin 0.10, power 1.00 (0.510 beside 0.500"),
         (0.55, 0.08, "there are too few people to exclude one"),
+        (0.90, 0.30, "there are too few people to tell whether it differs from retraining (0.900 beside 0.500"),
         (0.90, 0.01, "it differs from retraining by more than the margin 0.10"),
     ],
 )
