@@ -14,7 +14,15 @@ from flwr.serverapp import Grid
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
 from dlfd_fleet.federation.rounds.counts import Claim
-from dlfd_fleet.federation.rounds.exchange import AWAY, LONGEST_POLL, Exchange, activations, array_bytes, public_keys
+from dlfd_fleet.federation.rounds.exchange import (
+    AWAY,
+    LONGEST_POLL,
+    Exchange,
+    activations,
+    array_bytes,
+    public_keys,
+    reason_of,
+)
 from dlfd_fleet.federation.rounds.held_models import HeldModels
 from dlfd_fleet.federation.rounds.site_keys import SiteKeys
 from dlfd_fleet.plain_text import visible
@@ -225,7 +233,7 @@ class Fleet:
         for node, message in exchange.replies(self.timeout, enough, self.late_seconds, self.silent, short):
             self.notice({self.name(node): WAITING})
             if message.has_error():
-                self._note_absence(node, f"failed at {kind}: {message.error.reason or message.error.code}")
+                self._note_absence(node, f"failed at {kind}: {reason_of(message.error)}")
             else:
                 self.held.answered(node, tasks[node])
                 if node in exchange.shortened and self.held.gives_up(node, held=exchange.shortened[node]):
@@ -273,7 +281,8 @@ class Fleet:
 
     def why_absent(self) -> str:
         """Return in words which sites are absent and why."""
-        return "; ".join(f"{sender} {reason}" for sender, reason in self.absent.items()) or "no site replied"
+        reasons = [f"{sender} {reason.rstrip('.')}" for sender, reason in self.absent.items()]
+        return "; ".join(reasons) or "no site replied"
 
     def tell_absences(self, missed: Callable[[str, str], None]) -> None:
         """Tell a function from now on which site is absent, and why."""
