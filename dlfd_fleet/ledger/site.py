@@ -26,6 +26,7 @@ from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 HELD_MODEL_FILE = "held-model.safetensors"
+LOG_FILE = "site.log"
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
 MOST_MARKS = 16

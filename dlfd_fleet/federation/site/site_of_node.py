@@ -12,7 +12,7 @@ from flwr.app import Context
 
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
-from dlfd_fleet.ledger.site import Site, site_folders
+from dlfd_fleet.ledger.site import LOG_FILE, Site, site_folders
 
 
 def site_folder(context: Context) -> Path:
@@ -71,7 +71,7 @@ def _note(folder: Path, error: Exception) -> bool:
     # An OSError says what the site's operator can mend, as our own errors do; all others are defects.
     words = str(error) if isinstance(error, (FleetError, OSError)) else "".join(traceback.format_exception(error))
     try:
-        with (folder / "site.log").open("a", encoding="utf-8") as log:
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {type(error).__name__}: {words}\n")
     except OSError:
         return False
