@@ -133,7 +133,7 @@ def unlearn_people(
     Raises
     ------
     FleetError
-        For a model, a manifest, a person or a folder that will not do; nothing is written then.
+        For a model, a manifest, a person or a folder that will not do, or a method that fails; nothing is written then.
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
@@ -157,7 +157,8 @@ def unlearn_people(
             advance()
             return gate(model)
 
-        outcome = chosen.unlearner(
+        outcome = chosen.unlearn(
+            method,
             UnlearningProblem(
                 model=model,
                 retain=_labelled(faces.retain),
@@ -168,7 +169,7 @@ def unlearn_people(
                 seed=settings.seed,
                 class_weights=_class_weights(faces.retain),
                 augment=augmentation(settings.erasure.augmentation),
-            )
+            ),
         )
     samples = [_samples(one, faces) for one in (original, model)]
     again = _relearned(model, faces, settings, progress)

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.exceptions import ConfigurationError, FleetError, UnlearningError, place_of
 from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning.contract import Unlearner
+from dlfd_fleet.unlearning.contract import Unlearner, UnlearningProblem, UnlearnOutcome
 from dlfd_fleet.unlearning.distancing import distance, dlfd
 from dlfd_fleet.unlearning.peers import (
     BadTeacher,
@@ -81,6 +81,34 @@ class Candidate:
             raise ConfigurationError(
                 f"A candidate changes '{changed}' (unlearning.{changed}) to {given!r}: {first['msg']}."
             ) from None
+
+    def unlearn(self, method: str, problem: UnlearningProblem) -> UnlearnOutcome:
+        """Run the unlearner; say in one sentence what goes wrong.
+
+        Parameters
+        ----------
+        method
+            Name of the method, for that sentence.
+
+        Raises
+        ------
+        UnlearningError
+            For whatever it raises, and for a result that is no outcome.
+        """
+        try:
+            outcome = self.unlearner(problem)
+        except FleetError:
+            raise
+        except Exception as error:  # whatever a method of another package raises
+            raise UnlearningError(
+                f"The method '{method}' failed: {type(error).__name__}: {error} ({place_of(error)})."
+            ) from error
+        if not isinstance(outcome, UnlearnOutcome):
+            raise UnlearningError(
+                f"The method '{method}' gives a {type(outcome).__name__}, and no UnlearnOutcome; return "
+                "session.outcome()."
+            )
+        return outcome
 
     def settings(self, given: _Settings) -> _Settings:
         """Return the settings with this candidate's changes, except where somebody has set a value."""

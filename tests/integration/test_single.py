@@ -10,12 +10,13 @@ import torch
 from rich.console import Console
 
 from dlfd_fleet.data import assign_people, read_manifest, write_manifest
-from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.exceptions import DataError, UnlearningError
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, load_model, save_model
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.single import unlearn_people
+from dlfd_fleet.unlearning import METHODS, Candidate, Method
 from tests.command import run_command
 from tests.small_networks import small_networks
 
@@ -76,13 +77,13 @@ def test_another_registered_method_does_it_and_the_report_names_it(world):
     assert " by not," in (folder / "out" / "report.html").read_text()
 
 
-def in_this_process(folder, faces, person, silent):
+def in_this_process(folder, faces, person, silent, **options):
     settings = Settings(
         unlearning={"max_rounds": 1, "distancing_steps": 2, "repair_steps": 2},
         erasure={"relearning_rounds": 0},
         audit={"resamples": 200},
     )
-    return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent)
+    return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent, **options)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,28 @@ def test_copies_of_who_is_to_be_forgotten_are_not_kept_and_any_spelling_of_the_n
     result = in_this_process(folder, faces, f" {person.upper()}", ConsoleProgress(Console(file=said, width=200)))
     assert (result.forgotten_people, result.forgotten_images, result.original.unseen_images) == (1, 4, 12)
     assert "1 images of other people have the same bytes as images to forget, and are left out" in said.getvalue()
+
+
+def no_layer(problem):
+    raise RuntimeError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("unlearner", "words"),
+    [
+        (no_layer, r"'ours' failed: RuntimeError: no such layer \(test_single\.py, line \d+, in no_layer\)\.$"),
+        (lambda problem: problem.model, "'ours' gives a FaceClassifier, and no UnlearnOutcome; return session.outcome"),
+    ],
+    ids=["raises", "no outcome"],
+)
+def test_a_method_that_goes_wrong_is_named_in_one_sentence_and_leaves_nothing(world, silent, unlearner, words):
+    folder, faces, person = world
+    METHODS.reload()
+    METHODS.register(Method("ours", "Ours", "none", (Candidate(unlearner),)))
+    with pytest.raises(UnlearningError, match=words):
+        in_this_process(folder, faces, person, silent, method="ours")
+    METHODS.reload()
+    assert sorted(path.name for path in folder.iterdir()) == ["faces", "model"]
 
 
 def test_mistakes_end_with_2_and_leave_nothing(world):

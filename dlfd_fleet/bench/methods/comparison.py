@@ -60,7 +60,7 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     bound = UtilityBound.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
     for candidate in METHODS.find(method).candidates:
-        trial = _unlearn(models, candidate, _seed_of_run(experiment.seed, index))
+        trial = _unlearn(models, method, candidate, _seed_of_run(experiment.seed, index))
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), bound, gate.gate)
         if best is None or rank > best[0]:
@@ -128,7 +128,7 @@ def _seed_of_run(seed: int, index: int) -> int:
     return seed + _RUN_APART * index
 
 
-def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Trial:
+def _unlearn(models: ExperimentModels, method: str, candidate: Candidate, seed: int) -> _Trial:
     """Run a candidate on a copy of the original."""
     before = models.measure_seconds()
     experiment = models.experiment
@@ -139,7 +139,8 @@ def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Tria
     device = next(models.original.parameters()).device
     ordinary = models.ordinary_bytes
     with peak_memory(device) as own:
-        outcome = candidate.unlearner(
+        outcome = candidate.unlearn(
+            method,
             UnlearningProblem(
                 model=copy.deepcopy(models.original),
                 retain=labelled(experiment.retain),
@@ -149,7 +150,7 @@ def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Tria
                 seed=seed,
                 class_weights=experiment.class_weights,
                 augment=augmentation(experiment.settings.bench.augmentation),
-            )
+            ),
         )
     passes = before.mean_with(models.measure_seconds())
     return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)

@@ -17,6 +17,7 @@ from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.workers import worker_processes
 from dlfd_fleet.cores import usable_cores
 from dlfd_fleet.data import open_source
+from dlfd_fleet.exceptions import FleetError
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.methods import METHODS
@@ -141,7 +142,8 @@ def _gather(
         error = future.exception()
         advance()
         if error is not None:
-            yield f"{futures[future]}, seed {seed}: {type(error).__name__}: {error}"
+            said = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+            yield f"{futures[future]}, seed {seed}: {said}"
 
 
 @lru_cache(maxsize=1)
