@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pkgutil import resolve_name
 from typing import Annotated, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from dlfd_fleet.exceptions import ConfigurationError
 
+_DISTRIBUTION = "dlfd-fleet"
 ENTRY_NAME = "^[a-z0-9][a-z0-9_-]{0,31}$"
 EntryName = Annotated[str, Field(pattern=ENTRY_NAME)]
 """A name as files and messages hold it: of an entry that need not be registered where they are read."""
@@ -55,6 +56,7 @@ class Registry(Mapping[str, _Entry]):
     def __init__(self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry]) -> None:
         self._what, self._kind, self._group, self._builtin = what, kind, group, tuple(builtin)
         self._known: dict[str, _Entry] | None = None
+        self._packages: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> _Entry:
         return self._entries()[name]
@@ -85,6 +87,13 @@ class Registry(Mapping[str, _Entry]):
             raise ConfigurationError(f"There is no {self._what} '{name}'; there are {', '.join(self)}.")
         return self[name]
 
+    def package_of(self, name: str) -> str:
+        """Return the name and the version of the package that an entry comes from."""
+        entry = self.find(name)
+        if any(entry is one for one in self._builtin):
+            return f"{_DISTRIBUTION} {version(_DISTRIBUTION)}"
+        return self._packages.get(name, "registered by the running process")
+
     def register(self, entry: _Entry) -> None:
         """Add an entry for the running process; one that is there already may be added again.
 
@@ -111,6 +120,8 @@ class Registry(Mapping[str, _Entry]):
                         f"{type(error).__name__}: {error}."
                     ) from error
                 self._add(known, entry, point.value)
+                if point.dist is not None:
+                    self._packages[entry.name] = f"{point.dist.name} {point.dist.version}"
                 if entry.name != point.name:
                     raise ConfigurationError(
                         f"The entry point '{point.name}' of {point.value} is the {self._what} '{entry.name}'; "

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.configuration import flatten
 from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.data import (
     LeftOut,
@@ -55,6 +57,15 @@ from dlfd_fleet.unlearning import (
     recalibrate,
 )
 
+_GOVERNING = {
+    "seed": True,
+    "unlearning": True,
+    "training": True,
+    "audit": True,
+    "erasure": {"relearning_rounds", "augmentation"},
+}
+"""Settings that bear on an unlearning without a fleet."""
+
 
 class Result(BaseModel):
     """What was done and what is known of it; ``report.json``."""
@@ -71,6 +82,13 @@ class Result(BaseModel):
     reasons: tuple[str, ...]
     method: str
     """Name of the unlearning method."""
+    method_title: str
+    method_package: str
+    """Where it comes from: distribution and version."""
+    method_settings: dict[str, Any]
+    """Its own hyper-parameters; the shared ones are in the settings under ``unlearning``."""
+    settings: dict[str, Any]
+    """What it ran under, by dotted key."""
     forgotten_people: int
     forgotten_images: int
     seconds: float
@@ -138,6 +156,7 @@ def unlearn_people(
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
     chosen = METHODS.find(method).default
+    settings = settings.model_copy(update={"unlearning": chosen.settings(settings.unlearning)})
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     faces = _split(read_manifest(manifest, root, settings.data.links), manifest, people, card)
     if faces.copies:
@@ -164,7 +183,7 @@ def unlearn_people(
                 retain=_labelled(faces.retain),
                 forget=_labelled(faces.forget),
                 validation=_labelled(faces.validation),
-                settings=chosen.settings(settings.unlearning),
+                settings=settings.unlearning,
                 monitor=read,
                 seed=settings.seed,
                 class_weights=_class_weights(faces.retain),
@@ -173,7 +192,8 @@ def unlearn_people(
         )
     samples = [_samples(one, faces) for one in (original, model)]
     again = _relearned(model, faces, settings, progress)
-    result = _judged(outcome, samples, again, faces, method, digest(state_arrays(original)), settings)
+    described = METHODS[method].described(chosen.unlearner)
+    result = _judged(outcome, samples, again, faces, described, digest(state_arrays(original)), settings)
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
@@ -266,7 +286,7 @@ def _judged(
     samples: list[SampleScores],
     again: SampleScores | None,
     faces: People,
-    method: str,
+    described: dict[str, Any],
     parent: str,
     settings: Settings,
 ) -> Result:
@@ -285,7 +305,8 @@ def _judged(
         verdict=verdict,
         success=outcome.success and verdict.outcome != "FAIL",
         reasons=(*outcome.failures, *verdict.reasons),
-        method=method,
+        **described,
+        settings=flatten(settings.model_dump(mode="json", include=_GOVERNING)),
         forgotten_people=len(set(faces.forget.identities)),
         forgotten_images=len(faces.forget),
         seconds=outcome.cost.seconds,

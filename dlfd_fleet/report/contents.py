@@ -111,8 +111,13 @@ class Proceedings(Part):
     sites: tuple[SiteShare, ...] = ()
     parent: str | None = None
     """SHA-256 of the weights that were unlearned from."""
-    method: str = "DLFD"
-    """Title of the method that the sites unlearned by."""
+    method: str = "dlfd"
+    """Name of the method that the sites unlearned by."""
+    method_title: str = ""
+    method_package: str = ""
+    """Where it comes from, at the coordinator: distribution and version."""
+    method_settings: dict[str, Any] = {}
+    """Its own hyper-parameters; the shared ones are in the settings under ``erasure.unlearning``."""
     retrained: bool = False
     """Whether the model was trained anew instead, without the forgotten people."""
     attempts: int = 0

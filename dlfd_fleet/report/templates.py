@@ -73,6 +73,12 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) 
 {%- endfor %}</tbody>
 </table></div>
 {% endmacro %}
+{% macro settings_table(settings, title) %}
+<details><summary>{{ title }}</summary>
+<div class="wide"><table><tbody>{% for name, value in settings.items() %}
+<tr><th scope="row"><code>{{ name }}</code></th><td><code>{{ value | tojson }}</code></td></tr>{% endfor %}</tbody></table></div>
+</details>
+{% endmacro %}
 {% block body %}{% endblock %}
 </main></body>
 </html>
@@ -108,7 +114,7 @@ ERASURE = """{% extends "base" %}
 <section><h2>What was done</h2>
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
 <ul>
-<li>Sites whose people asked ran DLFD (distribution-level feature distancing, arXiv 2409.14747) on them; all sites then
+<li>Sites whose people asked ran {{ words.method(report) }} on them; all sites then
 trained on everybody else, to keep the model useful.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
 <li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>
 {% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}
@@ -218,10 +224,7 @@ higher ones for people it never saw (unseen).</p>
 
 <section><h2>Software and settings</h2>
 <p>{% for name, number in report.software.items() %}{{ name }} {{ number }}{{ ", " if not loop.last else "." }}{% endfor %}</p>
-<details><summary>The {{ report.settings | length }} settings that govern an erasure</summary>
-<div class="wide"><table><tbody>{% for name, value in report.settings.items() %}
-<tr><th scope="row"><code>{{ name }}</code></th><td><code>{{ value | tojson }}</code></td></tr>{% endfor %}</tbody></table></div>
-</details>
+{{ settings_table(report.settings, "The " ~ report.settings | length ~ " settings that govern an erasure") }}
 <p class="note">SHA-256 of the settings: <code>{{ report.settings_sha256 }}</code></p>
 </section>
 
@@ -242,7 +245,7 @@ SINGLE = """{% extends "base" %}
 {{ "the new model is good by its gate and audit" if result.success else "the new model did not succeed" }}</h1>
 <p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict.outcome.value, result.verdict.margin, result.verdict.power) }}</p>
 <ul>{% for reason in result.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
-<p>{{ words.count(result.forgotten_images, "image") }} by {{ result.method }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. The comparison is with people never
+<p>{{ words.count(result.forgotten_images, "image") }} by {{ words.method(result) }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. The comparison is with people never
 trained on, not with a retrained model. Nothing here proves that a model has forgotten.</p>
 </header>
 <section><h2>Scores before and after</h2>
@@ -252,6 +255,8 @@ trained on, not with a retrained model. Nothing here proves that a model has for
 </section>
 <section><h2>How the losses are spread</h2>
 <div class="plots">{% for plot in loss_plots %}<figure>{{ plot | safe }}</figure>{% endfor %}</div></section>
+<section><h2>Settings</h2>
+{{ settings_table(result.settings, "The " ~ result.settings | length ~ " settings that it ran under") }}</section>
 <footer><p>Weights unlearned from: SHA-256 <code>{{ result.parent }}</code></p></footer>
 {% endblock %}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date
+from typing import Any, Protocol
 
 from dlfd_fleet.audit import Difference, Outcome, Scores
 from dlfd_fleet.report.certificate import Statement
@@ -20,7 +21,7 @@ STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
     "champion": "looking up the model in use",
     "audit-original": "attacking the original model",
-    "distancing": "DLFD at the sites that were asked",
+    "distancing": "unlearning at the sites that were asked",
     "repair": "training on everybody else, to keep the model useful",
     "gate": "measuring whether it is enough",
     "audit-unlearned": "attacking the unlearned model",
@@ -41,6 +42,38 @@ def step(name: str) -> str:
     if name.startswith(_FILE_STEP):
         return f"attacking the exported {name.removeprefix(_FILE_STEP)} file"
     return STEPS.get(name, name)
+
+
+class MethodUsed(Protocol):
+    """What reports of a fleet and of one machine say of the method."""
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+
+    @property
+    def method_title(self) -> str:
+        """What people call it."""
+
+    @property
+    def method_package(self) -> str:
+        """Distribution and version."""
+
+    @property
+    def method_settings(self) -> Mapping[str, Any]:
+        """Its own hyper-parameters."""
+
+
+def method_title(used: MethodUsed) -> str:
+    """Return what people call a method; reports of before there were others do not say it."""
+    return used.method_title or ("DLFD" if used.method == "dlfd" else used.method)
+
+
+def method(used: MethodUsed) -> str:
+    """Return the method in words: title, name, package, and its own hyper-parameters."""
+    own = ", ".join(f"{name} = {value}" for name, value in used.method_settings.items())
+    known = ", ".join(filter(None, (used.method, used.method_package)))
+    return f"{method_title(used)} ({known}{own and f'; {own}'})"
 
 
 def count(number: int, noun: str) -> str:
@@ -90,8 +123,8 @@ def _done(report: ErasureReport) -> str:
         how = "a model that was trained anew without them"
     else:
         how = (
-            f"one that was changed by a procedure called {report.method}, with the aim that it treats their images "
-            "like those of people whom it has never seen"
+            f"one that was changed by a procedure called {method_title(report)}, with the aim that it treats their "
+            "images like those of people whom it has never seen"
         )
     when = f" on {day(report.settled_at)}" if report.settled_at else ""
     waiting = report.requests - len(report.served)

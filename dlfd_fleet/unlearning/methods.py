@@ -9,7 +9,7 @@ of the group ``dlfd_fleet.methods`` that names a :class:`Method`, or by ``METHOD
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -161,6 +161,15 @@ class Method:
         self.refuse_without_unlearner_at_site()
         return self.at_site or self.default.unlearner
 
+    def described(self, unlearner: Unlearner) -> dict[str, Any]:
+        """Return what a report says of this method, which ran one of its unlearners."""
+        return {
+            "method": self.name,
+            "method_title": self.title,
+            "method_package": METHODS.package_of(self.name),
+            "method_settings": own_settings(unlearner),
+        }
+
     @property
     def why_not_at_site(self) -> str | None:
         """Why a site can run nothing of this method; None if it can."""
@@ -191,6 +200,19 @@ def _rates(unlearner: Unlearner, epochs: float, *rates: float) -> tuple[Candidat
 
 def _variants(epochs: float, rate: float, *unlearners: Unlearner) -> tuple[Candidate, ...]:
     return tuple(Candidate(unlearner, {"epochs": epochs, "learning_rate": rate}) for unlearner in unlearners)
+
+
+def own_settings(unlearner: Unlearner) -> dict[str, Any]:
+    """Return a method's own hyper-parameters, the fields of its dataclass; in words what JSON does not have."""
+    if not is_dataclass(unlearner):
+        return {}
+    return {field.name: _as_json(getattr(unlearner, field.name)) for field in fields(unlearner)}
+
+
+def _as_json(value: object) -> Any:
+    if isinstance(value, tuple | list):
+        return [_as_json(part) for part in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)
 
 
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.

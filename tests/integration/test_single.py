@@ -73,8 +73,15 @@ def test_another_registered_method_does_it_and_the_report_names_it(world):
     done = unlearn(*given, "--method", "not", "--set", "erasure.relearning_rounds=0", "--set", "unlearning.epochs=1")
     assert done.returncode in (0, 1), done.stderr
     report = json.loads((folder / "out" / "report.json").read_text())
-    assert (report["method"], report["rounds"]) == ("not", 0)
-    assert " by not," in (folder / "out" / "report.html").read_text()
+    assert (report["method"], report["method_title"], report["rounds"]) == ("not", "NoT", 0)
+    assert report["method_package"].startswith("dlfd-fleet ")
+    assert report["method_settings"] == {"layers": [0]}
+    used = report["settings"]
+    assert (used["unlearning.epochs"], used["unlearning.learning_rate"]) == (1.0, 0.01)
+    assert used["erasure.relearning_rounds"] == 0
+    page = (folder / "out" / "report.html").read_text()
+    assert f" by NoT (not, {report['method_package']}; layers = [0])," in page
+    assert "<code>unlearning.learning_rate</code>" in page
 
 
 def in_this_process(folder, faces, person, silent, **options):

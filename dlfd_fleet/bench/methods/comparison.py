@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dlfd_fleet.audit import ATTACKS, Observation
@@ -28,6 +28,7 @@ from dlfd_fleet.unlearning import (
     dlfd,
     loss_monitor,
 )
+from dlfd_fleet.unlearning.methods import own_settings
 
 _RUN_APART = 1_000_000
 _MAKES_ROWS = (
@@ -157,8 +158,8 @@ def _unlearn(models: ExperimentModels, method: str, candidate: Candidate, seed: 
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:
-    own: dict[str, Any] = vars(candidate.unlearner) if is_dataclass(candidate.unlearner) else {}
-    return own | dict(candidate.changes) | ({} if candidate.time == 1.0 else {"time": candidate.time})
+    time = {} if candidate.time == 1.0 else {"time": candidate.time}
+    return own_settings(candidate.unlearner) | dict(candidate.changes) | time
 
 
 def _row(

@@ -64,7 +64,8 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
         note = f"{NOTHING_TO_UNLEARN}; {settled.purged_images} images purged at the sites"
         job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged)
         return
-    job.note(parent=digest(origin.arrays), method=METHODS[job.settings.erasure.method].title)
+    method = METHODS[job.settings.erasure.method]
+    job.note(parent=digest(origin.arrays), **method.described(method.unlearner_at_site))
     releaser.prepare()
     original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
     job.note_model("original", original, origin.effort)

@@ -30,6 +30,8 @@ def test_the_method_of_the_how_to_page_is_found_and_runs(install_how_to):
     found = METHODS.find("fresh-head")
     assert found.title == "Fresh head"
     assert found.default.unlearner.spread == 0.01
+    assert METHODS.package_of("fresh-head") == "forget_head 1.0"
+    assert found.described(found.default.unlearner)["method_settings"] == {"spread": 0.01}
     torch.manual_seed(0)
     model = WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.ReLU(), nn.Linear(4, 2)), "2")
     before = model.module[3].weight.clone()
