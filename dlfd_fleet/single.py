@@ -57,7 +57,7 @@ from dlfd_fleet.unlearning import (
     recalibrate,
 )
 
-_GOVERNING = {
+_GOVERNING: dict[str, Any] = {
     "seed": True,
     "unlearning": True,
     "training": True,

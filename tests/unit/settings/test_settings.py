@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlfd_fleet.configuration import flatten, load_settings, write_settings
+from dlfd_fleet.configuration import descriptions, flatten, load_settings, write_settings
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.settings import Settings
 
@@ -34,6 +34,12 @@ def test_later_sources_win_and_each_value_says_where_it_came_from(file):
 def test_every_setting_is_listed():
     keys = [key for key, _, _ in load_settings(environment={}).rows()]
     assert sorted(keys) == sorted(flatten(Settings().model_dump(mode="json")))
+
+
+def test_every_setting_has_a_description():
+    said = descriptions()
+    assert sorted(said) == sorted(flatten(Settings().model_dump(mode="json")))
+    assert [key for key, words in said.items() if not words] == []
 
 
 def test_the_environment_names_the_file_and_mlflows_own_variable_counts(file):
