@@ -38,7 +38,7 @@ class LeftOut(StrEnum):
     SAME_BYTES = "with the bytes of images of another split"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageUse:
     """What an image is used for; and if not for its split, why, and the row whose person or bytes it shares."""
 
