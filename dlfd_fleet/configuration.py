@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.passwords import without_passwords
@@ -45,6 +45,18 @@ class LoadedSettings:
         for key, value in flatten(self.settings.model_dump(mode="json")).items():
             shown = value if isinstance(value, str) else json.dumps(value)
             yield key, shown, self.origins.get(key, "default")
+
+
+def descriptions(section: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
+    """Return what each setting is, by dotted key."""
+    said: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            said |= descriptions(inner, f"{prefix}{name}.")
+        else:
+            said[prefix + name] = field.description or ""
+    return said
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

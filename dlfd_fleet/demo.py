@@ -28,7 +28,7 @@ from dlfd_fleet.exceptions import ConfigurationError, DeviceError, JobError
 from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import LOCK_FILE, Store
-from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.site import LOG_FILE, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import PAGE_FILE
@@ -116,6 +116,7 @@ class Demo:
                     "own: --set state_folder=PATH."
                 )
         _refuse_beside_a_job(folders[1])
+        self._put_logs_aside(folders[0])
         shutil.rmtree(folders[0], ignore_errors=True)
         if self._records_wait():
             for file in folders[1].glob("jobs.db*"):
@@ -123,6 +124,16 @@ class Demo:
         else:
             shutil.rmtree(folders[1], ignore_errors=True)
         return DemoState(phase="new", settings=self.settings)
+
+    def _put_logs_aside(self, sites: Path) -> None:
+        """Keep what sites noted in an earlier run: messages of its jobs point there."""
+        for log in sites.glob(f"*/{LOG_FILE}"):
+            self._logs.mkdir(exist_ok=True)
+            log.replace(self._logs / log.parent.name)
+
+    @property
+    def _logs(self) -> Path:
+        return self.settings.state_folder / "site-logs"
 
     def _records_wait(self) -> bool:
         """Send what MLflow has missed of earlier runs; if it still does not answer, their jobs are kept for later."""
@@ -168,6 +179,9 @@ class Demo:
     def deal(self) -> None:
         """Deal the faces to sites, each with its own copy of its images."""
         names = deal_to_sites(self.settings, self.progress)
+        for log in self._logs.glob("*"):
+            if log.name in names:  # a new site of the same name goes on with it
+                log.replace(self.settings.state_folder / "sites" / log.name / LOG_FILE)
         self.console.print(f"Dealt the faces to {len(names)} sites under {self.settings.state_folder / 'sites'}.")
         self.reach("dealt")
 

@@ -7,6 +7,7 @@ anything that is not a :class:`FleetError` is a defect of ours and keeps its tra
 from __future__ import annotations
 
 import errno
+import traceback
 from pathlib import Path
 
 
@@ -24,6 +25,10 @@ class DataError(FleetError):
 
 class LedgerError(FleetError):
     """A forget request is refused, or a ledger cannot be read."""
+
+
+class UnlearningError(FleetError):
+    """An unlearning method goes wrong, or gives back something else than an outcome."""
 
 
 class ModelFileError(FleetError):
@@ -113,3 +118,12 @@ def file_refusal(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _OF_A_FILE:
         return f"Cannot read or write {error.filename or 'a file'}: {error.strerror}; check the path and the disk."
     return None
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised: the file's name, the line and the function."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "place unknown"
+    last = frames[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"

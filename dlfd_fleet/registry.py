@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pkgutil import resolve_name
 from typing import Annotated, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from dlfd_fleet.exceptions import ConfigurationError
 
+_DISTRIBUTION = "dlfd-fleet"
 ENTRY_NAME = "^[a-z0-9][a-z0-9_-]{0,31}$"
 EntryName = Annotated[str, Field(pattern=ENTRY_NAME)]
 """A name as files and messages hold it: of an entry that need not be registered where they are read."""
@@ -43,17 +45,22 @@ class Registry(Mapping[str, _Entry]):
         Entry point group; each entry point names an object of that type.
     builtin
         The built-in entries, in order.
+    name
+        Pattern of a name.
 
     Raises
     ------
     ConfigurationError
         On first use, if the entry of another package cannot be loaded, has another type, has another name than its
-        entry point, or has a name that is taken.
+        entry point, has no plain name, or has a name that is taken.
     """
 
-    def __init__(self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry]) -> None:
-        self._what, self._kind, self._group, self._builtin = what, kind, group, tuple(builtin)
+    def __init__(
+        self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry], *, name: str = ENTRY_NAME
+    ) -> None:
+        self._what, self._kind, self._group, self._builtin, self._name = what, kind, group, tuple(builtin), name
         self._known: dict[str, _Entry] | None = None
+        self._packages: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> _Entry:
         return self._entries()[name]
@@ -84,15 +91,22 @@ class Registry(Mapping[str, _Entry]):
             raise ConfigurationError(f"There is no {self._what} '{name}'; there are {', '.join(self)}.")
         return self[name]
 
+    def package_of(self, name: str) -> str:
+        """Return the name and the version of the package that an entry comes from."""
+        entry = self.find(name)
+        if any(entry is one for one in self._builtin):
+            return f"{_DISTRIBUTION} {version(_DISTRIBUTION)}"
+        return self._packages.get(name, "registered by the running process")
+
     def register(self, entry: _Entry) -> None:
-        """Add an entry for the running process.
+        """Add an entry for the running process; one that is there already may be added again.
 
         Raises
         ------
         ConfigurationError
-            If it has another type, or its name is taken.
+            If it has another type or no plain name, or its name is taken by another entry.
         """
-        self._add(self._entries(), entry, repr(entry))
+        self._add(self._entries(), entry, f"this {type(entry).__name__}")
 
     def reload(self) -> None:
         """Drop what the process has registered, and read entry points again on next use."""
@@ -110,6 +124,8 @@ class Registry(Mapping[str, _Entry]):
                         f"{type(error).__name__}: {error}."
                     ) from error
                 self._add(known, entry, point.value)
+                if point.dist is not None:
+                    self._packages[entry.name] = f"{point.dist.name} {point.dist.version}"
                 if entry.name != point.name:
                     raise ConfigurationError(
                         f"The entry point '{point.name}' of {point.value} is the {self._what} '{entry.name}'; "
@@ -120,15 +136,22 @@ class Registry(Mapping[str, _Entry]):
 
     def _add(self, known: dict[str, _Entry], entry: object, source: str) -> None:
         if not isinstance(entry, self._kind):
-            raise ConfigurationError(f"{source} is no {self._kind.__module__}.{self._kind.__name__}.")
-        if entry.name in known:
             raise ConfigurationError(
-                f"The name '{entry.name}' is taken by another {self._what}; give the one of {source} another name."
+                f"A {self._what} is wanted, and {source} is no {self._kind.__module__}.{self._kind.__name__}."
+            )
+        if not re.fullmatch(self._name, str(entry.name)):
+            raise ConfigurationError(
+                f"'{entry.name}' cannot be the name of a {self._what}: take up to 32 lower-case letters, digits, '-' "
+                "and '_'."
+            )
+        if entry.name in known and known[entry.name] != entry:
+            raise ConfigurationError(
+                f"The name '{entry.name}' is taken by another {self._what}; give {source} another name."
             )
         known[entry.name] = entry
 
 
-def name_in(registry: str) -> AfterValidator:
+def name_in(registry: str, advice: str = "") -> AfterValidator:
     """Return what refuses a setting that is no name of a registry.
 
     Parameters
@@ -136,13 +159,15 @@ def name_in(registry: str) -> AfterValidator:
     registry
         ``module:NAME``. It is imported when a value is first checked: what users add takes settings, so registries are
         above the settings.
+    advice
+        What the sentence ends with.
     """
 
     def check(name: str) -> str:
         known: Registry[Named] = resolve_name(registry)
         if name not in known.names():
             *others, last = (repr(one) for one in known.names())
-            shown = f"{', '.join(others)} or {last}"
+            shown = f"{', '.join(others)} or {last}{advice and f'; {advice}'}"
             raise PydanticCustomError("name", "Input should be {known}", {"known": shown})
         return name
 

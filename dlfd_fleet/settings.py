@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from dlfd_fleet.components import COMPONENT, Arguments, Component, ComponentName
+from dlfd_fleet.components import COMPONENT, Arguments, Component, ComponentName, LayerNames
 from dlfd_fleet.model_input import Fit, ModelInput, Value, image_input
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 from dlfd_fleet.registry import EntryName, name_in
@@ -29,7 +29,9 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 Format = EntryName
 """Of :data:`dlfd_fleet.formats.FORMATS`, here or where a file or a message was written."""
 _SOURCES, _FORMATS = "dlfd_fleet.data.sources:SOURCES", "dlfd_fleet.formats:FORMATS"
-_NETWORKS = "dlfd_fleet.models:NETWORKS"
+_METHODS, _NETWORKS = "dlfd_fleet.unlearning:METHODS", "dlfd_fleet.models:NETWORKS"
+TORCHVISION_WEIGHTS = r"(?:(\w+_Weights)\.)?([A-Z][A-Z0-9_]*)"
+"""A name of torchvision's weights: any other is a file's."""
 
 
 def _words(value: object) -> object:
@@ -75,6 +77,13 @@ def _network(value: str) -> str:
             {"known": ", ".join(known)},
         )
     return value
+
+
+def _weights(value: str | None) -> str | None:
+    """Mean the same file to a server that runs in another folder; torchvision's names stay as they are."""
+    if value is None or re.fullmatch(TORCHVISION_WEIGHTS, value):
+        return value
+    return str(_can_be_a_path(Path(value).expanduser().absolute()))
 
 
 def _without_password(value: object) -> object:
@@ -174,11 +183,15 @@ class DataSettings(Section):
     )
     channels: Literal[1, 3] = Field(3, description="Model input: 3 colours, or 1 for grey.")
     fit: Fit = Field("resize", description="Images of another aspect: resize them, or crop what is around.")
+    multi_label: bool = Field(
+        False, description="A label names any number of labels: 'hat;glasses', or 'none' of them."
+    )
     numbers: Annotated[tuple[Side, ...] | None, BeforeValidator(_sides)] = Field(
         None, description="Model input that is no image: the shape of its numbers, such as 30 or 8x8."
     )
-    low: Value = Field(0.0, description="Least value that the network itself takes.")
-    high: Value = Field(1.0, description="Greatest one.")
+    value_range: Annotated[tuple[Value, Value], BeforeValidator(_words)] = Field(
+        (0.0, 1.0), description="Least and greatest value that the network itself takes: -1,1."
+    )
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
     test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
     sites: Count = Field(4, description="Sites that training people are dealt to.")
@@ -186,16 +199,14 @@ class DataSettings(Section):
     @property
     def input(self) -> ModelInput:
         """What models of these rows take."""
+        low, high = self.value_range
         if self.numbers is not None:
-            return ModelInput(shape=self.numbers, kind="numbers", low=self.low, high=self.high)
-        return image_input(self.image_size, self.channels, self.fit).model_copy(
-            update={"low": self.low, "high": self.high}
-        )
+            return ModelInput(shape=self.numbers, kind="numbers", low=low, high=high)
+        return image_input(self.image_size, self.channels, self.fit, low, high)
 
     @model_validator(mode="after")
-    def _from_low_to_high(self) -> DataSettings:
-        if not self.low < self.high:
-            raise ValueError(f"values go from low to high, and {self.low:g} is not under {self.high:g}")
+    def _input_can_be_one(self) -> DataSettings:
+        _ = self.input
         return self
 
     @model_validator(mode="after")
@@ -218,6 +229,14 @@ class ModelSettings(Section):
     )
     feature_layer: str | None = Field(
         None, description="Layer of the factory's network whose output is the features; its last linear layer's input."
+    )
+    weights: Annotated[str | None, AfterValidator(_weights)] = Field(
+        None,
+        description="What fresh weights begin with: a .safetensors or weights-only file, or torchvision's, such as "
+        "DEFAULT.",
+    )
+    frozen: Annotated[LayerNames, BeforeValidator(_words)] = Field(
+        (), description="Layers of the network that are not trained, and sent to a site once; separated by commas."
     )
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
         None, description="Mean that inputs are normalised by, one or one a channel; the network's own when unset."
@@ -331,7 +350,11 @@ class ErasureSettings(Section):
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
-    method: str = Field("dlfd", description="How sites unlearn: dlfd, or another registered method that they have.")
+    method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
+        "dlfd",
+        validate_default=False,
+        description="How sites unlearn: dlfd, or another registered method that they have.",
+    )
     unlearning: SiteUnlearningSettings = Field(default_factory=SiteUnlearningSettings)
     repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
     learning_rate: Positive = Field(0.015, description="SGD step of the first repair; cosine decay.")
@@ -346,6 +369,12 @@ class ErasureSettings(Section):
     )
     compare_retrain: bool = Field(False, description="Also retrain without the people, to compare.")
     fallback_retrain: bool = Field(False, description="Retrain without the forgotten people if unlearning fails.")
+
+    @model_validator(mode="after")
+    def _method_runs_at_sites(self) -> ErasureSettings:
+        if "method" in self.model_fields_set and (why := resolve_name(_METHODS).find(self.method).why_not_at_site):
+            raise ValueError(why)
+        return self
 
 
 class FleetSettings(Section):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS_BETWEEN_TAKING_SIGNALS = 0.05
+_OF_A_NODE = ("An exception was raised when processing a message by", "ClientAppException")
 
 
 def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: ClientApp | None = None) -> None:
@@ -67,7 +68,7 @@ def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: Clien
     def work() -> None:
         run_simulation(server_app, client_app or own_app, nodes, backend_config=backend)  # type: ignore[arg-type]
 
-    with _settings_for_nodes(settings), _quiet("flwr", "ray"):
+    with _settings_for_nodes(settings), _quiet("flwr", "ray"), _without_errors_of_nodes():
         _on_ray(work, interrupted)
     if failures:
         raise failures[0]
@@ -170,3 +171,19 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_errors_of_nodes() -> Iterator[None]:
+    """Keep out of Flower's log what a ClientApp raises: pages of traceback that end in what its reply says, too."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not any(words in said for words in _OF_A_NODE)
+
+    logger = logging.getLogger("flwr")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

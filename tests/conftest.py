@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -90,6 +91,7 @@ def install_entry(tmp_path, monkeypatch) -> Callable[[str, str, str], None]:
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
         (metadata / "entry_points.txt").write_text(f"[{group}]\n{point}\n")
         monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, module, raising=False)  # an earlier test may have had one of this name
         invalidate_caches()
 
     return install

@@ -44,7 +44,7 @@ class MembershipScores:
         if not self.member.any() or self.member.all():
             raise DataError("An attack needs images of forgotten people and of people never trained on.")
         if not np.isfinite(self.score).all():
-            raise DataError("An attack gave a score that is not finite; the model is broken.")
+            raise DataError("An attack gave a score that is not finite.")
 
     def sides(self) -> tuple[MembershipSide, MembershipSide]:
         """Return the members' scores and people, and those of the others."""

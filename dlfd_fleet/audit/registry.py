@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit.attacks import MembershipScores, linear_probe, loss_attack, rmia
 from dlfd_fleet.audit.samples import Role, SampleScores
-from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.exceptions import ConfigurationError, DataError
 from dlfd_fleet.registry import Registry
 
 
@@ -73,6 +73,16 @@ class Attack:
     citation: str
     score: Score
     needs: frozenset[Need] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse a score that cannot be called, and needs that are no set of :class:`Need`."""
+        if not callable(self.score):
+            raise ConfigurationError(f"The attack '{self.name}' has a score that cannot be called: {self.score!r}.")
+        if not isinstance(self.needs, frozenset) or not all(isinstance(need, Need) for need in self.needs):
+            raise ConfigurationError(
+                f"The attack '{self.name}' has the needs {self.needs!r}; write a frozenset of Need, such as "
+                "frozenset({Need.FEATURES})."
+            )
 
     @property
     def scores_people(self) -> bool:

@@ -92,6 +92,8 @@ class Evidence:
     test: Difference
     retain: Difference
     attacks: tuple[AttackComparison, ...]
+    failed_attacks: dict[str, str]
+    """Attacks that could not be made on one of the models, and why; they are left out."""
     person_attacks: dict[str, Difference]
     tpr_at_1_fpr: dict[str, float]
     """Of attacks that score people one by one, where there are enough people never trained on."""
@@ -100,23 +102,32 @@ class Evidence:
     verdict: Verdict
 
 
-def evidence_of(candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Evidence:
-    """Attack a model in every way and judge it beside the retrained ones."""
-    scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
-    possible = possible_attacks(candidate, len(known.reference_models))
-    attacks = tuple(_comparison(attack, candidate, known, settings, seed) for attack in possible)
+def evidence_of(
+    candidate: Observation, known: References, settings: AuditSettings, seed: int, labels: int | None = None
+) -> Evidence:
+    """Attack a model in every way and judge it beside the retrained ones; of models of several labels, this many."""
+    scores = measure(candidate.samples, resamples=settings.resamples, seed=seed, labels=labels)
+    possible, attacks, failed = list[Attack](), list[AttackComparison](), dict[str, str]()
+    for attack in possible_attacks(candidate, len(known.reference_models)):
+        try:
+            attacks.append(_comparison(attack, candidate, known, settings, seed))
+            possible.append(attack)
+        except Exception as error:  # whatever an attack of another package raises; the other attacks count
+            failed[attack.name] = f"{type(error).__name__}: {error}"
     people = {
         attack.name: _difference(attack, candidate, known.retrained, known, settings, seed, by_person=True)
         for attack in possible
         if attack.scores_people
     }
-    test, retain = (_accuracy(role, candidate, known, settings, seed) for role in (Role.TEST, Role.RETAIN))
-    gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in known.retrained]
+    test, retain = (_accuracy(role, candidate, known, settings, seed, labels) for role in (Role.TEST, Role.RETAIN))
+    others = [measure(other.samples, resamples=200, seed=seed, labels=labels) for other in known.retrained]
+    gaps = [gap_to_retrain(scores, other) for other in others]
     return Evidence(
         scores=scores,
         test=test,
         retain=retain,
-        attacks=attacks,
+        attacks=tuple(attacks),
+        failed_attacks=failed,
         person_attacks=people,
         tpr_at_1_fpr=_found_at_1_fpr([one for one in possible if one.scores_people], candidate, known, seed),
         neighbours=neighbour_exposure(candidate, known.original, settings, seed),
@@ -137,7 +148,9 @@ def _found_at_1_fpr(
     return found
 
 
-def _accuracy(role: Role, candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Difference:
+def _accuracy(
+    role: Role, candidate: Observation, known: References, settings: AuditSettings, seed: int, labels: int | None
+) -> Difference:
     """Compare the accuracy on people of one role with the retrained models'."""
     rows = candidate.samples.of_role(role)
     return accuracy_difference(
@@ -145,6 +158,7 @@ def _accuracy(role: Role, candidate: Observation, known: References, settings: A
         [other.samples.rows(rows) for other in known.retrained],
         resamples=settings.resamples,
         seed=seed,
+        labels=labels,
     )
 
 

@@ -159,9 +159,7 @@ def console_table(summaries: Sequence[Summary], title: str, *, bounds: bool = Tr
     """
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
-    keys = _shown()
-    if not any("share_of_retraining_bytes" in one.means for one in summaries):
-        del keys["share_of_retraining_bytes"]
+    keys = {key: heading for key, heading in _shown().items() if any(key in one.means for one in summaries)}
     for name in (*keys.values(), "verdicts"):
         table.add_column(name, no_wrap=name != "verdicts")
     for one in summaries:
@@ -274,7 +272,8 @@ def picture_source(figure: Figure) -> str:
 
 def tradeoff_figure(summaries: Sequence[Summary]) -> Figure:
     """Draw test accuracy against the distance from retraining, one panel an attack; better is up and left."""
-    attacks = [attack for attack in ATTACKS.values() if attack.scores_people]
+    measured = {name for one in summaries for name in one.means}
+    attacks = [one for one in ATTACKS.values() if one.scores_people and f"abs_{one.name}_gap" in measured]
     figure = Figure(figsize=(6 * len(attacks), 5.2), layout="constrained")
     axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
     for axis, attack in zip(axes, attacks, strict=True):

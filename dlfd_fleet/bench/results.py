@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dlfd_fleet.bench.rows import Row
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.data import SOURCES
 from dlfd_fleet.exceptions import ConfigurationError, JobError
+from dlfd_fleet.plain_text import plain
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 
@@ -39,20 +41,32 @@ def parse_duration(text: str) -> float:
 
 
 def show_results(
-    settings: Settings, rows: tuple[Row, ...], missing: int, folder: Path, title: str, console: Console
+    settings: Settings,
+    rows: tuple[Row, ...],
+    missing: int,
+    folder: Path,
+    title: str,
+    console: Console,
+    failures: Sequence[str] = (),
 ) -> None:
     """Print the table of a comparison, write its files, and log its rows to MLflow.
 
     Parameters
     ----------
     missing
-        Measurements that the budget did not allow.
+        Measurements that failed, or that the budget did not allow.
+    failures
+        What failed, and why.
 
     Raises
     ------
     JobError
         If there is no row.
     """
+    for failure in failures:
+        console.print(plain(f"Failed: {failure}"), soft_wrap=True)
+    if failures and not rows:
+        raise JobError("Everything that was begun failed, as said above; mend that, and run the same command again.")
     if not rows:
         raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
     summaries = summarise(rows)
@@ -63,6 +77,11 @@ def show_results(
     console.print(console_table(summaries, heading, bounds=console.width >= _WIDE))
     page = write_report(rows, summaries, folder, heading)
     log_to_mlflow(settings, rows)
+    for attack, (count, why) in sorted(_failed_attacks(rows).items()):
+        console.print(
+            plain(f"The attack '{attack}' failed on {count} of {len(rows)} rows, which do not have it: {why}"),
+            soft_wrap=True,
+        )
     if missing:
         console.print(f"{missing} measurements are missing; run the same command again to go on.")
     console.print(f"Report: {page}", soft_wrap=True)
@@ -79,6 +98,15 @@ def log_to_mlflow(settings: Settings, rows: tuple[Row, ...]) -> None:
             tracker.log_metrics(name, row.metrics, step=step, site=row.method)
         tracker.finish_job(name, "FINISHED")
         tracker.flush(_PATIENCE)
+
+
+def _failed_attacks(rows: Sequence[Row]) -> dict[str, tuple[int, str]]:
+    """Return on how many rows each attack failed, and why on the last of them."""
+    failed: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        for attack, why in row.failed_attacks.items():
+            failed[attack] = failed.get(attack, (0, ""))[0] + 1, why
+    return failed
 
 
 def run_name(kind: str) -> str:

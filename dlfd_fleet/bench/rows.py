@@ -26,6 +26,8 @@ class Row(BaseModel):
     """Hyper-parameters of the candidate that validation people chose."""
     metrics: dict[str, float]
     verdict: Verdict
+    failed_attacks: dict[str, str] = {}
+    """Attacks that could not be made, and why."""
     losses: dict[str, list[float]]
     """Losses of forgotten, retained and test images, for the histograms; nats."""
 
@@ -50,7 +52,7 @@ def row_of(
         What it took, by the names of the table.
     """
     seed = experiment.seed
-    evidence = evidence_of(model, references, experiment.settings.audit, seed)
+    evidence = evidence_of(model, references, experiment.settings.audit, seed, experiment.card.labels)
     relearned = auc_difference(
         [loss_attack(again.samples)], [loss_attack(references.relearned.samples)], resamples=200, seed=seed
     )
@@ -66,6 +68,7 @@ def row_of(
         settings=settings or {},
         metrics=metrics,
         verdict=evidence.verdict,
+        failed_attacks=evidence.failed_attacks,
         losses=losses,
     )
 

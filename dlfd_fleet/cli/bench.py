@@ -44,7 +44,7 @@ def fleets(
 
 @app.command()
 def devices(data: Data = None, config: Config = None, overrides: Overrides = None) -> None:
-    """Run one model in each format, and in torch: latency, size, memory, accuracy and leak."""
+    """Run one model in torch and in each format (export.formats, or all): latency, size, memory, accuracy, leak."""
     from dlfd_fleet.bench.devices.command import devices_command
 
     devices_command(load(config, overrides, _source(data)).settings, console)

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from dlfd_fleet.answers import NO_LABEL, SEPARATOR
 from dlfd_fleet.components import Component
+from dlfd_fleet.data.classes import unknown_label
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.manifest import Row, cell_problems
 from dlfd_fleet.data.people import PersonDataset
@@ -64,12 +66,15 @@ class LoadedRows:
         Allowed labels; the loader's own when empty.
     folder
         The site's, for a loader that asks for it.
+    multi_label
+        Whether a row has labels that apply or not by themselves: names as in a manifest, or 0 and 1 of each.
     """
 
     loader: Component
     model_input: ModelInput
     classes: tuple[str, ...] = ()
     folder: Path | None = None
+    multi_label: bool = False
 
     def __str__(self) -> str:
         return f"the loader {self.loader.name}"
@@ -202,6 +207,8 @@ class LoadedRows:
         return item[0], item[1]
 
     def _label(self, number: int, label: Any, opened: PersonDataset) -> str:
+        if self.multi_label:
+            return self._labels(number, label, tuple(self.classes or opened.classes or ()))
         if hasattr(label, "item") and not isinstance(label, str):
             label = label.item()
         names = tuple(opened.classes or ()) or self.classes
@@ -217,6 +224,20 @@ class LoadedRows:
         if allowed and canonical(label) not in {canonical(name) for name in allowed}:
             raise self._wrong(number, f"the label '{label}' is outside the classes {', '.join(allowed)}")
         return label
+
+    def _labels(self, number: int, given: Any, names: tuple[str, ...]) -> str:
+        """Return the labels of a row as a manifest writes them."""
+        if isinstance(given, str):
+            unknown = unknown_label(given, {canonical(name) for name in names}, multi_label=True) if names else None
+            if unknown is not None:
+                raise self._wrong(number, f"the label '{unknown}' is outside the labels {', '.join(names)}")
+            return given
+        applies = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+        if not names or applies.shape != (len(names),) or not np.isin(applies, (0, 1)).all():
+            raise self._wrong(
+                number, f"its labels are no names, and no 0 and 1 of each of the {len(names)} labels that are listed"
+            )
+        return SEPARATOR.join(name for name, has in zip(names, applies, strict=True) if has) or NO_LABEL
 
     def _input(self, number: int, given: Any) -> NDArray[Any]:
         """Return an input as data sets hold it: uint8 pixels ``(C, H, W)``, or float32 numbers in [0, 1]."""

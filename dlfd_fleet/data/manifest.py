@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from dlfd_fleet.data.classes import labels_in
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.table import read_table, with_whole_numbers
@@ -44,7 +45,8 @@ class Row:
     identity
         The person; never leaves the site. In a :class:`Manifest` each person has one spelling, the first.
     label
-        Class of the task, not of the person; one spelling, too.
+        Class of the task, not of the person; one spelling, too. Where images have several labels, all of them:
+        :func:`~dlfd_fleet.data.classes.labels_in`.
     site
         Who holds the image; empty for people never trained on whom every site may hold.
     split
@@ -99,6 +101,15 @@ class Manifest:
     def classes(self) -> tuple[str, ...]:
         """The labels in order; of their canonical forms, so that sites which spell them in other ways agree."""
         return tuple(sorted({row.label for row in self.rows}, key=canonical))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in order, where a cell names several; in the spelling that comes first."""
+        first: dict[str, str] = {}
+        for cell in dict.fromkeys(row.label for row in self.rows):
+            for name in labels_in(cell, multi_label=True):
+                first.setdefault(canonical(name), name)
+        return tuple(first[name] for name in sorted(first))
 
     @property
     def identities(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dlfd_fleet.data.folders import folders_manifest
 from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.data.loaders import holds_bytes
 from dlfd_fleet.data.manifest import Manifest, Row, cell_problems, read_manifest
-from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.exceptions import ConfigurationError, DataError, FleetError, place_of
 from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import DataSettings
 
@@ -44,6 +44,16 @@ class DataSource:
     read: Callable[[DataSettings], Manifest]
     requires: tuple[Literal["manifest", "root", "loader"], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be called, and requirements that are no setting."""
+        if not callable(self.read):
+            raise ConfigurationError(f"The data source '{self.name}' has a read that cannot be called: {self.read!r}.")
+        if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root"}:
+            raise ConfigurationError(
+                f"The data source '{self.name}' requires {self.requires!r}; write a tuple of 'manifest' and 'root', "
+                "such as ('root',)."
+            )
+
     def why_not(self, settings: DataSettings) -> str | None:
         """Return why it cannot be read with these settings, or None if nothing that it requires is missing."""
         for name in self.requires:
@@ -64,16 +74,32 @@ def open_source(settings: DataSettings) -> Manifest:
     Raises
     ------
     DataError
-        If it is not there, or one of its names is none.
+        If it is not there, one of its names is none, or the source goes wrong.
     """
     source = SOURCES.find(settings.source)
     if why := source.why_not(settings):
         raise DataError(f"{why}.")
-    manifest = source.read(settings)
+    if settings.root is not None and not settings.root.is_dir():
+        raise DataError(f"data.root: there is no folder {settings.root}; name the one that image paths start from.")
+    try:
+        manifest = source.read(settings)
+    except FleetError:
+        raise  # its words are for people
+    except Exception as error:  # whatever a source of another package raises
+        raise DataError(
+            f"The data source '{source.name}' cannot be read: {type(error).__name__}: {error} ({place_of(error)})."
+        ) from error
+    if not isinstance(manifest, Manifest):
+        raise DataError(f"The data source '{source.name}' gives a {type(manifest).__name__}, and no Manifest.")
     if not manifest.rows:
         raise DataError(f"The data source '{source.name}' has no image.")
     for number, row in enumerate(manifest.rows, 1):
         cells = {"image": row.image, "identity": row.identity, "label": row.label, "site": row.site, "split": row.split}
+        for column, cell in cells.items():
+            if not isinstance(cell, str):
+                raise DataError(
+                    f"The data source '{source.name}', image {number}, {column}: {cell!r} is no text; write str(…)."
+                )
         for column, sentence in cell_problems(cells):
             raise DataError(f"The data source '{source.name}', image {number}, {column}: {sentence}.")
     return manifest

@@ -23,7 +23,9 @@ from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.passwords import holds_password
 from dlfd_fleet.registry import name_in
 
-Format = Annotated[str, name_in("dlfd_fleet.formats:FORMATS")]
+Format = Annotated[
+    str, name_in("dlfd_fleet.formats:FORMATS", "the package of another format must be installed on this device")
+]
 
 
 def _address(url: str) -> str:

@@ -23,7 +23,7 @@ from dlfd_fleet.data import (
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
 from dlfd_fleet.ledger.loaded_purge import purge_loaded, requests_in_storage
-from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.site import LOG_FILE, Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
 
 _HEX = "hex:"
@@ -179,5 +179,5 @@ def _in_words(done: Purge) -> str:
 
 def _log(site: Site, left: Collection[Leftover]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    with suppress(OSError), (site.folder / "site.log").open("a", encoding="utf-8") as log:
+    with suppress(OSError), (site.folder / LOG_FILE).open("a", encoding="utf-8") as log:
         log.writelines(f"{now} request {each.request}: {each.file} is still there: {each.reason}\n" for each in left)

@@ -17,14 +17,19 @@ from dlfd_fleet.data import (
     Links,
     Manifest,
     Row,
+    TrainedOn,
     assign_people,
     canonical,
     copy_images,
+    listed,
     open_source,
     read_manifest,
     refuse_leaks,
+    refuse_wrong_classes,
+    unknown_label,
     write_manifest,
 )
+from dlfd_fleet.data.classes import too_few
 from dlfd_fleet.data.decoded import Content, DecodedRows
 from dlfd_fleet.data.loaded import LoadedRows, classes_of
 from dlfd_fleet.data.loaders import write_npz
@@ -48,10 +53,12 @@ def init_site(
     root: Path | None = None,
     links: Links = "refuse",
     classes: tuple[str, ...] | None = None,
+    multi_label: bool = False,
     model_input: ModelInput = _USUAL_INPUT,
     networks: tuple[Component, ...] = (),
     validation_people: int = 0,
     test_people: int = 0,
+    trained_on: TrainedOn | None = None,
     ledger: str = LEDGER_FILE,
     fleet_secret: Path | None = None,
     seed: int = 0,
@@ -69,12 +76,17 @@ def init_site(
         Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
         All classes of the fleet in their order; those of the manifest when omitted.
+    multi_label
+        Whether a cell of the manifest names any number of labels, and not one class.
     model_input
         What the fleet's models take.
     networks
         Factories of networks that the site builds when a message names them.
     validation_people, test_people
         How many people are kept out of training for the gate and for the evidence, where the manifest does not say.
+    trained_on
+        Whom the fleet's model was trained on before: they are of the split train, and the ledger keeps it, so that none
+        of them counts as unseen ever again.
     ledger
         A file in the folder, or the URL of a PostgreSQL database.
     fleet_secret
@@ -86,7 +98,7 @@ def init_site(
         If the folder is a site's already, or the secret or a setting cannot be used.
     DataError
         If the manifest cannot be read, has labels that are no classes, links that leave the image folder, too few
-        people, or an image that is trained on among the unseen ones; or the loader's rows cannot be used.
+        people, or an image or a person that is trained on among the unseen ones; or the loader's rows cannot be used.
     LedgerError
         If the ledger cannot be made.
     """
@@ -95,14 +107,18 @@ def init_site(
     secret = read_secret(fleet_secret) if fleet_secret else None
     with _nothing_left_of_a_failure(folder):
         if loader is not None:
-            faces, names = index_rows(folder, LoadedRows(loader, model_input, classes or (), folder.absolute()))
+            faces, names = index_rows(
+                folder, LoadedRows(loader, model_input, classes or (), folder.absolute(), multi_label)
+            )
         elif manifest is not None:
             faces = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root, links)
             faces, names = faces.of_site(name), classes or ()
-            _refuse_links_and_labels(faces, names)
+            _refuse_links_and_labels(faces, names, multi_label=multi_label)
         else:
             raise ConfigurationError("A site needs a manifest, or a loader.")
-        dealt = assign_people(faces, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
+        source = manifest if isinstance(manifest, Path) else folder / CARD_FILE
+        marked = faces if trained_on is None else trained_on.marked(faces, source)
+        dealt = assign_people(marked, validation_people=validation_people, test_people=test_people, sites=1, seed=seed)
         refuse_leaks(dealt)
         # Unseen people that this site set aside are its own; those that came with a split are everybody's.
         pairs = zip(faces.rows, dealt.rows, strict=True)
@@ -112,7 +128,8 @@ def init_site(
                 name=name,
                 input=model_input,
                 networks=networks,
-                classes=names or faces.classes,
+                multi_label=multi_label,
+                classes=names or (faces.labels if multi_label else faces.classes),
                 root=faces.root,
                 links=links,
                 ledger=ledger,
@@ -125,7 +142,10 @@ def init_site(
             ) from error
         write_manifest(rows, folder / card.manifest)
         create_site(folder, card, secret)
-    return Site(folder)
+        site = Site(folder)
+        if trained_on is not None:
+            site.note_trained(trained_on.people(faces))
+    return site
 
 
 def index_rows(folder: Path, loaded: LoadedRows) -> tuple[Manifest, tuple[str, ...]]:
@@ -148,12 +168,12 @@ def index_rows(folder: Path, loaded: LoadedRows) -> tuple[Manifest, tuple[str, .
     return Manifest(tuple(rows), Path(), loaded=loaded), classes_of(rows, listed)
 
 
-def _refuse_links_and_labels(faces: Manifest, classes: Sequence[str]) -> None:
+def _refuse_links_and_labels(faces: Manifest, classes: Sequence[str], *, multi_label: bool) -> None:
     known = {canonical(label) for label in classes}
     for row in faces.rows:
         faces.file_of(row)
-        if classes and canonical(row.label) not in known:
-            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(classes)}.")
+        if classes and (unknown := unknown_label(row.label, known, multi_label=multi_label)) is not None:
+            raise DataError(f"The image {row.image} has the label '{unknown}'; the classes are {listed(classes)}.")
 
 
 @contextmanager
@@ -202,8 +222,10 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         refuse_alike(names)
     except ValueError as error:
         raise DataError(f"Two sites cannot be told apart: {error}.") from error
-    if len(manifest.classes) < 2:
-        raise ConfigurationError("The face set shows one class only; a classifier needs two or more.")
+    classes = manifest.labels if data.multi_label else manifest.classes
+    refuse_wrong_classes(classes, multi_label=data.multi_label)
+    if why := too_few(classes, multi_label=data.multi_label):
+        raise ConfigurationError(f"The face set cannot be learnt from: {why}.")
     networks = settings.model.components
     new = folder.with_name("sites.new")
     try:
@@ -212,7 +234,14 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
         with progress.phase(f"Dealing {len(manifest.identities)} people to {len(names)} sites", len(names)) as advance:
             for name in names:
                 loader = _copy_to_site(manifest.of_site(name), new / name, data.input)
-                card = SiteCard(name=name, input=data.input, classes=manifest.classes, networks=networks, data=loader)
+                card = SiteCard(
+                    name=name,
+                    input=data.input,
+                    multi_label=data.multi_label,
+                    classes=classes,
+                    networks=networks,
+                    data=loader,
+                )
                 create_site(new / name, card, secret)
                 advance()
         new.replace(folder)

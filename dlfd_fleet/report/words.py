@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date
+from typing import Any, Protocol
 
-from dlfd_fleet.audit import Difference, Outcome, Scores
+from dlfd_fleet.audit import Difference, Outcome, Scores, Verdict
 from dlfd_fleet.report.certificate import Statement
 from dlfd_fleet.report.contents import Compared, ErasureReport
 
@@ -20,7 +21,7 @@ STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
     "champion": "looking up the model in use",
     "audit-original": "attacking the original model",
-    "distancing": "DLFD at the sites that were asked",
+    "distancing": "unlearning at the sites that were asked",
     "repair": "training on everybody else, to keep the model useful",
     "gate": "measuring whether it is enough",
     "audit-unlearned": "attacking the unlearned model",
@@ -41,6 +42,38 @@ def step(name: str) -> str:
     if name.startswith(_FILE_STEP):
         return f"attacking the exported {name.removeprefix(_FILE_STEP)} file"
     return STEPS.get(name, name)
+
+
+class MethodUsed(Protocol):
+    """What reports of a fleet and of one machine say of the method."""
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+
+    @property
+    def method_title(self) -> str:
+        """What people call it."""
+
+    @property
+    def method_package(self) -> str:
+        """Distribution and version."""
+
+    @property
+    def method_settings(self) -> Mapping[str, Any]:
+        """Its own hyper-parameters."""
+
+
+def method_title(used: MethodUsed) -> str:
+    """Return what people call a method; reports of before there were others do not say it."""
+    return used.method_title or ("DLFD" if used.method == "dlfd" else used.method)
+
+
+def method(used: MethodUsed) -> str:
+    """Return the method in words: title, name, package, and its own hyper-parameters."""
+    own = ", ".join(f"{name} = {value}" for name, value in used.method_settings.items())
+    known = ", ".join(filter(None, (used.method, used.method_package)))
+    return f"{method_title(used)} ({known}{own and f'; {own}'})"
 
 
 def count(number: int, noun: str) -> str:
@@ -90,8 +123,8 @@ def _done(report: ErasureReport) -> str:
         how = "a model that was trained anew without them"
     else:
         how = (
-            f"one that was changed by a procedure called {report.method}, with the aim that it treats their images "
-            "like those of people whom it has never seen"
+            f"one that was changed by a procedure called {method_title(report)}, with the aim that it treats their "
+            "images like those of people whom it has never seen"
         )
     when = f" on {day(report.settled_at)}" if report.settled_at else ""
     waiting = report.requests - len(report.served)
@@ -119,16 +152,32 @@ def _why_not_released(report: ErasureReport) -> str:
 def _measured(report: ErasureReport) -> str:
     released = "retrained" if report.retrained else "unlearned"
     before, after = (report.models.get(name) for name in ("original", released))
-    if not before or not after or not before.scores.mia_auc or not after.scores.mia_auc or not report.verdict:
+    if not before or not after or not report.verdict:
         return ""
     verdict = report.verdict
+    said = outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)
+    if not before.scores.mia_auc or not after.scores.mia_auc:
+        return f"{_measured_without_unseen(before.scores, after.scores, retrained=report.retrained)} {said}"
     return (
         "An attacker who sees how well the model predicts a picture tried to tell the people who asked from people "
         "whom the model never saw. 0.5 is guessing, 1 is certainty. Before, the attack scored "
         f"{before.scores.mia_auc}; "
-        f"after, {after.scores.mia_auc}; the brackets are 95% bounds. "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)}"
+        f"after, {after.scores.mia_auc}; the brackets are 95% bounds. {said}"
     )
+
+
+def _measured_without_unseen(before: Scores, after: Scores, *, retrained: bool) -> str:
+    """Say what the people who asked were compared with, where there was nobody whom the model had never seen."""
+    nobody = "No people were audited whom the model had never seen."
+    if before.reference_auc and after.reference_auc:
+        return (
+            f"{nobody} So how well the model predicts the pictures of the people who asked was compared with a model "
+            "that was trained anew without them. 0.5 is no difference, 1 is certainty that it knows them better. "
+            f"Before, it was {before.reference_auc}; after, {after.reference_auc}; the brackets are 95% bounds."
+        )
+    if retrained:
+        return nobody
+    return f"{nobody} So nothing was measured that would say whether it still knows the people who asked."
 
 
 def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
@@ -173,6 +222,8 @@ def _compared(difference: Difference, margin: float) -> str:
     if difference.differs(margin):
         return f"it differs from retraining by more than the margin {margin:.2f} ({numbers})."
     power = difference.power(margin)
+    if abs(difference.value) >= margin:
+        return f"there are too few people to tell whether it differs from retraining ({numbers})."
     said = f"no difference from retraining detected at margin {margin:.2f}, power {power:.2f} ({numbers})"
     if difference.equivalent(margin):
         return f"{said}."
@@ -202,13 +253,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
     )
     original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
     if unlearned and verdict:
-        scores = unlearned.scores
-        yield (
-            f"{count(scores.forget_images, 'image')} of people who asked and {count(scores.unseen_images, 'image')} of "
-            "people never trained on were attacked. A leak smaller than the margin "
-            f"({verdict.margin:.2f} of AUC) is not tested for. Power {verdict.power:.2f} is the chance that an audit "
-            "of this size shows that there is no difference, when there is none."
-        )
+        yield from _what_was_compared(unlearned.scores, verdict)
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
@@ -219,8 +264,12 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         "The attacks read only how well the model predicts a picture. Attackers who look inside the model, or who hold "
         "the model from before as well and compare the two, were not tried."
     )
+    if unlearned and not unlearned.scores.unseen_images:
+        yield "How useful the model is was measured on people whom it is trained on, which flatters it."
     if "retrained" in report.models:
         yield "The comparison is with one retrained model; another training run would differ by chance."
+    elif unlearned and not unlearned.scores.unseen_images:
+        yield "No model was trained anew without the people: the setting erasure.compare_retrain makes one to compare."
     else:
         yield (
             "No model was trained anew without the people, so the comparison is with people never trained on. By "
@@ -236,6 +285,22 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             "Copies of older models that were made outside this system are not reached by it, nor are copies of the "
             "images outside the sites' folders."
         )
+
+
+def _what_was_compared(scores: Scores, verdict: Verdict) -> Iterator[str]:
+    asked = f"{count(scores.forget_images, 'image')} of people who asked"
+    if scores.unseen_images:
+        compared = f"{asked} and {count(scores.unseen_images, 'image')} of people never trained on were attacked."
+    elif scores.reference_auc:
+        compared = f"{asked} were compared with a retrained model, for no people never trained on were audited."
+    else:
+        yield f"{asked} could be compared with nothing, for no people never trained on were audited."
+        return
+    yield (
+        f"{compared} A leak smaller than the margin ({verdict.margin:.2f} of AUC) is not tested for. Power "
+        f"{verdict.power:.2f} is the chance that an audit of this size shows that there is no difference, when there "
+        "is none."
+    )
 
 
 def certified(statement: Statement) -> Iterator[str]:

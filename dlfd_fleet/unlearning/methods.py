@@ -9,13 +9,16 @@ of the group ``dlfd_fleet.methods`` that names a :class:`Method`, or by ``METHOD
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from dlfd_fleet.exceptions import ConfigurationError
+from pydantic import ValidationError
+
+from dlfd_fleet.exceptions import ConfigurationError, FleetError, UnlearningError, place_of
 from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import UnlearningSettings
-from dlfd_fleet.unlearning.contract import Unlearner
+from dlfd_fleet.unlearning.contract import Unlearner, UnlearningProblem, UnlearnOutcome
 from dlfd_fleet.unlearning.distancing import distance, dlfd
 from dlfd_fleet.unlearning.peers import (
     BadTeacher,
@@ -44,13 +47,68 @@ class Candidate:
 
     Attributes
     ----------
+    changes
+        Values by the names of ``unlearning.*``.
     time
         The limit on its time, in times of the one that all have.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such setting, or it cannot have the value.
     """
 
     unlearner: Unlearner
     changes: Mapping[str, Any] = field(default_factory=dict)
     time: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an unlearner that cannot be called, and changes that no setting has."""
+        if not callable(self.unlearner):
+            raise ConfigurationError(
+                f"A candidate's unlearner is {self.unlearner!r}, which cannot be called; give an object of the class."
+            )
+        for name in self.changes:
+            if name not in UnlearningSettings.model_fields:
+                close = get_close_matches(name, UnlearningSettings.model_fields, n=1)
+                hint = f"did you mean '{close[0]}'" if close else "`dlfd-fleet config show` lists them"
+                raise ConfigurationError(f"A candidate changes '{name}', which is no setting of unlearning.*: {hint}.")
+        try:
+            UnlearningSettings.model_validate(dict(self.changes), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            changed, given = first["loc"][0], first["input"]
+            raise ConfigurationError(
+                f"A candidate changes '{changed}' (unlearning.{changed}) to {given!r}: {first['msg']}."
+            ) from None
+
+    def unlearn(self, method: str, problem: UnlearningProblem) -> UnlearnOutcome:
+        """Run the unlearner; say in one sentence what goes wrong.
+
+        Parameters
+        ----------
+        method
+            Name of the method, for that sentence.
+
+        Raises
+        ------
+        UnlearningError
+            For whatever it raises, and for a result that is no outcome.
+        """
+        try:
+            outcome = self.unlearner(problem)
+        except FleetError:
+            raise
+        except Exception as error:  # whatever a method of another package raises
+            raise UnlearningError(
+                f"The method '{method}' failed: {type(error).__name__}: {error} ({place_of(error)})."
+            ) from error
+        if not isinstance(outcome, UnlearnOutcome):
+            raise UnlearningError(
+                f"The method '{method}' gives a {type(outcome).__name__}, and no UnlearnOutcome; return "
+                "session.outcome()."
+            )
+        return outcome
 
     def settings(self, given: _Settings) -> _Settings:
         """Return the settings with this candidate's changes, except where somebody has set a value."""
@@ -84,7 +142,11 @@ class Method:
     at_site: Unlearner | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a method without a candidate."""
+        """Refuse a method without a candidate, and other things in their place."""
+        if not isinstance(self.candidates, tuple) or not all(isinstance(one, Candidate) for one in self.candidates):
+            raise ConfigurationError(
+                f"The candidates of the method '{self.name}' are no tuple of Candidate; of one, write (Candidate(…),)."
+            )
         if not self.candidates:
             raise ConfigurationError(f"The method '{self.name}' has no candidate; give it at least one.")
 
@@ -99,12 +161,36 @@ class Method:
         self.refuse_without_unlearner_at_site()
         return self.at_site or self.default.unlearner
 
+    def described(self, unlearner: Unlearner) -> dict[str, Any]:
+        """Return what a report says of this method, which ran one of its unlearners."""
+        return {
+            "method": self.name,
+            "method_title": self.title,
+            "method_package": METHODS.package_of(self.name),
+            "method_settings": own_settings(unlearner),
+        }
+
+    @property
+    def why_not_at_site(self) -> str | None:
+        """Why a site can run nothing of this method; None if it can."""
+        if self.at_site is None and self.gated:
+            return (
+                f"the method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
+                "another erasure.method"
+            )
+        return None
+
     def refuse_without_unlearner_at_site(self) -> None:
         """Raise a :class:`ConfigurationError` if a site can run nothing of this method."""
-        if self.at_site is None and self.gated:
+        if why := self.why_not_at_site:
+            raise ConfigurationError(f"{why[0].upper()}{why[1:]}.")
+
+    def refuse_labels(self) -> None:
+        """Raise a :class:`ConfigurationError` if it is defined for one class an image, and not for several labels."""
+        if any(getattr(candidate.unlearner, "one_class_only", False) for candidate in self.candidates):
             raise ConfigurationError(
-                f"The method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
-                "another erasure.method."
+                f"The method '{self.name}' is defined for one class an image, and the model has labels; choose another "
+                "one, such as dlfd."
             )
 
     @property
@@ -122,6 +208,19 @@ def _rates(unlearner: Unlearner, epochs: float, *rates: float) -> tuple[Candidat
 
 def _variants(epochs: float, rate: float, *unlearners: Unlearner) -> tuple[Candidate, ...]:
     return tuple(Candidate(unlearner, {"epochs": epochs, "learning_rate": rate}) for unlearner in unlearners)
+
+
+def own_settings(unlearner: Unlearner) -> dict[str, Any]:
+    """Return a method's own hyper-parameters, the fields of its dataclass; in words what JSON does not have."""
+    if not is_dataclass(unlearner):
+        return {}
+    return {field.name: _as_json(getattr(unlearner, field.name)) for field in fields(unlearner)}
+
+
+def _as_json(value: object) -> Any:
+    if isinstance(value, tuple | list):
+        return [_as_json(part) for part in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)
 
 
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.

@@ -10,9 +10,12 @@ import pytest
 from rich.console import Console
 
 from dlfd_fleet.bench.devices.command import devices_command
+from dlfd_fleet.bench.devices.files import ways_to_run
+from dlfd_fleet.bench.devices.report import DeviceRow, console_table
 from dlfd_fleet.data import synthesize
+from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import ConsoleProgress
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import ExportSettings, Settings
 from tests.mlflow_client import client_of
 
 
@@ -98,3 +101,16 @@ def test_table_page_plot_and_mlflow_say_the_same(measured):
         for point in client.get_metric_history(run.info.run_id, "latency_p50_ms")
     ]
     assert sorted(values) == sorted(row["metrics"]["latency_p50_ms"] for row in rows.values() if row["metrics"])
+
+
+def test_the_formats_that_somebody_has_set_are_run_and_all_of_them_otherwise():
+    torch = ("torch", "torch_channels_last", "torch_compile")
+    assert ways_to_run(ExportSettings(formats=("fp32", "int8"))) == (*torch, "fp32", "int8")
+    assert ways_to_run(ExportSettings()) == (*torch, "fp32", "fp16", "int8", "ort")
+
+
+def test_each_reason_under_the_table_has_a_line_of_its_own():
+    shown = PlainConsole(file=io.StringIO(), width=160)
+    shown.print(console_table([DeviceRow(way=way, threads=1, note="why") for way in ("fp16", "ort")], "heading"))
+    lines = [line.strip() for line in shown.file.getvalue().splitlines()]
+    assert lines[-2:] == ["No fp16: why", "No ort: why"]

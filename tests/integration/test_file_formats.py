@@ -116,9 +116,11 @@ def files_of(settings, record):
 
 
 def test_a_job_releases_every_format_with_its_own_verdict(fleet, outcomes):
-    grid = InProcessGrid(fleet)
-    record = run_job(fleet.model_copy(update={"tracking": TrackingSettings()}), "erase", grid)
+    grid, out = InProcessGrid(fleet), io.StringIO()
+    record = run_job(fleet.model_copy(update={"tracking": TrackingSettings()}), "erase", grid, out)
     assert record.released, record.verdict
+    for name in ("model.onnx", "model.int8.onnx", "model.ort"):
+        assert f"Attacking {name} ..." in out.getvalue().splitlines()
     assert record.formats == ("fp32", "int8", "ort")
     assert record.file_verdicts.keys() == {"int8", "ort"}
     files = files_of(fleet, record)

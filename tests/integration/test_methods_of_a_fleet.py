@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 
 import pytest
 
@@ -54,7 +55,10 @@ def states(settings):
 def test_a_method_of_another_package_forgets_at_every_site_that_was_asked(fleet):
     problems = []
 
+    @dataclass(frozen=True)
     class Watched(FineTune):
+        strength: float = 0.5
+
         def unlearn(self, session):
             problems.append(session.problem)
             super().unlearn(session)
@@ -73,10 +77,20 @@ def test_a_method_of_another_package_forgets_at_every_site_that_was_asked(fleet)
     assert {one.validation for one in problems} == {None}
     store = Store(settings.state_folder)
     assert store.settings_of(record.job).erasure.method == "watched"
-    kept = json.loads((store.folders.made(record.job) / "report.json").read_text())["settings"]
+    report = json.loads((store.folders.made(record.job) / "report.json").read_text())
+    said = {name: value for name, value in report.items() if name.startswith("method")}
+    package = "registered by the running process"
+    assert said == {
+        "method": "watched",
+        "method_title": "Watched",
+        "method_package": package,
+        "method_settings": {"strength": 0.5},
+    }
+    kept = report["settings"]
     assert (kept["erasure.unlearning.epochs"], kept["erasure.unlearning.batch_size"]) == (2.0, 4)
     page = (store.folders.made(record.job) / "report.html").read_text(encoding="utf-8")
     assert "changed by a procedure called Watched, with the aim" in page
+    assert f"Sites whose people asked ran Watched (watched, {package}; strength = 0.5) on them" in page
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 
 from flwr.app import Message, MetricRecord, RecordDict
@@ -45,3 +47,24 @@ def test_nodes_work_on_their_own_sites_though_a_variable_names_another_fleet(tmp
     simulate(Settings(state_folder=own), ask, client_app)
     assert seen == [1, own]
     assert {name: os.environ.get(name) for name in exported} == exported
+
+
+def test_of_what_a_node_raises_the_words_are_left_and_no_traceback(tmp_path, monkeypatch):
+    make_site(tmp_path)
+    logged = io.StringIO()
+    monkeypatch.setattr(logging.getLogger("flwr"), "handlers", [logging.StreamHandler(logged)])
+    client_app, absent = ClientApp(), {}
+
+    @client_app.train()
+    def fail(message, context):
+        raise RuntimeError("no such layer")
+
+    def ask(grid):
+        fleet = Fleet(grid, timeout=120.0)
+        (node,) = fleet.wait_for_nodes()
+        assert not list(fleet.exchange("train", {node: RecordDict()}, "1"))
+        absent.update(fleet.absent)
+
+    simulate(Settings(state_folder=tmp_path), ask, client_app)
+    assert list(absent.values()) == ["failed at train: no such layer"]
+    assert "Traceback" not in logged.getvalue()

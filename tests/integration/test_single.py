@@ -9,13 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from dlfd_fleet.data import assign_people, read_manifest, write_manifest
-from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.data import TrainedOn, assign_people, read_manifest, write_manifest
+from dlfd_fleet.exceptions import ConfigurationError, DataError, UnlearningError
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, load_model, save_model
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.single import unlearn_people
+from dlfd_fleet.unlearning import METHODS, Candidate, Method
 from tests.command import run_command
 from tests.small_networks import small_networks
 
@@ -72,17 +73,51 @@ def test_another_registered_method_does_it_and_the_report_names_it(world):
     done = unlearn(*given, "--method", "not", "--set", "erasure.relearning_rounds=0", "--set", "unlearning.epochs=1")
     assert done.returncode in (0, 1), done.stderr
     report = json.loads((folder / "out" / "report.json").read_text())
-    assert (report["method"], report["rounds"]) == ("not", 0)
-    assert " by not," in (folder / "out" / "report.html").read_text()
+    assert (report["method"], report["method_title"], report["rounds"]) == ("not", "NoT", 0)
+    assert report["method_package"].startswith("dlfd-fleet ")
+    assert report["method_settings"] == {"layers": [0]}
+    used = report["settings"]
+    assert (used["unlearning.epochs"], used["unlearning.learning_rate"]) == (1.0, 0.01)
+    assert used["erasure.relearning_rounds"] == 0
+    page = (folder / "out" / "report.html").read_text()
+    assert f" by NoT (not, {report['method_package']}; layers = [0])," in page
+    assert "<code>unlearning.learning_rate</code>" in page
 
 
-def in_this_process(folder, faces, person, silent):
+def in_this_process(folder, faces, person, silent, **options):
     settings = Settings(
         unlearning={"max_rounds": 1, "distancing_steps": 2, "repair_steps": 2},
         erasure={"relearning_rounds": 0},
         audit={"resamples": 200},
     )
-    return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent)
+    return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent, **options)
+
+
+def test_whom_a_list_does_not_name_is_unseen_and_is_dealt_to_gate_and_evidence(world, silent):
+    folder, faces, person = world
+    plain = faces.with_name("manifest.csv")  # of twelve people without a split
+    trained = sorted(read_manifest(plain).identities)[:6]
+    (folder / "trained.txt").write_text("\n".join(name.upper() for name in [*trained, person]))
+    result = in_this_process(folder, plain, person, silent, trained_on=TrainedOn.read(str(folder / "trained.txt")))
+    others = len(set(read_manifest(plain).identities) - {*trained, person})
+    assert result.original.unseen_images == 4 * (others - others // 2)
+    assert result.unlearned.mia_auc is not None
+    assert result.unlearned.control_auc is not None
+
+
+def test_where_everybody_was_trained_on_the_verdict_says_that_nothing_was_measured(world, silent):
+    folder, faces, person = world
+    everybody = TrainedOn.read("all")
+    plain = faces.with_name("manifest.csv")
+    with pytest.raises(ConfigurationError, match="'dlfd-released' has a gate of its own, which needs validation"):
+        in_this_process(folder, plain, person, silent, method="dlfd-released", trained_on=everybody)
+    with pytest.raises(DataError, match=r"--trained-on all: '.*' was trained on, and .*dealt.csv has"):
+        in_this_process(folder, faces, person, silent, trained_on=everybody)
+    result = in_this_process(folder, plain, person, silent, trained_on=everybody)
+    assert result.original.unseen_images == 0
+    assert result.verdict.outcome in ("INCONCLUSIVE", "FAIL")  # of an untrained model what it knows of others is chance
+    assert "no unseen people were audited" in result.verdict.sentence()
+    assert "with people never" not in (folder / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +158,28 @@ def test_copies_of_who_is_to_be_forgotten_are_not_kept_and_any_spelling_of_the_n
     result = in_this_process(folder, faces, f" {person.upper()}", ConsoleProgress(Console(file=said, width=200)))
     assert (result.forgotten_people, result.forgotten_images, result.original.unseen_images) == (1, 4, 12)
     assert "1 images of other people have the same bytes as images to forget, and are left out" in said.getvalue()
+
+
+def no_layer(problem):
+    raise RuntimeError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("unlearner", "words"),
+    [
+        (no_layer, r"'ours' failed: RuntimeError: no such layer \(test_single\.py, line \d+, in no_layer\)\.$"),
+        (lambda problem: problem.model, "'ours' gives a FaceClassifier, and no UnlearnOutcome; return session.outcome"),
+    ],
+    ids=["raises", "no outcome"],
+)
+def test_a_method_that_goes_wrong_is_named_in_one_sentence_and_leaves_nothing(world, silent, unlearner, words):
+    folder, faces, person = world
+    METHODS.reload()
+    METHODS.register(Method("ours", "Ours", "none", (Candidate(unlearner),)))
+    with pytest.raises(UnlearningError, match=words):
+        in_this_process(folder, faces, person, silent, method="ours")
+    METHODS.reload()
+    assert sorted(path.name for path in folder.iterdir()) == ["faces", "model"]
 
 
 def test_mistakes_end_with_2_and_leave_nothing(world):

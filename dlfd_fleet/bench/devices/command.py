@@ -12,9 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from dlfd_fleet.answers import agreement
 from dlfd_fleet.audit import Role, SampleScores, Scores, judge, measure
 from dlfd_fleet.audit.samples import ROLES
-from dlfd_fleet.bench.devices.files import EAGER, EAGER_CHANNELS_LAST, WAYS, Subject, make_subjects
+from dlfd_fleet.bench.devices.files import (
+    EAGER,
+    EAGER_CHANNELS_LAST,
+    Subject,
+    formats_to_run,
+    make_subjects,
+    ways_to_run,
+)
 from dlfd_fleet.bench.devices.report import DeviceRow, console_table, goals, write_report
 from dlfd_fleet.bench.devices.turns import Turns, answers_of, take_turns
 from dlfd_fleet.bench.experiment import Experiment, deal_experiment
@@ -23,7 +31,7 @@ from dlfd_fleet.bench.results import run_name
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset
-from dlfd_fleet.formats import FORMATS, FP32
+from dlfd_fleet.formats import FP32
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
@@ -51,12 +59,12 @@ class Evidence:
         self._people = np.unique(names, return_inverse=True)[1].astype(np.int64)
         sizes = [len(faces) for faces in parts.values()]
         self._roles = np.repeat([ROLES.index(role) for role in parts], sizes).astype(np.uint8)
-        self._audit, self._seed = experiment.settings.audit, experiment.seed
+        self._audit, self._seed, self.labels = experiment.settings.audit, experiment.seed, experiment.card.labels
 
     def scores(self, said: NDArray[np.float32]) -> Scores:
         """Return the scores of probabilities ``(N, C)`` of all images."""
         samples = SampleScores.from_probabilities(said, self._labels, self._people, self._roles)
-        return measure(samples, resamples=self._audit.resamples, seed=self._seed)
+        return measure(samples, resamples=self._audit.resamples, seed=self._seed, labels=self.labels)
 
     def outcome(self, original: Scores, scores: Scores) -> str:
         """Return the verdict on answers beside those of the original."""
@@ -83,7 +91,8 @@ def devices_command(settings: Settings, console: Console) -> None:
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)  # a log has no width of its own
     console.print(console_table(rows, heading))
-    console.print("\n".join(goals(rows)), highlight=False, markup=False, soft_wrap=True)
+    for line in goals(rows):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     page = write_report(rows, folder, heading)
     _log_to_mlflow(settings, rows)
     console.print(f"Report: {page}", soft_wrap=True)
@@ -92,7 +101,7 @@ def devices_command(settings: Settings, console: Console) -> None:
 def _measure(
     evidence: Evidence, original: Subject, unlearned: Subject, settings: Settings, progress: ConsoleProgress
 ) -> list[DeviceRow]:
-    bench = settings.bench
+    bench, every = settings.bench, ways_to_run(settings.export)
     with tempfile.TemporaryDirectory() as temporary:
         images = Path(temporary) / "images.npy"
         np.save(images, evidence.images)
@@ -101,7 +110,7 @@ def _measure(
         for threads in THREADS:
             with progress.phase(f"Timing, threads: {threads}", bench.device_rounds) as advance:
                 turns[threads] = take_turns(
-                    WAYS,
+                    every,
                     unlearned,
                     images,
                     failed,
@@ -111,14 +120,14 @@ def _measure(
                     advance=advance,
                 )
             failed |= {way: taken.failure for way, taken in turns[threads].items() if taken.failure}
-        ways = [way for way in (EAGER, *FORMATS) if way not in original.refused]
+        ways = [way for way in (EAGER, *formats_to_run(settings.export)) if way not in original.refused]
         with progress.phase("Attacking the original", len(ways)) as advance:
             before = {}
             for way in ways:
                 before[way] = evidence.scores(answers_of(way, original, images))
                 advance()
     return [
-        _row(evidence, unlearned, before, way, threads, of_all) for threads, of_all in turns.items() for way in WAYS
+        _row(evidence, unlearned, before, way, threads, of_all) for threads, of_all in turns.items() for way in every
     ]
 
 
@@ -137,7 +146,7 @@ def _row(
         "size_bytes": float(subject.size_bytes(way)),
         "size_beside_fp32": subject.size_bytes(way) / subject.size_bytes(FP32),
         "resident_bytes": float(taken.resident_bytes),
-        "agreement": float((taken.said.argmax(axis=1) == eager.argmax(axis=1)).mean()),
+        "agreement": agreement(taken.said, eager, multi_label=evidence.labels is not None),
         "max_abs_difference": float(np.abs(taken.said - eager).max()),
         **{f"speed_beside_{other}": _speed(taken, of_all[other]) for other in (FP32, EAGER, EAGER_CHANNELS_LAST)},
         **scores.metrics(),

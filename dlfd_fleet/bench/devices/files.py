@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dlfd_fleet.bench.experiment import Experiment, labelled
+from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.data.inputs import joined
@@ -18,16 +18,25 @@ from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, prepare
 from dlfd_fleet.formats import FORMATS, FP32
 from dlfd_fleet.models import MODEL_FILE, FeatureClassifier, ModelCard, digest, load_model, save_model, state_arrays
+from dlfd_fleet.settings import ExportSettings
 from dlfd_fleet.unlearning import UnlearningProblem, dlfd
 
 EAGER, EAGER_CHANNELS_LAST, COMPILED = "torch", "torch_channels_last", "torch_compile"
-WAYS: tuple[str, ...] = (EAGER, EAGER_CHANNELS_LAST, COMPILED, *FORMATS)
-"""Every way to run a model."""
+
+
+def formats_to_run(settings: ExportSettings) -> tuple[str, ...]:
+    """Return the formats that the settings name, or every registered one where nobody has set any."""
+    return settings.formats if "formats" in settings.model_fields_set else tuple(FORMATS)
+
+
+def ways_to_run(settings: ExportSettings) -> tuple[str, ...]:
+    """Return every way to run a model: in torch, and in each of those formats."""
+    return (EAGER, EAGER_CHANNELS_LAST, COMPILED, *formats_to_run(settings))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in every format.
+    """A model in each format.
 
     Attributes
     ----------
@@ -72,7 +81,8 @@ def _unlearned(models: ExperimentModels, original: FeatureClassifier) -> tuple[F
         update={"kind": "unlearned", "epoch": 1, "parent": digest(state_arrays(original))}
     )
     decides = [card.model_dump(), settings.unlearning.model_dump(), settings.bench.augmentation.model_dump()]
-    text = json.dumps([decides, experiment.digest()], sort_keys=True)
+    code = digest_of_code("dlfd_fleet.unlearning", *MAKES_MODELS), code_of_networks(settings.model)
+    text = json.dumps([decides, experiment.digest(), code], sort_keys=True)
     folder = models.cache / f"unlearned-{experiment.seed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not folder.exists():
         model = ExperimentModels(experiment, models.cache).original  # DLFD works in place
@@ -104,9 +114,10 @@ def _export(model: FeatureClassifier, card: ModelCard, folder: Path, experiment:
     chosen = torch.randperm(len(experiment.retain), generator=generator)[: settings.calibration_images]
     ranges = calibrate(prepare(content_of(source)), card.input.on_device(experiment.retain.images[chosen].numpy()))
     refused: dict[str, str] = {}
-    for form in FORMATS.values():
-        if form.name == FP32:
+    for name in formats_to_run(settings):
+        if name == FP32:
             continue
+        form = FORMATS.find(name)
         form.file(source).unlink(missing_ok=True)
         try:
             export_variant(

@@ -13,9 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
+from rich.text import Text
 
 from dlfd_fleet.bench.devices.files import COMPILED, EAGER, EAGER_CHANNELS_LAST
 from dlfd_fleet.bench.report import picture_source
+from dlfd_fleet.plain_text import plain
 
 _TITLES = {EAGER: "torch eager", EAGER_CHANNELS_LAST: "torch eager, channels last", COMPILED: "torch.compile"}
 _MEBIBYTE = 2**20
@@ -69,7 +71,8 @@ def console_table(rows: Sequence[DeviceRow], heading: str) -> Table:
     for row in rows:
         table.add_row(row.title, str(row.threads), *row.cells(), row.verdict)
     notes = {row.title: row.note for row in rows if row.note}
-    table.caption = "\n".join(f"No {title}: {note}" for title, note in notes.items()) or None
+    # A string would be shown with its line breaks written out, as no text of others may break a line.
+    table.caption = Text("\n").join(plain(f"No {title}: {note}") for title, note in notes.items()) or None
     return table
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import peak_memory
 from dlfd_fleet.bench.evidence import References, observe
-from dlfd_fleet.bench.experiment import Experiment
+from dlfd_fleet.bench.experiment import Experiment, code_of_networks
 from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, open_source
@@ -36,7 +36,7 @@ from dlfd_fleet.federation.rounds.requests import ask_pending
 from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
-from dlfd_fleet.models import build, load_arrays, state_arrays
+from dlfd_fleet.models import build, load_arrays, start, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate
@@ -169,7 +169,7 @@ class FederatedSeed:
 
     def _fresh(self, number: int) -> Arrays:
         torch.manual_seed(self.settings.seed * 100 + number)
-        return state_arrays(build(self.experiment.card))
+        return state_arrays(start(self.experiment.card, self.settings.model.weights))
 
     def _erasure(self, fleet: Fleet, name: str = "", recorder: Recorder | None = None) -> Erasure:
         """Return the rounds and audits of a method, or of plain training without a name."""
@@ -310,9 +310,9 @@ class FederatedSeed:
 
 
 def federated_seeds(settings: Settings, seeds: int, folder: Path, progress: ProgressDisplay) -> list[FederatedSeed]:
-    """Return the seeds of a comparison, each with a folder named by the settings that decide its models."""
+    """Return the seeds of a comparison, each in a folder named by what decides its models: settings, and networks."""
     tree = settings.model_dump_json(include={"data", "model", "training", "unlearning", "erasure", "bench", "fleet"})
-    key = hashlib.sha256(tree.encode()).hexdigest()[:12]
+    key = hashlib.sha256("".join((tree, *code_of_networks(settings.model))).encode()).hexdigest()[:12]
     return [
         FederatedSeed(
             settings.model_copy(update={"seed": seed, "state_folder": folder / f"{key}-seed-{seed}"}),

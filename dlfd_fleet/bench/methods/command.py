@@ -6,7 +6,6 @@ from rich.console import Console
 
 from dlfd_fleet.bench.methods.runner import Plan, choose_methods, run_bench
 from dlfd_fleet.bench.results import parse_duration, show_results
-from dlfd_fleet.plain_text import plain
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 
@@ -19,11 +18,10 @@ def methods_command(settings: Settings, methods: str, seeds: int, budget: str, c
     ConfigurationError
         For an unknown method or a budget that is no duration.
     JobError
-        If the budget ended before anything was measured.
+        If nothing was measured.
     """
     folder = settings.state_folder / "bench"
     plan = Plan(settings, choose_methods(methods), seeds, parse_duration(budget), folder)
     results = run_bench(plan, ConsoleProgress(console))
-    for failure in results.failures:
-        console.print(plain(f"Failed: {failure}"), soft_wrap=True)
-    show_results(settings, results.rows, results.missing, folder, f"Unlearning methods, {seeds} seeds", console)
+    title = f"Unlearning methods, {seeds} seeds"
+    show_results(settings, results.rows, results.missing, folder, title, console, results.failures)

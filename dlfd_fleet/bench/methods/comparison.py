@@ -6,13 +6,14 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dlfd_fleet.audit import ATTACKS, Observation
 from dlfd_fleet.bench.cost import PassSeconds, peak_memory
+from dlfd_fleet.bench.entry_code import code_of
 from dlfd_fleet.bench.evidence import References, observe
-from dlfd_fleet.bench.experiment import MAKES_MODELS, digest_of_code, labelled
+from dlfd_fleet.bench.experiment import MAKES_MODELS, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data.dataset import augmentation
@@ -27,6 +28,7 @@ from dlfd_fleet.unlearning import (
     dlfd,
     loss_monitor,
 )
+from dlfd_fleet.unlearning.methods import own_settings
 
 _RUN_APART = 1_000_000
 _MAKES_ROWS = (
@@ -59,7 +61,7 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     bound = UtilityBound.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
     for candidate in METHODS.find(method).candidates:
-        trial = _unlearn(models, candidate, _seed_of_run(experiment.seed, index))
+        trial = _unlearn(models, method, candidate, _seed_of_run(experiment.seed, index))
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), bound, gate.gate)
         if best is None or rank > best[0]:
@@ -98,13 +100,18 @@ def measure_references(models: ExperimentModels) -> Iterator[Row]:
 
 
 def row_key(settings: Settings, method: str, faces: str) -> str:
-    """Return a digest of everything that decides a row, for resuming: settings, images, and the code of the methods."""
+    """Return a digest of everything that decides a row, for resuming: settings, images, and code.
+
+    The code is ours, and that of the packages that the method, the attacks and the network come from.
+    """
     tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
     tree["bench"].pop("jobs")
     # Rows of different code belong in no one table.
     code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
-    candidates = [_described(one) for one in METHODS[method].candidates] if method in METHODS else []
-    parts = json.dumps([tree, method, candidates, list(ATTACKS), faces, code], default=str)
+    tried = METHODS[method].candidates if method in METHODS else ()
+    candidates = [(_described(one), code_of(one.unlearner)) for one in tried]
+    attacks = [(attack.name, code_of(attack.score)) for attack in ATTACKS.values()]
+    parts = json.dumps([tree, method, candidates, attacks, faces, code, code_of_networks(settings.model)], default=str)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
@@ -122,7 +129,7 @@ def _seed_of_run(seed: int, index: int) -> int:
     return seed + _RUN_APART * index
 
 
-def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Trial:
+def _unlearn(models: ExperimentModels, method: str, candidate: Candidate, seed: int) -> _Trial:
     """Run a candidate on a copy of the original."""
     before = models.measure_seconds()
     experiment = models.experiment
@@ -133,7 +140,8 @@ def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Tria
     device = next(models.original.parameters()).device
     ordinary = models.ordinary_bytes
     with peak_memory(device) as own:
-        outcome = candidate.unlearner(
+        outcome = candidate.unlearn(
+            method,
             UnlearningProblem(
                 model=copy.deepcopy(models.original),
                 retain=labelled(experiment.retain),
@@ -143,15 +151,15 @@ def _unlearn(models: ExperimentModels, candidate: Candidate, seed: int) -> _Tria
                 seed=seed,
                 class_weights=experiment.class_weights,
                 augment=augmentation(experiment.settings.bench.augmentation),
-            )
+            ),
         )
     passes = before.mean_with(models.measure_seconds())
     return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:
-    own: dict[str, Any] = vars(candidate.unlearner) if is_dataclass(candidate.unlearner) else {}
-    return own | dict(candidate.changes) | ({} if candidate.time == 1.0 else {"time": candidate.time})
+    time = {} if candidate.time == 1.0 else {"time": candidate.time}
+    return own_settings(candidate.unlearner) | dict(candidate.changes) | time
 
 
 def _row(

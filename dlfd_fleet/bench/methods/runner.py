@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from dlfd_fleet.bench.experiment import Kind, deal_experiment, reference
 from dlfd_fleet.bench.methods.comparison import measure_method, measure_references, row_key
@@ -16,6 +17,7 @@ from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.workers import worker_processes
 from dlfd_fleet.cores import usable_cores
 from dlfd_fleet.data import open_source
+from dlfd_fleet.exceptions import FleetError
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.methods import METHODS
@@ -46,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows that are there, and how many are missing for the budget ran out."""
+    """The rows that are there, how many are missing, and what failed of them; others are missing for want of time."""
 
     rows: tuple[Row, ...]
     missing: int
@@ -72,6 +74,8 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     failures: list[str] = []
     jobs = plan.settings.bench.jobs
     threads = max(1, usable_cores() // jobs)
+    for name in plan.methods if plan.settings.data.multi_label else ():
+        METHODS.find(name).refuse_labels()
     _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
     with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):
@@ -82,9 +86,10 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
             trainings: list[tuple[Kind, int]] = [("original", 0)]
             trainings += [("retrained", index) for index in range(plan.settings.bench.references)]
             with progress.phase(f"Seed {seed}: training original and retrained models", len(trainings)) as advance:
-                _gather([pool.submit(_train, plan, seed, *each) for each in trainings], advance, failures)
+                tasks = {f"{kind} model {index}": (_train, plan, seed, kind, index) for kind, index in trainings}
+                failures += _gather(pool, seed, tasks, advance)
             with progress.phase(f"Seed {seed}: methods", len(todo)) as advance:
-                _gather([pool.submit(_measure, work, deadline) for work in todo], advance, failures)
+                failures += _gather(pool, seed, {work.name: (_measure, work, deadline) for work in todo}, advance)
     rows, missing = [], 0
     for seed in range(plan.seeds):
         for name in (REFERENCES, *plan.methods):
@@ -130,12 +135,17 @@ def _write(file: Path, row: Row) -> None:
     new.replace(file)
 
 
-def _gather(futures: Sequence[Future[None]], advance: Advance, failures: list[str]) -> None:
+def _gather(
+    pool: ProcessPoolExecutor, seed: int, tasks: Mapping[str, tuple[Any, ...]], advance: Advance
+) -> Iterator[str]:
+    """Do tasks, each a function and its arguments, and yield what failed and why."""
+    futures = {pool.submit(*task): name for name, task in tasks.items()}
     for future in as_completed(futures):
         error = future.exception()
-        if error is not None:
-            failures.append(f"{type(error).__name__}: {error}")
         advance()
+        if error is not None:
+            said = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+            yield f"{futures[future]}, seed {seed}: {said}"
 
 
 @lru_cache(maxsize=1)

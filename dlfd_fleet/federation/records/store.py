@@ -171,7 +171,12 @@ class Store:
         try:
             return Settings.model_validate_json(text)
         except ValidationError as error:
-            raise JobError(f"The settings of {job} in {self.file} are of another release; cancel the job.") from error
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise JobError(
+                f"The settings of {job} in {self.file} cannot be used: '{key}' is {first['input']!r}: {first['msg']}. "
+                "Install what they name, or cancel the job."
+            ) from error
 
     def settings_as_written(self, job: str) -> dict[str, Any]:
         """Return the settings that a job was started with, unchecked: what they name may not be installed any more."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
 import httpx
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -29,6 +30,9 @@ _SHORTEST_POLL, LONGEST_POLL = 0.05, 1.0
 # A SuperLink whose database is busy answers these with 500, and nothing has happened; others may have half happened.
 _REPEATABLE = ("/get-nodes", "/pull-messages")
 _PEM = b"-----BEGIN PUBLIC KEY-----"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_RAISED = "Exception ClientAppException occurred. Message: "
+_WRAPPED = re.compile(r"<class '([\w.]+\.)?(?P<type>[\w()]+)'>:<'(?P<words>.*)'>", re.DOTALL)
 _PAUSES = (1.0, 2.0, 4.0, 8.0)
 _T = TypeVar("_T")
 
@@ -217,6 +221,19 @@ class Exchange:
     def _note_death(self, node: int) -> None:
         self._died.setdefault(node, time.monotonic())
         self._notice(node, AWAY)
+
+
+def reason_of(error: Error) -> str:
+    """Return what a site's error says, without what Flower and Ray put around it: types, colours, a traceback."""
+    said = _COLOURS.sub("", error.reason or "")
+    _, raised, words = said.rpartition(_RAISED)
+    if raised:
+        return words.removesuffix("'>").strip()
+    wrapped = _WRAPPED.fullmatch(said)
+    if wrapped is None:
+        return said or str(error.code)
+    lines = [line.strip() for line in wrapped["words"].splitlines() if line.strip()]
+    return lines[-1] if len(lines) > 1 else ": ".join([wrapped["type"], *lines])
 
 
 def array_bytes(records: RecordDict) -> int:

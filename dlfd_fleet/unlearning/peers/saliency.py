@@ -26,7 +26,7 @@ class SalUn(Peer):
     Attributes
     ----------
     share
-        Share of all weights that may change.
+        Share of all weights, but frozen ones, that may change.
     """
 
     one_class_only: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class SalUn(Peer):
 
     def _mask(self, session: Session) -> dict[Tensor, Tensor]:
         """Return 1 for the salient weights of each parameter and 0 for the others."""
-        gradients = mean_gradients(session, session.forget, list(session.model.parameters()))
+        gradients = mean_gradients(session, session.forget, session.trained)
         sizes = {parameter: gradient.abs() for parameter, gradient in gradients.items()}
         flat = torch.cat([size.flatten() for size in sizes.values()])
         # Not torch.quantile, which stops at 2**24 elements.
@@ -84,7 +84,7 @@ class SelectiveSynapticDampening(Peer):
             return  # importances of half a set would dampen the wrong weights
         share = len(session.forget) / (len(session.forget) + len(session.retain))
         with torch.no_grad():
-            for parameter in session.model.parameters():
+            for parameter in session.trained:
                 own = forget[parameter]
                 everybody = share * own + (1.0 - share) * retain[parameter]
                 left = (self.dampening * everybody / own).clamp_(max=1.0)
@@ -93,7 +93,7 @@ class SelectiveSynapticDampening(Peer):
 
     def _importance(self, session: Session, data: LabelledImages) -> dict[Tensor, Tensor]:
         session.model.eval()
-        parameters: list[Tensor] = list(session.model.parameters())
+        parameters: list[Tensor] = list(session.trained)
         sums = {parameter: torch.zeros_like(parameter) for parameter in parameters}
         sample = session.sample(data, self.images)
         for row in torch.split(torch.arange(len(sample)), 1):

@@ -24,7 +24,7 @@ class BadTeacher(Peer):
 
     Chundawat et al., arXiv 2205.08096, section 4: with ``u = 1`` for a forgotten image, the student minimises
     ``(1 - u) KL(competent || student) + u KL(incompetent || student)`` over the forget set and a part of the retain
-    set, shuffled. The incompetent teacher is the same architecture with fresh weights.
+    set, shuffled. The incompetent teacher is the same architecture with fresh weights, but in frozen layers.
 
     Attributes
     ----------
@@ -42,8 +42,7 @@ class BadTeacher(Peer):
         """Train for ``settings.epochs`` epochs over both sets."""
         competent = _teacher(session.model)
         incompetent = copy.deepcopy(competent)
-        for module in incompetent.modules():
-            reset(module)
+        reset(incompetent, incompetent.modules())
         optimizer = session.optimizer()
         for images, flags in session.epochs(self._flagged(session), augmented=True):
             forgotten = flags == 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlfd_fleet.audit import ATTACKS, Attack, Observation, Role, SampleScores, loss_attack, possible_attacks
+from dlfd_fleet.audit import ATTACKS, Attack, Need, Observation, Role, SampleScores, loss_attack, possible_attacks
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import ConfigurationError
 
@@ -53,3 +53,14 @@ def test_the_attack_of_the_how_to_page_is_possible_and_scores(install_how_to):
 def test_a_name_is_given_once():
     with pytest.raises(ConfigurationError, match="The name 'loss' is taken by another attack"):
         ATTACKS.register(Attack("loss", "Loss", "none", ATTACKS["loss"].score))
+
+
+@pytest.mark.parametrize("needs", [Need.FEATURES, "features", [Need.FEATURES], frozenset({"features"})], ids=str)
+def test_needs_that_are_no_set_of_needs_are_refused_at_once(needs):
+    with pytest.raises(ConfigurationError, match=r"'mine' has the needs .* write a frozenset of Need, such as frozens"):
+        Attack("mine", "Mine", "none", ATTACKS["loss"].score, needs)
+
+
+def test_a_score_that_cannot_be_called_is_refused_at_once():
+    with pytest.raises(ConfigurationError, match=r"'mine' has a score that cannot be called: 0\.5"):
+        Attack("mine", "Mine", "none", 0.5)

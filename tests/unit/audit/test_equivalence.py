@@ -137,12 +137,26 @@ def scores(balanced=0.8):
         (comparison(0.01, original=0.0), 0.0, 0.0, Outcome.INCONCLUSIVE, "no attack finds anybody"),
         (comparison(0.01, control=0.3), 0.0, 0.0, Outcome.INCONCLUSIVE, "from each other"),
         (comparison(0.05, error=0.06), 0.0, 0.0, Outcome.INCONCLUSIVE, "too few"),
+        (
+            comparison(0.5, error=0.3),
+            0.0,
+            0.0,
+            Outcome.INCONCLUSIVE,
+            "too few images to tell by the loss",
+        ),
     ],
 )
 def test_each_outcome_has_its_reason(attack, test, retain, outcome, words):
     verdict = judge_beside_retrained(scores(), difference(test), difference(retain), [attack], SETTINGS)
     assert verdict.outcome is outcome
     assert words in verdict.sentence()
+
+
+def test_of_an_original_in_which_an_attack_seems_to_find_somebody_it_is_not_said_that_none_does():
+    unsure = comparison(0.01).model_copy(update={"original": difference(0.5, 0.3)})
+    verdict = judge_beside_retrained(scores(), difference(0.0), difference(0.0), [unsure], SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "there are too few people to tell whether an attack finds anybody in the original" in verdict.sentence()
 
 
 def test_a_collapse_fails_however_little_leaks():

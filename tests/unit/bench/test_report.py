@@ -14,9 +14,10 @@ from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.bench.cost import PassSeconds
 from dlfd_fleet.bench.methods.runner import choose_methods
 from dlfd_fleet.bench.report import Mean, console_table, distances, summarise, write_report
-from dlfd_fleet.bench.results import parse_duration
+from dlfd_fleet.bench.results import parse_duration, show_results
 from dlfd_fleet.bench.rows import RETRAINED, Row
-from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.exceptions import ConfigurationError, JobError
+from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import Cost
 
 
@@ -96,3 +97,26 @@ def test_the_table_shows_every_number_in_full_on_a_terminal(width, bounds):
     assert "…" not in shown
     assert shown.count("0.910 ±0.127" if bounds else "0.910") == len(keys)
     assert ("±" in shown) is bounds
+
+
+@pytest.mark.parametrize(
+    ("failures", "words"),
+    [((), "The budget ended before anything was measured"), (("mine, seed 0: KeyError: 1",), "Everything .* failed")],
+)
+def test_without_a_row_it_is_said_whether_all_failed_or_the_budget_ended(tmp_path, failures, words):
+    shown = Console(file=io.StringIO(), width=200)
+    with pytest.raises(JobError, match=words):
+        show_results(Settings(), (), 3, tmp_path, "Methods", shown, failures)
+    assert shown.file.getvalue() == "".join(f"Failed: {failure}\n" for failure in failures)
+
+
+def test_an_attack_that_failed_is_named_under_the_table_and_has_no_column(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlfd_fleet.bench.results.log_to_mlflow", lambda *_: None)
+    rows = [row("dlfd", 0), row("dlfd", 1)]
+    lame = {key: value for key, value in rows[0].metrics.items() if not key.startswith("rmia")}
+    rows = [one.model_copy(update={"metrics": lame, "failed_attacks": {"rmia": "KeyError: 'f'"}}) for one in rows]
+    shown = Console(file=io.StringIO(), width=200)
+    show_results(Settings(), tuple(rows), 0, tmp_path, "Methods", shown)
+    assert "The attack 'rmia' failed on 2 of 2 rows, which do not have it: KeyError: 'f'" in shown.file.getvalue()
+    assert "|ΔRMIA|" not in shown.file.getvalue()
+    assert "|Δloss|" in shown.file.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlfd_fleet.cli import main
+from dlfd_fleet.configuration import descriptions
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.ledger import Site, site_folders
 from tests.command import environment_of, run_command
@@ -52,6 +54,18 @@ def test_config_show_tells_where_each_value_came_from(tmp_path):
     assert "6" in rows["data.sites"]
     assert "environment" in rows["data.sites"]
     assert "default" in rows["training.momentum"]
+
+
+@pytest.mark.parametrize(("coloured", "widest"), [({}, 160), ({"FORCE_COLOR": 1}, 80)], ids=["log", "terminal"])
+def test_config_show_says_what_each_setting_is_and_cuts_no_name(coloured, widest):
+    command = [sys.executable, "-m", "dlfd_fleet", "config", "show"]
+    environment = environment_of({"COLUMNS": 80, **coloured})
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert set(descriptions()) <= {line.split("│")[1].strip() for line in plain.splitlines() if line.count("│") > 2}
+    assert "Rounds of federated averaging." in plain
+    assert "…" not in plain
+    assert max(map(len, plain.splitlines())) <= widest
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The registry of data sources: those that other packages bring, and what is refused."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -70,10 +71,44 @@ def test_what_a_source_requires_is_asked_for_before_anything_is_read(install_how
         open_source(DataSettings().model_copy(update={"source": "manifest"}))
 
 
+@pytest.mark.parametrize("requires", ["root", ["root"], ("folder",)], ids=str)
+def test_requirements_that_are_no_settings_are_refused_at_once(requires):
+    with pytest.raises(ConfigurationError, match=r"'ours' requires .*; write a tuple of 'manifest' and 'root'"):
+        DataSource("ours", read_manifest, requires=requires)
+
+
 def test_a_source_that_cannot_be_loaded_is_one_sentence(install_entry):
     install_entry("dlfd_fleet.sources", "broken = broken_source:SOURCE", "import no_such_module_anywhere")
     with pytest.raises(ConfigurationError, match="The data source 'broken' of broken_source:SOURCE cannot be loaded"):
         load_settings(overrides={"data.source": "broken"}, environment={})
+
+
+def failing(settings):
+    return {}["faces"]
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (failing, r"'ours' cannot be read: KeyError: 'faces' \(test_source_registry\.py, line \d+, in failing\)\.$"),
+        (lambda settings: [Row("a.png", "anna", "x")], "'ours' gives a list, and no Manifest"),
+        (
+            lambda settings: Manifest((Row(Path("a.png"), "x", "y"),), Path()),
+            r"image 1, image: .*Path.* is no text; write",
+        ),
+    ],
+    ids=["raises", "no manifest", "no text"],
+)
+def test_a_source_that_goes_wrong_is_named_in_one_sentence(read, words):
+    SOURCES.register(DataSource("ours", read))
+    with pytest.raises(DataError, match=words):
+        open_source(DataSettings(source="ours"))
+
+
+def test_a_root_that_is_not_there_is_said_before_the_source_is_asked(tmp_path):
+    SOURCES.register(DataSource("ours", failing, requires=("root",)))
+    with pytest.raises(DataError, match=r"^data\.root: there is no folder .*nowhere; name the one"):
+        open_source(DataSettings(source="ours", root=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,17 @@ def test_a_run_goes_on_after_its_last_phase_and_begins_anew_under_other_settings
     assert not (settings.state_folder / "sites").exists()
 
 
+def test_what_a_site_noted_stays_when_a_new_fleet_takes_its_place(settings):
+    first = begin(settings)
+    first.reach("new")
+    first.deal()
+    log = settings.state_folder / "sites" / "site-1" / "site.log"
+    log.write_text("RuntimeError: no such layer\n")
+    other = begin(settings.model_copy(update={"seed": 5}))
+    other.deal()
+    assert log.read_text() == "RuntimeError: no such layer\n"
+
+
 def everything_in(folder):
     return {file: file.read_bytes() if file.is_file() else None for file in folder.rglob("*")}
 

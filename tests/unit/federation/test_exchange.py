@@ -9,7 +9,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.federation.rounds import exchange as module
-from dlfd_fleet.federation.rounds.exchange import AWAY
+from dlfd_fleet.federation.rounds.exchange import AWAY, reason_of
 from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
 
 DIED = Error(code=ErrorCode.NODE_UNAVAILABLE, reason="node_unavail")
@@ -98,6 +98,30 @@ def test_a_site_that_dies_again_is_not_asked_a_third_time_and_one_that_raises_no
         pseudonym(1): "failed at train: crashed",
         pseudonym(2): "failed at train: out of memory",
     }
+
+
+RAISED_IN_APP = "ClientAppException: \nException ClientAppException occurred. Message: "
+IN_RAY = (
+    "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=9)\n"
+    '  File "client_app.py", line 1, in run\n' + "    raise one\n" * 50
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (f"{IN_RAY}{RAISED_IN_APP}RuntimeError at this site; see there.'>", "RuntimeError at this site; see there."),
+        (f"<class 'flwr.ClientAppException'>:<'{RAISED_IN_APP}sizes:\n\thead'>", "sizes:\n\thead"),
+        (f"{IN_RAY}flwr.LoadClientAppError: no module x'>", "flwr.LoadClientAppError: no module x"),
+        ("<class 'ValueError'>:<''>", "ValueError"),
+        ("<class 'a.b.KeyError'>:<'one'>", "KeyError: one"),
+        ("crashed", "crashed"),
+        ("", "2"),
+    ],
+    ids=["in Ray", "raised", "not loaded", "no words", "one line", "plain", "nothing"],
+)
+def test_of_a_sites_error_the_coordinator_says_the_words_and_not_the_way_through_the_code(reason, words):
+    assert reason_of(Error(2, reason)) == words
 
 
 def test_a_late_site_is_waited_for_only_so_long_once_a_quorum_has_answered():

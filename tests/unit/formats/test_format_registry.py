@@ -72,8 +72,17 @@ def test_an_unknown_format_is_refused_with_those_there_are():
     with pytest.raises(ConfigurationError) as failure:
         load_settings(overrides={"export.formats": "fp32,int4"}, environment={})
     assert str(failure.value) == f"Setting 'export.formats' (flag) is 'int4': {known}."
-    with pytest.raises(ValidationError, match=known):
+    advice = f"{known}; the package of another format must be installed on this device"
+    with pytest.raises(ValidationError, match=advice):
         DeviceSettings(url="http://x", formats=("int4",))
+
+
+@pytest.mark.parametrize(
+    ("make", "nearness", "words"), [("half", NEAR, "make that cannot be called"), (float, 0.05, "the nearness 0.05")]
+)
+def test_a_format_that_could_only_fail_later_is_refused_at_once(make, nearness, words):
+    with pytest.raises(ConfigurationError, match=words):
+        ExportFormat("mine", make, nearness, device_tolerance=1e-3)
 
 
 def renamed(source):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlfd_fleet.configuration import flatten, load_settings, write_settings
+from dlfd_fleet.configuration import descriptions, flatten, load_settings, write_settings
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.settings import Settings
 
@@ -36,6 +36,12 @@ def test_every_setting_is_listed():
     assert sorted(keys) == sorted(flatten(Settings().model_dump(mode="json")))
 
 
+def test_every_setting_has_a_description():
+    said = descriptions()
+    assert sorted(said) == sorted(flatten(Settings().model_dump(mode="json")))
+    assert [key for key, words in said.items() if not words] == []
+
+
 def test_the_environment_names_the_file_and_mlflows_own_variable_counts(file):
     loaded = load_settings(environment={"DLFD_FLEET_CONFIG": str(file), "MLFLOW_TRACKING_URI": "http://tracking:5000"})
     assert loaded.settings.seed == 7
@@ -58,6 +64,9 @@ def test_unrelated_variables_and_files_are_never_read_by_accident(tmp_path, monk
         ({"training.learning_rate": "nan"}, "'training.learning_rate' (flag)"),
         ({"data.source": "manifest"}, "data.manifest must name a file"),
         ({"release.on_inconclusive": "maybe"}, "'release', 'hold' or 'retrain'"),
+        ({"erasure.method": "shak"}, "'erasure.method' (flag) is 'shak': Input should be 'dlfd', "),
+        ({"erasure.method": "shak"}, "; the package of another method must be installed here."),
+        ({"erasure.method": "dlfd-released"}, "the method 'dlfd-released' has a gate of its own, for which a site has"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_that_names_it(overrides, words):

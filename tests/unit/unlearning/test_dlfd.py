@@ -209,6 +209,18 @@ def test_a_useless_model_is_rolled_back_and_is_no_success():
     assert "given back" in " ".join(outcome.failures)
 
 
+def test_without_an_attack_there_is_one_round_of_distancing_and_repair_until_it_is_useful():
+    lost, mended = Reading(None, None, retain_accuracy=0.6), Reading(None, None, retain_accuracy=0.95)
+    told = iter([Reading(None, None, retain_accuracy=0.97), lost, mended])
+    given = UnlearningProblem(
+        model=small_classifier(), retain=RETAIN, forget=FORGET, settings=SETTINGS, monitor=lambda _: next(told)
+    )
+    outcome = dlfd(given)
+    assert [entry.phase for entry in outcome.trace] == ["original", "distancing and repair", "repair"]
+    assert (outcome.success, outcome.failures) == (True, ())
+    assert loss_monitor(FORGET, None, RETAIN)(outcome.model).utility is None
+
+
 def test_what_people_who_stay_lose_is_repaired_before_it_is_a_success():
     lost, mended = Reading(0.9, 0.5, retain_accuracy=0.8), Reading(0.9, 0.5, retain_accuracy=0.97)
     outcome = run(small_classifier(), [Reading(0.9, 0.8), lost, mended])

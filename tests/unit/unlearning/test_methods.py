@@ -30,6 +30,8 @@ def test_the_method_of_the_how_to_page_is_found_and_runs(install_how_to):
     found = METHODS.find("fresh-head")
     assert found.title == "Fresh head"
     assert found.default.unlearner.spread == 0.01
+    assert METHODS.package_of("fresh-head") == "forget_head 1.0"
+    assert found.described(found.default.unlearner)["method_settings"] == {"spread": 0.01}
     torch.manual_seed(0)
     model = WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.ReLU(), nn.Linear(4, 2)), "2")
     before = model.module[3].weight.clone()
@@ -70,6 +72,39 @@ def test_a_name_is_given_once():
             METHODS.register(Method(name, "Other", "none", (Candidate(FineTune()),)))
     with pytest.raises(ConfigurationError, match="The method 'empty' has no candidate"):
         Method("empty", "Empty", "none", ())
+
+
+def test_an_equal_method_may_be_registered_again_and_another_one_is_named_shortly():
+    def mine(rate):
+        return Method("mine", "Mine", "none", (Candidate(FineTune(), {"learning_rate": rate}),))
+
+    METHODS.register(mine(0.1))
+    METHODS.register(mine(0.1))
+    with pytest.raises(ConfigurationError) as refused:
+        METHODS.register(mine(0.2))
+    assert str(refused.value) == "The name 'mine' is taken by another method; give this Method another name."
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Candidate(FineTune(), {"learning_rat": 0.1}), "'learning_rat', .* unlearning.*: did you mean 'learni"),
+        (lambda: Candidate(FineTune(), {"spread": 0.1}), "'spread', which is no setting .*: `dlfd-fleet config show`"),
+        (lambda: Candidate(FineTune(), {"epochs": -1.0}), r"'epochs' \(unlearning\.epochs\) to -1\.0: Input should be"),
+        (lambda: Candidate(FineTune(), {"epochs": "two"}), "'epochs' .* to 'two': Input should be a valid number"),
+        (lambda: Candidate("fine-tune"), "unlearner is 'fine-tune', which cannot be called"),
+        (lambda: Method("one", "One", "none", (Candidate(FineTune()))), "candidates of the method 'one' are no tuple"),
+        (lambda: METHODS.register(7), "A method is wanted, and this int is no dlfd_fleet"),
+        (
+            lambda: METHODS.register(Method("../x", "X", "none", (Candidate(FineTune()),))),
+            "cannot be the name of a met",
+        ),
+    ],
+    ids=["typo", "no setting", "out of range", "no number", "no callable", "no tuple", "no method", "no name"],
+)
+def test_a_method_that_could_only_fail_later_is_refused_when_it_is_made_or_registered(make, words):
+    with pytest.raises(ConfigurationError, match=words):
+        make()
 
 
 def test_an_unknown_name_is_told_with_those_there_are():
