@@ -103,6 +103,7 @@ class UpdateUnreachableError(DeviceError):
     """The repository does not answer, or the device has no room for what it sends; a later attempt may succeed."""
 
 
+_OURS = Path(__file__).parent
 _OF_A_FILE = frozenset(
     number
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EISDIR", "ENXIO", "ENODEV")
@@ -121,9 +122,13 @@ def file_refusal(error: BaseException) -> str | None:
 
 
 def place_of(error: BaseException) -> str:
-    """Return where an error was raised: the file's name, the line and the function."""
+    """Return the file, the line and the function that an error came from.
+
+    Of another package it is the place in the file that we called, and not in a library below that.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return "place unknown"
-    last = frames[-1]
+    called = next((one.filename for one in frames if _OURS not in Path(one.filename).parents), frames[-1].filename)
+    last = next(one for one in reversed(frames) if one.filename == called)
     return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"

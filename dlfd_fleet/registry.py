@@ -110,7 +110,7 @@ class Registry(Mapping[str, _Entry]):
 
     def reload(self) -> None:
         """Drop what the process has registered, and read entry points again on next use."""
-        self._known = None
+        self._known, self._packages = None, {}
 
     def _entries(self) -> dict[str, _Entry]:
         if self._known is None:
@@ -148,7 +148,7 @@ class Registry(Mapping[str, _Entry]):
             raise ConfigurationError(
                 f"The name '{entry.name}' is taken by another {self._what}; give {source} another name."
             )
-        known[entry.name] = entry
+        known.setdefault(entry.name, entry)
 
 
 def name_in(registry: str, advice: str = "") -> AfterValidator:

@@ -8,32 +8,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from dlfd_fleet.data.people import PersonDataset
 
-PEOPLE = tuple(f"p{number:02d}" for number in range(12))
 VALUES = 6
 CLASSES = ("well", "ill")
 
 
-def patients(people: int = 12, visits: int = 4, seed: int = 0) -> tuple[list[str], np.ndarray, list[int]]:
+def patients(
+    people: int = 12, visits: int = 4, seed: int = 0, prefix: str = "p"
+) -> tuple[list[str], np.ndarray, list[int]]:
     """Return the person of each visit, its numbers from -4 to 4, and a class that they tell."""
     generator = np.random.default_rng(seed)
     names, labels = [], []
     for number in range(people):
-        names += [f"p{number:02d}"] * visits
+        names += [f"{prefix}{number:02d}"] * visits
         labels += [number % 2] * visits
     values = generator.normal(size=(len(names), VALUES)).astype(np.float32)
     values[:, 0] += np.array(labels) * 2.0 - 1.0
     return names, values.clip(-4.0, 4.0), labels
 
 
-def write_database(file: Path, people: int = 12, visits: int = 4, seed: int = 0) -> None:
+def write_database(file: Path, people: int = 12, visits: int = 4, seed: int = 0, prefix: str = "p") -> None:
     """Keep patients where a hospital does: in a database of its own."""
     with sqlite3.connect(file) as database:
         database.execute("pragma secure_delete = on")
         database.execute("create table visit (person text, numbers blob, label integer)")
-        rows = zip(*patients(people, visits, seed), strict=True)
+        rows = zip(*patients(people, visits, seed, prefix), strict=True)
         database.executemany("insert into visit values (?, ?, ?)", ((name, x.tobytes(), y) for name, x, y in rows))
     database.close()
 
@@ -120,6 +122,18 @@ def wrong(what: str):
         "text": PersonDataset([("abc", 0)], ["anna"]),
         "label": PersonDataset([(rows[0][0], 1.5)], ["anna"]),
     }[what]
+
+
+class VisitNet(nn.Module):
+    """A network of numbers."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(VALUES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.head = nn.Linear(width, len(CLASSES))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.head(self.hidden(numbers))
 
 
 def drawn(count: int, side: int, people: int) -> PersonDataset:

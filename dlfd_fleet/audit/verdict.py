@@ -116,13 +116,17 @@ def _judge_without_unseen(original: Scores, candidate: Scores, settings: AuditSe
     if failures:
         return verdict(Outcome.FAIL, *failures, NOBODY_UNSEEN, power=power)
     if before.low <= 0.5:
+        unknown = ": too few people to tell" if before.value >= 0.5 + settings.margin else ""
         doubts.append(
-            f"the original may not know the forgotten people better than a retrained model does (AUC {before})"
+            f"the original may know the forgotten people no better than a retrained model{unknown} (AUC {before})"
         )
     if not _within(after, settings.margin):
+        images = f"{candidate.forget_images} forgotten images"
         doubts.append(
-            f"no difference from one retrained model was detected (AUC {after}), but {candidate.forget_images} "
-            "forgotten images are too few to exclude one"
+            f"{images} are of too few people to tell whether it differs from one retrained model (AUC {after})"
+            if abs(after.value - 0.5) >= settings.margin
+            else f"no difference from one retrained model was detected (AUC {after}), but {images} are too few to "
+            "exclude one"
         )
     if doubts:
         return verdict(Outcome.INCONCLUSIVE, *doubts, NOBODY_UNSEEN, power=power)

@@ -83,7 +83,8 @@ def show_results(
             soft_wrap=True,
         )
     if missing:
-        console.print(f"{missing} measurements are missing; run the same command again to go on.")
+        why = ", those that failed among them" if failures else ""
+        console.print(f"{missing} measurements are missing{why}; run the same command again to go on.")
     console.print(f"Report: {page}", soft_wrap=True)
 
 

@@ -63,6 +63,18 @@ def sites(
 
 
 @app.command()
+def memory(
+    counts: Annotated[str, typer.Argument(help="Numbers of images at the site: 10000,100000.")] = "100000",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure the highest memory of a site over its first epoch, by its number of images."""
+    from dlfd_fleet.bench.load.memory import memory_command
+
+    memory_command(load(config, overrides, {}).settings, counts, console)
+
+
+@app.command()
 def polling(
     devices: Annotated[int, typer.Argument(min=1, help="Number of devices that poll.")],
     config: Config = None,

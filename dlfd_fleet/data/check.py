@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dlfd_fleet.data.classes import listed, unknown_label
+from dlfd_fleet.data.classes import labels_in, listed
 from dlfd_fleet.data.identity import canonical, told_apart
 from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
@@ -92,10 +92,12 @@ def _label_problems(
     *,
     multi_label: bool,
 ) -> list[Problem]:
-    if classes is None or known is None:
-        return []
-    unknown = unknown_label(cells["label"], known, multi_label=multi_label)
-    if unknown is None:
+    try:
+        names = labels_in(cells["label"], multi_label=multi_label)
+    except DataError as error:
+        return [Problem(number, "label", str(error).removesuffix("."))]
+    unknown = next((name for name in names if known is not None and canonical(name) not in known), None)
+    if unknown is None or classes is None:
         return []
     return [Problem(number, "label", f"'{unknown}' is no class; the classes are {listed(sorted(classes))}")]
 

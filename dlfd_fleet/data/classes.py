@@ -7,13 +7,18 @@ from collections.abc import Collection, Iterable, Sequence
 
 from dlfd_fleet.answers import NO_LABEL, SEPARATOR
 from dlfd_fleet.data.identity import canonical
-from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.exceptions import ConfigurationError, DataError
 
 _SHOWN = 10
 
 
 def labels_in(cell: str, *, multi_label: bool) -> tuple[str, ...]:
     """Return the classes that a cell names: the cell itself, or the labels in it; none of ``none``.
+
+    Raises
+    ------
+    DataError
+        If a label in it has no name, or it says none and names one.
 
     Examples
     --------
@@ -24,7 +29,15 @@ def labels_in(cell: str, *, multi_label: bool) -> tuple[str, ...]:
     """
     if not multi_label:
         return (cell,)
-    return () if canonical(cell) == NO_LABEL else tuple(name.strip() for name in cell.split(SEPARATOR))
+    names = [name.strip() for name in cell.split(SEPARATOR)]
+    spellings = list(map(canonical, names))
+    if spellings == [NO_LABEL]:
+        return ()
+    if "" in spellings or NO_LABEL in spellings:
+        raise DataError(
+            f"The cell '{cell}' is no list of labels: write one '{SEPARATOR}' between two of them, or '{NO_LABEL}'."
+        )
+    return tuple(names)
 
 
 def unknown_label(cell: str, known: Collection[str], *, multi_label: bool) -> str | None:

@@ -34,7 +34,7 @@ _SPREADSHEET_ERROR = re.compile(r"#(REF!|VALUE!|NAME\?|DIV/0!|NULL!|NUM!|GETTING
 _SHORTENED_NUMBER = re.compile(r"\d([.,]\d+)?[Ee]\+\d+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a site may have 100,000 of them
 class Row:
     """One image.
 

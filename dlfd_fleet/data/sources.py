@@ -48,10 +48,10 @@ class DataSource:
         """Refuse what cannot be called, and requirements that are no setting."""
         if not callable(self.read):
             raise ConfigurationError(f"The data source '{self.name}' has a read that cannot be called: {self.read!r}.")
-        if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root"}:
+        if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root", "loader"}:
             raise ConfigurationError(
-                f"The data source '{self.name}' requires {self.requires!r}; write a tuple of 'manifest' and 'root', "
-                "such as ('root',)."
+                f"The data source '{self.name}' requires {self.requires!r}; write a tuple of 'manifest', 'root' "
+                "and 'loader', such as ('root',)."
             )
 
     def why_not(self, settings: DataSettings) -> str | None:
@@ -211,7 +211,7 @@ def _loader(settings: DataSettings) -> Manifest:
 
 
 def _loaded(loader: Component, settings: DataSettings) -> Manifest:
-    loaded = LoadedRows(loader, settings.input)
+    loaded = LoadedRows(loader, settings.input, multi_label=settings.multi_label)
     return Manifest(tuple(each.row for each in loaded.rows()), Path(), loaded=loaded)
 
 

@@ -39,7 +39,7 @@ class LeftOut(StrEnum):
     TRAINED = "of people whom a model was trained on before they were in this split"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageUse:
     """What an image is used for; and if not for its split, why, and the row whose person or bytes it shares."""
 

@@ -16,6 +16,8 @@ _COMPARED: dict[Compared, str] = {
     "forget_accuracy": "accuracy on the people who asked",
 }
 
+_METHODS = {"dlfd": "distribution-level feature distancing, arXiv 2409.14747"}
+"""What is said in place of a method's name."""
 _FILE_STEP = "audit-file-"
 STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
@@ -72,7 +74,7 @@ def method_title(used: MethodUsed) -> str:
 def method(used: MethodUsed) -> str:
     """Return the method in words: title, name, package, and its own hyper-parameters."""
     own = ", ".join(f"{name} = {value}" for name, value in used.method_settings.items())
-    known = ", ".join(filter(None, (used.method, used.method_package)))
+    known = ", ".join(filter(None, (_METHODS.get(used.method, used.method), used.method_package)))
     return f"{method_title(used)} ({known}{own and f'; {own}'})"
 
 

@@ -8,6 +8,7 @@ of the group ``dlfd_fleet.methods`` that names a :class:`Method`, or by ``METHOD
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -220,7 +221,8 @@ def own_settings(unlearner: Unlearner) -> dict[str, Any]:
 def _as_json(value: object) -> Any:
     if isinstance(value, tuple | list):
         return [_as_json(part) for part in value]
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+    # Without the address in memory, which no other process has.
+    return value if isinstance(value, bool | int | float | str | None) else re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.

@@ -83,6 +83,7 @@ def _make_site(folder: Path, task: Task, loader: Component, context: Context) ->
     FleetError
         If the loader, or one of its rows, cannot be used; then there is no site.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # the site's log says what is wrong, if something is
     known = inspect.signature(loader.resolve()).parameters
     given = {key.replace("-", "_"): value for key, value in context.node_config.items()}
     arguments = {name: given[name] for name in known if name in given and name != "site_folder"}

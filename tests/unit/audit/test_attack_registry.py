@@ -1,5 +1,8 @@
 """The registry of attacks: which can be made on a model, and those that other packages bring."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -48,6 +51,18 @@ def test_the_attack_of_the_how_to_page_is_possible_and_scores(install_how_to):
     install_how_to("attack.md")
     (found,) = [attack for attack in possible_attacks(observation(), 0) if attack.name == "confidence"]
     assert found.score(observation(), []).auc() == loss_attack(observation().samples).auc()
+
+
+def test_the_attack_on_features_of_the_how_to_page_is_possible_and_scores():
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "attack.md"
+    _, code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    ATTACKS.register(names["ATTACK"])
+    (found,) = [attack for attack in possible_attacks(observation(), 0) if attack.name == "length"]
+    scores = found.score(observation(), [])
+    assert scores.member.tolist() == [True] * 4 + [False] * 6
+    assert not [attack for attack in possible_attacks(observation(features=False), 0) if attack.name == "length"]
 
 
 def test_a_name_is_given_once():

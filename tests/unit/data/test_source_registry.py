@@ -73,7 +73,7 @@ def test_what_a_source_requires_is_asked_for_before_anything_is_read(install_how
 
 @pytest.mark.parametrize("requires", ["root", ["root"], ("folder",)], ids=str)
 def test_requirements_that_are_no_settings_are_refused_at_once(requires):
-    with pytest.raises(ConfigurationError, match=r"'ours' requires .*; write a tuple of 'manifest' and 'root'"):
+    with pytest.raises(ConfigurationError, match=r"'ours' requires .*; write a tuple of 'manifest', 'root'"):
         DataSource("ours", read_manifest, requires=requires)
 
 
@@ -87,17 +87,22 @@ def failing(settings):
     return {}["faces"]
 
 
+def failing_below(settings):
+    return list(Path("nowhere").iterdir())
+
+
 @pytest.mark.parametrize(
     ("read", "words"),
     [
         (failing, r"'ours' cannot be read: KeyError: 'faces' \(test_source_registry\.py, line \d+, in failing\)\.$"),
+        (failing_below, r"'nowhere' \(test_source_registry\.py, line \d+, in failing_below\)\.$"),
         (lambda settings: [Row("a.png", "anna", "x")], "'ours' gives a list, and no Manifest"),
         (
             lambda settings: Manifest((Row(Path("a.png"), "x", "y"),), Path()),
             r"image 1, image: .*Path.* is no text; write",
         ),
     ],
-    ids=["raises", "no manifest", "no text"],
+    ids=["raises", "raises below", "no manifest", "no text"],
 )
 def test_a_source_that_goes_wrong_is_named_in_one_sentence(read, words):
     SOURCES.register(DataSource("ours", read))

@@ -54,6 +54,25 @@ def read_words(**changes):
     return read(make_report(losses={}, readings=(), **changes)).text
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "ran DLFD (distribution-level feature distancing, arXiv 2409.14747) on them"),
+        ({"method": "DLFD"}, "a procedure called DLFD"),  # as reports said it before they had a title
+        (
+            {"method": "fresh-head", "method_title": "Fresh head", "method_package": "forget-head 1.0"},
+            "ran Fresh head (fresh-head, forget-head 1.0) on them",
+        ),
+        (
+            {"method": "x", "method_title": "X", "method_settings": {"rate": 0.1, "k": 5}},
+            "ran X (x; rate = 0.1, k = 5) on",
+        ),
+    ],
+)
+def test_the_page_names_the_method_its_package_and_its_own_hyper_parameters(changes, words):
+    assert words in read_words(**changes)
+
+
 def test_the_page_tells_everything_that_the_report_holds():
     report = make_report()
     text = read(report).text

@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
+from torch.nn import functional
 
 from dlfd_fleet.audit import Reading, SampleScores, matched_auc
 from dlfd_fleet.exceptions import ModelFileError
@@ -32,6 +33,7 @@ from dlfd_fleet.unlearning import (
 )
 from dlfd_fleet.unlearning.contract import collapse
 from dlfd_fleet.unlearning.distancing import distancing_noise
+from dlfd_fleet.unlearning.training import classification_loss
 
 SETTINGS = UnlearningSettings(
     epochs=2,
@@ -394,6 +396,14 @@ def test_the_loss_of_a_multi_label_head_falls_as_it_is_trained():
     settings = TrainingSettings(batch_size=8)
     first = fit(model, data, settings, epochs=1, learning_rate=0.01, seed=0)
     assert fit(model, data, settings, epochs=20, learning_rate=0.01, seed=0) < first
+
+
+def test_both_values_of_a_label_can_weigh_apart():
+    logits, labels = torch.tensor([[0.3, -1.0], [2.0, 0.5]]), torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8)
+    weights = torch.tensor([[1.0, 3.0], [0.5, 2.0]])
+    each = functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    expected = (each * torch.tensor([[3.0, 0.5], [1.0, 2.0]])).mean()
+    assert float(classification_loss(logits, labels, weights)) == pytest.approx(float(expected))
 
 
 def test_the_monitor_of_a_multi_label_head_reads_each_label_and_attacks_whole_images():

@@ -1,5 +1,6 @@
 """The registry of methods: DLFD and its peers, and those that other packages bring."""
 
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -72,6 +73,27 @@ def test_a_name_is_given_once():
             METHODS.register(Method(name, "Other", "none", (Candidate(FineTune()),)))
     with pytest.raises(ConfigurationError, match="The method 'empty' has no candidate"):
         Method("empty", "Empty", "none", ())
+
+
+def test_own_hyper_parameters_are_told_as_json_has_them_and_alike_in_every_process():
+    @dataclass(frozen=True)
+    class Ours:
+        rates: tuple[float, ...] = (0.1, 0.2)
+        weigh: object = len
+        spread: object = field(default_factory=object)
+
+        def __call__(self, problem):
+            raise NotImplementedError
+
+    told = Method("ours", "Ours", "none", (Candidate(Ours()),))
+    METHODS.register(told)
+    assert told.described(Ours())["method_settings"] == {
+        "rates": [0.1, 0.2],
+        "weigh": "<built-in function len>",
+        "spread": "<object object>",
+    }
+    assert told.described(FineTune())["method_package"] == "registered by the running process"
+    assert METHODS["dlfd"].described(METHODS["dlfd"].unlearner_at_site)["method_settings"] == {}
 
 
 def test_an_equal_method_may_be_registered_again_and_another_one_is_named_shortly():
