@@ -155,7 +155,7 @@ def test_a_job_says_in_one_sentence_what_cannot_be_frozen_or_read(tmp_path, mode
 def test_local_differential_privacy_sees_the_whole_model_and_sends_the_trained_part(tmp_path):
     settings = fleet(tmp_path, frozen=("backbone",))
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"rounds": 1})})
-    noisy = add_unlearning(ClientApp(), [LocalDpMod(1.0, 1.0, 100.0, 1e-5)])
+    noisy = add_unlearning(ClientApp(), update_mods=[LocalDpMod(1.0, 1.0, 100.0, 1e-5)])
     grid = InProcessGrid(settings, app=noisy)
     out = io.StringIO()
     run_job(settings, "train", grid, out)

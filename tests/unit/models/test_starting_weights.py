@@ -6,6 +6,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from dlfd_fleet.components import name_of
 from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, normalised, permit, start, state_arrays
@@ -18,7 +19,12 @@ def own_network():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
 
 
-OWN = ModelCard(architecture=permit(own_network), classes=("no", "yes"), input=image_input(4))
+OWN = ModelCard(architecture=name_of(own_network), classes=("no", "yes"), input=image_input(4))
+
+
+@pytest.fixture(autouse=True)
+def permitted():
+    permit(own_network)
 
 
 def arrays(seed, card=OWN):
