@@ -16,7 +16,9 @@ VALUES = 6
 CLASSES = ("well", "ill")
 
 
-def patients(people: int = 12, visits: int = 4, seed: int = 0, prefix: str = "p") -> tuple[list[str], np.ndarray, list[int]]:
+def patients(
+    people: int = 12, visits: int = 4, seed: int = 0, prefix: str = "p"
+) -> tuple[list[str], np.ndarray, list[int]]:
     """Return the person of each visit, its numbers from -4 to 4, and a class that they tell."""
     generator = np.random.default_rng(seed)
     names, labels = [], []

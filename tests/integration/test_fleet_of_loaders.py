@@ -75,7 +75,7 @@ def test_people_of_databases_are_forgotten_and_purged(fleet):
 def test_a_device_answers_for_numbers_in_their_own_range(fleet):
     settings, _, record = fleet
     model = DeviceModel(Store(settings.state_folder).folders.model(record.job) / "model.onnx")
-    names, values, labels = patients(seed=1, prefix="1-")
+    _, values, labels = patients(seed=1, prefix="1-")
     said = model.predict(values)
     assert model.classes == CLASSES
     assert np.mean(said.argmax(axis=1) == labels) > 0.7
@@ -86,7 +86,7 @@ def test_people_of_a_loader_are_dealt_to_sites_each_with_a_copy_of_its_own(tmp_p
     arrays = {"inputs": values, "labels": np.array(labels), "people": np.array(names), "classes": np.array(CLASSES)}
     write_npz(tmp_path / "all.npz", arrays)
     settings = settings_of(
-        tmp_path / "state", source="npz", manifest=tmp_path / "all.npz", numbers=(VALUES,), low=-4.0, high=4.0
+        tmp_path / "state", source="npz", manifest=tmp_path / "all.npz", numbers=(VALUES,), value_range=(-4.0, 4.0)
     )
     assert deal_to_sites(settings, silent) == ["site-1", "site-2"]
     run_job(settings, "train")
