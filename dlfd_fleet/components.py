@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 COMPONENT = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+LayerName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w-]+(\.[\w-]+)*$")]
+"""A submodule of a network, or one of its parameters, by its dotted name."""
+LayerNames = Annotated[tuple[LayerName, ...], Field(max_length=1_000)]
 ComponentName = Annotated[str, Field(max_length=200, pattern=f"^{COMPONENT}$")]
 
 Scalar = (
@@ -23,6 +26,11 @@ Arguments = Annotated[
     dict[Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_]\w*$")], Argument], Field(max_length=32)
 ]
 """Keyword arguments, as JSON and a command line can hold them."""
+
+
+def lies_in(name: str, layers: Iterable[str]) -> bool:
+    """Tell whether a submodule, a parameter or an array of a network is one of some layers, or in one of them."""
+    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
 
 
 class Component(BaseModel):

@@ -12,11 +12,12 @@ import logging
 import re
 import warnings
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, _imaging
+from PIL import Image, ImageOps, _imaging
 
 from dlfd_fleet.exceptions import ImageError
 from dlfd_fleet.model_input import ModelInput
@@ -80,22 +81,45 @@ def read_pixels(file: Path, wanted: ModelInput) -> NDArray[np.uint8]:
     ImageError
         If the file is missing, damaged, no image, or one whose pixels could only be guessed.
     """
-    opened = False
+    return _read(file, file, wanted)
+
+
+def pixels_of(image: Image.Image | bytes, wanted: ModelInput, name: str) -> NDArray[np.uint8]:
+    """Return the pixels of an open image, or of the bytes of a file, by the rules of :func:`read_pixels`.
+
+    Parameters
+    ----------
+    name
+        What an error calls the image.
+
+    Raises
+    ------
+    ImageError
+        If it is damaged, no image, or one whose pixels could only be guessed.
+    """
+    return _read(BytesIO(image) if isinstance(image, bytes) else image, Path(name), wanted)
+
+
+def _read(source: Path | BytesIO | Image.Image, name: Path, wanted: ModelInput) -> NDArray[np.uint8]:
+    opened = isinstance(source, Image.Image)
     try:
-        _check_file(file)
-        with Image.open(file, formats=_known_formats()) as image:
+        if isinstance(source, Image.Image):
+            return _pixels(source, wanted)
+        if isinstance(source, Path):
+            _check_file(source)
+        with Image.open(source, formats=_known_formats()) as image:
             opened = True
             return _pixels(image, wanted)
     except _UnusableImageError as error:
-        raise ImageError(file, str(error)) from None
+        raise ImageError(name, str(error)) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(file, f"it has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from error
+        raise ImageError(name, f"it has more than the {MOST_PIXELS:,} pixels that are read; scale it down") from error
     # Decoders of damaged data raise whatever they come across: a decoder's every error is the file's fault.
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
-            raise ImageError(file, error.strerror) from error
+            raise ImageError(name, error.strerror) from error
         unknown = "" if opened else f" of a kind that is read ({_KINDS})"
-        raise ImageError(file, f"it is damaged or not an image{unknown}") from error
+        raise ImageError(name, f"it is damaged or not an image{unknown}") from error
 
 
 def _check_file(file: Path) -> None:
@@ -111,7 +135,7 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _pixels(image: ImageFile.ImageFile, wanted: ModelInput) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image, wanted: ModelInput) -> NDArray[np.uint8]:
     _check_size(*image.size)
     _check_frames(image)
     raw, negative = _raw_mode(image), _is_negative(image)  # the first is gone once it is loaded
@@ -144,7 +168,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _check_frames(image: ImageFile.ImageFile) -> None:
+def _check_frames(image: Image.Image) -> None:
     """Refuse animations and files of several pages: nobody said which of their images is meant."""
     if image.format == "MPO":  # a camera's JPEG: the photograph, then its preview or the other eye's view
         return
@@ -153,16 +177,17 @@ def _check_frames(image: ImageFile.ImageFile) -> None:
         raise _UnusableImageError(f"it holds {frames} images (an animation or pages); save the one that is meant alone")
 
 
-def _raw_mode(image: ImageFile.ImageFile) -> str:
+def _raw_mode(image: Image.Image) -> str:
     """Return how the file holds its pixels, in Pillow's words, such as ``RGB;16B``; gone once it is loaded."""
-    if not image.tile:
+    tile = getattr(image, "tile", None)  # an image that was made in memory has none
+    if not tile:
         return ""
-    arguments = image.tile[0][3]
+    arguments = tile[0][3]
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
 
-def _is_negative(image: ImageFile.ImageFile) -> bool:
+def _is_negative(image: Image.Image) -> bool:
     """Tell whether 0 is white, which Pillow turns round in TIFF files of 8 bits only."""
     tags = getattr(image, "tag_v2", {})
     return bool(tags.get(_PHOTOMETRIC, 1) == 0)

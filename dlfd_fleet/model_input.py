@@ -135,7 +135,9 @@ class ModelInput(BaseModel):
         return f"{' x '.join(map(str, self.shape))} numbers from {self.low:g} to {self.high:g}"
 
 
-def image_input(size: int | tuple[int, int], channels: int = 3, fit: Fit = "resize") -> ModelInput:
+def image_input(
+    size: int | tuple[int, int], channels: int = 3, fit: Fit = "resize", low: float = 0.0, high: float = 1.0
+) -> ModelInput:
     """Return the input of a model of images.
 
     Parameters
@@ -144,4 +146,4 @@ def image_input(size: int | tuple[int, int], channels: int = 3, fit: Fit = "resi
         Side of a square, or height and width, pixels.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    return ModelInput(shape=(channels, height, width), fit=fit)
+    return ModelInput(shape=(channels, height, width), fit=fit, low=low, high=high)

@@ -45,6 +45,8 @@ class Registry(Mapping[str, _Entry]):
         Entry point group; each entry point names an object of that type.
     builtin
         The built-in entries, in order.
+    name
+        Pattern of a name.
 
     Raises
     ------
@@ -53,8 +55,10 @@ class Registry(Mapping[str, _Entry]):
         entry point, has no plain name, or has a name that is taken.
     """
 
-    def __init__(self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry]) -> None:
-        self._what, self._kind, self._group, self._builtin = what, kind, group, tuple(builtin)
+    def __init__(
+        self, what: str, kind: type[_Entry], group: str, builtin: Iterable[_Entry], *, name: str = ENTRY_NAME
+    ) -> None:
+        self._what, self._kind, self._group, self._builtin, self._name = what, kind, group, tuple(builtin), name
         self._known: dict[str, _Entry] | None = None
         self._packages: dict[str, str] = {}
 
@@ -135,7 +139,7 @@ class Registry(Mapping[str, _Entry]):
             raise ConfigurationError(
                 f"A {self._what} is wanted, and {source} is no {self._kind.__module__}.{self._kind.__name__}."
             )
-        if not re.fullmatch(ENTRY_NAME, str(entry.name)):
+        if not re.fullmatch(self._name, str(entry.name)):
             raise ConfigurationError(
                 f"'{entry.name}' cannot be the name of a {self._what}: take up to 32 lower-case letters, digits, '-' "
                 "and '_'."

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from dlfd_fleet.components import COMPONENT, Arguments, Component
-from dlfd_fleet.model_input import Fit, ModelInput, image_input
+from dlfd_fleet.components import COMPONENT, Arguments, Component, ComponentName, LayerNames
+from dlfd_fleet.model_input import Fit, ModelInput, Value, image_input
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 from dlfd_fleet.registry import EntryName, name_in
 
@@ -30,6 +30,8 @@ Format = EntryName
 """Of :data:`dlfd_fleet.formats.FORMATS`, here or where a file or a message was written."""
 _SOURCES, _FORMATS = "dlfd_fleet.data.sources:SOURCES", "dlfd_fleet.formats:FORMATS"
 _METHODS, _NETWORKS = "dlfd_fleet.unlearning:METHODS", "dlfd_fleet.models:NETWORKS"
+TORCHVISION_WEIGHTS = r"(?:(\w+_Weights)\.)?([A-Z][A-Z0-9_]*)"
+"""A name of torchvision's weights: any other is a file's."""
 
 
 def _words(value: object) -> object:
@@ -54,6 +56,15 @@ def _height_and_width(value: object) -> object:
     return value
 
 
+def _sides(value: object) -> object:
+    """Take ``30`` or ``8x8`` from a flag or a variable."""
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str) and re.fullmatch(r"\d+(x\d+)*", value.strip()):
+        return tuple(int(side) for side in value.strip().split("x"))
+    return value
+
+
 def _network(value: str) -> str:
     """Refuse a network that is neither registered nor named as a factory."""
     if re.fullmatch(COMPONENT, value):
@@ -66,6 +77,13 @@ def _network(value: str) -> str:
             {"known": ", ".join(known)},
         )
     return value
+
+
+def _weights(value: str | None) -> str | None:
+    """Mean the same file to a server that runs in another folder; torchvision's names stay as they are."""
+    if value is None or re.fullmatch(TORCHVISION_WEIGHTS, value):
+        return value
+    return str(_can_be_a_path(Path(value).expanduser().absolute()))
 
 
 def _without_password(value: object) -> object:
@@ -141,10 +159,23 @@ class DataSettings(Section):
     """Where the faces come from and how people are dealt to splits and sites."""
 
     source: Annotated[str, name_in(_SOURCES)] = Field(
-        "orl", validate_default=False, description="Face set: orl, celeba, manifest or one of another package."
+        "orl",
+        validate_default=False,
+        description="Face set: orl, celeba, manifest, image-folders, parquet, npz, loader or another package's.",
     )
-    manifest: Path | None = Field(None, description="CSV or Parquet manifest (source = manifest).")
-    root: Path | None = Field(None, description="Folder that image paths start from; CelebA's download folder.")
+    manifest: Path | None = Field(
+        None, description="CSV or Parquet manifest (source = manifest); the file of source = parquet or npz."
+    )
+    root: Path | None = Field(
+        None, description="Folder that image paths start from; CelebA's download folder; that of image-folders."
+    )
+    folders: Literal["person/label", "label/person"] = Field(
+        "person/label", description="Which folder is the person, which the class (source = image-folders)."
+    )
+    loader: ComponentName | None = Field(None, description="package.module:callable (source = loader).")
+    loader_arguments: Annotated[Arguments, BeforeValidator(_table)] = Field(
+        default_factory=dict, description="What the loader is called with; JSON in a flag or a variable."
+    )
     links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
     attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
     image_size: Annotated[Side | tuple[Side, Side], BeforeValidator(_height_and_width)] = Field(
@@ -152,14 +183,31 @@ class DataSettings(Section):
     )
     channels: Literal[1, 3] = Field(3, description="Model input: 3 colours, or 1 for grey.")
     fit: Fit = Field("resize", description="Images of another aspect: resize them, or crop what is around.")
+    multi_label: bool = Field(
+        False, description="A label names any number of labels: 'hat;glasses', or 'none' of them."
+    )
+    numbers: Annotated[tuple[Side, ...] | None, BeforeValidator(_sides)] = Field(
+        None, description="Model input that is no image: the shape of its numbers, such as 30 or 8x8."
+    )
+    value_range: Annotated[tuple[Value, Value], BeforeValidator(_words)] = Field(
+        (0.0, 1.0), description="Least and greatest value that the network itself takes: -1,1."
+    )
     validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
     test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
     sites: Count = Field(4, description="Sites that training people are dealt to.")
 
     @property
     def input(self) -> ModelInput:
-        """What models of these images take."""
-        return image_input(self.image_size, self.channels, self.fit)
+        """What models of these rows take."""
+        low, high = self.value_range
+        if self.numbers is not None:
+            return ModelInput(shape=self.numbers, kind="numbers", low=low, high=high)
+        return image_input(self.image_size, self.channels, self.fit, low, high)
+
+    @model_validator(mode="after")
+    def _input_can_be_one(self) -> DataSettings:
+        _ = self.input
+        return self
 
     @model_validator(mode="after")
     def _source_has_what_it_requires(self) -> DataSettings:
@@ -181,6 +229,14 @@ class ModelSettings(Section):
     )
     feature_layer: str | None = Field(
         None, description="Layer of the factory's network whose output is the features; its last linear layer's input."
+    )
+    weights: Annotated[str | None, AfterValidator(_weights)] = Field(
+        None,
+        description="What fresh weights begin with: a .safetensors or weights-only file, or torchvision's, such as "
+        "DEFAULT.",
+    )
+    frozen: Annotated[LayerNames, BeforeValidator(_words)] = Field(
+        (), description="Layers of the network that are not trained, and sent to a site once; separated by commas."
     )
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
         None, description="Mean that inputs are normalised by, one or one a channel; the network's own when unset."

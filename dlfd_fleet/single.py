@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
@@ -20,8 +19,9 @@ from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.data import (
     LeftOut,
     Manifest,
+    TrainedOn,
     Use,
-    balanced_weights,
+    assign_people,
     canonical,
     image_digests,
     image_uses,
@@ -132,8 +132,9 @@ def unlearn_people(
     settings: Settings,
     progress: ProgressDisplay,
     method: str = "dlfd",
+    trained_on: TrainedOn | None = None,
 ) -> Result:
-    """Make a model forget people, audit it on people never trained on, and write it with its report.
+    """Make a model forget people, audit it on people never trained on if there are any, and write it with its report.
 
     Parameters
     ----------
@@ -147,6 +148,9 @@ def unlearn_people(
         New folder for the model, ``report.json`` and ``report.html``.
     method
         Name of a registered method; its default candidate is used, under what the settings set.
+    trained_on
+        Whom the model was trained on; everybody else without a split is unseen then, half of them for the gate and half
+        for the evidence. If nobody is, the audit says so and is INCONCLUSIVE.
 
     Raises
     ------
@@ -155,10 +159,20 @@ def unlearn_people(
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigurationError(f"{output} is not empty; name a new folder for the unlearned model.")
-    chosen = METHODS.find(method).default
+    known = METHODS.find(method)
+    chosen = known.default
     settings = settings.model_copy(update={"unlearning": chosen.settings(settings.unlearning)})
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
-    faces = _split(read_manifest(manifest, root, settings.data.links), manifest, people, card)
+    if card.multi_label:
+        known.refuse_labels()
+    table = read_manifest(manifest, root, settings.data.links)
+    if trained_on is not None:
+        table = _with_unseen_people(trained_on.marked(table, manifest), settings.seed)
+    faces = _split(table, manifest, people, card, nobody_unseen=trained_on is not None)
+    if not len(faces.validation) and known.gated and known.at_site is None:
+        raise ConfigurationError(
+            f"The method '{method}' has a gate of its own, which needs validation people; choose another --method."
+        )
     if faces.copies:
         progress.say(
             f"{faces.copies} images of other people have the same bytes as images to forget, and are left out; delete "
@@ -167,7 +181,8 @@ def unlearn_people(
     limit_torch_threads()
     model = to_best_device(model)
     original = copy.deepcopy(model)
-    gate = loss_monitor(_labelled(faces.forget), _labelled(faces.validation), _labelled(faces.retain))
+    validation = _labelled(faces.validation) if len(faces.validation) else None
+    gate = loss_monitor(_labelled(faces.forget), validation, _labelled(faces.retain))
     with progress.phase(
         f"Forgetting {len(set(faces.forget.identities))} people", 1 + settings.unlearning.max_rounds
     ) as advance:
@@ -182,18 +197,18 @@ def unlearn_people(
                 model=model,
                 retain=_labelled(faces.retain),
                 forget=_labelled(faces.forget),
-                validation=_labelled(faces.validation),
+                validation=validation,
                 settings=settings.unlearning,
                 monitor=read,
                 seed=settings.seed,
-                class_weights=_class_weights(faces.retain),
+                class_weights=faces.retain.class_weights(),
                 augment=augmentation(settings.erasure.augmentation),
             ),
         )
     samples = [_samples(one, faces) for one in (original, model)]
     again = _relearned(model, faces, settings, progress)
-    described = METHODS[method].described(chosen.unlearner)
-    result = _judged(outcome, samples, again, faces, described, digest(state_arrays(original)), settings)
+    described = known.described(chosen.unlearner)
+    result = _judged(outcome, samples, again, faces, described, digest(state_arrays(original)), settings, card.labels)
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
@@ -202,7 +217,25 @@ def unlearn_people(
     return result
 
 
-def _split(table: Manifest, manifest: Path, people: Collection[str], card: ModelCard) -> People:
+def _with_unseen_people(table: Manifest, seed: int) -> Manifest:
+    """Deal the people without a split to validation and test, one half each."""
+    splits = [{row.split for row in rows} for rows in table.by_person().values()]
+    free = sum(known == {""} for known in splits)
+    wanted = {
+        split: half + sum(split in known for known in splits)
+        for split, half in (("validation", free // 2), ("test", free - free // 2))
+    }
+    return assign_people(table, validation_people=wanted["validation"], test_people=wanted["test"], sites=1, seed=seed)
+
+
+def _split(table: Manifest, manifest: Path, people: Collection[str], card: ModelCard, *, nobody_unseen: bool) -> People:
+    """Return the parts of a manifest.
+
+    Parameters
+    ----------
+    nobody_unseen
+        Whether there may be no unseen people, for somebody has said so.
+    """
     table = with_whole_splits(table)
     refuse_leaks(table)
     trained = {canonical(row.identity) for row in table.rows if row.split == "train"}
@@ -217,13 +250,14 @@ def _split(table: Manifest, manifest: Path, people: Collection[str], card: Model
         if name not in trained:
             raise DataError(f"{manifest} has no training images of '{person}'; give an identity as it stands there.")
     for split in ("validation", "test"):
-        if not any(row.split == split for row in table.rows):
+        if not nobody_unseen and not any(row.split == split for row in table.rows):
             raise DataError(
                 f"{manifest} names no {split} people; mark people whom the model never saw in its column 'split', "
-                "some as validation (for the gate) and some as test (for the evidence)."
+                "some as validation (for the gate) and some as test (for the evidence), or say with --trained-on whom "
+                "it was trained on."
             )
     uses = image_uses(table.rows, image_digests(table), people)
-    faces = load_dataset(table, model_input=card.input, classes=card.classes)
+    faces = load_dataset(table, model_input=card.input, classes=card.classes, multi_label=card.multi_label)
 
     def used(part: Use) -> IdentityDataset:
         return faces.select([number for number, use in enumerate(uses) if use.use is part])
@@ -239,13 +273,11 @@ def _labelled(faces: IdentityDataset) -> LabelledImages:
     return LabelledImages(faces.images, faces.labels, faces.people)
 
 
-def _class_weights(faces: IdentityDataset) -> torch.Tensor:
-    return torch.tensor(balanced_weights(torch.bincount(faces.labels, minlength=len(faces.classes)).tolist()))
-
-
 def _samples(model: FeatureClassifier, faces: People) -> SampleScores:
     parts = []
     for role, images in faces.parts().items():
+        if not len(images):
+            continue
         _, person = np.unique(np.array(images.identities), return_inverse=True)
         roles = np.full(len(images), ROLES.index(role), dtype=np.uint8)
         probabilities = predict_probabilities(model, _labelled(images))
@@ -273,7 +305,7 @@ def _relearned(
                 epochs=training.local_epochs,
                 learning_rate=training.learning_rate,
                 seed=settings.seed + number,
-                class_weights=_class_weights(faces.retain),
+                class_weights=faces.retain.class_weights(),
                 augment=augmentation(training.augmentation),
             )
             advance()
@@ -289,9 +321,10 @@ def _judged(
     described: dict[str, Any],
     parent: str,
     settings: Settings,
+    labels: int | None,
 ) -> Result:
     def scores(seen: SampleScores) -> Scores:
-        return measure(seen, resamples=settings.audit.resamples, seed=settings.seed)
+        return measure(seen, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
 
     original, unlearned = map(scores, samples)
     verdict = judge(original, unlearned, settings.audit)

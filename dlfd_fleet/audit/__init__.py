@@ -21,8 +21,17 @@ from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_di
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
 from dlfd_fleet.audit.registry import ATTACKS, Attack, Need, Observation, possible_attacks
 from dlfd_fleet.audit.samples import Role, SampleScores
-from dlfd_fleet.audit.scores import SCORE_NAMES, Scores, forgetting_score, gap_to_retrain, measure, nomus
+from dlfd_fleet.audit.scores import (
+    SCORE_NAMES,
+    Scores,
+    beside_reference,
+    forgetting_score,
+    gap_to_retrain,
+    measure,
+    nomus,
+)
 from dlfd_fleet.audit.verdict import (
+    NOBODY_UNSEEN,
     AttackComparison,
     Outcome,
     Tally,
@@ -37,6 +46,7 @@ from dlfd_fleet.audit.verdict import (
 
 __all__ = [
     "ATTACKS",
+    "NOBODY_UNSEEN",
     "SCORE_NAMES",
     "Attack",
     "AttackComparison",
@@ -56,6 +66,7 @@ __all__ = [
     "accuracy_difference",
     "agreed",
     "auc_difference",
+    "beside_reference",
     "equivalence_power",
     "evaluate",
     "forgetting_score",

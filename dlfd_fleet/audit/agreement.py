@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from dlfd_fleet.audit.samples import SampleScores
+from dlfd_fleet.audit.samples import SampleScores, numbers
 from dlfd_fleet.exceptions import DataError
 
 # Processors round differently. What a lie has to change to matter is far more than this share of rows by that much.
@@ -43,7 +43,7 @@ def agreed(
     witnesses = {site: witnesses[site] for site in witnesses if shapes[site] == usual or site not in withholding}
     alike = [site for site in witnesses if shapes[site] == usual]
     losses = np.stack([_losses(witnesses[site]) for site in alike])
-    right = np.array([(witnesses[site].prediction == witnesses[site].label).sum() for site in alike])
+    right = np.array([witnesses[site].right.sum() for site in alike])
     middle, rows = np.median(losses, axis=0), losses.shape[1]
     odd = (~np.isclose(losses, middle, _RELATIVE, _ABSOLUTE)).sum(axis=1) + np.abs(right - np.median(right))
     agreeing = [site for site, count in zip(alike, odd, strict=True) if count <= max(1.0, _ODD_ROWS * rows)]
@@ -57,7 +57,7 @@ def agreed(
 
 
 def _order(samples: SampleScores) -> NDArray[np.intp]:
-    return np.lexsort((samples.loss, samples.label, samples.role))
+    return np.lexsort([samples.loss, *numbers(samples.label), samples.role])
 
 
 def _losses(samples: SampleScores) -> NDArray[np.float64]:
@@ -68,5 +68,5 @@ def _losses(samples: SampleScores) -> NDArray[np.float64]:
 def _shape(samples: SampleScores) -> tuple[bytes, int]:
     """Return what no rounding changes: how many images of each role and class, and of how many people."""
     order = _order(samples)
-    kinds = np.stack([samples.role[order].astype(np.int64), samples.label[order]])
+    kinds = np.stack([samples.role[order].astype(np.int64), *(column[order] for column in numbers(samples.label))])
     return kinds.tobytes(), len(np.unique(samples.person))

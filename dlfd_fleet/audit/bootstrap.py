@@ -69,7 +69,7 @@ def units(person: NDArray[np.int64]) -> NDArray[np.int64]:
     return person if len(np.unique(person)) > 1 else np.arange(len(person))
 
 
-def person_sums(person: NDArray[np.int64], values: Floats) -> Floats:
+def person_sums(person: NDArray[np.int64], values: Floats | NDArray[np.bool_]) -> Floats:
     """Sum rows ``(N, K)`` by person, ``(P, K)``, people in the order of their numbers."""
     _, index = np.unique(person, return_inverse=True)
     sums = np.zeros((index.max() + 1, values.shape[1]))
@@ -81,11 +81,16 @@ def ratio(
     person: NDArray[np.int64], hits: Floats, counts: Floats, resamples: int, generator: np.random.Generator
 ) -> Estimate:
     """Estimate the mean over columns of ``sum(hits) / sum(counts)``, each ``(N, K)``."""
-    person = units(person)
-    drawn = draws(person, resamples, generator)
+    unit = units(person)
+    return ratio_of_sums(person_sums(unit, hits), person_sums(unit, counts), resamples, generator)
+
+
+def ratio_of_sums(hits: Floats, counts: Floats, resamples: int, generator: np.random.Generator) -> Estimate:
+    """Estimate the mean over columns of ``sum(hits) / sum(counts)``, of sums by person ``(P, K)``."""
+    drawn = draws(np.arange(len(hits)), resamples, generator)
     with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = (drawn @ person_sums(person, hits)) / (drawn @ person_sums(person, counts))
-    return estimate(float((hits.sum(0) / counts.sum(0)).mean()), resampled.mean(axis=1), drawn.shape[1])
+        resampled = (drawn @ hits) / (drawn @ counts)
+    return estimate(float((hits.sum(0) / counts.sum(0)).mean()), resampled.mean(axis=1), len(hits))
 
 
 def pair_wins(

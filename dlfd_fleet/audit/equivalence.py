@@ -123,9 +123,19 @@ def auc_difference(
 
 
 def accuracy_difference(
-    model: SampleScores, references: Sequence[SampleScores], *, resamples: int = 2000, seed: int = 0
+    model: SampleScores,
+    references: Sequence[SampleScores],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    labels: int | None = None,
 ) -> Difference:
     """Return a model's accuracy minus the mean accuracy of reference models, over the same images.
+
+    Parameters
+    ----------
+    labels
+        How many labels an image has, if the models are of several.
 
     Raises
     ------
@@ -137,7 +147,7 @@ def accuracy_difference(
     if any(not np.array_equal(model.person, other.person) for other in references):
         raise DataError("The models were audited on different images, so they cannot be compared image by image.")
     unit = units(model.person)
-    right = [(one.prediction == one.label).astype(np.float64) for one in (model, *references)]
+    right = [one.share_right(labels) for one in (model, *references)]
     difference = right[0] - np.mean(right[1:], axis=0)
     sums = person_sums(unit, np.stack([difference, np.ones_like(difference)], axis=1))
     drawn = draws(unit, resamples, np.random.default_rng(seed)) @ sums

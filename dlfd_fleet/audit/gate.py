@@ -23,7 +23,8 @@ class Reading:
     Attributes
     ----------
     utility
-        Balanced accuracy on validation people.
+        Balanced accuracy on validation people; None where there are none, for everybody was trained on. Then there is
+        no attack either, and a gate reads retained people only.
     utility_half_width
         Half the width of its 95% interval over people (Student's t: with five of them it is wide).
     retain_accuracy, retain_half_width
@@ -31,17 +32,28 @@ class Reading:
         others. They are many, so it shows a damage that validation people cannot; 1 where they were not asked.
     """
 
-    utility: float
-    attack_auc: float
+    utility: float | None
+    attack_auc: float | None
     utility_half_width: float = 0.0
     retain_accuracy: float = 1.0
     retain_half_width: float = 0.0
+
+    @property
+    def usefulness(self) -> float:
+        """The mean of utility and accuracy on retained people, as far as they were read."""
+        read = [value for value in (self.utility, self.retain_accuracy) if value is not None]
+        return sum(read) / len(read)
+
+    def remembered(self, gate: float) -> bool:
+        """Tell whether the attack finds the forget set by more than a gate allows; where there is none nobody knows."""
+        return self.attack_auc is not None and self.attack_auc > 0.5 + gate
 
 
 def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:
     """Read a model from what it says of the forget set, of validation people and of retained people.
 
-    Utility is the balanced accuracy on validation people, and on retained people, if there are rows of them. The attack
+    Utility is the balanced accuracy on validation people, and on retained people, if there are rows of them. Without
+    validation people only the second is read: an attack would have nobody to compare the forget set with. The attack
     compares losses within each true class and averages over the classes of the forget set: a forget set with other
     classes than the validation people would look remembered, or forgotten, for its classes alone.
 
@@ -53,21 +65,23 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
     Raises
     ------
     DataError
-        If there is no validation image or no forget image.
+        If there is no forget image, or neither a validation image nor a retain image.
     """
     forget, unseen = samples.of(Role.FORGET), samples.of(Role.VALIDATION)
     if not len(forget):
         raise DataError("There is no forget image for the gate to read.")
-    if not len(unseen):
-        raise DataError(
-            "There is no validation image for the gate to read: it needs people of the split 'validation' who have "
-            "not asked to be forgotten."
-        )
     predicted = samples if predicted is None else predicted
     unseen_people, retain = predicted.of(Role.VALIDATION), predicted.of(Role.RETAIN)
-    utility, half_width = _balanced_accuracy(unseen_people, units(unseen_people.person))
+    if not len(unseen) and not len(retain):
+        raise DataError(
+            "There is no image for the gate to read but of the forgotten: it needs people of the split 'validation', "
+            "or of the split 'train', who have not asked to be forgotten."
+        )
     image = np.arange(len(retain)) // (len(predicted) // len(samples))  # the labels of one image stand together
     stay = _balanced_accuracy(retain, image) if len(retain) else (1.0, 0.0)
+    if not len(unseen):
+        return Reading(None, None, 0.0, *stay)
+    utility, half_width = _balanced_accuracy(unseen_people, units(unseen_people.person))
     return Reading(utility, matched_auc(forget, unseen), half_width, *stay)
 
 
@@ -75,7 +89,10 @@ def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
     """Return what a gate has read, for the record, with 95% bounds over people.
 
     The gate's own attack matches losses by class and has none; beside it stands the plain loss attack, which has.
+    What it could not read without validation people is left out.
     """
+    if reading.utility is None or reading.attack_auc is None:
+        return {"gate_retain_accuracy": reading.retain_accuracy}
     attack = auc_estimate(
         loss_attack(samples.canonical(), unseen=Role.VALIDATION), _RESAMPLES, np.random.default_rng(0)
     )
@@ -95,7 +112,7 @@ def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
 def _balanced_accuracy(samples: SampleScores, unit: NDArray[np.int64]) -> tuple[float, float]:
     """Return the balanced accuracy and half the width of its 95% interval, linearised, clustered by unit ``(N,)``."""
     classes = np.unique(samples.label)  # one class only, or one never predicted, is no mistake here
-    right = (samples.prediction == samples.label).astype(np.float64)
+    right = samples.right.astype(np.float64)
     means, influence = [], np.zeros(len(samples))
     for label in classes:
         rows = samples.label == label
@@ -117,8 +134,10 @@ def matched_auc(members: SampleScores, unseen: SampleScores) -> float:
     Classes with fewer than five unseen images are left out; if none is left, classes are not told apart.
     """
     total, count = 0.0, 0
-    for label in np.unique(members.label):
-        inside, outside = members.loss[members.label == label], unseen.loss[unseen.label == label]
+    _, classes = np.unique(np.concatenate([members.label, unseen.label]), axis=0, return_inverse=True)
+    ours, theirs = np.split(classes.reshape(-1), [len(members)])
+    for label in np.unique(ours):
+        inside, outside = members.loss[ours == label], unseen.loss[theirs == label]
         if len(outside) >= _FEWEST_UNSEEN:
             total += len(inside) * _auc(inside, outside)
             count += len(inside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Role(StrEnum):
 
 
 ROLES: tuple[Role, ...] = tuple(Role)
-_MOST_LABELS = 62
+_LABELS_A_NUMBER = 62
 _FEWEST_ALIKE = 3
 
 
@@ -37,7 +38,8 @@ class SampleScores:
     person
         Number of the image's person, unique within a site and random, shape ``(N,)``, int64.
     label, prediction
-        Class indices, shape ``(N,)``, int64; of a multi-label head the number of the combination, a bit a label.
+        Class indices, shape ``(N,)``, int64; of a multi-label head the number of the combination, a bit a label. More
+        than 62 labels take several numbers, ``(N, W)``, of 62 labels each.
     loss
         Cross-entropy of the true class, or combination, in nats, shape ``(N,)``, float64.
     """
@@ -58,6 +60,21 @@ class SampleScores:
     def __len__(self) -> int:
         return len(self.loss)
 
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which rows ``(N,)`` are predicted right; of several labels, all of them."""
+        pairs = zip(numbers(self.prediction), numbers(self.label), strict=True)
+        right: NDArray[np.bool_] = np.logical_and.reduce([said == true for said, true in pairs])
+        return right
+
+    def share_right(self, labels: int | None = None) -> NDArray[np.float64]:
+        """Return how much of each row ``(N,)`` is predicted right: 1 or 0; of this many labels, the share of them."""
+        if labels is None:
+            return self.right.astype(np.float64)
+        truth, said = self.applying(labels)
+        share: NDArray[np.float64] = (truth == said).mean(axis=1)
+        return share
+
     @classmethod
     def from_probabilities(
         cls,
@@ -71,20 +88,10 @@ class SampleScores:
         ``label`` holds class indices ``(N,)``; or 0 and 1 ``(N, C)`` for the independent probabilities of a multi-label
         head, whose combination is then the class. Probabilities are bounded below by 1e-12, so that a certain mistake
         has a finite loss (27.6 nats a label).
-
-        Raises
-        ------
-        DataError
-            For more than 62 labels, whose combinations have no number.
         """
         if label.ndim == 2:
-            if label.shape[1] > _MOST_LABELS:
-                raise DataError(f"An audit takes at most {_MOST_LABELS} labels an image; these are {label.shape[1]}.")
-            bits = 1 << np.arange(label.shape[1], dtype=np.int64)
             loss = _binary_losses(probabilities, label).sum(axis=1)
-            return cls(
-                role, person, label.astype(np.int64) @ bits, (probabilities >= 0.5).astype(np.int64) @ bits, loss
-            )
+            return cls(role, person, _combinations(label), _combinations(probabilities >= 0.5), loss)
         rows = np.arange(len(label))
         chosen = np.clip(probabilities[rows, label].astype(np.float64), 1e-12, 1.0)
         return cls(role, person, label, probabilities.argmax(axis=1).astype(np.int64), -np.log(chosen))
@@ -112,6 +119,27 @@ class SampleScores:
             _binary_losses(probabilities, label).ravel(),
         )
 
+    def each_label(self, labels: int) -> SampleScores:
+        """Return rows as of :meth:`of_each_label` of an image with this many labels; their losses are its whole one."""
+        truth, said = self.applying(labels)
+        first = 2 * np.arange(labels, dtype=np.int64)
+        return SampleScores(
+            np.repeat(self.role, labels),
+            np.repeat(self.person, labels),
+            (first + truth).ravel(),
+            (first + said).ravel(),
+            np.repeat(self.loss, labels),
+        )
+
+    def applying(self, labels: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which of this many labels apply to each image, and which the model says do; each ``(N, L)``."""
+        word, bit = np.divmod(np.arange(labels), _LABELS_A_NUMBER)
+        truth, said = (
+            (np.stack(numbers(column), axis=1)[:, word] >> bit & 1).astype(np.bool_)
+            for column in (self.label, self.prediction)
+        )
+        return truth, said
+
     @classmethod
     def concatenate(cls, parts: Iterable[SampleScores]) -> SampleScores:
         """Join parts whose people are different people; numbers are shifted so that they stay apart."""
@@ -137,7 +165,7 @@ class SampleScores:
         """
         if not len(self):
             return self
-        order = np.lexsort((self.prediction, self.label, self.role, self.loss))
+        order = np.lexsort([*self._answers(), self.role, self.loss])
         last = max(0, len(self) // _FEWEST_ALIKE - 1)
         group = np.minimum(np.arange(len(self)) // _FEWEST_ALIKE, last)
         loss = np.empty_like(self.loss)
@@ -151,7 +179,7 @@ class SampleScores:
         one mean are in the order of their rows; those whose rows are alike, too, are the same to what is measured.
         """
         _, index = np.unique(self.person, return_inverse=True)
-        first = np.lexsort((self.prediction, self.label, self.loss, self.role, index))
+        first = np.lexsort([*self._answers(), self.loss, self.role, index])
         columns = (self.role, self.loss, self.label, self.prediction)
         rows = list(zip(*(column[first].tolist() for column in columns), strict=True))
         ends = np.cumsum(np.bincount(index))
@@ -159,10 +187,13 @@ class SampleScores:
         keys = [(sum(row[1] for row in each) / len(each), each) for each in people]
         rank = np.empty(len(keys), dtype=np.int64)
         rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-        order = np.lexsort((self.prediction, self.label, self.loss, rank[index], self.role))
+        order = np.lexsort([*self._answers(), self.loss, rank[index], self.role])
         return SampleScores(
             self.role[order], rank[index][order], self.label[order], self.prediction[order], self.loss[order]
         )
+
+    def _answers(self) -> list[NDArray[Any]]:
+        return [*numbers(self.prediction), *numbers(self.label)]
 
     def of_role(self, role: Role) -> NDArray[np.bool_]:
         """Return which rows ``(N,)`` have this role."""
@@ -176,6 +207,25 @@ class SampleScores:
     def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> SampleScores:
         """Return the rows of a mask ``(N,)``, of places or of a slice."""
         return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def numbers(column: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the numbers ``(N,)`` that classes or combinations are written in, the least one first."""
+    return [column] if column.ndim == 1 else list(column.T)
+
+
+def numbers_of_labels(labels: int) -> tuple[int, ...]:
+    """Return the end of each number, itself left out, that combinations of this many labels are written in."""
+    whole, rest = divmod(labels, _LABELS_A_NUMBER)
+    return (2**_LABELS_A_NUMBER,) * whole + ((2**rest,) if rest else ())
+
+
+def _combinations(label: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the number of each combination ``(N, L)`` of 0 and 1; of more than 62 labels numbers ``(N, W)``."""
+    starts = range(0, label.shape[1], _LABELS_A_NUMBER)
+    parts = [label[:, start : start + _LABELS_A_NUMBER].astype(np.int64) for start in starts]
+    columns = [part @ (1 << np.arange(part.shape[1], dtype=np.int64)) for part in parts]
+    return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
 
 
 def _binary_losses(probabilities: NDArray[np.floating], label: NDArray[np.int64]) -> NDArray[np.float64]:

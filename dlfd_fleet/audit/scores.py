@@ -6,11 +6,15 @@ forgotten people that lie far above those of unseen people give them away as sur
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit.attacks import accuracy_estimate, auc_estimate, loss_attack
-from dlfd_fleet.audit.bootstrap import Estimate, Unit, ratio
+from dlfd_fleet.audit.attacks import MembershipScores, accuracy_estimate, auc_estimate, loss_attack
+from dlfd_fleet.audit.bootstrap import Estimate, Floats, Unit, person_sums, ratio, ratio_of_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.exceptions import DataError
 
@@ -20,8 +24,9 @@ class Scores(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    test_accuracy: Estimate
-    balanced_accuracy: Estimate
+    test_accuracy: Estimate | None
+    """None, like everything else that compares with unseen people, if none of them were audited."""
+    balanced_accuracy: Estimate | None
     retain_accuracy: Estimate
     forget_accuracy: Estimate | None
     mia_accuracy: Estimate | None
@@ -30,12 +35,19 @@ class Scores(BaseModel):
     nomus: Unit | None
     control_auc: Estimate | None
     """AUC between two halves of people never trained on: the negative control."""
-    majority_baseline: Unit
-    """Test accuracy of always answering the majority class."""
+    majority_baseline: Unit | None
+    """Test accuracy of always answering the majority class; of several labels, the majority of each."""
     unseen_classes: int
-    """Classes that the unseen people show; with one, a collapse cannot be seen."""
+    """Classes that the unseen people show; with one, a collapse cannot be seen. Of several labels: 2, or 1 if they show
+    one value only of each."""
     forget_images: int
     unseen_images: int
+    retain_balanced_accuracy: Estimate | None = None
+    """Balanced accuracy on retained people, where there are no unseen ones: it shows a collapse there, too."""
+    reference_auc: Estimate | None = None
+    """Of the forgotten people's losses, beside those under a model that never saw them (:func:`beside_reference`).
+
+    Only where there are no unseen people to compare the forgotten ones with, and such a model."""
 
     def metrics(self) -> dict[str, float]:
         """Return one number for each name, bounds as ``NAME_low`` and ``NAME_high``."""
@@ -87,34 +99,64 @@ def gap_to_retrain(candidate: Scores, retrained: Scores) -> float:
     return float(np.mean([abs(one.value - other.value) for one, other in pairs if one and other]))
 
 
-def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int = 2000, seed: int = 0) -> Scores:
+def measure(
+    samples: SampleScores,
+    *,
+    unseen: Role = Role.TEST,
+    resamples: int = 2000,
+    seed: int = 0,
+    labels: int | None = None,
+) -> Scores:
     """Score one model from what it says of each image.
+
+    Of several labels, an accuracy is the share of labels that are right, and the balanced accuracy the mean of the
+    labels' own, of those of which the unseen people show both values. The attack is on whole images.
 
     Parameters
     ----------
     samples
-        Rows of the retain, forget and unseen people; the forget set may be empty.
+        Rows of the retain, forget and unseen people; the forget set may be empty. Where everybody was trained on there
+        are no unseen people: what compares with them is None then.
     unseen
         The people never trained on that the forget set is compared with and utility is measured on: validation
         people while choosing, test people for the evidence.
     resamples, seed
         Bootstrap resamples over people, and their seed.
+    labels
+        How many labels an image has, if the model is of several.
 
     Raises
     ------
     DataError
-        If there are no rows of the unseen people or of the retain set.
+        If there are no rows of the retain set.
     """
     samples = samples.canonical()
     outside, retain, forget = samples.of(unseen), samples.of(Role.RETAIN), samples.of(Role.FORGET)
-    if not len(outside) or not len(retain):
-        missing, split = (unseen.value, unseen.value) if not len(outside) else ("retain", "train")
+    if not len(retain):
         raise DataError(
-            f"No {missing} images were audited, so nothing can be measured: that needs people of the split '{split}' "
+            "No retain images were audited, so nothing can be measured: that needs people of the split 'train' "
             "who have not asked to be forgotten; add some to a site's manifest."
         )
     generator = np.random.default_rng(seed)
-    test = _accuracy(outside, resamples, generator)
+    if not len(outside):
+        balanced = _Balanced.of(retain, labels)
+        return Scores(
+            test_accuracy=None,
+            balanced_accuracy=None,
+            retain_accuracy=_accuracy(retain, resamples, generator, labels),
+            forget_accuracy=_accuracy(forget, resamples, generator, labels) if len(forget) else None,
+            mia_accuracy=None,
+            mia_auc=None,
+            forgetting_score=None,
+            nomus=None,
+            control_auc=None,
+            majority_baseline=None,
+            unseen_classes=0,
+            forget_images=len(forget),
+            unseen_images=0,
+            retain_balanced_accuracy=ratio_of_sums(balanced.hits, balanced.counts, resamples, generator),
+        )
+    test = _accuracy(outside, resamples, generator, labels)
     attack = auc = None
     if len(forget):
         losses = loss_attack(samples, unseen=unseen)
@@ -125,29 +167,98 @@ def measure(samples: SampleScores, *, unseen: Role = Role.TEST, resamples: int =
     control = (
         auc_estimate(loss_attack(samples, members=other, unseen=unseen), resamples, generator) if has_control else None
     )
+    balanced = _Balanced.of(outside, labels)
     return Scores(
         test_accuracy=test,
-        balanced_accuracy=_balanced_accuracy(outside, resamples, generator),
-        retain_accuracy=_accuracy(retain, resamples, generator),
-        forget_accuracy=_accuracy(forget, resamples, generator) if len(forget) else None,
+        balanced_accuracy=ratio_of_sums(balanced.hits, balanced.counts, resamples, generator),
+        retain_accuracy=_accuracy(retain, resamples, generator, labels),
+        forget_accuracy=_accuracy(forget, resamples, generator, labels) if len(forget) else None,
         mia_accuracy=attack,
         mia_auc=auc,
         forgetting_score=forgetting_score(attack.value) if attack else None,
         nomus=nomus(test.value, attack.value) if attack else None,
         control_auc=control,
-        majority_baseline=float(np.bincount(outside.label).max() / len(outside)),
-        unseen_classes=len(np.unique(outside.label)),
+        majority_baseline=balanced.majority,
+        unseen_classes=balanced.classes,
         forget_images=len(forget),
         unseen_images=len(outside),
     )
 
 
-def _accuracy(samples: SampleScores, resamples: int, generator: np.random.Generator) -> Estimate:
-    hits = (samples.prediction == samples.label).astype(np.float64)[:, None]
+def beside_reference(
+    samples: SampleScores, reference: SampleScores, *, resamples: int = 2000, seed: int = 0
+) -> Estimate | None:
+    """Return the chance that a forgotten image has a lower loss under a model than under a reference model.
+
+    An AUC: 0.5 if the losses of the forgotten people lie as they do under the reference, which never saw them; more if
+    the model knows them better; less if it is worse at them than ignorance. The same people are on both sides, and they
+    cannot be paired, for nobody is followed from one audit to the next: taking the sides as independent errs on the
+    wide side. None if a side has no forgotten image.
+
+    Parameters
+    ----------
+    samples, reference
+        What the model, and one that was trained without the forgotten people, say of them; rows of the forget set.
+    """
+    inside, outside = (one.canonical().of(Role.FORGET) for one in (samples, reference))
+    if not len(inside) or not len(outside):
+        return None
+    both = SampleScores.concatenate([inside, outside])
+    attack = MembershipScores(-both.loss, np.arange(len(both)) < len(inside), both.person)
+    return auc_estimate(attack, resamples, np.random.default_rng(seed))
+
+
+def _accuracy(samples: SampleScores, resamples: int, generator: np.random.Generator, labels: int | None) -> Estimate:
+    hits = samples.share_right(labels)[:, None]
     return ratio(samples.person, hits, np.ones_like(hits), resamples, generator)
 
 
-def _balanced_accuracy(samples: SampleScores, resamples: int, generator: np.random.Generator) -> Estimate:
-    counts = (samples.label[:, None] == np.unique(samples.label)[None, :]).astype(np.float64)
-    hits = counts * (samples.prediction == samples.label)[:, None]
-    return ratio(samples.person, hits, counts, resamples, generator)
+@dataclass(frozen=True)
+class _Balanced:
+    """What a balanced accuracy is made of, with columns for classes, or for both values of labels.
+
+    Attributes
+    ----------
+    hits, counts
+        Images, and how many of them are predicted right, by person and column, ``(P, K)``.
+    majority
+        Accuracy of the most frequent answer.
+    classes
+        How many classes an answer that never changes has one of.
+    """
+
+    hits: Floats
+    counts: Floats
+    majority: float
+    classes: int
+
+    @classmethod
+    def of(cls, samples: SampleScores, labels: int | None) -> _Balanced:
+        """Count the images of each class; or of each value of labels, of which both values are shown if any is."""
+        unit = units(samples.person)
+        return cls._of_classes(samples, unit) if labels is None else cls._of_labels(samples, unit, labels)
+
+    @classmethod
+    def _of_classes(cls, samples: SampleScores, unit: NDArray[np.int64]) -> _Balanced:
+        _, people = np.unique(unit, return_inverse=True)
+        shown, column = np.unique(samples.label, return_inverse=True)
+        shape = (int(people.max()) + 1, len(shown))
+        # Summed by person at once: a column a class for each image would be far more.
+        cell = people.reshape(-1) * shape[1] + column.reshape(-1)
+
+        def sums(weights: Floats) -> Floats:
+            return np.bincount(cell, weights, math.prod(shape)).reshape(shape).astype(np.float64)
+
+        counts = sums(np.ones(len(cell)))
+        return cls(sums(samples.share_right()), counts, float(counts.sum(axis=0).max() / len(samples)), len(shown))
+
+    @classmethod
+    def _of_labels(cls, samples: SampleScores, unit: NDArray[np.int64], labels: int) -> _Balanced:
+        truth, said = samples.applying(labels)
+        values = np.concatenate([~truth, truth], axis=1)
+        counts, hits = person_sums(unit, values), person_sums(unit, values & np.tile(truth == said, 2))
+        shown = counts.sum(axis=0).reshape(2, labels)
+        both = shown.all(axis=0)
+        kept = np.tile(both, 2) if both.any() else shown.ravel() > 0
+        majority = float((shown.max(axis=0) / len(samples)).mean())
+        return cls(hits[:, kept], counts[:, kept], majority, 2 if both.any() else 1)

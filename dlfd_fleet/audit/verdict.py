@@ -21,6 +21,11 @@ from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
 _ONE_SIDED_5_PERCENT = NormalDist().inv_cdf(0.95)
+NOBODY_UNSEEN = "no unseen people were audited"
+_NOTHING_TO_COMPARE_WITH = (
+    f"{NOBODY_UNSEEN}, nor a retrained model, so nothing says whether the forgotten people are still remembered"
+)
+_BESIDE_REFERENCE = "those under a retrained model"
 _ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
 
 
@@ -50,6 +55,9 @@ class Verdict(BaseModel):
 def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdict:
     """Judge an unlearned model beside the original that it came from.
 
+    Where no unseen people were audited, the forgotten ones are compared with a reference model that never saw them, if
+    the scores have that; if not, nothing says whether they are remembered, and the verdict is INCONCLUSIVE at best.
+
     Parameters
     ----------
     original, candidate
@@ -62,8 +70,9 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
     DataError
         If nobody was forgotten, so that there is nothing to judge.
     """
+    _require_forgotten(original, candidate)
     if original.mia_auc is None or candidate.mia_auc is None:
-        raise DataError("There are no forgotten images in the audit, so forgetting cannot be judged.")
+        return _judge_without_unseen(original, candidate, settings)
     power = equivalence_power(candidate.mia_auc.standard_error, settings.margin)
 
     def verdict(outcome: Outcome, reasons: list[str]) -> Verdict:
@@ -82,8 +91,52 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
     )
 
 
-Tally = tuple[int, int]
-"""Test images of the people whom one site alone holds, and how many of them are predicted right."""
+def _require_forgotten(*models: Scores) -> None:
+    # Who audits unseen people and has no attack has nobody to attack.
+    if any(not scores.forget_images or (scores.mia_auc is None and scores.unseen_images) for scores in models):
+        raise DataError("There are no forgotten images in the audit, so forgetting cannot be judged.")
+
+
+def _judge_without_unseen(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdict:
+    """Judge where everybody was trained on: by a reference that never saw the forgotten people, if there is one."""
+    before, after = original.reference_auc, candidate.reference_auc
+
+    def verdict(outcome: Outcome, *reasons: str, power: float = 0.0) -> Verdict:
+        return Verdict(outcome=outcome, reasons=reasons, margin=settings.margin, power=power)
+
+    drops = _drops(original, candidate, settings)
+    failures = [str(drop) for drop in drops if drop.is_shown]
+    doubts = [drop.in_doubt for drop in drops if drop.is_seen]
+    if before is None or after is None:
+        if failures:
+            return verdict(Outcome.FAIL, *failures, NOBODY_UNSEEN)
+        return verdict(Outcome.INCONCLUSIVE, *doubts, _NOTHING_TO_COMPARE_WITH)
+    power = equivalence_power(after.standard_error, settings.margin)
+    failures += _leaks(before, after, settings.margin, _BESIDE_REFERENCE)
+    if failures:
+        return verdict(Outcome.FAIL, *failures, NOBODY_UNSEEN, power=power)
+    if before.low <= 0.5:
+        unknown = ": too few people to tell" if before.value >= 0.5 + settings.margin else ""
+        doubts.append(
+            f"the original may know the forgotten people no better than a retrained model{unknown} (AUC {before})"
+        )
+    if not _within(after, settings.margin):
+        images = f"{candidate.forget_images} forgotten images"
+        doubts.append(
+            f"{images} are of too few people to tell whether it differs from one retrained model (AUC {after})"
+            if abs(after.value - 0.5) >= settings.margin
+            else f"no difference from one retrained model was detected (AUC {after}), but {images} are too few to "
+            "exclude one"
+        )
+    if doubts:
+        return verdict(Outcome.INCONCLUSIVE, *doubts, NOBODY_UNSEEN, power=power)
+    detected = f"no difference from one retrained model in the forgotten people's losses detected (AUC {after})"
+    return verdict(Outcome.PASS, detected, NOBODY_UNSEEN, power=power)
+
+
+Tally = tuple[int, float]
+"""Test images of the people whom one site alone holds, and how many of them are predicted right: of an image with
+several labels, the share of them."""
 
 
 def judge_without_each(
@@ -122,11 +175,11 @@ def judge_without_each(
 
 def _without(scores: Scores, own: Tally) -> tuple[int, float, float]:
     """Return the test images that are left without a site's own, the accuracy on them and its standard error."""
-    images = scores.unseen_images - own[0]
-    if images <= 0:
+    images, accuracy = scores.unseen_images - own[0], scores.test_accuracy
+    if images <= 0 or accuracy is None:
         return 0, 0.0, 0.0
-    right = scores.test_accuracy.value * scores.unseen_images - own[1]
-    return images, right / images, scores.test_accuracy.standard_error * math.sqrt(scores.unseen_images / images)
+    right = accuracy.value * scores.unseen_images - own[1]
+    return images, right / images, accuracy.standard_error * math.sqrt(scores.unseen_images / images)
 
 
 def judge_relearned(verdict: Verdict, original: Scores, relearned: Scores, settings: AuditSettings) -> Verdict:
@@ -146,9 +199,14 @@ def judge_relearned(verdict: Verdict, original: Scores, relearned: Scores, setti
     DataError
         If nobody was forgotten, so that there is nothing to judge.
     """
-    if original.mia_auc is None or relearned.mia_auc is None:
-        raise DataError("There are no forgotten images in the audit, so forgetting cannot be judged.")
-    leaks = [f"after further training, {leak}" for leak in _leaks(original.mia_auc, relearned.mia_auc, settings.margin)]
+    _require_forgotten(original, relearned)
+    if original.mia_auc is not None and relearned.mia_auc is not None:
+        found = _leaks(original.mia_auc, relearned.mia_auc, settings.margin)
+    elif original.reference_auc is not None and relearned.reference_auc is not None:
+        found = _leaks(original.reference_auc, relearned.reference_auc, settings.margin, _BESIDE_REFERENCE)
+    else:
+        return verdict  # it says itself that nothing could be measured
+    leaks = [f"after further training, {leak}" for leak in found]
     return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(leaks)}) if leaks else verdict
 
 
@@ -159,9 +217,12 @@ def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings
     """
     failures = _utility_failures(original, retrained, settings)
     auc = retrained.mia_auc
+    reasons = failures or ["trained anew without the forgotten people"]
+    if retrained.test_accuracy is None:
+        reasons.append(f"{NOBODY_UNSEEN}, so its utility was measured on people whom it was trained on")
     return Verdict(
         outcome=Outcome.FAIL if failures else Outcome.PASS,
-        reasons=tuple(failures) or ("trained anew without the forgotten people",),
+        reasons=tuple(reasons),
         margin=settings.margin,
         power=equivalence_power(auc.standard_error, settings.margin) if auc else 0.0,
     )
@@ -176,9 +237,14 @@ def judge_trained(champion: Scores | None, trained: Scores, settings: AuditSetti
         Scores of the model that it would replace, on the same people; of a first model it is only asked that it is not
         shown to be worse than always giving the same answer.
     """
-    failures, balanced = list[str](), trained.balanced_accuracy
-    if champion is not None:
-        before = champion.balanced_accuracy
+    failures, balanced, good = list[str](), trained.balanced_accuracy, "no worse than the champion on people never seen"
+    before = champion.balanced_accuracy if champion else None
+    if balanced is None or (champion is not None and before is None):
+        # Where everybody is trained on, only a fall on these people can be seen.
+        drops = _drops(champion, trained, settings) if champion is not None else []
+        failures += [str(drop) for drop in drops if drop.is_shown]
+        good = NOBODY_UNSEEN
+    elif champion is not None and before is not None:
         fall, error = before.value - balanced.value, math.hypot(before.standard_error, balanced.standard_error)
         drops = _drops(champion, trained, settings)[:1]
         drops += [_Drop(f"balanced accuracy fell by {fall:.3f}", fall, error, settings.max_accuracy_drop)]
@@ -187,7 +253,7 @@ def judge_trained(champion: Scores | None, trained: Scores, settings: AuditSetti
         failures.append(f"balanced accuracy {balanced} is under that of always giving the same answer")
     return Verdict(
         outcome=Outcome.FAIL if failures else Outcome.PASS,
-        reasons=tuple(failures) or ("no worse than the champion on people never seen",),
+        reasons=tuple(failures) or (good,),
         margin=settings.margin,
         power=0.0,
     )
@@ -317,11 +383,24 @@ class _Drop:
 
 
 def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list[_Drop]:
-    """Return how much accuracy fell on people never seen, and on retained people.
+    """Return how much accuracy fell on people never seen, if there are any, and on retained people.
+
+    Where nobody is unseen, the balanced accuracy on retained people is there, too: a collapse towards a frequent class
+    shows in it.
 
     Images cannot be paired, for nobody is to be followed from one audit to the next; taking the two as independent errs
     on the wide side.
     """
+    pairs = [
+        ("test accuracy", original.test_accuracy, candidate.test_accuracy, settings.max_accuracy_drop),
+        ("accuracy on retained people", original.retain_accuracy, candidate.retain_accuracy, settings.max_retain_drop),
+        (
+            "balanced accuracy on retained people",
+            original.retain_balanced_accuracy,
+            candidate.retain_balanced_accuracy,
+            settings.max_retain_drop,
+        ),
+    ]
     return [
         _Drop(
             f"{name} fell by {before.value - after.value:.3f}",
@@ -329,33 +408,27 @@ def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list
             math.hypot(before.standard_error, after.standard_error),
             most,
         )
-        for name, before, after, most in (
-            ("test accuracy", original.test_accuracy, candidate.test_accuracy, settings.max_accuracy_drop),
-            (
-                "accuracy on retained people",
-                original.retain_accuracy,
-                candidate.retain_accuracy,
-                settings.max_retain_drop,
-            ),
-        )
+        for name, before, after, most in pairs
+        if before is not None and after is not None
     ]
 
 
 def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
-    failures = []
-    least = 1.0 / candidate.unseen_classes + settings.min_gain_over_majority
-    if candidate.unseen_classes > 1 and candidate.balanced_accuracy.value < least:
-        failures.append(
-            f"balanced accuracy {candidate.balanced_accuracy.value:.3f} is under {least:.3f}: the model collapsed "
-            "towards one answer"
-        )
-    return failures
+    if candidate.unseen_classes < 2 or candidate.balanced_accuracy is None:
+        return []
+    balanced, least = (
+        candidate.balanced_accuracy.value,
+        1.0 / candidate.unseen_classes + settings.min_gain_over_majority,
+    )
+    if balanced >= least:
+        return []
+    return [f"balanced accuracy {balanced:.3f} is under {least:.3f}: the model collapsed towards one answer"]
 
 
-def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
+def _leaks(original: Estimate, candidate: Estimate, margin: float, beside: str = "those of unseen people") -> list[str]:
     failures = []
     if candidate.low > 0.5 + margin or candidate.high < 0.5 - margin:
-        side = "remembered" if candidate.value > 0.5 else "made conspicuous (losses above those of unseen people)"
+        side = "remembered" if candidate.value > 0.5 else f"made conspicuous (losses above {beside})"
         failures.append(f"forgotten people are still {side}: AUC {candidate} lies outside the margin")
     # Hard people are below chance for retrained models, too: only a lead over chance is memory; and half of a lead that
     # may itself be chance says nothing.
@@ -363,6 +436,12 @@ def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
     if before >= margin and original.low > 0.5 and after > before / 2.0:
         failures.append(f"the attack was not halved: AUC - 0.5 was {before:.3f} and is {after:.3f}")
     return failures
+
+
+def _within(auc: Estimate, margin: float) -> bool:
+    """Tell whether two one-sided 5% tests exclude an AUC that is the margin away from 0.5."""
+    half = _ONE_SIDED_5_PERCENT * auc.standard_error
+    return 0.5 - margin < auc.value - half <= auc.value + half < 0.5 + margin
 
 
 def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
@@ -380,8 +459,7 @@ def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> lis
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
         doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")
-    half = _ONE_SIDED_5_PERCENT * candidate.mia_auc.standard_error
-    if not 0.5 - margin < candidate.mia_auc.value - half <= candidate.mia_auc.value + half < 0.5 + margin:
+    if not _within(candidate.mia_auc, margin):
         images = f"{candidate.forget_images} forgotten and {candidate.unseen_images} unseen images"
         if candidate.mia_auc.value >= 0.5 + margin:
             doubts.append(f"{images} are of too few people to tell whether it leaks (AUC {candidate.mia_auc})")

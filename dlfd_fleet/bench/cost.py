@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning import Cost, LabelledImages
+from dlfd_fleet.unlearning.training import trained
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _REPEATS = 2
@@ -90,7 +91,7 @@ def measure_passes(model: FeatureClassifier, data: LabelledImages, batch_size: i
     """Time each kind of pass on a batch; the model is trained by it, so give a copy."""
     device = next(model.parameters()).device
     images, labels = data.batch(torch.arange(min(batch_size, len(data))), device)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
+    optimizer = torch.optim.SGD(trained(model), 1e-6, momentum=0.9)
 
     def train() -> None:
         optimizer.zero_grad(set_to_none=True)

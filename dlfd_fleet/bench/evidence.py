@@ -102,9 +102,11 @@ class Evidence:
     verdict: Verdict
 
 
-def evidence_of(candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Evidence:
-    """Attack a model in every way and judge it beside the retrained ones."""
-    scores = measure(candidate.samples, resamples=settings.resamples, seed=seed)
+def evidence_of(
+    candidate: Observation, known: References, settings: AuditSettings, seed: int, labels: int | None = None
+) -> Evidence:
+    """Attack a model in every way and judge it beside the retrained ones; of models of several labels, this many."""
+    scores = measure(candidate.samples, resamples=settings.resamples, seed=seed, labels=labels)
     possible, attacks, failed = list[Attack](), list[AttackComparison](), dict[str, str]()
     for attack in possible_attacks(candidate, len(known.reference_models)):
         try:
@@ -117,8 +119,9 @@ def evidence_of(candidate: Observation, known: References, settings: AuditSettin
         for attack in possible
         if attack.scores_people
     }
-    test, retain = (_accuracy(role, candidate, known, settings, seed) for role in (Role.TEST, Role.RETAIN))
-    gaps = [gap_to_retrain(scores, measure(other.samples, resamples=200, seed=seed)) for other in known.retrained]
+    test, retain = (_accuracy(role, candidate, known, settings, seed, labels) for role in (Role.TEST, Role.RETAIN))
+    others = [measure(other.samples, resamples=200, seed=seed, labels=labels) for other in known.retrained]
+    gaps = [gap_to_retrain(scores, other) for other in others]
     return Evidence(
         scores=scores,
         test=test,
@@ -145,7 +148,9 @@ def _found_at_1_fpr(
     return found
 
 
-def _accuracy(role: Role, candidate: Observation, known: References, settings: AuditSettings, seed: int) -> Difference:
+def _accuracy(
+    role: Role, candidate: Observation, known: References, settings: AuditSettings, seed: int, labels: int | None
+) -> Difference:
     """Compare the accuracy on people of one role with the retrained models'."""
     rows = candidate.samples.of_role(role)
     return accuracy_difference(
@@ -153,6 +158,7 @@ def _accuracy(role: Role, candidate: Observation, known: References, settings: A
         [other.samples.rows(rows) for other in known.retrained],
         resamples=settings.resamples,
         seed=seed,
+        labels=labels,
     )
 
 

@@ -20,9 +20,20 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.bench.entry_code import code_of_module
-from dlfd_fleet.data import Manifest, assign_people, balanced_weights, choose_people_to_forget, refuse_leaks
+from dlfd_fleet.data import Manifest, assign_people, choose_people_to_forget, refuse_leaks
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation, load_dataset
-from dlfd_fleet.models import FeatureClassifier, ModelCard, build, load_model, permit, save_model, to_best_device
+from dlfd_fleet.data.inputs import joined
+from dlfd_fleet.models import (
+    FeatureClassifier,
+    ModelCard,
+    load_model,
+    normalised,
+    permit,
+    save_model,
+    start,
+    to_best_device,
+    with_frozen,
+)
 from dlfd_fleet.settings import ModelSettings, Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
@@ -62,22 +73,24 @@ class Experiment:
         """What the models of this experiment look like."""
         model, data = self.settings.model, self.settings.data
         permit(model.architecture)
-        return ModelCard(
+        card = ModelCard(
             architecture=model.architecture,
             classes=self.retain.classes,
+            multi_label=data.multi_label,
             input=data.input,
             arguments=model.arguments,
             feature_layer=model.feature_layer,
+            frozen=model.frozen,
             dropout=model.dropout,
             mean=model.mean,
             std=model.std,
         )
+        return normalised(with_frozen(card), model.weights)
 
     @cached_property
     def class_weights(self) -> Tensor:
         """A weight for each class, inverse to its share of the retain images."""
-        counts = torch.bincount(self.retain.labels, minlength=len(self.retain.classes))
-        return torch.tensor(balanced_weights(counts.tolist()))
+        return self.retain.class_weights()
 
     def digest(self) -> str:
         """Return a digest of all images and labels, in their parts."""
@@ -91,7 +104,7 @@ class Experiment:
         retain, forget = labelled(self.retain), labelled(self.forget)
         if kind == "retrained":
             return retain
-        return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+        return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:
@@ -116,7 +129,7 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
     people = {row.identity for row in dealt.rows if row.split == "train"}
     count = max(1, round(settings.bench.forget_share * len(people) / len(sites)))
     forgotten = {person for chosen in choose_people_to_forget(dealt, sites, count).values() for person in chosen}
-    faces = load_dataset(dealt, model_input=data.input)
+    faces = load_dataset(dealt, model_input=data.input, multi_label=data.multi_label)
     train = faces.of_split("train")
     return Experiment(
         settings=settings,
@@ -153,7 +166,10 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
     bench = experiment.settings.bench
     seed = _training_seed(experiment.seed, kind, index)
     torch.manual_seed(seed)
-    model, train = to_best_device(build(experiment.card)), experiment.trained_on(kind)
+    model, train = (
+        to_best_device(start(experiment.card, experiment.settings.model.weights)),
+        experiment.trained_on(kind),
+    )
     started = time.perf_counter()
     fit(
         model,
@@ -203,12 +219,15 @@ def _key(experiment: Experiment, kind: Kind, index: int) -> str:
         bench.augmentation.model_dump(),
         settings.training.weight_decay,
         experiment.card.model_dump(),
+        settings.model.weights,
         kind,
         index,
         experiment.seed,
     ]
     sha.update(json.dumps(parts, sort_keys=True).encode())
     sha.update(digest_of_code(*MAKES_MODELS).encode())
+    if settings.model.weights and (file := Path(settings.model.weights)).is_file():
+        sha.update(file.read_bytes())
     sha.update(json.dumps(code_of_networks(settings.model)).encode())
     train = experiment.trained_on(kind)
     sha.update(train.images.numpy().tobytes())

@@ -52,7 +52,7 @@ def row_of(
         What it took, by the names of the table.
     """
     seed = experiment.seed
-    evidence = evidence_of(model, references, experiment.settings.audit, seed)
+    evidence = evidence_of(model, references, experiment.settings.audit, seed, experiment.card.labels)
     relearned = auc_difference(
         [loss_attack(again.samples)], [loss_attack(references.relearned.samples)], resamples=200, seed=seed
     )

@@ -63,6 +63,18 @@ def sites(
 
 
 @app.command()
+def memory(
+    counts: Annotated[str, typer.Argument(help="Numbers of images at the site: 10000,100000.")] = "100000",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure the highest memory of a site over its first epoch, by its number of images."""
+    from dlfd_fleet.bench.load.memory import memory_command
+
+    memory_command(load(config, overrides, {}).settings, counts, console)
+
+
+@app.command()
 def polling(
     devices: Annotated[int, typer.Argument(min=1, help="Number of devices that poll.")],
     config: Config = None,
@@ -77,6 +89,6 @@ def polling(
 def _source(data: str | None) -> dict[str, object]:
     if data is None:
         return {}
-    from dlfd_fleet.data import SOURCES
+    from dlfd_fleet.data.sources import named
 
-    return {"data.source": data} if data in SOURCES.names() else {"data.source": "manifest", "data.manifest": data}
+    return dict(named(data))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dlfd_fleet.cli.options import Classes, Config, FollowLinks, Overrides, console, load
+from dlfd_fleet.cli.options import Classes, Config, FollowLinks, MultiLabel, Overrides, console, load
 from dlfd_fleet.plain_text import PlainConsole
 
 app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
@@ -19,6 +19,7 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     classes: Classes = None,
+    multi_label: MultiLabel = False,
     follow_links: FollowLinks = False,
 ) -> None:
     """List every problem of a manifest, with its row; exit code 2 if there is one.
@@ -29,7 +30,8 @@ def check(
     from dlfd_fleet.progress import ConsoleProgress
 
     links: Links = "follow" if follow_links else "refuse"
-    found = check_manifest(manifest, root, class_names(classes), ConsoleProgress(PlainConsole(stderr=True)), links)
+    names, progress = class_names(classes, multi_label=multi_label), ConsoleProgress(PlainConsole(stderr=True))
+    found = check_manifest(manifest, root, names, progress, links, multi_label=multi_label)
     problems, notices = ([one for one in found if one.notice is kind] for kind in (False, True))
     for title, listed in (("problems", problems), ("spellings are read as another one", notices)):
         if listed:

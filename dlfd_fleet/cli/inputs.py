@@ -1,25 +1,31 @@
-"""What options say of a model: its input, and its factory."""
+"""What options say of a model, its input and its factory, and of where a site's rows come from."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import cast, get_args
 
 from pydantic import ValidationError
 
 from dlfd_fleet.components import Component
+from dlfd_fleet.data import Manifest
+from dlfd_fleet.data.folders import FolderOrder, folders_manifest
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.model_input import ModelInput
 
 
-def image_input_of(size: str, channels: int, fit: str, value_range: str) -> ModelInput:
-    """Return the input that options describe.
+def input_of(size: str, channels: int, fit: str, value_range: str, numbers: str | None = None) -> ModelInput:
+    """Return the input that options describe: an image, or numbers.
 
     Raises
     ------
     ConfigurationError
         If one of them cannot be used.
     """
+    if numbers is not None and not re.fullmatch(r"\d{1,7}(x\d{1,7})*", numbers.strip()):
+        raise ConfigurationError(f"--numbers {numbers} is no shape; write 30, or 8x8 for a table of them.")
     sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size.strip())
     if not sides:
         raise ConfigurationError(f"--image-size {size} is no size; write 64, or 48x64 for height and width.")
@@ -29,6 +35,9 @@ def image_input_of(size: str, channels: int, fit: str, value_range: str) -> Mode
     except ValueError as error:
         raise ConfigurationError(f"--value-range {value_range} is none; write two numbers, such as -1,1.") from error
     try:
+        if numbers is not None:
+            shape = tuple(int(side) for side in numbers.strip().split("x"))
+            return ModelInput.model_validate({"shape": shape, "kind": "numbers", "low": low, "high": high})
         return ModelInput.model_validate(
             {
                 "shape": (channels, int(sides[1]), int(sides[2] or sides[1])),
@@ -39,6 +48,45 @@ def image_input_of(size: str, channels: int, fit: str, value_range: str) -> Mode
         )
     except ValidationError as error:
         raise ConfigurationError(_sentence(error, "The model's input")) from error
+
+
+def rows_of(
+    manifest: Path | None,
+    loader: str | None,
+    loader_arguments: str,
+    parquet: Path | None,
+    npz: Path | None,
+    image_folders: Path | None,
+    folders: str,
+    *,
+    follow_links: bool,
+) -> Path | Manifest | Component:
+    """Return where a site's rows come from: its manifest, or its loader.
+
+    Raises
+    ------
+    ConfigurationError
+        Unless exactly one of the options says it.
+    DataError
+        If there are no images in the folders.
+    """
+    given = [one for one in (manifest, loader, parquet, npz, image_folders) if one is not None]
+    if len(given) != 1:
+        raise ConfigurationError(
+            "Say once where the site's rows come from: --manifest, --image-folders, --parquet, --npz or --loader."
+        )
+    if manifest is not None:
+        return manifest
+    if image_folders is not None:
+        if folders not in get_args(FolderOrder):
+            raise ConfigurationError(f"--folders {folders} is no order; write {' or '.join(get_args(FolderOrder))}.")
+        return folders_manifest(image_folders, cast("FolderOrder", folders), "follow" if follow_links else "refuse")
+    if loader is not None:
+        return component(loader, loader_arguments)
+    kind, file = ("parquet", parquet) if parquet is not None else ("npz", npz)
+    given_too = component(f"dlfd_fleet.data.loaders:{kind}", loader_arguments)
+    file_argument = {"file": str(Path(file or "").absolute())}
+    return component(given_too.name, json.dumps(given_too.model_dump(mode="json")["arguments"] | file_argument))
 
 
 def component(name: str, arguments: str) -> Component:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dlfd_fleet.cli.options import Config, Overrides, console, load
+from dlfd_fleet.cli.options import Config, Overrides, TrainedOnOption, console, load
 
 
 def demo(
@@ -38,18 +38,21 @@ def unlearn(
         "unlearned"
     ),
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    trained_on: TrainedOnOption = None,
     method: Annotated[str, typer.Option(help="How: 'dlfd', or another registered method.")] = "dlfd",
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Make one model on this machine forget people; no fleet. Exit code 1 if it did not succeed."""
     from dlfd_fleet.audit import SCORE_NAMES
+    from dlfd_fleet.data import TrainedOn
     from dlfd_fleet.progress import ConsoleProgress
     from dlfd_fleet.report.page import score_text
     from dlfd_fleet.single import unlearn_people
 
     settings = load(config, overrides).settings
-    result = unlearn_people(model, data, root, forget, output, settings, ConsoleProgress(console), method)
+    trained = None if trained_on is None else TrainedOn.read(trained_on)
+    result = unlearn_people(model, data, root, forget, output, settings, ConsoleProgress(console), method, trained)
     table = Table("", "original", "unlearned")
     for name in SCORE_NAMES:
         cells = (score_text(getattr(scores, name)) for scores in (result.original, result.unlearned))

@@ -22,8 +22,20 @@ Classes = Annotated[
         "A name that holds a comma stands in quotation marks: '\"hat, red\",none'.",
     ),
 ]
+MultiLabel = Annotated[
+    bool,
+    typer.Option("--multi-label", help="A label cell names any number of labels: 'hat;glasses', or 'none' of them."),
+]
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
+]
+TrainedOnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|all",
+        help="Whom the model was trained on before: a file with one identity a line or a column 'identity', or 'all' "
+        "for everybody in the manifest. None of them counts as unseen.",
+    ),
 ]
 console = PlainConsole()
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from dlfd_fleet.cli.forget import requests_table
-from dlfd_fleet.cli.options import Classes, FollowLinks, console
+from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, TrainedOnOption, console
 
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
 
@@ -18,10 +18,26 @@ app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, sho
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder: card, keys, ledger, manifest.")],
     name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
-    manifest: Annotated[Path, typer.Option(help="The site's faces: image,identity,label[,site][,split].")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="The site's faces: image,identity,label[,site][,split].")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
     follow_links: FollowLinks = False,
+    image_folders: Annotated[Path | None, typer.Option(help="Or a folder of images in folders of folders.")] = None,
+    folders: Annotated[str, typer.Option(help="These are 'person/label' or 'label/person'.")] = "person/label",
+    parquet: Annotated[Path | None, typer.Option(help="Or a Parquet file with the bytes of images.")] = None,
+    npz: Annotated[Path | None, typer.Option(help="Or an NPZ file: inputs, labels, people[, splits].")] = None,
+    loader: Annotated[
+        str | None, typer.Option(help="Or what returns a PersonDataset, package.module:callable.")
+    ] = None,
+    loader_arguments: Annotated[
+        str, typer.Option(metavar="JSON", help="What the loader is called with, or that of the Parquet file.")
+    ] = "{}",
     classes: Classes = None,
+    multi_label: MultiLabel = False,
+    numbers: Annotated[
+        str | None, typer.Option(metavar="SHAPE", help="Model input that is no image: 30, or 8x8 numbers.")
+    ] = None,
     image_size: Annotated[str, typer.Option(help="Model input, pixels: the side of a square, or HEIGHTxWIDTH.")] = "64",
     channels: Annotated[int, typer.Option(min=1, max=3, help="Model input: 3 colours, or 1 for grey.")] = 3,
     fit: Annotated[str, typer.Option(help="Images of another aspect: 'resize', or 'crop' what is around.")] = "resize",
@@ -32,6 +48,7 @@ def init(
     arguments: Annotated[str, typer.Option(metavar="JSON", help="What that factory is called with.")] = "{}",
     validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
     test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
+    trained_on: TrainedOnOption = None,
     ledger: Annotated[
         str, typer.Option(help="File in the folder, or postgresql+psycopg://host/database.")
     ] = "ledger.db",
@@ -41,21 +58,26 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
 ) -> None:
     """Make the folder of a site; its images stay where they are."""
-    from dlfd_fleet.cli.inputs import component, image_input_of
-    from dlfd_fleet.data import class_names
+    from dlfd_fleet.cli.inputs import component, input_of, rows_of
+    from dlfd_fleet.components import Component
+    from dlfd_fleet.data import TrainedOn, class_names
     from dlfd_fleet.ledger.site_setup import init_site
 
+    rows = rows_of(manifest, loader, loader_arguments, parquet, npz, image_folders, folders, follow_links=follow_links)
     init_site(
         folder,
         name=name,
-        manifest=manifest,
+        manifest=None if isinstance(rows, Component) else rows,
+        loader=rows if isinstance(rows, Component) else None,
         root=root,
         links="follow" if follow_links else "refuse",
-        classes=class_names(classes),
-        model_input=image_input_of(image_size, channels, fit, value_range),
+        classes=class_names(classes, multi_label=multi_label),
+        multi_label=multi_label,
+        model_input=input_of(image_size, channels, fit, value_range, numbers),
         networks=() if network is None else (component(network, arguments),),
         validation_people=validation_people,
         test_people=test_people,
+        trained_on=None if trained_on is None else TrainedOn.read(trained_on),
         ledger=ledger,
         fleet_secret=fleet_secret,
         seed=seed,
@@ -73,13 +95,15 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     """Show what a site holds, and how its requests stand; checks the ledger's seals."""
     from datetime import UTC, datetime
 
+    from dlfd_fleet.data import listed
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import site_status as read_status
 
     now = datetime.now(UTC)
     with Site(site) as opened:
         card, status = opened.card, read_status(opened, now)
-    table = Table(title=f"{card.name} ({card.input.sentence()}; {', '.join(card.classes)})")
+    what = "labels " if card.multi_label else ""
+    table = Table(title=f"{card.name} ({card.input.sentence()}; {what}{listed(card.classes)})")
     for column in ("split", "people", "images"):
         table.add_column(column)
     for split, images in sorted(status.images.items()):
@@ -97,7 +121,9 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
         )
     if any(leftover.listed for leftover in status.leftovers):
         console.print(
-            f"Make these files deletable, then run: dlfd-fleet site purge {site}", soft_wrap=True, markup=False
+            f"Make these files deletable, or delete these rows, then run: dlfd-fleet site purge {site}",
+            soft_wrap=True,
+            markup=False,
         )
     for problem in status.undeletable:
         console.print(problem, soft_wrap=True, markup=False, highlight=False)

@@ -5,15 +5,24 @@ own: docs/how-to/source.md.
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest
-from dlfd_fleet.data.classes import balanced_weights, class_names, refuse_wrong_classes
+from dlfd_fleet.data.classes import (
+    balanced_weights,
+    class_names,
+    labels_in,
+    listed,
+    refuse_wrong_classes,
+    unknown_label,
+)
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.image_files import Links, names_of
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
+from dlfd_fleet.data.people import PersonDataset
 from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest, plan_purge
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import SOURCES, DataSource, celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_appearance, systematic_sample
 from dlfd_fleet.data.synthetic import synthesize
+from dlfd_fleet.data.trained_on import TrainedOn
 from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
 __all__ = [
@@ -23,10 +32,12 @@ __all__ = [
     "LeftOut",
     "Links",
     "Manifest",
+    "PersonDataset",
     "Problem",
     "Purge",
     "PurgePlan",
     "Row",
+    "TrainedOn",
     "Use",
     "assign_people",
     "balanced_weights",
@@ -42,6 +53,8 @@ __all__ = [
     "image_digest",
     "image_digests",
     "image_uses",
+    "labels_in",
+    "listed",
     "names_of",
     "open_source",
     "order_by_appearance",
@@ -53,6 +66,7 @@ __all__ = [
     "returned_images",
     "synthesize",
     "systematic_sample",
+    "unknown_label",
     "with_whole_splits",
     "write_manifest",
 ]

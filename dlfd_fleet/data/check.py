@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from dlfd_fleet.data.classes import labels_in, listed
 from dlfd_fleet.data.identity import canonical, told_apart
 from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
@@ -35,6 +36,8 @@ def check_manifest(
     classes: Collection[str] | None,
     progress: ProgressDisplay,
     links: Links = "refuse",
+    *,
+    multi_label: bool = False,
 ) -> list[Problem]:
     """Return every problem of a manifest and of its images, by row.
 
@@ -46,6 +49,8 @@ def check_manifest(
         Allowed labels; any when omitted.
     links
         Whether images may be links that leave the folder.
+    multi_label
+        Whether a cell names any number of labels.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def check_manifest(
         for number, cells in rows:
             own = [Problem(number, column, sentence) for column, sentence in cell_problems(cells)]
             if not any(problem.column == "label" for problem in own):
-                own += _label_problems(number, cells, classes, known)
+                own += _label_problems(number, cells, classes, known, multi_label=multi_label)
             own += _person_problems(number, cells, splits) + _spelling_notices(number, cells, spelled)
             if not any(problem.column == "image" for problem in own):
                 own += _link_problems(number, cells["image"], folder, links) or _image_problems(
@@ -80,12 +85,21 @@ def check_manifest(
 
 
 def _label_problems(
-    number: int, cells: Mapping[str, str], classes: Collection[str] | None, known: Collection[str] | None
+    number: int,
+    cells: Mapping[str, str],
+    classes: Collection[str] | None,
+    known: Collection[str] | None,
+    *,
+    multi_label: bool,
 ) -> list[Problem]:
-    label = cells["label"]
-    if classes is None or known is None or canonical(label) in known:
+    try:
+        names = labels_in(cells["label"], multi_label=multi_label)
+    except DataError as error:
+        return [Problem(number, "label", str(error).removesuffix("."))]
+    unknown = next((name for name in names if known is not None and canonical(name) not in known), None)
+    if unknown is None or classes is None:
         return []
-    return [Problem(number, "label", f"'{label}' is no class; the classes are {', '.join(sorted(classes))}")]
+    return [Problem(number, "label", f"'{unknown}' is no class; the classes are {listed(sorted(classes))}")]
 
 
 def _person_problems(number: int, cells: Mapping[str, str], splits: dict[str, tuple[int, str]]) -> list[Problem]:

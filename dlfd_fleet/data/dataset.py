@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.classes import balanced_weights, labels_in, listed, unknown_label
+from dlfd_fleet.data.decoded import DecodedRows, decode
 from dlfd_fleet.data.identity import canonical
+from dlfd_fleet.data.inputs import Inputs, StoredInputs, select
+from dlfd_fleet.data.loaded import digest_of_key
 from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.images import read_pixels
@@ -27,16 +30,17 @@ class IdentityDataset:
     Attributes
     ----------
     images
-        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1].
+        Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1]; in memory, or in
+        a site's file of decoded rows.
     labels
-        Indices into ``classes``, int64 ``(N,)``.
+        Indices into ``classes``, int64 ``(N,)``; or which of them apply, where they are labels, uint8 ``(N, L)``.
     rows
         The manifest's rows, one an image.
     classes
         Names of the classes.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
@@ -55,11 +59,24 @@ class IdentityDataset:
         numbers = {name: number for number, name in enumerate(sorted(set(self.identities)))}
         return torch.tensor([numbers[name] for name in self.identities], dtype=torch.long)
 
+    def class_images(self) -> Tensor:
+        """Return how many images show each class, or label, int64 ``(C,)``."""
+        if self.labels.ndim == 2:
+            return self.labels.sum(dim=0, dtype=torch.int64)
+        return torch.bincount(self.labels, minlength=len(self.classes))
+
+    def class_weights(self) -> Tensor:
+        """Return weights of a loss by which all classes count the same, ``(C,)``; of labels both values, ``(L, 2)``."""
+        if self.labels.ndim == 2:
+            shown = self.class_images().tolist()
+            return torch.tensor([balanced_weights((len(self) - count, count)) for count in shown])
+        return torch.tensor(balanced_weights(self.class_images().tolist()))
+
     def select(self, indices: Sequence[int]) -> IdentityDataset:
         """Return the images of these indices, in their order."""
         chosen = torch.tensor(list(indices), dtype=torch.long)
         rows = tuple(self.rows[index] for index in indices)
-        return IdentityDataset(self.images[chosen], self.labels[chosen], rows, self.classes)
+        return IdentityDataset(select(self.images, chosen), self.labels[chosen], rows, self.classes)
 
     def of_people(self, identities: Collection[str]) -> IdentityDataset:
         """Return the images of these people, however their names are spelled."""
@@ -77,7 +94,7 @@ class IdentityDataset:
 
 
 def load_dataset(
-    manifest: Manifest, *, model_input: ModelInput, classes: Sequence[str] | None = None
+    manifest: Manifest, *, model_input: ModelInput, classes: Sequence[str] | None = None, multi_label: bool = False
 ) -> IdentityDataset:
     """Decode every image of a manifest once, on all cores, into one tensor.
 
@@ -87,29 +104,63 @@ def load_dataset(
         What the model takes: images are brought to its size and colours.
     classes
         Names of the classes in the model's order; the manifest's own when omitted.
+    multi_label
+        Whether a cell names any number of labels, and not one class.
 
     Raises
     ------
     DataError
         If an image is missing or damaged, a label is none of the classes, or the model takes no grey or RGB images.
     """
-    if not model_input.of_files:
-        raise DataError(f"Image files are grey or RGB, and the model takes {model_input.sentence()}; use a loader.")
-    names = tuple(classes) if classes is not None else manifest.classes
+    known = manifest.labels if multi_label else manifest.classes
+    names = tuple(classes) if classes is not None else known
+    labels = _labels(manifest, names, multi_label=multi_label)
+    rows, places = manifest.rows, dict[str, list[int]]()
+    keys = [(digest_of_key(row.image) or "") if manifest.loaded else str(number) for number, row in enumerate(rows)]
+    for number, key in enumerate(keys):
+        places.setdefault(key, []).append(number)
+    images = np.empty((len(rows), *model_input.shape), model_input.data_type)
+    for key, content in decode(manifest, rows, keys, model_input):
+        images[places[key]] = content
+    return IdentityDataset(torch.from_numpy(images), labels, manifest.rows, names)
+
+
+def stored_dataset(
+    manifest: Manifest,
+    digests: Sequence[str | None],
+    decoded: DecodedRows,
+    classes: Sequence[str],
+    *,
+    multi_label: bool = False,
+) -> IdentityDataset:
+    """Return a site's images without reading them into memory: they are decoded once into a file.
+
+    Parameters
+    ----------
+    digests
+        SHA-256 of each row's file, or of a loader's row.
+
+    Raises
+    ------
+    DataError
+        If one of them cannot be decoded, a label is none of the classes, or the disk refuses.
+    """
+    labels = _labels(manifest, classes, multi_label=multi_label)
+    return IdentityDataset(StoredInputs(*decoded.open(manifest, digests)), labels, manifest.rows, tuple(classes))
+
+
+def _labels(manifest: Manifest, names: Sequence[str], *, multi_label: bool) -> Tensor:
+    """Return the labels of every row, or raise a :class:`DataError` at the first that is none of the classes."""
     index = {canonical(name): number for number, name in enumerate(names)}
     for row in manifest.rows:
-        if canonical(row.label) not in index:
-            raise DataError(f"The image {row.image} has the label '{row.label}'; the classes are {', '.join(names)}.")
-    images = torch.empty((len(manifest.rows), *model_input.shape), dtype=torch.uint8)
-
-    def decode(number: int) -> None:
-        images[number] = read_image(manifest.file_of(manifest.rows[number]), model_input)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The list asks for every result, so that the first error is raised here.
-        list(pool.map(decode, range(len(manifest.rows))))
-    labels = torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
-    return IdentityDataset(images, labels, manifest.rows, names)
+        if (unknown := unknown_label(row.label, index, multi_label=multi_label)) is not None:
+            raise DataError(f"The image {row.image} has the label '{unknown}'; the classes are {listed(names)}.")
+    if not multi_label:
+        return torch.tensor([index[canonical(row.label)] for row in manifest.rows], dtype=torch.long)
+    labels = torch.zeros((len(manifest.rows), len(names)), dtype=torch.uint8)
+    for number, row in enumerate(manifest.rows):
+        labels[number, [index[canonical(name)] for name in labels_in(row.label, multi_label=True)]] = 1
+    return labels
 
 
 def read_image(file: Path, model_input: ModelInput) -> Tensor:

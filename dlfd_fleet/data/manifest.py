@@ -8,13 +8,18 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
+from dlfd_fleet.data.classes import labels_in
 from dlfd_fleet.data.identity import canonical
 from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.table import read_table, with_whole_numbers
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.names import plain_name
+
+if TYPE_CHECKING:
+    from dlfd_fleet.data.loaded import LoadedRows
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
@@ -29,7 +34,7 @@ _SPREADSHEET_ERROR = re.compile(r"#(REF!|VALUE!|NAME\?|DIV/0!|NULL!|NUM!|GETTING
 _SHORTENED_NUMBER = re.compile(r"\d([.,]\d+)?[Ee]\+\d+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a site may have 100,000 of them
 class Row:
     """One image.
 
@@ -40,7 +45,8 @@ class Row:
     identity
         The person; never leaves the site. In a :class:`Manifest` each person has one spelling, the first.
     label
-        Class of the task, not of the person; one spelling, too.
+        Class of the task, not of the person; one spelling, too. Where images have several labels, all of them:
+        :func:`~dlfd_fleet.data.classes.labels_in`.
     site
         Who holds the image; empty for people never trained on whom every site may hold.
     split
@@ -63,7 +69,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A face set: its rows, the folder that their images start from, and whether links may lead out of it.
+    """A face set: its rows, and where they are read from.
+
+    Rows are image files under ``root``, where ``links`` says whether links may lead out of it; or they are rows of a
+    loader, ``loaded``, and then their paths are keys (:func:`~dlfd_fleet.data.loaded.digest_of_key`).
 
     Rows whose identities are one person by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do
     labels; :func:`write_manifest` writes the file's own.
@@ -72,6 +81,7 @@ class Manifest:
     rows: tuple[Row, ...]
     root: Path
     links: Links = "refuse"
+    loaded: LoadedRows | None = None
 
     def __post_init__(self) -> None:
         """Give each person and each class one spelling."""
@@ -91,6 +101,15 @@ class Manifest:
     def classes(self) -> tuple[str, ...]:
         """The labels in order; of their canonical forms, so that sites which spell them in other ways agree."""
         return tuple(sorted({row.label for row in self.rows}, key=canonical))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in order, where a cell names several; in the spelling that comes first."""
+        first: dict[str, str] = {}
+        for cell in dict.fromkeys(row.label for row in self.rows):
+            for name in labels_in(cell, multi_label=True):
+                first.setdefault(canonical(name), name)
+        return tuple(first[name] for name in sorted(first))
 
     @property
     def identities(self) -> tuple[str, ...]:

@@ -50,12 +50,15 @@ class Purge:
         Other files under the image folder with the same content, each with its SHA-256, and what they are.
     unknown_names
         Names (hard links) of the deleted files that are outside the image folder: their content is still there.
+    stored
+        What the own storage of a loader still holds, in words; empty if nothing.
     """
 
     deleted: int
     kept: Mapping[Path, str]
     copies: Mapping[Path, tuple[str, str]]
     unknown_names: int
+    stored: str = ""
 
 
 def plan_purge(manifest: Manifest, rows: Collection[Row], files: Collection[Path] = ()) -> PurgePlan:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from dlfd_fleet.data.loaded import digest_of_key
 from dlfd_fleet.data.manifest import Manifest, Row, read_manifest, write_manifest
 from dlfd_fleet.exceptions import DataError
 
@@ -39,10 +40,12 @@ def copy_images(manifest: Manifest, folder: Path) -> Path:
 
 
 def image_digest(manifest: Manifest, row: Row) -> str | None:
-    """Return the SHA-256 of an image's file; None if there is none, or none that may be read.
+    """Return the SHA-256 of an image's file, or of a loader's row; None if there is none, or none that may be read.
 
     A process reads a file once, and again when its size or its time of change is another.
     """
+    if manifest.loaded is not None:
+        return digest_of_key(row.image)
     try:
         file = manifest.file_of(row)
         stat = file.stat()

@@ -13,6 +13,10 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Literal
 
+from dlfd_fleet.components import Component
+from dlfd_fleet.data.folders import folders_manifest
+from dlfd_fleet.data.loaded import LoadedRows
+from dlfd_fleet.data.loaders import holds_bytes
 from dlfd_fleet.data.manifest import Manifest, Row, cell_problems, read_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError, FleetError, place_of
 from dlfd_fleet.registry import Registry
@@ -38,29 +42,30 @@ class DataSource:
 
     name: str
     read: Callable[[DataSettings], Manifest]
-    requires: tuple[Literal["manifest", "root"], ...] = ()
+    requires: tuple[Literal["manifest", "root", "loader"], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be called, and requirements that are no setting."""
         if not callable(self.read):
             raise ConfigurationError(f"The data source '{self.name}' has a read that cannot be called: {self.read!r}.")
-        if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root"}:
+        if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root", "loader"}:
             raise ConfigurationError(
-                f"The data source '{self.name}' requires {self.requires!r}; write a tuple of 'manifest' and 'root', "
-                "such as ('root',)."
+                f"The data source '{self.name}' requires {self.requires!r}; write a tuple of 'manifest', 'root' "
+                "and 'loader', such as ('root',)."
             )
 
     def why_not(self, settings: DataSettings) -> str | None:
         """Return why it cannot be read with these settings, or None if nothing that it requires is missing."""
         for name in self.requires:
             if getattr(settings, name) is None:
-                what = "a file" if name == "manifest" else "a folder"
+                what = {"manifest": "a file", "root": "a folder", "loader": "a callable"}[name]
                 return f"data.{name} must name {what} when data.source is '{self.name}'"
         return None
 
     def title(self, settings: DataSettings) -> str:
-        """Return what tables call the face set: the file or folder that the source requires, or the source."""
-        return next((getattr(settings, name).name for name in self.requires), self.name)
+        """Return what tables call the face set: the file, folder or loader that the source requires, or the source."""
+        required = (getattr(settings, name) for name in self.requires)
+        return next((one.name if isinstance(one, Path) else str(one) for one in required), self.name)
 
 
 def open_source(settings: DataSettings) -> Manifest:
@@ -98,6 +103,18 @@ def open_source(settings: DataSettings) -> Manifest:
         for column, sentence in cell_problems(cells):
             raise DataError(f"The data source '{source.name}', image {number}, {column}: {sentence}.")
     return manifest
+
+
+def named(data: str) -> dict[str, str]:
+    """Return the settings of a face set by one word: a source, a manifest, a Parquet or NPZ file, or a folder."""
+    if data in SOURCES.names():
+        return {"data.source": data}
+    file = Path(data)
+    if file.is_dir():
+        return {"data.source": "image-folders", "data.root": data}
+    holds_images = file.suffix.lower() == ".parquet" and holds_bytes(file)
+    source = "npz" if file.suffix.lower() == ".npz" else "parquet" if holds_images else "manifest"
+    return {"data.source": source, "data.manifest": data}
 
 
 def orl_manifest() -> Manifest:
@@ -173,6 +190,31 @@ def _table(settings: DataSettings) -> Manifest:
     return read_manifest(settings.manifest, settings.root, settings.links)
 
 
+def _folders(settings: DataSettings) -> Manifest:
+    assert settings.root is not None  # noqa: S101 - for mypy: the source requires it
+    return folders_manifest(settings.root, settings.folders, settings.links)
+
+
+def _file_of(loader: str) -> Callable[[DataSettings], Manifest]:
+    """Return what reads the file that ``data.manifest`` names by a loader of ours."""
+
+    def read(settings: DataSettings) -> Manifest:
+        arguments = settings.loader_arguments | {"file": str(settings.manifest)}
+        return _loaded(Component(name=f"dlfd_fleet.data.loaders:{loader}", arguments=arguments), settings)
+
+    return read
+
+
+def _loader(settings: DataSettings) -> Manifest:
+    assert settings.loader is not None  # noqa: S101 - for mypy: the source requires it
+    return _loaded(Component(name=settings.loader, arguments=settings.loader_arguments), settings)
+
+
+def _loaded(loader: Component, settings: DataSettings) -> Manifest:
+    loaded = LoadedRows(loader, settings.input, multi_label=settings.multi_label)
+    return Manifest(tuple(each.row for each in loaded.rows()), Path(), loaded=loaded)
+
+
 SOURCES = Registry(
     "data source",
     DataSource,
@@ -181,6 +223,10 @@ SOURCES = Registry(
         DataSource("orl", lambda _: orl_manifest()),
         DataSource("celeba", _celeba),
         DataSource("manifest", _table, requires=("manifest",)),
+        DataSource("image-folders", _folders, requires=("root",)),
+        DataSource("parquet", _file_of("parquet"), requires=("manifest",)),
+        DataSource("npz", _file_of("npz"), requires=("manifest",)),
+        DataSource("loader", _loader, requires=("loader",)),
     ),
 )
 """Every registered data source by name."""

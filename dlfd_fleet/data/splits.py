@@ -31,10 +31,12 @@ def assign_people(manifest: Manifest, *, validation_people: int, test_people: in
     free = order_by_appearance({person: rows for person, rows in people.items() if not splits[person]}, generator)
     for split, wanted in (("test", test_people), ("validation", validation_people)):
         missing = max(0, wanted - sum(known == split for known in splits.values()))
-        if missing >= len(free) and missing:
+        if missing and missing >= len(free) + ("train" in splits.values()):  # somebody must be left to train on
+            known = len(people) - len(free)
             raise DataError(
-                f"{len(people)} people are too few for {test_people} test and {validation_people} validation people; "
-                "lower data.test_people or data.validation_people."
+                f"{len(people)} people{f', of whom {known} have a split,' if known else ''} are too few for "
+                f"{test_people} test and {validation_people} validation people; lower data.test_people or "
+                "data.validation_people."
             )
         chosen = systematic_sample(free, missing, generator)
         free = [person for person in free if person not in chosen]

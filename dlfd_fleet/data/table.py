@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class _UnreadableError(Exception):
     """What is wrong with a table, and what to do."""
 
 
-def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_table(
+    file: Path, required: Sequence[str], optional: Sequence[str], what: str = "manifest"
+) -> list[tuple[int, dict[str, str]]]:
     """Return the number of each row (the header is row 1) and its cells by column; blank rows are left out.
 
     Column names may be padded or in capitals.
@@ -67,23 +70,49 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> 
         CSV or Parquet; its content says which.
     required, optional
         The columns that it must and may have.
+    what
+        What the table is, for errors.
 
     Raises
     ------
     DataError
         If the table cannot be read, or its columns are others.
     """
-    try:
+    with _sentences(file, what):
         lines = _lines(file, (*required, *optional))
         _, header = next(lines, (1, []))
-        columns = _columns(file, header, required, optional)
+        columns = _columns(f"{what} {file}", header, required, optional)
         return [(number, row) for number, cells in lines if (row := _row(number, cells, columns)) is not None]
+
+
+def read_lines(file: Path, what: str) -> list[tuple[int, str]]:
+    """Return the number of each line of a text file and the line without blanks around it; blank lines are left out.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is no text.
+    """
+    with _sentences(file, what):
+        content = file.read_bytes()
+        for mark, sentence in _NO_TABLES.items():
+            if content.startswith(mark):
+                raise _UnreadableError(sentence)
+        lines = enumerate(_text(content).splitlines(), start=1)
+        return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+@contextmanager
+def _sentences(file: Path, what: str) -> Iterator[None]:
+    """Say in one sentence why a file cannot be read."""
+    try:
+        yield
     except FileNotFoundError as error:
-        raise DataError(f"There is no manifest {file}.") from error
+        raise DataError(f"There is no {what} {file}.") from error
     except OSError as error:
-        raise DataError(f"The manifest {file} cannot be read: {error.strerror or _first_line(error)}.") from error
+        raise DataError(f"The {what} {file} cannot be read: {error.strerror or _first_line(error)}.") from error
     except _UnreadableError as error:
-        raise DataError(f"The manifest {file} cannot be read: {error}.") from error
+        raise DataError(f"The {what} {file} cannot be read: {error}.") from error
 
 
 def _lines(file: Path, known: Sequence[str]) -> Lines:
@@ -97,7 +126,7 @@ def _lines(file: Path, known: Sequence[str]) -> Lines:
         return _csv_lines(_text(head + stream.read()), known)
 
 
-def _columns(file: Path, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+def _columns(table: str, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
     """Return the plain names of the columns; an empty one for a column without a name."""
     known, contract = (*required, *optional), ",".join(required) + "".join(f"[,{name}]" for name in optional)
     names = [_plain_name(cell) for cell in header]
@@ -111,7 +140,7 @@ def _columns(file: Path, header: list[str], required: Sequence[str], optional: S
     elif unknown := [cell for cell, name in zip(header, names, strict=True) if name and name not in known]:
         wrong = f"has an unknown column '{_shortened(unknown[0])}'"
     if wrong:
-        raise DataError(f"The manifest {file} {wrong}; its columns are {contract}.")
+        raise DataError(f"The {table} {wrong}; its columns are {contract}.")
     return names
 
 

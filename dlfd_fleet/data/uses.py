@@ -36,9 +36,10 @@ class LeftOut(StrEnum):
     COPIED = "with the bytes of images of people who asked to be forgotten"
     SAME_PERSON = "of people who are in another split, too"
     SAME_BYTES = "with the bytes of images of another split"
+    TRAINED = "of people whom a model was trained on before they were in this split"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageUse:
     """What an image is used for; and if not for its split, why, and the row whose person or bytes it shares."""
 
@@ -72,6 +73,7 @@ def image_uses(
     digests: Sequence[str | None],
     asked: Collection[str] = frozenset(),
     tombstones: Collection[str] = frozenset(),
+    trained: Collection[str] = frozenset(),
 ) -> tuple[ImageUse, ...]:
     """Return what each image may be used for.
 
@@ -85,10 +87,16 @@ def image_uses(
         Everybody who has asked to be forgotten, however their names are spelled.
     tombstones
         SHA-256 of images that were purged.
+    trained
+        Everybody whom a model was trained on, whatever their split is now: they are not unseen, and if they ask to be
+        forgotten there is something to forget.
     """
-    people = {canonical(identity) for identity in asked}
+    people, members = ({canonical(identity) for identity in some} for some in (asked, trained))
     gone = [canonical(row.identity) in people for row in rows]
-    splits = whole_splits(rows)
+    written = whole_splits(rows)
+    splits = [
+        SPLITS[0] if canonical(row.identity) in members else split for row, split in zip(rows, written, strict=True)
+    ]
     asked_for, forget = dict[str, Row](), set[str]()
     for row, digest, is_gone, split in zip(rows, digests, gone, splits, strict=True):
         if is_gone and digest is not None:
@@ -97,20 +105,22 @@ def image_uses(
                 forget.add(digest)
     uses: list[ImageUse | None] = [None] * len(rows)
     seen_people, seen_bytes = dict[str, tuple[str, Row]](), dict[str, tuple[str, Row]]()
-    for split in SPLITS:  # who is in several is in the first: trained on, or seen by a gate
-        for number, (row, digest) in enumerate(zip(rows, digests, strict=True)):
-            if splits[number] != split:
-                continue
-            if digest in tombstones:
-                uses[number] = ImageUse(Use.NOTHING, LeftOut.RETURNED)
-            elif gone[number]:
-                uses[number] = ImageUse(Use.FORGET if split == "train" else Use.NOTHING, LeftOut.ASKED)
-            elif digest in asked_for:
-                # Trained on under another name only: then this is the image of theirs that a model may remember.
-                use = Use.FORGET if split == "train" and digest not in forget else Use.NOTHING
-                uses[number] = ImageUse(use, LeftOut.COPIED, asked_for[digest])
-            else:
-                uses[number] = _of_split(split, row, digest, seen_people, seen_bytes)
+    # Who is in several splits is in the first: trained on, or seen by a gate.
+    order = sorted(range(len(rows)), key=lambda number: (SPLITS.index(splits[number]), SPLITS.index(written[number])))
+    for number in order:
+        row, digest, split = rows[number], digests[number], splits[number]
+        if digest in tombstones:
+            uses[number] = ImageUse(Use.NOTHING, LeftOut.RETURNED)
+        elif gone[number]:
+            uses[number] = ImageUse(Use.FORGET if split == "train" else Use.NOTHING, LeftOut.ASKED)
+        elif digest in asked_for:
+            # Trained on under another name only: then this is the image of theirs that a model may remember.
+            use = Use.FORGET if split == "train" and digest not in forget else Use.NOTHING
+            uses[number] = ImageUse(use, LeftOut.COPIED, asked_for[digest])
+        else:
+            uses[number] = _of_split(split, row, digest, seen_people, seen_bytes)
+            if split != written[number]:
+                uses[number] = _of_moved(row, *seen_people[row.identity])
     return tuple(use or ImageUse(Use.NOTHING) for use in uses)
 
 
@@ -147,6 +157,13 @@ def leak_sentence(row: Row, other: Row, why: LeftOut | None) -> str:
         f"{same}, in the split '{row.split}' here and in '{other.split}' there; remove one of the two, or put both "
         "people in one split."
     )
+
+
+def _of_moved(row: Row, _: str, first: Row) -> ImageUse:
+    """Use an image for nothing whose person was trained on and is in another split now."""
+    if first.split in ("", SPLITS[0]) and first is not row:
+        return ImageUse(Use.NOTHING, LeftOut.SAME_PERSON, first)
+    return ImageUse(Use.NOTHING, LeftOut.TRAINED)
 
 
 def _of_split(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from dlfd_fleet.answers import NO_LABEL, decided
 from dlfd_fleet.device import agent_commands
 from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import DeviceError, file_refusal
@@ -41,8 +42,6 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file 
 @dataclass(frozen=True)
 class _Prediction:
     image: str
-    answer: str
-    probability: float
     probabilities: NDArray[np.float32]
 
 
@@ -55,7 +54,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one prediction; a folder has its own.")] = 1,
 ) -> None:
-    """Print the class of every image."""
+    """Print the class of every image, or the labels that apply to it."""
     model, images = _model_and_images(words, folder, threads)
     predictions = []
     for image in images:
@@ -64,14 +63,11 @@ def predict(
         except DeviceError as error:
             _say(error)
         else:
-            probabilities = model.predict(pixels[np.newaxis])[0]
-            best = int(probabilities.argmax())
-            row = _Prediction(_shown(image), model.classes[best], float(probabilities[best]), probabilities)
-            predictions.append(row)
+            predictions.append(_Prediction(_shown(image), model.predict(pixels[np.newaxis])[0]))
     if as_json:
         _print_json(model, predictions)
     elif predictions:
-        _print_table(predictions)
+        _print_table(model, predictions)
     if len(predictions) < len(images):
         raise typer.Exit(2)
 
@@ -118,23 +114,32 @@ def _model_and_images(words: list[Path], folder: Path | None, threads: int) -> t
 
 
 def _print_json(model: DeviceModel, predictions: Sequence[_Prediction]) -> None:
-    rows = [
-        {
-            "image": prediction.image,
-            "class": prediction.answer,
-            "probability": prediction.probability,
-            "probabilities": dict(zip(model.classes, prediction.probabilities.tolist(), strict=True)),
-        }
-        for prediction in predictions
-    ]
+    rows = []
+    for prediction in predictions:
+        probabilities = dict(zip(model.classes, prediction.probabilities.tolist(), strict=True))
+        said = _said(model, prediction)
+        answer: dict[str, object] = {"labels": list(said)}
+        if not model.multi_label:
+            ((name, probability),) = said.items()
+            answer = {"class": name, "probability": probability}
+        rows.append({"image": prediction.image, **answer, "probabilities": probabilities})
     typer.echo(json.dumps({"version": model.version, "epoch": model.epoch, "predictions": rows}, indent=2))
 
 
-def _print_table(predictions: Sequence[_Prediction]) -> None:
-    table = Table("image", "class", "probability")
+def _said(model: DeviceModel, prediction: _Prediction) -> dict[str, float]:
+    """Return the class of an image, or the labels that apply, and their probabilities."""
+    said = decided(prediction.probabilities[np.newaxis], multi_label=model.multi_label)
+    numbers = np.flatnonzero(said[0]) if model.multi_label else said
+    return {model.classes[number]: float(prediction.probabilities[number]) for number in numbers.tolist()}
+
+
+def _print_table(model: DeviceModel, predictions: Sequence[_Prediction]) -> None:
+    table = Table("image", "labels" if model.multi_label else "class", "probability")
     for prediction in predictions:
-        probability = Text(f"{prediction.probability:.3f}")
-        table.add_row(Text(prediction.image, overflow="fold"), Text(prediction.answer, overflow="fold"), probability)
+        said = _said(model, prediction)
+        probabilities = "\n".join(f"{probability:.3f}" for probability in said.values())
+        names = Text("\n".join(map(visible, said)) or NO_LABEL, overflow="fold")
+        table.add_row(Text(prediction.image, overflow="fold"), names, Text(probabilities))
     PlainConsole().print(table)
 
 

@@ -12,11 +12,14 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
+from dlfd_fleet.answers import named
 from dlfd_fleet.exceptions import DeviceError
 from dlfd_fleet.images import read_pixels
 from dlfd_fleet.model_input import ModelInput
+from dlfd_fleet.onnx_session import open_session
 
 BATCH = 32
+_FEWEST_CLASSES = 2  # but one label is enough
 DATA_SUFFIX = ".data"
 
 
@@ -25,7 +28,7 @@ class _Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
 
-    classes: Json[Annotated[tuple[str, ...], Field(min_length=2)]]
+    classes: Json[Annotated[tuple[str, ...], Field(min_length=1)]]
     input: Json[ModelInput]
     multi_label: Json[bool]
     version: str
@@ -114,6 +117,10 @@ class DeviceModel:
             probabilities[start : start + BATCH] = self._session.run(None, {self.input.tensor_name: batch})[0]
         return probabilities
 
+    def named(self, probabilities: NDArray[np.float32]) -> list[str]:
+        """Return the name of each image's class; of labels, those that apply, such as ``hat;glasses``, or ``none``."""
+        return named(probabilities, self.classes, multi_label=self.multi_label)
+
 
 def read_image(file: Path, model_input: ModelInput) -> NDArray[np.uint8]:
     """Read an image as sites read theirs for training: :func:`~dlfd_fleet.images.read_pixels`, uint8 ``(H, W, C)``.
@@ -136,9 +143,6 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # x86 CPUs without VNNI add int8 products in 16 bits, which overflow: rather slower there than wrong.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 4  # What goes wrong is raised; the log would only say it twice.
     try:
         # Bytes, not the path: a file that points at further files has nothing to load them from but its own weights.
         data = file.with_name(file.name + DATA_SUFFIX)
@@ -148,7 +152,7 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
         content = file.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise DeviceError(f"The model {file} is not the file that was signed: it was damaged or exchanged.")
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = open_session(content, options)
     except DeviceError:
         raise
     except OSError as error:
@@ -163,12 +167,16 @@ def _load(file: Path, threads: int, sha256: str | None) -> onnxruntime.Inference
 
 def _read_card(metadata: Mapping[str, str], file: Path) -> _Card:
     try:
-        return _Card.model_validate(metadata)
+        card = _Card.model_validate(metadata)
     except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
-        raise DeviceError(
-            f"The model {file} was not exported by dlfd-fleet: its metadata has no usable '{key}'."
-        ) from error
+        raise _no_usable(error.errors()[0]["loc"][0], file) from error
+    if len(card.classes) < _FEWEST_CLASSES and not card.multi_label:
+        raise _no_usable("dlfd.classes", file)
+    return card
+
+
+def _no_usable(key: int | str, file: Path) -> DeviceError:
+    return DeviceError(f"The model {file} was not exported by dlfd-fleet: its metadata has no usable '{key}'.")
 
 
 def _check_signature(session: onnxruntime.InferenceSession, card: _Card, file: Path) -> None:

@@ -89,7 +89,11 @@ def model_metadata(loaded: Loaded) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": wanted.tensor_name, "datatype": _datatype(wanted), "shape": [-1, *wanted.device_shape]}],
         "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, len(classes)]}],
-        "parameters": {"classes": json.dumps(classes), "epoch": loaded.release.epoch},
+        "parameters": {
+            "classes": json.dumps(classes),
+            "multi_label": loaded.model.multi_label,
+            "epoch": loaded.release.epoch,
+        },
     }
 
 
@@ -141,7 +145,10 @@ def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> In
 def write_response(
     request: InferenceRequest, loaded: Loaded, probabilities: NDArray[np.float32]
 ) -> tuple[bytes, int | None]:
-    """Return the body of an answer, and how much of it is JSON; None for all of it."""
+    """Return the body of an answer, and how much of it is JSON; None for all of it.
+
+    Its parameter ``answers`` is a list in JSON, with the name of each image's class, or of the labels that apply.
+    """
     output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(probabilities.shape)}
     tail = probabilities.astype("<f4").tobytes() if request.binary else b""
     if request.binary:
@@ -152,6 +159,7 @@ def write_response(
         "model_name": MODEL_NAME,
         "model_version": loaded.release.version,
         "outputs": [output],
+        "parameters": {"answers": json.dumps(loaded.model.named(probabilities))},
     }
     if request.id is not None:
         answer["id"] = request.id

@@ -13,6 +13,7 @@ import onnxruntime
 
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.formats.quantisation import scratch_folder
+from dlfd_fleet.onnx_session import open_session
 
 LARGEST_FILE = 2**31 - 2**20
 """Weights, bytes, that one ONNX file can hold beside its graph."""
@@ -59,13 +60,11 @@ class ModelFile:
             If ONNX Runtime does not take it.
         """
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.x64quantprecision", "1")  # as devices do
         if self.weights:
             names, sizes = [self.name + DATA_SUFFIX], [len(self.weights)]
             options.add_external_initializers_from_files_in_memory(names, [self.weights], sizes)
-        options.log_severity_level = 4  # what goes wrong is raised
         try:
-            return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+            return open_session(self.content, options)
         except Exception as error:  # ONNX Runtime's errors have no base class but Exception
             raise ExportError(f"ONNX Runtime cannot load {self.name}: {str(error).splitlines()[0]}") from error
 

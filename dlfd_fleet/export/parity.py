@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlfd_fleet.answers import decided
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.formats import Parity
 from dlfd_fleet.models import ModelCard
@@ -41,7 +42,7 @@ def compare(
     card
         What the model takes, and its classes.
     labels
-        Class numbers ``(N,)``, to compare accuracies too.
+        Class numbers ``(N,)``, or which labels apply ``(N, L)``, to compare accuracies too.
 
     Raises
     ------
@@ -55,9 +56,10 @@ def compare(
     classes = len(card.classes)
     if expected.shape[1] != classes:
         raise ExportError(f"The model has {expected.shape[1]} classes and its card names {classes}.")
-    batched = _run(session, torch.split(compared, BATCH))
-    alone = _run(session, torch.split(compared[-SINGLE_IMAGES:], 1))
-    said, should = batched[:given].argmax(axis=1), expected[:given].argmax(axis=1)
+    name = card.input.tensor_name
+    batched = _run(session, name, torch.split(compared, BATCH))
+    alone = _run(session, name, torch.split(compared[-SINGLE_IMAGES:], 1))
+    said, should = (decided(one[:given], multi_label=card.multi_label) for one in (batched, expected))
     truth = None if labels is None or not given else labels.numpy()
     return Parity(
         # np.max, unlike Python's max, keeps a NaN.
@@ -71,5 +73,5 @@ def compare(
     )
 
 
-def _run(session: onnxruntime.InferenceSession, batches: tuple[Tensor, ...]) -> NDArray[np.float32]:
-    return np.concatenate([session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0] for batch in batches])
+def _run(session: onnxruntime.InferenceSession, name: str, batches: tuple[Tensor, ...]) -> NDArray[np.float32]:
+    return np.concatenate([session.run(None, {name: batch.numpy()})[0] for batch in batches])

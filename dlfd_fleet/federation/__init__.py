@@ -4,10 +4,11 @@ A fleet learns to forget by two calls, one in its ClientApp and one in its Serve
 
 Examples
 --------
->>> from dlfd_fleet.federation import FederatedUnlearning, add_unlearning
+>>> from dlfd_fleet.federation import FederatedUnlearning, Task, add_unlearning
 
-``add_unlearning(app)`` lets a site's ClientApp answer the tasks of an erasure. ``FederatedUnlearning(card=card)`` has
-Flower's ``start``: it asks the sites who wants to be forgotten, forgets them, and judges the result by attack.
+A :class:`Task` is the model and the data of a fleet. ``add_unlearning(app, task)`` lets a site's ClientApp answer the
+messages of an erasure. ``FederatedUnlearning(task=task).start(grid)`` asks the sites who wants to be forgotten, forgets
+them, and judges the result by attack.
 
 See Also
 --------
@@ -26,8 +27,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlfd_fleet.federation.jobs.strategy import FederatedUnlearning
     from dlfd_fleet.federation.site.handlers import add_unlearning
+    from dlfd_fleet.federation.task import Task
 
-__all__ = ["FederatedUnlearning", "add_unlearning"]
+__all__ = ["FederatedUnlearning", "Task", "add_unlearning"]
 
 
 def __getattr__(name: str) -> object:
@@ -40,4 +42,8 @@ def __getattr__(name: str) -> object:
         from dlfd_fleet.federation.site.handlers import add_unlearning
 
         return add_unlearning
+    if name == "Task":
+        from dlfd_fleet.federation.task import Task
+
+        return Task
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

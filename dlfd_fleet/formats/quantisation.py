@@ -23,7 +23,8 @@ from dlfd_fleet.formats import Ranges
 BATCH = 32
 # Losses are what attackers read: softmax in 256 steps would round them, and logits in 256 steps nearly so.
 # A batch norm that no convolution could take in (DenseNet's come before theirs) has no int8 kernel: it would only lose.
-_EXACT_OPERATORS = ("Softmax", "BatchNormalization")
+# A layer norm's mean and variance are what 256 steps lose first.
+_EXACT_OPERATORS = ("Softmax", "BatchNormalization", "LayerNormalization")
 _EXACT_OUTPUTS = ("Gemm", "MatMul")
 
 

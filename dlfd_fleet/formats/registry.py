@@ -44,9 +44,9 @@ class Parity:
     compared_images
         Images behind that number: the given ones and 200 random ones.
     agreement
-        Share of the given images of which both say the same class; None if none was given.
+        Share of the given images, or of their labels, of which both say the same; None if none was given.
     accuracy, torch_accuracy
-        Shares of the given images that the file, and torch, name rightly; None without labels.
+        Shares of them that the file, and torch, name rightly; None where nobody knows what is right.
     """
 
     max_abs_difference: float
@@ -202,13 +202,17 @@ def _half(source: Source) -> onnx.ModelProto:
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    # The exporter has written every shape, and inferring them again fails over 2 GB.
+    # The exporter has written every shape, and inferring them again fails over 2 GB. Layer norms, whose sums need more
+    # than half precision, stay in single.
     half: onnx.ModelProto = convert_float_to_float16(
         source.model,
         keep_io_types=True,
         disable_shape_infer=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax"],
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Softmax", "LayerNormalization"],
+        # Of labels: a network's own sigmoids may well be in half precision, and probabilities not.
+        node_block_list=[node.name for node in source.model.graph.node if "probabilities" in node.output],
     )
+    del half.graph.value_info[:]  # it calls what stayed in single half, too
     ONNXModel(half).topological_sort()  # the casts are appended at the end
     return half
 

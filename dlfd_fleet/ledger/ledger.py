@@ -23,6 +23,7 @@ from dlfd_fleet.ledger.sealed_tables import (
     REQUEST,
     TABLES,
     TOMBSTONE,
+    TRAINED,
     VERSION,
     SealedTables,
 )
@@ -274,6 +275,30 @@ class Ledger:
         condition = REQUEST.c.state.in_([state.value for state in states])
         with self._reading() as tables:
             return {row["person_digest"]: row["id"] for row in tables.read(REQUEST, condition)}
+
+    def note_trained(self, person_digests: Collection[str]) -> None:
+        """Note the digests of people whom a model was trained on: they count as unseen never again."""
+        new = set(person_digests) - self.trained(person_digests)
+        if not new:
+            return
+        with self._change() as tables:
+            known = self._trained(tables, new)  # another process may have been faster
+            tables.insert(TRAINED, ({"person_digest": value} for value in sorted(new - known)))
+
+    def trained(self, person_digests: Collection[str]) -> frozenset[str]:
+        """Return those of some digests of people that :meth:`note_trained` has noted."""
+        if not person_digests:
+            return frozenset()
+        with self._reading() as tables:
+            return self._trained(tables, person_digests)
+
+    @staticmethod
+    def _trained(tables: SealedTables, person_digests: Collection[str]) -> frozenset[str]:
+        asked, found = sorted(set(person_digests)), set[str]()
+        for start in range(0, len(asked), _PORTION):
+            condition = TRAINED.c.person_digest.in_(asked[start : start + _PORTION])
+            found |= {row["person_digest"] for row in tables.read(TRAINED, condition)}
+        return frozenset(found)
 
     def count_purged(self, job: str | None = None) -> int:
         """Return how many different images are gone: of a job's requests, or of all."""

@@ -22,6 +22,7 @@ from dlfd_fleet.data import (
     returned_images,
 )
 from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
+from dlfd_fleet.ledger.loaded_purge import purge_loaded, requests_in_storage
 from dlfd_fleet.ledger.site import LOG_FILE, Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState
 
@@ -42,7 +43,7 @@ def purge_request(site: Site, request: ForgetRequest) -> int:
     person = None if request.identity is None else canonical(request.identity)
     done = _purge(site, request.id, [row for row in site.manifest().rows if canonical(row.identity) == person])
     words = _in_words(done)
-    if done.kept:
+    if done.kept or done.stored:
         if ledger.history(request.id)[-1].reason != words:  # once, however often it is tried again
             ledger.move(request.id, RequestState.PURGING, words, job=job, epoch=epoch)
     else:
@@ -82,6 +83,8 @@ def purge_site(site: Site) -> tuple[int, int]:
     manifest, ledger = site.manifest(), site.ledger
     people, tombstones = ledger.request_of_people(*FORGOTTEN), ledger.request_of_images()
     returned: dict[str, set[Row]] = {leftover.request: set() for leftover in ledger.leftovers()}
+    if site.loaded is not None:
+        returned |= {request: set() for request in requests_in_storage(site, site.loaded)}
     for row in manifest.rows:
         person = people.get(site.person_digest(row.identity))
         request = person or tombstones.get(image_digest(manifest, row) or "")
@@ -96,9 +99,12 @@ def purge_site(site: Site) -> tuple[int, int]:
 def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     """Delete the files of some rows and those that an earlier purge of the request has left, and all their rows.
 
-    The ledger is told first, then the rows go, and the files last. So whatever ends this midway, nobody trains on the
-    images, no row is without a file, and the next call knows what is to be deleted.
+    The ledger is told first, then the rows go, then what was decoded of them is overwritten, and the files go last. So
+    whatever ends this midway, nobody trains on the images, no row is without a file, and the next call knows what is to
+    be deleted.
     """
+    if site.loaded is not None:
+        return purge_loaded(site, site.loaded, request, rows)
     ledger, manifest, base = site.ledger, site.manifest(), Path(os.path.realpath(site.image_root))
     known = {leftover.file: leftover for leftover in ledger.leftovers(request)}
     files = [file for each in known.values() if each.listed and _may_be(file := _as_file(base, each.file), each.sha256)]
@@ -121,6 +127,7 @@ def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     before = [Leftover(request, names[file], digests[file], True, "not deleted yet") for file in plan.files]
     ledger.note_leftovers(request, before + copies)
     drop_rows(site.manifest_file, site.image_root, plan.rows)
+    site.decoded.purge(ledger.tombstones())
     done = delete_files(site.image_root, PurgePlan(plan.rows, digests), site.card.links)
     left = {each.file: each for each in copies}
     left |= {
@@ -161,6 +168,8 @@ def _in_words(done: Purge) -> str:
     """Say what a purge did; without names of files, for the history is kept for ever."""
     words = [f"{done.deleted} images purged"]
     words += [f"{count} files not deleted: {reason}" for reason, count in sorted(Counter(done.kept.values()).items())]
+    if done.stored:
+        words.append(done.stored)
     if done.copies:
         words.append(f"{len(done.copies)} copies found that the manifest does not list under this person")
     if done.unknown_names:

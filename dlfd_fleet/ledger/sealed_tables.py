@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.states import RequestState
 
-VERSION = 4
+VERSION = 5
 _SEAL_LABEL = b"\xffseal of the ledger"  # no UTF-8 text has this byte, so no person's keyed digest is the seals' key
 _NO_ROWS = bytes(32)
 
@@ -80,7 +80,13 @@ LEFTOVER = sa.Table(
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("seal", sa.String, nullable=False),
 )
-_SEALED = (REQUEST, HISTORY, TOMBSTONE, LEFTOVER)
+TRAINED = sa.Table(  # nobody of them counts as unseen ever again
+    "trained",
+    TABLES,
+    sa.Column("person_digest", sa.String, primary_key=True),
+    sa.Column("seal", sa.String, nullable=False),
+)
+_SEALED = (REQUEST, HISTORY, TOMBSTONE, LEFTOVER, TRAINED)
 
 
 class SealedTables:

@@ -13,10 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dlfd_fleet.components import Component
 from dlfd_fleet.data import Links, Manifest, canonical, read_manifest, refuse_wrong_classes, returned_images
+from dlfd_fleet.data.classes import too_few
+from dlfd_fleet.data.decoded import DecodedRows
+from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
@@ -46,6 +49,8 @@ class SiteCard(BaseModel):
         What the fleet's models take: shape, range, and how image files are brought to it.
     networks
         Factories of networks, and their arguments, that this site builds when a message names them.
+    multi_label
+        Whether the classes are labels, of which any number may apply to an image.
     classes
         Names of the classes in the order of the fleet.
     manifest, root
@@ -53,6 +58,8 @@ class SiteCard(BaseModel):
     links
         What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
         deletes the file that the link leads to.
+    data
+        The loader whose rows the manifest lists, and its arguments; without it the manifest lists image files.
     ledger
         A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
         to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
@@ -63,18 +70,23 @@ class SiteCard(BaseModel):
     name: Annotated[str, AfterValidator(site_name)]
     id: str = Field(default_factory=lambda: secrets.token_hex(4), pattern="^[0-9a-f]{8}$")
     input: ModelInput
-    classes: tuple[str, ...] = Field(min_length=2)
+    multi_label: bool = False
+    classes: tuple[str, ...]
     manifest: Path = Path("manifest.csv")
     root: Path = Path()
     links: Links = "refuse"
     ledger: str = LEDGER_FILE
     networks: tuple[Component, ...] = ()
+    data: Component | None = None
 
     @field_validator("classes")
     @classmethod
-    def _one_name_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _one_name_each(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        multi_label = bool(info.data.get("multi_label"))
+        if why := too_few(value, multi_label=multi_label):
+            raise ValueError(why)
         try:
-            refuse_wrong_classes(value)
+            refuse_wrong_classes(value, multi_label=multi_label)
         except ConfigurationError as error:
             raise ValueError(str(error).rstrip(".")) from error
         return value
@@ -117,7 +129,22 @@ class Site:
 
     def manifest(self) -> Manifest:
         """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
-        return read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
+        table = read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
+        return replace(table, loaded=self.loaded)
+
+    @property
+    def loaded(self) -> LoadedRows | None:
+        """The site's loader; None if its rows are image files."""
+        if self.card.data is None:
+            return None
+        return LoadedRows(
+            self.card.data, self.card.input, self.card.classes, self.folder.absolute(), self.card.multi_label
+        )
+
+    @property
+    def decoded(self) -> DecodedRows:
+        """The file of the site's decoded rows."""
+        return DecodedRows(self.folder, self.card.input)
 
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""
@@ -190,6 +217,16 @@ class Site:
         """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
         asked = self.ledger.person_digests()
         return frozenset(identity for identity in set(identities) if self.person_digest(identity) in asked)
+
+    def note_trained(self, identities: Iterable[str]) -> None:
+        """Note that a model was trained on these people: they count as unseen never again, whatever a manifest says."""
+        self.ledger.note_trained({self.person_digest(identity) for identity in set(identities)})
+
+    def trained(self, identities: Iterable[str]) -> frozenset[str]:
+        """Return those of some people whom a model was trained on, as far as this site knows."""
+        digests = {identity: self.person_digest(identity) for identity in set(identities)}
+        known = self.ledger.trained(set(digests.values()))
+        return frozenset(identity for identity, digest in digests.items() if digest in known)
 
     @cached_property
     def _key(self) -> bytes:

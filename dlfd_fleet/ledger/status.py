@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from dlfd_fleet.data import Manifest, Use, canonical, image_digests, names_of
+from dlfd_fleet.data import Manifest, Use, canonical, image_digests, names_of, unknown_label
 from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import remarks, site_uses
@@ -83,14 +83,20 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
         purged=site.ledger.count_purged(),
         leftovers=tuple(site.ledger.leftovers()),
         undeletable=_undeletable(manifest),
-        unknown_labels=Counter(row.label for row in manifest.rows if canonical(row.label) not in classes),
+        unknown_labels=Counter(
+            unknown
+            for row in manifest.rows
+            if (unknown := unknown_label(row.label, classes, multi_label=site.card.multi_label)) is not None
+        ),
         fleet_secret=site.fleet_pseudonym("", "") is not None,
-        remarks=remarks(manifest, uses),
+        remarks=remarks(manifest, uses, multi_label=site.card.multi_label),
     )
 
 
 def _undeletable(manifest: Manifest) -> tuple[str, ...]:
     """Say in which folders this process may not delete images; a purge needs to."""
+    if manifest.loaded is not None:
+        return ()
     known = dict[Path, Path]()
     images = {file.parent: file for row in manifest.rows for file in names_of(manifest.root, row.image, known)}
     closed = sorted(folder for folder in images if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK))

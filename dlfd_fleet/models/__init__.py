@@ -19,7 +19,9 @@ from dlfd_fleet.models.networks import (
     build_empty,
     permit,
     to_best_device,
+    with_frozen,
 )
+from dlfd_fleet.models.starting import normalised, start
 
 __all__ = [
     "ARCHITECTURES",
@@ -37,8 +39,11 @@ __all__ = [
     "digest",
     "load_arrays",
     "load_model",
+    "normalised",
     "permit",
     "save_model",
+    "start",
     "state_arrays",
     "to_best_device",
+    "with_frozen",
 ]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dlfd_fleet.components import COMPONENT, Arguments
+from dlfd_fleet.components import COMPONENT, Arguments, LayerName, LayerNames, lies_in
 from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.registry import ENTRY_NAME
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
 """One line of any script, without what a terminal would obey."""
 
-Architecture = Annotated[str, Field(max_length=200, pattern=f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$")]
+ARCHITECTURE = f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$"
+Architecture = Annotated[str, Field(max_length=200, pattern=ARCHITECTURE)]
 """A registered network, or a factory, ``package.module:callable``."""
 
-LayerName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\w+(\.\w+)*$")]
 _Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Channels = Annotated[tuple[_Channel, ...], Field(min_length=1, max_length=1024)]
+_Array = TypeVar("_Array")
 
 
 class ModelCard(BaseModel):
@@ -33,6 +35,9 @@ class ModelCard(BaseModel):
     feature_layer
         Name of the submodule whose output is the feature space; the input of the last linear layer when omitted. A
         registered network has its own.
+    frozen
+        Submodules, and single parameters, that stay as they are: not trained, and sent to a site once. None of them
+        has learned from the fleet's people.
     input
         Shape and range of one input.
     dropout
@@ -47,10 +52,12 @@ class ModelCard(BaseModel):
     architecture: Architecture
     arguments: Arguments = Field(default_factory=dict)
     feature_layer: LayerName | None = None
-    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=10_000)]
+    frozen: LayerNames = ()
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=10_000)]
     input: ModelInput
     multi_label: bool = False
-    """Whether an input has several labels of its own, each a class that applies or not, in place of one class."""
+    """Whether an input has labels, each of the classes applying or not by itself, in place of one class of two or more.
+    """
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     mean: _Channels | None = None
     std: _Channels | None = None
@@ -62,6 +69,17 @@ class ModelCard(BaseModel):
     job: Name | None = None
 
     @model_validator(mode="after")
+    def _answers_something(self) -> ModelCard:
+        if len(self.classes) < 2 and not self.multi_label:
+            raise ValueError("a classifier has two classes or more, or labels")
+        return self
+
+    @property
+    def labels(self) -> int | None:
+        """How many labels an input has, or None if it has one class."""
+        return len(self.classes) if self.multi_label else None
+
+    @model_validator(mode="after")
     def _one_value_a_channel(self) -> ModelCard:
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -70,6 +88,18 @@ class ModelCard(BaseModel):
         if self.std is not None and 0.0 in self.std:
             raise ValueError("std holds a 0, by which nothing can be divided")
         return self
+
+    def freezes(self, array: str) -> bool:
+        """Tell whether an array of the network, by its name, stays as it is."""
+        return lies_in(array, self.frozen)
+
+    def trained(self, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
+        """Return the arrays that do not stay as they are, in their order."""
+        return {name: array for name, array in arrays.items() if not self.freezes(name)}
+
+    def frozen_of(self, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
+        """Return the arrays that stay as they are, in their order."""
+        return {name: array for name, array in arrays.items() if self.freezes(name)}
 
     @property
     def of_factory(self) -> bool:

@@ -7,13 +7,16 @@ range, is part of the model, so that a bound on a change means the same to DLFD,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import cast
+from collections.abc import Iterable
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from dlfd_fleet.components import lies_in
 from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.models.card import ModelCard
+from dlfd_fleet.models.freezing import stop_gradients, without_gradients
 
 _MEAN, _STD = (0.5,), (0.25,)
 _SMALLEST_SIDE = 32
@@ -21,7 +24,15 @@ _COLOURS = 3
 
 
 class FeatureClassifier(nn.Module, ABC):
-    """A classifier that gives its features beside its logits, in one forward pass."""
+    """A classifier that gives its features beside its logits, in one forward pass.
+
+    Attributes
+    ----------
+    frozen
+        Submodules of :attr:`network`, and single parameters, that stay as they are, whatever learns or forgets.
+    """
+
+    frozen: tuple[str, ...] = ()
 
     @abstractmethod
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +51,41 @@ class FeatureClassifier(nn.Module, ABC):
         """The module whose weights travel and are saved, under its own names."""
         return self
 
+    def freeze(self, layers: Iterable[str] = ()) -> None:
+        """Freeze layers, and with them whatever takes no gradient already.
+
+        Raises
+        ------
+        ModelFileError
+            If there is no such layer, or nothing is left to train.
+        """
+        named = tuple(dict.fromkeys((*self.frozen, *layers)))
+        self.frozen = (*named, *without_gradients(self.network, named))
+        if named:
+            stop_gradients(self.network, named)
+        self._still()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set train or eval mode; frozen layers stay in eval mode, for their batch norm and their dropout."""
+        super().train(mode)
+        self._still()
+        return self
+
+    def _still(self) -> None:
+        for module in self.frozen_modules():
+            module.training = False
+
+    def frozen_modules(self) -> set[nn.Module]:
+        """Return every module that is frozen as a whole."""
+        if not self.frozen:
+            return set()
+        return {module for name, module in self.network.named_modules() if lies_in(name, self.frozen)}
+
+    def frozen_arrays(self) -> list[Tensor]:
+        """Return the parameters and buffers that are frozen: themselves, no copies."""
+        arrays = self.network.state_dict(keep_vars=True)
+        return [array for name, array in arrays.items() if lies_in(name, self.frozen)]
+
 
 class FaceClassifier(FeatureClassifier):
     """A torchvision backbone with the paper's head, 512-256-128-C with dropout (arXiv 2409.14747, section 4).
@@ -48,6 +94,11 @@ class FaceClassifier(FeatureClassifier):
     ----------
     card
         Architecture, classes, input, dropout and normalisation.
+
+    Attributes
+    ----------
+    replaced
+        What torchvision calls the classifier that the head replaces.
 
     Raises
     ------
@@ -67,7 +118,7 @@ class FaceClassifier(FeatureClassifier):
             )
         self.register_buffer("mean", _broadcast(card.mean or _MEAN, _COLOURS))
         self.register_buffer("std", _broadcast(card.std or _STD, _COLOURS))
-        self.backbone, width = _backbone(card.architecture)
+        self.backbone, width, self.replaced = _backbone(card.architecture)
         self.head = nn.Sequential(
             nn.Linear(width, 256),
             nn.ReLU(),
@@ -124,8 +175,16 @@ class WrappedClassifier(FeatureClassifier):
     ) -> None:
         super().__init__()
         self.module = module
+        self.freeze()
         self._at_input = feature_layer is None
-        self.feature_layer = _last_linear(module) if feature_layer is None else feature_layer
+        self.last_linear = _last_linear(module)
+        named = self.last_linear if feature_layer is None else feature_layer
+        if named is None:
+            raise ModelFileError(
+                "The model has no linear layer whose input could be its features; name its feature layer "
+                "(model.feature_layer)."
+            )
+        self.feature_layer = named
         if self.feature_layer not in dict(module.named_modules()):
             known = ", ".join(name for name, _ in module.named_modules() if name)
             raise ModelFileError(f"The model has no layer '{feature_layer}' to take features from; it has: {known}.")
@@ -178,17 +237,15 @@ class WrappedClassifier(FeatureClassifier):
         return captured[-1].flatten(1), logits
 
     def _values(self, images: Tensor) -> Tensor:
-        return images * self.scale + self.offset if self._changes else images
+        values = images * self.scale + self.offset if self._changes else images
+        # Somebody's network may read memory as it lies (view). Images that were turned or shifted lie otherwise, and
+        # those of one channel call themselves contiguous all the same.
+        return values.clone(memory_format=torch.contiguous_format)
 
 
-def _last_linear(module: nn.Module) -> str:
+def _last_linear(module: nn.Module) -> str | None:
     names: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if not names:
-        raise ModelFileError(
-            "The model has no linear layer whose input could be its features; name its feature layer "
-            "(model.feature_layer)."
-        )
-    return names[-1]
+    return names[-1] if names else None
 
 
 def _broadcast(values: tuple[float, ...], channels: int) -> Tensor:
@@ -196,8 +253,8 @@ def _broadcast(values: tuple[float, ...], channels: int) -> Tensor:
     return torch.tensor(whole).view(1, len(whole), 1, 1)
 
 
-def _backbone(architecture: str) -> tuple[nn.Module, int]:
-    """Build a torchvision network without its classifier; return it and the width of its features."""
+def _backbone(architecture: str) -> tuple[nn.Module, int, str]:
+    """Build a torchvision network without its classifier; return it, its features' width, and the name left out."""
     import torchvision
 
     network = torchvision.models.get_model(architecture, weights=None)
@@ -206,4 +263,4 @@ def _backbone(architecture: str) -> tuple[nn.Module, int]:
     # MobileNetV3's classifier starts with a hidden layer, EfficientNet's with dropout: the first Linear has the width.
     width = next(layer.in_features for layer in last.modules() if isinstance(layer, nn.Linear))
     setattr(network, name, nn.Identity())
-    return network, width
+    return network, width, name

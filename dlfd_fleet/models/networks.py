@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlfd_fleet.components import COMPONENT, name_of, resolved
 from dlfd_fleet.exceptions import ModelFileError
-from dlfd_fleet.models.card import ModelCard
+from dlfd_fleet.models.card import ARCHITECTURE, ModelCard
 from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier, WrappedClassifier
 from dlfd_fleet.registry import Registry
 
@@ -55,6 +55,7 @@ NETWORKS = Registry(
         Network(name, FaceClassifier, starts_random=True, channels_last=True)
         for name in ("resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small")
     ),
+    name=ARCHITECTURE,
 )
 """Every registered network by name."""
 
@@ -98,16 +99,36 @@ def build(card: ModelCard) -> FeatureClassifier:
         If nobody has permitted it here, it cannot be imported or raises, or what it makes is no classifier of the
         card's input and classes that can be trained.
     """
-    return _network_of(card).build(card)
+    return _frozen(_network_of(card).build(card), card)
+
+
+def with_frozen(card: ModelCard) -> ModelCard:
+    """Return a card that lists all that is frozen in its network: what it names, and what its factory has frozen.
+
+    A card is made so, once, and every side goes by it.
+
+    Raises
+    ------
+    ModelFileError
+        If it names a layer that its network does not have, or nothing is left to train.
+    """
+    if not card.of_factory and not card.frozen:
+        return card
+    return card.model_copy(update={"frozen": build_empty(card).frozen})
 
 
 def build_empty(card: ModelCard) -> FeatureClassifier:
     """Build the network of a card without any weights: all of them are to be loaded."""
     network = _network_of(card)
     if not network.starts_random:
-        return network.build(card)
+        return _frozen(network.build(card), card)
     with _WithoutRandomWeights():
-        return network.build(card)
+        return _frozen(network.build(card), card)
+
+
+def _frozen(model: FeatureClassifier, card: ModelCard) -> FeatureClassifier:
+    model.freeze(card.frozen)
+    return model
 
 
 def to_best_device(model: FeatureClassifier) -> FeatureClassifier:

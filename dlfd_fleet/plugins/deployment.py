@@ -187,7 +187,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: dict
         version = _version(settings, model_uri, fleet_epoch(settings))
         model = DeviceModel(_model_folder(settings, version.job) / ONNX_FILE)
         image = model.input.random(1)
-        answer = model.classes[int(model.predict(image)[0].argmax())]
+        (answer,) = model.named(model.predict(image))
         click.echo(f"{name}: {flavor or 'onnx'} {model.version}, epoch {model.epoch}, answers '{answer}' to noise.")
 
 

@@ -5,7 +5,8 @@ One row of the data frame is an image:
 ========== ================================================================================================
 ``role``   retain, forget, validation or test: trained on; asked to be forgotten; never trained on (two parts)
 ``person`` whose image it is; only equality counts, and nothing of it is recorded: use numbers, not names
-targets    number of the true class, in the order of the probabilities (``targets="label"``)
+targets    number of the true class, in the order of the probabilities (``targets="label"``); of a model with labels, a
+           list of 0 and 1, which says of each label whether it applies
 ========== ================================================================================================
 
 What the model says of it is either a column of probabilities, one list a row (``predictions="probabilities"``, no
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dlfd_fleet.audit import SampleScores
     from dlfd_fleet.settings import AuditSettings
 
+_FEWEST_CLASSES = 2
 _ROLE, _PERSON, _IMAGE, _ORIGINAL = "role", "person", "image", "original"
 
 
@@ -71,10 +73,14 @@ class ForgettingEvaluator(ModelEvaluator):
             config = dict(evaluator_config or {})
             original = config.pop(_ORIGINAL, None)
             settings = _audit_settings(config)
-            panels = {"model": _samples(dataset, _probabilities(dataset, model))}
+            truth = _truth(dataset)
+            panels = {"model": _samples(dataset, truth, _probabilities(dataset, model))}
             if original is not None:
-                panels[_ORIGINAL] = _samples(dataset, _probabilities_of_original(dataset, str(original)))
-            scores = {name: measure(panel, resamples=settings.resamples) for name, panel in panels.items()}
+                panels[_ORIGINAL] = _samples(dataset, truth, _probabilities_of_original(dataset, str(original)))
+            labels = truth.shape[1] if truth.ndim > 1 else None
+            scores = {
+                name: measure(panel, resamples=settings.resamples, labels=labels) for name, panel in panels.items()
+            }
             metrics = dict(scores["model"].metrics())
             verdict = None
             if original is not None:
@@ -101,22 +107,35 @@ def _audit_settings(config: Mapping[str, Any]) -> AuditSettings:
         ) from error
 
 
-def _samples(dataset: Any, probabilities: NDArray[np.float64]) -> SampleScores:
+def _truth(dataset: Any) -> NDArray[np.int64]:
+    """Return the true classes ``(N,)``, or which labels apply ``(N, L)``."""
+    if dataset.labels_data is None:
+        raise DataError("The data has no true classes; name their column with targets=.")
+    try:
+        truth = np.array([np.asarray(value) for value in dataset.labels_data])
+    except ValueError as error:
+        raise DataError("The true labels are not one list of 0 and 1 a row, all of one length.") from error
+    if not np.issubdtype(truth.dtype, np.integer):
+        raise DataError("The true classes must be whole numbers; or lists of 0 and 1, one number a label.")
+    return truth.astype(np.int64)
+
+
+def _samples(dataset: Any, label: NDArray[np.int64], probabilities: NDArray[np.float64]) -> SampleScores:
     from dlfd_fleet.audit.samples import ROLES, SampleScores
 
-    frame, labels = _column_frame(dataset, _ROLE, _PERSON), dataset.labels_data
-    if labels is None:
-        raise DataError("The data has no true classes; name their column with targets=.")
+    frame = _column_frame(dataset, _ROLE, _PERSON)
     known = [role.value for role in ROLES]
     unknown = set(map(str, frame[_ROLE])) - set(known)
     if unknown:
         raise DataError(f"The role '{sorted(unknown)[0]}' is none of {', '.join(known)}.")
-    label = np.asarray(labels)
-    if not np.issubdtype(label.dtype, np.integer) or label.min() < 0 or label.max() >= probabilities.shape[1]:
-        raise DataError(f"The true classes must be whole numbers from 0 to {probabilities.shape[1] - 1}.")
+    columns = probabilities.shape[1]
+    if label.ndim > 1 and (label.shape[1:] != (columns,) or not np.isin(label, (0, 1)).all()):
+        raise DataError(f"The true labels must be lists of {columns} numbers, each 0 or 1.")
+    if label.ndim == 1 and (columns < _FEWEST_CLASSES or label.min() < 0 or label.max() >= columns):
+        raise DataError(f"The true classes must be whole numbers from 0 to {columns - 1}, of two classes or more.")
     _, person = np.unique(frame[_PERSON].astype(str).to_numpy(), return_inverse=True)
     role = np.array([known.index(str(value)) for value in frame[_ROLE]], dtype=np.uint8)
-    return SampleScores.from_probabilities(probabilities, label.astype(np.int64), person.astype(np.int64), role)
+    return SampleScores.from_probabilities(probabilities, label, person.astype(np.int64), role)
 
 
 def _probabilities(dataset: Any, model: Any) -> NDArray[np.float64]:
@@ -146,7 +165,7 @@ def _matrix(rows: Any) -> NDArray[np.float64]:
         matrix = np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError("The probabilities are not one list of numbers a row, all of one length.") from error
-    if matrix.ndim != 2 or matrix.shape[1] < 2 or not np.isfinite(matrix).all():
+    if matrix.ndim != 2 or matrix.shape[1] < 1 or not np.isfinite(matrix).all():
         raise DataError("The probabilities are not one list of numbers a row, all of one length.")
     return matrix
 

@@ -53,17 +53,18 @@ class SiteShare(Part):
 
 
 class GateReading(Part):
-    """What the gate saw of a model on validation people after a round; round 0 is the original."""
+    """What the gate saw of a model after a round; round 0 is the original."""
 
     attempt: int
     round: int
-    utility: float
-    """Balanced accuracy."""
+    utility: float | None
+    """Balanced accuracy on validation people; None if there are none."""
     utility_half_width: float
     """Half the width of its 95% interval."""
     retain_accuracy: float
     """Balanced accuracy on the retained people."""
-    attack_auc: float
+    attack_auc: float | None
+    """Of the attack between the forget set and validation people; None if there are none."""
 
 
 class Phase(Part):

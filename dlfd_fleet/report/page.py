@@ -107,7 +107,7 @@ def render(
         If it is no report that this release can read.
     """
     report = ErasureReport.from_json(content)
-    unlearned = report.models.get("unlearned")
+    unlearned, tried = report.models.get("unlearned"), tuple(words.attacks(report))
     return (
         _environment()
         .get_template("erasure")
@@ -116,7 +116,9 @@ def render(
             delivery=delivery,
             acknowledged_later=acknowledged_later,
             margin=report.verdict.margin if report.verdict else 0.0,
-            tried=tuple(words.attacks(report)),
+            tried=tried,
+            measured=any(scores.mia_auc or scores.reference_auc for _, _, scores in tried),
+            beside=not any(scores.mia_auc for _, _, scores in tried),
             control=unlearned.scores.control_auc if unlearned else None,
             # What a copy that is thrown away is good for tells nobody anything; its attack is among those tried.
             columns={name: model.scores for name, model in report.models.items() if name != "relearned"},

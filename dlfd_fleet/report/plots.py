@@ -33,12 +33,17 @@ def gate_plot(readings: Sequence[GateReading]) -> str:
         figure = Figure(figsize=(5.0, 2.9), layout="constrained")
         axis = figure.subplots()
         places = range(len(readings))
-        utility, half = [one.utility for one in readings], [one.utility_half_width for one in readings]
-        low = [max(value - width, 0.0) for value, width in zip(utility, half, strict=True)]
-        high = [min(value + width, 1.0) for value, width in zip(utility, half, strict=True)]
-        axis.fill_between(places, low, high, color=_UNSEEN, alpha=0.15, linewidth=0)
-        axis.plot(places, utility, "o-", color=_UNSEEN, label="balanced accuracy, 95% band")
-        axis.plot(places, [one.attack_auc for one in readings], "s-", color=_FORGET, label="attack AUC")
+        read = [(place, one.utility, one.utility_half_width) for place, one in enumerate(readings)]
+        useful = [(place, value, half) for place, value, half in read if value is not None]
+        if useful:
+            at = [place for place, _, _ in useful]
+            low = [max(value - half, 0.0) for _, value, half in useful]
+            high = [min(value + half, 1.0) for _, value, half in useful]
+            axis.fill_between(at, low, high, color=_UNSEEN, alpha=0.15, linewidth=0)
+            axis.plot(at, [value for _, value, _ in useful], "o-", color=_UNSEEN, label="balanced accuracy, 95% band")
+        attacked = [(place, one.attack_auc) for place, one in enumerate(readings) if one.attack_auc is not None]
+        if attacked:
+            axis.plot(*zip(*attacked, strict=True), "s-", color=_FORGET, label="attack AUC")
         retained = [one.retain_accuracy for one in readings]
         axis.plot(places, retained, "^-", color=_RETAIN, label="accuracy, retained people")
         axis.axhline(0.5, color=_INK, linewidth=0.8, linestyle=":")

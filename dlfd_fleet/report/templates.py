@@ -116,12 +116,14 @@ ERASURE = """{% extends "base" %}
 <ul>
 <li>Sites whose people asked ran {{ words.method(report) }} on them; all sites then
 trained on everybody else, to keep the model useful.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
-<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>
+{% if report.readings and report.readings[0].utility is none %}<li>After each round a gate measured accuracy on people whom the model is trained on: there are no others.</li>
+{% else %}<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>{% endif %}
+
 {% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}
 {% if "retrained" in report.models %}<li>A model was trained anew without the people, to compare{{ ", and was released instead" if report.retrained }}.</li>{% endif %}
 {% if report.files %}<li>The model was exported, and each exported file was attacked by itself.</li>{% endif %}
 </ul>
-{% if gate_plot %}<figure>{{ gate_plot | safe }}<figcaption>What the gate saw on validation people. 0.5 (dotted) is guessing.</figcaption></figure>{% endif %}
+{% if gate_plot %}<figure>{{ gate_plot | safe }}<figcaption>What the gate saw{% if report.readings[0].utility is not none %} on validation people{% endif %}. 0.5 (dotted) is guessing.</figcaption></figure>{% endif %}
 {% if report.phases %}
 <div class="wide"><table>
 <thead><tr><th>step</th><th>times</th><th>seconds</th><th>MB sent and received</th></tr></thead>
@@ -140,17 +142,24 @@ trained on everybody else, to keep the model useful.{% if report.readings %} {{ 
 {% else %}<p>The job ended before anything was judged.</p>{% endif %}
 {% if tried %}
 <h3>Attacks that were tried</h3>
+{% if not measured %}<p>None: no people never trained on were audited, nor a retrained model, so there was nothing to compare with.</p>
+{% else %}
+{% if beside %}
+<p>Nobody was audited who was never trained on. So AUC is the chance that an image of somebody who asked has a lower loss than
+such an image has under a model that was trained anew without them. {% else %}
 <p>The attack calls an image a member if its loss is low (arXiv 1709.01604). AUC is the chance that it puts an image of
-somebody who asked before one of somebody never trained on. In the drawing the dotted line is 0.5, the band the margin
+somebody who asked before one of somebody never trained on. {% endif %}
+In the drawing the dotted line is 0.5, the band the margin
 around it, the bar 95% bounds over people.</p>
 <div class="wide"><table>
 <thead><tr><th>on</th><th>AUC [95%], from 0 to 1</th><th>attack's accuracy [95%]</th></tr></thead>
-<tbody>{% for what, why, score in tried %}{% if score.mia_auc %}
-<tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ score.mia_auc }}{{ strip(score.mia_auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
+<tbody>{% for what, why, score in tried %}{% set auc = score.mia_auc or score.reference_auc %}{% if auc %}
+<tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ auc }}{{ strip(auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
 {%- endif %}{% endfor %}
 {% if control %}<tr><th scope="row">unlearned model, two groups never trained on<span class="why">the negative control: does the attack find a difference where there is none?</span></th>
 <td class="number">{{ control }}{{ strip(control, margin) }}</td><td>-</td></tr>{% endif %}
-</tbody></table></div>
+</tbody></table></div>{% endif %}
+
 <h3>Scores before and after</h3>
 <p class="note">Fractions, with 95% bounds by resampling people. NoMUS rewards a model that collapses; read it beside the balanced accuracy.</p>
 {{ scores(columns) }}
@@ -171,7 +180,7 @@ higher ones for people it never saw (unseen).</p>
 <thead><tr><th>file</th><th>released</th><th>verdict</th><th>attack AUC [95%]</th><th>MB</th><th>beside torch</th></tr></thead>
 <tbody>{% for form, file in report.files.items() %}
 <tr><th scope="row">{{ file.name }} ({{ form }})<br><code>{{ file.sha256 }}</code></th><td>{{ "yes" if form in report.released_files else "no" }}</td>
-<td>{{ verdict(file.verdict.outcome.value) if file.verdict else "-" }}</td><td class="number">{{ file.scores.mia_auc | score }}</td>
+<td>{{ verdict(file.verdict.outcome.value) if file.verdict else "-" }}</td><td class="number">{{ (file.scores.mia_auc or file.scores.reference_auc) | score }}</td>
 <td class="number">{{ "%.1f" | format(file.size_bytes / 1e6) }}</td>
 <td>largest difference of a probability {{ "%.2g" | format(file.max_abs_difference) }}{% if file.agreement is not none %}, same class on {{ "%.1f" | format(100 * file.agreement) }}% of {{ words.count(file.compared_images, "image") }}{% endif %}</td></tr>
 {%- endfor %}</tbody></table></div>
@@ -245,8 +254,8 @@ SINGLE = """{% extends "base" %}
 {{ "the new model is good by its gate and audit" if result.success else "the new model did not succeed" }}</h1>
 <p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict.outcome.value, result.verdict.margin, result.verdict.power) }}</p>
 <ul>{% for reason in result.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
-<p>{{ words.count(result.forgotten_images, "image") }} by {{ words.method(result) }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. The comparison is with people never
-trained on, not with a retrained model. Nothing here proves that a model has forgotten.</p>
+<p>{{ words.count(result.forgotten_images, "image") }} by {{ words.method(result) }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. {% if result.unlearned.unseen_images %}The comparison is with people never
+trained on, not with a retrained model.{% endif %} Nothing here proves that a model has forgotten.</p>
 </header>
 <section><h2>Scores before and after</h2>
 <p class="note">Fractions, with 95% bounds by resampling people.</p>

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date
 from typing import Any, Protocol
 
-from dlfd_fleet.audit import Difference, Outcome, Scores
+from dlfd_fleet.audit import Difference, Outcome, Scores, Verdict
 from dlfd_fleet.report.certificate import Statement
 from dlfd_fleet.report.contents import Compared, ErasureReport
 
@@ -154,16 +154,32 @@ def _why_not_released(report: ErasureReport) -> str:
 def _measured(report: ErasureReport) -> str:
     released = "retrained" if report.retrained else "unlearned"
     before, after = (report.models.get(name) for name in ("original", released))
-    if not before or not after or not before.scores.mia_auc or not after.scores.mia_auc or not report.verdict:
+    if not before or not after or not report.verdict:
         return ""
     verdict = report.verdict
+    said = outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)
+    if not before.scores.mia_auc or not after.scores.mia_auc:
+        return f"{_measured_without_unseen(before.scores, after.scores, retrained=report.retrained)} {said}"
     return (
         "An attacker who sees how well the model predicts a picture tried to tell the people who asked from people "
         "whom the model never saw. 0.5 is guessing, 1 is certainty. Before, the attack scored "
         f"{before.scores.mia_auc}; "
-        f"after, {after.scores.mia_auc}; the brackets are 95% bounds. "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)}"
+        f"after, {after.scores.mia_auc}; the brackets are 95% bounds. {said}"
     )
+
+
+def _measured_without_unseen(before: Scores, after: Scores, *, retrained: bool) -> str:
+    """Say what the people who asked were compared with, where there was nobody whom the model had never seen."""
+    nobody = "No people were audited whom the model had never seen."
+    if before.reference_auc and after.reference_auc:
+        return (
+            f"{nobody} So how well the model predicts the pictures of the people who asked was compared with a model "
+            "that was trained anew without them. 0.5 is no difference, 1 is certainty that it knows them better. "
+            f"Before, it was {before.reference_auc}; after, {after.reference_auc}; the brackets are 95% bounds."
+        )
+    if retrained:
+        return nobody
+    return f"{nobody} So nothing was measured that would say whether it still knows the people who asked."
 
 
 def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
@@ -239,13 +255,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
     )
     original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
     if unlearned and verdict:
-        scores = unlearned.scores
-        yield (
-            f"{count(scores.forget_images, 'image')} of people who asked and {count(scores.unseen_images, 'image')} of "
-            "people never trained on were attacked. A leak smaller than the margin "
-            f"({verdict.margin:.2f} of AUC) is not tested for. Power {verdict.power:.2f} is the chance that an audit "
-            "of this size shows that there is no difference, when there is none."
-        )
+        yield from _what_was_compared(unlearned.scores, verdict)
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
@@ -256,8 +266,12 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         "The attacks read only how well the model predicts a picture. Attackers who look inside the model, or who hold "
         "the model from before as well and compare the two, were not tried."
     )
+    if unlearned and not unlearned.scores.unseen_images:
+        yield "How useful the model is was measured on people whom it is trained on, which flatters it."
     if "retrained" in report.models:
         yield "The comparison is with one retrained model; another training run would differ by chance."
+    elif unlearned and not unlearned.scores.unseen_images:
+        yield "No model was trained anew without the people: the setting erasure.compare_retrain makes one to compare."
     else:
         yield (
             "No model was trained anew without the people, so the comparison is with people never trained on. By "
@@ -273,6 +287,22 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             "Copies of older models that were made outside this system are not reached by it, nor are copies of the "
             "images outside the sites' folders."
         )
+
+
+def _what_was_compared(scores: Scores, verdict: Verdict) -> Iterator[str]:
+    asked = f"{count(scores.forget_images, 'image')} of people who asked"
+    if scores.unseen_images:
+        compared = f"{asked} and {count(scores.unseen_images, 'image')} of people never trained on were attacked."
+    elif scores.reference_auc:
+        compared = f"{asked} were compared with a retrained model, for no people never trained on were audited."
+    else:
+        yield f"{asked} could be compared with nothing, for no people never trained on were audited."
+        return
+    yield (
+        f"{compared} A leak smaller than the margin ({verdict.margin:.2f} of AUC) is not tested for. Power "
+        f"{verdict.power:.2f} is the chance that an audit of this size shows that there is no difference, when there "
+        "is none."
+    )
 
 
 def certified(statement: Statement) -> Iterator[str]:

@@ -70,7 +70,7 @@ def trade_off(rounds: Mapping[int, Mapping[str, float]]) -> bytes:
     Parameters
     ----------
     rounds
-        By number of the round: the metrics of :func:`~dlfd_fleet.audit.gate_metrics`.
+        By number of the round: the metrics of :func:`~dlfd_fleet.audit.gate_metrics`, each with an attack.
     """
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axis = figure.subplots()

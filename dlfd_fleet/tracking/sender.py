@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 from dlfd_fleet.configuration import MLFLOW_VARIABLE
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.settings import TrackingSettings
+from dlfd_fleet.tracking.flavor import has_names, log_named
 from dlfd_fleet.tracking.outbox import Entry, Outbox
 from dlfd_fleet.tracking.purge import WEIGHTS_FOLDER, revoke_remembering
 from dlfd_fleet.tracking.registry import (
@@ -185,20 +186,23 @@ class Sender:
         for file in (fields["file"], *fields["extra_files"].values()):
             if not Path(file).exists():
                 raise TrackingError(f"The model file {file} is gone, so job {entry.job} cannot be registered.")
-        example = np.array(fields["input_example"], dtype=np.uint8)
-        answer = np.zeros((len(example), fields["outputs"]), dtype=np.float32)
+        example = np.array(fields["input_example"], dtype=fields.get("input_type", "uint8"))
         model = _read_onnx(fields["file"])
+        options = {
+            "save_as_external_data": False,
+            "onnx_execution_providers": ["CPUExecutionProvider"],
+            "pip_requirements": ["onnxruntime", "numpy"],
+            "tags": fields["tags"],
+        }
         with _as_default(self.uri), mlflow.start_run(run_id=run):
-            logged = mlflow.onnx.log_model(
-                model,
-                name="model",
-                signature=infer_signature(example, answer),
-                input_example=example,
-                save_as_external_data=False,
-                onnx_execution_providers=["CPUExecutionProvider"],
-                pip_requirements=["onnxruntime", "numpy"],
-                tags=fields["tags"],
-            )
+            if has_names(model):
+                logged = log_named(model, example, **options)
+            else:
+                answer = np.zeros((len(example), fields["outputs"]), dtype=np.float32)
+                signature = infer_signature(example, answer)
+                logged = mlflow.onnx.log_model(
+                    model, name="model", signature=signature, input_example=example, **options
+                )
         for target, file in fields["extra_files"].items():
             with tempfile.TemporaryDirectory() as temporary:
                 copy = Path(temporary) / target

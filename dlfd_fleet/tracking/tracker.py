@@ -116,7 +116,7 @@ class Tracker:
         job: str,
         onnx_file: Path,
         *,
-        input_example: NDArray[np.uint8],
+        input_example: NDArray[Any],
         outputs: int,
         tags: Mapping[str, str],
         extra_files: Mapping[str, Path] = MappingProxyType({}),
@@ -127,7 +127,7 @@ class Tracker:
         Parameters
         ----------
         input_example
-            Synthetic images ``(N, S, S, 3)``; never a person's.
+            Synthetic images ``(N, S, S, 3)``, or other inputs; never a person's.
         outputs
             Number of probabilities an image.
         extra_files
@@ -136,6 +136,7 @@ class Tracker:
         fields = {
             "file": str(onnx_file),
             "input_example": input_example.tolist(),
+            "input_type": str(input_example.dtype),
             "outputs": outputs,
             "tags": dict(tags),
             "extra_files": {name: str(file) for name, file in extra_files.items()},

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlfd_fleet.audit import Reading
+from dlfd_fleet.data.inputs import Inputs, select
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
 
 _LEAST_GAIN_OVER_CONSTANT = 0.1
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits ``(N, C)`` and labels to a scalar; in the place of :func:`~dlfd_fleet.unlearning.classification_loss`."""
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+"""From parameters and a learning rate to an optimizer, in the place of SGD."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """From float images ``(N, 3, S, S)`` in [0, 1] to changed ones of the same shape and range."""
@@ -26,14 +33,15 @@ class LabelledImages:
     Attributes
     ----------
     images
-        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied.
+        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied, and one in a
+        file is read batch by batch.
     labels
         Class indices ``(N,)``, int64; or, for a multi-label head, which of L labels apply, ``(N, L)`` of 0 and 1.
     people
         Number of each image's person, int64 ``(N,)``; without it each image counts as a person of its own.
     """
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     people: Tensor | None = None
 
@@ -48,7 +56,7 @@ class LabelledImages:
     def select(self, rows: Tensor) -> LabelledImages:
         """Return the images of these rows."""
         people = None if self.people is None else self.people[rows]
-        return LabelledImages(self.images[rows], self.labels[rows], people)
+        return LabelledImages(select(self.images, rows), self.labels[rows], people)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return float images in [0, 1] and labels of these rows, on the model's device."""
@@ -76,7 +84,7 @@ class UtilityBound:
     Attributes
     ----------
     utility, retain_accuracy
-        What the original has, less the drop that is allowed.
+        What the original has, less the drop that is allowed; no utility where there are no validation people.
     noise
         Half the width of the original's interval on validation people, or None to hold every drop against a candidate.
         On few of them retrained models differ from each other, and from the original, by more than any sensible drop.
@@ -85,7 +93,7 @@ class UtilityBound:
     of retained people, of whom the original knows almost everybody, it is the candidate's (over their images).
     """
 
-    utility: float
+    utility: float | None
     retain_accuracy: float
     noise: float | None = None
 
@@ -93,23 +101,31 @@ class UtilityBound:
     def under(cls, original: Reading, most_drop: float, *, by_chance: bool = False) -> UtilityBound:
         """Return what the original has less a drop, and beside it less what chance can do on few validation people."""
         noise = original.utility_half_width if by_chance else None
-        return cls(original.utility - most_drop, original.retain_accuracy - most_drop, noise)
+        utility = None if original.utility is None else original.utility - most_drop
+        return cls(utility, original.retain_accuracy - most_drop, noise)
 
-    def least_utility(self, reading: Reading) -> float:
-        """Return the least utility on validation people that this model may have."""
+    def least_utility(self, reading: Reading) -> float | None:
+        """Return the least utility on validation people that this model may have, if there are such people."""
+        if self.utility is None:
+            return None
         return self.utility if self.noise is None else self.utility - max(self.noise, reading.utility_half_width)
 
     def shortfall(self, reading: Reading) -> float:
         """Return how far a model is under it; 0 if it is useful."""
-        stay = reading.retain_accuracy + reading.retain_half_width
-        return max(0.0, self.least_utility(reading) - reading.utility, self.retain_accuracy - stay)
+        lost = self.retain_accuracy - (reading.retain_accuracy + reading.retain_half_width)
+        least = self.least_utility(reading)
+        if least is None or reading.utility is None:
+            return max(0.0, lost)
+        return max(0.0, least - reading.utility, lost)
 
 
-def collapse(reading: Reading, validation: LabelledImages) -> tuple[str, ...]:
+def collapse(reading: Reading, validation: LabelledImages | None) -> tuple[str, ...]:
     """Return in words that a model answers nearly the same to everybody, if it does.
 
-    Of validation people who show one class only, or one value of each label, nobody can tell.
+    Nobody can tell without validation people, nor of those who show one class only, or one value of each label.
     """
+    if validation is None or reading.utility is None:
+        return ()
     columns = validation.labels.T if validation.multi_label else validation.labels[None]
     constant = len(columns) / sum(len(torch.unique(column)) for column in columns)
     if constant == 1.0 or reading.utility >= constant + _LEAST_GAIN_OVER_CONSTANT:
@@ -124,9 +140,10 @@ def checkpoint_rank(reading: Reading, bound: UtilityBound, gate: float) -> tuple
     are below chance for retrained models, too. Whether somebody is conspicuous by a high loss is for the audit to say,
     which has other people and bounds.
     """
-    shortfall, beyond_gate = bound.shortfall(reading), max(0.0, reading.attack_auc - 0.5 - gate)
+    attack = 0.5 if reading.attack_auc is None else reading.attack_auc  # without one all checkpoints are alike in it
+    shortfall, beyond_gate = bound.shortfall(reading), max(0.0, attack - 0.5 - gate)
     useful = shortfall == 0.0
-    return (useful, -beyond_gate if useful else -shortfall, (reading.utility + reading.retain_accuracy) / 2.0)
+    return (useful, -beyond_gate if useful else -shortfall, reading.usefulness)
 
 
 class Monitor(Protocol):
@@ -156,9 +173,14 @@ class UnlearningProblem:
     seed
         Seed of batches, augmentation, dropout and fresh weights.
     class_weights
-        Weight of each class, or label, in the training loss, ``(C,)``; all 1 when omitted.
+        Weight of each class, or label, in the training loss, ``(C,)``; or of both values of each label, ``(C, 2)``. All
+        1 when omitted.
     augment
         Changes each retain batch before it is trained on.
+    loss
+        Training loss of the model's users; :func:`~dlfd_fleet.unlearning.classification_loss` when omitted.
+    optimizer
+        Optimizer of the model's users; SGD with the settings' momentum and weight decay when omitted.
     """
 
     model: FeatureClassifier
@@ -170,6 +192,8 @@ class UnlearningProblem:
     seed: int = 0
     class_weights: Tensor | None = None
     augment: Augment | None = None
+    loss: Loss | None = None
+    optimizer: MakeOptimizer | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
     Parameters
     ----------
     problem
-        With validation people, whom the gate needs; its monitor reads the model after each round.
+        With validation people, whom the gate needs, or a monitor of one's own; it reads the model after each round.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
     Raises
     ------
     ValueError
-        If a set is empty, or there are no validation people.
+        If a set is empty, or there are neither validation people nor a monitor.
     ModelFileError
         If the disk refuses the temporary file of the best weights.
     """
@@ -188,7 +188,7 @@ class _Rounds:
         return UtilityBound.under(original, self.session.settings.max_utility_drop, by_chance=True)
 
     def remembered(self) -> bool:
-        return self.latest.attack_auc > 0.5 + self.session.settings.gate
+        return self.latest.remembered(self.session.settings.gate)
 
     def wanted(self) -> bool:
         """Tell whether another round may help and fits into the limits; half a round would leave a shaken model."""
@@ -207,8 +207,9 @@ class _Rounds:
         phase = DISTANCING if len(self.trace) == 1 or self.remembered() else REPAIR
         self._train(phase)
         self.note_reading(phase)
-        before, after = self.trace[-2].reading, self.trace[-1].reading
-        if phase == DISTANCING and after.attack_auc - 0.5 > _STOOD_STILL * (before.attack_auc - 0.5):
+        before, after = self.trace[-2].reading.attack_auc, self.trace[-1].reading.attack_auc
+        stood_still = before is not None and after is not None and after - 0.5 > _STOOD_STILL * (before - 0.5)
+        if phase == DISTANCING and stood_still:
             self.strength *= session.settings.strengthen
         self.longest_round = max(self.longest_round, session.seconds() - started)
 
@@ -219,7 +220,7 @@ class _Rounds:
             _distance(self.session, optimizer, self.session.settings.distancing_steps)
         self._repair(optimizer)
 
-    def _repair(self, optimizer: torch.optim.SGD) -> None:
+    def _repair(self, optimizer: torch.optim.Optimizer) -> None:
         """Train on clean retain images, the step falling to 0 along half a cosine."""
         session, settings = self.session, self.session.settings
         retain = session.cycle(session.retain)
@@ -265,7 +266,7 @@ class _Rounds:
         """Rank a reading; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
         reading = self.trace[number].reading
         if number == 0:
-            return (False, 0.0, reading.utility)
+            return (False, 0.0, reading.usefulness if reading.utility is None else reading.utility)
         return checkpoint_rank(reading, self.bound, self.session.settings.gate)
 
     def outcome(self) -> UnlearnOutcome:
@@ -284,15 +285,15 @@ class _Rounds:
             reasons.append("the time was up before the first round")
         elif self.best == 0:
             reasons.append(f"no round was useful enough{self._closest()}, so the original is given back")
-        if reading.attack_auc > 0.5 + self.session.settings.gate:
+        if reading.remembered(self.session.settings.gate):
             reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
-        return (*reasons, *collapse(reading, self.session.validation))
+        return (*reasons, *collapse(reading, self.session.problem.validation))
 
     def _closest(self) -> str:
         """Return in words what the most useful round was short of."""
         bound = self.bound
         reading = min((entry.reading for entry in self.trace[1:]), key=bound.shortfall)
-        least = bound.least_utility(reading)
-        if least - reading.utility >= bound.retain_accuracy - reading.retain_accuracy:
+        least, lost = bound.least_utility(reading), bound.retain_accuracy - reading.retain_accuracy
+        if least is not None and reading.utility is not None and least - reading.utility >= lost:
             return f" (validation utility {reading.utility:.3f}, under {least:.3f})"
         return f" (accuracy on retained people {reading.retain_accuracy:.3f}, under {bound.retain_accuracy:.3f})"

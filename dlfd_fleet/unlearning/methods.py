@@ -186,6 +186,14 @@ class Method:
         if why := self.why_not_at_site:
             raise ConfigurationError(f"{why[0].upper()}{why[1:]}.")
 
+    def refuse_labels(self) -> None:
+        """Raise a :class:`ConfigurationError` if it is defined for one class an image, and not for several labels."""
+        if any(getattr(candidate.unlearner, "one_class_only", False) for candidate in self.candidates):
+            raise ConfigurationError(
+                f"The method '{self.name}' is defined for one class an image, and the model has labels; choose another "
+                "one, such as dlfd."
+            )
+
     @property
     def runs(self) -> int:
         """How often it is run on a seed, with other random numbers each time; tables have the mean.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Reading, Role, SampleScores, read_gate
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
 from dlfd_fleet.unlearning.training import predict_probabilities
@@ -16,10 +17,11 @@ from dlfd_fleet.unlearning.training import predict_probabilities
 MOST_IMAGES = 96
 
 
-def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: LabelledImages) -> Monitor:
+def loss_monitor(forget: LabelledImages, validation: LabelledImages | None, retain: LabelledImages) -> Monitor:
     """Return a monitor that reads a model from a forget set, from people never trained on and from retained people.
 
-    Validation people must not be those of the final evidence. Of large sets the same sample is read each time, its
+    Validation people must not be those of the final evidence; without any, it reads the accuracy on retained people and
+    no attack. Of large sets the same sample is read each time, its
     classes in their shares: more images would not change a decision.
 
     Raises
@@ -27,11 +29,12 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages, retain: Lab
     ValueError
         If some images are uint8 and others are floats.
     """
-    parts = {Role.FORGET: _sample(forget), Role.VALIDATION: _sample(validation), Role.RETAIN: _sample(retain)}
+    given = {Role.FORGET: forget, Role.VALIDATION: validation, Role.RETAIN: retain}
+    parts = {role: _sample(images) for role, images in given.items() if images is not None}
     if len({part.images.dtype for part in parts.values()}) > 1:
         raise ValueError("The images of a monitor must all be uint8, or all be floats in [0, 1].")
     seen = LabelledImages(
-        torch.cat([part.images for part in parts.values()]), torch.cat([part.labels for part in parts.values()])
+        joined([part.images for part in parts.values()]), torch.cat([part.labels for part in parts.values()])
     )
     sizes = [len(part) for part in parts.values()]
     roles = np.repeat([ROLES.index(role) for role in parts], sizes).astype(np.uint8)

@@ -22,7 +22,7 @@ from dlfd_fleet.unlearning.contract import (
     collapse,
 )
 from dlfd_fleet.unlearning.monitor import MOST_IMAGES, loss_monitor
-from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients
+from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients, trained
 
 _STATISTICS_IMAGES = 512
 
@@ -40,7 +40,7 @@ class Session:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        """Refuse empty sets, and seed everything that is random."""
+        """Refuse empty sets and a model without gradients, and seed everything that is random."""
         problem = self.problem
         for name in ("retain", "forget", "validation"):
             images = getattr(problem, name)
@@ -49,6 +49,10 @@ class Session:
         self.model, self.settings, self.augment = problem.model, problem.settings, problem.augment
         self.retain, self.forget = problem.retain, problem.forget
         self.device = device_of(self.model)
+        self.model.freeze()  # whatever takes no gradient now keeps its statistics, too
+        self.trained = trained(self.model)
+        if not self.trained:
+            raise ValueError("No parameter of the model takes a gradient: it can neither learn nor forget.")
         self.model.zero_grad(set_to_none=True)
         self.generator = torch.Generator().manual_seed(problem.seed)
         torch.manual_seed(problem.seed)  # dropout and fresh weights
@@ -97,7 +101,9 @@ class Session:
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss under the class weights, nats."""
+        """Return the mean loss under the class weights, nats; or the problem's own loss."""
+        if self.problem.loss is not None:
+            return self.problem.loss(logits, labels)
         return classification_loss(logits, labels, self.class_weights)
 
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, images: int) -> None:
@@ -112,12 +118,21 @@ class Session:
         self.backward_images += images
         self.steps += 1
 
-    def optimizer(self, parameters: list[nn.Parameter] | None = None, rate: float | None = None) -> torch.optim.SGD:
-        """Return SGD over parameters (all of the model's when omitted) with the settings' rate, momentum and decay."""
+    def optimizer(
+        self, parameters: list[nn.Parameter] | None = None, rate: float | None = None
+    ) -> torch.optim.Optimizer:
+        """Return SGD over parameters (all but frozen ones when omitted), by the settings' rate, momentum and decay.
+
+        Or the problem's own optimizer, with that rate.
+        """
         settings = self.settings
+        chosen = self.trained if parameters is None else parameters
+        rate = settings.learning_rate if rate is None else rate
+        if self.problem.optimizer is not None:
+            return self.problem.optimizer(chosen, rate)
         return torch.optim.SGD(
-            list(self.model.parameters()) if parameters is None else parameters,
-            settings.learning_rate if rate is None else rate,
+            chosen,
+            rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
@@ -173,7 +188,8 @@ class Session:
         before = self.seconds()
         reading = monitor(self.model)
         self.monitor_seconds += self.seconds() - before
-        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in (self.forget, self.validation, self.retain))
+        parts = (self.forget, self.problem.validation, self.retain)
+        self.forward_images += sum(min(len(part), MOST_IMAGES) for part in parts if part is not None)
         return reading
 
     def monitor(self) -> Monitor:
@@ -182,7 +198,7 @@ class Session:
 
     def collapse(self) -> tuple[str, ...]:
         """Read the model, and say in words that it answers nearly the same to everybody, if it does."""
-        return collapse(self.read(self.monitor()), self.validation)
+        return collapse(self.read(self.monitor()), self.problem.validation)
 
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()

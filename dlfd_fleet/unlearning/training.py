@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
-from dlfd_fleet.unlearning.contract import Augment, LabelledImages
+from dlfd_fleet.unlearning.contract import Augment, LabelledImages, Loss, MakeOptimizer
 
 _PREDICTION_BATCH = 64
 
@@ -25,9 +25,14 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that take a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def optimizer_of(model: nn.Module, settings: TrainingSettings | UnlearningSettings, rate: float) -> torch.optim.SGD:
-    """Return SGD with the momentum and weight decay of the settings."""
-    return torch.optim.SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    """Return SGD over all that is not frozen, with the momentum and weight decay of the settings."""
+    return torch.optim.SGD(trained(model), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 @contextmanager
@@ -58,9 +63,12 @@ def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None =
         Class indices ``(N,)`` for cross-entropy; 0 and 1 of shape ``(N, C)`` for binary cross-entropy, averaged over
         the labels.
     weights
-        Weight of each class, or of each label, ``(C,)``; all 1 when omitted.
+        Weight of each class, or of each label, ``(C,)``; or of a label where it does not apply and where it does,
+        ``(C, 2)``. All 1 when omitted.
     """
     if labels.ndim == 2:
+        if weights is not None and weights.ndim == 2:
+            weights = torch.where(labels.bool(), weights[:, 1], weights[:, 0])
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight=weights)
     return functional.cross_entropy(logits, labels, weight=weights)
 
@@ -76,8 +84,10 @@ def fit(
     cosine: bool = False,
     class_weights: Tensor | None = None,
     augment: Augment | None = None,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> float:
-    """Train in place with :func:`classification_loss`; return the mean loss of the last epoch, nats.
+    """Train in place; return the mean loss of the last epoch, nats.
 
     Batch normalisation and dropout are in train mode; the model is left in eval mode.
 
@@ -86,16 +96,21 @@ def fit(
     cosine
         Let the learning rate fall to 0 epoch by epoch, along half a cosine (Loshchilov & Hutter 2017).
     class_weights
-        Weight of each class in the loss, ``(C,)``; all 1 when omitted.
+        Weights in the loss, as of :func:`classification_loss`; all 1 when omitted.
     augment
         Changes each batch before it is seen.
+    loss
+        :func:`classification_loss` under the class weights when omitted.
+    optimizer
+        SGD with the settings' momentum and weight decay when omitted.
     """
     if class_weights is not None:
         class_weights = class_weights.to(device_of(model))
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
-    optimizer = optimizer_of(model, settings, learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if cosine else None
+    own = optimizer(trained(model), learning_rate) if optimizer else None
+    steps = own or optimizer_of(model, settings, learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, epochs) if cosine else None
     mean_loss = 0.0
     model.train()
     for _ in range(epochs):
@@ -104,11 +119,12 @@ def fit(
             images, labels = train.batch(rows, device_of(model))
             if augment is not None:
                 images = augment(images, generator)
-            loss = classification_loss(model(images), labels, class_weights)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            total += loss.detach() * len(rows)
+            logits = model(images)
+            cost = loss(logits, labels) if loss else classification_loss(logits, labels, class_weights)
+            steps.zero_grad(set_to_none=True)
+            torch.autograd.backward(cost)
+            steps.step()
+            total += cost.detach() * len(rows)
         mean_loss = float(total) / len(train)
         if schedule is not None:
             schedule.step()
@@ -138,14 +154,24 @@ def predict_features_and_probabilities(
     return torch.cat(features).numpy(), torch.cat(probabilities).numpy()
 
 
+@torch.no_grad()
 def recalibrate(model: nn.Module, data: LabelledImages) -> None:
     """Take batch-norm statistics anew from all images; the model is left in eval mode.
 
     Every batch counts the same, so they are of one size but for an image, and mixed. One image has no statistics: of it
-    the model keeps those that it has.
+    the model keeps those that it has. Frozen layers keep theirs.
     """
     device, parts = device_of(model), math.ceil(len(data) / _PREDICTION_BATCH)
-    if len(data) > 1:
+    model.train()
+    # What torch's update_bn does, which would take the statistics of frozen layers anew, too.
+    momenta = {one: one.momentum for one in model.modules() if isinstance(one, _BatchNorm) and one.training}
+    if len(data) > 1 and momenta:
+        for norm in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        update_bn((data.batch(part, device)[0] for part in torch.tensor_split(rows, parts)), model)
+        for part in torch.tensor_split(rows, parts):
+            model(data.batch(part, device)[0])
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
     model.eval()

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from rich.console import Console
 
 from client.app import app as client_app
-from dlfd_fleet.data import synthesize
+from dlfd_fleet.data import synthesize, write_manifest
 from dlfd_fleet.federation.jobs.run import run_jobs
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.ledger import Ledger, Site, request_forgetting, site_folders
@@ -62,14 +62,17 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
     )
 
 
-def trained_fleet(folder: Path) -> Settings:
-    """Settings of a fleet of two sites that has trained a model on a few drawn faces."""
+def trained_fleet(folder: Path, *, unseen: bool = True) -> Settings:
+    """Settings of a fleet of two sites that has trained a model on a few drawn faces, perhaps with nobody unseen."""
     silent = ConsoleProgress(Console(file=io.StringIO()))
     manifest = synthesize(
         folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
     )
     settings = small_settings(folder / "state", manifest)
     deal_to_sites(settings, silent)
+    for site_folder in () if unseen else site_folders(settings.state_folder):
+        with Site(site_folder) as site:
+            write_manifest([row for row in site.manifest().rows if row.split == "train"], site.manifest_file)
     run_job(settings, "train")
     return settings
 
@@ -126,6 +129,12 @@ class InProcessGrid:
 
             return Message(Error(code=0, reason=str(error)), reply_to=message)
 
+    def get_node_ids(self):
+        return [node.node_id for node in self.get_nodes()]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return list(self.pull_messages(self.push_messages(messages)))
+
     def pull_messages(self, message_ids):
         for message_id in message_ids:
             reply = self.replies.pop(message_id, None)
@@ -136,12 +145,12 @@ class InProcessGrid:
 
 def answer_here(settings: Settings, jobs, app=client_app) -> None:
     """Run jobs as ``simulate`` does, but in this process; virtual nodes have tests of their own."""
-    _be_a_server()
+    be_a_server()
     with small_networks():
         jobs(InProcessGrid(settings, app=app))
 
 
-def _be_a_server() -> None:
+def be_a_server() -> None:
     torch.set_num_threads(1)
     for name in ("_run_id", "_node_id", "_task_id"):
         setattr(TaskIdentity, name, 1)
@@ -149,7 +158,7 @@ def _be_a_server() -> None:
 
 def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, out: io.StringIO | None = None):
     """Run a job to its end, in a process that may be killed on the way; ``out`` takes what it prints."""
-    _be_a_server()
+    be_a_server()
     progress = ConsoleProgress(Console(file=out or io.StringIO()))
     with small_networks():
         return run_jobs(grid or InProcessGrid(settings), kind, settings, progress)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -212,3 +214,43 @@ def test_a_run_that_somebody_starts_beside_a_job_says_which(fleet, store, folder
     ours = {name: value for name, value in tags["beside"].items() if name.startswith("dlfd.")}
     assert ours == {"dlfd.beside": "erase-7", "dlfd.kind": "erase", "dlfd.epoch": "3"}
     assert not any(name.startswith("dlfd.") for name in tags["after"])
+
+
+def test_evaluate_audits_a_model_of_labels(store):
+    frame, random = frame_of(0.0), np.random.default_rng(1)
+    truth = random.integers(0, 2, (len(frame), 3))
+    frame["labels"] = truth.tolist()
+    frame["probabilities"] = np.where(truth == 1, 0.8, 0.3).tolist()
+    with mlflow.start_run(experiment_id=store[1]):
+        result = mlflow.models.evaluate(
+            data=frame.drop(columns="label"),
+            targets="labels",
+            predictions="probabilities",
+            model_type="classifier",
+            evaluators="dlfd",
+            evaluator_config={"resamples": 200},
+        )
+        assert (result.metrics["balanced_accuracy"], result.metrics["unseen_classes"]) == (1.0, 2.0)
+        frame["labels"] = [[0, 1, 2]] * len(frame)
+        with pytest.raises(MlflowException, match="lists of 3 numbers, each 0 or 1"):
+            mlflow.models.evaluate(
+                data=frame.drop(columns="label"),
+                targets="labels",
+                predictions="probabilities",
+                model_type="classifier",
+                evaluators="dlfd",
+            )
+
+
+def test_what_mlflow_loads_names_every_answer(store, fleet):
+    """Also in a process without dlfd-fleet: what loads it lies beside the model."""
+    model = mlflow.pyfunc.load_model("models:/dlfd-fleet@champion")
+    assert model.metadata.metadata == {"classes": ["none", "glasses"], "multi_label": False}
+    outputs = {spec.name: (spec.type.kind, spec.shape) for spec in model.metadata.get_output_schema()}
+    assert outputs == {"probabilities": ("f", (-1, 2)), "answer": ("U", (-1,))}
+    images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
+    said = model.predict(images)
+    assert said["answer"].tolist() == [("none", "glasses")[number] for number in said["probabilities"].argmax(axis=1)]
+    loader = sys.modules[model.metadata.flavors["python_function"]["loader_module"]]
+    assert "import dlfd_fleet" not in Path(loader.__file__).read_text(encoding="utf-8")
+    assert Path(loader.__file__).parent.name == "code"

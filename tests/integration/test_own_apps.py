@@ -1,101 +1,166 @@
-"""Unlearning in somebody else's Flower apps: their ServerApp starts the strategy, their ClientApp gets our handlers."""
+"""Unlearning in somebody else's Flower apps: their network, their FedAvg, their ClientApp, with three things added."""
 
 from __future__ import annotations
 
+import io
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
+from flwr.serverapp.strategy import FedAvg
+from rich.console import Console
 
-from dlfd_fleet.configuration import load_settings, write_settings
+from dlfd_fleet.data import synthesize
+from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation import FederatedUnlearning
+from dlfd_fleet.federation import FederatedUnlearning, Task, add_unlearning
 from dlfd_fleet.federation.protocol.differences import model_of
-from dlfd_fleet.federation.protocol.messages import UnlearnTask
+from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
 from dlfd_fleet.federation.records.store import Store
-from dlfd_fleet.federation.release.release_rule import may_release
 from dlfd_fleet.federation.rounds.exchange import array_bytes
-from dlfd_fleet.federation.site.handlers import add_unlearning
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
-from dlfd_fleet.models import build, load_model, save_model
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.models import digest
+from dlfd_fleet.progress import ConsoleProgress
+from tests import own_fleet
 from tests.integration.fleet_in_process import (
     InProcessGrid,
     a_person_asks_at_each_site,
+    be_a_server,
+    small_settings,
     trained_fleet,
 )
 from tests.small_networks import small_networks
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+TASK = own_fleet.task()
+ROUNDS = 2
 
 
-def own_app(**arguments):
-    """An app that trains in its own way, and has done so before it knew of unlearning."""
-    app = ClientApp()
+def own_app(task: Task = TASK, *, filtered: bool = True, **arguments) -> ClientApp:
+    """An app with a training loop of its own, which asks the task for what it may train on."""
+    app = add_unlearning(ClientApp(), task, **arguments)
 
     @app.train()
     def train(message, context):
-        return Message(RecordDict({"arrays": ArrayRecord({})}), reply_to=message)
+        network = own_fleet.GreyNet()
+        network.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        data = task.training_data(context) if filtered else everything(context)
+        loss = own_fleet.train_own_way(network, data, epochs=1, learning_rate=0.02)
+        metrics = MetricRecord({"loss": loss, "num-examples": len(data)})
+        arrays = ArrayRecord(network.state_dict())
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
-    return add_unlearning(app, **arguments)
+    return app
 
 
-@pytest.fixture(scope="module", autouse=True)
-def networks():
-    with small_networks():
-        yield
+def everything(context):
+    """What a site has on its disk, whoever has asked."""
+    from dlfd_fleet.data.dataset import load_dataset
+
+    with Site(Path(str(context.node_config["site-folder"]))) as site:
+        rows = load_dataset(site.manifest(), model_input=site.card.input)
+    images = rows.images.float() / 127.5 - 1.0
+    return list(zip(images, rows.labels.tolist(), strict=True))
+
+
+def fed_avg(grid, arrays: ArrayRecord | None) -> ArrayRecord:
+    strategy = FedAvg(fraction_evaluate=0.0)
+    begin = arrays or ArrayRecord(own_fleet.GreyNet().state_dict())
+    return strategy.start(grid, initial_arrays=begin, num_rounds=ROUNDS).arrays
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    """Settings of a trained fleet of two sites with a person each who asks."""
-    settings = trained_fleet(tmp_path_factory.mktemp("own-apps"))
-    a_person_asks_at_each_site(settings)
+    """Settings of a fleet whose own FedAvg has trained its own network, before anybody asks."""
+    folder, silent = tmp_path_factory.mktemp("own-apps"), ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
+    )
+    settings = small_settings(folder / "state", manifest)
+    data = settings.data.model_copy(update={"channels": 1, "value_range": (-1.0, 1.0)})
+    settings = settings.model_copy(
+        update={"data": data, "export": settings.export.model_copy(update={"formats": ("fp32", "int8")})}
+    )
+    deal_to_sites(settings, silent)
+    be_a_server()
+    torch.manual_seed(0)
+    unlearning = FederatedUnlearning(task=TASK, settings=settings, progress=silent)
+    grid = InProcessGrid(settings, app=own_app())
+    assert unlearning.arrays() is None
+    result = unlearning.adopt(grid, fed_avg(grid, None))
+    assert (result.card.epoch, result.card.architecture) == (0, "tests.own_fleet:GreyNet")
     return settings
 
 
 @pytest.fixture
-def trained(fleet, tmp_path):
-    """A copy of that fleet, its model's card and its arrays."""
+def trained(fleet, tmp_path, silent):
+    """A copy of that fleet, and its own server's unlearning."""
     settings = fleet.model_copy(update={"state_folder": tmp_path / "state"})
     shutil.copytree(fleet.state_folder, settings.state_folder)
-    store = Store(settings.state_folder)
-    model, card = load_model(store.folders.model(store.champions.current().job))
-    return settings, card, ArrayRecord.from_torch_state_dict(model.state_dict())
+    return settings, FederatedUnlearning(task=TASK, settings=settings, progress=silent)
 
 
-def request_of(settings):
-    with Site(site_folders(settings.state_folder)[0]) as site:
-        (request,) = site.ledger.requests()
-        return request.state, site.ledger.epoch()
+def requests_of(settings):
+    """State of the first request of each site, and the epoch that the sites know."""
+    states, epochs = [], set()
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            states += [request.state for request in site.ledger.requests()]
+            epochs.add(site.ledger.epoch())
+    return Counter(states), epochs
 
 
-def test_an_own_server_app_forgets_in_a_few_lines(trained, silent):
-    settings, card, arrays = trained
-    kept, states = {}, []
-
-    def release(released, new_card, verdict):
-        states.append(request_of(settings)[0])
-        kept["model"] = new_card, released, verdict
-
+def test_an_own_fleet_trains_forgets_trains_on_and_forgets_again(trained, tmp_path):
+    settings, unlearning = trained
     grid = InProcessGrid(settings, app=own_app())
-    result = FederatedUnlearning(card=card, settings=settings, progress=silent).start(grid, arrays, release)
-    assert may_release(result.verdict, settings), result.verdict.sentence()
-    assert kept["model"] == (result.card, result.arrays, result.verdict)
-    assert (result.card.epoch, result.card.kind) == (1, "unlearned")
-    assert states == [RequestState.EVALUATING]  # nothing is purged before the model is kept
-    assert request_of(settings) == (RequestState.COMPLETE, 1)
+    asked = a_person_asks_at_each_site(settings)
+    erased = unlearning.start(grid)
+    assert (erased.card.epoch, erased.card.kind) == (1, "unlearned"), erased.sentence()
+    assert erased.card.parent is not None
+    assert requests_of(settings) == (Counter({RequestState.COMPLETE: len(asked)}), {1})
     assert not list(settings.state_folder.glob(f"sites/*/{HELD_MODEL_FILE}"))  # none that remembers stays at a site
-    assert result.evaluate_metrics_clientapp.keys() == {0, 1}
-    assert "mia_auc" in result.evaluate_metrics_clientapp[1]
+    assert erased.evaluate_metrics_clientapp.keys() == {0, 1}
+    assert "mia_auc" in erased.evaluate_metrics_clientapp[1]
 
-    again = FederatedUnlearning(card=result.card, settings=settings, progress=silent)
-    ended = again.start(InProcessGrid(settings, app=own_app()), result.arrays, release)
-    assert (ended.verdict, ended.card) == (None, result.card)
+    again = FederatedUnlearning(task=TASK, settings=settings, progress=unlearning.progress)
+    begin = again.arrays()
+    assert begin.to_torch_state_dict().keys() == own_fleet.GreyNet().state_dict().keys()
+    trained_on = again.adopt(grid, fed_avg(grid, begin))
+    assert trained_on.card.parent == digest(begin.to_torch_state_dict())
+    assert (trained_on.card.epoch, trained_on.card.kind) == (1, "original")
+
+    another_person_asks(settings)
+    assert again.start(grid).card.epoch == 2
+    assert "nobody asks to be forgotten" in again.start(grid).sentence().lower()
+
+
+def test_a_device_runs_the_own_network_with_its_channels_its_range_and_its_classes(trained):
+    settings, unlearning = trained
+    store = Store(settings.state_folder)
+    folder = store.folders.model(store.champions.current().job)
+    store.close()
+    network = own_fleet.GreyNet().eval()
+    network.load_state_dict(unlearning.arrays().to_torch_state_dict())
+    with Site(site_folders(settings.state_folder)[0]) as site:
+        manifest = site.manifest()
+        file = manifest.file_of(manifest.rows[0])
+    for name in ("model.onnx", "model.int8.onnx"):
+        model = DeviceModel(folder / name)
+        pixels = read_image(file, model.input)
+        assert (model.classes, pixels.shape) == (own_fleet.CLASSES, (32, 32, 1))
+        with torch.no_grad():
+            image = torch.from_numpy(pixels).permute(2, 0, 1).float()[None] / 127.5 - 1.0
+            expected = network(image).softmax(dim=1)[0]
+        assert model.predict(pixels[None])[0] == pytest.approx(
+            expected.numpy(), abs=1e-4 if name == "model.onnx" else 0.2
+        )
 
 
 def another_person_asks(settings):
@@ -106,87 +171,120 @@ def another_person_asks(settings):
         request_forgetting(site, next(person for person, label in people.items() if label == most), deadline_days=30)
 
 
-def test_following_the_readme_works_again_and_again_under_the_settings_that_are_shown(trained, tmp_path, monkeypatch):
-    """Its code as it stands there: each start begins with the model that the one before released."""
-    settings, card, arrays = trained
-    erasure = settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0})
-    write_settings(settings.model_copy(update={"erasure": erasure}), tmp_path / "fleet.json")
-    monkeypatch.setenv("DLFD_FLEET_CONFIG", str(tmp_path / "fleet.json"))
-    monkeypatch.setenv("DLFD_FLEET_SEED", "3")
-    monkeypatch.chdir(tmp_path)
-    strategy = FederatedUnlearning(card=card)
-    assert strategy.settings == load_settings().settings
-    assert (strategy.settings.seed, strategy.settings.erasure.rounds) == (3, 1)
-    model = build(card)
-    model.load_state_dict(arrays.to_torch_state_dict())
-    save_model(model, card, tmp_path / "champion")
-    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```", 1)[0]
-    for epoch in (1, 2):
-        if epoch == 2:
-            another_person_asks(settings)
-        names: dict[str, object] = {}
-        exec(compile(code, "README.md", "exec"), names)
-        context = Context(run_id=epoch, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        names["app"](InProcessGrid(settings), context)
-        assert load_model(tmp_path / "champion")[1].epoch == epoch
-        with Site(site_folders(settings.state_folder)[0]) as site:
-            assert {request.state for request in site.ledger.requests()} == {RequestState.COMPLETE}
-            assert site.ledger.epoch() == epoch
+def test_training_on_people_who_were_forgotten_is_refused_at_once(trained, caplog):
+    settings, unlearning = trained
+    everyone = InProcessGrid(settings, app=own_app(filtered=False))
+    before = unlearning.arrays()
+    with caplog.at_level(logging.WARNING):
+        assert fed_avg(everyone, before)
+    assert "the first request will end such training" in caplog.text
+    another_person_asks(settings)
+    everyone.seen.clear()
+    fed_avg(everyone, before)
+    refused = [message.error.reason for message in everyone.seen if message.has_error()]
+    assert len(refused) == ROUNDS  # of two sites one has somebody who has asked
+    assert "leaves out who has asked to be forgotten: 1 people have, and its update is not sent" in refused[0]
+    filtered = InProcessGrid(settings, app=own_app())
+    fed_avg(filtered, before)
+    assert not any(message.has_error() for message in filtered.seen)
 
 
-def test_a_model_that_could_not_be_kept_is_not_released(trained, silent):
-    settings, card, arrays = trained
+def test_a_model_that_began_before_an_erasure_is_not_adopted(trained):
+    settings, unlearning = trained
+    grid = InProcessGrid(settings, app=own_app())
+    begin = unlearning.arrays()
+    another_person_asks(settings)
+    other = FederatedUnlearning(task=TASK, settings=settings, progress=unlearning.progress)
+    other.start(grid)
+    with pytest.raises(JobError, match="began with a model of the erasure epoch 0, and the fleet is at 1"):
+        unlearning.adopt(grid, begin)
+    with pytest.raises(JobError, match=r"did not begin with the weights of FederatedUnlearning\.arrays"):
+        other.adopt(grid, begin)
+    with pytest.raises(JobError, match=r"The trained model is no tests\.own_fleet:GreyNet.*fc2\.weight"):
+        other.adopt(grid, ArrayRecord(own_fleet.GreyNet(classes=3).state_dict()), fresh=True)
 
-    def full(*_):
-        raise OSError("No space left on device")
 
-    strategy = FederatedUnlearning(card=card, settings=settings, progress=silent)
-    with pytest.raises(OSError, match="No space left"):
-        strategy.start(InProcessGrid(settings, app=own_app()), arrays, full)
-    assert request_of(settings) == (RequestState.ACCEPTED, 0)
+def test_an_own_loss_optimizer_and_loop_are_what_the_rounds_use(trained):
+    settings, unlearning = trained
+    used = Counter()
+
+    def loss(logits, labels):
+        used["loss"] += 1
+        return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+
+    def optimizer(parameters, rate):
+        used["optimizer"] += 1
+        return torch.optim.Adam(parameters, rate / 10)
+
+    def loop(network, data, *, epochs, learning_rate):
+        used["loop"] += 1
+        assert data[0][0].shape == (1, 32, 32)
+        assert -1.0 <= data[0][0].min() < 0.0
+        return own_fleet.train_own_way(network, data, epochs=epochs, learning_rate=learning_rate)
+
+    another_person_asks(settings)
+    own = own_fleet.task(loss=loss, optimizer=optimizer, train=loop)
+    erased = unlearning.start(InProcessGrid(settings, app=own_app(own)))
+    assert erased.card.epoch == 1, erased.sentence()
+    assert used["loss"] > used["optimizer"] >= 1
+    assert used["loop"] >= 2
 
 
-def erasure_messages(settings, card, arrays, silent, precision):
-    """All that travels in an erasure, until its model could be released."""
+def test_a_site_builds_no_network_that_neither_its_app_nor_its_folder_names(trained):
+    settings, unlearning = trained
+    another_person_asks(settings)
+    with pytest.raises(JobError, match=r"builds no network 'tests\.own_fleet:GreyNet' for a message"):
+        unlearning.start(InProcessGrid(settings, app=add_unlearning(ClientApp())))
+    other = InProcessGrid(settings, app=own_app(own_fleet.task(arguments={"width": 4})))
+    with pytest.raises(JobError, match="with other arguments than the message"):
+        unlearning.start(other)
+
+
+def erasure_messages(settings, silent, precision):
+    """All that travels in an erasure, and the model that it began with."""
     fleet = settings.fleet.model_copy(update={"update_precision": precision})
     erasure = settings.erasure.model_copy(update={"rounds": 1})  # else rounding decides how many there are
     folder = settings.state_folder.with_name(precision)
     changed = settings.model_copy(update={"fleet": fleet, "erasure": erasure, "state_folder": folder})
     shutil.copytree(settings.state_folder, changed.state_folder)
-    grid, kept = InProcessGrid(changed), []
-    FederatedUnlearning(card=card, settings=changed, progress=silent).start(
-        grid, arrays, lambda *all_: kept.append(all_)
+    grid, unlearning = (
+        InProcessGrid(changed, app=own_app()),
+        FederatedUnlearning(task=TASK, settings=changed, progress=silent),
     )
-    assert kept
-    return grid.seen
+    begin = unlearning.arrays()
+    assert unlearning.start(grid).card.epoch == 1
+    unlearning_and_repair = {UnlearnTask.TYPE, FitTask.TYPE}
+    sent = [message for message in grid.seen if message.metadata.message_type in unlearning_and_repair]
+    return sent, begin.to_torch_state_dict()
 
 
 def sent_back(messages):
     """What the first site that unlearned sent back."""
-    replies = (message for message in messages if message.metadata.message_type == UnlearnTask.TYPE)
-    return next(reply for reply in replies if reply.metadata.reply_to_message_id).content["model"]
+    return next(
+        message for message in messages if message.metadata.reply_to_message_id and message.has_content()
+    ).content["model"]
 
 
 @pytest.mark.parametrize(("precision", "share", "tolerance"), [("float16", 0.5, 1e-3), ("int8", 0.25, 0.5 / 127)])
 def test_differences_are_a_half_or_a_quarter_of_the_bytes_both_ways(trained, silent, precision, share, tolerance):
-    settings, card, arrays = trained
-    exact, short = (erasure_messages(settings, card, arrays, silent, each) for each in ("float32", precision))
-    start = arrays.to_torch_state_dict()
+    settings, _ = trained
+    a_person_asks_at_each_site(settings)
+    (exact, start), (short, _) = (erasure_messages(settings, silent, each) for each in ("float32", precision))
     whole, difference = (sent_back(messages).to_torch_state_dict() for messages in (exact, short))
     rebuilt = model_of(difference, start, precision, "site-1")
     for name, array in whole.items():
         largest = (array - start[name]).abs().max() if array.is_floating_point() else 0.0
         assert (rebuilt[name] - array).abs().max() <= tolerance * largest + 1e-6, name
     sizes = [sum(array_bytes(message.content) for message in messages) for messages in (exact, short)]
-    assert share < sizes[1] / sizes[0] < share + 0.1
+    assert share < sizes[1] / sizes[0] < share + 0.15
 
 
-def test_flowers_local_differential_privacy_is_refused_where_it_breaks_batch_norm(trained, silent):
+def test_flowers_local_differential_privacy_is_refused_where_it_breaks_batch_norm(tmp_path, silent):
     """It clips and adds its noise to everything that travels, variances and all: see docs/security.md."""
-    settings, card, arrays = trained
+    settings = trained_fleet(tmp_path)
+    a_person_asks_at_each_site(settings)
     mods = [LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=1.0, delta=1e-5)]
-    grid = InProcessGrid(settings, app=own_app(update_mods=mods))
-    strategy = FederatedUnlearning(card=card, settings=settings, progress=silent)
-    with pytest.raises(JobError, match="sent negative variances in"):
-        strategy.start(grid, arrays, lambda *_: None)
-    assert request_of(settings) == (RequestState.ACCEPTED, 0)
+    grid = InProcessGrid(settings, app=add_unlearning(ClientApp(), update_mods=mods))
+    with small_networks(), pytest.raises(JobError, match="sent negative variances in"):
+        FederatedUnlearning(settings=settings, progress=silent).start(grid)
+    assert requests_of(settings) == (Counter({RequestState.ACCEPTED: 2}), {0})

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from dlfd_fleet.data import assign_people, read_manifest, write_manifest
-from dlfd_fleet.exceptions import DataError, UnlearningError
+from dlfd_fleet.data import TrainedOn, assign_people, read_manifest, write_manifest
+from dlfd_fleet.exceptions import ConfigurationError, DataError, UnlearningError
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, load_model, save_model
 from dlfd_fleet.progress import ConsoleProgress
@@ -91,6 +91,33 @@ def in_this_process(folder, faces, person, silent, **options):
         audit={"resamples": 200},
     )
     return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent, **options)
+
+
+def test_whom_a_list_does_not_name_is_unseen_and_is_dealt_to_gate_and_evidence(world, silent):
+    folder, faces, person = world
+    plain = faces.with_name("manifest.csv")  # of twelve people without a split
+    trained = sorted(read_manifest(plain).identities)[:6]
+    (folder / "trained.txt").write_text("\n".join(name.upper() for name in [*trained, person]))
+    result = in_this_process(folder, plain, person, silent, trained_on=TrainedOn.read(str(folder / "trained.txt")))
+    others = len(set(read_manifest(plain).identities) - {*trained, person})
+    assert result.original.unseen_images == 4 * (others - others // 2)
+    assert result.unlearned.mia_auc is not None
+    assert result.unlearned.control_auc is not None
+
+
+def test_where_everybody_was_trained_on_the_verdict_says_that_nothing_was_measured(world, silent):
+    folder, faces, person = world
+    everybody = TrainedOn.read("all")
+    plain = faces.with_name("manifest.csv")
+    with pytest.raises(ConfigurationError, match="'dlfd-released' has a gate of its own, which needs validation"):
+        in_this_process(folder, plain, person, silent, method="dlfd-released", trained_on=everybody)
+    with pytest.raises(DataError, match=r"--trained-on all: '.*' was trained on, and .*dealt.csv has"):
+        in_this_process(folder, faces, person, silent, trained_on=everybody)
+    result = in_this_process(folder, plain, person, silent, trained_on=everybody)
+    assert result.original.unseen_images == 0
+    assert result.verdict.outcome in ("INCONCLUSIVE", "FAIL")  # of an untrained model what it knows of others is chance
+    assert "no unseen people were audited" in result.verdict.sentence()
+    assert "with people never" not in (folder / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

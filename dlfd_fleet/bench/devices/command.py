@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from dlfd_fleet.answers import agreement
 from dlfd_fleet.audit import Role, SampleScores, Scores, judge, measure
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.bench.devices.files import (
@@ -58,12 +59,12 @@ class Evidence:
         self._people = np.unique(names, return_inverse=True)[1].astype(np.int64)
         sizes = [len(faces) for faces in parts.values()]
         self._roles = np.repeat([ROLES.index(role) for role in parts], sizes).astype(np.uint8)
-        self._audit, self._seed = experiment.settings.audit, experiment.seed
+        self._audit, self._seed, self.labels = experiment.settings.audit, experiment.seed, experiment.card.labels
 
     def scores(self, said: NDArray[np.float32]) -> Scores:
         """Return the scores of probabilities ``(N, C)`` of all images."""
         samples = SampleScores.from_probabilities(said, self._labels, self._people, self._roles)
-        return measure(samples, resamples=self._audit.resamples, seed=self._seed)
+        return measure(samples, resamples=self._audit.resamples, seed=self._seed, labels=self.labels)
 
     def outcome(self, original: Scores, scores: Scores) -> str:
         """Return the verdict on answers beside those of the original."""
@@ -145,7 +146,7 @@ def _row(
         "size_bytes": float(subject.size_bytes(way)),
         "size_beside_fp32": subject.size_bytes(way) / subject.size_bytes(FP32),
         "resident_bytes": float(taken.resident_bytes),
-        "agreement": float((taken.said.argmax(axis=1) == eager.argmax(axis=1)).mean()),
+        "agreement": agreement(taken.said, eager, multi_label=evidence.labels is not None),
         "max_abs_difference": float(np.abs(taken.said - eager).max()),
         **{f"speed_beside_{other}": _speed(taken, of_all[other]) for other in (FP32, EAGER, EAGER_CHANNELS_LAST)},
         **scores.metrics(),

@@ -13,6 +13,7 @@ import torch
 from dlfd_fleet.bench.experiment import MAKES_MODELS, Experiment, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.exceptions import ExportError
 from dlfd_fleet.export import calibrate, content_of, export_onnx, export_variant, prepare
 from dlfd_fleet.formats import FORMATS, FP32
@@ -105,7 +106,7 @@ def _export(model: FeatureClassifier, card: ModelCard, folder: Path, experiment:
     """Write every format; compared on the people whom the model never saw, calibrated on the retained ones."""
     settings = experiment.settings.export
     save_model(model, card, folder)
-    images = torch.cat([experiment.validation.images, experiment.test.images])
+    images = joined([experiment.validation.images, experiment.test.images])
     labels = torch.cat([experiment.validation.labels, experiment.test.labels])
     source = folder / "model.onnx"
     export_onnx(model, card, source, version=f"{card.epoch}-bench", settings=settings, images=images, labels=labels)

@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dlfd_fleet.federation.protocol.differences import model_of
 from dlfd_fleet.federation.protocol.messages import (
     FitResult,
     FitTask,
 )
 from dlfd_fleet.federation.protocol.packing import (
-    MODEL,
     Arrays,
-    arrays_of,
 )
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import RunningMean, check_update, is_statistic
@@ -75,11 +72,11 @@ def calibrate(rounds: Rounds, arrays: Arrays, norms: Mapping[str, float]) -> Arr
     number, epochs = job.next_round(), max(1, training.local_epochs // 2)
     task = rounds.fit_task("retrain", epochs, training.learning_rate)
     mean, records = RunningMean(), task.to_records(model=arrays)
-    for reply in job.fleet.exchange(FitTask.TYPE, dict.fromkeys(job.fleet.wait_for_nodes(), records), str(number)):
+    tasks = dict.fromkeys(job.fleet.wait_for_nodes(), records)
+    for reply in job.fleet.exchange(FitTask.TYPE, tasks, str(number), job.card):
         result = FitResult.from_records(reply.records, reply.sender)
-        update = arrays_of(reply.records, MODEL, reply.sender)
-        model = model_of(update, arrays, task.precision, reply.sender)
-        length = check_update(model, arrays, reply.sender).trained
+        model = rounds.trained_arrays(reply, task, arrays)
+        length = check_update(model, job.card.trained(arrays), reply.sender).trained
         scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)
         mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
     return rounds.as_sent(mean.value(), arrays)

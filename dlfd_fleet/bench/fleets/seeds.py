@@ -36,7 +36,7 @@ from dlfd_fleet.federation.rounds.requests import ask_pending
 from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
-from dlfd_fleet.models import build, load_arrays, state_arrays
+from dlfd_fleet.models import build, load_arrays, start, state_arrays
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.simulation import simulate
@@ -169,7 +169,7 @@ class FederatedSeed:
 
     def _fresh(self, number: int) -> Arrays:
         torch.manual_seed(self.settings.seed * 100 + number)
-        return state_arrays(build(self.experiment.card))
+        return state_arrays(start(self.experiment.card, self.settings.model.weights))
 
     def _erasure(self, fleet: Fleet, name: str = "", recorder: Recorder | None = None) -> Erasure:
         """Return the rounds and audits of a method, or of plain training without a name."""

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dlfd_fleet.bench.cost import peak_memory
+from dlfd_fleet.bench.load.counts import parse_counts
 from dlfd_fleet.bench.workers import worker_processes
-from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.federation.protocol.messages import FitResult, PendingReply
 from dlfd_fleet.federation.protocol.packing import MODEL, arrays_of
 from dlfd_fleet.federation.rounds.fleet import Fleet
@@ -140,7 +140,7 @@ def sites_command(settings: Settings, sites: str, console: Console) -> None:
     ConfigurationError
         If the numbers are none.
     """
-    counts = _parse_counts(sites)
+    counts = parse_counts(sites, "sites")
     measured = []
     with ConsoleProgress(console).phase("One round with more and more sites", len(counts)) as advance:
         for count in counts:
@@ -157,16 +157,6 @@ def sites_command(settings: Settings, sites: str, console: Console) -> None:
         table.add_row(str(one.sites), *(f"{figure:.1f}" for figure in figures))
     console.print(table)
     console.print(f"Plot: {folder / 'scale.png'}", soft_wrap=True)
-
-
-def _parse_counts(text: str) -> list[int]:
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        counts = []
-    if not counts or counts[0] < 1:
-        raise ConfigurationError(f"'{text}' is no list of numbers of sites; write 10,100,1000.")
-    return counts
 
 
 def _write(measured: list[Measurement], folder: Path) -> None:

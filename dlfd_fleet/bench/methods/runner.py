@@ -74,6 +74,8 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     failures: list[str] = []
     jobs = plan.settings.bench.jobs
     threads = max(1, usable_cores() // jobs)
+    for name in plan.methods if plan.settings.data.multi_label else ():
+        METHODS.find(name).refuse_labels()
     _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
     with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):

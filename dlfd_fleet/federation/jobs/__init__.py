@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlfd_fleet.federation.jobs.run import run_jobs
-    from dlfd_fleet.federation.jobs.strategy import FederatedUnlearning, UnlearningResult
+    from dlfd_fleet.federation.jobs.strategy import FederatedUnlearning, JobResult
 
-__all__ = ["FederatedUnlearning", "UnlearningResult", "run_jobs"]
+__all__ = ["FederatedUnlearning", "JobResult", "run_jobs"]
 
 
 def __getattr__(name: str) -> object:

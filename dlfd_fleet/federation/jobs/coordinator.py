@@ -124,9 +124,9 @@ class Coordinator:
         Raises
         ------
         ConfigurationError
-            If there is no such method.
+            If there is no such method, or it is none for such models.
         """
-        return Erasure(self.rounds(card), self.audits(card), AtAskedSites.of(self.settings.erasure))
+        return Erasure(self.rounds(card), self.audits(card), AtAskedSites.of(self.settings.erasure, card))
 
     # ------------------------------------------------------------------ the sites
 

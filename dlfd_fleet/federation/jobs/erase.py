@@ -7,14 +7,14 @@ from typing import Protocol
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, judge_retrained
+from dlfd_fleet.audit import Outcome, Scores, Verdict, judge, judge_relearned, judge_retrained
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.protocol.packing import Arrays
-from dlfd_fleet.federation.release.release_rule import may_release, retrain_instead
+from dlfd_fleet.federation.release.release_rule import may_release, may_retrain, retrain_instead
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
-from dlfd_fleet.models import ModelCard, build, digest, state_arrays
+from dlfd_fleet.models import ModelCard, digest, start, state_arrays
 from dlfd_fleet.unlearning.methods import METHODS
 
 
@@ -53,10 +53,13 @@ class Releaser(Protocol):
 def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     """Forget everybody who has asked; the way of one erasure job."""
     card, erasure = origin.card, job.erasure(origin.card)
+    if job.settings.model.weights and may_retrain(job.settings):
+        start(card, job.settings.model.weights)  # weights that are gone are said before anybody unlearns
     pending = job.pending(card)
     asked = tuple(request for reply in pending.values() for request in reply.requests)
     if not asked:
-        job.advance("settled", note="nobody asks to be forgotten", epoch=card.epoch)
+        where = " at the sites that take part; requests at the others wait" if job.record.absent else ""
+        job.advance("settled", note=f"nobody asks to be forgotten{where}", epoch=card.epoch)
         return
     job.advance(job.record.step, requests=len(asked))
     if not someone_to_unlearn(pending):
@@ -86,6 +89,7 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
     if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
         retrained, reverdict = _retrain(job, card, original)
+        verdict = _beside_retrained(job, card, verdict, retrained)
         if retrain_instead(verdict, job.settings):
             new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
             forgotten = asked  # nobody trained on any of them
@@ -99,13 +103,31 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
 def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple[AuditedModel, Verdict]:
     """Train anew without the forgotten people: what an erasure is compared with, and the exact fallback."""
     torch.manual_seed(job.settings.seed + 1)
-    context, fresh = job.context(card), state_arrays(build(card))
+    # What is frozen nobody has trained: it stays as it is, also if the starting weights are others by now.
+    fresh = state_arrays(start(card, job.settings.model.weights)) | card.frozen_of(original.arrays)
+    context = job.context(card)
     before = context.effort()
     arrays = job.rounds(card).train(fresh, "retrain")
     effort = context.effort() - before
     model = job.audits(card).audit(arrays, "Attacking the retrained model", "retrained")
     job.note_model("retrained", model, effort)
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
+
+
+def _beside_retrained(job: Coordinator, card: ModelCard, verdict: Verdict, retrained: AuditedModel) -> Verdict:
+    """Judge again where no unseen people were audited: then the retrained model is all that never saw the forgotten."""
+    if all(job.models[column].scores.unseen_images for column in ("original", "unlearned")):
+        return verdict
+    settings, scores = job.settings.audit, dict[str, Scores]()
+    for column in ("original", "unlearned", "relearned"):
+        if column in job.models:
+            known, model = job.record.models[column], job.audits(card).beside(job.models[column], retrained)
+            job.note_model(column, model, Effort(known.seconds, known.bytes_sent))
+            scores[column] = model.scores
+    verdict = judge(scores["original"], scores["unlearned"], settings)
+    if verdict.outcome is not Outcome.FAIL and "relearned" in scores:
+        verdict = judge_relearned(verdict, scores["original"], scores["relearned"], settings)
+    return verdict
 
 
 def _finish(job: Coordinator, releaser: Releaser, card: ModelCard, forgotten: tuple[str, ...], asked: int) -> None:

@@ -71,7 +71,7 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
                 "it there (`dlfd-fleet registry promote`)."
             )
         record = store.new_job("import", settings)
-        card = card.model_copy(update={"kind": "original", "parent": None, "job": record.job})
+        card = card.model_copy(update={"kind": "original", "parent": None, "job": record.job, "frozen": model.frozen})
         save_model(model, card, store.folders.model(record.job))
         return carry_out(cast("Grid", _NoNodes()), store, tracker, progress, record)
 

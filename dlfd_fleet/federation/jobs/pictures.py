@@ -28,7 +28,7 @@ def job_pictures(
     models
         Audited models by column: original, unlearned, retrained.
     rounds
-        What the gate read after each round.
+        What the gate read after each round; without validation people there is nothing to trade off.
     phases
         What the finished steps took, those of a kind together.
     """
@@ -43,8 +43,9 @@ def job_pictures(
         ),
         "time": time_by_phase({name: phase.seconds for name, phase in phases.items()}),
     }
-    if rounds:
-        pictures["trade_off"] = trade_off(rounds)
+    attacked = {number: values for number, values in rounds.items() if "gate_loss_auc" in values}
+    if attacked:
+        pictures["trade_off"] = trade_off(attacked)
     return pictures
 
 
@@ -79,6 +80,7 @@ def fleet_profile(replies: Iterable[PendingReply]) -> dict[str, object]:
         "sites": len(answers),
         "input": answers[0].input.sentence(),
         "retain_images": dict(zip(classes, counts, strict=True)),
+        **({"labelled_images": sum(reply.retain_images for reply in answers)} if answers[0].multi_label else {}),
         "forget_images": sum(reply.forget_images for reply in answers),
         "requests": sum(len(reply.requests) for reply in answers),
     }

@@ -213,7 +213,8 @@ class FleetReleaser:
         """
         name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
         content = content_of(file)
-        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step)
+        reference = None if card.kind == "retrained" else self.job.models.get("retrained")
+        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step, reference)
         parity = self._beside_torch(card, scores, parity, name)
         self.recorder.metrics({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self.recorder.metrics(
@@ -246,12 +247,14 @@ class FleetReleaser:
         torch_model = self.job.models.get(card.kind)
         if torch_model is None or torch_model.scores.unseen_images != scores.unseen_images:
             return parity
-        own, torchs = scores.test_accuracy.value, torch_model.scores.test_accuracy.value
-        self.recorder.metrics({f"{name}_accuracy": own, f"{name}_torch_accuracy": torchs}, 0)
-        return replace(parity, accuracy=own, torch_accuracy=torchs)
+        own, torchs = scores.test_accuracy, torch_model.scores.test_accuracy
+        if own is None or torchs is None:
+            return parity
+        self.recorder.metrics({f"{name}_accuracy": own.value, f"{name}_torch_accuracy": torchs.value}, 0)
+        return replace(parity, accuracy=own.value, torch_accuracy=torchs.value)
 
     def _verdict_of_file(self, card: ModelCard, scores: Scores) -> Verdict | None:
-        if "original" not in self.job.models or scores.mia_auc is None:
+        if "original" not in self.job.models or not scores.forget_images:
             return None
         if card.kind == "retrained":
             return judge_retrained(self.job.models["original"].scores, scores, self.job.settings.audit)

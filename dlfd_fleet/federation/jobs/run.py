@@ -15,7 +15,7 @@ from dlfd_fleet.federation.jobs.pictures import outcome_tags
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.jobs.reporting import redraw_reports
-from dlfd_fleet.federation.jobs.train import train
+from dlfd_fleet.federation.jobs.train import Given, train
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
@@ -38,8 +38,14 @@ def run_jobs(
     kind: JobKind,
     settings: Settings,
     progress: ProgressDisplay,
+    given: Given | None = None,
 ) -> JobRecord:
     """Bring jobs whose process died to their end, then do one of this kind unless such a one was among them.
+
+    Parameters
+    ----------
+    given
+        A model that is trained already: a job is done for it, whatever was interrupted.
 
     Raises
     ------
@@ -59,9 +65,9 @@ def run_jobs(
         for record in store.unfinished():
             progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = carry_out(grid, store, tracker, progress, record)
-        if done is None or not _is_wanted(done, kind, settings, store):
+        if done is None or given is not None or not _is_wanted(done, kind, settings, store):
             chosen = with_settings_of_method(settings) if kind == "erase" else settings
-            done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen))
+            done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen), given)
         return done
 
 
@@ -78,6 +84,7 @@ def carry_out(
     tracker: Tracker,
     progress: ProgressDisplay,
     record: JobRecord,
+    given: Given | None = None,
 ) -> JobRecord:
     """Do one job, or what is left of it; its record and its run always say how it ended."""
     try:
@@ -100,7 +107,7 @@ def carry_out(
         if record.released and store.is_cancelled(record.job):
             raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
-            _run(job, releaser)
+            _run(job, releaser, given)
         redraw_reports(store, tracker, settings, progress, after=record.job)
         store.steps.forget(record.job)
         _purge(store, settings, progress)
@@ -158,9 +165,9 @@ def _coordinator(
     )
 
 
-def _run(job: Coordinator, releaser: FleetReleaser) -> None:
+def _run(job: Coordinator, releaser: FleetReleaser, given: Given | None) -> None:
     if job.record.kind == "train":
-        train(job, releaser)
+        train(job, releaser, given)
     elif job.record.kind == "erase":
         erase(job, releaser.origin(), releaser)
     else:

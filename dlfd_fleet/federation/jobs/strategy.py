@@ -1,10 +1,10 @@
-"""Unlearning in a ServerApp of one's own: the erasure of a fleet, with the caller's model and release."""
+"""A fleet's training and erasure in a ServerApp of one's own: the same jobs as those of the fleet's own ServerApp."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Literal
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -13,149 +13,199 @@ from flwr.serverapp.strategy import Result
 from dlfd_fleet.audit import Verdict
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.jobs.coordinator import Coordinator
-from dlfd_fleet.federation.jobs.erase import Origin, erase
+from dlfd_fleet.federation.jobs.run import run_jobs
+from dlfd_fleet.federation.jobs.train import Given
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import JobRecord
-from dlfd_fleet.federation.records.journal import Journal
-from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
-from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.federation.rounds.job_context import Effort
-from dlfd_fleet.federation.rounds.site_keys import SiteKeys
-from dlfd_fleet.models import ModelCard, permit
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.champion import agreed_champion
+from dlfd_fleet.federation.task import Task
+from dlfd_fleet.models import ModelCard, digest, load_model, permit, state_arrays
 from dlfd_fleet.plain_text import PlainConsole
 from dlfd_fleet.progress import ConsoleProgress, ProgressDisplay
-from dlfd_fleet.settings import Settings
-
-Release = Callable[[ArrayRecord, ModelCard, Verdict], None]
+from dlfd_fleet.settings import ExportSettings, Settings, TrackingSettings
+from dlfd_fleet.tracking import open_tracker
 
 
 @dataclass
-class UnlearningResult(Result):
-    """Flower's result, and how the erasure ended.
+class JobResult(Result):
+    """Flower's result, and how the job ended.
 
     Attributes
     ----------
     arrays
-        The released model; the initial one if none was released.
+        The fleet's champion after the job: the released model, or the one before.
     evaluate_metrics_clientapp
-        The audit's scores: 0 of the initial model, 1 of the one that has forgotten.
+        The audits' scores: of an erasure 0 of the model that remembers, 1 of the one that has forgotten.
+    record
+        The job: its name, its verdict, what it released, who took no part and why.
     card
         What the arrays are, with the erasure epoch.
-    verdict
-        None if nobody who was trained on asks to be forgotten.
     """
 
+    record: JobRecord = field(kw_only=True)
     card: ModelCard = field(kw_only=True)
-    verdict: Verdict | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict; None where nothing had to be judged, as when nobody asks to be forgotten."""
+        return self.record.verdict
+
+    def sentence(self) -> str:
+        """Say in words how it ended, and which sites took no part."""
+        said = [self.record.verdict.sentence()] if self.record.verdict else []
+        said += [self.record.note] if self.record.note else []
+        said += [f"{site} {reason}" for site, reason in sorted(self.record.absent.items())]
+        return " ".join(f"{one[0].upper()}{one[1:].rstrip('.')}." for one in said)
 
 
 @dataclass(kw_only=True)
 class FederatedUnlearning:
-    """Forgets everybody who asks at the nodes of a grid: Flower's ``start``, as a strategy has it.
+    """The fleet's jobs on a Flower grid: train, take over what another strategy has trained, and forget.
+
+    All of it is what the fleet's own ServerApp does: a journal in ``settings.state_folder``, from which a job that was
+    killed goes on; MLflow and its registry; ONNX; an audit before anything is released; the report and the certificate.
 
     Attributes
     ----------
-    card
-        The model that travels.
+    task
+        The model and the data; when omitted, the settings name the model.
     settings
         The whole tree; when omitted, what ``dlfd-fleet config show`` shows: the file of ``DLFD_FLEET_CONFIG`` and the
         ``DLFD_FLEET_*`` variables over the defaults.
-    job
-        Name of the job, sent with every task.
+    tracking, export
+        These sections, in the place of those of the settings.
     progress
         Where progress goes.
 
     Examples
     --------
-    In a ServerApp of one's own::
+    In a ServerApp of one's own, beside one's own FedAvg::
 
-        strategy = FederatedUnlearning(card=card)
-        result = strategy.start(grid, ArrayRecord.from_torch_state_dict(model.state_dict()), release)
-        print(result.verdict.sentence() if result.verdict else "Nobody asks to be forgotten.")
+        unlearning = FederatedUnlearning(task=task)
+        result = FedAvg().start(grid, unlearning.arrays() or fresh, num_rounds=3)
+        unlearning.adopt(grid, result.arrays)
+        print(unlearning.start(grid).sentence())
     """
 
-    card: ModelCard
+    task: Task | None = None
     settings: Settings = field(default_factory=lambda: load_settings().settings)
-    job: str = field(default_factory=lambda: f"unlearn-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+    tracking: TrackingSettings | None = None
+    export: ExportSettings | None = None
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
+    _begun: tuple[str, int] | None = field(default=None, init=False, repr=False)
 
-    def start(
-        self, grid: Grid, initial_arrays: ArrayRecord, release: Release, timeout: float | None = None
-    ) -> UnlearningResult:
-        """Forget everybody who asks: the erasure of a fleet's own ServerApp, without its state folder and MLflow.
+    def __post_init__(self) -> None:
+        """Put the task and the sections into the settings."""
+        sections = {"tracking": self.tracking, "export": self.export}
+        given = {name: section for name, section in sections.items() if section is not None}
+        self.settings = self.settings.model_copy(update=given)
+        if self.task is not None:
+            self.settings = self.task.settings(self.settings)
+        permit(self.settings.model.architecture)
+
+    def arrays(self) -> ArrayRecord | None:
+        """Return the champion's weights, which a training goes on from; None if there is no champion yet."""
+        known = self._champion()
+        if known is None:
+            return None
+        arrays, card = known
+        self._begun = digest(arrays), card.epoch
+        return ArrayRecord.from_torch_state_dict(arrays)
+
+    def train(self, grid: Grid, *, start: Literal["champion", "fresh"] | None = None) -> JobResult:
+        """Train by the fleet's own federated averaging, and release the model unless it is worse than the champion.
 
         Parameters
         ----------
-        grid
-            Flower's grid; its nodes run :func:`~dlfd_fleet.federation.add_unlearning`.
-        initial_arrays
-            State dict of the model that remembers them, as :attr:`card` describes it.
-        release
-            Called with a model that may be released, its card and the verdict, BEFORE the sites purge the images of
-            the forgotten: it must have kept the model when it returns. If it raises, nothing is purged.
-        timeout
-            Longest wait for the replies of one round, seconds; ``fleet.reply_timeout_seconds`` when omitted.
+        start
+            What to begin with; ``training.start`` of the settings when omitted.
 
         Raises
         ------
         JobError
-            If no site answers, or too few of them do. As after any other error, the requests wait for the next start.
+            If no site can train, or the model is worse than the champion.
         """
-        settings = with_settings_of_method(self.settings)
-        permit(settings.model.architecture)
-        keys = SiteKeys(bound=settings.fleet.registered_keys)
-        fleet = Fleet.under(settings.fleet, grid, keys)
-        if timeout is not None:
-            fleet = replace(fleet, timeout=timeout)
-        record = JobRecord(job=self.job, kind="erase", step="started", started_at=datetime.now(UTC))
-        journal = Journal(traffic=fleet)
-        job = Coordinator(settings, fleet, journal, self.progress, record, lambda: self.card.epoch)
-        kept = KeptByCaller(job, release)
-        origin = Origin(self.card, dict(initial_arrays.to_torch_state_dict()), Effort(0.0, 0))
-        try:
-            erase(job, origin, kept)
-        except Exception as error:
-            if not job.record.released:
-                job.give_back(f"the job failed: {type(error).__name__}")
-            raise
-        result = UnlearningResult(
-            arrays=kept.arrays or initial_arrays, card=kept.card or self.card, verdict=job.record.verdict
-        )
-        ended = "retrained" if job.record.proceedings.retrained else "unlearned"
+        settings = self.settings
+        if start is not None:
+            training = settings.training.model_copy(update={"start": start})
+            settings = settings.model_copy(update={"training": training})
+        return self._result(run_jobs(grid, "train", settings, self.progress))
+
+    def adopt(self, grid: Grid, arrays: ArrayRecord, *, fresh: bool = False) -> JobResult:
+        """Audit a model that another strategy has trained, and release it unless it is worse than the champion.
+
+        Parameters
+        ----------
+        arrays
+            State dict of the task's network.
+        fresh
+            Whether the training began with fresh weights, and not with :meth:`arrays`.
+
+        Raises
+        ------
+        JobError
+            If the fleet has forgotten somebody, and the training began neither with fresh weights nor with the
+            champion of today's erasure epoch, which :meth:`arrays` gives: it may remember them. If the weights are not
+            those of the network, or the model is worse than the champion.
+        """
+        weights = dict(arrays.to_torch_state_dict())
+        given = Given(weights, parent=self._parent(fresh=fresh))
+        return self._result(run_jobs(grid, "train", self.settings, self.progress, given))
+
+    def start(self, grid: Grid) -> JobResult:
+        """Forget everybody who asks at the nodes of a grid.
+
+        Raises
+        ------
+        JobError
+            If there is no champion yet, no site answers, or too few of them do. The requests wait for the next start.
+        """
+        return self._result(run_jobs(grid, "erase", self.settings, self.progress))
+
+    def _parent(self, *, fresh: bool) -> str | None:
+        """Return the digest of the model that a training began with, if it may have."""
+        known = self._champion()
+        epoch = known[1].epoch if known else 0
+        if fresh:
+            return None
+        if self._begun is None:
+            if epoch:
+                raise JobError(
+                    f"The fleet is at the erasure epoch {epoch}, and this training did not begin with the weights of "
+                    "FederatedUnlearning.arrays(): its model may remember who was forgotten. Begin with those, or with "
+                    "fresh weights and adopt(..., fresh=True)."
+                )
+            return None
+        if self._begun[1] != epoch:
+            raise JobError(
+                f"This training began with a model of the erasure epoch {self._begun[1]}, and the fleet is at {epoch}: "
+                "its model may remember who was forgotten since. Train again, from FederatedUnlearning.arrays()."
+            )
+        return self._begun[0]
+
+    def _champion(self) -> tuple[Arrays, ModelCard] | None:
+        """Return the weights and the card of the model that the fleet runs."""
+        with (
+            closing(Store(self.settings.state_folder)) as store,
+            open_tracker(self.settings.tracking, self.settings.state_folder) as tracker,
+        ):
+            champion = agreed_champion(store, tracker, self.progress.say)
+            if champion is None:
+                return None
+            model, card = load_model(store.folders.model(champion.job))
+        return state_arrays(model), card
+
+    def _result(self, record: JobRecord) -> JobResult:
+        with closing(Store(self.settings.state_folder)) as store:
+            champion = store.champions.current()
+            if champion is None:
+                raise JobError(f"{record.job} has left no champion: {record.note or 'see its record'}.")
+            model, card = load_model(store.folders.model(champion.job))
+        arrays = state_arrays(model)
+        result = JobResult(arrays=ArrayRecord.from_torch_state_dict(arrays), record=record, card=card)
+        ended = "retrained" if record.proceedings.retrained else "unlearned"
         for number, column in enumerate(("original", ended)):
-            if column in job.models:
-                scores = job.models[column].scores.metrics()
-                result.evaluate_metrics_clientapp[number] = MetricRecord({**scores})
+            if column in record.models:
+                result.evaluate_metrics_clientapp[number] = MetricRecord({**record.models[column].scores.metrics()})
         return result
-
-
-@dataclass
-class KeptByCaller:
-    """The releaser of somebody else's ServerApp: its own code keeps the model, and nothing is exported or drawn."""
-
-    job: Coordinator
-    keep: Release
-    arrays: ArrayRecord | None = None
-    card: ModelCard | None = None
-
-    def prepare(self) -> None:
-        """Refuse nothing."""
-
-    def release_or_hold(
-        self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False
-    ) -> None:
-        """Hand over a model that may be released."""
-        if hold:
-            return
-        verdict = self.job.record.verdict
-        if verdict is None:
-            raise JobError(f"{self.job.record.job} has no verdict, so its model is not handed over.")
-        record = ArrayRecord.from_torch_state_dict(arrays)
-        self.keep(record, card, verdict)
-        self.arrays, self.card = record, card
-        self.job.advance("released", released=True, epoch=card.epoch, forgotten=forgotten)
-
-    def show(self) -> str:
-        """Draw nothing."""
-        return ""

@@ -25,15 +25,20 @@ def summarise(record: JobRecord) -> Summary:
     models = {name: model for name, model in record.models.items() if name != "relearned"}
     rows = [(SCORE_TITLES[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
     again = record.models.get("relearned")
-    if again is not None:
+    if again is not None and again.scores.mia_auc is not None:
         # One row, not a column: utility after a round that is not released tells nobody anything.
         cells = {"unlearned": _score(again, "mia_auc")}
         rows.append(("MIA AUC after further training", *(cells.get(name, "-") for name in models)))
+    if any(model.scores.reference_auc for model in models.values()):
+        rows.append(("AUC beside the retrained model", *(_score(model, "reference_auc") for model in models.values())))
+        if again is not None:
+            cells = {"unlearned": _score(again, "reference_auc")}
+            rows.append(("the same after further training", *(cells.get(name, "-") for name in models)))
     retrained = models.get("retrained")
     if retrained is not None:
         gaps = (gap_to_retrain(model.scores, retrained.scores) for model in models.values())
         rows.append(("gap to retrained (0 is best)", *(f"{gap:.3f}" for gap in gaps)))
-    rows.append(("majority-class accuracy", *(f"{model.scores.majority_baseline:.3f}" for model in models.values())))
+    rows.append(("majority-class accuracy", *(_score(model, "majority_baseline") for model in models.values())))
     rows.append(("seconds", *(f"{model.seconds:.1f}" for model in models.values())))
     rows.append(("MB sent", *(f"{model.bytes_sent / 1e6:.1f}" for model in models.values())))
     counts = next((model.scores for model in models.values() if model.scores.forget_images), None)

@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from dlfd_fleet.audit import Outcome, judge_trained, judge_without_each
-from dlfd_fleet.data import canonical
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobError, ModelFileError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.audits import AuditedModel
-from dlfd_fleet.models import ModelCard, build, digest, state_arrays
+from dlfd_fleet.federation.rounds.requests import agreed_shape
+from dlfd_fleet.models import ModelCard, build, digest, load_arrays, normalised, start, state_arrays, with_frozen
+
+_GIVEN = "given"
 
 
-def train(job: Coordinator, releaser: FleetReleaser) -> None:
+@dataclass(frozen=True)
+class Given:
+    """A model that somebody else's strategy has trained on the fleet.
+
+    Attributes
+    ----------
+    parent
+        SHA-256 of the weights that its training began with; None of fresh ones.
+    """
+
+    arrays: Arrays
+    parent: str | None = None
+
+
+def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None) -> None:
     """Train a model by federated averaging, export it, and make it the champion unless it is worse than that one.
 
     It goes on from the champion, or begins with fresh weights where there is none or ``training.start`` says so. The
     champion is audited first: a site whose counts are made up is found before anything is trained.
+
+    Parameters
+    ----------
+    given
+        A model that is trained already, to be judged and released likewise.
     """
     pending = job.pending()
     found = releaser.audited_champion(pending)
     champion = found[1] if found else None
     card = new_card(job, pending)
-    if found is not None and job.settings.training.start == "champion":
+    if given is not None or job.journal.is_done(_GIVEN):
+        card, arrays = _given(job, card, given)
+    elif found is not None and job.settings.training.start == "champion":
         card, begin = _going_on(card, *found)
+        arrays = job.rounds(card).train(begin)
     else:
-        torch.manual_seed(job.settings.seed)
-        begin = state_arrays(build(card))
-    arrays = job.rounds(card).train(begin)
+        card, begin = _beginning_anew(job, card)
+        arrays = job.rounds(card).train(begin)
     effort = job.context(card).effort()
     model = job.audits(card).audit(arrays, "Auditing the original model", "original")
     job.note_model("original", model, effort)
@@ -48,18 +73,60 @@ def train(job: Coordinator, releaser: FleetReleaser) -> None:
     job.advance("settled", note="trained")
 
 
+def _given(job: Coordinator, card: ModelCard, given: Given | None) -> tuple[ModelCard, Arrays]:
+    """Return a given model, which a job that goes on finds among its steps.
+
+    Raises
+    ------
+    JobError
+        If its weights are not those of the network.
+    """
+
+    def check() -> Merged:
+        assert given is not None  # noqa: S101 - for mypy: the step is not done yet
+        try:
+            load_arrays(build(card), given.arrays)
+        except ModelFileError as error:
+            raise JobError(
+                f"The trained model is no {card.architecture}, which the task says it is. {error}"
+            ) from error
+        return Merged(given.arrays, (given.parent,) if given.parent else ())
+
+    kept = job.journal.merged(_GIVEN, check)
+    return card.model_copy(update={"parent": kept.requests[0] if kept.requests else None}), kept.arrays
+
+
+def _beginning_anew(job: Coordinator, card: ModelCard) -> tuple[ModelCard, Arrays]:
+    """Return the card of a new model, and fresh weights, with those that it starts from over them."""
+    weights = job.settings.model.weights
+    if job.settings.model.frozen and weights is None and not card.of_factory:
+        job.progress.say(
+            "The frozen layers begin with random weights, and keep them: name better ones in model.weights."
+        )
+    torch.manual_seed(job.settings.seed)
+    card = normalised(card, weights)
+    return card, state_arrays(start(card, weights))
+
+
 def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tuple[ModelCard, Arrays]:
     """Return the card of a model that goes on from the champion, and the champion's weights.
 
     Raises
     ------
     JobError
-        If the settings ask for another network than the champion is.
+        If the settings ask for another network than the champion is, or freeze what the champion has trained.
     """
     if (before.architecture, before.arguments) != (card.architecture, card.arguments):
         raise JobError(
             f"The champion is a {before.architecture}, and model.architecture asks for a {card.architecture}: set "
             "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
+        )
+    learned = card.frozen_of(with_frozen(before).trained(champion.arrays))
+    if learned:
+        raise JobError(
+            f"The champion has trained '{next(iter(learned))}', which model.frozen freezes: what it has learned there "
+            "from somebody could not be forgotten any more. Freeze no more than the champion has frozen, or begin anew "
+            "with `dlfd-fleet job start train --fresh`."
         )
     updates = {"classes": before.classes, "parent": digest(champion.arrays)}
     return card.model_copy(update=updates), dict(champion.arrays)
@@ -71,26 +138,23 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
     Raises
     ------
     JobError
-        If sites disagree about classes or input, which
-        :func:`~dlfd_fleet.federation.rounds.requests.ask_pending` lets none of them do.
+        If sites disagree about classes or input.
+    ModelFileError
+        If its network cannot be built here, or has no layer that is to be frozen.
     """
-    shapes = {
-        (tuple(map(canonical, reply.classes)), reply.input): (reply.classes, reply.input)
-        for reply in sorted(pending.values(), key=lambda reply: reply.classes)
-    }
-    if len(shapes) > 1:
-        raise JobError("The sites disagree about classes or input; make their site.json agree.")
-    ((classes, model_input),) = shapes.values()
-    model = job.settings.model
-    return ModelCard(
+    shape, model = agreed_shape(pending.values()), job.settings.model
+    card = ModelCard(
         architecture=model.architecture,
-        classes=classes,
-        input=model_input,
+        classes=shape.classes,
+        multi_label=shape.multi_label,
+        input=shape.input,
         arguments=model.arguments,
         feature_layer=model.feature_layer,
+        frozen=model.frozen,
         dropout=model.dropout,
         mean=model.mean,
         std=model.std,
         epoch=job.epoch,
         job=job.record.job,
     )
+    return with_frozen(card)

@@ -59,6 +59,6 @@ Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(2100, 1, 1))]
 """Of this century: at its ends a date can be reckoned with and changed into any other time zone."""
 Weights = Annotated[
     tuple[Annotated[float, Field(gt=0.0, le=1e12, allow_inf_nan=False)], ...],
-    Field(max_length=MOST_CLASSES),
+    Field(max_length=2 * MOST_CLASSES),
 ]
-"""One a class."""
+"""One a class; two a label, where it does not apply and where it does."""

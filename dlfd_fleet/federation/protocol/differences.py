@@ -6,16 +6,19 @@ The sender works on with what the difference stands for, not with what it rounde
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dlfd_fleet.exceptions import MessageError
+from dlfd_fleet.models import ModelCard
 from dlfd_fleet.settings import Precision
 
 _TYPES = {"float16": torch.float16, "int8": torch.int8}
 _STEPS = 127
 _SCALE = ":scale"
+_Array = TypeVar("_Array")
 
 
 def difference_of(model: Mapping[str, Tensor], base: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
@@ -23,10 +26,12 @@ def difference_of(model: Mapping[str, Tensor], base: Mapping[str, Tensor], preci
 
     A difference is small, so few bits keep its leading digits; the model itself would lose its last ones. ``int8`` has
     a scale of its own for each output channel. Vectors travel as they are: they are few, and a rounded difference can
-    turn a small variance negative.
+    turn a small variance negative. What ``model`` does not hold is left out.
     """
     sent = dict[str, Tensor]()
     for name in base:  # Flower's LocalDpMod wants back the order that it saw
+        if name not in model:
+            continue
         array = model[name]
         if precision == "float32" or not _is_rounded(array):
             sent[name] = array
@@ -60,6 +65,11 @@ def model_of(
             change *= _rows(_taken(left, name + _SCALE, reference.shape[:1], torch.float32, sender), reference)
         model[name] = reference + change
     return model | left
+
+
+def without_frozen(sent: Mapping[str, _Array], card: ModelCard) -> dict[str, _Array]:
+    """Return what is sent of a model, or of a difference, without the arrays that are frozen by its card."""
+    return {name: array for name, array in sent.items() if not card.freezes(name.removesuffix(_SCALE))}
 
 
 def _is_rounded(array: Tensor) -> bool:

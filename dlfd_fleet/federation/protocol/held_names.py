@@ -1,7 +1,8 @@
 """How a task names the model that it is about, so that a site which holds that model need not be sent it again.
 
 The name is the model's digest (:func:`~dlfd_fleet.models.digest`). A task may carry the model under its name; leave it
-out; or carry the difference from another one, named too.
+out; or carry the difference from another one, named too. Arrays that a difference leaves out are as in that one: of a
+model with frozen layers, their arrays.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ class PendingReply(FleetMessage):
     """Who asked here once and has withdrawn, and marks of the jobs that their request was in."""
     forget_images: Count
     class_images: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-    """Images to train on, one count a class."""
+    """Images to train on, one count a class; of labels, those that each applies to."""
+    labelled_images: Count | None = None
+    """Images to train on, where they have labels and so are no sum of those; None where each has one class."""
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     input: ModelInput
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
@@ -120,6 +122,8 @@ class PendingReply(FleetMessage):
     def _one_count_a_class(self) -> Self:
         if len(self.class_images) != len(self.classes):
             raise ValueError(f"{len(self.class_images)} counts of images for {len(self.classes)} classes")
+        if self.labelled_images is not None and max(self.class_images) > self.labelled_images:
+            raise ValueError("a label applies to more images than there are")
         for what, names in (("a class", self.classes), ("a request", self.requests)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} is named twice")
@@ -128,9 +132,14 @@ class PendingReply(FleetMessage):
         return self
 
     @property
+    def multi_label(self) -> bool:
+        """Whether the classes are labels, of which any number may apply to an image."""
+        return self.labelled_images is not None
+
+    @property
     def retain_images(self) -> int:
         """Images to train on."""
-        return sum(self.class_images)
+        return sum(self.class_images) if self.labelled_images is None else self.labelled_images
 
     @property
     def can_train(self) -> bool:
@@ -261,7 +270,7 @@ class FileAuditResult(FleetMessage):
     max_abs_difference: Difference
     images: Count
     agreeing: Count
-    """Images of which both say the same class."""
+    """Images of which both say the same class; of labels, how many of all images' labels both say the same of."""
     seconds: Seconds
 
 

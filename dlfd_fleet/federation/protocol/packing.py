@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from dlfd_fleet.audit import SampleScores
-from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.audit.samples import ROLES, numbers, numbers_of_labels
 from dlfd_fleet.exceptions import DataError, MessageError
 from dlfd_fleet.federation.protocol.bounds import LARGEST_REPLY, MOST_SAMPLES, MOST_TENSORS
 from dlfd_fleet.plain_text import visible
@@ -28,6 +28,7 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "prediction": np.int64,
     "loss": np.float64,
 }
+_ANSWERS = ("label", "prediction")
 _LARGEST_LOSS = 28.0  # nats; of a probability of 1e-12 it is 27.6
 
 _WORDS_SHOWN = 200
@@ -111,14 +112,15 @@ def bytes_of(records: RecordDict, sender: str) -> bytes:
     return arrays[FILE].numpy().tobytes()
 
 
-def samples_of(records: RecordDict, classes: int, sender: str) -> SampleScores:
-    """Return the audited samples of a message; of as many classes as the model has.
+def samples_of(records: RecordDict, classes: int, sender: str, *, multi_label: bool = False) -> SampleScores:
+    """Return the audited samples of a message; of as many classes, or labels, as the model has.
 
     Raises
     ------
     MessageError
         If a column is missing, of another type, shape or length, or holds what no site can have measured.
     """
+    answers = numbers_of_labels(classes) if multi_label else (classes,)
     columns = {name: value.numpy() for name, value in arrays_of(records, _SAMPLES, sender).items()}
     if columns.keys() != _COLUMNS.keys():
         found = visible(str(sorted(columns)), _WORDS_SHOWN)
@@ -126,15 +128,18 @@ def samples_of(records: RecordDict, classes: int, sender: str) -> SampleScores:
     for name, column in columns.items():
         if column.size > MOST_SAMPLES:
             raise MessageError(f"{sender} sent {column.size} samples, above {MOST_SAMPLES}.")
-        if column.ndim != 1 or column.dtype != _COLUMNS[name]:
+        wide = (len(answers),) if name in _ANSWERS and len(answers) > 1 else ()
+        if column.shape[1:] != wide or not column.ndim or column.dtype != _COLUMNS[name]:
             raise MessageError(f"{sender} sent samples whose '{name}' is {column.dtype} {column.shape}.")
     try:
         samples = SampleScores(**columns)
     except DataError as error:
         raise MessageError(f"{sender}: {error}") from error
     # What reads them counts by these numbers: a large one would take all memory.
-    ends = {"role": len(ROLES), "person": 2**32, "label": classes, "prediction": classes, "loss": _LARGEST_LOSS}
-    for name, end in ends.items():
-        if not ((columns[name] >= 0) & (columns[name] < end)).all():
-            raise MessageError(f"{sender} sent samples whose '{name}' is not from 0 to under {end}.")
+    largest = _LARGEST_LOSS * (classes if multi_label else 1)
+    ends = {"role": [len(ROLES)], "person": [2**32], "label": answers, "prediction": answers, "loss": [largest]}
+    for name, each in ends.items():
+        for column, end in zip(numbers(columns[name]), each, strict=True):
+            if not ((column >= 0) & (column < end)).all():
+                raise MessageError(f"{sender} sent samples whose '{name}' is not from 0 to under {end}.")
     return samples

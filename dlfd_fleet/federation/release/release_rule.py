@@ -13,6 +13,12 @@ def may_release(verdict: Verdict, settings: Settings) -> bool:
     return verdict.outcome is Outcome.PASS
 
 
+def may_retrain(settings: Settings) -> bool:
+    """Tell whether an erasure may retrain, to compare or in place of unlearning."""
+    erasure = settings.erasure
+    return erasure.compare_retrain or erasure.fallback_retrain or settings.release.on_inconclusive == "retrain"
+
+
 def retrain_instead(verdict: Verdict, settings: Settings) -> bool:
     """Tell whether a verdict asks for federated retraining."""
     if verdict.outcome is Outcome.INCONCLUSIVE:

@@ -11,8 +11,18 @@ from dlfd_fleet.federation.records.journal import Answers
 from dlfd_fleet.federation.rounds.fleet import Fleet
 
 
-def together(fleet: Fleet, heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]]) -> Answers:
-    """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
+def together(
+    fleet: Fleet,
+    heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]],
+    labels: int | None = None,
+) -> Answers:
+    """Join what each site says of its own people, and what most of them say of those whom all of them hold.
+
+    Parameters
+    ----------
+    labels
+        How many labels an image has, if the model is of several.
+    """
     nodes = {fleet.name(node): node for node in sorted(heard)}
     own, shared, withholding = {}, {}, set[str]()
     for name, node in nodes.items():
@@ -29,7 +39,5 @@ def together(fleet: Fleet, heard: Mapping[int, tuple[AuditResult | FileAuditResu
         fleet.refuse(nodes[name], MessageError("it says other things of the people whom all sites hold than most do"))
         del own[name]
     tests = {name: samples.of(Role.TEST) for name, samples in own.items()}
-    tallies = {
-        name: (len(test), int((test.prediction == test.label).sum())) for name, test in tests.items() if len(test)
-    }
+    tallies = {name: (len(test), float(test.share_right(labels).sum())) for name, test in tests.items() if len(test)}
     return Answers(SampleScores.concatenate([*own.values(), everybody]), own_test=tallies)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from torch import Tensor
 
-from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
+from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, beside_reference, measure
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.protocol.messages import (
@@ -57,16 +57,44 @@ class Audits:
             answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance)
         return AuditedModel(arrays, answers.samples, self._measured(answers.samples), answers.own_test)
 
-    def audit_file(self, arrays: Arrays, content: bytes, name: str, step: str = "audit-file") -> tuple[Scores, Parity]:
-        """Attack an exported file at every site; return scores and how near it is to torch; one step of the job."""
+    def beside(self, model: AuditedModel, reference: AuditedModel) -> AuditedModel:
+        """Return a model with the score that compares its losses of the forgotten people with a retrained model's."""
+        return replace(model, scores=self._beside(model.scores, model.samples, reference))
+
+    def _beside(self, scores: Scores, samples: SampleScores, reference: AuditedModel) -> Scores:
+        settings = self.job.settings
+        auc = beside_reference(samples, reference.samples, resamples=settings.audit.resamples, seed=settings.seed)
+        return scores.model_copy(update={"reference_auc": auc})
+
+    def audit_file(
+        self,
+        arrays: Arrays,
+        content: bytes,
+        name: str,
+        step: str = "audit-file",
+        reference: AuditedModel | None = None,
+    ) -> tuple[Scores, Parity]:
+        """Attack an exported file at every site; return scores and how near it is to torch; one step of the job.
+
+        Parameters
+        ----------
+        name
+            What people call the file.
+        reference
+            A retrained model, to compare with where nobody is unseen.
+        """
         answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name))
-        agreement = answers.agreeing / answers.images if answers.images else None
+        agreement = answers.agreeing / (answers.images * (self.job.card.labels or 1)) if answers.images else None
         parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
-        return self._measured(answers.samples), parity
+        scores = self._measured(answers.samples)
+        if reference is not None and not scores.unseen_images:
+            scores = self._beside(scores, answers.samples, reference)
+        return scores, parity
 
     def _measured(self, samples: SampleScores) -> Scores:
         settings = self.job.settings
-        return measure(samples, resamples=settings.audit.resamples, seed=settings.seed)
+        labels = self.job.card.labels
+        return measure(samples, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
 
     def _collect_file(self, arrays: Arrays, content: bytes, name: str) -> Answers:
         job = self.job
@@ -75,7 +103,7 @@ class Audits:
             heard = self._ask_all(task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
         return Answers(
-            together(job.fleet, heard).samples,
+            together(job.fleet, heard, job.card.labels).samples,
             max(result.max_abs_difference for result in results),
             sum(result.images for result in results),
             sum(result.agreeing for result in results),
@@ -115,7 +143,8 @@ class Audits:
         job = self.job
         task = AuditTask(job=job.name, card=job.card, roles=_names(roles), most_retain=most_retain)
         return job.journal.answers(
-            step, lambda: together(job.fleet, self._ask_all(task, AuditResult, advance, model=arrays))
+            step,
+            lambda: together(job.fleet, self._ask_all(task, AuditResult, advance, model=arrays), job.card.labels),
         )
 
     def _ask_all(
@@ -126,17 +155,22 @@ class Audits:
         **arrays: Mapping[str, Tensor],
     ) -> dict[int, tuple[_Audit, SampleScores]]:
         """Return every node's answer."""
-        fleet, claims, answers = self.job.fleet, self.job.fleet.claims(), dict[int, tuple[_Audit, SampleScores]]()
+        card, fleet, claims, answers = (
+            self.job.card,
+            self.job.fleet,
+            self.job.fleet.claims(),
+            dict[int, tuple[_Audit, SampleScores]](),
+        )
         records, roles = task.to_records(None, **arrays), [Role(name) for name in task.roles]
         most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
         most_unseen = plausible_images(claims)
         tasks = dict.fromkeys(fleet.wait_for_nodes(), records)
-        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round)):
+        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round), self.job.card):
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
-                samples = samples_of(reply.records, len(self.job.card.classes), reply.sender)
-                check_counts(result, samples, reply.sender)
+                samples = samples_of(reply.records, len(card.classes), reply.sender, multi_label=card.multi_label)
+                check_counts(result, samples, reply.sender, card.labels)
                 if (claim := claims.get(reply.node)) is not None:
                     said = contradiction(claim, samples, roles, most_retain, most_unseen)
                     if said is not None:
@@ -150,10 +184,15 @@ class Audits:
         return answers
 
 
-def check_counts(result: AuditResult | FileAuditResult, samples: SampleScores, sender: str) -> None:
+def check_counts(
+    result: AuditResult | FileAuditResult, samples: SampleScores, sender: str, labels: int | None = None
+) -> None:
     """Refuse an answer whose counts are not those of its samples: they would decide for more images than it has."""
-    counts = [result.shared] + ([result.agreeing] if isinstance(result, FileAuditResult) else [])
-    if max(counts) > len(samples) or (isinstance(result, FileAuditResult) and result.images != len(samples)):
+    images = len(samples)
+    of_file = isinstance(result, FileAuditResult) and (
+        result.images != images or result.agreeing > images * (labels or 1)
+    )
+    if result.shared > images or of_file:
         raise MessageError(f"{sender} sent {len(samples)} samples, and counts of others than these.")
     if len(samples.rows(slice(len(samples) - result.shared, None)).of(Role.RETAIN, Role.FORGET)):
         raise MessageError(f"{sender} says that every site holds people whom it trains on, or who asked it.")

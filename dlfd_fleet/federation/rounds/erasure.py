@@ -27,6 +27,7 @@ from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.job_context import Effort, JobContext
 from dlfd_fleet.federation.rounds.requests import forgotten_without_update
 from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
+from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
 from dlfd_fleet.settings import ErasureSettings, Settings
@@ -65,15 +66,18 @@ class AtAskedSites:
     method: str = "dlfd"
 
     @classmethod
-    def of(cls, settings: ErasureSettings) -> AtAskedSites:
-        """Return the method of a fleet's settings.
+    def of(cls, settings: ErasureSettings, card: ModelCard) -> AtAskedSites:
+        """Return the method of a fleet's settings, for models of a card.
 
         Raises
         ------
         ConfigurationError
-            If there is no such method, or no site can run it.
+            If there is no such method, no site can run it, or it is not defined for labels and the model has them.
         """
-        METHODS.find(settings.method).refuse_without_unlearner_at_site()
+        method = METHODS.find(settings.method)
+        method.refuse_without_unlearner_at_site()
+        if card.multi_label:
+            method.refuse_labels()
         return cls(settings.method)
 
     def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
@@ -207,16 +211,20 @@ class Erasure:
         validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are
         averaged (stochastic weight averaging, Izmailov et al. 2018), and the next goes on from their mean: single
         rounds of small fleets differ by chance, and what the gate has seen the sites hold already. It stops when a
-        round brings nothing more to a model that is forgetful and useful enough. Where no site that was asked has
-        anybody else to train on, there is nothing but repair: the audit says whether that has forgotten them.
+        round brings nothing more to a model that is forgetful and useful enough. Without validation people the gate
+        has no attack: it forgets in the first round, and reads whether retained people are still known. Where no site
+        that was asked has anybody else to train on, there is nothing but repair: the audit says whether that has
+        forgotten them.
         """
         job, erasure = self.job, self.job.settings.erasure
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
         reading = self._read(original.samples)
+        self._say_what_the_gate_reads(reading)
         readings = [_noted(reading, number, 0)]
         bound = UtilityBound.under(reading, erasure.unlearning.max_utility_drop)
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
-        gate = max(erasure.unlearning.gate, (reading.attack_auc - 0.5) / 2.0)
+        lead = 0.0 if reading.attack_auc is None else reading.attack_auc - 0.5
+        gate = max(erasure.unlearning.gate, lead / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
         able = any(reply.can_unlearn for reply in pending.values())
         best_rank, averaged = _WORST_RANK, RunningMean()
@@ -224,7 +232,7 @@ class Erasure:
         with job.progress.phase(f"Unlearning, attempt {number}", total) as advance:
             for index in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round that forgets.
-                if able and (index == 0 or reading.attack_auc > 0.5 + gate):
+                if able and (index == 0 or reading.remembered(gate)):
                     forgotten = self.forget(self.rounds, arrays, number, advance)
                     arrays, requests = forgotten.arrays, requests.union(forgotten.requests)
                     averaged = RunningMean()
@@ -233,7 +241,7 @@ class Erasure:
                 averaged.add(repaired, 1.0)
                 arrays = repaired if averaged.count == 1 else self.rounds.as_sent(averaged.value(), arrays)
                 samples = self.audits.gate_samples(arrays, f"gate-{job.round}")
-                reading = self._read(samples)
+                reading = self._read(samples, like=reading)
                 job.recorder.gate(gate_metrics(samples, reading) | {"attempt": number}, job.round, number)
                 readings.append(_noted(reading, number, job.round))
                 rank = checkpoint_rank(reading, bound, gate)
@@ -243,13 +251,24 @@ class Erasure:
                     break
         return Attempted(best_rank, best, tuple(readings))
 
-    def _read(self, samples: SampleScores) -> Reading:
-        fleet = self.job.fleet
+    def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
+        """Read the gate; of the same people as an earlier reading, for else the two could not be compared."""
+        fleet, labels = self.job.fleet, self.job.card.labels
         try:
-            return read_gate(samples)
+            reading = read_gate(samples, None if labels is None else samples.each_label(labels))
+            if like is not None and (reading.utility is None) != (like.utility is None):
+                raise DataError("Validation people were read before and are not read now, or the other way round.")
+            return reading
         except DataError as error:
             absent = f" Sites that did not answer: {fleet.why_absent()}." if fleet.absent else ""
             raise JobError(f"{error}{absent} The requests wait for the next job.") from error
+
+    def _say_what_the_gate_reads(self, original: Reading) -> None:
+        if original.utility is None:
+            self.job.progress.say(
+                "No site has validation people, so the gate reads accuracy on retained people only, and there is one "
+                "round of forgetting an attempt."
+            )
 
 
 def _noted(reading: Reading, attempt: int, number: int) -> GateReading:

@@ -25,6 +25,7 @@ from dlfd_fleet.federation.rounds.exchange import (
 )
 from dlfd_fleet.federation.rounds.held_models import HeldModels
 from dlfd_fleet.federation.rounds.site_keys import SiteKeys
+from dlfd_fleet.models import ModelCard
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.settings import FleetSettings
 
@@ -211,12 +212,15 @@ class Fleet:
         """Return every connected node, once members were waited for: also those that take no part in the job."""
         return tuple(sorted({*self.wait_for_nodes(), *activations(self.grid)}))
 
-    def exchange(self, kind: str, tasks: Mapping[int, RecordDict], group: str) -> Iterator[Reply]:
+    def exchange(
+        self, kind: str, tasks: Mapping[int, RecordDict], group: str, card: ModelCard | None = None
+    ) -> Iterator[Reply]:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
 
         A node that answers with an error, or not in time, is noted in :attr:`absent` and skipped: one bad site must not
         end a job. One that does not answer in time is :attr:`silent` from then on: it costs a job one wait, not one a
-        round. One whose process died is asked once more when it is back. A model that a node holds is not sent.
+        round. One whose process died is asked once more when it is back. A model that a node holds is not sent, nor are
+        frozen arrays that it holds, by the card of the tasks' model.
         """
         self.asked = self.asked or kind == PendingQuery.TYPE
         self.notice({self.name(node): kind for node in tasks})
@@ -224,7 +228,7 @@ class Fleet:
         def notice(node: int, doing: str) -> None:
             self.notice({self.name(node): doing})
 
-        sent = self.held.without_held(tasks)
+        sent = self.held.without_held(tasks, card)
         exchange = Exchange(self.grid, kind, tasks, sent, group, self.return_seconds, notice)
         sent_before = self.sent_bytes
         self.sent_bytes = sent_before + exchange.sent_bytes

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from dlfd_fleet.federation.protocol.held_names import BASE, DIFFERENCE, NAMED, PRECISION, SHA256, name_of
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
-from dlfd_fleet.models import digest
+from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.settings import Precision
 
 _MOST_MISSED = 2
@@ -21,6 +21,8 @@ class HeldModels:
         self._held = dict[int, str]()
         self._missed = dict[int, int]()
         self._offered: tuple[str, str, RecordDict] | None = None
+        self._frozen = dict[str, str]()
+        """Digests of the frozen arrays of models, by the models' names."""
 
     def note(self, node: int, name: str) -> None:
         """Note the name of the model that a node says it holds; it may be empty."""
@@ -33,10 +35,18 @@ class HeldModels:
         records[NAMED] = ConfigRecord({SHA256: names[0], BASE: names[1], PRECISION: precision})
         self._offered = *names, records
 
-    def without_held(self, tasks: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
-        """Return tasks without the model that a node holds, or with its difference; each is named in ``tasks``, too."""
+    def without_held(self, tasks: Mapping[int, RecordDict], card: ModelCard | None = None) -> dict[int, RecordDict]:
+        """Return tasks without the model that a node holds, or with its difference; each is named in ``tasks``, too.
+
+        A node that holds another model with the same frozen arrays, by the tasks' card, is sent the other arrays.
+        """
         # Many nodes are sent one object; its model is hashed once, and left out once.
-        names = {id(records): _name_model(records) for records in _distinct(tasks)}
+        names = {id(records): self._name_model(records, card) for records in _distinct(tasks)}
+        trained = {
+            id(records): ArrayRecord(card.trained(records.array_records[MODEL]))
+            for records in _distinct(tasks)
+            if card is not None and names[id(records)] in self._frozen
+        }
         short = {id(records): _without_model(records) for records in _distinct(tasks)}
         steps = {
             key: RecordDict({**short[key], **self._offered[2]})
@@ -50,11 +60,24 @@ class HeldModels:
                 return records
             if name and held == name:
                 return short[id(records)]
-            if self._offered is not None and held == self._offered[1]:
-                return steps.get(id(records), records)
+            if self._offered is not None and held == self._offered[1] and id(records) in steps:
+                return steps[id(records)]
+            if held and id(records) in trained and self._frozen.get(held) == self._frozen[name]:
+                named = ConfigRecord({SHA256: name, BASE: held, PRECISION: "float32"})
+                return RecordDict({**short[id(records)], DIFFERENCE: trained[id(records)], NAMED: named})
             return records
 
         return {node: shortest(node, records) for node, records in tasks.items()}
+
+    def _name_model(self, records: RecordDict, card: ModelCard | None) -> str:
+        if MODEL not in records:
+            return ""
+        arrays = arrays_of(records, MODEL, COORDINATOR)
+        name = digest(arrays)
+        records[NAMED] = ConfigRecord({SHA256: name})
+        if card is not None and card.frozen:
+            self._frozen[name] = digest(card.frozen_of(arrays))
+        return name
 
     def answered(self, node: int, task: RecordDict) -> None:
         """Note that a node has done a task, and so holds its model."""
@@ -69,14 +92,6 @@ class HeldModels:
         """
         self._missed[node] = 0 if held else self._missed.get(node, 0) + 1
         return self._missed[node] == _MOST_MISSED
-
-
-def _name_model(records: RecordDict) -> str:
-    if MODEL not in records:
-        return ""
-    name = digest(arrays_of(records, MODEL, COORDINATOR))
-    records[NAMED] = ConfigRecord({SHA256: name})
-    return name
 
 
 def _without_model(records: RecordDict) -> RecordDict:

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import chain
 from typing import Literal
 
-from dlfd_fleet.data import balanced_weights, canonical
+from dlfd_fleet.data import balanced_weights, canonical, listed
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
 from dlfd_fleet.federation.rounds.counts import Claim, PlausibleCounts, plausible_images
 from dlfd_fleet.federation.rounds.fleet import Fleet, site_name
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.progress import ProgressDisplay
@@ -85,10 +87,9 @@ def ask_pending(
     if card is not None:
         for node in [node for node, reply in replies.items() if not fits(reply, card)]:
             reply = replies.pop(node)
+            what = "" if reply.multi_label else "classes "
             fleet.exclude(
-                node,
-                f"has the classes {_classes(reply)}, and the model has "
-                f"{', '.join(card.classes)} of {card.input.sentence()}; its site.json must agree",
+                node, f"has the {what}{_shape(reply)}, and the model has {_shape(card)}; its site.json must agree"
             )
     else:
         _leave_out_other_shapes(fleet, replies)
@@ -111,7 +112,10 @@ def _refuse_large_shares(
         if replies[node].forget_images <= largest * total:
             return
         share = replies.pop(node).forget_images / total
-        fleet.exclude(node, f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%}")
+        fleet.exclude(
+            node,
+            f"asks to forget {share:.0%} of the fleet's images, above {largest:.0%} (erasure.largest_forget_share)",
+        )
 
 
 def _with_its_own(query: PendingQuery, reply: PendingReply, earlier: EarlierRequests) -> PendingQuery:
@@ -169,29 +173,47 @@ def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> N
     JobError
         If no more than half of them agree: then nobody can tell which is right.
     """
-    shapes = {node: (tuple(map(canonical, reply.classes)), reply.input) for node, reply in replies.items()}
+    shapes = {node: _compared(reply) for node, reply in replies.items()}
     if not shapes:
         return
     (usual, agreeing) = Counter(shapes.values()).most_common(1)[0]
     if 2 * agreeing <= len(replies):
-        said = "; ".join(f"{fleet.name(node)} has {_classes(reply)}" for node, reply in sorted(replies.items()))
+        said = "; ".join(f"{fleet.name(node)} has {_shape(reply)}" for node, reply in sorted(replies.items()))
         raise JobError(f"The sites disagree about classes or input: {said}; make their site.json agree.")
     for node in [node for node, shape in shapes.items() if shape != usual]:
         reply = replies.pop(node)
         fleet.exclude(
             node,
-            f"has other classes or another input than most sites ({_classes(reply)}); its site.json must agree",
+            f"has other classes or another input than most sites ({_shape(reply)}); its site.json must agree",
         )
 
 
-def _classes(reply: PendingReply) -> str:
-    return f"{visible(', '.join(reply.classes), _WORDS_SHOWN)} of {reply.input.sentence()}"
+def _shape(one: PendingReply | ModelCard) -> str:
+    what = "labels " if one.multi_label else ""
+    return f"{what}{visible(listed(one.classes), _WORDS_SHOWN)} of {one.input.sentence()}"
+
+
+def _compared(one: PendingReply | ModelCard) -> tuple[tuple[str, ...], bool, ModelInput]:
+    return tuple(map(canonical, one.classes)), one.multi_label, one.input
 
 
 def fits(reply: PendingReply, card: ModelCard) -> bool:
-    """Tell whether a site has the classes, however spelled, and the input of a model."""
-    names = ([canonical(name) for name in classes] for classes in (reply.classes, card.classes))
-    return next(names) == next(names) and reply.input == card.input
+    """Tell whether a site has the classes or labels, however spelled, and the input of a model."""
+    return _compared(reply) == _compared(card)
+
+
+def agreed_shape(replies: Iterable[PendingReply]) -> PendingReply:
+    """Return the first of the replies, all of which have its classes or labels, and its input.
+
+    Raises
+    ------
+    JobError
+        If one has others, which :func:`ask_pending` lets none of them have.
+    """
+    first, *others = sorted(replies, key=lambda reply: reply.classes)
+    if any(_compared(reply) != _compared(first) for reply in others):
+        raise JobError("The sites disagree about classes or input; make their site.json agree.")
+    return first
 
 
 def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, PendingReply]:
@@ -225,6 +247,8 @@ def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, Pendi
 def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> tuple[float, ...]:
     """Return a weight for each class, inverse to its share of the images that the fleet trains on.
 
+    Of labels, two for each: where it does not apply and where it does.
+
     Parameters
     ----------
     claims
@@ -234,9 +258,15 @@ def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Clai
     for node, reply in pending.items():
         claim = claims[node] if claims is not None else Claim.of(reply)
         share = claim.weight / claim.retain if claim.retain else 1.0
-        counts.append([images * share for images in reply.class_images])
+        shown, images = list(reply.class_images), reply.labelled_images
+        if images is not None:
+            shown = [count for applies in shown for count in (images - applies, applies)]
+        counts.append([count * share for count in shown])
     # Who claims far too much counts by a small part of each image: less than one in all is a made-up share.
-    return balanced_weights(max(1.0, total) if (total := sum(column)) else 0.0 for column in zip(*counts, strict=True))
+    totals = [max(1.0, total) if (total := sum(column)) else 0.0 for column in zip(*counts, strict=True)]
+    if not next(iter(pending.values())).multi_label:
+        return balanced_weights(totals)
+    return tuple(chain.from_iterable(map(balanced_weights, zip(totals[::2], totals[1::2], strict=True))))
 
 
 def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.protocol.differences import difference_of, model_of
+from dlfd_fleet.federation.protocol.differences import difference_of, model_of, without_frozen
 from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, UnlearnResult, UnlearnTask
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
 from dlfd_fleet.federation.records.journal import Merged
@@ -171,7 +171,7 @@ class Rounds:
         while True:
             mean, results, norms = RunningMean(), [], dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
-            for reply in job.fleet.exchange(task.TYPE, tasks, str(job.round)):
+            for reply in job.fleet.exchange(task.TYPE, tasks, str(job.round), job.card):
                 advance()
                 try:
                     result, model, norm = self._checked(reply, task, expected, arrays)
@@ -199,27 +199,42 @@ class Rounds:
     def _checked(
         self, reply: Reply, task: FitTask | UnlearnTask, expected: type[_Update], arrays: Arrays
     ) -> tuple[_Update, Arrays, UpdateNorm]:
-        """Return what a site says of its update, its model and the update's norms; refuse what cannot count."""
+        """Return what a site says of its update, its trained arrays and their norms; refuse what cannot count."""
         result = expected.from_records(reply.records, reply.sender)
-        update = arrays_of(reply.records, MODEL, reply.sender)
-        model = model_of(update, arrays, task.precision, reply.sender)
+        model = self.trained_arrays(reply, task, arrays)
         check_epoch(result.epoch, self.job.card.epoch, reply.sender)
         said, largest = self.job.fleet.admitted[reply.node].reply, None
         if isinstance(task, UnlearnTask):
             largest = self.job.settings.erasure.largest_update
         check_weight(result.weight, said.retain_images if largest is None else said.forget_images, reply.sender)
-        norm = check_update(model, arrays, reply.sender, largest)
+        norm = check_update(model, self.job.card.trained(arrays), reply.sender, largest)
         if isinstance(result, UnlearnResult):
             check_requests(result.requests, said.requests, reply.sender)
         return result, model, norm
 
+    def trained_arrays(self, reply: Reply, task: FitTask | UnlearnTask, arrays: Arrays) -> Arrays:
+        """Return what a site sends of the model that it makes of another one: all that is not frozen.
+
+        Raises
+        ------
+        MessageError
+            If it sends a frozen array, or a difference does not fit.
+        """
+        card, update = self.job.card, arrays_of(reply.records, MODEL, reply.sender)
+        if frozen := sorted(update.keys() - without_frozen(update, card).keys()):
+            raise MessageError(f"{reply.sender} sent '{frozen[0]}', which is frozen; its update was refused.")
+        return model_of(update, card.trained(arrays), task.precision, reply.sender)
+
     def as_sent(self, model: Arrays, base: Arrays) -> Arrays:
-        """Return a model as nodes will have it that hold ``base``, and let them be sent no more than the difference."""
-        precision = self.job.settings.fleet.update_precision
+        """Return a model as nodes will have it that hold ``base``, and let them be sent no more than the difference.
+
+        What is frozen is as in ``base``.
+        """
+        precision, card = self.job.settings.fleet.update_precision, self.job.card
         if precision == "float32":
-            return model
-        difference = difference_of(model, base, precision)
-        sent = model_of(difference, base, precision, COORDINATOR)
+            return model | card.frozen_of(base)
+        difference = difference_of(card.trained(model), base, precision)
+        sent = base | model_of(difference, card.trained(base), precision, COORDINATOR)
         self.job.fleet.held.offer(sent, base, difference, precision)
         return sent
 

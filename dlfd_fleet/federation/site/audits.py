@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlfd_fleet.answers import decided
 from dlfd_fleet.audit import Role, SampleScores
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import Use, canonical
 from dlfd_fleet.data.dataset import IdentityDataset
-from dlfd_fleet.device.inference import DeviceModel
+from dlfd_fleet.device.inference import BATCH, DeviceModel
 from dlfd_fleet.federation.protocol.messages import (
     AuditResult,
     AuditTask,
@@ -29,41 +30,45 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images
 from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.unlearning import (
     predict_probabilities,
 )
 
+_AT_ONCE = 64 * BATCH  # images
 
-def run_audit(site: Site, task: AuditTask, arrays: Arrays) -> tuple[AuditResult, SampleScores]:
+
+def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = None) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
-    probabilities = predict_probabilities(loaded_model(site, task.card, arrays), labelled(images))
+    probabilities = predict_probabilities(loaded_model(site, task.card, arrays, own), labelled(images))
     samples = _sent(probabilities, images, roles, shared)
     return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
 
 
 def run_file_audit(
-    site: Site, task: FileAuditTask, arrays: Arrays, content: bytes
+    site: Site, task: FileAuditTask, arrays: Arrays, content: bytes, own: Task | None = None
 ) -> tuple[FileAuditResult, SampleScores]:
     """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles)
-    expected = predict_probabilities(loaded_model(site, task.card, arrays), labelled(images))
+    expected = predict_probabilities(loaded_model(site, task.card, arrays, own), labelled(images))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
-        probabilities = DeviceModel(file).predict(task.card.input.on_device(images.images.numpy()))
-    samples = _sent(probabilities, images, roles, shared)
+        probabilities = _predicted(DeviceModel(file), images, task.card.input)
+    samples, multi = _sent(probabilities, images, roles, shared), task.card.multi_label
     result = FileAuditResult(
         shared=shared,
         withheld=withheld,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
-        agreeing=int((probabilities.argmax(axis=1) == expected.argmax(axis=1)).sum()),
+        agreeing=int((decided(probabilities, multi_label=multi) == decided(expected, multi_label=multi)).sum()),
         seconds=time.perf_counter() - started,
     )
     return result, samples
@@ -84,6 +89,15 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
     return CalibrateResult(ranges=ranges, images=len(images), seconds=time.perf_counter() - started)
 
 
+def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelInput) -> NDArray[np.float32]:
+    """Return what a device says of images; not all of them are in memory at once."""
+    parts = [
+        model.predict(model_input.on_device(images.images[slice(start, start + _AT_ONCE)].numpy()))
+        for start in range(0, max(1, len(images)), _AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
 def _audited(
     site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
 ) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
@@ -96,6 +110,8 @@ def _audited(
     if Role.FORGET.value in roles_asked:
         refuse_job_that_lost_its_requests(site, job)
     used = used_images(site)
+    if Role.RETAIN.value in roles_asked:
+        used.note_trained(site)  # an imported model was trained on them without a task
     images, under_way = used.images, {canonical(name) for name in people_of(requests_of_job(site, job))}
     own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
     for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):
@@ -110,7 +126,7 @@ def _audited(
     own, shared = ([(index, role) for index, role in rows if role.value in roles_asked] for rows in (own, shared))
     retain = [index for index, role in own if role is Role.RETAIN]
     if most_retain is not None and len(retain) > most_retain:
-        retain = sorted(retain, key=lambda index: int(images.labels[index]))
+        retain = sorted(retain, key=images.labels.tolist().__getitem__)
         kept = {retain[number * len(retain) // most_retain] for number in range(most_retain)}
         own = [(index, role) for index, role in own if role is not Role.RETAIN or index in kept]
     rows = own + shared

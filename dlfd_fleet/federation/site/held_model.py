@@ -87,8 +87,9 @@ def _stepped(content: RecordDict, file: Path, name: str) -> Arrays | None:
     base = _read(file, str(named[BASE]))
     if base is None:
         return None
+    changed = {key: array for key, array in base.items() if key in difference}
     try:
-        arrays = model_of(difference, base, cast("Precision", named[PRECISION]), COORDINATOR)
+        arrays = base | model_of(difference, changed, cast("Precision", named[PRECISION]), COORDINATOR)
     except MessageError:
         return None
     return arrays if digest(arrays) == name else None  # another processor may add and multiply otherwise

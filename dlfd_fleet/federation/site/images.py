@@ -8,12 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from dlfd_fleet.data import ImageUse, Use, image_digests
-from dlfd_fleet.data.dataset import IdentityDataset, load_dataset
+from dlfd_fleet.data.dataset import IdentityDataset, stored_dataset
+from dlfd_fleet.data.decoded import DecodedRows
 from dlfd_fleet.data.uses import of_who_asked
 from dlfd_fleet.federation.site.job_requests import people_of
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.site_uses import site_uses
+from dlfd_fleet.ledger.site_uses import note_trained, site_uses
 from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.unlearning import (
     LabelledImages,
@@ -22,7 +23,7 @@ from dlfd_fleet.unlearning import (
 
 @dataclass(frozen=True)
 class UsedImages:
-    """A site's decoded images, and what each may be used for now."""
+    """A site's decoded images, in a file of its own, and what each may be used for now."""
 
     images: IdentityDataset
     uses: tuple[ImageUse, ...]
@@ -31,6 +32,10 @@ class UsedImages:
         """Return the images to train on."""
         return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
 
+    def note_trained(self, site: Site) -> None:
+        """Keep in the site's ledger whom it trains on: none of them is unseen to a model any more."""
+        note_trained(site, self.images.rows, self.uses)
+
     def forget(self, requests: Iterable[ForgetRequest]) -> IdentityDataset:
         """Return the images that were trained on, of the people of these requests."""
         trained = self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.FORGET])
@@ -38,9 +43,10 @@ class UsedImages:
 
 
 def used_images(site: Site) -> UsedImages:
-    """Return the site's images; decoded once a process, and again when the manifest has changed."""
+    """Return the site's images; looked up once a process, and again when the manifest has changed."""
     file = site.manifest_file
-    images, digests = _decoded(site.folder, file.stat().st_mtime_ns, site.card.input, site.card.classes)
+    changed, card = file.stat().st_mtime_ns, site.card
+    images, digests = _decoded(site.folder, changed, card.input, card.classes, card.multi_label)
     uses = site_uses(site, images.rows, digests)
     rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
     return UsedImages(replace(images, rows=rows), uses)
@@ -48,11 +54,18 @@ def used_images(site: Site) -> UsedImages:
 
 @lru_cache(maxsize=64)
 def _decoded(
-    folder: Path, _changed: int, model_input: ModelInput, classes: tuple[str, ...]
+    folder: Path,
+    _changed: int,
+    model_input: ModelInput,
+    classes: tuple[str, ...],
+    multi_label: bool,
 ) -> tuple[IdentityDataset, tuple[str | None, ...]]:
     with Site(folder) as site:
         manifest = site.usable_manifest()
-        return load_dataset(manifest, model_input=model_input, classes=classes), image_digests(manifest)
+        digests = image_digests(manifest)
+        images = stored_dataset(manifest, digests, DecodedRows(folder, model_input), classes, multi_label=multi_label)
+        site.decoded.erase(site.ledger.tombstones())  # a purge may have come between
+        return images, digests
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:

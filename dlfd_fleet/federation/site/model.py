@@ -6,12 +6,18 @@ import zlib
 
 from dlfd_fleet.exceptions import JobError, MessageError, ModelFileError
 from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.models import FeatureClassifier, ModelCard, build_empty, load_arrays, permit, to_best_device
 
 
-def loaded_model(site: Site, card: ModelCard, arrays: Arrays) -> FeatureClassifier:
-    """Return a task's model on the best device.
+def loaded_model(site: Site, card: ModelCard, arrays: Arrays, own: Task | None = None) -> FeatureClassifier:
+    """Return a message's model on the best device.
+
+    Parameters
+    ----------
+    own
+        The task of the site's app, which may name the network.
 
     Raises
     ------
@@ -23,7 +29,7 @@ def loaded_model(site: Site, card: ModelCard, arrays: Arrays) -> FeatureClassifi
         If the network cannot be built here.
     """
     if card.of_factory:
-        _permit_if_named(site, card)
+        _permit_if_named(site, card, own)
     model = build_empty(card)
     try:
         load_arrays(model, arrays)
@@ -32,9 +38,10 @@ def loaded_model(site: Site, card: ModelCard, arrays: Arrays) -> FeatureClassifi
     return to_best_device(model)
 
 
-def _permit_if_named(site: Site, card: ModelCard) -> None:
+def _permit_if_named(site: Site, card: ModelCard, own: Task | None) -> None:
     """Build no network by a factory, or with arguments, out of a message that this site does not name itself."""
-    named = {component.name: component.arguments for component in site.card.networks}
+    components = [*site.card.networks, *([own.network] if own and own.network else [])]
+    named = {component.name: component.arguments for component in components}
     if card.architecture not in named:
         raise JobError(
             f"This site builds no network '{card.architecture}' for a message: its site.json names none of that name "
@@ -42,7 +49,8 @@ def _permit_if_named(site: Site, card: ModelCard) -> None:
         )
     if named[card.architecture] != card.arguments:
         raise JobError(
-            f"This site's site.json names '{card.architecture}' with other arguments than the message; they must agree."
+            f"This site names '{card.architecture}' with other arguments than the message; its site.json or its app's "
+            "task must agree with the coordinator's."
         )
     permit(card.architecture)
 

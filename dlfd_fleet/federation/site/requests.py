@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 
-import torch
-
 from dlfd_fleet.federation.protocol.messages import (
     DevicesReached,
     PendingQuery,
@@ -61,7 +59,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     ids = {request: site.job_request_id(request.id, query.job) for request in requests}
     named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = used_images(site)
-    class_images = torch.bincount(images.retain().labels, minlength=len(site.card.classes))
+    retain = images.retain()
     return PendingReply(
         site=site.card.id,
         requests=tuple(sorted(ids.values())),
@@ -75,7 +73,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         joined=dict(sorted(joined_people(site, query.job, asking).items())),
         withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
         forget_images=len(images.forget(requests)),
-        class_images=tuple(class_images.tolist()),
+        class_images=tuple(retain.class_images().tolist()),
+        labelled_images=len(retain) if site.card.multi_label else None,
         classes=site.card.classes,
         input=site.card.input,
         held=held_name(site.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,13 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from dlfd_fleet.components import Component
 from dlfd_fleet.configuration import load_settings
+from dlfd_fleet.data import canonical, listed
 from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
-from dlfd_fleet.ledger.site import LOG_FILE, Site, site_folders
+from dlfd_fleet.federation.task import Task
+from dlfd_fleet.ledger.site import CARD_FILE, LOG_FILE, Site, site_folders
+from dlfd_fleet.ledger.site_setup import init_site
 
 
 def site_folder(context: Context) -> Path:
@@ -41,7 +46,7 @@ def site_folder(context: Context) -> Path:
 
 
 @contextmanager
-def site_of_node(context: Context) -> Iterator[Site]:
+def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
     """Open the site of a node, and close its ledger again.
 
     Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
@@ -56,7 +61,11 @@ def site_of_node(context: Context) -> Iterator[Site]:
     """
     folder = site_folder(context)
     try:
+        if task is not None and task.loader is not None and not (folder / CARD_FILE).exists():
+            _make_site(folder, task, task.loader, context)
         with Site(folder) as site:
+            if task is not None:
+                _refuse_other_data(site, task)
             yield site
     except (MessageError, JobError):
         raise  # their words are about messages and counts
@@ -64,6 +73,47 @@ def site_of_node(context: Context) -> Iterator[Site]:
         noted = _note(folder, error)
         more = "its site.log says more" if noted else "its site.log cannot be written; check space and rights there"
         raise JobError(f"{type(error).__name__} at this site; {more}.") from None
+
+
+def _make_site(folder: Path, task: Task, loader: Component, context: Context) -> None:
+    """Make the folder of a node's site from the rows of its app's loader.
+
+    Raises
+    ------
+    FleetError
+        If the loader, or one of its rows, cannot be used; then there is no site.
+    """
+    folder.mkdir(parents=True, exist_ok=True)  # the site's log says what is wrong, if something is
+    known = inspect.signature(loader.resolve()).parameters
+    given = {key.replace("-", "_"): value for key, value in context.node_config.items()}
+    arguments = {name: given[name] for name in known if name in given and name != "site_folder"}
+    init_site(
+        folder,
+        name=folder.name,
+        loader=loader.model_copy(update={"arguments": arguments}),
+        classes=tuple(task.classes),
+        multi_label=task.multi_label,
+        model_input=task.input,
+        validation_people=task.validation_people,
+        test_people=task.test_people,
+    ).ledger.close()
+
+
+def _refuse_other_data(site: Site, task: Task) -> None:
+    """Refuse a site whose data are not what the app's task says.
+
+    Raises
+    ------
+    ConfigurationError
+        If its classes or its input are others.
+    """
+    shapes = ((list(map(canonical, one.classes)), one.multi_label, one.input) for one in (site.card, task))
+    if next(shapes) != next(shapes):
+        said, other = (f"{listed(one.classes)} of {one.input.sentence()}" for one in (site.card, task))
+        ours, theirs = ("labels" if one.multi_label else "classes" for one in (site.card, task))
+        raise ConfigurationError(
+            f"site.json has the {ours} {said}, and the app's task the {theirs} {other}; they must agree."
+        )
 
 
 def _note(folder: Path, error: Exception) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 
-from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.differences import difference_of
 from dlfd_fleet.federation.protocol.messages import (
@@ -19,34 +20,45 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images
 from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.federation.site.training_data import TrainingRows
+from dlfd_fleet.federation.task import Task, Train
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.ledger.states import RequestState
-from dlfd_fleet.models import state_arrays
+from dlfd_fleet.models import FeatureClassifier, state_arrays
 from dlfd_fleet.unlearning import (
+    Augment,
     UnlearningProblem,
     fit,
     recalibrate,
 )
 
 
-def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Arrays]:
+def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) -> tuple[FitResult, Arrays]:
     """Train on the retain images. Nobody who asked to be forgotten is trained on, whatever the job."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
-    model = loaded_model(site, task.card, arrays)
-    retain = used_images(site).retain()
+    model = loaded_model(site, task.card, arrays, own)
+    images = used_images(site)
+    retain = images.retain()
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
-    loss = fit(
-        model,
-        labelled(retain),
-        task.training,
-        epochs=task.epochs,
-        learning_rate=task.learning_rate,
-        seed=site_seed(site, task.seed),
-        class_weights=torch.tensor(task.class_weights),
-        augment=augmentation(task.augmentation),
+    images.note_trained(site)
+    loss = (
+        _train_own_way(own.train, model, retain, task)
+        if own and own.train
+        else fit(
+            model,
+            labelled(retain),
+            task.training,
+            epochs=task.epochs,
+            learning_rate=task.learning_rate,
+            seed=site_seed(site, task.seed),
+            class_weights=_weights(task),
+            augment=_augmentation(task),
+            loss=own.loss if own else None,
+            optimizer=own.optimizer if own else None,
+        )
     )
     if task.final:
         recalibrate(model, labelled(retain))
@@ -55,7 +67,13 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays) -> tuple[FitResult, Array
     return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
-def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnResult, Arrays]:
+def _weights(task: FitTask | UnlearnTask) -> torch.Tensor:
+    """Return the weights of the loss: of each class, or of both values of each label."""
+    weights = torch.tensor(task.class_weights)
+    return weights.view(-1, 2) if task.card.multi_label else weights
+
+
+def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None = None) -> tuple[UnlearnResult, Arrays]:
     """Run the task's method on the people of this job's requests.
 
     Raises
@@ -79,7 +97,8 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         raise JobError("This site has trained on no image of anybody who asked to be forgotten.")
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
-    model = loaded_model(site, task.card, arrays)
+    images.note_trained(site)
+    model = loaded_model(site, task.card, arrays, own)
     outcome = method(
         UnlearningProblem(
             model=model,
@@ -87,8 +106,10 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
             forget=labelled(forget),
             settings=task.unlearning,
             seed=site_seed(site, task.seed),
-            class_weights=torch.tensor(task.class_weights),
-            augment=augmentation(task.augmentation),
+            class_weights=_weights(task),
+            augment=_augmentation(task),
+            loss=own.loss if own else None,
+            optimizer=own.optimizer if own else None,
         )
     )
     for request in requests:
@@ -103,3 +124,26 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays) -> tuple[UnlearnR
         seconds=outcome.cost.seconds,
     )
     return result, difference_of(state_arrays(model), arrays, task.precision)
+
+
+def _train_own_way(train: Train, model: FeatureClassifier, retain: IdentityDataset, task: FitTask) -> float:
+    """Run the training loop of the app's task; return the loss that it tells, or 0.
+
+    Raises
+    ------
+    JobError
+        If it tells one that is no number.
+    """
+    model.train()
+    rows = TrainingRows(retain, task.card.input)
+    told = train(model.network, rows, epochs=task.epochs, learning_rate=task.learning_rate)
+    model.eval()
+    loss = 0.0 if told is None else float(told)
+    if not math.isfinite(loss):
+        raise JobError(f"The training loop of this app's task came to a loss of {loss}; the model is broken.")
+    return loss
+
+
+def _augmentation(task: FitTask | UnlearnTask) -> Augment | None:
+    """Return the changes of images before each step; numbers have none that would leave their meaning."""
+    return augmentation(task.augmentation) if task.card.input.is_image else None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
+import torch
 from torch import nn
 
+from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.session import Peer, Session
 
 
@@ -25,9 +29,9 @@ class CatastrophicForgetting(Peer):
     Attributes
     ----------
     layers
-        k, of the network's convolutions and linear maps; a batch normalisation belongs to the convolution before it.
-        The layers before keep their weights, their batch normalisation and dropout are in eval mode; at the end all
-        batch-norm statistics are taken anew, as after every peer.
+        k, of the network's convolutions and linear maps that are not frozen; a batch normalisation belongs to the
+        convolution before it. The layers before keep their weights, their batch normalisation and dropout are in eval
+        mode; at the end batch-norm statistics are taken anew, as after every peer.
     """
 
     layers: int = 5
@@ -51,18 +55,17 @@ class ExactUnlearning(Peer):
 
     def unlearn(self, session: Session) -> None:
         """Reset the last layers, and train them for ``settings.epochs`` epochs."""
-        for module in last_modules(session.model, self.layers):
-            reset(module)
+        reset(session.model, last_modules(session.model, self.layers))
         _fine_tune_last(session, self.layers)
 
 
 def weight_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    """Return the convolutions and linear maps, in the order in which the network defines them."""
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    """Return the convolutions and linear maps whose weights are trained, in the order in which the network has them."""
+    return [module for module in model.modules() if _is_trained(module)]
 
 
 def last_modules(model: nn.Module, layers: int) -> list[nn.Module]:
-    """Return every module without children from the k-th last convolution or linear map on; all, if there are fewer.
+    """Return every module without children from the k-th last trained layer on; all, if there are fewer.
 
     Raises
     ------
@@ -72,25 +75,34 @@ def last_modules(model: nn.Module, layers: int) -> list[nn.Module]:
     if layers < 1:
         raise ValueError(f"At least one layer must be trained; {layers} is none.")
     leaves = _leaves(model)
-    places = [index for index, module in enumerate(leaves) if isinstance(module, nn.Conv2d | nn.Linear)]
+    places = [index for index, module in enumerate(leaves) if _is_trained(module)]
     return leaves[places[-layers] :] if layers < len(places) else leaves
 
 
-def reset(module: nn.Module) -> None:
-    """Give a module fresh weights from torch's generator, if it knows how."""
-    reset_parameters = getattr(module, "reset_parameters", None)
-    if callable(reset_parameters):
-        reset_parameters()
+@torch.no_grad()
+def reset(model: FeatureClassifier, modules: Iterable[nn.Module]) -> None:
+    """Give modules of a model that know how fresh weights from torch's generator; what is frozen stays as it is."""
+    frozen = [(array, array.clone()) for array in model.frozen_arrays()]
+    for module in modules:
+        reset_parameters = getattr(module, "reset_parameters", None)
+        if callable(reset_parameters):
+            reset_parameters()
+    for array, before in frozen:
+        array.copy_(before)
 
 
 def _fine_tune_last(session: Session, layers: int) -> None:
     trained = last_modules(session.model, layers)
-    parameters = [parameter for module in trained for parameter in module.parameters()]
+    parameters = [one for module in trained for one in module.parameters() if one.requires_grad]
     session.model.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     leaves = _leaves(session.model)
     session.fine_tune(session.optimizer(parameters), frozen=leaves[: len(leaves) - len(trained)])
+
+
+def _is_trained(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    return isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad
 
 
 def _leaves(model: nn.Module) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.peers.fine_tuning import reset, weight_layers
 from dlfd_fleet.unlearning.session import Peer, Session
+from dlfd_fleet.unlearning.training import trained
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class ProjectedGradientAscent(Peer):
 
     def unlearn(self, session: Session) -> None:
         """Ascend for ``settings.epochs`` epochs over the forget set; each step ends inside the ball."""
-        parameters = list(session.model.parameters())
+        parameters = session.trained
         centre = [parameter.detach().clone() for parameter in parameters]
         fresh = copy.deepcopy(session.model)
         with torch.random.fork_rng():
             torch.manual_seed(session.problem.seed + 1)  # the model itself may be fresh weights of the same seed
-            fresh.apply(reset)
-        largest = self.radius * _distance(list(fresh.parameters()), centre)
+            reset(fresh, fresh.modules())
+        largest = self.radius * _distance(trained(fresh), centre)
         optimizer = session.optimizer()
         for images, labels in session.epochs(session.forget):
             optimizer.zero_grad(set_to_none=True)
@@ -119,7 +120,7 @@ class MaskedSmallGradients(Peer):
     The paper only sketches the method; that masks are per layer, that ``g`` uses as many retain images as there are
     forget images, the shares and the initialisation were read off its authors' benchmark code. Ours differ in two
     points: the learning rate falls, where theirs rises first, and a network without convolutions has its
-    linear maps masked.
+    linear maps masked; so has one whose convolutions are frozen.
 
     Attributes
     ----------

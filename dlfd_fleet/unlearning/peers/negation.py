@@ -19,8 +19,8 @@ class NegateLayers(Peer):
     Attributes
     ----------
     layers
-        Places of the layers, counting convolutions and linear maps from the input on; the paper's choice is the first.
-        A bias keeps its sign.
+        Places of the layers, counting convolutions and linear maps from the input on, but frozen ones; the paper's
+        choice is the first. A bias keeps its sign.
     """
 
     layers: tuple[int, ...] = (0,)

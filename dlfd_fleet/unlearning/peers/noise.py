@@ -13,6 +13,7 @@ from torch.nn import functional
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.session import Peer, Session
+from dlfd_fleet.unlearning.training import frozen
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,17 @@ class Unsir(Peer):
         noise = torch.randn(shape, generator=session.generator).to(session.device).requires_grad_(True)
         optimizer = torch.optim.Adam([noise], self.noise_rate)
         mean, std = normalisation(session.model)
-        session.model.eval().requires_grad_(False)
-        for _ in range(self.noise_steps):
-            if session.expired():
-                break
-            error = functional.cross_entropy(session.logits(mean + std * noise), labels)
-            objective = self.penalty * noise.flatten(1).norm(dim=1).mean() - error
-            (noise.grad,) = torch.autograd.grad(objective, noise)
-            optimizer.step()
-            session.backward_images += len(labels)
-            session.noise_images += len(labels)
-        session.model.requires_grad_(True)
+        session.model.eval()
+        with frozen(session.model):
+            for _ in range(self.noise_steps):
+                if session.expired():
+                    break
+                error = functional.cross_entropy(session.logits(mean + std * noise), labels)
+                objective = self.penalty * noise.flatten(1).norm(dim=1).mean() - error
+                (noise.grad,) = torch.autograd.grad(objective, noise)
+                optimizer.step()
+                session.backward_images += len(labels)
+                session.noise_images += len(labels)
         return LabelledImages((mean + std * noise).detach(), labels)
 
 

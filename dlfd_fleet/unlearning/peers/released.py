@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ class ReleasedDlfd:
     gate, bound
         Attack accuracy, as distance from 0.5, under which there is no noise, and up to which a checkpoint is kept.
     """
+
+    one_class_only: ClassVar[bool] = True
 
     forget_weight: float = 3.0
     steps: int = 15
@@ -102,7 +105,7 @@ class ReleasedDlfd:
             cost = cosine_cost(session.logits(images), session.logits(others))
             distance = transport_distance(cost, settings.sinkhorn_epsilon, settings.sinkhorn_iterations)
             objective = self.forget_weight * distance - retain_weight * functional.cross_entropy(moved, labels)
-            wanted = [noise, *session.model.parameters()]  # the released steps pay for the weights' gradients too
+            wanted = [noise, *session.trained]  # the released steps pay for the weights' gradients too
             gradient = torch.autograd.grad(objective, wanted, allow_unused=True)[0]
             session.backward_images += 2 * len(images) + len(others)
             noise = noise.detach() + self.strength * gradient.sign()

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.peers.gradient import mean_gradients, scale_gradients
 from dlfd_fleet.unlearning.session import Peer, Session
@@ -25,7 +26,7 @@ class SalUn(Peer):
     Attributes
     ----------
     share
-        Share of all weights that may change.
+        Share of all weights, but frozen ones, that may change.
     """
 
     one_class_only: ClassVar[bool] = True
@@ -42,7 +43,7 @@ class SalUn(Peer):
 
     def _mask(self, session: Session) -> dict[Tensor, Tensor]:
         """Return 1 for the salient weights of each parameter and 0 for the others."""
-        gradients = mean_gradients(session, session.forget, list(session.model.parameters()))
+        gradients = mean_gradients(session, session.forget, session.trained)
         sizes = {parameter: gradient.abs() for parameter, gradient in gradients.items()}
         flat = torch.cat([size.flatten() for size in sizes.values()])
         # Not torch.quantile, which stops at 2**24 elements.
@@ -83,7 +84,7 @@ class SelectiveSynapticDampening(Peer):
             return  # importances of half a set would dampen the wrong weights
         share = len(session.forget) / (len(session.forget) + len(session.retain))
         with torch.no_grad():
-            for parameter in session.model.parameters():
+            for parameter in session.trained:
                 own = forget[parameter]
                 everybody = share * own + (1.0 - share) * retain[parameter]
                 left = (self.dampening * everybody / own).clamp_(max=1.0)
@@ -92,7 +93,7 @@ class SelectiveSynapticDampening(Peer):
 
     def _importance(self, session: Session, data: LabelledImages) -> dict[Tensor, Tensor]:
         session.model.eval()
-        parameters: list[Tensor] = list(session.model.parameters())
+        parameters: list[Tensor] = list(session.trained)
         sums = {parameter: torch.zeros_like(parameter) for parameter in parameters}
         sample = session.sample(data, self.images)
         for row in torch.split(torch.arange(len(sample)), 1):
@@ -116,4 +117,4 @@ def _relabelled(session: Session) -> LabelledImages:
     session.model.train()
     shift = torch.randint(1, classes, forget.labels.shape, generator=session.generator)
     wrong = (forget.labels + shift.to(forget.labels.device)) % classes
-    return LabelledImages(torch.cat([retain.images, forget.images]), torch.cat([retain.labels, wrong]))
+    return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, wrong]))

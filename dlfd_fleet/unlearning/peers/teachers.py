@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages
 from dlfd_fleet.unlearning.peers.fine_tuning import reset
@@ -23,7 +24,7 @@ class BadTeacher(Peer):
 
     Chundawat et al., arXiv 2205.08096, section 4: with ``u = 1`` for a forgotten image, the student minimises
     ``(1 - u) KL(competent || student) + u KL(incompetent || student)`` over the forget set and a part of the retain
-    set, shuffled. The incompetent teacher is the same architecture with fresh weights.
+    set, shuffled. The incompetent teacher is the same architecture with fresh weights, but in frozen layers.
 
     Attributes
     ----------
@@ -41,8 +42,7 @@ class BadTeacher(Peer):
         """Train for ``settings.epochs`` epochs over both sets."""
         competent = _teacher(session.model)
         incompetent = copy.deepcopy(competent)
-        for module in incompetent.modules():
-            reset(module)
+        reset(incompetent, incompetent.modules())
         optimizer = session.optimizer()
         for images, flags in session.epochs(self._flagged(session), augmented=True):
             forgotten = flags == 1
@@ -58,7 +58,7 @@ class BadTeacher(Peer):
         """Return retained and forgotten images, with 1 in place of the label for the forgotten ones."""
         kept = session.sample(session.retain, math.ceil(self.retain_share * len(session.retain)))
         flags = [torch.zeros_like(kept.labels), torch.ones_like(session.forget.labels)]
-        return LabelledImages(torch.cat([kept.images, session.forget.images]), torch.cat(flags))
+        return LabelledImages(joined([kept.images, session.forget.images]), torch.cat(flags))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from dlfd_fleet.audit import Role, SampleScores, read_gate
+from dlfd_fleet.audit import Role, SampleScores, gate_metrics, read_gate
 from dlfd_fleet.audit.samples import ROLES
+from dlfd_fleet.exceptions import DataError
 
 
 def validation(people, images=10, seed=0):
@@ -36,6 +37,21 @@ def test_those_who_stay_are_read_apart_from_validation_people():
     reading, alone = read_gate(SampleScores.concatenate([samples, stay])), read_gate(samples)
     assert reading.retain_accuracy == pytest.approx(balanced_accuracy_score(stay.label, stay.prediction))
     assert (reading.utility, reading.attack_auc) == (alone.utility, alone.attack_auc)
+
+
+def test_without_validation_people_only_those_who_stay_are_read_and_nothing_is_made_up():
+    unseen, _ = validation(8)
+    parts = (unseen.role * 0 + ROLES.index(role) for role in (Role.RETAIN, Role.FORGET))
+    stay, forget = (SampleScores(role, unseen.person, unseen.label, unseen.prediction, unseen.loss) for role in parts)
+    samples = SampleScores.concatenate([stay, forget])
+    reading = read_gate(samples)
+    assert (reading.utility, reading.attack_auc) == (None, None)
+    assert reading.retain_accuracy == pytest.approx(balanced_accuracy_score(stay.label, stay.prediction))
+    assert reading.usefulness == reading.retain_accuracy
+    assert not reading.remembered(gate=0.0)
+    assert gate_metrics(samples, reading) == {"gate_retain_accuracy": reading.retain_accuracy}
+    with pytest.raises(DataError, match="no image for the gate to read but of the forgotten"):
+        read_gate(forget)
 
 
 def test_the_interval_of_those_who_stay_is_that_of_a_bootstrap_over_their_images():

@@ -1,5 +1,6 @@
 """Scores: right against scikit-learn, bounded by people, and two-sided."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-from dlfd_fleet.audit import Role, SampleScores, forgetting_score, gap_to_retrain, loss_attack, measure, nomus
+from dlfd_fleet.audit import (
+    Role,
+    SampleScores,
+    agreed,
+    beside_reference,
+    forgetting_score,
+    gap_to_retrain,
+    loss_attack,
+    measure,
+    nomus,
+    read_gate,
+)
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import DataError
 
@@ -120,9 +132,52 @@ def test_without_forgotten_people_utility_is_still_measured():
     assert scores.test_accuracy.value > 0.6
 
 
-def test_missing_unseen_people_are_one_clear_sentence():
-    with pytest.raises(DataError, match=r"No test images were audited.* people of the split 'test' who have not asked"):
-        measure(samples(6).of(Role.RETAIN, Role.FORGET))
+def test_where_everybody_was_trained_on_only_that_is_measured_which_needs_nobody_unseen():
+    data = samples(6)
+    scores, whole = measure(data.of(Role.RETAIN, Role.FORGET, Role.VALIDATION)), measure(data)
+    assert (scores.unseen_images, scores.unseen_classes, scores.forget_images) == (0, 0, 80)
+    for name in ("retain_accuracy", "forget_accuracy"):
+        assert getattr(scores, name).value == getattr(whole, name).value
+    retain = data.of(Role.RETAIN)
+    expected = balanced_accuracy_score(retain.label, retain.prediction)
+    assert scores.retain_balanced_accuracy.value == pytest.approx(expected)
+    assert whole.retain_balanced_accuracy is None
+    names = {name.removesuffix("_low").removesuffix("_high") for name in scores.metrics()}
+    counts = {"unseen_classes", "forget_images", "unseen_images"}
+    assert names == {"retain_accuracy", "forget_accuracy", "retain_balanced_accuracy", *counts}
+    assert gap_to_retrain(scores, scores) == 0.0
+
+
+def test_without_retained_people_nothing_is_measured_and_one_sentence_says_why():
+    with pytest.raises(DataError, match=r"No retain images were audited.* people of the split 'train' who have not"):
+        measure(samples(6).of(Role.TEST, Role.FORGET))
+
+
+def known(shift, seed=0, people=12):
+    """Draw losses of forgotten people who lie ``shift`` below those of people whom a model never saw."""
+    return samples(seed, forget_shift=shift, people=people).of(Role.RETAIN, Role.FORGET)
+
+
+def test_losses_beside_a_model_that_never_saw_the_people_tell_whether_they_are_remembered():
+    reference = known(0.0, seed=1)
+    remembers, forgot, shaken = (beside_reference(known(shift, seed=2), reference) for shift in (2.0, 0.0, -2.0))
+    assert remembers.low > 0.8
+    assert forgot.low < 0.5 < forgot.high
+    assert forgot.high - forgot.low < 0.3
+    assert shaken.high < 0.2
+    truth = np.r_[np.ones(120), np.zeros(120)]
+    losses = [part.of(Role.FORGET).loss for part in (known(2.0, seed=2), reference)]
+    assert remembers.value == pytest.approx(roc_auc_score(truth, -np.concatenate(losses)))
+
+
+def test_beside_a_reference_few_people_show_little_and_nobody_shows_nothing():
+    one = beside_reference(known(0.0, people=1), known(0.0, seed=1, people=1))
+    assert (one.low, one.high) == (0.0, 1.0)
+    few, many = (beside_reference(known(0.0, people=count), known(0.0, seed=1, people=count)) for count in (3, 40))
+    assert few.standard_error > 2 * many.standard_error
+    nobody = known(0.0).of(Role.RETAIN)
+    assert beside_reference(nobody, known(0.0)) is None
+    assert beside_reference(known(0.0), nobody) is None
 
 
 def test_a_loss_that_is_not_finite_is_refused():
@@ -166,11 +221,64 @@ def test_an_image_of_several_labels_has_the_loss_of_all_of_them():
     assert (each.label == each.prediction).tolist() == [True, True, False, True]
 
 
-def test_more_labels_than_combinations_have_numbers_are_refused():
-    with pytest.raises(DataError, match="at most 62 labels an image; these are 63"):
-        SampleScores.from_probabilities(
-            np.zeros((1, 63)), np.zeros((1, 63), dtype=np.int64), np.zeros(1), np.zeros(1, dtype=np.uint8)
-        )
+def of_labels(labels, people=12, images=4, seed=0):
+    """What a model says of people of every role, and the truth and its probabilities ``(N, L)``."""
+    random = np.random.default_rng(seed)
+    count = len(ROLES) * people * images
+    truth = random.integers(0, 2, (count, labels))
+    probabilities = np.clip(0.5 + (truth - 0.5) * 0.6 + random.normal(0.0, 0.3, truth.shape), 0.01, 0.99)
+    person = np.repeat(np.arange(len(ROLES) * people), images)
+    role = np.repeat(np.arange(len(ROLES)), people * images).astype(np.uint8)
+    return (probabilities, truth, person, role), SampleScores.from_probabilities(probabilities, truth, person, role)
+
+
+@pytest.mark.parametrize("labels", [1, 3, 62, 63, 124, 130])
+def test_any_number_of_labels_travels_in_one_row_an_image(labels):
+    said, whole = of_labels(labels)
+    each, expected = whole.each_label(labels), SampleScores.of_each_label(*said)
+    for column in ("role", "person", "label", "prediction"):
+        assert np.array_equal(getattr(each, column), getattr(expected, column))
+    assert whole.right.tolist() == ((said[0] >= 0.5) == said[1]).all(axis=1).tolist()
+    both = SampleScores.concatenate([whole, whole.rows(slice(0, 7))])
+    order = np.random.default_rng(1).permutation(len(both))
+    assert np.array_equal(both.canonical().label, reorder(both, order).canonical().label)
+    assert np.isclose(both.coarse().loss.sum(), both.loss.sum())
+    assert agreed({"a": whole, "b": whole})[1] == frozenset()
+    assert read_gate(whole, each).utility == pytest.approx(read_gate(whole, expected).utility)
+
+
+def test_scores_of_several_labels_are_means_of_each_labels_own():
+    (probabilities, truth, person, role), _ = of_labels(70)
+    truth[:, 5] = 1  # a label of which nobody shows both values says nothing of its balanced accuracy
+    scores = measure(SampleScores.from_probabilities(probabilities, truth, person, role), resamples=100, labels=70)
+    test = role == ROLES.index(Role.TEST)
+    said, true = (probabilities >= 0.5)[test], truth[test].astype(bool)
+    assert scores.test_accuracy.value == pytest.approx((said == true).mean())
+    own = [balanced_accuracy_score(true[:, label], said[:, label]) for label in range(70) if label != 5]
+    assert scores.balanced_accuracy.value == pytest.approx(np.mean(own))
+    assert scores.majority_baseline == pytest.approx(np.maximum(true.mean(axis=0), 1.0 - true.mean(axis=0)).mean())
+    assert scores.unseen_classes == 2
+
+
+def test_labels_that_nobody_shows_both_values_of_cannot_show_a_collapse():
+    (probabilities, truth, person, role), _ = of_labels(2)
+    truth[:] = [0, 1]
+    scores = measure(SampleScores.from_probabilities(probabilities, truth, person, role), resamples=50, labels=2)
+    assert (scores.unseen_classes, scores.majority_baseline) == (1, 1.0)
+
+
+def test_a_thousand_classes_and_a_hundred_thousand_images_are_measured_in_little_memory():
+    random, count = np.random.default_rng(0), 100_000
+    label = random.integers(0, 1000, count)
+    prediction = np.where(random.random(count) < 0.7, label, 0)
+    role = np.repeat([ROLES.index(Role.RETAIN), ROLES.index(Role.TEST)], count // 2).astype(np.uint8)
+    samples = SampleScores(role, np.arange(count) // 200, label, prediction, random.random(count))
+    tracemalloc.start()
+    scores = measure(samples, resamples=100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.unseen_classes == 1000
+    assert peak < 200 * 2**20  # a column a class for every image would be 800 MB
 
 
 def drawn(random, count, roles):

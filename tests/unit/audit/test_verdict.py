@@ -184,3 +184,79 @@ def test_a_first_model_is_refused_only_if_it_is_shown_to_be_worse_than_one_answe
     assert judge_trained(None, scores(auc=None, balanced=0.47), SETTINGS).outcome is Outcome.PASS
     assert judge_trained(None, scores(auc=None, balanced=0.3), SETTINGS).outcome is Outcome.FAIL
     assert judge_trained(None, scores(auc=None, balanced=0.3, unseen_classes=1), SETTINGS).outcome is Outcome.PASS
+
+
+def without_unseen(reference=None, error=0.02, retain=0.95, balanced=0.9):
+    """Scores where everybody was trained on, perhaps beside a model that never saw the forgotten people."""
+    nothing = dict.fromkeys(
+        ("test_accuracy", "balanced_accuracy", "mia_accuracy", "mia_auc", "forgetting_score", "nomus", "control_auc")
+    )
+    changes = {
+        **nothing,
+        "majority_baseline": None,
+        "unseen_classes": 0,
+        "unseen_images": 0,
+        "retain_accuracy": estimate(retain),
+        "retain_balanced_accuracy": estimate(balanced),
+        "reference_auc": None if reference is None else estimate(reference, error),
+    }
+    return scores().model_copy(update=changes)
+
+
+def test_without_unseen_people_and_without_a_reference_nothing_is_claimed():
+    verdict = judge(without_unseen(), without_unseen(), SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.power == 0.0
+    assert verdict.reasons == (
+        "no unseen people were audited, nor a retrained model, so nothing says whether the forgotten people are still "
+        "remembered",
+    )
+    assert judge_relearned(verdict, without_unseen(), without_unseen(), SETTINGS) == verdict
+    assert judge_without_each(verdict, without_unseen(), without_unseen(), {}, {}, SETTINGS) == verdict
+    # Whoever answered of one model only is compared with nobody either.
+    assert judge(ORIGINAL, without_unseen(), SETTINGS).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("original", "candidate", "outcome", "words"),
+    [
+        (0.9, without_unseen(0.52), Outcome.PASS, "no difference from one retrained model in the forgotten people's"),
+        (0.9, without_unseen(0.70), Outcome.FAIL, "still remembered"),
+        (0.9, without_unseen(0.25), Outcome.FAIL, "conspicuous (losses above those under a retrained model)"),
+        (0.9, without_unseen(0.72, error=0.2), Outcome.FAIL, "not halved"),
+        (0.9, without_unseen(0.52, error=0.2), Outcome.INCONCLUSIVE, "400 forgotten images are too few"),
+        (0.52, without_unseen(0.5), Outcome.INCONCLUSIVE, "may know the forgotten people no better than a"),
+        (0.9, without_unseen(0.68, error=0.2), Outcome.INCONCLUSIVE, "400 forgotten images are of too few people"),
+        (0.9, without_unseen(0.52, retain=0.80), Outcome.FAIL, "accuracy on retained people fell by 0.150"),
+        (0.9, without_unseen(0.52, balanced=0.5), Outcome.FAIL, "balanced accuracy on retained people fell by 0.400"),
+        (0.9, without_unseen(0.52, retain=0.89), Outcome.INCONCLUSIVE, "which may be chance"),
+        (0.9, without_unseen(None, retain=0.80), Outcome.FAIL, "accuracy on retained people fell by 0.150"),
+    ],
+)
+def test_without_unseen_people_a_model_that_never_saw_the_forgotten_ones_is_the_reference(
+    original, candidate, outcome, words
+):
+    verdict = judge(without_unseen(original), candidate, SETTINGS)
+    assert verdict.outcome is outcome
+    assert words in verdict.sentence()
+    assert "no unseen people were audited" in verdict.sentence()
+
+
+def test_what_comes_back_beside_the_reference_fails_too():
+    original, passed = without_unseen(0.9), judge(without_unseen(0.9), without_unseen(0.52), SETTINGS)
+    assert judge_relearned(passed, original, without_unseen(0.53), SETTINGS) == passed
+    verdict = judge_relearned(passed, original, without_unseen(0.85), SETTINGS)
+    assert verdict.outcome is Outcome.FAIL
+    assert "after further training, forgotten people are still remembered" in verdict.sentence()
+
+
+def test_a_retrained_model_and_a_new_champion_are_judged_on_retained_people_where_nobody_is_unseen():
+    good, bad = without_unseen(), without_unseen(retain=0.7)
+    verdict = judge_retrained(good, good, SETTINGS)
+    assert verdict.outcome is Outcome.PASS
+    assert "no unseen people were audited, so its utility was measured on people whom" in verdict.sentence()
+    assert judge_retrained(good, bad, SETTINGS).outcome is Outcome.FAIL
+    assert judge_trained(None, good, SETTINGS).outcome is Outcome.PASS
+    assert judge_trained(good, good, SETTINGS).reasons == ("no unseen people were audited",)
+    assert judge_trained(good, bad, SETTINGS).outcome is Outcome.FAIL
+    assert judge_trained(ORIGINAL, bad, SETTINGS).outcome is Outcome.FAIL

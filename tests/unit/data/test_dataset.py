@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +83,18 @@ def test_augmentation_mirrors_and_shifts():
         windows = [before[:, r : r + 4, c : c + 4] for r in range(5) for c in range(5)]
         assert any(torch.equal(middle, window) for window in windows)
     assert not torch.equal(shifted, images)
+
+
+def test_labels_of_an_image_are_a_row_of_0_and_1(synthetic_faces):
+    cells = ["hat;glasses", "none", "Glasses", "hat"]
+    manifest = read_manifest(synthetic_faces)
+    rows = tuple(replace(row, label=cell) for row, cell in zip(manifest.rows, cells, strict=False))
+    manifest = replace(manifest, rows=rows)
+    faces = load_dataset(manifest, model_input=image_input(32), multi_label=True)
+    assert faces.classes == manifest.labels == ("glasses", "hat")
+    assert faces.labels.tolist() == [[1, 1], [0, 0], [1, 0], [0, 1]]
+    assert faces.class_images().tolist() == [2, 2]
+    assert faces.class_weights().tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert faces.select([0]).class_weights().tolist() == [[1.0, 1.0], [1.0, 1.0]]  # one value alone weighs nothing more
+    with pytest.raises(DataError, match="has the label 'hat'; the classes are glasses, scarf"):
+        load_dataset(manifest, model_input=image_input(32), classes=("glasses", "scarf"), multi_label=True)

@@ -59,6 +59,36 @@ def test_people(lines, asked, expected):
 
 
 @pytest.mark.parametrize(
+    ("lines", "asked", "expected", "why"),
+    [
+        (["a,Anna,test", "b,bert,test"], [], ["", "test"], LeftOut.TRAINED),
+        (["a,anna,validation", "b,bert,train"], [], ["", "train"], LeftOut.TRAINED),
+        (["a,anna,train", "b,bert,test"], [], ["train", "test"], None),
+        (["a,anna,test", "b,anna,train"], [], ["", "train"], LeftOut.SAME_PERSON),
+        (["a,anna,test", "b,bert,test,a"], [], ["", ""], LeftOut.TRAINED),
+        (["a,anna,test", "b,bert,train"], ["anna"], ["forget", "train"], LeftOut.ASKED),
+        (["a,anna,test"], ["ANNA"], ["forget"], LeftOut.ASKED),
+    ],
+    ids=[
+        "moved to test",
+        "moved to validation",
+        "in training",
+        "one image moved",
+        "a copy of an image of hers",
+        "moved, and asked",
+        "moved, and asked in another spelling",
+    ],
+)
+def test_who_was_trained_on_is_never_unseen_and_can_be_forgotten_wherever_a_manifest_puts_them(
+    lines, asked, expected, why
+):
+    rows, digests = rows_of(*lines)
+    uses = image_uses(rows, digests, asked, trained=["anna "])
+    assert [use.use.value for use in uses] == expected
+    assert uses[0].why is why
+
+
+@pytest.mark.parametrize(
     ("lines", "asked", "expected"),
     [
         (["a,anna,train", "b,bert,test,a"], [], ["train", ""]),

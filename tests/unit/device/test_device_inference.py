@@ -187,6 +187,7 @@ def test_prediction_loads_nothing_of_the_training_side(exported, tmp_path):
     assert "onnxruntime" in loaded
     assert loaded.isdisjoint({"torch", "torchvision", "flwr", "mlflow", "sklearn", "sqlalchemy", "onnx", "ray"})
     assert {name for name in done.stderr.split() if name.startswith("dlfd_fleet.")} == {
+        "dlfd_fleet.answers",
         "dlfd_fleet.cores",
         "dlfd_fleet.device",
         "dlfd_fleet.device.agent_commands",
@@ -195,5 +196,6 @@ def test_prediction_loads_nothing_of_the_training_side(exported, tmp_path):
         "dlfd_fleet.exceptions",
         "dlfd_fleet.images",
         "dlfd_fleet.model_input",
+        "dlfd_fleet.onnx_session",
         "dlfd_fleet.plain_text",
     }

@@ -96,6 +96,23 @@ def test_rare_classes_weigh_more_over_the_whole_fleet():
     assert class_weights({1: reply(5, 0)}) == pytest.approx((1.0, 1.0))  # who is nowhere cannot weigh more
 
 
+def test_both_values_of_a_label_weigh_the_same_over_the_whole_fleet():
+    def reply(images, *applies):
+        return PendingReply(
+            site="0a1b2c3d",
+            requests=(),
+            dates={},
+            forget_images=0,
+            class_images=applies,
+            labelled_images=images,
+            classes=("hat", "glasses", "scarf"),
+            input=image_input(64),
+        )
+
+    weights = class_weights({1: reply(10, 1, 5, 0), 2: reply(10, 1, 5, 0)})
+    assert weights == pytest.approx((20 / 36, 20 / 4, 1.0, 1.0, 1.0, 1.0))
+
+
 def test_negative_variances_are_refused():
     model = {"norm.running_var": torch.tensor([1.0, 2.0])}
     with pytest.raises(MessageError, match=r"negative variances in 'norm.running_var'"):

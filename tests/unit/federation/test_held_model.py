@@ -21,6 +21,7 @@ from dlfd_fleet.federation.site.held_model import held_model, held_name
 from dlfd_fleet.ledger import Site, SiteCard, create_site
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.model_input import image_input
+from dlfd_fleet.models import ModelCard
 
 FIRST, SECOND = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
 
@@ -76,10 +77,11 @@ def fleet(grid):
     return Fleet(grid, timeout=5.0)
 
 
-def ask(fleet, array):
+def ask(fleet, array, bias=None, card=None):
     """Send a model to all, and return what each node had before it when it worked."""
-    records = RecordDict({"model": ArrayRecord.from_torch_state_dict({"w": array, "b": array[0]})})
-    replies = fleet.exchange(MessageType.TRAIN, dict.fromkeys(fleet.grid.folders, records), "1")
+    bias = array[0] if bias is None else bias
+    records = RecordDict({"model": ArrayRecord.from_torch_state_dict({"w": array, "b": bias})})
+    replies = fleet.exchange(MessageType.TRAIN, dict.fromkeys(fleet.grid.folders, records), "1", card)
     seen = {reply.node: reply.records["seen"].to_torch_state_dict() for reply in replies}
     return {node: arrays["w"] for node, arrays in seen.items()}
 
@@ -278,3 +280,22 @@ def test_whatever_goes_wrong_with_the_held_model_the_coordinator_learns_its_kind
 
 def test_the_code_of_the_error_is_none_of_flowers():
     assert MODEL_NOT_HELD not in {value for value in vars(ErrorCode).values() if isinstance(value, int)}
+
+
+FROZEN = ModelCard(architecture="resnet18", classes=("no", "yes"), input=image_input(32), frozen=("b",))
+
+
+def test_frozen_arrays_are_sent_once_and_again_only_where_they_were_lost(fleet, grid):
+    bias = torch.arange(3.0)
+    ask(fleet, FIRST, bias, FROZEN)
+    for array in (SECOND, FIRST):
+        assert all(torch.equal(one, array) for one in ask(fleet, array, bias, FROZEN).values())
+    assert (sizes(grid), steps(grid)) == (2, 4)
+    (grid.folders[1] / HELD_MODEL_FILE).unlink()
+    assert torch.equal(ask(fleet, SECOND, bias, FROZEN)[1], SECOND)
+    assert (sizes(grid), steps(grid)) == (3, 6)
+    # Others of the same names, and a card that freezes nothing, are sent whole.
+    assert torch.equal(ask(fleet, FIRST, bias + 1.0, FROZEN)[1], FIRST)
+    assert torch.equal(ask(fleet, SECOND, bias + 1.0, FROZEN.model_copy(update={"frozen": ()}))[1], SECOND)
+    assert sizes(grid) == 7
+    assert not fleet.absent

@@ -149,3 +149,37 @@ def test_a_reply_counts_the_images_of_every_class():
 
 def test_images_to_train_on_are_counted_by_class():
     assert REPLY.retain_images == 7
+
+
+def test_images_of_several_labels_are_counted_by_themselves():
+    reply = REPLY.model_copy(update={"labelled_images": 5})
+    assert PendingReply.from_records(reply.to_records(), "site-a").retain_images == 5
+    few = REPLY.model_copy(update={"labelled_images": 3})
+    with pytest.raises(MessageError, match="a label applies to more images than there are"):
+        PendingReply.from_records(few.to_records(), "site-a")
+
+
+@pytest.mark.parametrize("labels", [1, 62, 63, 1000])
+def test_samples_of_any_number_of_labels_travel_within_bounds(labels):
+    truth = np.random.default_rng(0).integers(0, 2, (5, labels))
+    zeros = np.zeros(5, np.int64)
+    sent = SampleScores.from_probabilities(np.where(truth == 1, 0.9, 0.0), truth, zeros, zeros.astype(np.uint8))
+    records = AuditResult(shared=0, seconds=0.0).to_records(sent)
+    found = samples_of(records, labels, "site-a", multi_label=True)
+    assert np.array_equal(found.applying(labels)[0], truth == 1)
+    assert found.right.all()
+    with pytest.raises(MessageError, match="site-a sent samples whose 'label' is"):
+        samples_of(records, labels + 62, "site-a", multi_label=True)
+    wide = sent.label.reshape(5, -1).copy()
+    wide[0, -1] = 2 ** ((labels - 1) % 62 + 1)  # a label that the model does not have
+    columns = {**vars(sent), "label": wide if labels > 62 else wide[:, 0]}
+    made_up = {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
+    records["samples"] = ArrayRecord.from_torch_state_dict(made_up)
+    with pytest.raises(MessageError, match="site-a sent samples whose 'label' is not from 0"):
+        samples_of(records, labels, "site-a", multi_label=True)
+
+
+def test_a_thousand_classes_of_long_names_travel():
+    names = tuple(f"{number:03d} " + "n" * 196 for number in range(1000))
+    reply = REPLY.model_copy(update={"classes": names, "class_images": (1,) * 1000})
+    assert PendingReply.from_records(reply.to_records(), "site-a").classes == names

@@ -55,7 +55,7 @@ def trained(weight, mean=1.0, variance=1.0):
     }
 
 
-def fit_round(models, silent, *, final, garbles=None, most_images=4):
+def fit_round(models, silent, *, final, garbles=None, most_images=4, card=CARD):
     """Return the merged model, the norms that were recorded by node, and the fleet; the last node has most images."""
     images = dict.fromkeys(models, 4) | {max(models): most_images}
     fleet, norms = Fleet(TrainedGrid(models, images, garbles), timeout=5.0), {}
@@ -77,7 +77,7 @@ def fit_round(models, silent, *, final, garbles=None, most_images=4):
             norms[update.site] = update.metrics()["train_weights_norm"]
 
     fleet.admit(pending)
-    job = JobContext(fleet=fleet, card=CARD, settings=Settings(), name="job-1", progress=silent, recorder=Norms())
+    job = JobContext(fleet=fleet, card=card, settings=Settings(), name="job-1", progress=silent, recorder=Norms())
     merged = Rounds(job).fit_round(dict(BEFORE), "train", 1, 0.1, lambda: None, final=final)
     return merged, norms, fleet
 
@@ -112,3 +112,26 @@ def test_an_array_that_cannot_be_read_names_its_site_and_ends_no_round(silent):
         pseudonym(2): f"was refused: {pseudonym(2)} sent 'model' arrays that cannot be read (EOFError)."
     }
     assert torch.equal(merged["w"], torch.full((2,), 0.1))
+
+
+def test_an_update_without_frozen_arrays_is_whole_and_its_norm_is_of_what_is_trained(silent):
+    card = CARD.model_copy(update={"frozen": ("norm",)})
+    merged, norms, fleet = fit_round({1: {"w": torch.ones(2)}, 2: {"w": torch.ones(2)}}, silent, final=True, card=card)
+    assert not fleet.absent
+    assert merged.keys() == BEFORE.keys()
+    assert all(torch.equal(merged[name], BEFORE[name]) for name in ("norm.running_mean", "norm.running_var"))
+    assert norms == pytest.approx({pseudonym(1): 2**0.5, pseudonym(2): 2**0.5})
+
+
+@pytest.mark.parametrize(
+    ("update", "why"),
+    [
+        (trained(0.1), "sent 'norm.running_mean', which is frozen; its update was refused."),
+        ({}, "sent a model with other arrays than ours, 'w' for one; it was refused."),
+    ],
+)
+def test_an_update_that_holds_a_frozen_array_or_lacks_a_trained_one_is_refused_by_name(silent, update, why):
+    card = CARD.model_copy(update={"frozen": ("norm",)})
+    merged, _, fleet = fit_round({1: {"w": torch.ones(2)}, 2: update}, silent, final=True, card=card)
+    assert fleet.absent == {pseudonym(2): f"was refused: {pseudonym(2)} {why}"}
+    assert torch.equal(merged["w"], torch.ones(2))

@@ -101,6 +101,18 @@ def test_batch_norm_statistics_are_taken_anew_only_where_somebody_looks_at_the_m
     assert differing == {name for name in seen if "running_" in name or "num_batches" in name}
 
 
+def test_whom_an_audit_takes_for_a_member_was_trained_on_for_the_site_notes_it(site):
+    card = ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=image_input(32))
+    arrays, everybody = state_arrays(build(card)), site.manifest().identities
+    request_forgetting(site, everybody[0], deadline_days=30)
+    for roles, noted in ((("validation", "test"), 0), (("retain",), len(everybody))):  # as of a model from elsewhere
+        run_audit(site, AuditTask(job="job-1", card=card, roles=roles), arrays)
+        assert len(site.trained(everybody)) == noted
+    write_manifest([replace(row, split="test") for row in site.manifest().rows], site.manifest_file)
+    task = AuditTask(job="job-1", card=card, roles=("retain", "validation", "test"))
+    assert len(run_audit(site, task, arrays)[1]) == 0
+
+
 @pytest.fixture
 def dealt(tmp_path, synthetic_faces):
     """A site with test people of its own, and with some whom every site holds."""

@@ -177,12 +177,25 @@ def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
         Ledger(tmp_path / "ledger.db", KEY, create=True)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("UPDATE ledger SET version = 9")
-    with pytest.raises(LedgerError, match="has the format 9, and this release reads 4; use the release that wrote it"):
+    with pytest.raises(LedgerError, match="has the format 9, and this release reads 5; use the release that wrote it"):
         Ledger(tmp_path / "ledger.db", KEY)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("DROP TABLE ledger")
     with pytest.raises(LedgerError, match="has the format 1"):
         Ledger(tmp_path / "ledger.db", KEY)
+
+
+def test_who_was_trained_on_is_noted_once_and_for_ever(ledger, tmp_path):
+    assert ledger.trained(()) == ledger.trained({"a"}) == frozenset()
+    many = {f"digest-{number}" for number in range(1200)}
+    for people in ({"a"}, {"a", "b"}, set(), many):
+        ledger.note_trained(people)
+    assert ledger.trained({"a", "b", "c", *many}) == {"a", "b", *many}
+    ledger.verify()
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("DELETE FROM trained WHERE person_digest = 'a'")
+    with pytest.raises(LedgerError, match="was tampered with"):
+        ledger.verify()
 
 
 @pytest.mark.parametrize(

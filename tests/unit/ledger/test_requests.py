@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dlfd_fleet.cli import app
 from dlfd_fleet.cli.options import console
-from dlfd_fleet.data import Row, copy_images, read_manifest, write_manifest
+from dlfd_fleet.data import Row, TrainedOn, copy_images, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError, LedgerError
 from dlfd_fleet.ledger import (
     RequestState,
@@ -27,7 +27,7 @@ from dlfd_fleet.ledger import (
     withdraw,
 )
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
-from dlfd_fleet.ledger.site_uses import what_a_request_means
+from dlfd_fleet.ledger.site_uses import site_uses, what_a_request_means
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import DataSettings, Settings
 
@@ -258,6 +258,51 @@ def test_a_site_is_made_from_a_manifest_and_its_images_stay(tmp_path, synthetic_
         assert (folder / name).stat().st_mode & 0o077 == 0
     with pytest.raises(ConfigurationError, match="is a site's folder already"):
         init_site(folder, name="clinic", manifest=synthetic_faces)
+
+
+def test_a_site_knows_whom_its_model_was_trained_on_and_never_calls_them_unseen(tmp_path, synthetic_faces):
+    (tmp_path / "trained.txt").write_text("PERSON-00003\nperson-00004\nperson-00099\n")
+    trained = TrainedOn.read(str(tmp_path / "trained.txt"))
+    clinic = {"name": "clinic", "manifest": synthetic_faces, "validation_people": 4, "test_people": 6}
+    with init_site(tmp_path / "clinic", **clinic, trained_on=trained) as site:  # nobody else is left, and need not be
+        assert site_status(site, datetime.now(UTC)).people == {"train": 2, "validation": 4, "test": 6}
+        rows = list(site.manifest().rows)
+        assert {row.split for row in rows if row.identity in ("person-00003", "person-00004")} == {"train"}
+        newcomer = replace(rows[0], image="new.png", identity="Person-00099", split="test")
+        rows = [replace(row, split="test") if row.identity == "person-00003" else row for row in rows]
+        write_manifest([*rows, newcomer], site.manifest_file)
+        uses = site_uses(site, site.manifest().rows, [row.image for row in site.manifest().rows])
+        left_out = {row.identity for row, use in zip(site.manifest().rows, uses, strict=True) if use.why}
+        assert left_out == {"person-00003", "Person-00099"}
+        (remark,) = (said for said in site_status(site, datetime.now(UTC)).remarks if "trained on before" in said)
+        assert remark.startswith("2 people of the splits validation and test were trained on before")
+        site.ledger.verify()
+
+
+def test_a_site_whose_people_were_all_trained_on_has_nobody_unseen(tmp_path, synthetic_faces):
+    clinic = {"name": "clinic", "manifest": synthetic_faces, "trained_on": TrainedOn.read("all")}
+    with pytest.raises(DataError, match="12 people, of whom 12 have a split, are too few for 1 test"):
+        init_site(tmp_path / "clinic", **clinic, test_people=1)
+    init_site(tmp_path / "clinic", **clinic).ledger.close()
+    with Site(tmp_path / "clinic") as site:
+        assert site_status(site, datetime.now(UTC)).people == {"train": 12}
+        assert len(site.trained(site.manifest().identities)) == 12
+
+
+def test_the_people_of_a_file_are_told_to_a_new_site_by_its_command(tmp_path, synthetic_faces):
+    (tmp_path / "trained.csv").write_text("identity\nperson-00003\n")
+    made = ["site", "init", str(tmp_path / "clinic"), "--name", "clinic", "--manifest", str(synthetic_faces)]
+    result = CliRunner().invoke(app, [*made, "--trained-on", str(tmp_path / "trained.csv"), "--test-people", "2"])
+    assert result.exit_code == 0, result.output
+    with Site(tmp_path / "clinic") as site:
+        assert site.trained(["PERSON-00003", "person-00001"]) == {"PERSON-00003"}
+    manifest = read_manifest(synthetic_faces)
+    write_manifest([replace(row, split="test") for row in manifest.rows], synthetic_faces)
+    made[2] = str(tmp_path / "other")
+    result = CliRunner().invoke(app, [*made, "--trained-on", str(tmp_path / "trained.csv")])
+    assert isinstance(result.exception, DataError)
+    assert "trained.csv, row 2: 'person-00003' was trained on" in str(result.exception)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_site_is_not_made_with_an_image_that_is_trained_on_among_the_unseen_ones(tmp_path, synthetic_faces):

@@ -30,6 +30,7 @@ def honest(tmp_path_factory):
         ledger.purged(requests[3], ["ab" * 32, "cd" * 32])
         ledger.note_leftovers(requests[3], [Leftover(requests[3], "a.png", "ab" * 32, True, "Read-only file system")])
         ledger.forget_identity(requests[3])
+        ledger.note_trained(["digest of dora", "digest of emil"])
         ledger.raise_epoch(1)
         ledger.verify()
     return file
@@ -77,7 +78,7 @@ def test_a_change_of_any_column_of_any_row_is_seen(honest, tmp_path):
     assert tried > 40
 
 
-@pytest.mark.parametrize("table", ["request", "history", "tombstone", "leftover", "ledger"])
+@pytest.mark.parametrize("table", ["request", "history", "tombstone", "leftover", "trained", "ledger"])
 @pytest.mark.parametrize("which", ["max", "min"])
 def test_a_row_that_is_gone_is_seen(file, table, which):
     change(file, f"DELETE FROM {table} WHERE rowid = (SELECT {which}(rowid) FROM {table})")
@@ -101,8 +102,9 @@ def test_a_row_that_is_gone_is_seen(file, table, which):
         " WHERE identity IN ('anna', 'cleo')",
         "DELETE FROM tombstone",
         "DELETE FROM leftover",
+        "DELETE FROM trained WHERE person_digest = 'digest of emil'",
         "UPDATE ledger SET epoch = 0",
-        "INSERT INTO ledger SELECT 5, epoch, last, rows, nonce, members, seal FROM ledger",
+        "INSERT INTO ledger SELECT 6, epoch, last, rows, nonce, members, seal FROM ledger",
         "UPDATE ledger SET rows = rows - 1; DELETE FROM leftover",
         # A tombstone moved to another request with its seal, and a copy of a row
         "UPDATE tombstone SET request = (SELECT id FROM request WHERE identity = 'anna')",

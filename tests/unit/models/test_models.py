@@ -20,8 +20,10 @@ from dlfd_fleet.models import (
     build_empty,
     digest,
     load_model,
+    permit,
     save_model,
     state_arrays,
+    with_frozen,
 )
 
 CARD = ModelCard(architecture="mobilenet_v3_small", classes=("no", "yes", "perhaps"), input=image_input(32))
@@ -78,11 +80,13 @@ def test_an_unknown_feature_layer_is_named_with_those_that_exist():
         WrappedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), "avgpool")
 
 
-def test_a_saved_model_reads_back_equal(tmp_path):
-    model = build(CARD)
-    save_model(model, CARD, tmp_path)
+@pytest.mark.parametrize("frozen", [(), ("backbone",)])
+def test_a_saved_model_reads_back_equal(tmp_path, frozen):
+    asked = CARD.model_copy(update={"frozen": frozen})
+    model = build(asked)
+    save_model(model, asked, tmp_path)
     loaded, card = load_model(tmp_path)
-    assert card == CARD
+    assert (card, loaded.frozen) == (asked, frozen)
     assert digest(state_arrays(loaded)) == digest(state_arrays(model))
     assert sorted(file.name for file in tmp_path.iterdir()) == [CARD_FILE, MODEL_FILE]
 
@@ -155,3 +159,46 @@ def test_a_module_of_ones_own_is_not_saved_under_a_card_that_could_not_load_it(t
     with pytest.raises(ModelFileError, match="it has no"):
         save_model(own, CARD, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_names_what_is_frozen_and_its_network_has_it_so():
+    card = CARD.model_copy(update={"frozen": ("backbone", "head.0.bias")})
+    for model in (build(card), build_empty(card)):
+        assert model.frozen == card.frozen
+        assert {name for name, each in model.named_parameters() if not each.requires_grad} == set(
+            card.frozen_of(dict(model.named_parameters()))
+        )
+        assert not model.train().backbone.training
+    arrays = state_arrays(model)
+    assert {name.split(".")[0] for name in card.trained(arrays)} == {"head", "mean", "std"}
+    assert card.trained(arrays) | card.frozen_of(arrays) == arrays
+
+
+@pytest.mark.parametrize(
+    ("layers", "why"),
+    [
+        (("backbon",), r"no layer 'backbon' to freeze \(model.frozen\); its outermost ones are: backbone, head"),
+        (("backbone", "head"), "Every layer of the network is frozen"),
+    ],
+)
+def test_layers_that_cannot_be_frozen_are_refused_in_one_sentence(layers, why):
+    with pytest.raises(ModelFileError, match=why) as refused:
+        build(CARD.model_copy(update={"frozen": layers}))
+    assert "\n" not in str(refused.value)
+
+
+def with_frozen_stem(width):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+    network[1].requires_grad_(False)
+    network[2].weight.requires_grad_(False)
+    return network
+
+
+def test_a_card_lists_what_its_factory_has_frozen():
+    card = ModelCard(
+        architecture=permit(with_frozen_stem), arguments={"width": 8}, classes=("no", "yes"), input=image_input(4)
+    )
+    assert with_frozen(card).frozen == ("1", "2.weight")
+    named = card.model_copy(update={"frozen": ("2",)})
+    assert with_frozen(named).frozen == ("1", "2.weight", "2")
+    assert with_frozen(with_frozen(named)) == with_frozen(named)

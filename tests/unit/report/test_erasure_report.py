@@ -178,6 +178,46 @@ def test_a_retrained_model_is_judged_by_its_usefulness_only():
     assert "no difference that matters" not in text
 
 
+def without_unseen(report, reference):
+    """The models of a report where everybody was trained on, perhaps beside a retrained model."""
+    nothing = dict.fromkeys(("test_accuracy", "balanced_accuracy", "mia_accuracy", "mia_auc", "nomus", "control_auc"))
+    found = {}
+    for name, model in report.models.items():
+        auc = scores(0.6).mia_auc if reference and name != "retrained" else None
+        changed = model.scores.model_copy(update={**nothing, "unseen_images": 0, "reference_auc": auc})
+        if reference or name != "retrained":
+            found[name] = model.model_copy(update={"scores": changed})
+    return found
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_where_nobody_was_unseen_the_page_says_so_and_what_was_compared_instead(reference):
+    report = make_report()
+    retained_only = {"utility": None, "attack_auc": None}
+    readings = tuple(reading.model_copy(update=retained_only) for reading in report.readings)
+    files = {
+        form: file.model_copy(update={"scores": without_unseen(report, reference)["unlearned"].scores})
+        for form, file in report.files.items()
+    }
+    text = read(make_report(models=without_unseen(report, reference), readings=readings, files=files)).text
+    assert "No people were audited whom the model had never seen" in text
+    assert "on people kept for that" not in text
+    assert "people whom the model never saw. 0.5 is guessing" not in text
+    assert "measured on people whom it is trained on, which flatters it" in text
+    for sentence in (
+        "compared with a model that was trained anew without them",
+        "0.600 [0.500, 0.700]",
+        "40 images of people who asked were compared with a retrained model",
+    ):
+        assert (sentence in text) == reference
+    for sentence in (
+        "So nothing was measured that would say whether it still knows the people who asked",
+        "None: no people never trained on were audited",
+        "40 images of people who asked could be compared with nothing",
+    ):
+        assert (sentence in text) != reference
+
+
 def test_attacks_on_different_images_are_said_to_be_so():
     assert "not strictly comparable" not in read_words()
     models = dict(make_report().models)

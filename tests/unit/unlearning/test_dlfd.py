@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
+from torch.nn import functional
 
 from dlfd_fleet.audit import Reading, SampleScores, matched_auc
 from dlfd_fleet.exceptions import ModelFileError
@@ -32,6 +33,7 @@ from dlfd_fleet.unlearning import (
 )
 from dlfd_fleet.unlearning.contract import collapse
 from dlfd_fleet.unlearning.distancing import distancing_noise
+from dlfd_fleet.unlearning.training import classification_loss
 
 SETTINGS = UnlearningSettings(
     epochs=2,
@@ -209,6 +211,18 @@ def test_a_useless_model_is_rolled_back_and_is_no_success():
     assert "given back" in " ".join(outcome.failures)
 
 
+def test_without_an_attack_there_is_one_round_of_distancing_and_repair_until_it_is_useful():
+    lost, mended = Reading(None, None, retain_accuracy=0.6), Reading(None, None, retain_accuracy=0.95)
+    told = iter([Reading(None, None, retain_accuracy=0.97), lost, mended])
+    given = UnlearningProblem(
+        model=small_classifier(), retain=RETAIN, forget=FORGET, settings=SETTINGS, monitor=lambda _: next(told)
+    )
+    outcome = dlfd(given)
+    assert [entry.phase for entry in outcome.trace] == ["original", "distancing and repair", "repair"]
+    assert (outcome.success, outcome.failures) == (True, ())
+    assert loss_monitor(FORGET, None, RETAIN)(outcome.model).utility is None
+
+
 def test_what_people_who_stay_lose_is_repaired_before_it_is_a_success():
     lost, mended = Reading(0.9, 0.5, retain_accuracy=0.8), Reading(0.9, 0.5, retain_accuracy=0.97)
     outcome = run(small_classifier(), [Reading(0.9, 0.8), lost, mended])
@@ -382,6 +396,14 @@ def test_the_loss_of_a_multi_label_head_falls_as_it_is_trained():
     settings = TrainingSettings(batch_size=8)
     first = fit(model, data, settings, epochs=1, learning_rate=0.01, seed=0)
     assert fit(model, data, settings, epochs=20, learning_rate=0.01, seed=0) < first
+
+
+def test_both_values_of_a_label_can_weigh_apart():
+    logits, labels = torch.tensor([[0.3, -1.0], [2.0, 0.5]]), torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8)
+    weights = torch.tensor([[1.0, 3.0], [0.5, 2.0]])
+    each = functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    expected = (each * torch.tensor([[3.0, 0.5], [1.0, 2.0]])).mean()
+    assert float(classification_loss(logits, labels, weights)) == pytest.approx(float(expected))
 
 
 def test_the_monitor_of_a_multi_label_head_reads_each_label_and_attacks_whole_images():

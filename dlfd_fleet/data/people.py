@@ -1,0 +1,54 @@
+"""What a loader of a user's own data returns: a data set, and the person of each of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class MapStyle(Protocol):
+    """A map-style data set: any of torch, or of Hugging Face from disk."""
+
+    def __len__(self) -> int:
+        """Return how many rows it has."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return a row: a tuple ``(input, label)``, or a mapping that has both."""
+
+
+@dataclass(frozen=True)
+class PersonDataset:
+    """A data set with people.
+
+    Attributes
+    ----------
+    dataset
+        Its rows. An input is a PIL image, or the bytes of an image file, which is brought to the model's size and
+        colours; or it is an array or a tensor of the model's shape: uint8 pixels ``(C, H, W)``, or numbers in the range
+        that the model declares.
+    people
+        The person of each row.
+    splits
+        The split of each row, ``train``, ``validation``, ``test`` or empty; people are dealt to splits without it.
+    classes
+        Names of the classes, in the order of the labels where those are indices.
+    delete
+        Deletes rows, by their indices, from the user's own storage; the others keep their order. Without it, a purge
+        says that the storage still holds them.
+    input_name, label_name
+        Where rows are mappings, their columns.
+
+    Examples
+    --------
+    >>> PersonDataset([([0.5, 0.1], "ill"), ([0.3, 0.2], "well")], people=["anna", "bert"]).people[1]
+    'bert'
+    """
+
+    dataset: MapStyle
+    people: Sequence[str]
+    splits: Sequence[str] | None = None
+    classes: Sequence[str] | None = None
+    delete: Callable[[Sequence[int]], None] | None = None
+    input_name: str = "image"
+    label_name: str = "label"

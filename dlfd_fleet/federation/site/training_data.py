@@ -1,0 +1,99 @@
+"""What a ClientApp's own training may train on, and the refusal of training that does not ask for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.site.images import used_images
+from dlfd_fleet.federation.site.site_of_node import site_of_node
+from dlfd_fleet.federation.task import Task
+from dlfd_fleet.model_input import ModelInput
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class _Asked:
+    """Whether the handler of the current message has asked for what it may train on."""
+
+    asked: bool = False
+
+
+_HANDLER: ContextVar[_Asked | None] = ContextVar("handler", default=None)
+
+
+class TrainingRows(Dataset[tuple[Tensor, int | Tensor]]):
+    """Rows of a site as its network takes them: values from low to high, and the number of the class.
+
+    In its place stand 0 and 1 of each label ``(L,)``, float32, where an input has labels.
+    """
+
+    def __init__(self, rows: IdentityDataset, model_input: ModelInput) -> None:
+        self._rows, self._input = rows, model_input
+        self.classes = rows.classes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        index = range(len(self))[index]
+        values, low, high = self._rows.images[index : index + 1][0], self._input.low, self._input.high
+        unit = values.float().div_(255.0) if self._input.is_image else values
+        label = self._rows.labels[index]
+        return unit * (high - low) + low, label.float() if label.ndim else int(label)
+
+
+def training_data(task: Task | None, context: Context) -> TrainingRows:
+    """Return what the site of a node may train on; see :meth:`~dlfd_fleet.federation.Task.training_data`."""
+    if handler := _HANDLER.get():
+        handler.asked = True
+    with site_of_node(context, task) as site:
+        images = used_images(site)
+        images.note_trained(site)
+        return TrainingRows(images.retain(), site.card.input)
+
+
+def refuse_unfiltered(task: Task | None) -> Mod:
+    """Return a mod that sends no update of training which has not asked for :func:`training_data`.
+
+    Once somebody at the site has asked to be forgotten, training on everything would bring them back: then the handler
+    fails. Before, it is warned of.
+    """
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        with _watched() as handler:
+            reply = call_next(message, context)
+        if not handler.asked:
+            with site_of_node(context, task) as site:
+                gone = len(site.ledger.person_digests())
+            sentence = (
+                "This app's @app.train did not take its data from task.training_data(context), which leaves out who "
+                "has asked to be forgotten"
+            )
+            if gone:
+                raise JobError(f"{sentence}: {gone} people have, and its update is not sent.")
+            _LOG.warning("%s; the first request will end such training.", sentence)
+        return reply
+
+    return mod
+
+
+@contextmanager
+def _watched() -> Iterator[_Asked]:
+    handler = _Asked()
+    token = _HANDLER.set(handler)
+    try:
+        yield handler
+    finally:
+        _HANDLER.reset(token)

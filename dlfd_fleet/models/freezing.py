@@ -1,0 +1,58 @@
+"""Layers of a network that stay as they are: those that take no gradient already, and those that somebody names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from dlfd_fleet.components import lies_in
+from dlfd_fleet.exceptions import ModelFileError
+
+
+def without_gradients(network: nn.Module, known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the outermost submodules none of whose parameters takes a gradient, and then single such parameters.
+
+    Of a network without any gradient nobody has chosen layers: there are none.
+
+    Parameters
+    ----------
+    known
+        Those that are left out, with all that is in them.
+    """
+    if len({parameter.requires_grad for parameter in network.parameters()}) < 2:
+        return ()
+    found = list[str]()
+    for name, module in network.named_modules(remove_duplicate=False):
+        new = [own for own, _ in module.named_parameters() if not lies_in(f"{name}.{own}", (*known, *found))]
+        if name and new and not any(parameter.requires_grad for parameter in module.parameters()):
+            found.append(name)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad and not lies_in(name, (*known, *found)):
+            found.append(name)
+    return tuple(found)
+
+
+def stop_gradients(network: nn.Module, layers: Iterable[str]) -> None:
+    """Let these submodules, and single parameters, take no gradient.
+
+    Raises
+    ------
+    ModelFileError
+        If the network has none of such a name, or no parameter is left that takes a gradient.
+    """
+    modules, parameters = (
+        dict(named(remove_duplicate=False)) for named in (network.named_modules, network.named_parameters)
+    )
+    for layer in layers:
+        if layer not in modules and layer not in parameters:
+            known = ", ".join(name for name, _ in network.named_children())
+            raise ModelFileError(
+                f"The network has no layer '{layer}' to freeze (model.frozen); its outermost ones are: {known}."
+            )
+        for parameter in modules[layer].parameters() if layer in modules else [parameters[layer]]:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ModelFileError(
+            "Every layer of the network is frozen (model.frozen): nothing is left that can learn or forget."
+        )

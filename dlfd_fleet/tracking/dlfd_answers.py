@@ -1,0 +1,44 @@
+"""What MLflow loads a registered model with: ONNX Runtime's answers, and the name of each one.
+
+A copy of this file lies beside every registered model, so that it is served where dlfd-fleet is not installed.
+"""
+
+import json
+from typing import Any
+
+import mlflow.onnx
+import numpy as np
+
+_APPLIES = 0.5
+
+
+class NamedAnswers:
+    """Adds ``answer``, what each input is: its class; of labels, those that apply, such as ``hat;glasses``, or none."""
+
+    def __init__(self, path: str) -> None:
+        self._model = mlflow.onnx._load_pyfunc(path)
+        metadata = self._model.get_raw_model().get_modelmeta().custom_metadata_map
+        self._classes = json.loads(metadata["dlfd.classes"])
+        self._multi_label = json.loads(metadata["dlfd.multi_label"])
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """Return ``probabilities`` ``(N, C)``, in the order of the metadata's classes, and ``answer`` ``(N,)``."""
+        probabilities = self._model.predict(data if isinstance(data, dict) else np.asarray(data), params)[
+            "probabilities"
+        ]
+        if self._multi_label:
+            shown = [
+                [name for name, one in zip(self._classes, row, strict=True) if one >= _APPLIES] for row in probabilities
+            ]
+            names = [";".join(labels) or "none" for labels in shown]
+        else:
+            names = [self._classes[number] for number in probabilities.argmax(axis=1)]
+        return {"probabilities": probabilities, "answer": np.array(names, dtype=object)}
+
+    def get_raw_model(self) -> Any:
+        """Return ONNX Runtime's session."""
+        return self._model.get_raw_model()
+
+
+def _load_pyfunc(path: str) -> NamedAnswers:
+    return NamedAnswers(path)

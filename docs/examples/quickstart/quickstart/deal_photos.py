@@ -1,0 +1,22 @@
+"""Deal a face set to the disks of sites: ``python -m quickstart.deal_photos FACES PHOTOS SITES``."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from dlfd_fleet.data import read_manifest
+
+
+def main(faces: str, photos: str, sites: str) -> None:
+    """Copy each person's photos to one site, as PHOTOS/SITE/PERSON/LABEL-NUMBER.png."""
+    manifest = read_manifest(Path(faces) / "manifest.csv")
+    labels = dict(zip(manifest.classes, ("no glasses", "glasses"), strict=True))
+    for number, (person, rows) in enumerate(manifest.by_person().items()):
+        folder = Path(photos) / str(number % int(sites)) / person
+        folder.mkdir(parents=True)
+        for photo, row in enumerate(rows):
+            shutil.copyfile(manifest.file_of(row), folder / f"{labels[row.label]}-{photo}.png")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

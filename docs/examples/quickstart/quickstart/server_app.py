@@ -1,0 +1,24 @@
+"""The ServerApp: its own FedAvg, whose model the fleet takes over, and the erasure."""
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from dlfd_fleet.federation import FederatedUnlearning
+from quickstart.task import Net, task
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the job that the run's configuration names: train, or erase."""
+    unlearning = FederatedUnlearning(task=task)
+    if context.run_config["job"] == "erase":
+        result = unlearning.start(grid)
+    else:
+        begin = unlearning.arrays() or ArrayRecord(Net().state_dict())
+        strategy = FedAvg(fraction_evaluate=0.0)
+        trained = strategy.start(grid, begin, num_rounds=int(context.run_config["rounds"]))
+        result = unlearning.adopt(grid, trained.arrays)
+    print(result.sentence())

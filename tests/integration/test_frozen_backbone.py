@@ -1,0 +1,154 @@
+"""A fleet whose backbone is frozen: it is sent to each site once, never back, and stays as it began."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
+from rich.console import Console
+from safetensors.torch import save_file
+
+from dlfd_fleet.data import synthesize
+from dlfd_fleet.exceptions import JobError, ModelFileError
+from dlfd_fleet.federation import add_unlearning
+from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.model_input import image_input
+from dlfd_fleet.models import ModelCard, build, load_model, state_arrays
+from dlfd_fleet.progress import ConsoleProgress
+from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, small_settings
+from tests.small_networks import small_networks
+
+INPUT = image_input(32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        yield
+
+
+def fleet(folder, precision="float32", **model):
+    """Two sites that are dealt a few drawn faces, and settings whose starting weights are in a file."""
+    silent = ConsoleProgress(Console(file=io.StringIO()))
+    manifest = synthesize(
+        folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
+    )
+    settings = small_settings(folder / "state", manifest)
+    deal_to_sites(settings, silent)
+    return with_model(settings, precision, **model)
+
+
+def with_model(settings, precision="float32", **model):
+    updates = {
+        "model": settings.model.model_copy(update=model),
+        "fleet": settings.fleet.model_copy(update={"update_precision": precision}),
+    }
+    return settings.model_copy(update=updates)
+
+
+def backbone_file(folder):
+    """A backbone that some other training has made."""
+    torch.manual_seed(9)
+    with small_networks():
+        card = ModelCard(architecture="mobilenet_v3_small", classes=("no", "yes"), input=INPUT)
+        arrays = state_arrays(build(card))
+    kept = {name: array for name, array in arrays.items() if name.startswith("backbone.")}
+    save_file(kept, folder / "backbone.safetensors")
+    return folder / "backbone.safetensors", kept
+
+
+def champion(settings):
+    store = Store(settings.state_folder)
+    model, card = load_model(store.folders.model(store.champions.current().job))
+    return card, state_arrays(model)
+
+
+def travelled(grid, name="backbone."):
+    """How often arrays of this beginning were sent to each node, and from any."""
+    to, back = {}, 0
+    for message in grid.seen:
+        names = [key for record in message.content.values() if isinstance(record, ArrayRecord) for key in record]
+        if any(key.startswith(name) for key in names):
+            if message.metadata.reply_to_message_id:
+                back += 1
+            else:
+                to[message.metadata.dst_node_id] = to.get(message.metadata.dst_node_id, 0) + 1
+    return to, back
+
+
+def untouched(settings, kept):
+    card, arrays = champion(settings)
+    assert card.frozen == ("backbone",)
+    return all(torch.equal(arrays[name], array) for name, array in kept.items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_frozen_backbone_is_sent_once_and_stays_as_it_began(tmp_path, precision):
+    file, kept = backbone_file(tmp_path)
+    settings = fleet(tmp_path, precision, weights=str(file), frozen=("backbone",))
+    settings = settings.model_copy(
+        update={"erasure": settings.erasure.model_copy(update={"compare_retrain": True, "relearning_rounds": 1})}
+    )
+    grid = InProcessGrid(settings)
+    run_job(settings, "train", grid)
+    assert travelled(grid) == ({1: 1, 2: 1}, 0)
+    assert untouched(settings, kept)
+    a_person_asks_at_each_site(settings)
+    erasing = InProcessGrid(settings)
+    record = run_job(settings, "erase", erasing)
+    # Sites hold the champion from the training job; retraining begins from the same backbone.
+    assert travelled(erasing) == ({}, 0)
+    assert {"unlearned", "relearned", "retrained"} <= set(record.models)
+    assert untouched(settings, kept)
+    # What is trained travels in every round, in both directions.
+    to, back = travelled(erasing, "head.")
+    assert set(to) == {1, 2}
+    assert back == sum(
+        message.metadata.message_type in (FitTask.TYPE, UnlearnTask.TYPE) and bool(message.metadata.reply_to_message_id)
+        for message in erasing.seen
+    )
+    # Where a retraining may follow, starting weights that are gone are said before anybody unlearns.
+    file.unlink()
+    with pytest.raises(ModelFileError, match="Cannot read the starting weights"):
+        run_job(settings, "erase")
+
+
+def test_what_the_champion_has_trained_is_not_frozen_afterwards(tmp_path):
+    settings = fleet(tmp_path)
+    settings = settings.model_copy(update={"training": settings.training.model_copy(update={"rounds": 1})})
+    run_job(settings, "train")
+    _, before = champion(settings)
+    with pytest.raises(JobError, match=r"The champion has trained 'backbone\..*could not be forgotten any more"):
+        run_job(with_model(settings, frozen=("backbone",)), "train")
+    assert all(torch.equal(array, before[name]) for name, array in champion(settings)[1].items())
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"frozen": ("backbon",)}, r"no layer 'backbon' to freeze \(model\.frozen\)"),
+        ({"frozen": ("backbone", "head")}, "Every layer of the network is frozen"),
+        ({"weights": "/nowhere.pt"}, r"Cannot read the starting weights /nowhere\.pt"),
+    ],
+)
+def test_a_job_says_in_one_sentence_what_cannot_be_frozen_or_read(tmp_path, model, why):
+    with pytest.raises(ModelFileError, match=why):
+        run_job(fleet(tmp_path, **model), "train")
+
+
+def test_local_differential_privacy_sees_the_whole_model_and_sends_the_trained_part(tmp_path):
+    settings = fleet(tmp_path, frozen=("backbone",))
+    settings = settings.model_copy(update={"training": settings.training.model_copy(update={"rounds": 1})})
+    noisy = add_unlearning(ClientApp(), [LocalDpMod(1.0, 1.0, 100.0, 1e-5)])
+    grid = InProcessGrid(settings, app=noisy)
+    out = io.StringIO()
+    run_job(settings, "train", grid, out)
+    assert travelled(grid) == ({1: 1, 2: 1}, 0)
+    assert champion(settings)[0].frozen == ("backbone",)
+    assert "The frozen layers begin with random weights" in out.getvalue()
