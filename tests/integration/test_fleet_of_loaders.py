@@ -75,7 +75,7 @@ def test_people_of_databases_are_forgotten_and_purged(fleet):
 def test_a_device_answers_for_numbers_in_their_own_range(fleet):
     settings, _, record = fleet
     model = DeviceModel(Store(settings.state_folder).folders.model(record.job) / "model.onnx")
-    names, values, labels = patients(seed=1, prefix="1-")
+    _names, values, labels = patients(seed=1, prefix="1-")
     said = model.predict(values)
     assert model.classes == CLASSES
     assert np.mean(said.argmax(axis=1) == labels) > 0.7
