@@ -251,6 +251,8 @@ def device_table(onnx_file: Path, settings: Settings) -> Table:
     """Classify faces of people never trained on, in a process of the device agent (it has no torch)."""
     folder = site_folders(settings.state_folder)[0]
     with Site(folder) as site:
+        if site.loaded is not None:
+            return _table_of_loaded(onnx_file, site)
         rows = [row for row in site.manifest().rows if row.split == "test"]
         chosen = rows[:: max(1, len(rows) // _SHOWN_FACES)][:_SHOWN_FACES]
         images = [str(site.image_root / row.image) for row in chosen]
@@ -262,6 +264,21 @@ def device_table(onnx_file: Path, settings: Settings) -> Table:
     table = Table("test face", "label", "answer", "probability", title="On the device (ONNX Runtime, no torch)")
     for row, answer in zip(chosen, answers["predictions"], strict=True):
         table.add_row(row.image, row.label, answer["class"], f"{answer['probability']:.3f}")
+    return table
+
+
+def _table_of_loaded(onnx_file: Path, site: Site) -> Table:
+    """Let the devices' code answer for rows that are no files, in this process."""
+    from dlfd_fleet.device.inference import DeviceModel
+    from dlfd_fleet.federation.site.images import used_images
+
+    unseen = used_images(site).images.of_split("test")
+    chosen = unseen.select(range(0, len(unseen), max(1, len(unseen) // _SHOWN_FACES))[:_SHOWN_FACES])
+    model = DeviceModel(onnx_file)
+    probabilities = model.predict(site.card.input.on_device(chosen.images[:].numpy()))
+    table = Table("test row", "label", "answer", "probability", title="On the device (ONNX Runtime)")
+    for row, answer, own in zip(chosen.rows, model.named(probabilities), probabilities, strict=True):
+        table.add_row(row.image.rpartition("-")[0], row.label, answer, f"{own.max():.3f}")
     return table
 
 

@@ -9,6 +9,7 @@ from dlfd_fleet.components import Component
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.data import SOURCES
 from dlfd_fleet.data.loaders import write_npz
+from dlfd_fleet.demo import device_table
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, init_site, site_folders
@@ -75,7 +76,7 @@ def test_people_of_databases_are_forgotten_and_purged(fleet):
 def test_a_device_answers_for_numbers_in_their_own_range(fleet):
     settings, _, record = fleet
     model = DeviceModel(Store(settings.state_folder).folders.model(record.job) / "model.onnx")
-    names, values, labels = patients(seed=1, prefix="1-")
+    _, values, labels = patients(seed=1, prefix="1-")
     said = model.predict(values)
     assert model.classes == CLASSES
     assert np.mean(said.argmax(axis=1) == labels) > 0.7
@@ -86,7 +87,7 @@ def test_people_of_a_loader_are_dealt_to_sites_each_with_a_copy_of_its_own(tmp_p
     arrays = {"inputs": values, "labels": np.array(labels), "people": np.array(names), "classes": np.array(CLASSES)}
     write_npz(tmp_path / "all.npz", arrays)
     settings = settings_of(
-        tmp_path / "state", source="npz", manifest=tmp_path / "all.npz", numbers=(VALUES,), low=-4.0, high=4.0
+        tmp_path / "state", source="npz", manifest=tmp_path / "all.npz", numbers=(VALUES,), value_range=(-4.0, 4.0)
     )
     assert deal_to_sites(settings, silent) == ["site-1", "site-2"]
     run_job(settings, "train")
@@ -104,3 +105,12 @@ def test_a_source_without_what_it_requires_is_one_sentence(name):
     (required,) = SOURCES.find(name).requires
     with pytest.raises(Exception, match=rf"data\.{required} must name a .* when data\.source is '{name}'"):
         load_settings(overrides={"data.source": name}, environment={})
+
+
+def test_the_demos_table_has_rows_that_are_no_files(fleet):
+    settings, _, record = fleet
+    table = device_table(Store(settings.state_folder).folders.model(record.job) / "model.onnx", settings)
+    keys, labels, answers, probabilities = (list(column.cells) for column in table.columns)
+    assert all(key.startswith("row-") and len(key) == 10 for key in keys)
+    assert {*labels, *answers} <= set(CLASSES)
+    assert all(0.5 <= float(probability) <= 1.0 for probability in probabilities)
