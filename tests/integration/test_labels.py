@@ -18,7 +18,10 @@ from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import CARD_FILE, ModelCard
 from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.single import unlearn_people
+from dlfd_fleet.tracking import open_registry
 from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, small_settings
+from tests.small_networks import small_networks
 
 LABELS = {"class-0": "none", "class-1": "glasses", "class-2": "glasses;hat", "class-3": "Hat; scarf"}
 
@@ -97,3 +100,45 @@ def test_mlflow_names_the_labels_too(trained, erased):
         name for name, value in zip(["glasses", "hat", "scarf"], said["probabilities"][0], strict=True) if value >= 0.5
     ]
     assert said["answer"].tolist() == [";".join(shown) or "none"] * 2
+
+
+def test_one_machine_forgets_with_a_model_of_labels(trained, erased, tmp_path):
+    site = trained.state_folder / "sites" / "site-1"
+    manifest, model = site / "manifest.csv", Store(trained.state_folder).folders.model(erased.job)
+    person = next(row.identity for row in read_manifest(manifest).rows if row.split == "train")
+    silent = ConsoleProgress(Console(file=io.StringIO()))
+    quick = trained.unlearning.model_copy(update={"epochs": 1.0, "max_rounds": 1, "batch_size": 8})
+    settings = trained.model_copy(update={"unlearning": quick})
+    with small_networks():
+        result = unlearn_people(model, manifest, None, [person], tmp_path / "new", settings, silent)
+        with pytest.raises(ConfigurationError, match="'scrub' is defined for one class an image"):
+            unlearn_people(model, manifest, None, [person], tmp_path / "other", settings, silent, "scrub")
+    assert (result.unlearned.unseen_classes, result.forgotten_people) == (2, 1)
+
+
+def test_a_fleet_of_a_thousand_classes_trains_exports_and_registers(tmp_path):
+    silent = ConsoleProgress(Console(file=io.StringIO()))
+    file = synthesize(
+        tmp_path / "faces", people=24, images_per_person=50, image_size=32, classes=2, seed=0, progress=silent
+    )
+    rows = [
+        # Of one class, so that a model that has learnt nothing yet is no worse than chance.
+        Row(row.image, row.identity, "class 000", split="test" if row.identity < "person-00002" else "validation")
+        if row.identity < "person-00004"
+        else Row(row.image, row.identity, f"class {number - 200:03d}", split="train")
+        for number, row in enumerate(read_manifest(file).rows)
+    ]
+    write_manifest(rows, file)
+    settings = small_settings(tmp_path / "state", file)
+    training = settings.training.model_copy(update={"rounds": 1, "batch_size": 64})
+    tracking = settings.tracking.model_copy(update={"uri": None})
+    settings = settings.model_copy(update={"training": training, "tracking": tracking})
+    deal_to_sites(settings, silent)
+    out = io.StringIO()
+    record = run_job(settings, "train", out=out)
+    assert record.released, record.verdict
+    folder = Store(settings.state_folder).folders.model(record.job)
+    assert len(DeviceModel(folder / "model.onnx").classes) == 1000
+    assert max(map(len, out.getvalue().splitlines())) < 500
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        assert registry.champion().job == record.job
