@@ -28,7 +28,7 @@ from dlfd_fleet.exceptions import DataError, ImageError
 from dlfd_fleet.images import pixels_of
 from dlfd_fleet.model_input import ModelInput
 
-_KEY = re.compile(r"row-\d+-([0-9a-f]{64})")
+_KEY = re.compile(r"row-(\d+)-([0-9a-f]{64})")
 _PIXELS = 255.0
 
 
@@ -40,7 +40,13 @@ def key_of(number: int, digest: str) -> str:
 def digest_of_key(key: str) -> str | None:
     """Return the SHA-256 in a row's key; None if it is no key."""
     found = _KEY.fullmatch(key)
-    return found[1] if found else None
+    return found[2] if found else None
+
+
+def number_of_key(key: str) -> int:
+    """Return the number in a row's key; -1 if it is no key."""
+    found = _KEY.fullmatch(key)
+    return int(found[1]) if found else -1
 
 
 @dataclass(frozen=True)
