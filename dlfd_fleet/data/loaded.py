@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,12 @@ class LoadedRows:
     def _checked(self, found: object, *, may_be_empty: bool) -> PersonDataset:
         if not isinstance(found, PersonDataset):
             raise DataError(f"{self._sentence()} returned a {type(found).__name__}; return a PersonDataset.")
+        for what, listed in (("data set", found.dataset), ("people", found.people), ("splits", found.splits)):
+            if listed is not None and not (isinstance(listed, Sized) and hasattr(listed, "__getitem__")):
+                raise DataError(
+                    f"{self._sentence()} gives {what} by a {type(listed).__name__}, whose rows have no length or no "
+                    "index; give a map-style data set, and lists."
+                )
         count = len(found.dataset)
         if not count and may_be_empty:
             return found
