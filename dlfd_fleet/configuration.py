@@ -23,7 +23,7 @@ from dlfd_fleet.settings import Settings
 ENVIRONMENT_PREFIX = "DLFD_FLEET_"
 CONFIG_VARIABLE = "DLFD_FLEET_CONFIG"
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
-OPEN_TABLES = ("model.arguments",)
+OPEN_TABLES = ("model.arguments", "data.loader_arguments")
 """Settings that are tables of keys which their users choose."""
 _DEEPEST = 8  # tables and lists in each other; the tree has 3
 _LONGEST_SHOWN = 80

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS_BETWEEN_TAKING_SIGNALS = 0.05
-_OF_A_NODE = ("An exception was raised when processing a message by", "ClientAppException")
+_OF_A_NODE = ("An exception was raised when processing a message by", "dlfd_fleet.exceptions.")
 
 
 def simulate(settings: Settings, jobs: Callable[[Grid], None], client_app: ClientApp | None = None) -> None:
@@ -175,7 +175,10 @@ def _quiet(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _without_errors_of_nodes() -> Iterator[None]:
-    """Keep out of Flower's log what a ClientApp raises: pages of traceback that end in what its reply says, too."""
+    """Keep out of Flower's log what our handlers raise at a site: pages that end in the words that its reply has.
+
+    A traceback is in the site's own log. That of a handler of another app is nowhere else, and stays.
+    """
 
     def is_other(record: logging.LogRecord) -> bool:
         said = record.getMessage()

@@ -7,7 +7,8 @@ range, is part of the model, so that a bound on a change means the same to DLFD,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Self, cast
 
 import torch
@@ -75,6 +76,20 @@ class FeatureClassifier(nn.Module, ABC):
         for module in self.frozen_modules():
             module.training = False
 
+    @contextmanager
+    def kept_frozen(self) -> Iterator[None]:
+        """Keep frozen layers as they are, while code trains :attr:`network` that does not know of them."""
+        before = [(array, array.detach().clone(), array.requires_grad) for array in self.frozen_arrays()]
+        hooks = [module.register_forward_pre_hook(_in_eval_mode) for module in self.frozen_modules()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            with torch.no_grad():
+                for array, value, trained in before:
+                    array.requires_grad_(trained).copy_(value)
+
     def frozen_modules(self) -> set[nn.Module]:
         """Return every module that is frozen as a whole."""
         if not self.frozen:
@@ -85,6 +100,10 @@ class FeatureClassifier(nn.Module, ABC):
         """Return the parameters and buffers that are frozen: themselves, no copies."""
         arrays = self.network.state_dict(keep_vars=True)
         return [array for name, array in arrays.items() if lies_in(name, self.frozen)]
+
+
+def _in_eval_mode(module: nn.Module, _inputs: object) -> None:
+    module.training = False
 
 
 class FaceClassifier(FeatureClassifier):

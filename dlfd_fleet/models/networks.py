@@ -127,6 +127,7 @@ def build_empty(card: ModelCard) -> FeatureClassifier:
 
 
 def _frozen(model: FeatureClassifier, card: ModelCard) -> FeatureClassifier:
+    model.frozen = ()  # a card may freeze the parameters alone of a layer that takes no gradient
     model.freeze(card.frozen)
     return model
 

@@ -11,17 +11,25 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import nn
 
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError, ModelFileError
-from dlfd_fleet.federation import add_unlearning
+from dlfd_fleet.federation import FederatedUnlearning, Task, add_unlearning
 from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.ledger import SiteCard, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard, build, load_model, state_arrays
 from dlfd_fleet.progress import ConsoleProgress
-from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, small_settings
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    be_a_server,
+    run_job,
+    small_settings,
+)
 from tests.small_networks import small_networks
 
 INPUT = image_input(32)
@@ -124,7 +132,9 @@ def test_what_the_champion_has_trained_is_not_frozen_afterwards(tmp_path):
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"rounds": 1})})
     run_job(settings, "train")
     _, before = champion(settings)
-    with pytest.raises(JobError, match=r"The champion has trained 'backbone\..*could not be forgotten any more"):
+    with pytest.raises(
+        JobError, match=r"'backbone\..*' is to be frozen, and has been trained: .*could not be forgotten"
+    ):
         run_job(with_model(settings, frozen=("backbone",)), "train")
     assert all(torch.equal(array, before[name]) for name, array in champion(settings)[1].items())
 
@@ -152,3 +162,45 @@ def test_local_differential_privacy_sees_the_whole_model_and_sends_the_trained_p
     assert travelled(grid) == ({1: 1, 2: 1}, 0)
     assert champion(settings)[0].frozen == ("backbone",)
     assert "The frozen layers begin with random weights" in out.getvalue()
+
+
+class TunedNet(nn.Module):
+    """A network that freezes its first layers itself, as a package of somebody's would do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 5, stride=4)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc1 = nn.Linear(8 * 7 * 7, 16)
+        self.fc2 = nn.Linear(16, 2)
+        self.conv.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def forward(self, images):
+        return self.fc2(torch.relu(self.fc1(torch.relu(self.norm(self.conv(images))).flatten(1))))
+
+
+TASK = Task(model=TunedNet, classes=("class-0", "class-1"), shape=(1, 32, 32))
+
+
+def test_of_a_model_that_another_loop_trained_only_what_it_left_alone_is_frozen(tmp_path, silent):
+    settings = fleet(tmp_path)
+    for folder in site_folders(settings.state_folder):
+        card = SiteCard.model_validate_json((folder / "site.json").read_text())
+        changed = card.model_copy(update={"input": TASK.input, "networks": (TASK.network,)})
+        (folder / "site.json").write_text(changed.model_dump_json())
+    grid = InProcessGrid(settings, app=add_unlearning(ClientApp(), TASK))
+    be_a_server()
+    torch.manual_seed(0)
+    begun = TunedNet().state_dict()
+    trained = begun | {"fc2.bias": begun["fc2.bias"] + 0.1, "norm.running_mean": torch.full((8,), 0.1)}
+    unlearning = FederatedUnlearning(task=TASK, settings=settings, progress=silent)
+    result = unlearning.adopt(grid, ArrayRecord.from_torch_state_dict(trained))
+    assert result.card.frozen == ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
+    # Its statistics are measured anew, and what is frozen stays.
+    a_person_asks_at_each_site(settings)
+    _, arrays = unlearning.start(grid).card, champion(settings)[1]
+    assert {name for name in begun if torch.equal(arrays[name], begun[name])} == set(result.card.frozen)
+    unfrozen = unlearning.arrays().to_torch_state_dict() | {"conv.bias": torch.zeros(8)}
+    with pytest.raises(JobError, match=r"'conv\.bias' is to be frozen, and has been trained"):
+        unlearning.adopt(grid, ArrayRecord.from_torch_state_dict(unfrozen))

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from dlfd_fleet.configuration import CONFIG_VARIABLE, load_settings
 from dlfd_fleet.federation.rounds.fleet import Fleet
-from dlfd_fleet.federation.site.site_of_node import site_folder
+from dlfd_fleet.federation.site.site_of_node import site_folder, site_of_node
 from dlfd_fleet.ledger import SiteCard, create_site
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.settings import Settings
@@ -49,22 +49,33 @@ def test_nodes_work_on_their_own_sites_though_a_variable_names_another_fleet(tmp
     assert {name: os.environ.get(name) for name in exported} == exported
 
 
-def test_of_what_a_node_raises_the_words_are_left_and_no_traceback(tmp_path, monkeypatch):
+def test_an_error_at_a_site_is_told_in_words_and_its_traceback_is_in_the_sites_log(tmp_path, monkeypatch):
     make_site(tmp_path)
     logged = io.StringIO()
     monkeypatch.setattr(logging.getLogger("flwr"), "handlers", [logging.StreamHandler(logged)])
-    client_app, absent = ClientApp(), {}
+    client_app, absent, counts = ClientApp(), [], []
 
     @client_app.train()
     def fail(message, context):
-        raise RuntimeError("no such layer")
+        with site_of_node(context):
+            raise RuntimeError("no such layer")
+
+    @client_app.query()
+    def fail_elsewhere(message, context):
+        raise RuntimeError("no such column")
 
     def ask(grid):
         fleet = Fleet(grid, timeout=120.0)
         (node,) = fleet.wait_for_nodes()
-        assert not list(fleet.exchange("train", {node: RecordDict()}, "1"))
-        absent.update(fleet.absent)
+        for kind in ("train", "query"):
+            assert not list(fleet.exchange(kind, {node: RecordDict()}, "1"))
+            absent.extend(fleet.absent.values())
+            counts.append(logged.getvalue().count("Traceback"))
 
     simulate(Settings(state_folder=tmp_path), ask, client_app)
-    assert list(absent.values()) == ["failed at train: no such layer"]
-    assert "Traceback" not in logged.getvalue()
+    assert absent == [
+        "failed at train: RuntimeError at this site; its site.log says more.",
+        "failed at query: no such column",
+    ]
+    assert counts[0] == 0 < counts[1]  # what no site has noted is seen
+    assert "RuntimeError: no such layer" in (tmp_path / "sites" / "site-1" / "site.log").read_text()

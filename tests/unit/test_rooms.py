@@ -45,7 +45,8 @@ README_EXAMPLES = [
 
 
 @pytest.mark.parametrize(("code", "said"), zip(README_EXAMPLES, ("", "AUC"), strict=True), ids=("apps", "tensors"))
-def test_the_readme_examples_run(code, said, capsys):
-    """Exactly as they stand there."""
+def test_the_readme_examples_run(code, said, capsys, monkeypatch):
+    """Exactly as they stand there; the app's own modules are those of the example."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples" / "quickstart"))
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert said in capsys.readouterr().out

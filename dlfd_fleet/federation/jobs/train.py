@@ -16,7 +16,17 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.requests import agreed_shape
-from dlfd_fleet.models import ModelCard, build, digest, load_arrays, normalised, start, state_arrays, with_frozen
+from dlfd_fleet.models import (
+    ModelCard,
+    build,
+    build_empty,
+    digest,
+    load_arrays,
+    normalised,
+    start,
+    state_arrays,
+    with_frozen,
+)
 
 _GIVEN = "given"
 
@@ -51,7 +61,7 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
     champion = found[1] if found else None
     card = new_card(job, pending)
     if given is not None or job.journal.is_done(_GIVEN):
-        card, arrays = _given(job, card, given)
+        card, arrays = _given(job, card, given, found)
     elif found is not None and job.settings.training.start == "champion":
         card, begin = _going_on(card, *found)
         arrays = job.rounds(card).train(begin)
@@ -73,13 +83,15 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
     job.advance("settled", note="trained")
 
 
-def _given(job: Coordinator, card: ModelCard, given: Given | None) -> tuple[ModelCard, Arrays]:
+def _given(
+    job: Coordinator, card: ModelCard, given: Given | None, found: tuple[ModelCard, AuditedModel] | None
+) -> tuple[ModelCard, Arrays]:
     """Return a given model, which a job that goes on finds among its steps.
 
     Raises
     ------
     JobError
-        If its weights are not those of the network.
+        If its weights are not those of the network, or have been trained where they are to be frozen.
     """
 
     def check() -> Merged:
@@ -93,7 +105,49 @@ def _given(job: Coordinator, card: ModelCard, given: Given | None) -> tuple[Mode
         return Merged(given.arrays, (given.parent,) if given.parent else ())
 
     kept = job.journal.merged(_GIVEN, check)
-    return card.model_copy(update={"parent": kept.requests[0] if kept.requests else None}), kept.arrays
+    parent = kept.requests[0] if kept.requests else None
+    if parent and found:
+        card = _frozen_so_far(card, kept.arrays, found[1].arrays, found[0])
+    elif card.frozen:
+        card = _frozen_so_far(card, kept.arrays, state_arrays(start(card, job.settings.model.weights)))
+    return card.model_copy(update={"parent": parent}), kept.arrays
+
+
+def _frozen_so_far(card: ModelCard, arrays: Arrays, begun: Arrays, before: ModelCard | None = None) -> ModelCard:
+    """Return a card that freezes only what its model's training has left as it was.
+
+    A training loop that does not freeze batch norm changes the statistics in frozen layers: of these layers the
+    parameters alone are frozen from then on.
+
+    Parameters
+    ----------
+    begun, before
+        What the training began with: arrays, and the card of a champion. What a factory of one's own freezes in fresh
+        weights it may fill with random numbers, so that nobody can compare.
+
+    Raises
+    ------
+    JobError
+        If a parameter has been trained.
+    """
+    known = None if before is None else with_frozen(before)
+    trained = {
+        name
+        for name, array in card.frozen_of(arrays).items()
+        if name not in begun or not torch.equal(array, begun[name]) or (known is not None and not known.freezes(name))
+    }
+    if not trained:
+        return card
+    parameters = dict(build_empty(card).network.named_parameters(remove_duplicate=False))
+    of_factory = with_frozen(card.model_copy(update={"frozen": ()}))
+    for name in sorted(trained & parameters.keys()):
+        if known is not None or not of_factory.freezes(name):
+            raise JobError(
+                f"'{name}' is to be frozen, and has been trained: what it has learned from somebody could not be "
+                "forgotten any more. Freeze no more than the model that the training began with, or begin anew with "
+                "`dlfd-fleet job start train --fresh`."
+            )
+    return card.model_copy(update={"frozen": tuple(name for name in card.frozen_of(arrays) if name in parameters)})
 
 
 def _beginning_anew(job: Coordinator, card: ModelCard) -> tuple[ModelCard, Arrays]:
@@ -121,13 +175,7 @@ def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tup
             f"The champion is a {before.architecture}, and model.architecture asks for a {card.architecture}: set "
             "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
         )
-    learned = card.frozen_of(with_frozen(before).trained(champion.arrays))
-    if learned:
-        raise JobError(
-            f"The champion has trained '{next(iter(learned))}', which model.frozen freezes: what it has learned there "
-            "from somebody could not be forgotten any more. Freeze no more than the champion has frozen, or begin anew "
-            "with `dlfd-fleet job start train --fresh`."
-        )
+    card = _frozen_so_far(card, champion.arrays, champion.arrays, before)
     updates = {"classes": before.classes, "parent": digest(champion.arrays)}
     return card.model_copy(update=updates), dict(champion.arrays)
 

@@ -136,7 +136,8 @@ def _train_own_way(train: Train, model: FeatureClassifier, retain: IdentityDatas
     """
     model.train()
     rows = TrainingRows(retain, task.card.input)
-    told = train(model.network, rows, epochs=task.epochs, learning_rate=task.learning_rate)
+    with model.kept_frozen():
+        told = train(model.network, rows, epochs=task.epochs, learning_rate=task.learning_rate)
     model.eval()
     loss = 0.0 if told is None else float(told)
     if not math.isfinite(loss):

@@ -109,14 +109,19 @@ def test_made_up_counts_do_not_void_the_limit_of_forget_shares():
     answers = {number: each.to_records() for number, each in enumerate([*honest, liar])}
     fleet, query = Fleet(ScriptedGrid(answers), timeout=1.0), PendingQuery(job="job-1", take=True)
     assert list(ask_pending(fleet, query, 0.15, plausible=PlausibleCounts(ratio=10.0))) == [0, 1]
-    assert fleet.absent == {f"site-{3:08x}": "asks to forget 20% of the fleet's images, above 15%"}
+    assert fleet.absent == {
+        f"site-{3:08x}": "asks to forget 20% of the fleet's images, above 15% (erasure.largest_forget_share)"
+    }
 
 
 def test_what_an_excluded_site_asks_for_makes_no_other_share_smaller():
     replies = [reply(1, 10, 10), reply(2, 2, 2, forget=16), reply(3, 10, 10, forget=1_000_000)]
     fleet = Fleet(ScriptedGrid({number: each.to_records() for number, each in enumerate(replies)}), timeout=1.0)
     assert list(ask_pending(fleet, PendingQuery(job="job-1", take=True), 0.25)) == [0]
-    assert fleet.absent[f"site-{2:08x}"] == "asks to forget 27% of the fleet's images, above 25%"
+    assert (
+        fleet.absent[f"site-{2:08x}"]
+        == "asks to forget 27% of the fleet's images, above 25% (erasure.largest_forget_share)"
+    )
 
 
 def answered(**images):

@@ -150,7 +150,10 @@ def test_a_site_that_asks_for_too_much_waits_for_an_operator():
     fleet = Fleet(grid, timeout=1.0)
     assert list(ask_pending(fleet, QUERY, 0.5)) == [1]
     assert fleet.wait_for_nodes() == (1,)
-    assert fleet.absent[f"site-{OTHER}"] == "asks to forget 59% of the fleet's images, above 50%"
+    assert (
+        fleet.absent[f"site-{OTHER}"]
+        == "asks to forget 59% of the fleet's images, above 50% (erasure.largest_forget_share)"
+    )
     assert list(ask_pending(Fleet(grid, timeout=1.0), QUERY, 0.6)) == [1, 2]
     with pytest.raises(JobError, match=r"No site takes part: .* asks to forget"):
         ask_pending(Fleet(ScriptedGrid({2: greedy.to_records()}), timeout=1.0), QUERY, 0.5)

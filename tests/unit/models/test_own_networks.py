@@ -16,7 +16,6 @@ from dlfd_fleet.export import calibrate, export_onnx, export_variant, no_inputs,
 from dlfd_fleet.model_input import ModelInput, image_input
 from dlfd_fleet.models import (
     CARD_FILE,
-    NETWORKS,
     ModelCard,
     WrappedClassifier,
     build,
@@ -97,12 +96,6 @@ class Convolutional(nn.Module):
 
     def forward(self, images):
         return self.head(self.body(images)).flatten(1)
-
-
-@pytest.fixture(autouse=True)
-def _registered_for_one_test():
-    yield
-    NETWORKS.reload()
 
 
 def card_of(factory, model_input=None, **changes) -> ModelCard:

@@ -129,3 +129,18 @@ def test_a_model_without_gradients_is_refused_and_none_of_its_layers_is_frozen_f
     classifier.requires_grad_(True)
     METHODS["fine-tune"].default.unlearner(problem)
     assert not classifier.frozen
+
+
+def test_a_loop_that_knows_nothing_of_frozen_layers_leaves_them_as_they_are():
+    learning = model("0")
+    before, seen = state_arrays(learning), []
+    with learning.kept_frozen():
+        own = learning.network.train().requires_grad_(True)
+        own[0][1].register_forward_hook(lambda norm, *_: seen.append(norm.training))
+        optimizer = torch.optim.SGD(own.parameters(), 0.1, weight_decay=0.1)
+        nn.functional.cross_entropy(own(torch.rand(8, 3, 16, 16)), torch.arange(8) % 3).backward()
+        optimizer.step()
+    assert moved(before, state_arrays(learning)) == {name for name in before if not name.startswith("0.")}
+    assert seen == [False]  # also what learns behind them has seen them as they are used
+    assert not any(each.requires_grad for each in learning.module[0].parameters())
+    assert not learning.module[0][1]._forward_pre_hooks
