@@ -109,6 +109,8 @@ def wrong(what: str):
         raise RuntimeError("the disk is away")
     return {
         "tuple": rows,
+        "stream": PersonDataset(iter(rows), ["anna"]),
+        "names": PersonDataset(rows, (name for name in ["anna"])),
         "no rows": PersonDataset([], []),
         "no people": PersonDataset(rows, []),
         "none": PersonDataset(rows, None),

@@ -141,6 +141,16 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
         console.print(requests_table(status.open_requests, now))
 
 
+@app.command("refresh")
+def refresh(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
+    """Read the rows of the site's loader again: list those that have come, and drop those that have gone."""
+    from dlfd_fleet.ledger import Site, refresh_rows
+
+    with Site(site) as opened:
+        come, gone = refresh_rows(opened)
+    console.print(f"{come} rows have come, and {gone} have gone.")
+
+
 @app.command("purge")
 def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
     """End interrupted purges, and delete images that came back; exit code 1 if one could not be deleted."""

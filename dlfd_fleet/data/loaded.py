@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dlfd_fleet.exceptions import DataError, ImageError
 from dlfd_fleet.images import pixels_of
 from dlfd_fleet.model_input import ModelInput
 
-_KEY = re.compile(r"row-\d+-([0-9a-f]{64})")
+_KEY = re.compile(r"row-(\d+)-([0-9a-f]{64})")
 _PIXELS = 255.0
 
 
@@ -40,7 +40,13 @@ def key_of(number: int, digest: str) -> str:
 def digest_of_key(key: str) -> str | None:
     """Return the SHA-256 in a row's key; None if it is no key."""
     found = _KEY.fullmatch(key)
-    return found[1] if found else None
+    return found[2] if found else None
+
+
+def number_of_key(key: str) -> int:
+    """Return the number in a row's key; -1 if it is no key."""
+    found = _KEY.fullmatch(key)
+    return int(found[1]) if found else -1
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,12 @@ class LoadedRows:
     def _checked(self, found: object, *, may_be_empty: bool) -> PersonDataset:
         if not isinstance(found, PersonDataset):
             raise DataError(f"{self._sentence()} returned a {type(found).__name__}; return a PersonDataset.")
+        for what, listed in (("data set", found.dataset), ("people", found.people), ("splits", found.splits)):
+            if listed is not None and not (isinstance(listed, Sized) and hasattr(listed, "__getitem__")):
+                raise DataError(
+                    f"{self._sentence()} gives {what} by a {type(listed).__name__}, whose rows have no length or no "
+                    "index; give a map-style data set, and lists."
+                )
         count = len(found.dataset)
         if not count and may_be_empty:
             return found

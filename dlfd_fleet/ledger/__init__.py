@@ -7,6 +7,7 @@ keyed digest remains, so that the person is recognised should the images ever co
 from dlfd_fleet.data import canonical
 from dlfd_fleet.ledger.ledger import Event, ForgetRequest, Ledger
 from dlfd_fleet.ledger.purge import complete_requests, purge_request, purge_site
+from dlfd_fleet.ledger.refresh import refresh_rows
 from dlfd_fleet.ledger.site import (
     Site,
     SiteCard,
@@ -36,6 +37,7 @@ __all__ = [
     "join_requests",
     "purge_request",
     "purge_site",
+    "refresh_rows",
     "request_forgetting",
     "site_folders",
     "site_status",

@@ -81,6 +81,11 @@ def test_a_storage_that_still_holds_rows_is_shown(clinic, tmp_path, capsys):
     )
     (tmp_path / "visits.csv").write_text(VISITS.replace("anna,62,121,well\nanna,64,118,well\n", ""))
     assert run("site", "purge", tmp_path / "clinic") == 0
+    with (tmp_path / "visits.csv").open("a") as table:
+        table.write("ella,70,120,well\n")
+    capsys.readouterr()
+    assert run("site", "refresh", tmp_path / "clinic") == 0
+    assert "1 rows have come, and 0 have gone." in capsys.readouterr().out
 
 
 def test_files_of_images_and_folders_make_sites(synthetic_faces, tmp_path, capsys):
@@ -99,6 +104,8 @@ def test_files_of_images_and_folders_make_sites(synthetic_faces, tmp_path, capsy
         assert site.manifest().identities == ("person 0", "person 1", "person 2")
         assert site.card.classes == ("no", "yes")
         assert all(site.manifest().file_of(row).exists() for row in site.manifest().rows)
+    assert run("site", "refresh", tmp_path / "folder") == 2
+    assert "folder lists image files; edit" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def test_pixels_are_kept_as_bytes(given, kept):
 
 SENTENCES = {
     "tuple": "returned a list; return a PersonDataset",
+    "stream": "gives data set by a list_iterator, whose rows have no length or no index; give a map-style data set",
+    "names": "gives people by a generator, whose rows have no length or no index",
     "no rows": "has no rows",
     "no people": "names no people; name one for each of its 1 rows",
     "none": "names no people; name one for each of its 1 rows",

@@ -1,6 +1,7 @@
 """A site whose rows come from a loader: what is made of them, and that forgotten ones are nowhere afterwards."""
 
 import shutil
+import sqlite3
 from datetime import UTC, datetime
 
 import numpy as np
@@ -19,6 +20,7 @@ from dlfd_fleet.ledger import (
     loaded_purge,
     purge_request,
     purge_site,
+    refresh_rows,
     request_forgetting,
     site_status,
 )
@@ -228,3 +230,40 @@ def test_a_loader_that_cannot_be_used_leaves_no_folder(hospital):
         make_site(hospital)
     with pytest.raises(ConfigurationError, match="A site needs a manifest, or a loader"):
         init_site(hospital / "other", name="clinic")
+
+
+def test_rows_that_come_and_go_in_the_storage_are_listed_when_it_is_read_again(hospital):
+    with make_site(hospital) as site:
+        before = site.manifest().rows
+        forgotten, kept = trained(site), next(row.identity for row in before if row.split == "test")
+        purge_request(site, release(site, forgotten))
+        assert refresh_rows(site) == (0, 0)
+        write_database(hospital / "later.db", people=1, seed=7, prefix="new-")
+        with sqlite3.connect(hospital / "hospital.db") as database:
+            database.execute("attach ? as later", (str(hospital / "later.db"),))
+            database.execute("insert into visit select * from later.visit")
+            for person in (kept, forgotten):  # both come again
+                database.execute("insert into visit select ?, numbers, label from later.visit limit 2", (person,))
+            database.execute("delete from visit where rowid = 1")
+        database.close()
+        gone = 1 if before[0].identity != forgotten else 0
+        assert refresh_rows(site) == (6, gone)
+        after = site.manifest().rows
+        assert {row.identity for row in after} == {row.identity for row in before} - {forgotten} | {"new-00"}
+        assert {row.split for row in after if row.identity == "new-00"} == {"train"}
+        assert [row.split for row in after if row.identity == kept] == ["test"] * 6
+        assert len({row.image for row in after}) == len(after) == 44 + 6 - gone
+        assert len(numbers_of(site, "new-00")) == 4
+        request_forgetting(site, "new-00", deadline_days=30)
+
+
+def test_a_storage_that_cannot_be_read_again_leaves_the_site_as_it_was(hospital):
+    with make_site(hospital) as site:
+        manifest, decoded = site.manifest_file.read_bytes(), site.decoded.file.read_bytes()
+        with sqlite3.connect(hospital / "hospital.db") as database:
+            database.execute("update visit set label = 9 where rowid = 30")
+        database.close()
+        with pytest.raises(DataError, match="row 29: the label 9 is outside the 2 classes"):
+            refresh_rows(site)
+        assert (site.manifest_file.read_bytes(), site.decoded.file.read_bytes()) == (manifest, decoded)
+        assert not list(site.folder.glob(".decoded*"))

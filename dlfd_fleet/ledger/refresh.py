@@ -1,0 +1,58 @@
+"""Reading the rows of a site's loader again: what has come into its storage, and what has gone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+from dlfd_fleet.data import Row, canonical, write_manifest
+from dlfd_fleet.data.decoded import Content
+from dlfd_fleet.data.loaded import digest_of_key, key_of, number_of_key
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE
+
+
+def refresh_rows(site: Site) -> tuple[int, int]:
+    """List what a site's loader has now; return how many rows have come, and how many have gone.
+
+    A new row of a known person is of their split; one of a new person is of the split that the loader says, or is
+    trained on. Rows of people who were forgotten, and rows that were purged, are not listed again.
+
+    Raises
+    ------
+    ConfigurationError
+        If the site's rows are image files.
+    DataError
+        If a row cannot be used, or the disk refuses; then the site lists what it did.
+    """
+    loaded, ledger = site.loaded, site.ledger
+    if loaded is None:
+        raise ConfigurationError(f"{site.folder} lists image files; edit {site.manifest_file} instead.")
+    listed, before = site.manifest().rows, defaultdict[str | None, list[Row]](list)
+    for row in reversed(listed):
+        before[digest_of_key(row.image)].append(row)
+    splits = {canonical(row.identity): row.split for row in listed}
+    forgotten, tombstones = ledger.request_of_people(*FORGOTTEN, *TO_PURGE), ledger.tombstones()
+    rows, come, name = list[Row](), 0, site.card.name
+    first = max((number_of_key(row.image) for row in listed), default=-1)
+
+    def contents() -> Iterator[Content]:
+        nonlocal come
+        for each in loaded.rows(may_be_empty=True):
+            person = each.row.identity
+            if each.digest in tombstones or site.person_digest(person) in forgotten:
+                continue
+            if known := before[each.digest]:
+                rows.append(replace(known.pop(), identity=person, label=each.row.label))
+            else:
+                come += 1
+                split = splits.get(canonical(person)) or each.row.split or "train"
+                rows.append(replace(each.row, image=key_of(first + come, each.digest), site=name, split=split))
+            yield each.digest, each.content
+
+    site.decoded.write(contents())
+    write_manifest(rows, site.manifest_file)
+    site.decoded.erase(ledger.tombstones())  # a purge may have come between
+    return come, len(listed) + come - len(rows)
