@@ -24,7 +24,6 @@ from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import (
     SCORE_NAMES,
     Scores,
-    beside_reference,
     forgetting_score,
     gap_to_retrain,
     measure,
@@ -36,6 +35,7 @@ from dlfd_fleet.audit.verdict import (
     Outcome,
     Tally,
     Verdict,
+    beside_reference,
     judge,
     judge_beside_retrained,
     judge_relearned,

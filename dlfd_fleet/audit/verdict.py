@@ -25,7 +25,6 @@ NOBODY_UNSEEN = "no unseen people were audited"
 _NOTHING_TO_COMPARE_WITH = (
     f"{NOBODY_UNSEEN}, nor a retrained model, so nothing says whether the forgotten people are still remembered"
 )
-_BESIDE_REFERENCE = "those under a retrained model"
 _ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
 
 
@@ -52,11 +51,11 @@ class Verdict(BaseModel):
         return f"{self.outcome}: {'; '.join(self.reasons)} (margin {self.margin:.2f}, power {self.power:.2f})."
 
 
-def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdict:
+def judge(original: Scores, candidate: Scores, settings: AuditSettings, reference: Scores | None = None) -> Verdict:
     """Judge an unlearned model beside the original that it came from.
 
-    Where no unseen people were audited, the forgotten ones are compared with a reference model that never saw them, if
-    the scores have that; if not, nothing says whether they are remembered, and the verdict is INCONCLUSIVE at best.
+    Where no unseen people were audited, a reference that never saw the forgotten ones says how they should stand beside
+    retained people. Without it nothing says whether they are remembered, and the verdict is INCONCLUSIVE at best.
 
     Parameters
     ----------
@@ -64,6 +63,8 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
         Scores of both models on the same people, the unseen ones never used by a gate.
     settings
         Margin, allowed loss of utility, least gain over the majority answer.
+    reference
+        Scores of a model that was trained without the forgotten people; only used where nobody is unseen.
 
     Raises
     ------
@@ -72,7 +73,7 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdi
     """
     _require_forgotten(original, candidate)
     if original.mia_auc is None or candidate.mia_auc is None:
-        return _judge_without_unseen(original, candidate, settings)
+        return _judge_without_unseen(original, candidate, settings, reference)
     power = equivalence_power(candidate.mia_auc.standard_error, settings.margin)
 
     def verdict(outcome: Outcome, reasons: list[str]) -> Verdict:
@@ -97,41 +98,72 @@ def _require_forgotten(*models: Scores) -> None:
         raise DataError("There are no forgotten images in the audit, so forgetting cannot be judged.")
 
 
-def _judge_without_unseen(original: Scores, candidate: Scores, settings: AuditSettings) -> Verdict:
+def _judge_without_unseen(
+    original: Scores, candidate: Scores, settings: AuditSettings, reference: Scores | None
+) -> Verdict:
     """Judge where everybody was trained on: by a reference that never saw the forgotten people, if there is one."""
-    before, after = original.reference_auc, candidate.reference_auc
+    margin = settings.margin
 
     def verdict(outcome: Outcome, *reasons: str, power: float = 0.0) -> Verdict:
-        return Verdict(outcome=outcome, reasons=reasons, margin=settings.margin, power=power)
+        return Verdict(outcome=outcome, reasons=reasons, margin=margin, power=power)
 
     drops = _drops(original, candidate, settings)
     failures = [str(drop) for drop in drops if drop.is_shown]
     doubts = [drop.in_doubt for drop in drops if drop.is_seen]
+    before, after = beside_reference(original, reference), beside_reference(candidate, reference)
     if before is None or after is None:
         if failures:
             return verdict(Outcome.FAIL, *failures, NOBODY_UNSEEN)
         return verdict(Outcome.INCONCLUSIVE, *doubts, _NOTHING_TO_COMPARE_WITH)
-    power = equivalence_power(after.standard_error, settings.margin)
-    failures += _leaks(before, after, settings.margin, _BESIDE_REFERENCE)
+    power = after.power(margin)
+    failures += _leaks_beside_reference(before, after, margin)
     if failures:
         return verdict(Outcome.FAIL, *failures, NOBODY_UNSEEN, power=power)
-    if before.low <= 0.5:
-        unknown = ": too few people to tell" if before.value >= 0.5 + settings.margin else ""
+    if before.low <= 0.0:
+        unknown = ": too few people to tell" if before.value >= margin else ""
         doubts.append(
-            f"the original may know the forgotten people no better than a retrained model{unknown} (AUC {before})"
+            f"the original may know the forgotten people no better than one retrained model{unknown} (AUC {before})"
         )
-    if not _within(after, settings.margin):
+    if not after.equivalent(margin):
         images = f"{candidate.forget_images} forgotten images"
         doubts.append(
             f"{images} are of too few people to tell whether it differs from one retrained model (AUC {after})"
-            if abs(after.value - 0.5) >= settings.margin
+            if abs(after.value) >= margin
             else f"no difference from one retrained model was detected (AUC {after}), but {images} are too few to "
             "exclude one"
         )
     if doubts:
         return verdict(Outcome.INCONCLUSIVE, *doubts, NOBODY_UNSEEN, power=power)
-    detected = f"no difference from one retrained model in the forgotten people's losses detected (AUC {after})"
+    detected = f"no difference from one retrained model detected in how forgotten people stand out (AUC {after})"
     return verdict(Outcome.PASS, detected, NOBODY_UNSEEN, power=power)
+
+
+def beside_reference(model: Scores, reference: Scores | None) -> Difference | None:
+    """Return how the forgotten people stand beside retained ones in a model, less how they do in a reference.
+
+    More than 0: the model knows them better than one that never saw them. Less: they stand out by higher losses. Nobody
+    is followed from one audit to the next, so people cannot be paired; taking both sides as independent errs on the
+    wide side.
+    """
+    if reference is None or model.retain_auc is None or reference.retain_auc is None:
+        return None
+    error = math.hypot(model.retain_auc.standard_error, reference.retain_auc.standard_error)
+    return Difference(
+        model=model.retain_auc.value, reference=reference.retain_auc.value, standard_error=error, references=1
+    )
+
+
+def _leaks_beside_reference(before: Difference, after: Difference, margin: float) -> list[str]:
+    """As of :func:`_leaks`: two-sided, and a lead that the original is shown to have must be halved."""
+    failures = []
+    if after.differs(margin):
+        side = "remembered" if after.value > 0.0 else "made conspicuous (losses above those under a retrained model)"
+        failures.append(f"forgotten people are still {side}: AUC {after} beside one retrained model")
+    if before.value >= margin and before.low > 0.0 and after.value > before.value / 2.0:
+        failures.append(
+            f"the lead over a retrained model was not halved: it was {before.value:.3f} of AUC and is {after.value:.3f}"
+        )
+    return failures
 
 
 Tally = tuple[int, float]
@@ -182,7 +214,13 @@ def _without(scores: Scores, own: Tally) -> tuple[int, float, float]:
     return images, right / images, accuracy.standard_error * math.sqrt(scores.unseen_images / images)
 
 
-def judge_relearned(verdict: Verdict, original: Scores, relearned: Scores, settings: AuditSettings) -> Verdict:
+def judge_relearned(
+    verdict: Verdict,
+    original: Scores,
+    relearned: Scores,
+    settings: AuditSettings,
+    reference: Scores | None = None,
+) -> Verdict:
     """Let a verdict stand if the model still does not leak after ordinary training on retain images; else FAIL.
 
     Whatever was only hidden comes back then (arXiv 2505.22310).
@@ -200,10 +238,11 @@ def judge_relearned(verdict: Verdict, original: Scores, relearned: Scores, setti
         If nobody was forgotten, so that there is nothing to judge.
     """
     _require_forgotten(original, relearned)
+    before, after = beside_reference(original, reference), beside_reference(relearned, reference)
     if original.mia_auc is not None and relearned.mia_auc is not None:
         found = _leaks(original.mia_auc, relearned.mia_auc, settings.margin)
-    elif original.reference_auc is not None and relearned.reference_auc is not None:
-        found = _leaks(original.reference_auc, relearned.reference_auc, settings.margin, _BESIDE_REFERENCE)
+    elif before is not None and after is not None:
+        found = _leaks_beside_reference(before, after, settings.margin)
     else:
         return verdict  # it says itself that nothing could be measured
     leaks = [f"after further training, {leak}" for leak in found]
@@ -425,10 +464,10 @@ def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
     return [f"balanced accuracy {balanced:.3f} is under {least:.3f}: the model collapsed towards one answer"]
 
 
-def _leaks(original: Estimate, candidate: Estimate, margin: float, beside: str = "those of unseen people") -> list[str]:
+def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:
     failures = []
     if candidate.low > 0.5 + margin or candidate.high < 0.5 - margin:
-        side = "remembered" if candidate.value > 0.5 else f"made conspicuous (losses above {beside})"
+        side = "remembered" if candidate.value > 0.5 else "made conspicuous (losses above those of unseen people)"
         failures.append(f"forgotten people are still {side}: AUC {candidate} lies outside the margin")
     # Hard people are below chance for retrained models, too: only a lead over chance is memory; and half of a lead that
     # may itself be chance says nothing.

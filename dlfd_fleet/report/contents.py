@@ -23,7 +23,7 @@ from dlfd_fleet.settings import Format
 LOSS_EDGES: tuple[float, ...] = tuple(np.geomspace(1e-4, 30.0, 25).tolist())
 """Edges of the bins of every loss histogram, nats; what lies outside is in the first or the last bin."""
 
-Compared = Literal["mia_auc", "test_accuracy", "forget_accuracy"]
+Compared = Literal["mia_auc", "retain_auc", "test_accuracy", "forget_accuracy"]
 
 
 class Part(BaseModel):

@@ -117,7 +117,7 @@ def render(
             acknowledged_later=acknowledged_later,
             margin=report.verdict.margin if report.verdict else 0.0,
             tried=tried,
-            measured=any(scores.mia_auc or scores.reference_auc for _, _, scores in tried),
+            measured="retrained" in report.models or any(scores.mia_auc for _, _, scores in tried),
             beside=not any(scores.mia_auc for _, _, scores in tried),
             control=unlearned.scores.control_auc if unlearned else None,
             # What a copy that is thrown away is good for tells nobody anything; its attack is among those tried.

@@ -146,14 +146,14 @@ trained on everybody else, to keep the model useful.{% if report.readings %} {{ 
 {% else %}
 {% if beside %}
 <p>Nobody was audited who was never trained on. So AUC is the chance that an image of somebody who asked has a lower loss than
-such an image has under a model that was trained anew without them. {% else %}
+one of a retained person. What it is in a model that never saw those who asked, the retrained model shows. {% else %}
 <p>The attack calls an image a member if its loss is low (arXiv 1709.01604). AUC is the chance that it puts an image of
 somebody who asked before one of somebody never trained on. {% endif %}
 In the drawing the dotted line is 0.5, the band the margin
 around it, the bar 95% bounds over people.</p>
 <div class="wide"><table>
 <thead><tr><th>on</th><th>AUC [95%], from 0 to 1</th><th>attack's accuracy [95%]</th></tr></thead>
-<tbody>{% for what, why, score in tried %}{% set auc = score.mia_auc or score.reference_auc %}{% if auc %}
+<tbody>{% for what, why, score in tried %}{% set auc = score.mia_auc or score.retain_auc %}{% if auc %}
 <tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ auc }}{{ strip(auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
 {%- endif %}{% endfor %}
 {% if control %}<tr><th scope="row">unlearned model, two groups never trained on<span class="why">the negative control: does the attack find a difference where there is none?</span></th>
@@ -180,7 +180,7 @@ higher ones for people it never saw (unseen).</p>
 <thead><tr><th>file</th><th>released</th><th>verdict</th><th>attack AUC [95%]</th><th>MB</th><th>beside torch</th></tr></thead>
 <tbody>{% for form, file in report.files.items() %}
 <tr><th scope="row">{{ file.name }} ({{ form }})<br><code>{{ file.sha256 }}</code></th><td>{{ "yes" if form in report.released_files else "no" }}</td>
-<td>{{ verdict(file.verdict.outcome.value) if file.verdict else "-" }}</td><td class="number">{{ (file.scores.mia_auc or file.scores.reference_auc) | score }}</td>
+<td>{{ verdict(file.verdict.outcome.value) if file.verdict else "-" }}</td><td class="number">{{ (file.scores.mia_auc or file.scores.retain_auc) | score }}</td>
 <td class="number">{{ "%.1f" | format(file.size_bytes / 1e6) }}</td>
 <td>largest difference of a probability {{ "%.2g" | format(file.max_abs_difference) }}{% if file.agreement is not none %}, same class on {{ "%.1f" | format(100 * file.agreement) }}% of {{ words.count(file.compared_images, "image") }}{% endif %}</td></tr>
 {%- endfor %}</tbody></table></div>

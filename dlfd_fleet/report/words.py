@@ -12,6 +12,7 @@ from dlfd_fleet.report.contents import Compared, ErasureReport
 
 _COMPARED: dict[Compared, str] = {
     "mia_auc": "AUC of the attack",
+    "retain_auc": "AUC of the people who asked against retained people",
     "test_accuracy": "accuracy on people never trained on",
     "forget_accuracy": "accuracy on the people who asked",
 }
@@ -159,7 +160,7 @@ def _measured(report: ErasureReport) -> str:
     verdict = report.verdict
     said = outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)
     if not before.scores.mia_auc or not after.scores.mia_auc:
-        return f"{_measured_without_unseen(before.scores, after.scores, retrained=report.retrained)} {said}"
+        return f"{_measured_without_unseen(report, before.scores, after.scores)} {said}"
     return (
         "An attacker who sees how well the model predicts a picture tried to tell the people who asked from people "
         "whom the model never saw. 0.5 is guessing, 1 is certainty. Before, the attack scored "
@@ -168,18 +169,20 @@ def _measured(report: ErasureReport) -> str:
     )
 
 
-def _measured_without_unseen(before: Scores, after: Scores, *, retrained: bool) -> str:
+def _measured_without_unseen(report: ErasureReport, before: Scores, after: Scores) -> str:
     """Say what the people who asked were compared with, where there was nobody whom the model had never seen."""
     nobody = "No people were audited whom the model had never seen."
-    if before.reference_auc and after.reference_auc:
-        return (
-            f"{nobody} So how well the model predicts the pictures of the people who asked was compared with a model "
-            "that was trained anew without them. 0.5 is no difference, 1 is certainty that it knows them better. "
-            f"Before, it was {before.reference_auc}; after, {after.reference_auc}; the brackets are 95% bounds."
-        )
-    if retrained:
+    reference = report.models.get("retrained")
+    if report.retrained:
         return nobody
-    return f"{nobody} So nothing was measured that would say whether it still knows the people who asked."
+    if reference is None:
+        return f"{nobody} So nothing was measured that would say whether it still knows the people who asked."
+    return (
+        f"{nobody} So it was measured how the people who asked stand out from retained people: 0.5 is not at all, as "
+        "in a model that was trained on both; less is by worse predictions. In a model that was trained anew without "
+        f"them it is {reference.scores.retain_auc}. Before, it was {before.retain_auc}; after, {after.retain_auc}; "
+        "the brackets are 95% bounds."
+    )
 
 
 def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
@@ -255,7 +258,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
     )
     original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
     if unlearned and verdict:
-        yield from _what_was_compared(unlearned.scores, verdict)
+        yield from _what_was_compared(unlearned.scores, verdict, retrained="retrained" in report.models)
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
@@ -289,11 +292,11 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         )
 
 
-def _what_was_compared(scores: Scores, verdict: Verdict) -> Iterator[str]:
+def _what_was_compared(scores: Scores, verdict: Verdict, *, retrained: bool) -> Iterator[str]:
     asked = f"{count(scores.forget_images, 'image')} of people who asked"
     if scores.unseen_images:
         compared = f"{asked} and {count(scores.unseen_images, 'image')} of people never trained on were attacked."
-    elif scores.reference_auc:
+    elif retrained:
         compared = f"{asked} were compared with a retrained model, for no people never trained on were audited."
     else:
         yield f"{asked} could be compared with nothing, for no people never trained on were audited."

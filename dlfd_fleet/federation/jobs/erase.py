@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Scores, Verdict, judge, judge_relearned, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, judge, judge_relearned, judge_retrained
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.release.release_rule import may_release, may_retrain, retrain_instead
@@ -89,7 +89,7 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
     if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
         retrained, reverdict = _retrain(job, card, original)
-        verdict = _beside_retrained(job, card, verdict, retrained)
+        verdict = _beside_retrained(job, verdict, retrained)
         if retrain_instead(verdict, job.settings):
             new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
             forgotten = asked  # nobody trained on any of them
@@ -114,19 +114,14 @@ def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
 
 
-def _beside_retrained(job: Coordinator, card: ModelCard, verdict: Verdict, retrained: AuditedModel) -> Verdict:
+def _beside_retrained(job: Coordinator, verdict: Verdict, retrained: AuditedModel) -> Verdict:
     """Judge again where no unseen people were audited: then the retrained model is all that never saw the forgotten."""
-    if all(job.models[column].scores.unseen_images for column in ("original", "unlearned")):
+    settings, scores = job.settings.audit, {column: model.scores for column, model in job.models.items()}
+    if all(scores[column].unseen_images for column in ("original", "unlearned")):
         return verdict
-    settings, scores = job.settings.audit, dict[str, Scores]()
-    for column in ("original", "unlearned", "relearned"):
-        if column in job.models:
-            known, model = job.record.models[column], job.audits(card).beside(job.models[column], retrained)
-            job.note_model(column, model, Effort(known.seconds, known.bytes_sent))
-            scores[column] = model.scores
-    verdict = judge(scores["original"], scores["unlearned"], settings)
+    verdict = judge(scores["original"], scores["unlearned"], settings, retrained.scores)
     if verdict.outcome is not Outcome.FAIL and "relearned" in scores:
-        verdict = judge_relearned(verdict, scores["original"], scores["relearned"], settings)
+        verdict = judge_relearned(verdict, scores["original"], scores["relearned"], settings, retrained.scores)
     return verdict
 
 

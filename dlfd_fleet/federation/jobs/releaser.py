@@ -213,8 +213,7 @@ class FleetReleaser:
         """
         name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
         content = content_of(file)
-        reference = None if card.kind == "retrained" else self.job.models.get("retrained")
-        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step, reference)
+        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step)
         parity = self._beside_torch(card, scores, parity, name)
         self.recorder.metrics({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self.recorder.metrics(
@@ -258,7 +257,9 @@ class FleetReleaser:
             return None
         if card.kind == "retrained":
             return judge_retrained(self.job.models["original"].scores, scores, self.job.settings.audit)
-        return judge(self.job.models["original"].scores, scores, self.job.settings.audit)
+        retrained = self.job.models.get("retrained")
+        reference = retrained.scores if retrained else None
+        return judge(self.job.models["original"].scores, scores, self.job.settings.audit, reference)
 
     def release(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = ()) -> None:
         """Make the model, which has forgotten these requests, the champion, here and in the registry."""

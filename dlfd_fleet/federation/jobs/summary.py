@@ -29,10 +29,10 @@ def summarise(record: JobRecord) -> Summary:
         # One row, not a column: utility after a round that is not released tells nobody anything.
         cells = {"unlearned": _score(again, "mia_auc")}
         rows.append(("MIA AUC after further training", *(cells.get(name, "-") for name in models)))
-    if any(model.scores.reference_auc for model in models.values()):
-        rows.append(("AUC beside the retrained model", *(_score(model, "reference_auc") for model in models.values())))
+    if any(model.scores.retain_auc for model in models.values()):
+        rows.append(("AUC beside retained people", *(_score(model, "retain_auc") for model in models.values())))
         if again is not None:
-            cells = {"unlearned": _score(again, "reference_auc")}
+            cells = {"unlearned": _score(again, "retain_auc")}
             rows.append(("the same after further training", *(cells.get(name, "-") for name in models)))
     retrained = models.get("retrained")
     if retrained is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from torch import Tensor
 
-from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, beside_reference, measure
+from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
 from dlfd_fleet.exceptions import ExportError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.protocol.messages import (
@@ -57,39 +57,18 @@ class Audits:
             answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance)
         return AuditedModel(arrays, answers.samples, self._measured(answers.samples), answers.own_test)
 
-    def beside(self, model: AuditedModel, reference: AuditedModel) -> AuditedModel:
-        """Return a model with the score that compares its losses of the forgotten people with a retrained model's."""
-        return replace(model, scores=self._beside(model.scores, model.samples, reference))
-
-    def _beside(self, scores: Scores, samples: SampleScores, reference: AuditedModel) -> Scores:
-        settings = self.job.settings
-        auc = beside_reference(samples, reference.samples, resamples=settings.audit.resamples, seed=settings.seed)
-        return scores.model_copy(update={"reference_auc": auc})
-
-    def audit_file(
-        self,
-        arrays: Arrays,
-        content: bytes,
-        name: str,
-        step: str = "audit-file",
-        reference: AuditedModel | None = None,
-    ) -> tuple[Scores, Parity]:
+    def audit_file(self, arrays: Arrays, content: bytes, name: str, step: str = "audit-file") -> tuple[Scores, Parity]:
         """Attack an exported file at every site; return scores and how near it is to torch; one step of the job.
 
         Parameters
         ----------
         name
             What people call the file.
-        reference
-            A retrained model, to compare with where nobody is unseen.
         """
         answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name))
         agreement = answers.agreeing / (answers.images * (self.job.card.labels or 1)) if answers.images else None
         parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
-        scores = self._measured(answers.samples)
-        if reference is not None and not scores.unseen_images:
-            scores = self._beside(scores, answers.samples, reference)
-        return scores, parity
+        return self._measured(answers.samples), parity
 
     def _measured(self, samples: SampleScores) -> Scores:
         settings = self.job.settings

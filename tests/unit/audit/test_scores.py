@@ -13,7 +13,6 @@ from dlfd_fleet.audit import (
     Role,
     SampleScores,
     agreed,
-    beside_reference,
     forgetting_score,
     gap_to_retrain,
     loss_attack,
@@ -144,7 +143,7 @@ def test_where_everybody_was_trained_on_only_that_is_measured_which_needs_nobody
     assert whole.retain_balanced_accuracy is None
     names = {name.removesuffix("_low").removesuffix("_high") for name in scores.metrics()}
     counts = {"unseen_classes", "forget_images", "unseen_images"}
-    assert names == {"retain_accuracy", "forget_accuracy", "retain_balanced_accuracy", *counts}
+    assert names == {"retain_accuracy", "forget_accuracy", "retain_balanced_accuracy", "retain_auc", *counts}
     assert gap_to_retrain(scores, scores) == 0.0
 
 
@@ -153,31 +152,32 @@ def test_without_retained_people_nothing_is_measured_and_one_sentence_says_why()
         measure(samples(6).of(Role.TEST, Role.FORGET))
 
 
-def known(shift, seed=0, people=12):
-    """Draw losses of forgotten people who lie ``shift`` below those of people whom a model never saw."""
-    return samples(seed, forget_shift=shift, people=people).of(Role.RETAIN, Role.FORGET)
+def test_where_nobody_is_unseen_forgotten_people_are_measured_against_retained_ones():
+    known, unknown = (measure(samples(6, shift).of(Role.RETAIN, Role.FORGET)) for shift in (0.0, -2.0))
+    assert known.retain_auc.low < 0.5 < known.retain_auc.high
+    assert unknown.retain_auc.high < 0.2
+    data = samples(6, -2.0)
+    parts = data.of(Role.FORGET), data.of(Role.RETAIN)
+    truth = np.repeat([1, 0], [len(part) for part in parts])
+    assert unknown.retain_auc.value == pytest.approx(
+        roc_auc_score(truth, -np.concatenate([part.loss for part in parts]))
+    )
 
 
-def test_losses_beside_a_model_that_never_saw_the_people_tell_whether_they_are_remembered():
-    reference = known(0.0, seed=1)
-    remembers, forgot, shaken = (beside_reference(known(shift, seed=2), reference) for shift in (2.0, 0.0, -2.0))
-    assert remembers.low > 0.8
-    assert forgot.low < 0.5 < forgot.high
-    assert forgot.high - forgot.low < 0.3
-    assert shaken.high < 0.2
-    truth = np.r_[np.ones(120), np.zeros(120)]
-    losses = [part.of(Role.FORGET).loss for part in (known(2.0, seed=2), reference)]
-    assert remembers.value == pytest.approx(roc_auc_score(truth, -np.concatenate(losses)))
+def test_how_sure_a_model_is_of_everybody_changes_nothing_about_who_stands_out():
+    data = samples(6, -0.5).of(Role.RETAIN, Role.FORGET)
+    surer = replace(data, loss=data.loss**3 / 100.0)
+    assert measure(surer).retain_auc.value == measure(data).retain_auc.value
 
 
-def test_beside_a_reference_few_people_show_little_and_nobody_shows_nothing():
-    one = beside_reference(known(0.0, people=1), known(0.0, seed=1, people=1))
-    assert (one.low, one.high) == (0.0, 1.0)
-    few, many = (beside_reference(known(0.0, people=count), known(0.0, seed=1, people=count)) for count in (3, 40))
-    assert few.standard_error > 2 * many.standard_error
-    nobody = known(0.0).of(Role.RETAIN)
-    assert beside_reference(nobody, known(0.0)) is None
-    assert beside_reference(known(0.0), nobody) is None
+def test_a_sample_of_many_retained_images_tells_as_much():
+    data = samples(6, -0.5, people=200, images=30).of(Role.RETAIN, Role.FORGET)
+    forget, retain = data.of(Role.FORGET), data.of(Role.RETAIN)
+    forget = forget.rows(forget.person < np.unique(forget.person)[6])
+    truth = np.repeat([1, 0], [len(forget), len(retain)])
+    whole = roc_auc_score(truth, -np.concatenate([forget.loss, retain.loss]))
+    measured = measure(SampleScores.concatenate([retain, forget]), resamples=200).retain_auc.value
+    assert measured == pytest.approx(whole, abs=0.01)
 
 
 def test_a_loss_that_is_not_finite_is_refused():

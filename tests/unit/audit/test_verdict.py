@@ -186,8 +186,8 @@ def test_a_first_model_is_refused_only_if_it_is_shown_to_be_worse_than_one_answe
     assert judge_trained(None, scores(auc=None, balanced=0.3, unseen_classes=1), SETTINGS).outcome is Outcome.PASS
 
 
-def without_unseen(reference=None, error=0.02, retain=0.95, balanced=0.9):
-    """Scores where everybody was trained on, perhaps beside a model that never saw the forgotten people."""
+def without_unseen(auc=0.5, error=0.02, retain=0.95, balanced=0.9):
+    """Scores where everybody was trained on; ``auc`` says how forgotten people stand out from retained ones."""
     nothing = dict.fromkeys(
         ("test_accuracy", "balanced_accuracy", "mia_accuracy", "mia_auc", "forgetting_score", "nomus", "control_auc")
     )
@@ -198,9 +198,12 @@ def without_unseen(reference=None, error=0.02, retain=0.95, balanced=0.9):
         "unseen_images": 0,
         "retain_accuracy": estimate(retain),
         "retain_balanced_accuracy": estimate(balanced),
-        "reference_auc": None if reference is None else estimate(reference, error),
+        "retain_auc": estimate(auc, error),
     }
     return scores().model_copy(update=changes)
+
+
+RETRAINED = without_unseen(0.2)
 
 
 def test_without_unseen_people_and_without_a_reference_nothing_is_claimed():
@@ -220,32 +223,42 @@ def test_without_unseen_people_and_without_a_reference_nothing_is_claimed():
 @pytest.mark.parametrize(
     ("original", "candidate", "outcome", "words"),
     [
-        (0.9, without_unseen(0.52), Outcome.PASS, "no difference from one retrained model in the forgotten people's"),
-        (0.9, without_unseen(0.70), Outcome.FAIL, "still remembered"),
-        (0.9, without_unseen(0.25), Outcome.FAIL, "conspicuous (losses above those under a retrained model)"),
-        (0.9, without_unseen(0.72, error=0.2), Outcome.FAIL, "not halved"),
-        (0.9, without_unseen(0.52, error=0.2), Outcome.INCONCLUSIVE, "400 forgotten images are too few"),
-        (0.52, without_unseen(0.5), Outcome.INCONCLUSIVE, "may know the forgotten people no better than a"),
-        (0.9, without_unseen(0.68, error=0.2), Outcome.INCONCLUSIVE, "400 forgotten images are of too few people"),
-        (0.9, without_unseen(0.52, retain=0.80), Outcome.FAIL, "accuracy on retained people fell by 0.150"),
-        (0.9, without_unseen(0.52, balanced=0.5), Outcome.FAIL, "balanced accuracy on retained people fell by 0.400"),
-        (0.9, without_unseen(0.52, retain=0.89), Outcome.INCONCLUSIVE, "which may be chance"),
-        (0.9, without_unseen(None, retain=0.80), Outcome.FAIL, "accuracy on retained people fell by 0.150"),
+        (0.5, without_unseen(0.21), Outcome.PASS, "no difference from one retrained model detected"),
+        (0.5, without_unseen(0.40), Outcome.FAIL, "still remembered: AUC +0.200"),
+        (0.5, without_unseen(0.02), Outcome.FAIL, "conspicuous (losses above those under a retrained model)"),
+        (0.5, without_unseen(0.38, error=0.2), Outcome.FAIL, "was not halved"),
+        (0.5, without_unseen(0.22, error=0.2), Outcome.INCONCLUSIVE, "400 forgotten images are too few"),
+        (0.5, without_unseen(0.34, error=0.2), Outcome.INCONCLUSIVE, "400 forgotten images are of too few people"),
+        (0.22, without_unseen(0.2), Outcome.INCONCLUSIVE, "may know the forgotten people no better than one retrained"),
+        (0.5, without_unseen(0.21, retain=0.80), Outcome.FAIL, "accuracy on retained people fell by 0.150"),
+        (0.5, without_unseen(0.21, balanced=0.5), Outcome.FAIL, "balanced accuracy on retained people fell by 0.400"),
+        (0.5, without_unseen(0.21, retain=0.89), Outcome.INCONCLUSIVE, "which may be chance"),
     ],
 )
 def test_without_unseen_people_a_model_that_never_saw_the_forgotten_ones_is_the_reference(
     original, candidate, outcome, words
 ):
-    verdict = judge(without_unseen(original), candidate, SETTINGS)
+    verdict = judge(without_unseen(original), candidate, SETTINGS, RETRAINED)
     assert verdict.outcome is outcome
     assert words in verdict.sentence()
     assert "no unseen people were audited" in verdict.sentence()
 
 
+def test_without_a_reference_lost_utility_fails_all_the_same():
+    verdict = judge(without_unseen(), without_unseen(retain=0.80), SETTINGS)
+    assert verdict.outcome is Outcome.FAIL
+    assert "accuracy on retained people fell by 0.150" in verdict.sentence()
+
+
+def test_where_there_are_unseen_people_the_reference_changes_nothing():
+    assert judge(ORIGINAL, scores(auc=0.51), SETTINGS, RETRAINED) == judge(ORIGINAL, scores(auc=0.51), SETTINGS)
+
+
 def test_what_comes_back_beside_the_reference_fails_too():
-    original, passed = without_unseen(0.9), judge(without_unseen(0.9), without_unseen(0.52), SETTINGS)
-    assert judge_relearned(passed, original, without_unseen(0.53), SETTINGS) == passed
-    verdict = judge_relearned(passed, original, without_unseen(0.85), SETTINGS)
+    original = without_unseen()
+    passed = judge(original, without_unseen(0.21), SETTINGS, RETRAINED)
+    assert judge_relearned(passed, original, without_unseen(0.22), SETTINGS, RETRAINED) == passed
+    verdict = judge_relearned(passed, original, without_unseen(0.45), SETTINGS, RETRAINED)
     assert verdict.outcome is Outcome.FAIL
     assert "after further training, forgotten people are still remembered" in verdict.sentence()
 
