@@ -13,7 +13,7 @@ from dlfd_fleet.components import Argument, Component, name_of
 from dlfd_fleet.data import PersonDataset
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.model_input import Fit, ModelInput
-from dlfd_fleet.models import permit
+from dlfd_fleet.models import ModelCard, build, permit
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import Loss, MakeOptimizer
 
@@ -115,6 +115,9 @@ class Task:
             _ = self.input, self.network, self.loader
         except ValueError as error:
             raise ConfigurationError(f"The task cannot be used: {_first_line(error)}.") from error
+        for name in ("validation_people", "test_people"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"The task's {name} is {getattr(self, name)}; it is a number of people.")
         permit(self.model)
 
     @cached_property
@@ -146,6 +149,29 @@ class Task:
             }
         )
         return given.model_copy(update={"model": model})
+
+    def check(self) -> None:
+        """Build the network once.
+
+        Raises
+        ------
+        ConfigurationError
+            If the task is no card of a model.
+        ModelFileError
+            If its factory makes no classifier of its input and classes, or it has no such feature layer.
+        """
+        try:
+            card = ModelCard(
+                architecture=self.network.name if self.network else str(self.model),
+                arguments=dict(self.arguments),
+                feature_layer=self.feature_layer,
+                classes=tuple(self.classes),
+                multi_label=self.multi_label,
+                input=self.input,
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"The task cannot be used: {_first_line(error)}.") from error
+        build(card)
 
     def training_data(self, context: Context) -> Dataset[tuple[Tensor, int | Tensor]]:
         """Return what this node's site may train on: nobody who has ever asked to be forgotten.

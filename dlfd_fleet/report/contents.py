@@ -148,7 +148,7 @@ class ErasureReport(Proceedings):
     requests: int
     asked: Annotated[tuple[AskedRequest, ...], Field(min_length=1)]
     served: tuple[str, ...]
-    """Requests that the released model has forgotten."""
+    """Requests that the released model has forgotten, or that no model was trained on."""
     verdict: Verdict | None
     models: dict[str, ModelResult]
     """By column: original, unlearned, relearned, retrained."""
@@ -160,6 +160,11 @@ class ErasureReport(Proceedings):
     settings: dict[str, Any]
     """What governs an erasure, by dotted key."""
     seconds: float
+
+    @property
+    def nothing_to_unlearn(self) -> bool:
+        """Whether the fleet's model was trained on nobody who asked, so that the sites had only to purge."""
+        return not self.released and bool(self.served)
 
     @property
     def settings_sha256(self) -> str:

@@ -173,7 +173,7 @@ def _result(request: AskedRequest, report: ErasureReport, later: Mapping[str, st
 
 
 def _purge(site: str, report: ErasureReport, later: Mapping[str, str]) -> str:
-    if not report.released:
+    if not report.released and not report.nothing_to_unlearn:
         return "none: nothing was released"
     if site in report.acknowledged:
         return f"acknowledged under epoch {report.acknowledged[site]}"

@@ -111,7 +111,9 @@ ERASURE = """{% extends "base" %}
 {%- endfor %}</tbody></table></div>
 </section>
 
-<section><h2>What was done</h2>
+{% if report.nothing_to_unlearn %}<section><h2>What was done</h2>
+<p>The sites purged the images of the people who asked. None of them was trained on, so no model was changed, attacked or released.</p></section>
+{% else %}<section><h2>What was done</h2>
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
 <ul>
 <li>Sites whose people asked ran {{ words.method(report) }} on them; all sites then
@@ -133,7 +135,7 @@ trained on everybody else, to keep the model useful.{% if report.readings %} {{ 
 {%- endfor %}
 <tr><th scope="row">in all</th><td></td><td class="number">{{ "%.1f" | format(report.seconds) }}</td><td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="sent_bytes") / 1e6) }}</td></tr>
 </tbody></table></div>{% endif %}
-</section>
+</section>{% endif %}
 
 <section><h2>The evidence</h2>
 {% if report.verdict %}

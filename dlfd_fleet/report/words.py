@@ -94,6 +94,8 @@ def headline(report: ErasureReport) -> str:
     asked = f"{count(report.requests, 'request')} to be forgotten"
     if report.released:
         return f"{asked}: a new model was released"
+    if report.nothing_to_unlearn:
+        return f"{asked}: no model was trained on them"
     return f"{asked}: no model was released"
 
 
@@ -117,6 +119,9 @@ def _asked(report: ErasureReport) -> str:
 
 
 def _done(report: ErasureReport) -> str:
+    if report.nothing_to_unlearn:
+        purged = count(report.purged_images, "image")
+        return f"No model of the fleet was trained on them, so none had to change. The sites deleted {purged}."
     if not report.released:
         return (
             "No model was released by this job: the model in use before stays in use, no image was purged, and the "
@@ -202,6 +207,10 @@ def outcome(verdict: str, margin: float, power: float, *, retrained: bool = Fals
 
 def _deadline(report: ErasureReport) -> str:
     deadline = report.first_deadline
+    if report.nothing_to_unlearn and report.settled_at is not None:
+        done = report.settled_at.astimezone(UTC).date()
+        met = "in time" if done <= deadline else "after it"
+        return f"The earliest deadline is {day(deadline)}; the sites purged {met}, on {day(done)}."
     if not report.released or report.settled_at is None:
         return f"The earliest deadline is {day(deadline)}; it is not met by this job."
     left = (deadline - report.settled_at.astimezone(UTC).date()).days

@@ -12,8 +12,10 @@ import pytest
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import write_manifest
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.jobs.reporting import report_of
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
+from dlfd_fleet.report import render
 from tests.integration.fleet_in_process import run_job, trained_fleet
 
 
@@ -81,6 +83,14 @@ def test_who_was_never_trained_on_is_purged_at_every_site_without_an_erasure(tra
     ask(trained, 0, first.upper())
     record = run_job(trained, "erase")
     assert record.note == "no model was trained on anybody who asks; 6 images purged at the sites"
+    with closing(Store(trained.state_folder)) as store:
+        report = report_of(store, record)
+    assert (report.purged_images, set(report.served)) == (6, {request.request for request in report.asked})
+    page = render(report.to_json())
+    assert "no model was trained on them" in page
+    assert "The sites deleted 6 images." in page
+    assert "waits for the next job" not in page
+    assert "is not met" not in page
     assert (record.step, record.released) == ("settled", False)
     assert states(trained) == [[COMPLETE], [COMPLETE]]
     assert images_left(trained, first) == [(0, 0), (0, 0)]

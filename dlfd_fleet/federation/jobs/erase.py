@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 import torch
@@ -65,7 +66,8 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     if not someone_to_unlearn(pending):
         settled = job.settle("released", NOTHING_TO_UNLEARN, card.epoch, asked)
         note = f"{NOTHING_TO_UNLEARN}; {settled.purged_images} images purged at the sites"
-        job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged)
+        job.note(purged_images=settled.purged_images, settled_at=datetime.now(UTC))
+        job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged, forgotten=asked)
         return
     method = METHODS[job.settings.erasure.method]
     job.note(parent=digest(origin.arrays), **method.described(method.unlearner_at_site))

@@ -25,7 +25,7 @@ from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.models import permit
 from dlfd_fleet.progress import ProgressDisplay
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import AugmentationSettings, Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.registry import REFUSED_TAG
 from dlfd_fleet.tracking.system_metrics import sampled_system
@@ -66,9 +66,21 @@ def run_jobs(
             progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = carry_out(grid, store, tracker, progress, record)
         if done is None or given is not None or not _is_wanted(done, kind, settings, store):
-            chosen = with_settings_of_method(settings) if kind == "erase" else settings
+            chosen = _without_changes_of_faces(settings)
+            chosen = with_settings_of_method(chosen) if kind == "erase" else chosen
             done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen), given)
         return done
+
+
+def _without_changes_of_faces(settings: Settings) -> Settings:
+    """Return settings under which images of somebody's own network are not changed, unless they say how.
+
+    The default is for faces: a digit that is mirrored is another one, and of 8 pixels a shift of 4 leaves nothing.
+    """
+    if not settings.model.components or "augmentation" in settings.erasure.model_fields_set:
+        return settings
+    erasure = settings.erasure.model_copy(update={"augmentation": AugmentationSettings()})
+    return settings.model_copy(update={"erasure": erasure})
 
 
 def _is_wanted(done: JobRecord, kind: JobKind, settings: Settings, store: Store) -> bool:

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Result
 from dlfd_fleet.audit import Verdict
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.app_errors import log_errors_in_words
 from dlfd_fleet.federation.jobs.run import run_jobs
 from dlfd_fleet.federation.jobs.train import Given
 from dlfd_fleet.federation.protocol.packing import Arrays
@@ -78,6 +79,11 @@ class FederatedUnlearning:
     progress
         Where progress goes.
 
+    Raises
+    ------
+    ModelFileError
+        If the task's network is no classifier of its input and classes.
+
     Examples
     --------
     In a ServerApp of one's own, beside one's own FedAvg::
@@ -102,7 +108,9 @@ class FederatedUnlearning:
         self.settings = self.settings.model_copy(update=given)
         if self.task is not None:
             self.settings = self.task.settings(self.settings)
+            self.task.check()
         permit(self.settings.model.architecture)
+        log_errors_in_words()
 
     def arrays(self) -> ArrayRecord | None:
         """Return the champion's weights, which a training goes on from; None if there is no champion yet."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dlfd_fleet.audit import Outcome, judge_trained, judge_without_each
+from dlfd_fleet.audit import Outcome, Scores, judge_trained, judge_without_each
 from dlfd_fleet.exceptions import JobError, ModelFileError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
@@ -69,7 +69,7 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
         card, begin = _beginning_anew(job, card)
         arrays = job.rounds(card).train(begin)
     effort = job.context(card).effort()
-    model = job.audits(card).audit(arrays, "Auditing the original model", "original")
+    model = job.audits(card).audit(arrays, "Auditing the trained model", "original")
     job.note_model("original", model, effort)
     verdict = judge_trained(champion.scores if champion else None, model.scores, job.settings.audit)
     if champion is not None and verdict.outcome is not Outcome.FAIL:
@@ -80,7 +80,15 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
         stays = "The champion stays" if champion else "There is no champion yet"
         raise JobError(f"The trained model is not released. {stays}. {verdict.sentence()}")
     releaser.release_or_hold(card, arrays)
-    job.advance("settled", note="trained")
+    job.advance("settled", note=f"trained; {_said(model.scores)}")
+
+
+def _said(scores: Scores) -> str:
+    """Say how good a model is, for whoever started its training."""
+    if scores.test_accuracy is None or scores.balanced_accuracy is None:
+        return f"accuracy on the people whom it was trained on is {scores.retain_accuracy.value:.3f}"
+    said = f"test accuracy is {scores.test_accuracy}, balanced {scores.balanced_accuracy.value:.3f}"
+    return f"{said}; a constant answer's is {1.0 / max(scores.unseen_classes, 1):.3f}"
 
 
 def _given(

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from dlfd_fleet.cores import limit_torch_threads
+from dlfd_fleet.federation.app_errors import log_errors_in_words
 from dlfd_fleet.federation.protocol import messages
 from dlfd_fleet.federation.protocol.differences import without_frozen
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, arrays_of, bytes_of
@@ -41,6 +42,7 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
         every handler, also those that send no arrays.
     """
     limit_torch_threads()
+    log_errors_in_words()
     handlers = Handlers(task)
     _watch_own_training(app, task)
     # Outermost, for a mod of an update compares the whole model that it starts from with the one that it is given back.

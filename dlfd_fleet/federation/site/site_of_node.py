@@ -14,7 +14,7 @@ from flwr.app import Context
 from dlfd_fleet.components import Component
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.data import canonical, listed
-from dlfd_fleet.exceptions import ConfigurationError, FleetError, JobError, MessageError
+from dlfd_fleet.exceptions import ConfigurationError, DataError, FleetError, JobError, MessageError
 from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import CARD_FILE, LOG_FILE, Site, site_folders
 from dlfd_fleet.ledger.site_setup import init_site
@@ -84,7 +84,13 @@ def _make_site(folder: Path, task: Task, loader: Component, context: Context) ->
         If the loader, or one of its rows, cannot be used; then there is no site.
     """
     folder.mkdir(parents=True, exist_ok=True)  # the site's log says what is wrong, if something is
-    known = inspect.signature(loader.resolve()).parameters
+    try:
+        known = inspect.signature(loader.resolve()).parameters
+    except ImportError as error:
+        raise DataError(
+            f"The loader '{loader.name}' of the app's task cannot be imported ({error}); install its package, or "
+            "correct its name."
+        ) from error
     given = {key.replace("-", "_"): value for key, value in context.node_config.items()}
     arguments = {name: given[name] for name in known if name in given and name != "site_folder"}
     init_site(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,14 +12,13 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dlfd_fleet.data import Use
 from dlfd_fleet.data.dataset import IdentityDataset
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.site_of_node import site_of_node
 from dlfd_fleet.federation.task import Task
 from dlfd_fleet.model_input import ModelInput
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,8 +65,8 @@ def training_data(task: Task | None, context: Context) -> TrainingRows:
 def refuse_unfiltered(task: Task | None) -> Mod:
     """Return a mod that sends no update of training which has not asked for :func:`training_data`.
 
-    Once somebody at the site has asked to be forgotten, training on everything would bring them back: then the handler
-    fails. Before, it is warned of.
+    Training on everything at the site would bring back who has asked to be forgotten, and nobody would be unseen any
+    more. Only where everything may be trained on is it not refused.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -76,14 +74,14 @@ def refuse_unfiltered(task: Task | None) -> Mod:
             reply = call_next(message, context)
         if not handler.asked:
             with site_of_node(context, task) as site:
+                left_out = sum(use.use is not Use.TRAIN for use in used_images(site).uses)
                 gone = len(site.ledger.person_digests())
-            sentence = (
-                "This app's @app.train did not take its data from task.training_data(context), which leaves out who "
-                "has asked to be forgotten"
-            )
-            if gone:
-                raise JobError(f"{sentence}: {gone} people have, and its update is not sent.")
-            _LOG.warning("%s; the first request will end such training.", sentence)
+            if left_out or gone:
+                raise JobError(
+                    "This app's @app.train did not take its data from task.training_data(context), which leaves out "
+                    f"who has asked to be forgotten ({gone} people) and who is kept out of training ({left_out} rows): "
+                    "its update is not sent."
+                )
         return reply
 
     return mod

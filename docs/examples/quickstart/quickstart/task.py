@@ -53,6 +53,8 @@ class Photos:
     def delete(self, indices):
         for index in indices:
             self.files[index].unlink()
+            if not any(self.files[index].parent.iterdir()):
+                self.files[index].parent.rmdir()  # it bears the person's name
 
 
 def load_people(data):
