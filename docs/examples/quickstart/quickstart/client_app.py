@@ -17,6 +17,6 @@ def train_on_this_site(message: Message, context: Context) -> Message:
     network.load_state_dict(message.content["arrays"].to_torch_state_dict())
     people = task.training_data(context)
     torch.manual_seed(0)
-    loss = train(network, people, epochs=2, learning_rate=0.02)
+    loss = train(network, people, epochs=4, learning_rate=0.02)
     metrics = MetricRecord({"train_loss": loss, "num-examples": len(people)})
     return Message(RecordDict({"arrays": ArrayRecord(network.state_dict()), "metrics": metrics}), reply_to=message)

@@ -12,7 +12,7 @@ def main(faces: str, photos: str, sites: str) -> None:
     manifest = read_manifest(Path(faces) / "manifest.csv")
     labels = dict(zip(manifest.classes, ("no glasses", "glasses"), strict=True))
     for number, (person, rows) in enumerate(manifest.by_person().items()):
-        folder = Path(photos) / str(number % int(sites)) / person
+        folder = Path(photos) / str(number // 2 % int(sites)) / person  # of neighbours one wears glasses
         folder.mkdir(parents=True)
         for photo, row in enumerate(rows):
             shutil.copyfile(manifest.file_of(row), folder / f"{labels[row.label]}-{photo}.png")
