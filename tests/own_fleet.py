@@ -26,6 +26,13 @@ class GreyNet(nn.Module):
         return self.fc2(functional.relu(self.fc1(seen.view(-1, self.fc1.in_features))))
 
 
+class WiderNet(GreyNet):
+    """Another network for the same images."""
+
+    def __init__(self) -> None:
+        super().__init__(width=12)
+
+
 def task(**changes: object) -> Task:
     """Grey images of 32 by 32 pixels from -1 to 1, read from files."""
     return Task(

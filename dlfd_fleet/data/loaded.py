@@ -118,7 +118,9 @@ class LoadedRows:
         DataError
             At the first row that cannot be used.
         """
-        opened = self.open(may_be_empty=may_be_empty)
+        yield from self._rows(self.open(may_be_empty=may_be_empty))
+
+    def _rows(self, opened: PersonDataset) -> Iterator[LoadedRow]:
         for number in range(len(opened.dataset)):
             try:
                 item = opened.dataset[number]
@@ -154,29 +156,40 @@ class LoadedRows:
                 f"{next(iter(wanted.values()))}; a loader must give the same content each time, without augmentation."
             )
 
-    def indices(self, people: Callable[[str], bool], digests: Collection[str] = ()) -> list[int]:
-        """Return the indices of rows of some people, and of those of some contents, whosever they are."""
-        opened = self.open(may_be_empty=True)
-        chosen = {name for name in {str(name) for name in opened.people} if people(name)}
-        found = {number for number, name in enumerate(opened.people) if str(name) in chosen}
-        if digests:
-            found |= {number for number, loaded in enumerate(self.rows(may_be_empty=True)) if loaded.digest in digests}
-        return sorted(found)
+    def delete(self, people: Callable[[str], bool], digests: Collection[str] = (), *, others: bool) -> tuple[int, str]:
+        """Delete rows from the loader's own storage; return how many are still there, and why.
 
-    def delete(self, people: Callable[[str], bool], digests: Collection[str] = ()) -> tuple[int, str]:
-        """Delete rows from the loader's own storage; return how many are still there, and why."""
-        indices = self.indices(people, digests)
-        if not indices:
+        Parameters
+        ----------
+        people, digests
+            Whose rows go, and the contents that go whosever they are.
+        others
+            Whether the site lists rows of others: then a storage without any row is one that does not answer.
+
+        Raises
+        ------
+        DataError
+            If the loader does not answer.
+        """
+        opened = self.open(may_be_empty=not others)
+        if not (indices := self._indices(opened, people, digests)):
             return 0, ""
-        delete = self.open().delete
-        if delete is None:
+        if opened.delete is None:
             return len(indices), "it has no delete: delete them there by hand"
         why = "its delete left them"
         try:
-            delete(indices)
+            opened.delete(indices)  # of the very storage that was read
         except Exception as error:  # whatever a user's own code raises
             why = f"its delete failed ({type(error).__name__})"  # its words may name a person
-        return len(self.indices(people, digests)), why
+        return len(self._indices(self.open(may_be_empty=not others), people, digests)), why
+
+    def _indices(self, opened: PersonDataset, people: Callable[[str], bool], digests: Collection[str]) -> list[int]:
+        """Return the indices of rows of some people, and of those of some contents, whosever they are."""
+        chosen = {name for name in {str(name) for name in opened.people} if people(name)}
+        found = {number for number, name in enumerate(opened.people) if str(name) in chosen}
+        if digests:
+            found |= {number for number, loaded in enumerate(self._rows(opened)) if loaded.digest in digests}
+        return sorted(found)
 
     def _sentence(self) -> str:
         return f"The loader '{self.loader.name}'"

@@ -118,6 +118,8 @@ class Task:
         for name in ("validation_people", "test_people"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"The task's {name} is {getattr(self, name)}; it is a number of people.")
+        if self.network is None and self.value_range != (0.0, 1.0):
+            raise ConfigurationError(f"A {self.model} takes values from 0 to 1; leave value_range out.")
         permit(self.model)
 
     @cached_property
@@ -140,7 +142,18 @@ class Task:
         return Component(name=self.data if isinstance(self.data, str) else name_of(self.data))
 
     def settings(self, given: Settings) -> Settings:
-        """Return settings whose model is the task's."""
+        """Return settings whose model is the task's.
+
+        Raises
+        ------
+        ConfigurationError
+            If they normalise inputs: what trains by :meth:`training_data` would not.
+        """
+        if given.model.mean is not None or given.model.std is not None:
+            raise ConfigurationError(
+                "model.mean and model.std do not go with a task, whose own training does not see them; normalise in "
+                "the network, or by value_range."
+            )
         model = given.model.model_copy(
             update={
                 "architecture": self.network.name if self.network else str(self.model),
@@ -171,6 +184,7 @@ class Task:
             )
         except ValueError as error:
             raise ConfigurationError(f"The task cannot be used: {_first_line(error)}.") from error
+        permit(self.model)
         build(card)
 
     def training_data(self, context: Context) -> Dataset[tuple[Tensor, int | Tensor]]:

@@ -18,6 +18,11 @@ def purge_loaded(site: Site, loaded: LoadedRows, request: str, rows: Collection[
     Rows with the same content go, too, whosever they are said to be. The ledger is told first, so whatever ends this
     midway, nobody trains on the rows, and the next call ends it.
     """
+    with site.storage_lock():
+        return _purge(site, loaded, request, rows)
+
+
+def _purge(site: Site, loaded: LoadedRows, request: str, rows: Collection[Row]) -> Purge:
     ledger, manifest = site.ledger, site.manifest()
     tried = any(leftover.listed for leftover in ledger.leftovers(request))
     digests = {digest for row in rows if (digest := image_digest(manifest, row))}
@@ -29,10 +34,11 @@ def purge_loaded(site: Site, loaded: LoadedRows, request: str, rows: Collection[
     drop_rows(site.manifest_file, site.image_root, gone)
     site.decoded.purge(ledger.tombstones())
     purged = {digest for digest, owner in ledger.request_of_images().items() if owner == request}
+    others = bool(site.manifest().rows)
     try:
-        left, why = loaded.delete(is_asking, copies)
+        left, why = loaded.delete(is_asking, copies, others=others)
         if tried and not left:  # which of them were copies is not known any more
-            left, why = loaded.delete(is_asking, purged)
+            left, why = loaded.delete(is_asking, purged, others=others)
     except DataError as error:
         sentence = "its own storage may still hold rows, for it does not answer"
         ledger.note_leftovers(request, [Leftover(request, str(loaded), None, True, f"{sentence}: {error}"[:-1])])
@@ -51,7 +57,7 @@ def requests_in_storage(site: Site, loaded: LoadedRows) -> set[str]:
         If the loader does not answer.
     """
     people = site.ledger.request_of_people(*FORGOTTEN)
-    names = {str(name) for name in loaded.open(may_be_empty=True).people} if people else set()
+    names = {str(name) for name in loaded.open(may_be_empty=not site.manifest().rows).people} if people else set()
     return {people[digest] for name in names if (digest := site.person_digest(name)) in people}
 
 

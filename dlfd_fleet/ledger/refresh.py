@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from dlfd_fleet.data import Row, canonical, write_manifest
 from dlfd_fleet.data.decoded import Content
-from dlfd_fleet.data.loaded import digest_of_key, key_of, number_of_key
+from dlfd_fleet.data.loaded import LoadedRows, digest_of_key, key_of, number_of_key
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE
+from dlfd_fleet.ledger.states import FORGOTTEN
 
 
 def refresh_rows(site: Site) -> tuple[int, int]:
@@ -27,25 +27,31 @@ def refresh_rows(site: Site) -> tuple[int, int]:
     DataError
         If a row cannot be used, or the disk refuses; then the site lists what it did.
     """
-    loaded, ledger = site.loaded, site.ledger
+    loaded = site.loaded
     if loaded is None:
         raise ConfigurationError(f"{site.folder} lists image files; edit {site.manifest_file} instead.")
+    with site.storage_lock():
+        return _refresh(site, loaded)
+
+
+def _refresh(site: Site, loaded: LoadedRows) -> tuple[int, int]:
+    ledger = site.ledger
     listed, before = site.manifest().rows, defaultdict[str | None, list[Row]](list)
     for row in reversed(listed):
         before[digest_of_key(row.image)].append(row)
     splits = {canonical(row.identity): row.split for row in listed}
-    forgotten, tombstones = ledger.request_of_people(*FORGOTTEN, *TO_PURGE), ledger.tombstones()
+    forgotten, tombstones = ledger.request_of_people(*FORGOTTEN), ledger.tombstones()
     rows, come, name = list[Row](), 0, site.card.name
     first = max((number_of_key(row.image) for row in listed), default=-1)
 
     def contents() -> Iterator[Content]:
         nonlocal come
-        for each in loaded.rows(may_be_empty=True):
+        for each in loaded.rows(may_be_empty=not listed):
             person = each.row.identity
             if each.digest in tombstones or site.person_digest(person) in forgotten:
                 continue
             if known := before[each.digest]:
-                rows.append(replace(known.pop(), identity=person, label=each.row.label))
+                rows.append(replace(known.pop(), identity=person, label=each.row.label, written=None))
             else:
                 come += 1
                 split = splits.get(canonical(person)) or each.row.split or "train"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
+import filelock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dlfd_fleet.components import Component
@@ -30,6 +32,7 @@ from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 CARD_FILE, LEDGER_FILE, KEY_FILE, FLEET_SECRET_FILE = "site.json", "ledger.db", "site.key", "fleet.secret"
 HELD_MODEL_FILE = "held-model.safetensors"
 LOG_FILE = "site.log"
+_STORAGE_LOCK = "storage.lock"
 _SHORTEST_SECRET = 16  # bytes
 _JOINED = "asked at another site"
 MOST_MARKS = 16
@@ -140,6 +143,12 @@ class Site:
         return LoadedRows(
             self.card.data, self.card.input, self.card.classes, self.folder.absolute(), self.card.multi_label
         )
+
+    @contextmanager
+    def storage_lock(self) -> Iterator[None]:
+        """Be the only process that changes what the site's loader has, or lists; the lock goes with the process."""
+        with filelock.FileLock(self.folder / _STORAGE_LOCK):
+            yield
 
     @property
     def decoded(self) -> DecodedRows:

@@ -184,7 +184,8 @@ def _nothing_left_of_a_failure(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for file in set(folder.iterdir()) - (before or set()) if folder.is_dir() else ():
-            file.unlink()
+            with suppress(OSError):
+                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
         if before is None:
             with suppress(OSError):
                 folder.rmdir()

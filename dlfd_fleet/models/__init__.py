@@ -5,6 +5,7 @@ from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier, Wra
 from dlfd_fleet.models.files import (
     CARD_FILE,
     MODEL_FILE,
+    card_of,
     digest,
     load_arrays,
     load_model,
@@ -36,6 +37,7 @@ __all__ = [
     "WrappedClassifier",
     "build",
     "build_empty",
+    "card_of",
     "digest",
     "load_arrays",
     "load_model",

@@ -98,6 +98,14 @@ def load_model(folder: Path) -> tuple[FeatureClassifier, ModelCard]:
     return model, card
 
 
+def card_of(folder: Path) -> ModelCard | None:
+    """Return the card of a model's folder; None if it has no usable one."""
+    try:
+        return ModelCard.model_validate_json((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _why_not_of(card: ModelCard, arrays: Mapping[str, Tensor]) -> str | None:
     """Return why arrays are not those of the network of a card, in words; None if they are."""
     whose = f"a {card.architecture} of {len(card.classes)} classes, which its card says it is"

@@ -26,7 +26,7 @@ from dlfd_fleet.federation.rounds.exchange import array_bytes
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.ledger.site import HELD_MODEL_FILE
 from dlfd_fleet.ledger.site_setup import deal_to_sites
-from dlfd_fleet.models import digest
+from dlfd_fleet.models import NETWORKS, digest, permit
 from dlfd_fleet.progress import ConsoleProgress
 from tests import own_fleet
 from tests.integration.fleet_in_process import (
@@ -286,3 +286,33 @@ def test_flowers_local_differential_privacy_is_refused_where_it_breaks_batch_nor
     with small_networks(), pytest.raises(JobError, match="sent negative variances in"):
         FederatedUnlearning(settings=settings, progress=silent).start(grid)
     assert requests_of(settings) == (Counter({RequestState.ACCEPTED: 2}), {0})
+
+
+def test_a_training_that_an_erasure_overtook_is_not_adopted(trained, silent):
+    """The erasure was killed, and the next job brings it to its end before it looks at the trained model."""
+    settings, unlearning = trained
+    grid = InProcessGrid(settings, app=own_app())
+    another_person_asks(settings)
+    begin = unlearning.arrays()
+    fresh = FederatedUnlearning(task=TASK, settings=settings, progress=silent)
+    store = Store(settings.state_folder)
+    store.new_job("erase", unlearning.settings)  # as one that died before its first step
+    store.close()
+    with pytest.raises(JobError, match="began at the erasure epoch 0, and the fleet is at 1"):
+        unlearning.adopt(grid, begin)
+    with pytest.raises(JobError, match="began at the erasure epoch 0, and the fleet is at 1"):
+        fresh.adopt(grid, begin, fresh=True)
+    assert unlearning.start(grid).card.epoch == 1
+
+
+def test_a_champion_of_another_network_is_not_replaced_unless_somebody_says_so(trained, silent):
+    settings, _ = trained
+    other = FederatedUnlearning(task=own_fleet.task(model=own_fleet.WiderNet), settings=settings, progress=silent)
+    grid = InProcessGrid(settings, app=own_app(own_fleet.task(model=own_fleet.WiderNet)))
+    weights = ArrayRecord(own_fleet.WiderNet().state_dict())
+    NETWORKS.reload()  # as in a process that has never seen the other
+    permit(own_fleet.WiderNet)
+    with pytest.raises(JobError, match=r"which nobody has permitted here.*or begin anew"):
+        other.adopt(grid, weights)
+    assert other.adopt(grid, weights, fresh=True).card.architecture == "tests.own_fleet:WiderNet"
+    permit(own_fleet.GreyNet)

@@ -30,7 +30,7 @@ from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import fits
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.formats import FORMATS, FP32
-from dlfd_fleet.models import ModelCard, build, digest, load_arrays, load_model, save_model, state_arrays
+from dlfd_fleet.models import ModelCard, build, card_of, digest, load_arrays, load_model, save_model, state_arrays
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report.contents import FileResult
 from dlfd_fleet.settings import Format
@@ -62,6 +62,7 @@ class FleetReleaser:
         try:
             model, card = load_model(self.store.folders.model(known[0].job))
         except ModelFileError as error:
+            self._refuse_another_network(known[0].job, error)
             self.job.progress.say(f"{error} The new model begins with fresh weights, and is compared with none.")
             return None
         if not all(fits(reply, card) for reply in pending.values()):
@@ -71,6 +72,18 @@ class FleetReleaser:
             )
             return None
         return card, self.job.audits(card).audit(state_arrays(model), "Auditing the champion", "champion")
+
+    def _refuse_another_network(self, job: str, error: ModelFileError) -> None:
+        """Raise a :class:`JobError` if the champion is whole, and only its network cannot be built here.
+
+        Whoever wants that begins with fresh weights: else a champion would be replaced that nothing was compared with.
+        """
+        card = card_of(self.store.folders.model(job))
+        if card is not None and card.of_factory and self.job.settings.training.start == "champion":
+            raise JobError(
+                f"{error} Set model.architecture to the champion's, or begin anew with `dlfd-fleet job start train "
+                "--fresh`."
+            ) from error
 
     def _champions(self) -> list[Champion]:
         champion = agreed_champion(self.store, self.tracker, self.job.progress.say)

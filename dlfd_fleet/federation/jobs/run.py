@@ -65,6 +65,12 @@ def run_jobs(
         for record in store.unfinished():
             progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = carry_out(grid, store, tracker, progress, record)
+        if given is not None and given.epoch != store.champions.epoch():
+            raise JobError(
+                f"This training began at the erasure epoch {given.epoch}, and the fleet is at "
+                f"{store.champions.epoch()}: its model may remember who was forgotten since. Train again, from "
+                "FederatedUnlearning.arrays()."
+            )
         if done is None or given is not None or not _is_wanted(done, kind, settings, store):
             chosen = _without_changes_of_faces(settings)
             chosen = with_settings_of_method(chosen) if kind == "erase" else chosen

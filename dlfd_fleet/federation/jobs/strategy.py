@@ -100,6 +100,7 @@ class FederatedUnlearning:
     export: ExportSettings | None = None
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
     _begun: tuple[str, int] | None = field(default=None, init=False, repr=False)
+    _epoch: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Put the task and the sections into the settings."""
@@ -110,6 +111,8 @@ class FederatedUnlearning:
             self.settings = self.task.settings(self.settings)
             self.task.check()
         permit(self.settings.model.architecture)
+        with closing(Store(self.settings.state_folder)) as store:
+            self._epoch = store.champions.epoch()  # of a training that begins with fresh weights from now on
         log_errors_in_words()
 
     def arrays(self) -> ArrayRecord | None:
@@ -158,8 +161,12 @@ class FederatedUnlearning:
             those of the network, or the model is worse than the champion.
         """
         weights = dict(arrays.to_torch_state_dict())
-        given = Given(weights, parent=self._parent(fresh=fresh))
-        return self._result(run_jobs(grid, "train", self.settings, self.progress, given))
+        parent = self._parent(fresh=fresh)
+        begun = self._epoch if self._begun is None or fresh else self._begun[1]
+        settings = self.settings
+        if fresh:
+            settings = settings.model_copy(update={"training": settings.training.model_copy(update={"start": "fresh"})})
+        return self._result(run_jobs(grid, "train", settings, self.progress, Given(weights, parent, begun)))
 
     def start(self, grid: Grid) -> JobResult:
         """Forget everybody who asks at the nodes of a grid.
@@ -173,10 +180,10 @@ class FederatedUnlearning:
 
     def _parent(self, *, fresh: bool) -> str | None:
         """Return the digest of the model that a training began with, if it may have."""
-        known = self._champion()
-        epoch = known[1].epoch if known else 0
         if fresh:
             return None
+        with closing(Store(self.settings.state_folder)) as store:
+            epoch = store.champions.epoch()
         if self._begun is None:
             if epoch:
                 raise JobError(
@@ -206,7 +213,7 @@ class FederatedUnlearning:
 
     def _result(self, record: JobRecord) -> JobResult:
         with closing(Store(self.settings.state_folder)) as store:
-            champion = store.champions.current()
+            champion, self._epoch = store.champions.current(), store.champions.epoch()
             if champion is None:
                 raise JobError(f"{record.job} has left no champion: {record.note or 'see its record'}.")
             model, card = load_model(store.folders.model(champion.job))

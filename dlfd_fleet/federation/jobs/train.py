@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dlfd_fleet.audit import Outcome, Scores, judge_trained, judge_without_each
 from dlfd_fleet.exceptions import JobError, ModelFileError
@@ -39,10 +40,13 @@ class Given:
     ----------
     parent
         SHA-256 of the weights that its training began with; None of fresh ones.
+    epoch
+        The fleet's erasure epoch when its training began: who was forgotten since may be remembered.
     """
 
     arrays: Arrays
     parent: str | None = None
+    epoch: int = 0
 
 
 def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None) -> None:
@@ -56,12 +60,15 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
     given
         A model that is trained already, to be judged and released likewise.
     """
+    if given is not None:  # first of all: a job that is killed has nowhere else to find it
+        kept = Merged(given.arrays, (given.parent,) if given.parent else ())
+        job.journal.merged(_GIVEN, lambda: kept)
     pending = job.pending()
     found = releaser.audited_champion(pending)
     champion = found[1] if found else None
     card = new_card(job, pending)
-    if given is not None or job.journal.is_done(_GIVEN):
-        card, arrays = _given(job, card, given, found)
+    if job.journal.is_done(_GIVEN):
+        card, arrays = _given(job, card, found)
     elif found is not None and job.settings.training.start == "champion":
         card, begin = _going_on(card, *found)
         arrays = job.rounds(card).train(begin)
@@ -91,34 +98,41 @@ def _said(scores: Scores) -> str:
     return f"{said}; a constant answer's is {1.0 / max(scores.unseen_classes, 1):.3f}"
 
 
-def _given(
-    job: Coordinator, card: ModelCard, given: Given | None, found: tuple[ModelCard, AuditedModel] | None
-) -> tuple[ModelCard, Arrays]:
-    """Return a given model, which a job that goes on finds among its steps.
+def _given(job: Coordinator, card: ModelCard, found: tuple[ModelCard, AuditedModel] | None) -> tuple[ModelCard, Arrays]:
+    """Return the given model, which is among the job's steps.
+
+    Averaging has made floats of its counters, and has rounded what is frozen: they are what they were.
 
     Raises
     ------
     JobError
         If its weights are not those of the network, or have been trained where they are to be frozen.
     """
-
-    def check() -> Merged:
-        assert given is not None  # noqa: S101 - for mypy: the step is not done yet
-        try:
-            load_arrays(build(card), given.arrays)
-        except ModelFileError as error:
-            raise JobError(
-                f"The trained model is no {card.architecture}, which the task says it is. {error}"
-            ) from error
-        return Merged(given.arrays, (given.parent,) if given.parent else ())
-
-    kept = job.journal.merged(_GIVEN, check)
-    parent = kept.requests[0] if kept.requests else None
+    kept = job.journal.merged(_GIVEN, lambda: Merged({}))
+    model = build(card)
+    try:
+        load_arrays(model, kept.arrays)
+    except ModelFileError as error:
+        raise JobError(f"The trained model is no {card.architecture}, which the task says it is. {error}") from error
+    arrays, parent = state_arrays(model), kept.requests[0] if kept.requests else None
+    begun: Arrays = {}
     if parent and found:
-        card = _frozen_so_far(card, kept.arrays, found[1].arrays, found[0])
+        begun = dict(found[1].arrays)
+        card = _frozen_so_far(card, arrays, begun, found[0])
     elif card.frozen:
-        card = _frozen_so_far(card, kept.arrays, state_arrays(start(card, job.settings.model.weights)))
-    return card.model_copy(update={"parent": parent}), kept.arrays
+        begun = state_arrays(start(card, job.settings.model.weights))
+        card = _frozen_so_far(card, arrays, begun)
+    exact = {
+        name: begun[name] for name in card.frozen_of(arrays) if name in begun and _alike(arrays[name], begun[name])
+    }
+    return card.model_copy(update={"parent": parent}), arrays | exact
+
+
+def _alike(array: Tensor, begun: Tensor) -> bool:
+    """Tell whether an array is one that was averaged with copies of itself."""
+    if array.shape != begun.shape or not array.is_floating_point():
+        return torch.equal(array, begun)
+    return torch.allclose(array, begun, rtol=1e-5, atol=1e-8)
 
 
 def _frozen_so_far(card: ModelCard, arrays: Arrays, begun: Arrays, before: ModelCard | None = None) -> ModelCard:
@@ -142,7 +156,7 @@ def _frozen_so_far(card: ModelCard, arrays: Arrays, begun: Arrays, before: Model
     trained = {
         name
         for name, array in card.frozen_of(arrays).items()
-        if name not in begun or not torch.equal(array, begun[name]) or (known is not None and not known.freezes(name))
+        if name not in begun or not _alike(array, begun[name]) or (known is not None and not known.freezes(name))
     }
     if not trained:
         return card

@@ -201,11 +201,11 @@ def test_a_purge_that_was_killed_anywhere_is_ended_by_the_next(hospital, monkeyp
         place, name = owner.get(step, loaded_purge), step.rpartition(".")[2]
         real, calls = getattr(place, name), []
 
-        def die(*arguments):
+        def die(*arguments, **named):
             calls.append(step)
             if len(calls) == number:
                 raise KeyboardInterrupt
-            return real(*arguments)
+            return real(*arguments, **named)
 
         with monkeypatch.context() as patched:
             patched.setattr(place, name, die)
@@ -267,3 +267,22 @@ def test_a_storage_that_cannot_be_read_again_leaves_the_site_as_it_was(hospital)
             refresh_rows(site)
         assert (site.manifest_file.read_bytes(), site.decoded.file.read_bytes()) == (manifest, decoded)
         assert not list(site.folder.glob(".decoded*"))
+
+
+def test_a_storage_without_any_row_is_one_that_does_not_answer_as_long_as_others_are_listed(hospital):
+    """Its disk may not be mounted: whoever is to be deleted may still be on it."""
+    with make_site(hospital) as site:
+        person = trained(site)
+        request = release(site, person)
+        shutil.copy(hospital / "hospital.db", hospital / "away.db")
+        with sqlite3.connect(hospital / "hospital.db") as storage:
+            storage.execute("DELETE FROM visit")
+        purge_request(site, request)
+        (leftover,) = site.ledger.leftovers(request.id)
+        assert "its own storage may still hold rows, for it does not answer" in leftover.reason
+        assert site.ledger.get(request.id).state is RequestState.PURGING
+        with pytest.raises(DataError, match="has no rows"):
+            refresh_rows(site)
+        shutil.copy(hospital / "away.db", hospital / "hospital.db")
+        purge_request(site, site.ledger.get(request.id))
+        assert site.ledger.leftovers(request.id) == []
