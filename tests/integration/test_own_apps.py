@@ -19,6 +19,7 @@ from dlfd_fleet.data import synthesize
 from dlfd_fleet.device.inference import DeviceModel, read_image
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import FederatedUnlearning, Task, add_unlearning
+from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.differences import model_of
 from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
 from dlfd_fleet.federation.records.store import Store
@@ -316,3 +317,18 @@ def test_a_champion_of_another_network_is_not_replaced_unless_somebody_says_so(t
         other.adopt(grid, weights)
     assert other.adopt(grid, weights, fresh=True).card.architecture == "tests.own_fleet:WiderNet"
     permit(own_fleet.GreyNet)
+
+
+def test_an_adoption_that_was_killed_goes_on_with_the_model_that_it_was_given(trained, monkeypatch):
+    settings, unlearning = trained
+    grid, given = InProcessGrid(settings, app=own_app()), own_fleet.GreyNet().state_dict()
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FleetReleaser, "audited_champion", die)
+        with pytest.raises(KeyboardInterrupt):
+            unlearning.adopt(grid, ArrayRecord(given))
+    assert "Nobody asks" in unlearning.start(grid).sentence()
+    assert digest(unlearning.arrays().to_torch_state_dict()) == digest(given)
