@@ -84,21 +84,16 @@ class ModelInput(BaseModel):
         return (*self.shape[1:], self.shape[0]) if self.is_image else self.shape
 
     @property
-    def data_type(self) -> np.dtype[Any]:
-        """Type in a data set: uint8 pixels, float32 numbers in [0, 1]."""
-        return self.device_type
-
-    @property
-    def device_type(self) -> np.dtype[Any]:
-        """Type on a device: uint8 pixels, float32 numbers from low to high."""
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 pixels; float32 numbers, from low to high on a device and in [0, 1] in a data set."""
         return np.dtype(np.uint8 if self.is_image else np.float32)
 
     def why_not(self, inputs: NDArray[Any]) -> str | None:
         """Return why an array is no batch of a device's inputs, in words; None if it is one."""
-        if inputs.dtype != self.device_type or inputs.shape[1:] != self.device_shape:
+        if inputs.dtype != self.dtype or inputs.shape[1:] != self.device_shape:
             shape = ", ".join(map(str, ("N", *self.device_shape)))
             what = "images" if self.is_image else "inputs"
-            return f"the {what} are {inputs.dtype} of shape {inputs.shape}: give {self.device_type} of shape ({shape})"
+            return f"the {what} are {inputs.dtype} of shape {inputs.shape}: give {self.dtype} of shape ({shape})"
         if self.is_image or not inputs.size:
             return None
         least, most = float(inputs.min()), float(inputs.max())

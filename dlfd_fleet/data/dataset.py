@@ -119,7 +119,7 @@ def load_dataset(
     keys = [(digest_of_key(row.image) or "") if manifest.loaded else str(number) for number, row in enumerate(rows)]
     for number, key in enumerate(keys):
         places.setdefault(key, []).append(number)
-    images = np.empty((len(rows), *model_input.shape), model_input.data_type)
+    images = np.empty((len(rows), *model_input.shape), model_input.dtype)
     for key, content in decode(manifest, rows, keys, model_input):
         images[places[key]] = content
     return IdentityDataset(torch.from_numpy(images), labels, manifest.rows, names)

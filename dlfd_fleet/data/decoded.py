@@ -46,7 +46,7 @@ class MappedInputs:
     """
 
     def __init__(self, file: Path, model_input: ModelInput) -> None:
-        self.shape, self.dtype = model_input.shape, model_input.data_type
+        self.shape, self.dtype = model_input.shape, model_input.dtype
         with file.open("rb") as stream:
             count, self.places = _places(stream, _bytes_of(model_input))
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if count else None
@@ -120,7 +120,7 @@ class DecodedRows:
                 for digest, content in contents:
                     if digest not in digests:
                         digests[digest] = None
-                        stream.write(np.ascontiguousarray(content, self._input.data_type).data)
+                        stream.write(np.ascontiguousarray(content, self._input.dtype).data)
                 stream.write(b"".join(bytes.fromhex(digest) for digest in digests))
             new.replace(self.file)
         except OSError as error:
@@ -192,7 +192,7 @@ class DecodedRows:
 
 
 def _bytes_of(model_input: ModelInput) -> int:
-    return math.prod(model_input.shape) * model_input.data_type.itemsize
+    return math.prod(model_input.shape) * model_input.dtype.itemsize
 
 
 def _places(stream: BinaryIO, size: int) -> tuple[int, dict[str, int]]:

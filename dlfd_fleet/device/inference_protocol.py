@@ -204,13 +204,13 @@ def _inputs(tensor: _Tensor, numbers: bytes | None, binary: bytes, wanted: Model
         values = _read_numbers(numbers, tensor.shape[0], wanted).reshape(tensor.shape)
     elif has_data or announced != len(binary):
         raise InvalidRequestError(f"{name}: give either data, or binary_data_size and so many bytes after the JSON.")
-    elif len(binary) != count * wanted.device_type.itemsize:
+    elif len(binary) != count * wanted.dtype.itemsize:
         raise InvalidRequestError(
-            f"{name}: the shape needs {count * wanted.device_type.itemsize} bytes, and there are {len(binary)}."
+            f"{name}: the shape needs {count * wanted.dtype.itemsize} bytes, and there are {len(binary)}."
         )
     else:
-        values = np.frombuffer(binary, dtype=wanted.device_type.newbyteorder("<")).reshape(tensor.shape)
-        values = values.astype(wanted.device_type, copy=False)
+        values = np.frombuffer(binary, dtype=wanted.dtype.newbyteorder("<")).reshape(tensor.shape)
+        values = values.astype(wanted.dtype, copy=False)
     if reason := wanted.why_not(values):
         raise InvalidRequestError(f"{name}: {reason}.")
     return values
@@ -234,7 +234,7 @@ def _read_numbers(text: bytes, count: int, wanted: ModelInput) -> NDArray[Any]:
     if len(values) != needed or (wanted.is_image and values.max() > _BYTE):
         raise InvalidRequestError(f"{name}: data are {_numbers(wanted)}.")
     with np.errstate(over="ignore"):
-        return values.astype(wanted.device_type)
+        return values.astype(wanted.dtype)
 
 
 def _nested(count: int, shape: tuple[int, ...]) -> bytes:

@@ -16,7 +16,7 @@ from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.counts import Claim, PlausibleCounts
 from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure
 from dlfd_fleet.federation.rounds.fleet import Fleet, site_name
-from dlfd_fleet.federation.rounds.job_context import Effort, JobContext, Recorder, Unrecorded
+from dlfd_fleet.federation.rounds.job_context import Effort, JobContext, Recorder
 from dlfd_fleet.federation.rounds.requests import EarlierRequests, Settled, ask_pending, settle
 from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.models import ModelCard
@@ -25,10 +25,6 @@ from dlfd_fleet.report.contents import AskedRequest, ModelResult, SiteShare, los
 from dlfd_fleet.settings import Settings
 
 _ASKED = "asked"
-
-
-def _unkept(_record: JobRecord) -> None:
-    """Keep nothing: the job is of somebody else's ServerApp."""
 
 
 @dataclass
@@ -53,8 +49,8 @@ class Coordinator:
     progress: ProgressDisplay
     record: JobRecord
     read_epoch: Callable[[], int]
-    keep: Callable[[JobRecord], None] = _unkept
-    recorder: Recorder = field(default_factory=Unrecorded)
+    keep: Callable[[JobRecord], None]
+    recorder: Recorder
     earlier: Sequence[JobRecord] = ()
     models: dict[str, AuditedModel] = field(default_factory=dict)
     _context: JobContext | None = None
