@@ -425,7 +425,7 @@ class BenchSettings(Section):
     forget_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="Share of the trained people who are forgotten."
     )
-    references: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models a seed.")
+    retrained: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models a seed.")
     time_limit: Positive = Field(0.2, description="Longest unlearning, gate included; share of a retraining's time.")
     jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
     relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")

@@ -65,7 +65,7 @@ def observe(model: FeatureClassifier, experiment: Experiment) -> Observation:
 
 
 @dataclass(frozen=True)
-class References:
+class Baselines:
     """The models that a method is measured against.
 
     Attributes
@@ -103,7 +103,7 @@ class Evidence:
 
 
 def evidence_of(
-    candidate: Observation, known: References, settings: AuditSettings, seed: int, labels: int | None = None
+    candidate: Observation, known: Baselines, settings: AuditSettings, seed: int, labels: int | None = None
 ) -> Evidence:
     """Attack a model in every way and judge it beside the retrained ones; of models of several labels, this many."""
     scores = measure(candidate.samples, resamples=settings.resamples, seed=seed, labels=labels)
@@ -137,7 +137,7 @@ def evidence_of(
 
 
 def _found_at_1_fpr(
-    attacks: Sequence[Attack], candidate: Observation, known: References, seed: int
+    attacks: Sequence[Attack], candidate: Observation, known: Baselines, seed: int
 ) -> dict[str, float]:
     found = {}
     for attack in attacks:
@@ -149,7 +149,7 @@ def _found_at_1_fpr(
 
 
 def _accuracy(
-    role: Role, candidate: Observation, known: References, settings: AuditSettings, seed: int, labels: int | None
+    role: Role, candidate: Observation, known: Baselines, settings: AuditSettings, seed: int, labels: int | None
 ) -> Difference:
     """Compare the accuracy on people of one role with the retrained models'."""
     rows = candidate.samples.of_role(role)
@@ -192,7 +192,7 @@ def _person_means(
 
 
 def _comparison(
-    attack: Attack, candidate: Observation, known: References, settings: AuditSettings, seed: int
+    attack: Attack, candidate: Observation, known: Baselines, settings: AuditSettings, seed: int
 ) -> AttackComparison:
     first, *others = known.retrained
     return AttackComparison(
@@ -207,7 +207,7 @@ def _difference(
     attack: Attack,
     model: Observation,
     retrained: Sequence[Observation],
-    known: References,
+    known: Baselines,
     settings: AuditSettings,
     seed: int,
     *,
@@ -223,7 +223,7 @@ def _difference(
     return auc_difference(attacks(model), others, resamples=settings.resamples, seed=seed)
 
 
-def _variants(attack: Attack, attacked: Observation, known: References) -> list[MembershipScores]:
+def _variants(attack: Attack, attacked: Observation, known: Baselines) -> list[MembershipScores]:
     """Return the scores of an attack on a model, one for each set of reference models if it needs them.
 
     A retrained model can only be attacked with the other ones as reference models, so any other model too is attacked

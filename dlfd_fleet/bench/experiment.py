@@ -142,14 +142,14 @@ def deal_experiment(manifest: Manifest, settings: Settings, seed: int) -> Experi
 
 
 @dataclass(frozen=True)
-class Reference:
+class TrainedModel:
     """A model that was trained from scratch, and the seconds that it took."""
 
     model: FeatureClassifier
     seconds: float
 
 
-def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Reference:
+def trained_model(experiment: Experiment, kind: Kind, index: int, cache: Path) -> TrainedModel:
     """Return a model trained from scratch, from the cache if it is there.
 
     Parameters
@@ -162,7 +162,7 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
     folder = cache / f"{kind}-{experiment.seed}-{index}-{_key(experiment, kind, index)}"
     if (folder / _SECONDS_FILE).exists():
         seconds = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))
-        return Reference(to_best_device(load_model(folder)[0]), seconds)
+        return TrainedModel(to_best_device(load_model(folder)[0]), seconds)
     bench = experiment.settings.bench
     seed = _training_seed(experiment.seed, kind, index)
     torch.manual_seed(seed)
@@ -186,7 +186,7 @@ def reference(experiment: Experiment, kind: Kind, index: int, cache: Path) -> Re
     seconds = time.perf_counter() - started
     save_model(model, experiment.card.model_copy(update={"kind": kind}), folder)
     (folder / _SECONDS_FILE).write_text(json.dumps(seconds), encoding="utf-8")
-    return Reference(model, seconds)
+    return TrainedModel(model, seconds)
 
 
 @cache

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
-from dlfd_fleet.bench.evidence import References, observe
-from dlfd_fleet.bench.experiment import Experiment, labelled, reference
+from dlfd_fleet.bench.evidence import Baselines, observe
+from dlfd_fleet.bench.experiment import Experiment, labelled, trained_model
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning import fit, recalibrate
@@ -26,18 +26,18 @@ class ExperimentModels:
     @cached_property
     def original(self) -> FeatureClassifier:
         """The model that all methods start from."""
-        return reference(self.experiment, "original", 0, self.cache).model
+        return trained_model(self.experiment, "original", 0, self.cache).model
 
     def retrained(self, index: int) -> FeatureClassifier:
         """One of the models trained without the forgotten people."""
-        return reference(self.experiment, "retrained", index, self.cache).model
+        return trained_model(self.experiment, "retrained", index, self.cache).model
 
     @cached_property
-    def references(self) -> References:
+    def baselines(self) -> Baselines:
         """What the original and the retrained models say of every image."""
-        models = [self.retrained(index) for index in range(self.experiment.settings.bench.references)]
+        models = [self.retrained(index) for index in range(self.experiment.settings.bench.retrained)]
         observed = [observe(model, self.experiment) for model in models]
-        return References(
+        return Baselines(
             original=observe(self.original, self.experiment),
             retrained=observed,
             reference_models=observed,

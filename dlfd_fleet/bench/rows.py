@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Observation, Role, Verdict, auc_difference, loss_attack
-from dlfd_fleet.bench.evidence import Evidence, References, evidence_of
+from dlfd_fleet.bench.evidence import Evidence, Baselines, evidence_of
 from dlfd_fleet.bench.experiment import Experiment
 
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -34,7 +34,7 @@ class Row(BaseModel):
 
 def row_of(
     experiment: Experiment,
-    references: References,
+    baselines: Baselines,
     method: str,
     model: Observation,
     again: Observation,
@@ -52,9 +52,9 @@ def row_of(
         What it took, by the names of the table.
     """
     seed = experiment.seed
-    evidence = evidence_of(model, references, experiment.settings.audit, seed, experiment.card.labels)
+    evidence = evidence_of(model, baselines, experiment.settings.audit, seed, experiment.card.labels)
     relearned = auc_difference(
-        [loss_attack(again.samples)], [loss_attack(references.relearned.samples)], resamples=200, seed=seed
+        [loss_attack(again.samples)], [loss_attack(baselines.relearned.samples)], resamples=200, seed=seed
     )
     losses = {
         role.value: model.samples.loss[model.samples.of_role(role)].tolist()

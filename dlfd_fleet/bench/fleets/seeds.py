@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import peak_memory
-from dlfd_fleet.bench.evidence import References, observe
+from dlfd_fleet.bench.evidence import Baselines, observe
 from dlfd_fleet.bench.experiment import Experiment, code_of_networks
 from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
@@ -91,13 +91,13 @@ class FederatedSeed:
     progress: ProgressDisplay
 
     @property
-    def references(self) -> list[str]:
+    def retrained(self) -> list[str]:
         """Names of the retrained models."""
-        return [f"{RETRAINED}-{index}" for index in range(self.settings.bench.references)]
+        return [f"{RETRAINED}-{index}" for index in range(self.settings.bench.retrained)]
 
     def missing(self) -> list[str]:
         """Return the models that are still to be made."""
-        names = [ORIGINAL, *self.references, *self.methods]
+        names = [ORIGINAL, *self.retrained, *self.methods]
         return [name for name in names if not self._file(f"{name}.relearned").exists()]
 
     def run(self, deadline: float) -> None:
@@ -117,7 +117,7 @@ class FederatedSeed:
         original = self._made(ORIGINAL, grid, nodes, lambda one: one.rounds.train(self._fresh(0)))
         self._ask_to_be_forgotten()
         nodes = frozenset(ask_pending(fleet, PendingQuery(job=JOB, take=True)))
-        for number, name in enumerate(self.references, start=1):
+        for number, name in enumerate(self.retrained, start=1):
             if time.monotonic() >= deadline:
                 return
 
@@ -203,23 +203,23 @@ class FederatedSeed:
     # ------------------------------------------------------------------ comparing them
 
     def rows(self) -> list[Row]:
-        """Return a row for each model there is; none before the references are."""
-        made = [name for name in (ORIGINAL, *self.references, *self.methods) if name not in self.missing()]
-        if not {ORIGINAL, *self.references} <= set(made):
+        """Return a row for each model there is; none before the baselines are."""
+        made = [name for name in (ORIGINAL, *self.retrained, *self.methods) if name not in self.missing()]
+        if not {ORIGINAL, *self.retrained} <= set(made):
             return []
-        retrained, again = [self._observed(name) for name in self.references], self._observed
-        references = References(
-            self._observed(ORIGINAL), retrained, retrained, again(f"{self.references[0]}.relearned")
+        retrained, again = [self._observed(name) for name in self.retrained], self._observed
+        baselines = Baselines(
+            self._observed(ORIGINAL), retrained, retrained, again(f"{self.retrained[0]}.relearned")
         )
         rows = []
         for name in made:
-            index = self.references.index(name) if name in self.references else 0
-            beside, method = references, name
-            if name in self.references:
+            index = self.retrained.index(name) if name in self.retrained else 0
+            beside, method = baselines, name
+            if name in self.retrained:
                 others = [one for one in retrained if one is not retrained[index]]
-                other = again(f"{self.references[index - 1]}.relearned")
-                beside, method = References(references.original, others, retrained, other), RETRAINED
-            model = retrained[index] if name in self.references else self._observed(name)
+                other = again(f"{self.retrained[index - 1]}.relearned")
+                beside, method = Baselines(baselines.original, others, retrained, other), RETRAINED
+            model = retrained[index] if name in self.retrained else self._observed(name)
             rows.append(
                 row_of(
                     self.experiment,
@@ -237,7 +237,7 @@ class FederatedSeed:
         """Return what a method took; of the original, which no method makes, nothing."""
         if name == ORIGINAL:
             return {}
-        retraining = [self._note(reference) for reference in self.references]
+        retraining = [self._note(one) for one in self.retrained]
         seconds = sum(one.seconds for one in retraining) / len(retraining)
         sent = sum(one.bytes_sent for one in retraining) / len(retraining)
         mine, sites = self._note(name), self.settings.data.sites

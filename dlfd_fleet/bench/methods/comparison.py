@@ -12,7 +12,7 @@ from typing import Any
 from dlfd_fleet.audit import ATTACKS, Observation
 from dlfd_fleet.bench.cost import PassSeconds, peak_memory
 from dlfd_fleet.bench.entry_code import code_of
-from dlfd_fleet.bench.evidence import References, observe
+from dlfd_fleet.bench.evidence import Baselines, observe
 from dlfd_fleet.bench.experiment import MAKES_MODELS, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
@@ -87,14 +87,14 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     return _row(models, method, observe(outcome.model, experiment), again, extra, settings, index=index)
 
 
-def measure_references(models: ExperimentModels) -> Iterator[Row]:
+def measure_baselines(models: ExperimentModels) -> Iterator[Row]:
     """Attack the original, and each retrained model beside the others: what chance alone makes of a perfect method."""
-    known, retraining = models.references, models.retraining_seconds(models.measure_seconds())
+    known, retraining = models.baselines, models.retraining_seconds(models.measure_seconds())
     yield _row(models, ORIGINAL, known.original, models.relearn(models.original), {}, {})
     again = [known.relearned, *(models.relearn(models.retrained(index)) for index in range(1, len(known.retrained)))]
     for index, model in enumerate(known.retrained):
         others = [other for other in known.retrained if other is not model]
-        beside = References(known.original, others, known.reference_models, again[index - 1])
+        beside = Baselines(known.original, others, known.reference_models, again[index - 1])
         extra = {"seconds": retraining, "share_of_retraining_time": 1.0}
         yield _row(models, RETRAINED, model, again[index], extra, {}, beside, index)
 
@@ -169,7 +169,7 @@ def _row(
     again: Observation,
     extra: dict[str, float],
     settings: dict[str, Any],
-    references: References | None = None,
+    baselines: Baselines | None = None,
     index: int = 0,
 ) -> Row:
-    return row_of(models.experiment, references or models.references, method, model, again, extra, settings, index)
+    return row_of(models.experiment, baselines or models.baselines, method, model, again, extra, settings, index)

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dlfd_fleet.bench.experiment import Kind, deal_experiment, reference
-from dlfd_fleet.bench.methods.comparison import measure_method, measure_references, row_key
+from dlfd_fleet.bench.experiment import Kind, deal_experiment, trained_model
+from dlfd_fleet.bench.methods.comparison import measure_method, measure_baselines, row_key
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.workers import worker_processes
@@ -22,7 +22,7 @@ from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.methods import METHODS
 
-REFERENCES = "references"
+BASELINES = "baselines"
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
     with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):
-            works = [_Work(plan, seed, name) for name in (REFERENCES, *plan.methods)]
+            works = [_Work(plan, seed, name) for name in (BASELINES, *plan.methods)]
             todo = [work for work in works if not work.done()]
             if not todo or time.monotonic() >= deadline:
                 continue
             trainings: list[tuple[Kind, int]] = [("original", 0)]
-            trainings += [("retrained", index) for index in range(plan.settings.bench.references)]
+            trainings += [("retrained", index) for index in range(plan.settings.bench.retrained)]
             with progress.phase(f"Seed {seed}: training original and retrained models", len(trainings)) as advance:
                 tasks = {f"{kind} model {index}": (_train, plan, seed, kind, index) for kind, index in trainings}
                 failures += _gather(pool, seed, tasks, advance)
@@ -92,7 +92,7 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
                 failures += _gather(pool, seed, {work.name: (_measure, work, deadline) for work in todo}, advance)
     rows, missing = [], 0
     for seed in range(plan.seeds):
-        for name in (REFERENCES, *plan.methods):
+        for name in (BASELINES, *plan.methods):
             work = _Work(plan, seed, name)
             rows += work.rows()
             missing += not work.done()
@@ -111,8 +111,8 @@ class _Work:
         """Return where its rows are, once it is done."""
         settings = self.plan.settings
         key = row_key(settings, self.name, _faces(settings.model_dump_json(), self.seed))
-        if self.name == REFERENCES:
-            names = [ORIGINAL, *_numbered(RETRAINED, settings.bench.references)]
+        if self.name == BASELINES:
+            names = [ORIGINAL, *_numbered(RETRAINED, settings.bench.retrained)]
         else:
             names = _numbered(self.name, METHODS.find(self.name).runs)
         return [self.plan.folder / "rows" / f"{name}-seed-{self.seed}-{key}.json" for name in names]
@@ -163,15 +163,15 @@ def _faces(settings_json: str, seed: int) -> str:
 
 def _train(plan: Plan, seed: int, kind: Kind, index: int) -> None:
     models = _models(plan.settings.model_dump_json(), plan.folder, seed)
-    reference(models.experiment, kind, index, models.cache)
+    trained_model(models.experiment, kind, index, models.cache)
 
 
 def _measure(work: _Work, deadline: float) -> None:
     if time.monotonic() >= deadline:
         return
     models = _models(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
-    if work.name == REFERENCES:
-        for file, row in zip(work.files(), measure_references(models), strict=True):
+    if work.name == BASELINES:
+        for file, row in zip(work.files(), measure_baselines(models), strict=True):
             _write(file, row)
         return
     for index, file in enumerate(work.files()):
