@@ -136,9 +136,7 @@ def evidence_of(
     )
 
 
-def _found_at_1_fpr(
-    attacks: Sequence[Attack], candidate: Observation, known: Baselines, seed: int
-) -> dict[str, float]:
+def _found_at_1_fpr(attacks: Sequence[Attack], candidate: Observation, known: Baselines, seed: int) -> dict[str, float]:
     found = {}
     for attack in attacks:
         each = [tpr_estimate(one, 1, np.random.default_rng(seed)) for one in _variants(attack, candidate, known)]

@@ -25,6 +25,8 @@ from dlfd_fleet.formats import FP32, Parity
 from dlfd_fleet.models import FeatureClassifier, ModelCard, digest, state_arrays
 from dlfd_fleet.settings import ExportSettings
 
+_MOST_AT_ONCE = 2**31 - 1  # torch 2.7 takes no batch without a bound through attention
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -199,7 +201,7 @@ def _onnx_graph(graph: DeviceGraph, card: ModelCard, opset: int) -> onnx.ModelPr
                 external_data=False,
                 input_names=[card.input.tensor_name],
                 output_names=["probabilities"],
-                dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={"inputs": {0: torch.export.Dim("batch", max=_MOST_AT_ONCE)}},
             )
     except OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")

@@ -208,9 +208,7 @@ class FederatedSeed:
         if not {ORIGINAL, *self.retrained} <= set(made):
             return []
         retrained, again = [self._observed(name) for name in self.retrained], self._observed
-        baselines = Baselines(
-            self._observed(ORIGINAL), retrained, retrained, again(f"{self.retrained[0]}.relearned")
-        )
+        baselines = Baselines(self._observed(ORIGINAL), retrained, retrained, again(f"{self.retrained[0]}.relearned"))
         rows = []
         for name in made:
             index = self.retrained.index(name) if name in self.retrained else 0
