@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit import Observation, Role, Verdict, auc_difference, loss_attack
-from dlfd_fleet.bench.evidence import Evidence, Baselines, evidence_of
+from dlfd_fleet.bench.evidence import Baselines, Evidence, evidence_of
 from dlfd_fleet.bench.experiment import Experiment
 
 ORIGINAL, RETRAINED = "original", "retrained"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfd_fleet.bench.experiment import Kind, deal_experiment, trained_model
-from dlfd_fleet.bench.methods.comparison import measure_method, measure_baselines, row_key
+from dlfd_fleet.bench.methods.comparison import measure_baselines, measure_method, row_key
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.workers import worker_processes
