@@ -302,6 +302,10 @@ class UnlearningSettings(Section):
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
         0.05, description="AUC - 0.5 of the attack on validation people at which noise stops; the audit is two-sided."
     )
+    reference_gate: Fraction = Field(
+        0.1,
+        description="Where reference models have answered: of what they show of members, the share that may be left.",
+    )
     max_utility_drop: Fraction = Field(
         0.04, description="Accuracy a checkpoint may lose, on validation people and on retained people."
     )

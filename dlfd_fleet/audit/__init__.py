@@ -29,6 +29,7 @@ from dlfd_fleet.audit.scores import (
     measure,
     nomus,
 )
+from dlfd_fleet.audit.shift import ReferenceLosses, Shift, shift_from_out
 from dlfd_fleet.audit.verdict import (
     NOBODY_UNSEEN,
     AttackComparison,
@@ -58,9 +59,11 @@ __all__ = [
     "Observation",
     "Outcome",
     "Reading",
+    "ReferenceLosses",
     "Role",
     "SampleScores",
     "Scores",
+    "Shift",
     "Tally",
     "Verdict",
     "accuracy_difference",
@@ -86,5 +89,6 @@ __all__ = [
     "possible_attacks",
     "read_gate",
     "rmia",
+    "shift_from_out",
     "tpr_estimate",
 ]

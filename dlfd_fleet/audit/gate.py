@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dlfd_fleet.audit.attacks import auc_estimate, loss_attack
 from dlfd_fleet.audit.bootstrap import person_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
+from dlfd_fleet.audit.shift import Shift
 from dlfd_fleet.exceptions import DataError
 
 _FEWEST_UNSEEN = 5
@@ -30,6 +31,8 @@ class Reading:
     retain_accuracy, retain_half_width
         The same of the retained people, its interval over their images: it is these people who pay, not a sample of
         others. They are many, so it shows a damage that validation people cannot; 1 where they were not asked.
+    shift
+        How far the forget set is from models that never saw it; None where no reference model has answered.
     """
 
     utility: float | None
@@ -37,6 +40,7 @@ class Reading:
     utility_half_width: float = 0.0
     retain_accuracy: float = 1.0
     retain_half_width: float = 0.0
+    shift: Shift | None = None
 
     @property
     def usefulness(self) -> float:
@@ -44,9 +48,24 @@ class Reading:
         read = [value for value in (self.utility, self.retain_accuracy) if value is not None]
         return sum(read) / len(read)
 
-    def remembered(self, gate: float) -> bool:
-        """Tell whether the attack finds the forget set by more than a gate allows; where there is none nobody knows."""
-        return self.attack_auc is not None and self.attack_auc > 0.5 + gate
+    def beyond(self, gate: float, share: float = 0.0) -> float:
+        """Return how much more is known of the forget set than a gate allows; 0 within it, or where nobody can tell.
+
+        Parameters
+        ----------
+        gate
+            AUC - 0.5 of the attack.
+        share
+            Of what members have, by reference models. Where they have answered, this is read and not the attack: few
+            validation people are a worse measure than models that never saw the very images.
+        """
+        if self.shift is not None:
+            return max(0.0, self.shift.left - share)
+        return 0.0 if self.attack_auc is None else max(0.0, self.attack_auc - 0.5 - gate)
+
+    def remembered(self, gate: float, share: float = 0.0) -> bool:
+        """Tell whether more is known of the forget set than a gate allows, as of :meth:`beyond`."""
+        return self.beyond(gate, share) > 0.0
 
 
 def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:

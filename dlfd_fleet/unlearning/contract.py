@@ -13,6 +13,7 @@ from dlfd_fleet.audit import Reading
 from dlfd_fleet.data.inputs import Inputs, select
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.unlearning.references import References
 
 _LEAST_GAIN_OVER_CONSTANT = 0.1
 
@@ -133,15 +134,21 @@ def collapse(reading: Reading, validation: LabelledImages | None) -> tuple[str, 
     return (f"balanced accuracy {reading.utility:.3f} is near a constant answer's: the model collapsed",)
 
 
-def checkpoint_rank(reading: Reading, bound: UtilityBound, gate: float) -> tuple[bool, float, float]:
+def checkpoint_rank(
+    reading: Reading, bound: UtilityBound, gate: float, share: float = 0.0
+) -> tuple[bool, float, float]:
     """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
 
     Forgetting beyond the gate is noise of a small sample, so it earns nothing. Nor does it cost anything: hard people
     are below chance for retrained models, too. Whether somebody is conspicuous by a high loss is for the audit to say,
     which has other people and bounds.
+
+    Parameters
+    ----------
+    gate, share
+        What is allowed, as of :meth:`~dlfd_fleet.audit.Reading.beyond`.
     """
-    attack = 0.5 if reading.attack_auc is None else reading.attack_auc  # without one all checkpoints are alike in it
-    shortfall, beyond_gate = bound.shortfall(reading), max(0.0, attack - 0.5 - gate)
+    shortfall, beyond_gate = bound.shortfall(reading), reading.beyond(gate, share)
     useful = shortfall == 0.0
     return (useful, -beyond_gate if useful else -shortfall, reading.usefulness)
 
@@ -181,6 +188,9 @@ class UnlearningProblem:
         Training loss of the model's users; :func:`~dlfd_fleet.unlearning.classification_loss` when omitted.
     optimizer
         Optimizer of the model's users; SGD with the settings' momentum and weight decay when omitted.
+    references
+        What models that never saw the people to forget say of their images, where that is known: methods that train on
+        the retain set then train on the forget set towards it.
     """
 
     model: FeatureClassifier
@@ -194,6 +204,7 @@ class UnlearningProblem:
     augment: Augment | None = None
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
+    references: References | None = None
 
 
 @dataclass(frozen=True)

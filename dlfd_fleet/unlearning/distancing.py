@@ -188,7 +188,8 @@ class _Rounds:
         return UtilityBound.under(original, self.session.settings.max_utility_drop, by_chance=True)
 
     def remembered(self) -> bool:
-        return self.latest.remembered(self.session.settings.gate)
+        settings = self.session.settings
+        return self.latest.remembered(settings.gate, settings.reference_gate)
 
     def wanted(self) -> bool:
         """Tell whether another round may help and fits into the limits; half a round would leave a shaken model."""
@@ -207,9 +208,8 @@ class _Rounds:
         phase = DISTANCING if len(self.trace) == 1 or self.remembered() else REPAIR
         self._train(phase)
         self.note_reading(phase)
-        before, after = self.trace[-2].reading.attack_auc, self.trace[-1].reading.attack_auc
-        stood_still = before is not None and after is not None and after - 0.5 > _STOOD_STILL * (before - 0.5)
-        if phase == DISTANCING and stood_still:
+        before, after = (entry.reading.beyond(0.0) for entry in self.trace[-2:])
+        if phase == DISTANCING and after > _STOOD_STILL * before:
             self.strength *= session.settings.strengthen
         self.longest_round = max(self.longest_round, session.seconds() - started)
 
@@ -231,7 +231,7 @@ class _Rounds:
             images, labels = next(retain)
             if session.augment is not None:
                 images = session.augment(images, session.generator)
-            session.step(optimizer, session.loss(session.logits(images), labels), len(images))
+            session.train_on(optimizer, images, labels)
 
     def note_reading(self, phase: str) -> None:
         """Read the model, and keep its weights if it is the best so far."""
@@ -267,7 +267,8 @@ class _Rounds:
         reading = self.trace[number].reading
         if number == 0:
             return (False, 0.0, reading.usefulness if reading.utility is None else reading.utility)
-        return checkpoint_rank(reading, self.bound, self.session.settings.gate)
+        settings = self.session.settings
+        return checkpoint_rank(reading, self.bound, settings.gate, settings.reference_gate)
 
     def outcome(self) -> UnlearnOutcome:
         """Put the best checkpoint back and say whether it is a success."""
@@ -285,8 +286,13 @@ class _Rounds:
             reasons.append("the time was up before the first round")
         elif self.best == 0:
             reasons.append(f"no round was useful enough{self._closest()}, so the original is given back")
-        if reading.remembered(self.session.settings.gate):
-            reasons.append(f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}")
+        settings = self.session.settings
+        if reading.remembered(settings.gate, settings.reference_gate):
+            reasons.append(
+                f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}"
+                if reading.shift is None
+                else f"of what the model remembers {reading.shift.left:.0%} is left, by models that never saw them"
+            )
         return (*reasons, *collapse(reading, self.session.problem.validation))
 
     def _closest(self) -> str:

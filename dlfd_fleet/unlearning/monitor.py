@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlfd_fleet.audit import Reading, Role, SampleScores, read_gate
+from dlfd_fleet.audit import Reading, Role, SampleScores, Shift, read_gate, shift_from_out
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data.inputs import joined
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.contract import LabelledImages, Monitor
+from dlfd_fleet.unlearning.references import References
 from dlfd_fleet.unlearning.training import predict_probabilities
 
 # With 33 batches of 32 a round and two readings of no more than this of each set, readings take a tenth of the time.
 MOST_IMAGES = 96
 
 
-def loss_monitor(forget: LabelledImages, validation: LabelledImages | None, retain: LabelledImages) -> Monitor:
+def loss_monitor(
+    forget: LabelledImages,
+    validation: LabelledImages | None,
+    retain: LabelledImages,
+    references: References | None = None,
+) -> Monitor:
     """Return a monitor that reads a model from a forget set, from people never trained on and from retained people.
 
     Validation people must not be those of the final evidence; without any, it reads the accuracy on retained people and
     no attack. Of large sets the same sample is read each time, its
     classes in their shares: more images would not change a decision.
+
+    Parameters
+    ----------
+    references
+        What reference models say of the forget set and of validation people: then it reads how far those are from
+        models that never saw them, too.
 
     Raises
     ------
@@ -46,11 +60,39 @@ def loss_monitor(forget: LabelledImages, validation: LabelledImages | None, reta
         probabilities = predict_probabilities(model, seen)
         labels = seen.labels.long().numpy()
         attacked = SampleScores.from_probabilities(probabilities, labels, people, roles)
-        if not seen.multi_label:
-            return read_gate(attacked)
-        return read_gate(attacked, SampleScores.of_each_label(probabilities, labels, people, roles))
+        each = SampleScores.of_each_label(probabilities, labels, people, roles) if seen.multi_label else None
+        reading = read_gate(attacked, each)
+        if validation is None or references is None:
+            return reading
+        return replace(reading, shift=read_shift(model, forget, validation, references))
 
     return read
+
+
+def read_shift(
+    model: FeatureClassifier, forget: LabelledImages, validation: LabelledImages, references: References
+) -> Shift | None:
+    """Return how far what a model says of the forget set is from models that never saw it; None if these are not known.
+
+    It is the confidence in all images of the forget set, and in validation people.
+    """
+    if references.validation is None or not references.forget.out.any() or not references.validation.out.any():
+        return None
+    forget_loss, unseen_loss = (_losses(model, part) for part in (forget, validation))
+    return shift_from_out(
+        forget_loss,
+        references.forget.losses(forget.labels),
+        _people(forget),
+        unseen_loss,
+        references.validation.losses(validation.labels),
+        _people(validation),
+    )
+
+
+def _losses(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float64]:
+    people, roles = _people(data), np.zeros(len(data), dtype=np.uint8)
+    labels = data.labels.long().numpy()
+    return SampleScores.from_probabilities(predict_probabilities(model, data), labels, people, roles).loss
 
 
 def _people(data: LabelledImages) -> NDArray[np.int64]:

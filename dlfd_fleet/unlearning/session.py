@@ -22,7 +22,15 @@ from dlfd_fleet.unlearning.contract import (
     collapse,
 )
 from dlfd_fleet.unlearning.monitor import MOST_IMAGES, loss_monitor
-from dlfd_fleet.unlearning.training import classification_loss, device_of, recalibrate, restored_gradients, trained
+from dlfd_fleet.unlearning.references import target_loss, unlearning_targets
+from dlfd_fleet.unlearning.training import (
+    classification_loss,
+    device_of,
+    predict_probabilities,
+    recalibrate,
+    restored_gradients,
+    trained,
+)
 
 _STATISTICS_IMAGES = 512
 
@@ -57,6 +65,8 @@ class Session:
         self.generator = torch.Generator().manual_seed(problem.seed)
         torch.manual_seed(problem.seed)  # dropout and fresh weights
         self.class_weights = None if problem.class_weights is None else problem.class_weights.to(self.device)
+        self._targets = self._find_targets()
+        self._rows_with_targets = self._cycle_rows_with_targets()
 
     @property
     def validation(self) -> LabelledImages:
@@ -118,6 +128,49 @@ class Session:
         self.backward_images += images
         self.steps += 1
 
+    def train_on(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+        """Take a step on retain images and, where reference models have answered, on forget images towards that.
+
+        Both go through the network together: of forget images alone batch statistics would be others. There are half as
+        many of them as ``batch_size``, and each counts as much as a retain image.
+        """
+        if self._targets is None:
+            self.step(optimizer, self.loss(self.logits(images), labels), len(images))
+            return
+        rows = next(self._rows_with_targets)
+        others, _ = self.forget.batch(rows, self.device)
+        logits, count = self.logits(torch.cat([images, others])), len(images)
+        aimed = target_loss(logits[count:], self._targets[rows], multi_label=self.forget.multi_label)
+        loss = self.loss(logits[:count], labels) + len(others) / count * aimed
+        self.step(optimizer, loss, len(logits))
+
+    def _find_targets(self) -> Tensor | None:
+        """Return what the model is to say of each forget image ``(M, C)``; None where no reference model has answered.
+
+        Of some images nothing may be known (NaN).
+        """
+        references, validation = self.problem.references, self.problem.validation
+        if references is None:
+            return None
+        unseen_now = None
+        if references.validation is not None and validation is not None:
+            unseen_now = torch.from_numpy(predict_probabilities(self.model, validation))
+            self.forward_images += len(validation)
+        targets = unlearning_targets(references.forget, references.validation, unseen_now)
+        return None if targets.isnan().any(dim=1).all() else targets.to(self.device)
+
+    def _cycle_rows_with_targets(self) -> Iterator[Tensor]:
+        """Yield the rows of forget images whose targets are known, in batches for ever, each epoch shuffled anew."""
+        if self._targets is None:
+            return
+        known, left = torch.nonzero(~self._targets.isnan().any(dim=1).cpu()).flatten(), torch.zeros(0, dtype=torch.long)
+        size = max(1, self.settings.batch_size // 2)
+        while True:
+            while len(left) < min(size, len(known)):
+                left = torch.cat([left, known[torch.randperm(len(known), generator=self.generator)]])
+            yield left[:size]
+            left = left[size:]
+
     def optimizer(
         self, parameters: list[nn.Parameter] | None = None, rate: float | None = None
     ) -> torch.optim.Optimizer:
@@ -165,7 +218,7 @@ class Session:
         steps = self.planned_steps(self.retain)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if falling else None
         for images, labels in self.epochs(self.retain, augmented=True):
-            self.step(optimizer, self.loss(self.logits(images), labels), len(images))
+            self.train_on(optimizer, images, labels)
             if schedule is not None:
                 schedule.step()
 
@@ -194,7 +247,8 @@ class Session:
 
     def monitor(self) -> Monitor:
         """Return the problem's monitor, or one that reads its three sets."""
-        return self.problem.monitor or loss_monitor(self.forget, self.validation, self.retain)
+        problem = self.problem
+        return problem.monitor or loss_monitor(self.forget, self.validation, self.retain, problem.references)
 
     def collapse(self) -> tuple[str, ...]:
         """Read the model, and say in words that it answers nearly the same to everybody, if it does."""

@@ -56,7 +56,7 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
     experiment = models.experiment
     gate = experiment.settings.unlearning
-    monitor = loss_monitor(*(labelled(part) for part in (experiment.forget, experiment.validation, experiment.retain)))
+    monitor = loss_monitor(labelled(experiment.forget), labelled(experiment.validation), labelled(experiment.retain))
     original = monitor(models.original)
     bound = UtilityBound.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0

@@ -1,0 +1,129 @@
+"""How far what a model says of people is from what models say that never saw them.
+
+An image's confidence is ``log(p / (1 - p))`` with p the probability of its true class; over models it is nearly normal
+(LiRA, Carlini et al., arXiv 2112.03570, section V). Of a person whom a model remembers it is above that of OUT models,
+which were not trained on that person; of one whom it never saw it is not, once both are corrected by people whom none
+of these models has seen: a model of all people is more certain about strangers, too, than one of half of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlfd_fleet.exceptions import DataError
+
+Floats = NDArray[np.float64]
+_LEAST = 1e-6
+_LEAST_OF_MEMBERS = 0.1  # under it reference models show no difference that a share could be taken of
+
+
+@dataclass(frozen=True)
+class ReferenceLosses:
+    """What K reference models make of N images.
+
+    Attributes
+    ----------
+    loss
+        Cross-entropy of the true class or combination of labels, nats, ``(K, N)``; NaN where it is not known.
+    trained
+        Whether a model was trained on the image's person, ``(K, N)``.
+    """
+
+    loss: Floats
+    trained: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far people are from OUT models, in differences of confidence; 0 is where people never seen are.
+
+    Attributes
+    ----------
+    value, standard_error
+        Mean over people, less that of the people never trained on.
+    of_members
+        How far IN models, which were trained on these people, are from OUT models: what there is to lose.
+    people
+        How many people it is the mean of.
+    """
+
+    value: float
+    standard_error: float
+    of_members: float
+    people: int
+
+    @property
+    def left(self) -> float:
+        """Of what members have, the share that is left: 1 for a member, 0 for a person never seen."""
+        return self.value / max(self.of_members, _LEAST_OF_MEMBERS)
+
+
+def confidence(loss: Floats) -> Floats:
+    """Return ``log(p / (1 - p))`` of losses, with p within 1e-6 of its ends."""
+    p = np.exp(-loss).clip(_LEAST, 1.0 - _LEAST)
+    said: Floats = np.log(p) - np.log1p(-p)
+    return said
+
+
+def shift_from_out(
+    loss: Floats,
+    references: ReferenceLosses,
+    person: NDArray[np.int64],
+    unseen_loss: Floats,
+    unseen_references: ReferenceLosses,
+    unseen_person: NDArray[np.int64],
+) -> Shift:
+    """Return how far people are from their OUT models, corrected by people never trained on.
+
+    Parameters
+    ----------
+    loss, person
+        What the model makes of the people's images ``(N,)``, and whose they are.
+    unseen_loss, unseen_person
+        The same of people whom neither the model nor a reference model was trained on.
+
+    Raises
+    ------
+    DataError
+        If no image of the people, or of the unseen people, has an answer of an OUT model.
+    """
+    mine = _by_person(confidence(loss) - _mean(references, trained=False), person)
+    others = _by_person(confidence(unseen_loss) - _mean(unseen_references, trained=False), unseen_person)
+    if not len(mine) or not len(others):
+        who = "these people" if not len(mine) else "people never trained on"
+        raise DataError(f"No reference model that never saw them has answered for images of {who}.")
+    members = _by_person(_mean(references, trained=True) - _mean(references, trained=False), person)
+    return Shift(
+        value=float(mine.mean() - others.mean()),
+        standard_error=math.hypot(_standard_error(mine), _standard_error(others)),
+        of_members=float(members.mean()) if len(members) else 0.0,
+        people=len(mine),
+    )
+
+
+def _mean(references: ReferenceLosses, *, trained: bool) -> Floats:
+    """Return the mean confidence ``(N,)`` of the models that were, or were not, trained on an image's person."""
+    chosen = (references.trained == trained) & ~np.isnan(references.loss)
+    total = np.where(chosen, confidence(np.nan_to_num(references.loss)), 0.0).sum(axis=0)
+    counted = chosen.sum(axis=0)
+    mean: Floats = np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+    return mean
+
+
+def _by_person(value: Floats, person: NDArray[np.int64]) -> Floats:
+    """Return the mean of each person ``(P,)`` over the images that have a value."""
+    known = ~np.isnan(value)
+    _, index = np.unique(person[known], return_inverse=True)
+    if not len(index):
+        return np.zeros(0)
+    means: Floats = np.bincount(index, weights=value[known]) / np.bincount(index)
+    return means
+
+
+def _standard_error(values: Floats) -> float:
+    """Return the standard error of a mean; of one value it is not known, and taken for none."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
