@@ -117,7 +117,7 @@ def test_a_method_comes_nearer_to_the_targets_with_references_than_without(metho
         )
         outcome = METHODS[method].default.unlearner(problem)
         far[known is None] = np.abs(predict_probabilities(outcome.model, forget) - targets.numpy()).mean()
-    assert far[False] < 0.7 * far[True]
+    assert far[False] < 0.9 * far[True]
 
 
 def test_images_that_no_model_has_answered_are_aimed_at_nothing():
