@@ -246,9 +246,9 @@ class ReferenceFiles:
         """
         damaged = list[ReferenceSet]()
         for chosen in self._known():
-            files = [(self._file(chosen, "people"), _PERSON, people)]
-            files += [(self._file(chosen, f"{model:02}"), _answers_of(chosen), images) for model in range(chosen.models)]
-            for file, kind, keys in files:
+            answers, parts = _answers_of(chosen), [f"{model:02}" for model in range(chosen.models)]
+            for part, kind, keys in (("people", _PERSON, people), *((part, answers, images) for part in parts)):
+                file = self._file(chosen, part)
                 if not keys or not file.exists():
                     continue
                 try:
@@ -284,7 +284,7 @@ class ReferenceFiles:
                 if file.name.startswith(".") or not file.name.startswith(kept):
                     file.unlink(missing_ok=True)
         except OSError as error:
-            raise DataError(f"Cannot delete answers of reference models in {self._folder}: {error.strerror}.") from error
+            raise DataError(f"Cannot delete reference answers in {self._folder}: {error.strerror}.") from error
 
     def _write_people(self, chosen: ReferenceSet, people: Mapping[str, Membership]) -> None:
         records = np.zeros(len(people), _PERSON)
@@ -303,7 +303,7 @@ class ReferenceFiles:
         """Give a new file, of this user alone, that takes another one's place when it is whole."""
         with (
             whole_file(file, DataError) as new,
-            open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,  # noqa: PTH123
+            open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,
         ):
             yield stream
 

@@ -84,6 +84,16 @@ class Journal:
         """Tell whether a step is finished."""
         return self.store is not None and self.store.steps.find(self.job, name) is not None
 
+    def drop_arrays(self, kind: str) -> None:
+        """Delete the arrays of finished steps of a kind: nothing needs them any more."""
+        if self.store is not None:
+            self.store.steps.drop_arrays(self.job, kind)
+
+    def abandon(self, kind: str) -> None:
+        """Delete finished steps of a kind that have arrays."""
+        if self.store is not None:
+            self.store.steps.abandon(self.job, kind)
+
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
         """Do, or recall, a step that ends in a model."""
         done = self._step(name, compute, lambda result: (_REQUESTS.dump_json(result.requests), result.arrays))

@@ -101,8 +101,8 @@ class Rounds:
         able_members = sum(reply.can_train for node, reply in fleet.replies().items() if node not in fleet.without_half)
         if task.reference is not None and not able_members:
             raise JobError(
-                "No site has people in both halves, with two images or more each: reference models need more people, "
-                "or set references.models to 0."
+                f"No site has two images or more in its half for reference model {task.reference.number + 1}: add "
+                "people, or set references.models to 0."
             )
         fleet.require_quorum(mean.count, f"trained in round {job.round}", able_members)
         losses = [result.loss for result in results]

@@ -34,8 +34,9 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     app
         Any ClientApp. Its own handlers stay, for ours answer to actions of their own: ``train.fit``,
         ``train.unlearn``, ``evaluate.audit``, ``evaluate.reference``, ``evaluate.file``, ``evaluate.calibrate``,
-        ``query.pending`` and ``query.settle``. Its own training must take its data from ``task.training_data(context)``: once somebody has
-        asked to be forgotten, a training handler that does not is refused.
+        ``query.pending`` and ``query.settle``. Its own training must take its data from
+        ``task.training_data(context)``: once somebody has asked to be forgotten, a training handler that does not is
+        refused.
     task
         The model and the data of the fleet, and how it trains; when omitted, each site's ``site.json`` says it.
     update_mods

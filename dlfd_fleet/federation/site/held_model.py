@@ -42,8 +42,8 @@ from dlfd_fleet.settings import Precision
 def held_model(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Fill in the model that the coordinator left out of a task, or keep the one that it sent: a Flower mod.
 
-    A model is kept once its task is done, but for a reference model, of which each remembers half of the people. A handler refuses one that may remember whom a release has forgotten, and
-    during a long task another job may have told the site of a release.
+    A model is kept once its task is done, unless it is a reference model. A handler refuses one that may remember whom
+    a release has forgotten, and during a long task another job may have told the site of a release.
     """
     name = name_of(message.content)
     if not name:

@@ -61,7 +61,8 @@ def run_reference(site: Site, task: ReferenceTask, arrays: Arrays, own: Task | N
     used, number, kept = used_images(site), task.reference.number, site.references
     chosen = _begun(site, task, used)
     rows = {digest: row for row, digest in enumerate(used.digests) if digest is not None}  # one of each content
-    logits = predict_logits(loaded_model(site, task.card, arrays, own), labelled(used.images.select(list(rows.values()))))
+    images = labelled(used.images.select(list(rows.values())))
+    logits = predict_logits(loaded_model(site, task.card, arrays, own), images)
     members, digests = kept.people(chosen), _digests_of(site, used.images)
     was_trained = {name for name, digest in digests.items() if _bit(members.get(digest), number)}
     pairs = zip(used.images.identities, used.digests, strict=True)
