@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -266,12 +266,16 @@ class ReferenceFiles:
         return self._folder / (f"{name}-{part}.npy" if part else f"{name}.json")
 
     def _known(self) -> list[ReferenceSet]:
-        """Return the sets that have begun; a file that cannot be read is none."""
+        """Return the sets that have begun; what a damaged file names is none."""
         found = list[ReferenceSet]()
         for file in sorted(self._folder.glob("references-*.json")):
-            with suppress(OSError, ValidationError):
+            try:
                 chosen = ReferenceSet.model_validate_json(file.read_bytes())
-                found += [chosen] if self._file(chosen) == file else []
+            except (FileNotFoundError, ValidationError):  # another process may have deleted it
+                continue
+            except OSError as error:
+                raise DataError(f"Cannot read {file}: {error.strerror}; check its rights.") from error
+            found += [chosen] if self._file(chosen) == file else []
         return found
 
     def _delete(self, sets: Collection[ReferenceSet]) -> None:
@@ -306,6 +310,8 @@ class ReferenceFiles:
             open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,
         ):
             yield stream
+            stream.flush()
+            os.fsync(stream.fileno())  # a site must not forget whom a model was trained on
 
     @staticmethod
     def _read(file: Path, kind: np.dtype[Any]) -> NDArray[Any]:
@@ -334,6 +340,8 @@ def _keys_of(records: NDArray[Any]) -> list[str]:
 def _overwrite(file: Path, records: NDArray[Any], keys: Collection[str]) -> None:
     """Overwrite the records of some keys on the disk, by plain writes: a full disk ends a process that writes a map."""
     size, places = records.dtype.itemsize, [place for place, key in enumerate(_keys_of(records)) if key and key in keys]
+    if not places:
+        return
     start = file.stat().st_size - len(records) * size
     try:
         with file.open("r+b") as stream:

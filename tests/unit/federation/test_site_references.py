@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def arrays_of(site, seed):
     return state_arrays(build(card_of(site)))
 
 
-def fit(site, number, models=2, job=JOB):
+def fit(site, number, models=2, job=JOB, own=None):
     task = FitTask(
         job=job,
         purpose="reference",
@@ -64,7 +65,7 @@ def fit(site, number, models=2, job=JOB):
         precision="float32",
         seed=0,
     )
-    return run_fit(site, task, arrays_of(site, number))[0]
+    return run_fit(site, task, arrays_of(site, number), own)[0]
 
 
 def answer(site, number, models=2, job=JOB):
@@ -262,6 +263,13 @@ def test_an_only_person_is_trained_on_in_one_of_the_pair_and_the_site_takes_no_p
         assert trained.sum(dim=1).tolist() == taken
         assert not trained[:, ~of_person(images, people[0])].any()
         assert len(site.trained(people)) == 1
+
+
+def test_a_training_loop_of_ones_own_sees_the_half_alone(site):
+    seen = []
+    own = SimpleNamespace(network=None, train=lambda network, data, **_: seen.append(len(data)))
+    assert [fit(site, number, own=own).examples for number in range(2)] == [20, 20]
+    assert seen == [20, 20]
 
 
 @pytest.mark.parametrize(("number", "models"), [(2, 2), (0, 3), (0, 0), (0, 66), (-1, 2)])
