@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from dlfd_fleet.cli import app
+from dlfd_fleet.components import Component
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.exceptions import MessageError
 from dlfd_fleet.federation.protocol.messages import FitTask, PendingQuery, Reference, ReferenceTask
@@ -17,11 +20,12 @@ from dlfd_fleet.federation.site.images import labelled, used_images
 from dlfd_fleet.federation.site.references import TooFewInHalfError, reference_answers, run_reference
 from dlfd_fleet.federation.site.requests import answer_pending
 from dlfd_fleet.federation.site.training import run_fit
-from dlfd_fleet.ledger import RequestState, init_site, purge_request, request_forgetting, withdraw
-from dlfd_fleet.model_input import image_input
-from dlfd_fleet.models import ModelCard, build, load_arrays, state_arrays
+from dlfd_fleet.ledger import RequestState, init_site, purge_request, refresh_rows, request_forgetting, withdraw
+from dlfd_fleet.model_input import ModelInput, image_input
+from dlfd_fleet.models import ModelCard, build, load_arrays, permit, state_arrays
 from dlfd_fleet.settings import AugmentationSettings, TrainingSettings
 from dlfd_fleet.unlearning.training import predict_logits
+from tests.loaders import VALUES, write_database
 from tests.small_networks import small_networks
 
 JOB = "references-1"
@@ -42,7 +46,10 @@ def site(tmp_path, synthetic_faces):
 
 
 def card_of(site):
-    return ModelCard(architecture="mobilenet_v3_small", classes=site.card.classes, input=site.card.input)
+    named = {"architecture": "mobilenet_v3_small"}
+    for network in site.card.networks:
+        named = {"architecture": permit(network.name), "arguments": network.arguments}
+    return ModelCard(**named, classes=site.card.classes, input=site.card.input)
 
 
 def arrays_of(site, seed):
@@ -80,6 +87,14 @@ def make(site, job=JOB):
         fit(site, number, job=job)
         result = answer(site, number, job=job)
     return result
+
+
+def released(site, person):
+    """A request of a person whom a released model has forgotten."""
+    request = request_forgetting(site, person, deadline_days=30)
+    for state in (RequestState.UNLEARNING, RequestState.EVALUATING, RequestState.RELEASED):
+        site.ledger.move(request.id, state, "as a job does", job="job-1", epoch=1)
+    return site.ledger.get(request.id)
 
 
 def images_of(site):
@@ -169,12 +184,10 @@ def test_a_purge_overwrites_what_is_said_of_the_person_and_nothing_else(site, sp
     answers, here = reference_answers(site, images), of_person(images, person)
     said = [row.numpy().tobytes() for row in answers.logits[:, here].flatten(0, 1)]
     said.append(bytes.fromhex(site.person_digest(person)))
-    request = request_forgetting(site, person, deadline_days=30)
-    for state in (RequestState.UNLEARNING, RequestState.EVALUATING, RequestState.RELEASED):
-        site.ledger.move(request.id, state, "as a job does", job="job-1", epoch=1)
+    request = released(site, person)
     files = list(site.folder.glob("references-*.npy"))
     assert all(any(one in file.read_bytes() for file in files) for one in said if split == "train" or one != said[-1])
-    purge_request(site, site.ledger.get(request.id))
+    purge_request(site, request)
     assert not any(one in file.read_bytes() for one in said for file in files)
     left = images_of(site)
     after = reference_answers(site, left)
@@ -188,13 +201,11 @@ def test_a_purge_between_a_prediction_and_its_file_leaves_nothing_of_the_person(
     digests = [
         digest for row, digest in zip(images.rows, used_images(site).digests, strict=True) if row.identity == person
     ]
-    request = request_forgetting(site, person, deadline_days=30)
-    for state in (RequestState.UNLEARNING, RequestState.EVALUATING, RequestState.RELEASED):
-        site.ledger.move(request.id, state, "as a job does", job="job-1", epoch=1)
+    request = released(site, person)
     keep = type(site.references).keep
 
     def purge_first(*arguments):
-        purge_request(site, site.ledger.get(request.id))
+        purge_request(site, request)
         keep(*arguments)
 
     monkeypatch.setattr(type(site.references), "keep", purge_first)
@@ -263,6 +274,39 @@ def test_an_only_person_is_trained_on_in_one_of_the_pair_and_the_site_takes_no_p
         assert trained.sum(dim=1).tolist() == taken
         assert not trained[:, ~of_person(images, people[0])].any()
         assert len(site.trained(people)) == 1
+
+
+def test_rows_of_a_loader_keep_their_answers_when_they_are_read_again_and_lose_them_by_a_purge(tmp_path):
+    write_database(tmp_path / "hospital.db")
+    with init_site(
+        tmp_path / "site",
+        name="clinic",
+        loader=Component(name="tests.loaders:database"),
+        model_input=ModelInput(shape=(VALUES,), low=-4.0, high=4.0),
+        networks=(Component(name="tests.loaders:VisitNet", arguments={"width": 16}),),
+        test_people=2,
+    ) as site:
+        make(site)
+        before = reference_answers(site, images_of(site))
+        assert before.logits.isfinite().all()
+        with sqlite3.connect(tmp_path / "hospital.db") as database:
+            database.execute("insert into visit values ('p90', ?, 1)", (np.zeros(VALUES, np.float32).tobytes(),))
+            database.execute("update visit set rowid = rowid + 1000 where person > 'p05'")
+        database.close()
+        assert refresh_rows(site) == (1, 0)
+        images = images_of(site)
+        after = reference_answers(site, images)
+        came = of_person(images, "p90")
+        assert after.logits[:, came].isnan().all()
+        assert sorted(after.logits[:, ~came].flatten().tolist()) == sorted(before.logits.flatten().tolist())
+        person = a_person(site)
+        said = after.logits[0, of_person(images, person)]
+        request = released(site, person)
+        purge_request(site, request)
+        content = b"".join(file.read_bytes() for file in site.folder.glob("references-*"))
+        assert not any(row.numpy().tobytes() in content for row in said)
+        left = images_of(site)
+        assert reference_answers(site, left).logits[:, ~of_person(left, "p90")].isfinite().all()
 
 
 def test_a_training_loop_of_ones_own_sees_the_half_alone(site):
