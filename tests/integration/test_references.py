@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from flwr.app import Error, Message
 from rich.console import Console
 
 from dlfd_fleet.exceptions import JobError
@@ -107,7 +108,7 @@ class Failing(InProcessGrid):
 
     def answer(self, message, context):
         if self.fails(message, context.node_id):
-            raise RuntimeError("out of memory")
+            return Message(Error(code=0, reason="out of memory"), reply_to=message)
         return super().answer(message, context)
 
 

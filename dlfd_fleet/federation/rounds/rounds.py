@@ -57,8 +57,8 @@ class Rounds:
             Which reference model it is, if it is one: each site trains it on half of its people.
         """
         training = self.job.settings.training
-        number = f"{reference.number + 1} of {reference.models}" if reference else ""
-        title = _TITLES.get(purpose, f"Training reference model {number}")
+        which = f"{reference.number + 1} of {reference.models}" if reference else ""
+        title = _TITLES.get(purpose, f"Training reference model {which}")
         with self.job.progress.phase(title, training.rounds * len(self.job.fleet.admitted)) as advance:
             for number in range(training.rounds):
                 rate = training.learning_rate * cosine(number, training.rounds)
