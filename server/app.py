@@ -26,6 +26,6 @@ def main(grid: Grid, context: Context) -> None:
     if kind == "train":
         unlearning.train(grid, start="fresh" if context.run_config.get("fresh", False) else None)
     elif kind == "references":
-        unlearning.references(grid)
+        unlearning.make_references(grid)
     else:
         unlearning.start(grid)

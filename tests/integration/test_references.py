@@ -10,8 +10,11 @@ import torch
 from flwr.app import Error, Message
 from rich.console import Console
 
+from dlfd_fleet.data import write_manifest
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation import FederatedUnlearning
 from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.protocol.held_names import NOTHING_TO_TRAIN_ON
 from dlfd_fleet.federation.protocol.messages import FitTask, PendingQuery, ReferenceTask
 from dlfd_fleet.federation.protocol.packing import MODEL
 from dlfd_fleet.federation.records.steps import Steps
@@ -20,7 +23,8 @@ from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.settings import ReferenceSettings
-from tests.integration.fleet_in_process import InProcessGrid, run_job, trained_fleet
+from tests.integration.fleet_in_process import InProcessGrid, be_a_server, run_job, trained_fleet
+from tests.small_networks import small_networks
 
 WEIGHTS = "backbone.features.3.weight"
 ROUNDS = 2
@@ -102,13 +106,13 @@ def record_of(settings, kind="references"):
 class Failing(InProcessGrid):
     """A grid on which some sites fail at some tasks."""
 
-    def __init__(self, settings, fails):
+    def __init__(self, settings, fails, code=0):
         super().__init__(settings)
-        self.fails = fails
+        self.fails, self.code = fails, code
 
     def answer(self, message, context):
         if self.fails(message, context.node_id):
-            return Message(Error(code=0, reason="out of memory"), reply_to=message)
+            return Message(Error(code=self.code, reason="out of memory"), reply_to=message)
         return super().answer(message, context)
 
 
@@ -241,6 +245,41 @@ def test_a_site_that_was_away_for_one_model_has_none_and_the_job_says_so(fleet):
     assert not is_on_disk(fleet, weights_of(grid))
 
 
+def test_a_site_with_an_only_person_sits_out_half_of_the_models_and_is_not_absent(fleet):
+    with Site(site_folders(fleet.state_folder)[1]) as site:
+        rows = site.manifest().rows
+        person = next(row.identity for row in rows if row.split == "train")
+        write_manifest([row for row in rows if row.split != "train" or row.identity == person], site.manifest_file)
+    grid = InProcessGrid(fleet)
+    record = run_job(fleet, "references", grid)
+    assert (record.absent, record.references.sites) == ({}, 2)
+    sat_out = [m for m in grid.seen if m.has_error()]
+    assert [m.error.code for m in sat_out] == [NOTHING_TO_TRAIN_ON] * ROUNDS
+    said, splits = answers(fleet)[1]
+    assert said.trained.sum(dim=0).tolist() == [int(split == "train") for split in splits]
+    assert sorted(said.trained.any(dim=1).tolist()) == [False, True]
+
+
+def test_halves_without_people_at_any_site_are_one_sentence(fleet):
+    grid = Failing(fleet, lambda message, _: is_about(message, FitTask, 1), NOTHING_TO_TRAIN_ON)
+    with pytest.raises(
+        JobError, match=r"^No site has two images or more in its half for reference model 2: add people"
+    ):
+        run_job(fleet, "references", grid)
+    assert not is_on_disk(fleet, weights_of(grid))
+
+
+def test_an_own_server_app_makes_them_by_one_call(fleet, silent):
+    be_a_server()
+    unlearning = FederatedUnlearning(settings=fleet, progress=silent)
+    with small_networks():
+        result = unlearning.make_references(InProcessGrid(fleet))
+        assert torch.equal(
+            result.arrays.to_torch_state_dict()[WEIGHTS], unlearning.arrays().to_torch_state_dict()[WEIGHTS]
+        )
+    assert result.sentence().startswith("2 reference models made and deleted")
+
+
 def test_where_no_site_has_all_answers_the_job_fails(fleet):
     grid = Failing(fleet, lambda message, node: is_about(message, ReferenceTask, node - 1))
     with pytest.raises(JobError, match=r"^No site has the answers of all 2 reference models: site-.* failed at"):
@@ -328,11 +367,12 @@ def test_a_cancelled_training_that_had_released_its_model_keeps_no_reference_mod
     assert not is_on_disk(fleet, weights_of(grid))
 
 
-def test_frozen_layers_are_not_sent_with_reference_models(fleet):
+def test_frozen_layers_are_not_sent_with_reference_models_and_updates_are_rounded_as_ever(fleet):
     settings = fleet.model_copy(
         update={
             "model": fleet.model.model_copy(update={"frozen": ("backbone",)}),
             "training": fleet.training.model_copy(update={"start": "fresh"}),
+            "fleet": fleet.fleet.model_copy(update={"update_precision": "int8"}),
         }
     )
     run_job(settings, "train")

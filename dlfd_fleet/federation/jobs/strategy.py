@@ -178,7 +178,7 @@ class FederatedUnlearning:
         """
         return self._result(run_jobs(grid, "erase", self.settings, self.progress))
 
-    def references(self, grid: Grid) -> JobResult:
+    def make_references(self, grid: Grid) -> JobResult:
         """Train reference models of the champion; each site keeps what they say, for erasures to come.
 
         Raises

@@ -17,7 +17,7 @@ def main(grid: Grid, context: Context) -> None:
     if context.run_config["job"] == "erase":
         result = unlearning.start(grid)
     elif context.run_config["job"] == "references":
-        result = unlearning.references(grid)
+        result = unlearning.make_references(grid)
     else:
         begin = unlearning.arrays() or ArrayRecord(Net().state_dict())
         strategy = FedAvg(fraction_evaluate=0.0)
