@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -231,7 +231,7 @@ class ReferenceFiles:
         """
         self._delete([each for each in self._known() if each.job in jobs])
 
-    def purge(self, images: Collection[str], people: Collection[str]) -> None:
+    def purge(self, images: Container[str], people: Container[str]) -> None:
         """Overwrite with zeros what is kept of some images and people, and delete what killed processes have left.
 
         Parameters
@@ -249,7 +249,7 @@ class ReferenceFiles:
             answers, parts = _answers_of(chosen), [f"{model:02}" for model in range(chosen.models)]
             for part, kind, keys in (("people", _PERSON, people), *((part, answers, images) for part in parts)):
                 file = self._file(chosen, part)
-                if not keys or not file.exists():
+                if not file.exists():
                     continue
                 try:
                     records = self._read(file, kind)
@@ -337,7 +337,7 @@ def _keys_of(records: NDArray[Any]) -> list[str]:
     return [key.hex() if any(key) else "" for key in map(bytes, np.ascontiguousarray(records["key"]))]
 
 
-def _overwrite(file: Path, records: NDArray[Any], keys: Collection[str]) -> None:
+def _overwrite(file: Path, records: NDArray[Any], keys: Container[str]) -> None:
     """Overwrite the records of some keys on the disk, by plain writes: a full disk ends a process that writes a map."""
     size, places = records.dtype.itemsize, [place for place, key in enumerate(_keys_of(records)) if key and key in keys]
     if not places:
