@@ -349,6 +349,27 @@ class SiteUnlearningSettings(UnlearningSettings):
         return self
 
 
+class ReferenceSettings(Section):
+    """Models that never saw half of the people, and what they say of each image: what an erasure can aim at."""
+
+    models: Annotated[int, Field(ge=0, le=64)] = Field(
+        4, description="Reference models, in pairs that are trained on one half of each site's people each; 0 for none."
+    )
+    with_training: bool = Field(
+        False, description="Train them in a training job, too, once its model is released; else `job start references`."
+    )
+    expire: Literal["with-training", "never"] = Field(
+        "with-training", description="Whether sites drop what they said once the fleet has trained another model."
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _in_pairs(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError(f"reference models come in pairs; set {value - 1} or {value + 1}")
+        return value
+
+
 class ErasureSettings(Section):
     """The erasure job."""
 
@@ -548,6 +569,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     unlearning: UnlearningSettings = Field(default_factory=UnlearningSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    references: ReferenceSettings = Field(default_factory=ReferenceSettings)
     erasure: ErasureSettings = Field(default_factory=ErasureSettings)
     fleet: FleetSettings = Field(default_factory=FleetSettings)
     bench: BenchSettings = Field(default_factory=BenchSettings)

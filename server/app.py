@@ -15,15 +15,17 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the job that the run's configuration names: ``job = "train"`` or ``job = "erase"``.
+    """Run the job that the run's configuration names: ``job = "train"``, ``"erase"`` or ``"references"``.
 
     ``fresh = true`` lets a training job begin with fresh weights in place of the champion's.
     """
     kind = str(context.run_config.get("job", "erase"))
-    if kind not in ("train", "erase"):
-        raise JobError(f"job = '{kind}' is no kind of job; use 'train' or 'erase'.")
+    if kind not in ("train", "erase", "references"):
+        raise JobError(f"job = '{kind}' is no kind of job; use 'train', 'erase' or 'references'.")
     unlearning = FederatedUnlearning()
     if kind == "train":
         unlearning.train(grid, start="fresh" if context.run_config.get("fresh", False) else None)
+    elif kind == "references":
+        unlearning.make_references(grid)
     else:
         unlearning.start(grid)

@@ -10,7 +10,7 @@ import typer
 
 from dlfd_fleet.cli.options import Config, Overrides, console, load
 
-app = typer.Typer(no_args_is_help=True, help="Training and erasure jobs of a fleet.")
+app = typer.Typer(no_args_is_help=True, help="Training, erasure and references jobs of a fleet.")
 
 JobName = Annotated[str | None, typer.Argument(help="Name of the job; the latest by default.")]
 FlowerApp = Annotated[Path | None, typer.Option("--app", help="Folder of the Flower app; this checkout by default.")]
@@ -25,11 +25,12 @@ class JobKind(StrEnum):
 
     TRAIN = "train"
     ERASE = "erase"
+    REFERENCES = "references"
 
 
 @app.command("start")
 def start(
-    kind: Annotated[JobKind, typer.Argument(help="train or erase.")] = JobKind.ERASE,
+    kind: Annotated[JobKind, typer.Argument(help="train, erase or references.")] = JobKind.ERASE,
     app: FlowerApp = None,
     superlink: SuperLink = None,
     federation_config: Federation = None,
@@ -39,7 +40,8 @@ def start(
     from dlfd_fleet.federation.jobs.command import submit
 
     if fresh and kind is not JobKind.TRAIN:
-        raise typer.BadParameter("an erasure always begins with the champion; --fresh is for `job start train`.")
+        what = "an erasure always begins with" if kind is JobKind.ERASE else "references are always of"
+        raise typer.BadParameter(f"{what} the champion; --fresh is for `job start train`.")
     submit(kind.value, app, superlink, federation_config, fresh=fresh)
 
 

@@ -33,6 +33,7 @@ def _purge(site: Site, loaded: LoadedRows, request: str, rows: Collection[Row]) 
     ledger.note_leftovers(request, [Leftover(request, str(loaded), None, True, "not deleted yet")])
     drop_rows(site.manifest_file, site.image_root, gone)
     site.decoded.purge(ledger.tombstones())
+    site.purge_references()
     purged = {digest for digest, owner in ledger.request_of_images().items() if owner == request}
     others = bool(site.manifest().rows)
     try:

@@ -99,9 +99,9 @@ def purge_site(site: Site) -> tuple[int, int]:
 def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     """Delete the files of some rows and those that an earlier purge of the request has left, and all their rows.
 
-    The ledger is told first, then the rows go, then what was decoded of them is overwritten, and the files go last. So
-    whatever ends this midway, nobody trains on the images, no row is without a file, and the next call knows what is to
-    be deleted.
+    The ledger is told first, then the rows go, then what was decoded of them and what reference models say of them is
+    overwritten, and the files go last. So whatever ends this midway, nobody trains on the images, no row is without a
+    file, and the next call knows what is to be deleted.
     """
     if site.loaded is not None:
         return purge_loaded(site, site.loaded, request, rows)
@@ -128,6 +128,7 @@ def _purge(site: Site, request: str, rows: Collection[Row]) -> Purge:
     ledger.note_leftovers(request, before + copies)
     drop_rows(site.manifest_file, site.image_root, plan.rows)
     site.decoded.purge(ledger.tombstones())
+    site.purge_references()
     done = delete_files(site.image_root, PurgePlan(plan.rows, digests), site.card.links)
     left = {each.file: each for each in copies}
     left |= {

@@ -25,7 +25,8 @@ from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
-from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.ledger.references import ReferenceFiles
+from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
@@ -155,6 +156,22 @@ class Site:
         """The file of the site's decoded rows."""
         return DecodedRows(self.folder, self.card.input)
 
+    @property
+    def references(self) -> ReferenceFiles:
+        """What reference models say of the site's images."""
+        return ReferenceFiles(self.folder)
+
+    def purge_references(self) -> None:
+        """Overwrite what reference models say of images that are purged, and whether these people were trained on.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        people = self.ledger.request_of_people(*TO_PURGE, *FORGOTTEN)
+        self.references.purge(self.ledger.tombstones(), people.keys())
+
     def usable_manifest(self) -> Manifest:
         """Read the face set without images that were purged once and came back, under whatever name."""
         manifest, tombstones = self.manifest(), self.ledger.tombstones()
@@ -194,6 +211,10 @@ class Site:
         Another one in each job, so that nobody outside this site can follow a request from one job to the next.
         """
         return hmac.digest(self._key, f"\0request\0{job}\0{request}".encode(), "sha256").hex()[:16]
+
+    def place_in_halves(self, identity: str, job: str, pair: int) -> bytes:
+        """Return where a person comes when a job's reference models share out the people: nobody else can tell it."""
+        return hmac.digest(self._key, f"\0half\0{job}\0{pair}\0{canonical(identity)}".encode(), "sha256")
 
     def find_request(self, request: str) -> ForgetRequest:
         """Return a request by its own id, or by the one that it had in a job.

@@ -39,6 +39,8 @@ class SiteStatus:
         Sentences about image folders that a purge could not delete from.
     unknown_labels
         Images in the manifest by label, of labels that are none of the site's classes.
+    references
+        How many reference models the site has answers of, and of which job; empty if it has none.
     fleet_secret
         Whether the site can recognise people who ask at other sites.
     remarks
@@ -55,6 +57,7 @@ class SiteStatus:
     leftovers: tuple[Leftover, ...]
     undeletable: tuple[str, ...]
     unknown_labels: Mapping[str, int]
+    references: str
     fleet_secret: bool
     remarks: tuple[str, ...]
 
@@ -72,7 +75,7 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
     site.ledger.verify()
     manifest, requests = site.manifest(), site.ledger.requests()
     uses = site_uses(site, manifest.rows, image_digests(manifest))
-    classes = {canonical(name) for name in site.card.classes}
+    classes, answers = {canonical(name) for name in site.card.classes}, site.references.current()
     return SiteStatus(
         people=Counter(rows[0].split for rows in manifest.by_person().values()),
         images=Counter(row.split for row in manifest.rows),
@@ -88,6 +91,7 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
             for row in manifest.rows
             if (unknown := unknown_label(row.label, classes, multi_label=site.card.multi_label)) is not None
         ),
+        references=f"{answers.models} of {answers.job}" if answers else "",
         fleet_secret=site.fleet_pseudonym("", "") is not None,
         remarks=remarks(manifest, uses, multi_label=site.card.multi_label),
     )

@@ -154,6 +154,17 @@ def predict_features_and_probabilities(
     return torch.cat(features).numpy(), torch.cat(probabilities).numpy()
 
 
+@torch.inference_mode()
+def predict_logits(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float32]:
+    """Return logits ``(N, C)``, in eval mode; the model's mode is left as it was."""
+    training, device = model.training, device_of(model)
+    model.eval()
+    parts = torch.split(torch.arange(len(data)), _PREDICTION_BATCH)
+    logits = [model(data.batch(rows, device)[0]).float().cpu() for rows in parts]
+    model.train(training)
+    return torch.cat(logits).numpy()
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, data: LabelledImages) -> None:
     """Take batch-norm statistics anew from all images; the model is left in eval mode.

@@ -25,12 +25,14 @@ from dlfd_fleet.federation.protocol.messages import (
     FileAuditTask,
     FitTask,
     PendingQuery,
+    ReferenceTask,
     SettleTask,
     UnlearnTask,
 )
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord, SiteActivity
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.rounds.fleet import WAITING
+from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
 from dlfd_fleet.plain_text import plain, visible
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
@@ -53,6 +55,7 @@ _DOING = {
     FitTask.TYPE: "training",
     UnlearnTask.TYPE: "unlearning",
     AuditTask.TYPE: "auditing the model",
+    ReferenceTask.TYPE: "predicting by a reference model",
     FileAuditTask.TYPE: "auditing the file",
     CalibrateTask.TYPE: "measuring ranges",
     SettleTask.TYPE: "settling its requests",
@@ -178,6 +181,8 @@ def job_status(store: Store, job: str) -> Group:
         lines.append(f"Requests: {record.requests}.")
     if record.verdict:
         lines.append(record.verdict.sentence())
+    if record.references and record.step != "settled":  # then its note says it
+        lines.append(f"So far: {record.references.sentence()}.")
     if record.note:
         lines.append(record.note)
     lines += [f"{site} {reason}" for site, reason in sorted(record.absent.items())]
@@ -223,6 +228,8 @@ def cancel(store: Store, job: str) -> str:
     if record.step in FINAL_STEPS:
         raise JobError(f"{job} is {record.step} already; there is nothing to cancel.")
     store.ask_to_cancel(job)
+    if not store.is_locked():
+        store.steps.abandon(job, REFERENCE_ROUND)
     if record.released:
         when = "before its next step" if store.is_locked() else "when the next job starts"
         return f"{job} has released its model, and ends {when}; sites that it has not told learn it from the next job."

@@ -8,6 +8,7 @@ from typing import Literal, Unpack
 
 from dlfd_fleet.exceptions import DeliveryError, FleetError, JobError
 from dlfd_fleet.federation.jobs.pictures import fleet_profile, losses_of
+from dlfd_fleet.federation.protocol.bounds import MOST_JOBS
 from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.records.job_record import JobRecord, JobStep, Notes, RecordChanges
 from dlfd_fleet.federation.records.journal import Journal
@@ -141,6 +142,7 @@ class Coordinator:
             job=job,
             take=erasing and not known,
             epoch=self.epoch,
+            expired=self._expired_references(),
             devices=self._devices_reached(self.epoch),
         )
         largest = self.settings.erasure.largest_forget_share if erasing else 1.0
@@ -171,6 +173,14 @@ class Coordinator:
             site: EarlierRequests(resumed.get(site, ()), released.get(site, {}))
             for site in resumed.keys() | released.keys()
         }
+
+    def _expired_references(self) -> tuple[str, ...]:
+        """Return the jobs whose reference models are none any more, for the fleet has trained another model since."""
+        if self.settings.references.expire == "never":
+            return ()
+        trained = [other.started_at for other in self.earlier if other.kind == "train" and other.released]
+        made = [other for other in self.earlier if other.references is not None]
+        return tuple(other.job for other in made if any(other.started_at < later for later in trained))[-MOST_JOBS:]
 
     def _note_missing(self) -> None:
         """Name the sites of the job before this one that do not answer now: what they were asked waits there."""

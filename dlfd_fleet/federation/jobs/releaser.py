@@ -40,6 +40,7 @@ from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
 
 _LONGEST_REASON = 500
 _WITHOUT_VERDICT: dict[JobKind, str] = {"train": "a training", "erase": "an erasure", "import": "an import"}
+_WANTED: dict[JobKind, str] = {"erase": "to unlearn from", "references": "to make reference models of"}
 
 
 @dataclass
@@ -107,7 +108,8 @@ class FleetReleaser:
     def _known_champion(self) -> Champion:
         champion = agreed_champion(self.store, self.tracker, self.job.progress.say)
         if champion is None:
-            raise JobError('There is no champion model to unlearn from; run a training job first (job = "train").')
+            wanted = _WANTED[self.job.record.kind]
+            raise JobError(f'There is no champion model {wanted}; run a training job first (job = "train").')
         return champion
 
     # ------------------------------------------------------------------ releasing

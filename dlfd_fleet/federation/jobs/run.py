@@ -13,15 +13,17 @@ from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import erase
 from dlfd_fleet.federation.jobs.pictures import outcome_tags
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
+from dlfd_fleet.federation.jobs.references import references, refuse_no_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.jobs.reporting import redraw_reports
 from dlfd_fleet.federation.jobs.train import Given, train
-from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
+from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
+from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
 from dlfd_fleet.federation.rounds.site_keys import SITE_KEYS_FILE, SiteKeys
 from dlfd_fleet.models import permit
 from dlfd_fleet.progress import ProgressDisplay
@@ -58,6 +60,8 @@ def run_jobs(
         for record in store.jobs():
             if record.step == "settled":
                 store.steps.forget(record.job)  # its process may have died before it could
+            elif record.step in FINAL_STEPS:
+                store.steps.abandon(record.job, REFERENCE_ROUND)
         _purge(store, settings, progress)
         champion = store.champions.current()
         tracker.try_again(champion.job if champion else None)
@@ -72,6 +76,8 @@ def run_jobs(
                 "FederatedUnlearning.arrays()."
             )
         if done is None or given is not None or not _is_wanted(done, kind, settings, store):
+            if kind == "references":
+                refuse_no_references(settings)
             chosen = _without_changes_of_faces(settings)
             chosen = with_settings_of_method(chosen) if kind == "erase" else chosen
             done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen), given)
@@ -110,6 +116,7 @@ def carry_out(
     except JobError:
         if not store.is_cancelled(record.job):
             raise
+        store.steps.abandon(record.job, REFERENCE_ROUND)
         record = record.at("cancelled").changed(note="cancelled: its settings could not be read")
         store.save(record)
         return record
@@ -131,6 +138,7 @@ def carry_out(
         _purge(store, settings, progress)
     except JobCancelledError as error:
         status = "KILLED"
+        _abandon_references(store, record.job, progress)
         if job.record.released:
             job.advance(
                 "cancelled", note="cancelled after the release: sites not told of it learn it from the next job"
@@ -140,6 +148,7 @@ def carry_out(
             job.advance("cancelled", note="cancelled: the requests wait for the next job")
     except Exception as error:
         status = "FAILED"
+        _abandon_references(store, record.job, progress)
         reason = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
         if not job.record.released:
             job.give_back(f"the job failed: {reason}")
@@ -188,8 +197,18 @@ def _run(job: Coordinator, releaser: FleetReleaser, given: Given | None) -> None
         train(job, releaser, given)
     elif job.record.kind == "erase":
         erase(job, releaser.origin(), releaser)
+    elif job.record.kind == "references":
+        references(job, releaser.origin())
     else:
         releaser.release_imported()
+
+
+def _abandon_references(store: Store, job: str, progress: ProgressDisplay) -> None:
+    """Keep no reference model of a job that has failed or was cancelled: each remembers half of the people."""
+    try:
+        store.steps.abandon(job, REFERENCE_ROUND)
+    except JobError as error:
+        progress.say(str(error))
 
 
 def record_end(

@@ -62,7 +62,7 @@ class JobResult(Result):
 
 @dataclass(kw_only=True)
 class FederatedUnlearning:
-    """The fleet's jobs on a Flower grid: train, take over what another strategy has trained, and forget.
+    """The fleet's jobs on a Flower grid: train, take over what another has trained, make references, forget.
 
     All of it is what the fleet's own ServerApp does: a journal in ``settings.state_folder``, from which a job that was
     killed goes on; MLflow and its registry; ONNX; an audit before anything is released; the report and the certificate.
@@ -177,6 +177,16 @@ class FederatedUnlearning:
             If there is no champion yet, no site answers, or too few of them do. The requests wait for the next start.
         """
         return self._result(run_jobs(grid, "erase", self.settings, self.progress))
+
+    def make_references(self, grid: Grid) -> JobResult:
+        """Train reference models of the champion; each site keeps what they say, for erasures to come.
+
+        Raises
+        ------
+        JobError
+            If ``references.models`` is 0, there is no champion yet, or too few sites answer or can train.
+        """
+        return self._result(run_jobs(grid, "references", self.settings, self.progress))
 
     def _parent(self, *, fresh: bool) -> str | None:
         """Return the digest of the model that a training began with, if it may have."""

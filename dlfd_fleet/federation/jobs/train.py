@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.audit import Outcome, Scores, judge_trained, judge_without_each
-from dlfd_fleet.exceptions import JobError, ModelFileError
+from dlfd_fleet.exceptions import JobCancelledError, JobError, ModelFileError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.references import make_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
 from dlfd_fleet.federation.rounds.requests import agreed_shape
 from dlfd_fleet.models import (
     ModelCard,
@@ -87,7 +89,23 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
         stays = "The champion stays" if champion else "There is no champion yet"
         raise JobError(f"The trained model is not released. {stays}. {verdict.sentence()}")
     releaser.release_or_hold(card, arrays)
-    job.advance("settled", note=f"trained; {_said(model.scores)}")
+    job.advance("settled", note=f"trained; {_said(model.scores)}{_with_references(job, card, arrays)}")
+
+
+def _with_references(job: Coordinator, card: ModelCard, arrays: Arrays) -> str:
+    """Make the reference models of a released model, if the settings say so; return in words what came of it.
+
+    The model is out: what keeps the fleet from having references is said, and ends no job.
+    """
+    if not (job.record.released and job.settings.references.with_training and job.settings.references.models):
+        return ""
+    try:
+        return f"; {make_references(job, card, arrays)}"
+    except JobCancelledError:
+        raise
+    except JobError as error:
+        job.journal.abandon(REFERENCE_ROUND)
+        return f"; there are no reference models: {error}"
 
 
 def _said(scores: Scores) -> str:

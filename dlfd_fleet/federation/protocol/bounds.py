@@ -20,6 +20,8 @@ MOST_REQUESTS_EVER = 1_000_000
 """Of all sites, in all jobs."""
 MOST_JOBS = 10_000
 """Whose end one site does not know."""
+MOST_REFERENCES = 64
+"""Reference models of one job."""
 MOST_CLASSES = 10_000
 MOST_TENSORS = 10_000
 LARGEST_REPLY, LARGEST_QUERY = 8 * 2**20, 128 * 2**20

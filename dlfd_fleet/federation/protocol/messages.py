@@ -16,6 +16,7 @@ from dlfd_fleet.federation.protocol.bounds import (
     LARGEST_QUERY,
     MOST_CLASSES,
     MOST_JOBS,
+    MOST_REFERENCES,
     MOST_REQUESTS,
     MOST_REQUESTS_EVER,
     MOST_TENSORS,
@@ -70,6 +71,8 @@ class PendingQuery(FleetMessage):
     """Jobs whose end this site does not know: what they had taken up is :attr:`released`, or waits again."""
     released: Annotated[dict[RequestId, Count], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
     """Requests of this site that such a job's released model has forgotten, and its epoch."""
+    expired: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
+    """Jobs whose reference models are of a model that the fleet does not train on any more: their answers go."""
     devices: DevicesReached | None = None
     """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
     asked: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
@@ -152,12 +155,30 @@ class PendingReply(FleetMessage):
         return self.can_train and self.forget_images > 0
 
 
+class Reference(BaseModel):
+    """Which of a job's reference models a task is about; 2k and 2k + 1 are a pair, one for each half of the people."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: Annotated[int, Field(ge=0, lt=MOST_REFERENCES)]
+    models: Annotated[int, Field(ge=2, le=MOST_REFERENCES, multiple_of=2)]
+    """How many the job makes."""
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if self.number >= self.models:
+            raise ValueError(f"of {self.models} reference models none has the number {self.number}")
+        return self
+
+
 class FitTask(FleetMessage):
     """Train on the site's retain images, starting from the ``model`` arrays."""
 
     TYPE: ClassVar[str] = "train.fit"
     job: JobName
-    purpose: Literal["train", "repair", "relearn", "retrain"]
+    purpose: Literal["train", "repair", "relearn", "retrain", "reference"]
+    reference: Reference | None = None
+    """Train on the images of the people of this model's half alone; the site decides who they are, and tells nobody."""
     round: Count
     card: ModelCard
     training: TrainingSettings
@@ -248,6 +269,24 @@ class AuditResult(FleetMessage):
     """How many of the samples, the last ones, are of people whom every site holds."""
     withheld: Count = 0
     """How many images of such people the site leaves out: it knows that they asked, or that it trains on the image."""
+    seconds: Seconds
+
+
+class ReferenceTask(FleetMessage):
+    """Keep what a reference model, the ``model`` arrays, says of each of the site's images, and not the model."""
+
+    TYPE: ClassVar[str] = "evaluate.reference"
+    job: JobName
+    card: ModelCard
+    reference: Reference
+
+
+class ReferenceResult(FleetMessage):
+    """What the model says stays at the site; here are counts."""
+
+    images: Count
+    missing: Annotated[int, Field(ge=0, le=MOST_REFERENCES)]
+    """Of how many of the job's models the site has no answers yet."""
     seconds: Seconds
 
 

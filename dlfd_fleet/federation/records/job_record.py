@@ -21,11 +21,35 @@ from dlfd_fleet.report.contents import (
 )
 from dlfd_fleet.settings import Format
 
-JobKind = Literal["train", "erase", "import"]
+JobKind = Literal["train", "erase", "references", "import"]
 """An import makes a model that exists already the champion; no site takes part in it."""
 JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
 STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
+
+
+class ReferencesMade(BaseModel):
+    """The reference models of a job, as far as they are made, and what they took."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: int
+    """How many the job makes."""
+    made: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    bytes_sent: int = 0
+    """In both directions."""
+    sites: int = 0
+    """Sites that have the answers of all that are made."""
+    of_sites: int = 0
+
+    def sentence(self) -> str:
+        """Say in words what was made, and what it took."""
+        many = str(self.made) if self.made == self.models else f"{self.made} of {self.models}"
+        took = f"{self.rounds} rounds, {self.seconds:.1f} s, {self.bytes_sent / 1e6:.1f} MB"
+        kept = f"{self.sites} of {self.of_sites} sites keep their answers"
+        return f"{many} reference models made and deleted ({took}); {kept}"
 
 
 class JobRecord(BaseModel):
@@ -56,6 +80,8 @@ class JobRecord(BaseModel):
     unsent: int = 0
     """Records that MLflow did not take in time; the next job sends them."""
     seconds: float = 0.0
+    references: ReferencesMade | None = None
+    """Its reference models, of a job that makes any."""
     proceedings: Proceedings = Proceedings()
     """What the job's report shows beside this."""
 
@@ -88,6 +114,7 @@ class RecordChanges(TypedDict, total=False):
     acknowledged: dict[str, int]
     unsent: int
     seconds: float
+    references: ReferencesMade
 
 
 class Notes(TypedDict, total=False):

@@ -8,7 +8,7 @@ What lies between steps must follow from their results alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Protocol, TypeVar
 
@@ -83,6 +83,16 @@ class Journal:
     def is_done(self, name: str) -> bool:
         """Tell whether a step is finished."""
         return self.store is not None and self.store.steps.find(self.job, name) is not None
+
+    def drop_arrays(self, names: Collection[str]) -> None:
+        """Delete the arrays of finished steps: nothing needs them any more."""
+        if self.store is not None:
+            self.store.steps.drop_arrays(self.job, names)
+
+    def abandon(self, kind: str) -> None:
+        """Delete finished steps of a kind that have arrays."""
+        if self.store is not None:
+            self.store.steps.abandon(self.job, kind)
 
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
         """Do, or recall, a step that ends in a model."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,42 @@ class Steps:
         }
         with self._transaction() as connection:
             connection.execute(sa.insert(STEP).values(row))
+
+    def drop_arrays(self, job: str, names: Collection[str]) -> None:
+        """Delete the arrays of some finished steps of a job, which are done all the same.
+
+        Raises
+        ------
+        JobError
+            If they cannot be deleted.
+        """
+        chosen = sa.and_(STEP.c.job == job, STEP.c.name.in_(names))
+        with self._transaction() as connection:
+            connection.execute(sa.update(STEP).where(chosen).values(arrays=None))
+        self._delete_files(job, names)
+
+    def abandon(self, job: str, kind: str) -> None:
+        """Delete a job's steps of a kind that have arrays; a job that goes on does them again.
+
+        Raises
+        ------
+        JobError
+            If they cannot be deleted.
+        """
+        chosen = sa.and_(STEP.c.job == job, STEP.c.name.like(f"{kind}-%"), STEP.c.arrays.is_not(None))
+        with self._transaction() as connection:
+            connection.execute(sa.delete(STEP).where(chosen))
+        self._delete_files(job, [f"{kind}-*"])
+
+    def _delete_files(self, job: str, names: Collection[str]) -> None:
+        """Delete the files of arrays, and those that were being written when a process was killed."""
+        folder = self._folders.steps(job)
+        try:
+            for name in names:
+                for file in (*folder.glob(f"{name}.safetensors"), *folder.glob(f".{name}.safetensors.new")):
+                    file.unlink(missing_ok=True)
+        except OSError as error:
+            raise JobError(f"Cannot delete arrays in {folder}: {error.strerror}; check its rights.") from error
 
     def forget(self, job: str) -> None:
         """Delete a job's steps, once it is settled and needs them no more."""

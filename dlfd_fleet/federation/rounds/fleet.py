@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from dlfd_fleet.exceptions import JobError, MessageError
+from dlfd_fleet.federation.protocol.held_names import NOTHING_TO_TRAIN_ON
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
 from dlfd_fleet.federation.rounds.counts import Claim
 from dlfd_fleet.federation.rounds.exchange import (
@@ -93,6 +94,8 @@ class Fleet:
         What is known of the models that nodes hold.
     silent
         Nodes that did not answer in time once: they are not asked again, but for how the job ended.
+    without_half
+        Nodes that have said in the last exchange that too few of their people are of a reference model's half.
     """
 
     grid: Grid
@@ -113,6 +116,7 @@ class Fleet:
     sites: dict[int, str] = field(default_factory=dict, init=False)
     held: HeldModels = field(default_factory=HeldModels, init=False)
     silent: frozenset[int] = field(default=frozenset(), init=False)
+    without_half: frozenset[int] = field(default=frozenset(), init=False)
     _missed: list[Callable[[str, str], None]] = field(default_factory=list, init=False)
     _given_up: frozenset[int] = field(default=frozenset(), init=False)
     """Members that were waited for in vain: nothing waits for them again until they are back."""
@@ -213,7 +217,13 @@ class Fleet:
         return tuple(sorted({*self.wait_for_nodes(), *activations(self.grid)}))
 
     def exchange(
-        self, kind: str, tasks: Mapping[int, RecordDict], group: str, card: ModelCard | None = None
+        self,
+        kind: str,
+        tasks: Mapping[int, RecordDict],
+        group: str,
+        card: ModelCard | None = None,
+        *,
+        keep: bool = True,
     ) -> Iterator[Reply]:
         """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
 
@@ -221,14 +231,20 @@ class Fleet:
         end a job. One that does not answer in time is :attr:`silent` from then on: it costs a job one wait, not one a
         round. One whose process died is asked once more when it is back. A model that a node holds is not sent, nor are
         frozen arrays that it holds, by the card of the tasks' model.
+
+        Parameters
+        ----------
+        keep
+            Whether nodes keep the tasks' model, so that it need not be sent again.
         """
+        self.without_half = frozenset()
         self.asked = self.asked or kind == PendingQuery.TYPE
         self.notice({self.name(node): kind for node in tasks})
 
         def notice(node: int, doing: str) -> None:
             self.notice({self.name(node): doing})
 
-        sent = self.held.without_held(tasks, card)
+        sent = self.held.without_held(tasks, card, keep=keep)
         exchange = Exchange(self.grid, kind, tasks, sent, group, self.return_seconds, notice)
         sent_before = self.sent_bytes
         self.sent_bytes = sent_before + exchange.sent_bytes
@@ -236,7 +252,9 @@ class Fleet:
         short = min(_PATIENCE_WITH_SILENT, self.timeout / 10.0)
         for node, message in exchange.replies(self.timeout, enough, self.late_seconds, self.silent, short):
             self.notice({self.name(node): WAITING})
-            if message.has_error():
+            if message.has_error() and message.error.code == NOTHING_TO_TRAIN_ON:
+                self.without_half |= {node}
+            elif message.has_error():
                 self._note_absence(node, f"failed at {kind}: {reason_of(message.error)}")
             else:
                 self.held.answered(node, tasks[node])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from dlfd_fleet.federation.protocol.held_names import BASE, DIFFERENCE, NAMED, PRECISION, SHA256, name_of
+from dlfd_fleet.federation.protocol.held_names import BASE, DIFFERENCE, KEPT, NAMED, PRECISION, SHA256, is_kept, name_of
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
 from dlfd_fleet.models import ModelCard, digest
 from dlfd_fleet.settings import Precision
@@ -35,13 +35,20 @@ class HeldModels:
         records[NAMED] = ConfigRecord({SHA256: names[0], BASE: names[1], PRECISION: precision})
         self._offered = *names, records
 
-    def without_held(self, tasks: Mapping[int, RecordDict], card: ModelCard | None = None) -> dict[int, RecordDict]:
+    def without_held(
+        self, tasks: Mapping[int, RecordDict], card: ModelCard | None = None, *, keep: bool = True
+    ) -> dict[int, RecordDict]:
         """Return tasks without the model that a node holds, or with its difference; each is named in ``tasks``, too.
 
         A node that holds another model with the same frozen arrays, by the tasks' card, is sent the other arrays.
+
+        Parameters
+        ----------
+        keep
+            Whether nodes keep the model in place of the one that they hold.
         """
         # Many nodes are sent one object; its model is hashed once, and left out once.
-        names = {id(records): self._name_model(records, card) for records in _distinct(tasks)}
+        names = {id(records): self._name_model(records, card, keep=keep) for records in _distinct(tasks)}
         trained = {
             id(records): ArrayRecord(card.trained(records.array_records[MODEL]))
             for records in _distinct(tasks)
@@ -63,26 +70,26 @@ class HeldModels:
             if self._offered is not None and held == self._offered[1] and id(records) in steps:
                 return steps[id(records)]
             if held and id(records) in trained and self._frozen.get(held) == self._frozen[name]:
-                named = ConfigRecord({SHA256: name, BASE: held, PRECISION: "float32"})
+                named = ConfigRecord({SHA256: name, BASE: held, PRECISION: "float32", KEPT: keep})
                 return RecordDict({**short[id(records)], DIFFERENCE: trained[id(records)], NAMED: named})
             return records
 
         return {node: shortest(node, records) for node, records in tasks.items()}
 
-    def _name_model(self, records: RecordDict, card: ModelCard | None) -> str:
+    def _name_model(self, records: RecordDict, card: ModelCard | None, *, keep: bool) -> str:
         if MODEL not in records:
             return ""
         arrays = arrays_of(records, MODEL, COORDINATOR)
         name = digest(arrays)
-        records[NAMED] = ConfigRecord({SHA256: name})
+        records[NAMED] = ConfigRecord({SHA256: name, KEPT: keep})
         if card is not None and card.frozen:
             self._frozen[name] = digest(card.frozen_of(arrays))
         return name
 
     def answered(self, node: int, task: RecordDict) -> None:
-        """Note that a node has done a task, and so holds its model."""
+        """Note that a node has done a task, and so holds its model if it keeps it."""
         name = name_of(task)
-        if name:
+        if name and is_kept(task):
             self._held[node] = name
 
     def gives_up(self, node: int, *, held: bool) -> bool:

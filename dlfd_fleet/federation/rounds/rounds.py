@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Literal, TypeVar
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.differences import difference_of, model_of, without_frozen
-from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, UnlearnResult, UnlearnTask
+from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, Reference, UnlearnResult, UnlearnTask
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import (
@@ -27,10 +28,11 @@ from dlfd_fleet.federation.rounds.requests import class_weights
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.settings import UnlearningSettings
 
-Purpose = Literal["train", "repair", "relearn", "retrain"]
+Purpose = Literal["train", "repair", "relearn", "retrain", "reference"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
 _STRONGER = 1.5
 """Passes of an attempt, in passes of the one before it."""
+_TITLES = {"train": "Training the original model", "retrain": "Retraining without the forgotten people"}
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,41 @@ class Rounds:
 
     # ------------------------------------------------------------------ training
 
-    def train(self, arrays: Arrays, purpose: Literal["train", "retrain"] = "train") -> Arrays:
-        """Run federated averaging (McMahan et al. 2017), weighted by examples, with a cosine-decayed step."""
+    def train(
+        self,
+        arrays: Arrays,
+        purpose: Literal["train", "retrain", "reference"] = "train",
+        reference: Reference | None = None,
+    ) -> Arrays:
+        """Run federated averaging (McMahan et al. 2017), weighted by examples, with a cosine-decayed step.
+
+        Parameters
+        ----------
+        reference
+            Which reference model it is, if it is one: each site trains it on half of its people.
+        """
         training = self.job.settings.training
-        title = "Training the original model" if purpose == "train" else "Retraining without the forgotten people"
+        which = f"{reference.number + 1} of {reference.models}" if reference else ""
+        title = _TITLES.get(purpose, f"Training reference model {which}")
         with self.job.progress.phase(title, training.rounds * len(self.job.fleet.admitted)) as advance:
             for number in range(training.rounds):
                 rate = training.learning_rate * cosine(number, training.rounds)
                 final = number == training.rounds - 1
-                arrays = self.fit_round(arrays, purpose, training.local_epochs, rate, advance, final=final)
+                arrays = self.fit_round(
+                    arrays, purpose, training.local_epochs, rate, advance, final=final, reference=reference
+                )
         return arrays
 
     def fit_round(
-        self, arrays: Arrays, purpose: Purpose, epochs: int, rate: float, advance: Advance, *, final: bool = True
+        self,
+        arrays: Arrays,
+        purpose: Purpose,
+        epochs: int,
+        rate: float,
+        advance: Advance,
+        *,
+        final: bool = True,
+        reference: Reference | None = None,
     ) -> Arrays:
         """Return the mean of all sites' models after plain training on their retain images; one step of the job.
 
@@ -62,7 +86,8 @@ class Rounds:
         number = self.job.next_round()
 
         def compute() -> Merged:
-            return self._fit(arrays, self.fit_task(purpose, epochs, rate, final=final), advance)
+            task = self.fit_task(purpose, epochs, rate, final=final, reference=reference)
+            return self._fit(arrays, task, advance)
 
         return self.job.journal.merged(f"{purpose}-{number}", compute).arrays
 
@@ -73,19 +98,29 @@ class Rounds:
         if not able:
             raise JobError(f"No site has two images or more to train on: {fleet.why_absent()}.")
         mean, results = self.merge(able, task, FitResult, arrays, advance)
-        able_members = sum(reply.can_train for reply in fleet.replies().values())
+        able_members = sum(reply.can_train for node, reply in fleet.replies().items() if node not in fleet.without_half)
+        if task.reference is not None and not able_members:
+            raise JobError(
+                f"No site has two images or more in its half for reference model {task.reference.number + 1}: add "
+                "people, or set references.models to 0."
+            )
         fleet.require_quorum(mean.count, f"trained in round {job.round}", able_members)
         losses = [result.loss for result in results]
         metrics = {f"{task.purpose}_sites": mean.count, f"{task.purpose}_loss": sum(losses) / len(losses)}
         job.recorder.metrics(metrics, job.round)
+        if task.reference is not None:  # no node holds what it was sent, so that a difference is of no use
+            return Merged(mean.value() | job.card.frozen_of(arrays))
         return Merged(self.as_sent(mean.value(), arrays))
 
-    def fit_task(self, purpose: Purpose, epochs: int, rate: float, *, final: bool = True) -> FitTask:
+    def fit_task(
+        self, purpose: Purpose, epochs: int, rate: float, *, final: bool = True, reference: Reference | None = None
+    ) -> FitTask:
         """Return the task of plain training in the current round."""
         job, settings = self.job, self.job.settings
         return FitTask(
             job=job.name,
             purpose=purpose,
+            reference=reference,
             round=job.round,
             card=job.card,
             training=settings.training,
@@ -95,7 +130,7 @@ class Rounds:
             learning_rate=rate,
             final=final,
             precision=settings.fleet.update_precision,
-            seed=job.seed,
+            seed=job.seed if reference is None else seed_of_reference(settings.seed, reference, job.round),
         )
 
     # ------------------------------------------------------------------ unlearning
@@ -171,7 +206,8 @@ class Rounds:
         while True:
             mean, results, norms = RunningMean(), [], dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
-            for reply in job.fleet.exchange(task.TYPE, tasks, str(job.round), job.card):
+            keep = isinstance(task, UnlearnTask) or task.reference is None
+            for reply in job.fleet.exchange(task.TYPE, tasks, str(job.round), job.card, keep=keep):
                 advance()
                 try:
                     result, model, norm = self._checked(reply, task, expected, arrays)
@@ -248,3 +284,9 @@ class Rounds:
 def cosine(number: int, total: int) -> float:
     """Return the share of the learning rate in round ``number`` of ``total`` (Loshchilov & Hutter 2017)."""
     return 0.5 * (1.0 + math.cos(math.pi * number / total))
+
+
+def seed_of_reference(seed: int, reference: Reference, number: int) -> int:
+    """Return the seed of a reference model's round; round 0 makes its fresh weights. No other model has one of them."""
+    text = f"reference {seed} {reference.number} {number}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
@@ -13,8 +13,9 @@ from dlfd_fleet.cores import limit_torch_threads
 from dlfd_fleet.federation.app_errors import log_errors_in_words
 from dlfd_fleet.federation.protocol import messages
 from dlfd_fleet.federation.protocol.differences import without_frozen
+from dlfd_fleet.federation.protocol.held_names import NOTHING_TO_TRAIN_ON
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, arrays_of, bytes_of
-from dlfd_fleet.federation.site import audits, requests, training
+from dlfd_fleet.federation.site import audits, references, requests, training
 from dlfd_fleet.federation.site.held_model import held_model
 from dlfd_fleet.federation.site.site_of_node import site_of_node
 from dlfd_fleet.federation.site.training_data import refuse_unfiltered
@@ -32,9 +33,10 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     ----------
     app
         Any ClientApp. Its own handlers stay, for ours answer to actions of their own: ``train.fit``,
-        ``train.unlearn``, ``evaluate.audit``, ``evaluate.file``, ``evaluate.calibrate``, ``query.pending`` and
-        ``query.settle``. Its own training must take its data from ``task.training_data(context)``: once somebody has
-        asked to be forgotten, a training handler that does not is refused.
+        ``train.unlearn``, ``evaluate.audit``, ``evaluate.reference``, ``evaluate.file``, ``evaluate.calibrate``,
+        ``query.pending`` and ``query.settle``. Its own training must take its data from
+        ``task.training_data(context)``: once somebody has asked to be forgotten, a training handler that does not is
+        refused.
     task
         The model and the data of the fleet, and how it trains; when omitted, each site's ``site.json`` says it.
     update_mods
@@ -51,6 +53,7 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     app.train("fit", mods=updating)(handlers.fit)
     app.train("unlearn", mods=updating)(handlers.unlearn)
     app.evaluate("audit", mods=[held_model])(handlers.audit)
+    app.evaluate("reference", mods=[held_model])(handlers.reference)
     app.evaluate("file", mods=[held_model])(handlers.audit_file)
     app.evaluate("calibrate")(handlers.calibrate)
     app.query("settle")(handlers.settle)
@@ -91,9 +94,12 @@ class Handlers:
     def fit(self, message: Message, context: Context) -> Message:
         """Train, repair or retrain on the retain images."""
         task = messages.FitTask.from_records(message.content, COORDINATOR)
-        with site_of_node(context, self.task) as site:
-            arrays = arrays_of(message.content, MODEL, COORDINATOR)
-            result, model = training.run_fit(site, task, arrays, self.task)
+        try:
+            with site_of_node(context, self.task) as site:
+                arrays = arrays_of(message.content, MODEL, COORDINATOR)
+                result, model = training.run_fit(site, task, arrays, self.task)
+        except references.TooFewInHalfError as error:
+            return Message(Error(NOTHING_TO_TRAIN_ON, str(error)), reply_to=message)
         return _reply(message, result.to_records(model=model))
 
     def unlearn(self, message: Message, context: Context) -> Message:
@@ -111,6 +117,13 @@ class Handlers:
             arrays = arrays_of(message.content, MODEL, COORDINATOR)
             result, samples = audits.run_audit(site, task, arrays, self.task)
         return _reply(message, result.to_records(samples))
+
+    def reference(self, message: Message, context: Context) -> Message:
+        """Keep what a reference model says of the site's images."""
+        task = messages.ReferenceTask.from_records(message.content, COORDINATOR)
+        with site_of_node(context, self.task) as site:
+            arrays = arrays_of(message.content, MODEL, COORDINATOR)
+            return _reply(message, references.run_reference(site, task, arrays, self.task).to_records())
 
     def audit_file(self, message: Message, context: Context) -> Message:
         """Predict the site's images with the exported file, as a device would."""

@@ -29,6 +29,7 @@ from dlfd_fleet.federation.protocol.held_names import (
     NAMED,
     PRECISION,
     SHA256,
+    is_kept,
     name_of,
 )
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
@@ -41,8 +42,8 @@ from dlfd_fleet.settings import Precision
 def held_model(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Fill in the model that the coordinator left out of a task, or keep the one that it sent: a Flower mod.
 
-    A model is kept once its task is done. A handler refuses one that may remember whom a release has forgotten, and
-    during a long task another job may have told the site of a release.
+    A model is kept once its task is done, unless it is a reference model. A handler refuses one that may remember whom
+    a release has forgotten, and during a long task another job may have told the site of a release.
     """
     name = name_of(message.content)
     if not name:
@@ -50,13 +51,14 @@ def held_model(message: Message, context: Context, call_next: ClientAppCallable)
     with site_of_node(context) as site:
         file, epoch = site.folder / HELD_MODEL_FILE, site.ledger.epoch()
         is_held = MODEL not in message.content and DIFFERENCE not in message.content
+        keep = is_kept(message.content)
         arrays = _model_of(message.content, file, name)
     if arrays is None:
         return Message(Error(MODEL_NOT_HELD, "This site does not hold the model."), reply_to=message)
     if MODEL not in message.content:
         message.content[MODEL] = ArrayRecord.from_torch_state_dict(arrays)
     reply = call_next(message, context)
-    if is_held or reply.has_error():
+    if is_held or not keep or reply.has_error():
         return reply
     with site_of_node(context) as site:  # opened anew: no database keeps a connection for hours
         if site.ledger.epoch() == epoch:

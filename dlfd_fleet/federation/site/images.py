@@ -23,10 +23,11 @@ from dlfd_fleet.unlearning import (
 
 @dataclass(frozen=True)
 class UsedImages:
-    """A site's decoded images, in a file of its own, and what each may be used for now."""
+    """A site's decoded images, in a file of its own, what each may be used for now, and the SHA-256 of each."""
 
     images: IdentityDataset
     uses: tuple[ImageUse, ...]
+    digests: tuple[str | None, ...]
 
     def retain(self) -> IdentityDataset:
         """Return the images to train on."""
@@ -49,7 +50,7 @@ def used_images(site: Site) -> UsedImages:
     images, digests = _decoded(site.folder, changed, card.input, card.classes, card.multi_label)
     uses = site_uses(site, images.rows, digests)
     rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
-    return UsedImages(replace(images, rows=rows), uses)
+    return UsedImages(replace(images, rows=rows), uses, digests)
 
 
 @lru_cache(maxsize=64)

@@ -32,6 +32,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     """
     ledger = site.ledger
     site.raise_epoch(query.epoch)
+    site.references.drop(query.expired)
     ledger.verify()  # a withdrawal that nobody has made would let the job train on the person
     for request in ledger.requests(*TO_PURGE):
         purge_request(site, request)

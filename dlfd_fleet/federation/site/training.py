@@ -20,6 +20,7 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images
 from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.federation.site.references import half_of
 from dlfd_fleet.federation.site.training_data import TrainingRows
 from dlfd_fleet.federation.task import Task, Train
 from dlfd_fleet.ledger.site import Site
@@ -35,15 +36,16 @@ from dlfd_fleet.unlearning import (
 
 
 def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) -> tuple[FitResult, Arrays]:
-    """Train on the retain images. Nobody who asked to be forgotten is trained on, whatever the job."""
+    """Train on the retain images, a reference model on those of its half. Nobody who asked is trained on."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     model = loaded_model(site, task.card, arrays, own)
     images = used_images(site)
-    retain = images.retain()
+    retain = images.retain() if task.reference is None else half_of(site, task, images)
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
-    images.note_trained(site)
+    if task.reference is None:
+        images.note_trained(site)
     loss = (
         _train_own_way(own.train, model, retain, task)
         if own and own.train

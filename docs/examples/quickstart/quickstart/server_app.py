@@ -12,10 +12,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the job that the run's configuration names: train, or erase."""
+    """Run the job that the run's configuration names: train, erase, or references."""
     unlearning = FederatedUnlearning(task=task)
     if context.run_config["job"] == "erase":
         result = unlearning.start(grid)
+    elif context.run_config["job"] == "references":
+        result = unlearning.make_references(grid)
     else:
         begin = unlearning.arrays() or ArrayRecord(Net().state_dict())
         strategy = FedAvg(fraction_evaluate=0.0)

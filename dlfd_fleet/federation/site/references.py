@@ -1,0 +1,128 @@
+"""A site's side of reference models: whom each is trained on, and what it says of the site's images.
+
+The site alone knows the halves. It writes down whom a model is trained on before it trains, and keeps what the model
+says of all its images: of those who were trained on and of everybody else. The models themselves it does not keep.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from dlfd_fleet.data import canonical, image_digest
+from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.exceptions import DataError, JobError
+from dlfd_fleet.federation.protocol.messages import FitTask, ReferenceResult, ReferenceTask
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.site.images import UsedImages, labelled, used_images
+from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models
+from dlfd_fleet.federation.task import Task
+from dlfd_fleet.ledger.references import Membership, ReferenceSet, halves
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
+from dlfd_fleet.unlearning.references import ReferenceAnswers
+from dlfd_fleet.unlearning.training import predict_logits
+
+
+class TooFewInHalfError(JobError):
+    """A site takes no part in a reference model, for too few of its people are of the model's half."""
+
+
+def half_of(site: Site, task: FitTask, images: UsedImages) -> IdentityDataset:
+    """Return the images to train a reference model on: of the people of its half, who are written down as trained on.
+
+    Raises
+    ------
+    TooFewInHalfError
+        If they are too few for a model: then nobody is trained on.
+    DataError
+        If it cannot be written down.
+    """
+    if task.reference is None:
+        raise JobError("The task is of no reference model, so that nobody is in its half.")
+    chosen, retain = _begun(site, task, images), images.retain()
+    number, digests, members = task.reference.number, _digests_of(site, retain), site.references.people(chosen)
+    half = retain.of_people(
+        [name for name, digest in digests.items() if digest in members and members[digest].half >> number & 1]
+    )
+    if len(half) < FEWEST_TO_TRAIN:
+        raise TooFewInHalfError("This site has fewer than two images of people in this half.")
+    site.references.note_trained(chosen, number, {digests[name] for name in half.identities})
+    site.note_trained(half.identities)
+    return half
+
+
+def run_reference(site: Site, task: ReferenceTask, arrays: Arrays, own: Task | None = None) -> ReferenceResult:
+    """Keep what a reference model says of every image of the site, and not the model."""
+    started = time.perf_counter()
+    refuse_old_models(site, task.card)
+    used, number, kept = used_images(site), task.reference.number, site.references
+    chosen = _begun(site, task, used)
+    rows = {digest: row for row, digest in enumerate(used.digests) if digest is not None}  # one of each content
+    images = labelled(used.images.select(list(rows.values())))
+    logits = predict_logits(loaded_model(site, task.card, arrays, own), images)
+    members, digests = kept.people(chosen), _digests_of(site, used.images)
+    was_trained = {name for name, digest in digests.items() if _bit(members.get(digest), number)}
+    pairs = zip(used.images.identities, used.digests, strict=True)
+    seen = {digest for name, digest in pairs if name in was_trained}  # under whatever name
+    kept.keep(chosen, number, list(rows), [digest in seen for digest in rows], logits)
+    site.purge_references()  # a purge may have come between
+    return ReferenceResult(images=len(rows), missing=kept.missing(chosen), seconds=time.perf_counter() - started)
+
+
+def reference_answers(site: Site, images: IdentityDataset) -> ReferenceAnswers | None:
+    """Return what the fleet's reference models say of some of a site's images, in their order.
+
+    Returns
+    -------
+    ReferenceAnswers or None
+        None where the site has no set of answers that is finished and of its classes. Of an image that came after the
+        models, no answer is known.
+    """
+    kept = site.references
+    chosen = kept.current()
+    if chosen is None or chosen.classes != _classes_of(site):
+        return None
+    manifest = site.manifest()
+    wanted = [image_digest(manifest, row) for row in images.rows]
+    logits = np.full((chosen.models, len(images), len(chosen.classes)), np.nan, np.float32)
+    trained = np.zeros((chosen.models, len(images)), bool)
+    try:
+        members, digests = kept.people(chosen), _digests_of(site, images)
+        for number in range(chosen.models):
+            trained[number] = [_bit(members.get(digests[name]), number) for name in images.identities]
+            places, records = kept.answers(chosen, number)
+            for row, digest in enumerate(wanted):
+                if (place := places.get(digest or "")) is not None:
+                    logits[number, row] = records["logits"][place]
+                    trained[number, row] |= records["trained"][place]
+    except DataError:  # a file that is damaged is none
+        return None
+    return ReferenceAnswers(torch.from_numpy(logits), torch.from_numpy(trained))
+
+
+def _begun(site: Site, task: FitTask | ReferenceTask, images: UsedImages) -> ReferenceSet:
+    """Return the set of a job; it begins with the first task that the site has of it, whichever that is."""
+    models = task.reference.models if task.reference else 0
+    wanted = ReferenceSet(job=task.job, models=models, classes=_classes_of(site))
+
+    def people() -> dict[str, int]:
+        names = {canonical(name): name for name in images.retain().identities}
+        shared = halves(names, models, lambda pair, name: site.place_in_halves(name, task.job, pair))
+        return {site.person_digest(name): bits for name, bits in shared.items()}
+
+    return site.references.begin(wanted, people)
+
+
+def _digests_of(site: Site, images: IdentityDataset) -> dict[str, str]:
+    return {name: site.person_digest(name) for name in set(images.identities)}
+
+
+def _classes_of(site: Site) -> tuple[str, ...]:
+    return tuple(map(canonical, site.card.classes))
+
+
+def _bit(member: Membership | None, number: int) -> bool:
+    return member is not None and bool(member.trained >> number & 1)

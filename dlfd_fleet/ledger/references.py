@@ -1,0 +1,354 @@
+"""What reference models say of a site's images, in files beside its ledger, which a purge overwrites.
+
+What the models of one job say is a set. Its files are
+
+- ``references-KEY.json``: the job, how many models, the classes, and the number of the set;
+- ``references-KEY-people.npy``: a record a person, under the site's keyed digest: in whose half they are, and which
+  models were trained on them;
+- ``references-KEY-NN.npy``: what model NN says, a record a content, under the SHA-256 of its image.
+
+KEY is a digest of the job's name, for nothing out of a message becomes a path. Each file is written whole or not at
+all. A set counts once it has the answers of all of its models, and takes the place of those before it then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.files import whole_file
+
+_DIGEST_BYTES = 32
+_PERSON = np.dtype([("key", "u1", (_DIGEST_BYTES,)), ("half", "<u8"), ("trained", "<u8")])
+_ALL = "references-*"
+_BEING_WRITTEN = f".{_ALL}.new"
+
+
+class ReferenceSet(BaseModel):
+    """A set of answers.
+
+    Attributes
+    ----------
+    job
+        The job that makes its models.
+    models
+        How many they are.
+    classes
+        Of their answers.
+    number
+        Sets of a site are counted: the latest has the greatest.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: str
+    models: int
+    classes: tuple[str, ...]
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        """What stands for the job in names of files."""
+        return hashlib.sha256(self.job.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Of one person: a bit for each model.
+
+    Attributes
+    ----------
+    half
+        Whether the person is of the half that the model is trained on.
+    trained
+        Whether the model was trained on them.
+    """
+
+    half: int
+    trained: int = 0
+
+
+def halves(people: Iterable[str], models: int, order: Callable[[int, str], bytes]) -> dict[str, int]:
+    """Return in which models' halves each person is, a bit for each model.
+
+    The people are ordered anew for each pair of models and cut in the middle: the first of the pair has one half, the
+    second the other. Of an odd number either may have one more.
+
+    Parameters
+    ----------
+    order
+        From the number of a pair and a person to bytes that nobody else can tell.
+    """
+    everybody, found = sorted(set(people)), dict[str, int]()
+    for pair in range(models // 2):
+        ordered = sorted(everybody, key=partial(order, pair))
+        middle = (len(ordered) + order(pair, "")[0] % 2) // 2
+        for place, person in enumerate(ordered):
+            found[person] = found.get(person, 0) | 1 << (2 * pair + (place >= middle))
+    return found
+
+
+class ReferenceFiles:
+    """The sets of a site.
+
+    Parameters
+    ----------
+    folder
+        The site's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    # ------------------------------------------------------------------ making a set
+
+    def begin(self, wanted: ReferenceSet, people: Callable[[], Mapping[str, int]]) -> ReferenceSet:
+        """Begin a set, unless it has begun, and return it; sets that were never finished are deleted.
+
+        Parameters
+        ----------
+        people
+            Digests of the people who may be trained on now, and the models in whose half each one is.
+
+        Raises
+        ------
+        DataError
+            If the set has begun otherwise, or the disk refuses.
+        """
+        known = self._known()
+        for found in known:
+            if found.job == wanted.job:
+                if (found.models, found.classes) != (wanted.models, wanted.classes):
+                    raise DataError(f"The reference models of {wanted.job} have other numbers here; start a new job.")
+                return found
+        self._delete([each for each in known if not self.is_finished(each)])
+        new = wanted.model_copy(update={"number": 1 + max((each.number for each in known), default=0)})
+        self._write_people(new, {digest: Membership(half) for digest, half in people().items()})
+        with self._written(self._file(new)) as stream:
+            stream.write(new.model_dump_json().encode())
+        return new
+
+    def note_trained(self, chosen: ReferenceSet, model: int, people: Collection[str]) -> None:
+        """Write down whom a model is trained on, before it is.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        known, bit = self.people(chosen), 1 << model
+        new = {
+            digest: Membership(known[digest].half, known[digest].trained | bit)
+            for digest in people
+            if not known[digest].trained & bit
+        }
+        if new:
+            self._write_people(chosen, known | new)
+
+    def keep(
+        self,
+        chosen: ReferenceSet,
+        model: int,
+        digests: Sequence[str],
+        trained: Sequence[bool],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Keep what a model says; a set that is finished by it takes the place of all others.
+
+        Parameters
+        ----------
+        digests, trained, logits
+            SHA-256 of each image, whether the model was trained on it or its person, and its answer ``(N, C)``.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        records = np.zeros(len(digests), _answers_of(chosen))
+        records["key"], records["trained"], records["logits"] = _bytes_of(digests), trained, logits
+        self._write(self._file(chosen, f"{model:02}"), records)
+        if self.is_finished(chosen):
+            self._delete([each for each in self._known() if each.job != chosen.job])
+
+    # ------------------------------------------------------------------ reading
+
+    def missing(self, chosen: ReferenceSet) -> int:
+        """Return of how many models a set has no answers."""
+        return sum(not self._file(chosen, f"{model:02}").exists() for model in range(chosen.models))
+
+    def is_finished(self, chosen: ReferenceSet) -> bool:
+        """Tell whether a set has the answers of all of its models."""
+        return not self.missing(chosen)
+
+    def current(self) -> ReferenceSet | None:
+        """Return the latest set that is finished."""
+        return max(filter(self.is_finished, self._known()), key=lambda each: each.number, default=None)
+
+    def people(self, chosen: ReferenceSet) -> dict[str, Membership]:
+        """Return the people of a set, by their digests.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read.
+        """
+        records = self._read(self._file(chosen, "people"), _PERSON)
+        pairs = zip(_keys_of(records), records["half"].tolist(), records["trained"].tolist(), strict=True)
+        return {digest: Membership(half, trained) for digest, half, trained in pairs if digest}
+
+    def answers(self, chosen: ReferenceSet, model: int) -> tuple[dict[str, int], NDArray[Any]]:
+        """Return the place of each image by its SHA-256, and records with ``trained`` and ``logits`` ``(C,)``.
+
+        Raises
+        ------
+        DataError
+            If they cannot be read.
+        """
+        records = self._read(self._file(chosen, f"{model:02}"), _answers_of(chosen))
+        return {digest: place for place, digest in enumerate(_keys_of(records)) if digest}, records
+
+    # ------------------------------------------------------------------ what goes
+
+    def drop(self, jobs: Collection[str]) -> None:
+        """Delete the sets of some jobs.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        self._delete([each for each in self._known() if each.job in jobs])
+
+    def purge(self, images: Container[str], people: Container[str]) -> None:
+        """Overwrite with zeros what is kept of some images and people, and delete what killed processes have left.
+
+        Parameters
+        ----------
+        images, people
+            SHA-256 of the images; keyed digests of the people.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        damaged = list[ReferenceSet]()
+        for chosen in self._known():
+            answers, parts = _answers_of(chosen), [f"{model:02}" for model in range(chosen.models)]
+            for part, kind, keys in (("people", _PERSON, people), *((part, answers, images) for part in parts)):
+                file = self._file(chosen, part)
+                if not file.exists():
+                    continue
+                try:
+                    records = self._read(file, kind)
+                except DataError:  # nobody can tell whose answers are in it
+                    damaged.append(chosen)
+                else:
+                    _overwrite(file, records, keys)
+        self._delete(damaged)
+
+    # ------------------------------------------------------------------ files
+
+    def _file(self, chosen: ReferenceSet, part: str = "") -> Path:
+        name = f"references-{chosen.key}"
+        return self._folder / (f"{name}-{part}.npy" if part else f"{name}.json")
+
+    def _known(self) -> list[ReferenceSet]:
+        """Return the sets that have begun; what a damaged file names is none."""
+        found = list[ReferenceSet]()
+        for file in sorted(self._folder.glob("references-*.json")):
+            try:
+                chosen = ReferenceSet.model_validate_json(file.read_bytes())
+            except (FileNotFoundError, ValidationError):  # another process may have deleted it
+                continue
+            except OSError as error:
+                raise DataError(f"Cannot read {file}: {error.strerror}; check its rights.") from error
+            found += [chosen] if self._file(chosen) == file else []
+        return found
+
+    def _delete(self, sets: Collection[ReferenceSet]) -> None:
+        """Delete sets, and files that are of none: what names a set goes first."""
+        try:
+            for chosen in sets:
+                self._file(chosen).unlink(missing_ok=True)
+            kept = tuple(self._file(each).stem for each in self._known())
+            for file in (*self._folder.glob(_ALL), *self._folder.glob(_BEING_WRITTEN)):
+                if file.name.startswith(".") or not file.name.startswith(kept):
+                    file.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"Cannot delete reference answers in {self._folder}: {error.strerror}.") from error
+
+    def _write_people(self, chosen: ReferenceSet, people: Mapping[str, Membership]) -> None:
+        records = np.zeros(len(people), _PERSON)
+        digests = sorted(people)  # an order that says nothing
+        records["key"] = _bytes_of(digests)
+        records["half"] = [people[digest].half for digest in digests]
+        records["trained"] = [people[digest].trained for digest in digests]
+        self._write(self._file(chosen, "people"), records)
+
+    def _write(self, file: Path, records: NDArray[Any]) -> None:
+        with self._written(file) as stream:
+            np.lib.format.write_array(stream, records, allow_pickle=False)
+
+    @contextmanager
+    def _written(self, file: Path) -> Iterator[Any]:
+        """Give a new file, of this user alone, that takes another one's place when it is whole."""
+        with (
+            whole_file(file, DataError) as new,
+            open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,
+        ):
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())  # a site must not forget whom a model was trained on
+
+    @staticmethod
+    def _read(file: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+        try:
+            records: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{file} cannot be read; delete it: the next reference models make another one.") from error
+        if records.dtype != kind or records.ndim != 1:
+            raise DataError(f"{file} holds something else than it must; delete it.")
+        return records
+
+
+def _answers_of(chosen: ReferenceSet) -> np.dtype[Any]:
+    return np.dtype([("key", "u1", (_DIGEST_BYTES,)), ("trained", "?"), ("logits", "<f4", (len(chosen.classes),))])
+
+
+def _bytes_of(digests: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), _DIGEST_BYTES)
+
+
+def _keys_of(records: NDArray[Any]) -> list[str]:
+    """Return the digest of each record; empty where it was overwritten."""
+    return [key.hex() if any(key) else "" for key in map(bytes, np.ascontiguousarray(records["key"]))]
+
+
+def _overwrite(file: Path, records: NDArray[Any], keys: Container[str]) -> None:
+    """Overwrite the records of some keys on the disk, by plain writes: a full disk ends a process that writes a map."""
+    size, places = records.dtype.itemsize, [place for place, key in enumerate(_keys_of(records)) if key and key in keys]
+    if not places:
+        return
+    start = file.stat().st_size - len(records) * size
+    try:
+        with file.open("r+b") as stream:
+            for place in places:
+                stream.seek(start + place * size)
+                stream.write(bytes(size))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise DataError(f"Cannot overwrite answers in {file}: {error.strerror}; check the disk.") from error
