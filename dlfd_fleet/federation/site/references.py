@@ -100,7 +100,7 @@ def reference_answers(site: Site, images: IdentityDataset) -> ReferenceAnswers |
                     trained[number, row] |= records["trained"][place]
     except DataError:  # a file that is damaged is none
         return None
-    return ReferenceAnswers(torch.from_numpy(logits), torch.from_numpy(trained))
+    return ReferenceAnswers(torch.from_numpy(logits), torch.from_numpy(trained), site.card.multi_label)
 
 
 def _begun(site: Site, task: FitTask | ReferenceTask, images: UsedImages) -> ReferenceSet:
