@@ -20,7 +20,7 @@ from dlfd_fleet.exceptions import ConfigurationError, FleetError, UnlearningErro
 from dlfd_fleet.registry import Registry
 from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning.contract import Unlearner, UnlearningProblem, UnlearnOutcome
-from dlfd_fleet.unlearning.distancing import distance, dlfd
+from dlfd_fleet.unlearning.distancing import dlfd, unlearn_at_site
 from dlfd_fleet.unlearning.peers import (
     BadTeacher,
     CatastrophicForgetting,
@@ -227,14 +227,14 @@ def _as_json(value: object) -> Any:
 
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.
 _METHODS = (
-    Method("dlfd", "DLFD", "arXiv 2409.14747", (Candidate(dlfd),), gated=True, at_site=distance),
+    Method("dlfd", "DLFD", "arXiv 2409.14747", (Candidate(dlfd),), gated=True, at_site=unlearn_at_site),
     Method(
         "dlfd-longer",
         "DLFD, 3 x the time",
         "arXiv 2409.14747",
         (Candidate(dlfd, time=3.0),),
         gated=True,
-        at_site=distance,
+        at_site=unlearn_at_site,
     ),
     Method("ascent", "gradient ascent", "arXiv 2207.05521", _rates(ProjectedGradientAscent(), 1.0, 0.005, 0.01, 0.015)),
     Method("fine-tune", "fine-tune", "arXiv 1911.04933", _rates(FineTune(), 5.0, 0.01, 0.02, 0.05)),

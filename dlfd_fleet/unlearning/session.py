@@ -144,6 +144,11 @@ class Session:
         loss = self.loss(logits[:count], labels) + len(others) / count * aimed
         self.step(optimizer, loss, len(logits))
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether reference models have answered for images to forget."""
+        return self._targets is not None
+
     def _find_targets(self) -> Tensor | None:
         """Return what the model is to say of each forget image ``(M, C)``; None where no reference model has answered.
 

@@ -54,6 +54,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Let a block train on the statistics of its batches; afterwards batch norm has those that it had before."""
+    norms = [one for one in model.modules() if isinstance(one, _BatchNorm)]
+    before = [{name: value.clone() for name, value in one.named_buffers()} for one in norms]
+    try:
+        yield
+    finally:
+        for norm, values in zip(norms, before, strict=True):
+            for name, value in values.items():
+                norm.get_buffer(name).copy_(value)
+
+
 def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean loss of logits ``(N, C)`` under their head, nats.
 

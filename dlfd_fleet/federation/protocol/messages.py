@@ -112,6 +112,8 @@ class PendingReply(FleetMessage):
     withdrawn: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
     """Who asked here once and has withdrawn, and marks of the jobs that their request was in."""
     forget_images: Count
+    answered_images: Count = 0
+    """Of the images to forget, those whose answers of reference models the site has, and people to compare with."""
     class_images: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     """Images to train on, one count a class; of labels, those that each applies to."""
     labelled_images: Count | None = None
@@ -130,6 +132,8 @@ class PendingReply(FleetMessage):
         for what, names in (("a class", self.classes), ("a request", self.requests)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} is named twice")
+        if self.answered_images > self.forget_images:
+            raise ValueError("reference models have answered for more images than are to be forgotten")
         if self.dates.keys() != set(self.requests):
             raise ValueError("the dates are of other requests than those that it names")
         return self
@@ -153,6 +157,11 @@ class PendingReply(FleetMessage):
     def can_unlearn(self) -> bool:
         """Whether an update of the site forgets somebody: it has trained on them, and can train on others."""
         return self.can_train and self.forget_images > 0
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the site can tell by itself when its people are forgotten: reference models answered for them all."""
+        return 0 < self.forget_images == self.answered_images
 
 
 class Reference(BaseModel):
@@ -224,6 +233,8 @@ class UnlearnTask(FleetMessage):
     augmentation: AugmentationSettings
     """Of retain images."""
     unlearning: UnlearningSettings
+    to_gate: bool = False
+    """Unlearn only if the model that is sent is beyond the gate of the site's reference models, and say so if not."""
     class_weights: Weights
     precision: Precision
     """Of the update that is sent back."""
@@ -231,7 +242,7 @@ class UnlearnTask(FleetMessage):
 
 
 class UnlearnResult(FleetMessage):
-    """The unlearned ``model`` arrays, what they forgot, and what it took."""
+    """The unlearned ``model`` arrays, what they forgot, and what it took; no arrays of a model within the gate."""
 
     epoch: Count
     """Of the model that it started from."""
@@ -239,6 +250,10 @@ class UnlearnResult(FleetMessage):
     forget_examples: AtLeastOne
     retain_examples: AtLeastOne
     steps: Count
+    left: Finite | None = None
+    """Of what members have, the share that was left in the model that was sent, by the site's reference models."""
+    done: bool = False
+    """Whether that is within the gate, so that nothing was unlearned."""
     seconds: Seconds
 
     @property
@@ -248,7 +263,7 @@ class UnlearnResult(FleetMessage):
 
     def metrics(self) -> dict[str, float]:
         """Return what is logged of it."""
-        return self.model_dump(exclude={"epoch", "requests"})
+        return self.model_dump(exclude={"epoch", "requests", "done"}, exclude_none=True)
 
 
 class AuditTask(FleetMessage):

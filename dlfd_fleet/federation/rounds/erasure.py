@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
+
 from dlfd_fleet.audit import (
     Outcome,
     Reading,
@@ -41,7 +43,9 @@ _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 class ForgettingRound(Protocol):
     """What makes the sites that were asked forget, in one round: anything from a model to a model."""
 
-    def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
+    def __call__(
+        self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance, *, to_gate: bool = False
+    ) -> Merged:
         """Return the model after the round, and the requests whose updates are in it.
 
         Parameters
@@ -50,6 +54,8 @@ class ForgettingRound(Protocol):
             From 1; a later one is to forget more.
         advance
             Called for each reply.
+        to_gate
+            Whether sites that can tell that their people are forgotten leave the model as it is.
         """
 
 
@@ -80,9 +86,12 @@ class AtAskedSites:
             method.refuse_labels()
         return cls(settings.method)
 
-    def __call__(self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance) -> Merged:
+    def __call__(
+        self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance, *, to_gate: bool = False
+    ) -> Merged:
         """Return the merged model."""
-        return rounds.unlearning_round(arrays, self.method, rounds.job.settings.erasure.unlearning, attempt, advance)
+        settings = rounds.job.settings.erasure.unlearning
+        return rounds.unlearning_round(arrays, self.method, settings, attempt, advance, to_gate=to_gate)
 
 
 def with_settings_of_method(settings: Settings) -> Settings:
@@ -217,6 +226,8 @@ class Erasure:
         forgotten them.
         """
         job, erasure = self.job, self.job.settings.erasure
+        if self.rounds.sites_can_tell:
+            return self._attempt_to_gates(original, number)
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
         reading = self._read(original.samples)
         self._say_what_the_gate_reads(reading)
@@ -250,6 +261,27 @@ class Erasure:
                 elif best_rank >= _GOOD_ENOUGH:
                     break
         return Attempted(best_rank, best, tuple(readings))
+
+    def _attempt_to_gates(self, original: AuditedModel, number: int) -> Attempted:
+        """Forget at the sites that were asked, and nowhere else, until each of them says that its people are forgotten.
+
+        A site reads that from what reference models say of these people, so no other site is asked, and none repairs.
+        A site that is done is not merged: the others' share of the mean grows. Of few images a gate reads much by
+        chance, so each site unlearns in the first round, whatever it reads.
+        """
+        job, erasure = self.job, self.job.settings.erasure
+        pending = {node: member.reply for node, member in job.fleet.admitted.items()}
+        arrays, requests = original.arrays, forgotten_without_update(pending)
+        total = erasure.rounds * sum(reply.can_unlearn for reply in pending.values())
+        with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
+            for index in range(erasure.rounds):
+                forgotten = self.forget(self.rounds, arrays, number, advance, to_gate=index > 0)
+                requests = requests.union(forgotten.requests)
+                done = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
+                arrays = forgotten.arrays
+                if done:
+                    break
+        return Attempted(_GOOD_ENOUGH, Merged(arrays, tuple(sorted(requests))), ())
 
     def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
         """Read the gate; of the same people as an earlier reading, for else the two could not be compared."""

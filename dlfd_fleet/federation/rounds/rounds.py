@@ -136,7 +136,14 @@ class Rounds:
     # ------------------------------------------------------------------ unlearning
 
     def unlearning_round(
-        self, arrays: Arrays, method: str, settings: UnlearningSettings, attempt: int, advance: Advance
+        self,
+        arrays: Arrays,
+        method: str,
+        settings: UnlearningSettings,
+        attempt: int,
+        advance: Advance,
+        *,
+        to_gate: bool = False,
     ) -> Merged:
         """Return the mean of the forgetting sites' models after a method of unlearning; one step of the job.
 
@@ -148,15 +155,17 @@ class Rounds:
             Its hyper-parameters at a site.
         attempt
             From 1; each trains half as long again as the one before it.
+        to_gate
+            Whether a site that can tell by reference models that its people are forgotten sends no update.
         """
         number = self.job.next_round()
 
         def compute() -> Merged:
-            return self._unlearn(arrays, self._unlearn_task(method, settings, attempt), advance)
+            return self._unlearn(arrays, self._unlearn_task(method, settings, attempt, to_gate=to_gate), advance)
 
         return self.job.journal.merged(f"distancing-{number}", compute)
 
-    def _unlearn_task(self, method: str, settings: UnlearningSettings, attempt: int) -> UnlearnTask:
+    def _unlearn_task(self, method: str, settings: UnlearningSettings, attempt: int, *, to_gate: bool) -> UnlearnTask:
         job = self.job
         epochs = settings.epochs * _STRONGER ** (attempt - 1)
         return UnlearnTask(
@@ -166,6 +175,7 @@ class Rounds:
             method=method,
             augmentation=job.settings.erasure.augmentation,
             unlearning=settings.model_copy(update={"epochs": epochs}),
+            to_gate=to_gate,
             class_weights=self._class_weights(),
             precision=job.settings.fleet.update_precision,
             seed=job.seed,
@@ -174,16 +184,24 @@ class Rounds:
     def _unlearn(self, arrays: Arrays, task: UnlearnTask, advance: Advance) -> Merged:
         """Merge what the forgetting sites unlearn, weighted by the images that each forgets.
 
-        Only they are merged: an average over all sites would dilute what few of them unlearn.
+        Only they are merged: an average over all sites would dilute what few of them unlearn. Nor is a site that has
+        nothing left to unlearn; where all of them have not, the model is what it was.
         """
         fleet = self.job.fleet
         nodes, replies = fleet.wait_for_nodes(), fleet.replies()
         asked = [node for node in nodes if node in replies and replies[node].can_unlearn]
         mean, results = self.merge(asked, task, UnlearnResult, arrays, advance)
-        if not mean.count:
+        if not results:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
         requests = {request for result in results for request in result.requests}
-        return Merged(self.as_sent(mean.value(), arrays), tuple(sorted(requests)))
+        merged = self.as_sent(mean.value(), arrays) if mean.count else arrays
+        return Merged(merged, tuple(sorted(requests)))
+
+    @property
+    def sites_can_tell(self) -> bool:
+        """Whether each site that unlearns can tell by reference models when its people are forgotten."""
+        members = [member.reply for member in self.job.fleet.admitted.values() if member.reply.can_unlearn]
+        return bool(members) and all(reply.has_references for reply in members)
 
     # ------------------------------------------------------------------ what both are made of
 
@@ -215,12 +233,13 @@ class Rounds:
                     job.fleet.refuse(reply.node, error)
                     refused.add(reply.node)
                     continue
-                norms[reply.node] = norm.whole
-                weight = result.weight
-                if isinstance(task, FitTask):
-                    weight = min(weight, job.fleet.admitted[reply.node].claim.weight)
-                mean.add(model, weight)
                 results.append(result)
+                if model is not None:
+                    norms[reply.node] = norm.whole
+                    weight = result.weight
+                    if isinstance(task, FitTask):
+                        weight = min(weight, job.fleet.admitted[reply.node].claim.weight)
+                    mean.add(model, weight)
                 purpose = task.purpose if isinstance(task, FitTask) else "distancing"
                 job.recorder.update(SiteUpdate(purpose, job.round, reply.sender, result.metrics(), norm))
             odd = odd_updates(norms, job.settings.fleet.update_ratio)
@@ -234,16 +253,24 @@ class Rounds:
 
     def _checked(
         self, reply: Reply, task: FitTask | UnlearnTask, expected: type[_Update], arrays: Arrays
-    ) -> tuple[_Update, Arrays, UpdateNorm]:
-        """Return what a site says of its update, its trained arrays and their norms; refuse what cannot count."""
+    ) -> tuple[_Update, Arrays | None, UpdateNorm]:
+        """Return what a site says of its update, its trained arrays and their norms; refuse what cannot count.
+
+        A site that has nothing left to unlearn, and was asked whether it has, sends no arrays.
+        """
         result = expected.from_records(reply.records, reply.sender)
-        model = self.trained_arrays(reply, task, arrays)
+        done = isinstance(result, UnlearnResult) and result.done
+        if done and not (isinstance(task, UnlearnTask) and task.to_gate):
+            raise MessageError(f"{reply.sender} says that nothing is left to unlearn, and cannot know; it was refused.")
+        model = None if done else self.trained_arrays(reply, task, arrays)
         check_epoch(result.epoch, self.job.card.epoch, reply.sender)
         said, largest = self.job.fleet.admitted[reply.node].reply, None
         if isinstance(task, UnlearnTask):
             largest = self.job.settings.erasure.largest_update
         check_weight(result.weight, said.retain_images if largest is None else said.forget_images, reply.sender)
-        norm = check_update(model, self.job.card.trained(arrays), reply.sender, largest)
+        norm = UpdateNorm(0.0, 0.0)
+        if model is not None:
+            norm = check_update(model, self.job.card.trained(arrays), reply.sender, largest)
         if isinstance(result, UnlearnResult):
             check_requests(result.requests, said.requests, reply.sender)
         return result, model, norm

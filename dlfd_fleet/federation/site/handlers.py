@@ -51,7 +51,7 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     updating = [trained_only, held_model, *update_mods]
     app.query("pending")(handlers.pending)
     app.train("fit", mods=updating)(handlers.fit)
-    app.train("unlearn", mods=updating)(handlers.unlearn)
+    app.train("unlearn", mods=[trained_only, held_model, handlers.unlearn_to_gate, *update_mods])(handlers.unlearn)
     app.evaluate("audit", mods=[held_model])(handlers.audit)
     app.evaluate("reference", mods=[held_model])(handlers.reference)
     app.evaluate("file", mods=[held_model])(handlers.audit_file)
@@ -110,6 +110,14 @@ class Handlers:
             result, model = training.run_unlearn(site, task, arrays, self.task)
         return _reply(message, result.to_records(model=model))
 
+    def unlearn_to_gate(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Answer without an update where the model has forgotten: a Flower mod, for mods of an update expect one."""
+        task = messages.UnlearnTask.from_records(message.content, COORDINATOR)
+        with site_of_node(context, self.task) as site:
+            arrays = arrays_of(message.content, MODEL, COORDINATOR)
+            result = training.within_gate(site, task, arrays, self.task)
+        return call_next(message, context) if result is None else _reply(message, result.to_records())
+
     def audit(self, message: Message, context: Context) -> Message:
         """Predict the site's images."""
         task = messages.AuditTask.from_records(message.content, COORDINATOR)
@@ -151,7 +159,7 @@ class Handlers:
 def trained_only(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Send back no frozen array of an update: a Flower mod."""
     reply = call_next(message, context)
-    if not reply.has_error():
+    if not reply.has_error() and MODEL in reply.content:
         task = _UPDATES[message.metadata.message_type].from_records(message.content, COORDINATOR)
         arrays = reply.content.array_records[MODEL]
         reply.content[MODEL] = ArrayRecord(without_frozen(arrays, task.card))

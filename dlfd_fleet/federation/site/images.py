@@ -33,6 +33,10 @@ class UsedImages:
         """Return the images to train on."""
         return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
 
+    def validation(self) -> IdentityDataset:
+        """Return the images of people never trained on whom a gate may read."""
+        return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.VALIDATION])
+
     def note_trained(self, site: Site) -> None:
         """Keep in the site's ledger whom it trains on: none of them is unseen to a model any more."""
         note_trained(site, self.images.rows, self.uses)
@@ -72,3 +76,8 @@ def _decoded(
 def labelled(images: IdentityDataset) -> LabelledImages:
     """Return images as training takes them."""
     return LabelledImages(images.images, images.labels)
+
+
+def with_people(images: IdentityDataset) -> LabelledImages:
+    """Return images as unlearning takes them, which counts by people."""
+    return LabelledImages(images.images, images.labels, images.people)

@@ -22,7 +22,7 @@ from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.references import Membership, ReferenceSet, halves
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
-from dlfd_fleet.unlearning.references import ReferenceAnswers
+from dlfd_fleet.unlearning.references import ReferenceAnswers, References
 from dlfd_fleet.unlearning.training import predict_logits
 
 
@@ -101,6 +101,24 @@ def reference_answers(site: Site, images: IdentityDataset) -> ReferenceAnswers |
     except DataError:  # a file that is damaged is none
         return None
     return ReferenceAnswers(torch.from_numpy(logits), torch.from_numpy(trained), site.card.multi_label)
+
+
+def references_of(site: Site, forget: IdentityDataset, validation: IdentityDataset) -> References | None:
+    """Return what reference models say of people to forget and of validation people.
+
+    None where no model that never saw them has answered for any of the first; then an erasure has nothing to aim at.
+    """
+    mine = reference_answers(site, forget)
+    if mine is None or not mine.out.any():
+        return None
+    others = reference_answers(site, validation) if len(validation) else None
+    return References(mine, others if others is not None and others.out.any() else None)
+
+
+def answered_images(site: Site, forget: IdentityDataset, validation: IdentityDataset) -> int:
+    """Return for how many images to forget the site can tell by references whether they are forgotten."""
+    known = references_of(site, forget, validation) if len(forget) else None
+    return 0 if known is None or known.validation is None else int(known.forget.out.any(dim=0).sum())
 
 
 def _begun(site: Site, task: FitTask | ReferenceTask, images: UsedImages) -> ReferenceSet:

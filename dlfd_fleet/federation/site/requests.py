@@ -16,6 +16,7 @@ from dlfd_fleet.federation.protocol.messages import (
 from dlfd_fleet.federation.site.held_model import held_name
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.job_requests import requests_of_job
+from dlfd_fleet.federation.site.references import answered_images
 from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.site import Site, join_requests
@@ -60,7 +61,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     ids = {request: site.job_request_id(request.id, query.job) for request in requests}
     named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = used_images(site)
-    retain = images.retain()
+    retain, forget = images.retain(), images.forget(requests)
     return PendingReply(
         site=site.card.id,
         requests=tuple(sorted(ids.values())),
@@ -73,7 +74,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         people={name: _day(request.deadline) for name, request in sorted(named.items())},
         joined=dict(sorted(joined_people(site, query.job, asking).items())),
         withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
-        forget_images=len(images.forget(requests)),
+        forget_images=len(forget),
+        answered_images=answered_images(site, forget, images.validation()),
         class_images=tuple(retain.class_images().tolist()),
         labelled_images=len(retain) if site.card.multi_label else None,
         classes=site.card.classes,

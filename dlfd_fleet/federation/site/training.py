@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,22 +18,26 @@ from dlfd_fleet.federation.protocol.messages import (
     UnlearnTask,
 )
 from dlfd_fleet.federation.protocol.packing import Arrays
-from dlfd_fleet.federation.site.images import labelled, used_images
+from dlfd_fleet.federation.site.images import labelled, used_images, with_people
 from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
-from dlfd_fleet.federation.site.references import half_of
+from dlfd_fleet.federation.site.references import half_of, references_of
 from dlfd_fleet.federation.site.training_data import TrainingRows
 from dlfd_fleet.federation.task import Task, Train
+from dlfd_fleet.ledger.ledger import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.ledger.states import RequestState
 from dlfd_fleet.models import FeatureClassifier, state_arrays
 from dlfd_fleet.unlearning import (
     Augment,
+    LabelledImages,
     UnlearningProblem,
     fit,
     recalibrate,
 )
+from dlfd_fleet.unlearning.monitor import read_shift
+from dlfd_fleet.unlearning.references import References
 
 
 def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) -> tuple[FitResult, Arrays]:
@@ -90,6 +95,72 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
             f"This site has no method of unlearning '{task.method}' (erasure.method); install its package here, too."
         )
     method = METHODS[task.method].unlearner_at_site
+    asked = _asked(site, task)
+    model = loaded_model(site, task.card, arrays, own)
+    left = asked.left(model)
+    outcome = method(
+        UnlearningProblem(
+            model=model,
+            retain=asked.retain,
+            forget=asked.forget,
+            validation=asked.validation,
+            settings=task.unlearning,
+            seed=site_seed(site, task.seed),
+            class_weights=_weights(task),
+            augment=_augmentation(task),
+            loss=own.loss if own else None,
+            optimizer=own.optimizer if own else None,
+            references=asked.references,
+        )
+    )
+    result = _unlearned(site, task, asked, left, steps=outcome.chosen_step, seconds=outcome.cost.seconds)
+    return result, difference_of(state_arrays(model), arrays, task.precision)
+
+
+def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None = None) -> UnlearnResult | None:
+    """Return that a model has forgotten the people of this job's requests, as far as the site's references tell.
+
+    Returns
+    -------
+    UnlearnResult or None
+        None if it has not, if the site has no answers of reference models for these people, or is not asked.
+    """
+    started = time.perf_counter()
+    if not task.to_gate:
+        return None
+    asked = _asked(site, task)
+    left = asked.left(loaded_model(site, task.card, arrays, own))
+    if left is None or left > task.unlearning.reference_gate:
+        return None
+    return _unlearned(site, task, asked, left, done=True, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Who of a site is to be forgotten in a job, and who stays; and what reference models say, if they have."""
+
+    requests: tuple[ForgetRequest, ...]
+    forget: LabelledImages
+    retain: LabelledImages
+    validation: LabelledImages | None = None
+    references: References | None = None
+
+    def left(self, model: FeatureClassifier) -> float | None:
+        """Return of what members have, the share that is left in a model; None where references cannot tell."""
+        if self.validation is None or self.references is None:
+            return None
+        shift = read_shift(model, self.forget, self.validation, self.references)
+        return None if shift is None else shift.left
+
+
+def _asked(site: Site, task: UnlearnTask) -> _Asked:
+    """Return who is to be forgotten; note in the ledger whom the site trains on.
+
+    Raises
+    ------
+    JobError
+        If there is nobody to forget or to train on.
+    """
     refuse_old_models(site, task.card)
     refuse_job_that_lost_its_requests(site, task.job)
     requests = requests_of_job(site, task.job)
@@ -100,32 +171,37 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     if len(retain) < FEWEST_TO_TRAIN:
         raise JobError("This site has fewer than two images to train on.")
     images.note_trained(site)
-    model = loaded_model(site, task.card, arrays, own)
-    outcome = method(
-        UnlearningProblem(
-            model=model,
-            retain=labelled(retain),
-            forget=labelled(forget),
-            settings=task.unlearning,
-            seed=site_seed(site, task.seed),
-            class_weights=_weights(task),
-            augment=_augmentation(task),
-            loss=own.loss if own else None,
-            optimizer=own.optimizer if own else None,
-        )
-    )
-    for request in requests:
+    known = _Asked(tuple(requests), with_people(forget), labelled(retain))
+    references = references_of(site, forget, images.validation())
+    if references is None:
+        return known
+    return replace(known, validation=with_people(images.validation()), references=references)
+
+
+def _unlearned(
+    site: Site,
+    task: UnlearnTask,
+    asked: _Asked,
+    left: float | None,
+    *,
+    steps: int = 0,
+    done: bool = False,
+    seconds: float,
+) -> UnlearnResult:
+    """Write into the ledger that the site has answered, and say what."""
+    for request in asked.requests:
         if request.state is RequestState.UNLEARNING:
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
-    result = UnlearnResult(
+    return UnlearnResult(
         epoch=task.card.epoch,
-        requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in requests)),
-        forget_examples=len(forget),
-        retain_examples=len(retain),
-        steps=outcome.chosen_step,
-        seconds=outcome.cost.seconds,
+        requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in asked.requests)),
+        forget_examples=len(asked.forget),
+        retain_examples=len(asked.retain),
+        steps=steps,
+        left=None if left is None else round(left, 2),
+        done=done,
+        seconds=seconds,
     )
-    return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
 def _train_own_way(train: Train, model: FeatureClassifier, retain: IdentityDataset, task: FitTask) -> float:
