@@ -15,7 +15,7 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import FederatedUnlearning
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.protocol.held_names import NOTHING_TO_TRAIN_ON
-from dlfd_fleet.federation.protocol.messages import FitTask, PendingQuery, ReferenceTask
+from dlfd_fleet.federation.protocol.messages import FitTask, PendingQuery, ReferenceResult, ReferenceTask
 from dlfd_fleet.federation.protocol.packing import MODEL
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
@@ -147,6 +147,10 @@ def test_a_references_job_leaves_answers_at_each_site_and_its_models_nowhere(fle
         assert said.logits.isfinite().all()
         assert said.trained.sum(dim=0).tolist() == [int(split == "train") for split in splits]
         assert not torch.equal(said.logits[0], said.logits[1])
+    heard = [m for m in grid.seen if m.metadata.reply_to_message_id]
+    replies = [m.content for m in heard if m.metadata.message_type == ReferenceTask.TYPE]
+    assert [ReferenceResult.from_records(reply, "test").missing for reply in replies] == [1, 1, 0, 0]
+    assert all(list(reply) == ["body"] for reply in replies)  # counts, and no array
     models = weights_of(grid)
     assert len(models) == 2 * (1 + ROUNDS + 2 * ROUNDS)  # fresh and merged ones, and two sites' updates
     assert not is_on_disk(fleet, models)
