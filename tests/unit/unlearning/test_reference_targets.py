@@ -23,7 +23,7 @@ from dlfd_fleet.unlearning.references import (
 )
 
 SETTINGS = UnlearningSettings(
-    batch_size=8, learning_rate=0.05, repair_learning_rate=0.05, epochs=20, repair_steps=150, max_utility_drop=1.0
+    batch_size=8, learning_rate=0.05, repair_learning_rate=0.05, epochs=20, repair_epochs=30, max_utility_drop=1.0
 )
 
 
@@ -98,8 +98,10 @@ def test_the_loss_is_least_at_the_targets_and_zero_there(multi_label):
     assert target_loss(logits + torch.randn(6, 3), targets, multi_label=multi_label).item() > 0.01
 
 
-@pytest.mark.parametrize("labels", [None, 3])
-@pytest.mark.parametrize("method", ["dlfd", "fine-tune", "msg", "not"])
+@pytest.mark.parametrize(
+    ("method", "labels"),
+    [("dlfd", None), ("dlfd", 3), ("fine-tune", None), ("fine-tune", 3), ("not", None), ("not", 3), ("msg", None)],
+)
 def test_a_method_comes_nearer_to_the_targets_with_references_than_without(method, labels):
     model, classes = classifier(labels or 2), labels or 2
     retain, forget, validation = (labelled(count, seed, labels) for seed, count in enumerate((40, 8, 12)))
@@ -117,7 +119,7 @@ def test_a_method_comes_nearer_to_the_targets_with_references_than_without(metho
         )
         outcome = METHODS[method].default.unlearner(problem)
         far[known is None] = np.abs(predict_probabilities(outcome.model, forget) - targets.numpy()).mean()
-    assert far[False] < 0.9 * far[True]
+    assert far[False] < 0.8 * far[True]
 
 
 def test_images_that_no_model_has_answered_are_aimed_at_nothing():
@@ -165,7 +167,7 @@ def test_dlfd_says_how_much_is_left_where_reference_models_have_answered():
     mine, others = (torch.from_numpy(predict_probabilities(model, part)).log() for part in (forget, validation))
     easier = torch.where(forget.labels[:, None] == torch.arange(2), 9.0, 0.0)
     known = ReferenceAnswers(torch.stack([mine - easier, mine]), torch.tensor([[False], [True]]).expand(2, 8))
-    settings = SETTINGS.model_copy(update={"max_rounds": 1, "repair_steps": 1, "distancing_steps": 1})
+    settings = SETTINGS.model_copy(update={"max_rounds": 1, "repair_epochs": 0.1, "distancing_steps": 1})
     problem = UnlearningProblem(
         model=model,
         retain=labelled(40, 0),
