@@ -179,3 +179,33 @@ def test_dlfd_says_how_much_is_left_where_reference_models_have_answered():
     outcome = dlfd(problem)
     assert not outcome.success
     assert any("left, by models that never saw them" in reason for reason in outcome.failures)
+
+
+def with_batch_norm():
+    torch.manual_seed(0)
+    return WrappedClassifier(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), "3"
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_site_trains_towards_references_and_distances_where_there_are_none(known):
+    model, forget = with_batch_norm(), labelled(8, 1)
+    wanted = 3.0 * torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outcome = METHODS["dlfd"].unlearner_at_site(
+        UnlearningProblem(
+            model=model,
+            retain=labelled(40, 0),
+            forget=forget,
+            settings=SETTINGS,
+            references=References(answers(wanted)) if known else None,
+        )
+    )
+    far = np.abs(predict_probabilities(outcome.model, forget) - wanted.softmax(1).numpy()).mean()
+    assert (far < 0.3) == known
+    assert (outcome.cost.noise_images == 0) == known
+    statistics = [name for name in before if "running" in name or "num_batches" in name]
+    kept = [torch.equal(model.state_dict()[name], before[name]) for name in statistics]
+    assert len(kept) == 3
+    assert all(kept) == known  # other sites have no part in these few steps, and the statistics are theirs, too
