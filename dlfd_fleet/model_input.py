@@ -101,6 +101,46 @@ class ModelInput(BaseModel):
             return None
         return f"the inputs go from {least:g} to {most:g}, and the model takes {self.low:g} to {self.high:g}"
 
+    def batch(self, given: Any) -> NDArray[Any]:
+        """Return a batch of a device's inputs, which are given as JSON or an array holds them: one, or several.
+
+        Raises
+        ------
+        ValueError
+            If they are none; the text names the first one that is wrong.
+
+        Examples
+        --------
+        >>> ModelInput(shape=(2,), high=9.0).batch([1, 2.5])
+        array([[1. , 2.5]], dtype=float32)
+        """
+        one, depth = "image" if self.is_image else "row", _depth(given)
+        if not depth or not len(given):
+            raise ValueError(f"there is no {one} of {self.sentence()}")
+        several = [given] if depth == len(self.shape) else given
+        return np.stack([self._checked(f"{one} {number}", each) for number, each in enumerate(several, start=1)])
+
+    def _checked(self, name: str, given: Any) -> NDArray[Any]:
+        """Return one of a device's inputs; a :class:`ValueError` says what is wrong with it."""
+        kinds, what = ("iu", "whole numbers from 0 to 255") if self.is_image else ("fiub", "numbers")
+        try:
+            values = np.asarray(given)
+        except ValueError as error:  # of lists that differ in length
+            raise ValueError(f"{name} has not the shape {self.device_shape}") from error
+        if values.shape != self.device_shape:
+            raise ValueError(f"{name} has the shape {values.shape}, and the model takes {self.device_shape}")
+        if values.dtype.kind not in kinds:
+            raise ValueError(f"{name} does not hold {what}")
+        low, high = (0, 255) if self.is_image else (self.low, self.high)
+        with np.errstate(over="ignore"):
+            rounded = values if self.is_image else values.astype(np.float32)
+        inside = (self.dtype.type(low) <= rounded) & (rounded <= self.dtype.type(high))  # a NaN is in no range
+        if not inside.all():
+            raise ValueError(
+                f"{name}: the value {values[~inside].flat[0]:g} is outside the range from {low:g} to {high:g}"
+            )
+        return rounded.astype(self.dtype)
+
     @property
     def tensor_name(self) -> str:
         """Name of the input tensor in a model's file."""
@@ -128,6 +168,14 @@ class ModelInput(BaseModel):
             cropped = ", cropped" if self.fit == "crop" else ""
             return f"{height} x {width}{colours} pixels{cropped}"
         return f"{' x '.join(map(str, self.shape))} numbers from {self.low:g} to {self.high:g}"
+
+
+def _depth(given: Any) -> int:
+    """Return how many dimensions nested lists have, down the first of each, or an array; 0 for anything else."""
+    depth = 0
+    while isinstance(given, list | tuple):
+        depth, given = depth + 1, given[0] if given else None
+    return depth + (given.ndim if isinstance(given, np.ndarray) else 0)
 
 
 def image_input(

@@ -281,14 +281,17 @@ class UnlearningSettings(Section):
 
     max_rounds: Count = Field(4, description="Most rounds of distancing and repair.")
     distancing_steps: Count = Field(4, description="Batches of distancing in a round.")
-    repair_steps: Count = Field(29, description="Plain batches after them; the learning rate falls to 0.")
+    repair_epochs: Positive = Field(
+        4.0,
+        description="Passes over the retain images after them, a broken number too; the learning rate falls to 0.",
+    )
     strengthen: Annotated[float, Field(ge=1.0, le=1e6)] = Field(
         1.5, description="What multiplies the next round's learning rate when the attack score stood still."
     )
     epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
     batch_size: BatchSize = Field(32, description="Retain images a step.")
     learning_rate: Positive = Field(0.07, description="SGD step of distancing, and of methods without rounds.")
-    repair_learning_rate: Positive = Field(0.05, description="SGD step of repair, at its start.")
+    repair_learning_rate: Positive = Field(0.02, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
     ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
@@ -307,7 +310,7 @@ class UnlearningSettings(Section):
         description="Where reference models have answered: of what they show of members, the share that may be left.",
     )
     max_utility_drop: Fraction = Field(
-        0.04, description="Accuracy a checkpoint may lose, on validation people and on retained people."
+        0.02, description="Accuracy a checkpoint may lose, on validation people and on retained people."
     )
     max_seconds: Positive | None = Field(
         None,
@@ -337,10 +340,13 @@ class SiteUnlearningSettings(UnlearningSettings):
     learning_rate: Positive = Field(0.015, description="SGD step.")
     step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, pixel range.")
     steps: Steps = Field(5, description="Sign-gradient steps a batch.")
+    max_utility_drop: Fraction = Field(
+        0.04, description="Accuracy a round may lose, on validation people and on retained people."
+    )
 
     @model_validator(mode="after")
     def _refuse_what_only_one_machine_does(self) -> SiteUnlearningSettings:
-        for name in ("max_rounds", "distancing_steps", "repair_steps", "strengthen", "repair_learning_rate"):
+        for name in ("max_rounds", "distancing_steps", "repair_epochs", "strengthen", "repair_learning_rate"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
                     f"{name} is of one machine (unlearning.{name}); a fleet has erasure.rounds, "

@@ -390,7 +390,7 @@ def judge_beside_retrained(
 
 def _utility_failures(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
     drops = _drops(original, candidate, settings)
-    return [str(drop) for drop in drops if drop.is_shown] + _collapse(candidate, settings)
+    return [str(drop) for drop in drops if drop.is_shown] + _collapse(candidate, settings, original)
 
 
 @dataclass(frozen=True)
@@ -452,16 +452,26 @@ def _drops(original: Scores, candidate: Scores, settings: AuditSettings) -> list
     ]
 
 
-def _collapse(candidate: Scores, settings: AuditSettings) -> list[str]:
-    if candidate.unseen_classes < 2 or candidate.balanced_accuracy is None:
+def _collapse(candidate: Scores, settings: AuditSettings, original: Scores | None = None) -> list[str]:
+    """Say that a model answers nearly the same to everybody, and whether the original did so before."""
+    balanced, least = _collapsed(candidate, settings)
+    if balanced is None:
         return []
-    balanced, least = (
-        candidate.balanced_accuracy.value,
-        1.0 / candidate.unseen_classes + settings.min_gain_over_majority,
-    )
-    if balanced >= least:
-        return []
-    return [f"balanced accuracy {balanced:.3f} is under {least:.3f}: the model collapsed towards one answer"]
+    failures = [f"balanced accuracy {balanced:.3f} is under {least:.3f}: the model collapsed towards one answer"]
+    before, _ = (None, 0.0) if original is None else _collapsed(original, settings)
+    if before is not None:
+        failures.append(
+            f"the original model had collapsed already, before the erasure: its balanced accuracy was {before:.3f}"
+        )
+    return failures
+
+
+def _collapsed(model: Scores, settings: AuditSettings) -> tuple[float | None, float]:
+    """Return the balanced accuracy of a model that has collapsed, None of any other, and the least that is asked."""
+    if model.unseen_classes < 2 or model.balanced_accuracy is None:
+        return None, 0.0
+    balanced, least = model.balanced_accuracy.value, 1.0 / model.unseen_classes + settings.min_gain_over_majority
+    return (balanced if balanced < least else None), least
 
 
 def _leaks(original: Estimate, candidate: Estimate, margin: float) -> list[str]:

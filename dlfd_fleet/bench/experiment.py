@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec
@@ -37,7 +38,7 @@ from dlfd_fleet.models import (
 from dlfd_fleet.settings import ModelSettings, Settings
 from dlfd_fleet.unlearning import LabelledImages, fit, recalibrate
 
-Kind = Literal["original", "retrained"]
+Kind = Literal["original", "retrained", "reference"]
 MAKES_MODELS = (
     "dlfd_fleet.bench.experiment",
     "dlfd_fleet.data.dataset",
@@ -99,12 +100,27 @@ class Experiment:
             sha.update(faces.images.numpy().tobytes() + faces.labels.numpy().tobytes())
         return sha.hexdigest()
 
-    def trained_on(self, kind: Kind) -> LabelledImages:
-        """Return the images that a model of this kind is trained on."""
+    def trained_on(self, kind: Kind, index: int = 0) -> LabelledImages:
+        """Return the images that a model of this kind is trained on; of reference models half of the people's."""
         retain, forget = labelled(self.retain), labelled(self.forget)
         if kind == "retrained":
             return retain
-        return LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+        both = LabelledImages(joined([retain.images, forget.images]), torch.cat([retain.labels, forget.labels]))
+        if kind == "original":
+            return both
+        names = (*self.retain.identities, *self.forget.identities)
+        return both.select(torch.nonzero(self.in_half(names, index)).flatten())
+
+    def in_half(self, names: Sequence[str], index: int) -> Tensor:
+        """Return which images ``(N,)`` are of people whom a reference model is trained on, by their people's names.
+
+        Models 2k and 2k + 1 share out all trained people. Who is to be forgotten plays no part: a fleet trains its
+        reference models before anybody asks.
+        """
+        people = sorted({*self.retain.identities, *self.forget.identities})
+        order = torch.randperm(len(people), generator=torch.Generator().manual_seed(1000 * self.seed + index // 2))
+        half = {people[place] for place in order.tensor_split(2)[index % 2].tolist()}
+        return torch.tensor([name in half for name in names])
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:
@@ -168,7 +184,7 @@ def trained_model(experiment: Experiment, kind: Kind, index: int, cache: Path) -
     torch.manual_seed(seed)
     model, train = (
         to_best_device(start(experiment.card, experiment.settings.model.weights)),
-        experiment.trained_on(kind),
+        experiment.trained_on(kind, index),
     )
     started = time.perf_counter()
     fit(
@@ -206,7 +222,7 @@ def code_of_networks(model: ModelSettings) -> list[str]:
 
 
 def _training_seed(seed: int, kind: Kind, index: int) -> int:
-    return seed * 1000 + index + (500 if kind == "retrained" else 0)
+    return seed * 1000 + index + {"original": 0, "reference": 250, "retrained": 500}[kind]
 
 
 def _key(experiment: Experiment, kind: Kind, index: int) -> str:
@@ -229,7 +245,7 @@ def _key(experiment: Experiment, kind: Kind, index: int) -> str:
     if settings.model.weights and (file := Path(settings.model.weights)).is_file():
         sha.update(file.read_bytes())
     sha.update(json.dumps(code_of_networks(settings.model)).encode())
-    train = experiment.trained_on(kind)
+    train = experiment.trained_on(kind, index)
     sha.update(train.images.numpy().tobytes())
     sha.update(train.labels.numpy().tobytes())
     return sha.hexdigest()[:16]

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
 from dlfd_fleet.bench.evidence import Baselines, observe
 from dlfd_fleet.bench.experiment import Experiment, labelled, trained_model
-from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning import fit, recalibrate
+from dlfd_fleet.unlearning.references import ReferenceAnswers, References
+from dlfd_fleet.unlearning.training import predict_logits
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,21 @@ class ExperimentModels:
             reference_models=observed,
             relearned=self.relearn(models[0]),
         )
+
+    @cached_property
+    def references(self) -> References | None:
+        """What reference models say of forgotten people, and of validation people; None where there are to be none."""
+        count, experiment = self.experiment.settings.references.models, self.experiment
+        if not count:
+            return None
+        models = [trained_model(experiment, "reference", index, self.cache).model for index in range(count)]
+
+        def answers(part: IdentityDataset) -> ReferenceAnswers:
+            logits = np.stack([predict_logits(model, labelled(part)) for model in models])
+            trained = torch.stack([experiment.in_half(part.identities, index) for index in range(count)])
+            return ReferenceAnswers(torch.from_numpy(logits), trained, experiment.settings.data.multi_label)
+
+        return References(answers(experiment.forget), answers(experiment.validation))
 
     def relearn(self, model: FeatureClassifier) -> Observation:
         """Train a copy on retain images as any later round would, and observe it: relearning (arXiv 2505.22310)."""

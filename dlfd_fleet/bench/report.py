@@ -114,14 +114,19 @@ class Summary:
     @property
     def title(self) -> str:
         """The method's name as people write it."""
-        return METHODS[self.method].title if self.method in METHODS else self.method
+        plain, plus, what = self.method.partition("+")
+        return f"{METHODS[plain].title}{' + ' if plus else ''}{what}" if plain in METHODS else self.method
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Average rows by method over seeds, original and retrained first; several models of a seed count as one."""
     order = {name: place for place, name in enumerate((ORIGINAL, RETRAINED, *METHODS))}
+
+    def place(name: str) -> tuple[int, str]:
+        return order.get(name.partition("+")[0], len(order)), name
+
     found = []
-    for method in sorted({row.method for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
+    for method in sorted({row.method for row in rows}, key=place):
         mine = [row for row in rows if row.method == method]
         seeds = sorted({row.seed for row in mine})
         by_seed = [_mean_of_models([_with_distances(row) for row in mine if row.seed == seed]) for seed in seeds]

@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -129,7 +129,7 @@ class DecodedRows:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
 
-    def erase(self, digests: Collection[str]) -> None:
+    def erase(self, digests: Container[str]) -> None:
         """Overwrite some contents and their digests with zeros, on the disk; those that are not there are no error.
 
         Raises
@@ -143,7 +143,7 @@ class DecodedRows:
         try:
             with self.file.open("r+b") as stream:
                 count, places = _places(stream, size)
-                for place in sorted(places[digest] for digest in digests if digest in places):
+                for place in sorted(place for digest, place in places.items() if digest in digests):
                     for start, length in ((place * size, size), (count * size + place * _DIGEST_BYTES, _DIGEST_BYTES)):
                         stream.seek(start)
                         stream.write(bytes(length))
@@ -152,7 +152,7 @@ class DecodedRows:
         except OSError as error:
             raise DataError(f"Cannot overwrite rows in {self.file}: {error.strerror}; check the disk.") from error
 
-    def purge(self, digests: Collection[str]) -> None:
+    def purge(self, digests: Container[str]) -> None:
         """Erase some contents, and delete what killed processes, and models with another input, have left.
 
         Raises

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class LoadedRows:
                 f"{next(iter(wanted.values()))}; a loader must give the same content each time, without augmentation."
             )
 
-    def delete(self, people: Callable[[str], bool], digests: Collection[str] = (), *, others: bool) -> tuple[int, str]:
+    def delete(self, people: Callable[[str], bool], digests: Container[str] = (), *, others: bool) -> tuple[int, str]:
         """Delete rows from the loader's own storage; return how many are still there, and why.
 
         Parameters
@@ -183,7 +183,7 @@ class LoadedRows:
             why = f"its delete failed ({type(error).__name__})"  # its words may name a person
         return len(self._indices(self.open(may_be_empty=not others), people, digests)), why
 
-    def _indices(self, opened: PersonDataset, people: Callable[[str], bool], digests: Collection[str]) -> list[int]:
+    def _indices(self, opened: PersonDataset, people: Callable[[str], bool], digests: Container[str]) -> list[int]:
         """Return the indices of rows of some people, and of those of some contents, whosever they are."""
         chosen = {name for name in {str(name) for name in opened.people} if people(name)}
         found = {number for number, name in enumerate(opened.people) if str(name) in chosen}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -66,7 +66,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def returned_images(manifest: Manifest, tombstones: Collection[str]) -> frozenset[Row]:
+def returned_images(manifest: Manifest, tombstones: Container[str]) -> frozenset[Row]:
     """Return the rows whose files are those of purged images, whatever they are called now."""
     return frozenset(row for row in manifest.rows if image_digest(manifest, row) in tombstones)
 

@@ -7,7 +7,7 @@ is used for anything but forgetting, wherever copies of it are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -72,7 +72,7 @@ def image_uses(
     rows: Sequence[Row],
     digests: Sequence[str | None],
     asked: Collection[str] = frozenset(),
-    tombstones: Collection[str] = frozenset(),
+    tombstones: Container[str] = frozenset(),
     trained: Collection[str] = frozenset(),
 ) -> tuple[ImageUse, ...]:
     """Return what each image may be used for.
@@ -86,7 +86,7 @@ def image_uses(
     asked
         Everybody who has asked to be forgotten, however their names are spelled.
     tombstones
-        SHA-256 of images that were purged.
+        What tells of a SHA-256 whether it is of an image that was purged.
     trained
         Everybody whom a model was trained on, whatever their split is now: they are not unseen, and if they ask to be
         forgotten there is something to forget.

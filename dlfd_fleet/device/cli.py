@@ -41,34 +41,39 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file 
 
 @dataclass(frozen=True)
 class _Prediction:
-    image: str
+    file: str
+    row: int | None
+    """Of a file of rows; None of an image."""
     probabilities: NDArray[np.float32]
 
 
 @app.command()
 def predict(
     words: Annotated[
-        list[Path], typer.Argument(metavar="[MODEL] IMAGE...", help="ONNX file, unless --folder is given; image files.")
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] FILE...",
+            help="ONNX file, unless --folder is given; image files, or .json and .csv files of rows of numbers.",
+        ),
     ],
     folder: Annotated[Path | None, typer.Option(help="Device's folder: its model, if that may run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one prediction; a folder has its own.")] = 1,
 ) -> None:
-    """Print the class of every image, or the labels that apply to it."""
-    model, images = _model_and_images(words, folder, threads)
-    predictions = []
-    for image in images:
+    """Print the class of every image or row of numbers, or the labels that apply to it."""
+    model, files = _model_and_files(words, folder, threads)
+    predictions, refused = list[_Prediction](), False
+    for file in files:
         try:
-            pixels = read_image(image, model.input)
+            predictions += _predictions(model, file)
         except DeviceError as error:
             _say(error)
-        else:
-            predictions.append(_Prediction(_shown(image), model.predict(pixels[np.newaxis])[0]))
+            refused = True
     if as_json:
         _print_json(model, predictions)
     elif predictions:
         _print_table(model, predictions)
-    if len(predictions) < len(images):
+    if refused:
         raise typer.Exit(2)
 
 
@@ -102,7 +107,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _model_and_images(words: list[Path], folder: Path | None, threads: int) -> tuple[DeviceModel, list[Path]]:
+def _predictions(model: DeviceModel, file: Path) -> list[_Prediction]:
+    """Predict an image, or every row of a file.
+
+    Raises
+    ------
+    DeviceError
+        If the file cannot be used; then nothing of it is predicted.
+    """
+    if model.input.is_image:
+        return [_Prediction(_shown(file), None, model.predict(read_image(file, model.input)[np.newaxis])[0])]
+    from dlfd_fleet.device.rows import read_rows
+
+    said = model.predict(read_rows(file, model.input))
+    return [_Prediction(_shown(file), number, each) for number, each in enumerate(said, start=1)]
+
+
+def _model_and_files(words: list[Path], folder: Path | None, threads: int) -> tuple[DeviceModel, list[Path]]:
     if folder is None:
         if len(words) == 1:
             raise DeviceError(f"Give images after the model {words[0]}, or the device's folder with --folder.")
@@ -122,7 +143,8 @@ def _print_json(model: DeviceModel, predictions: Sequence[_Prediction]) -> None:
         if not model.multi_label:
             ((name, probability),) = said.items()
             answer = {"class": name, "probability": probability}
-        rows.append({"image": prediction.image, **answer, "probabilities": probabilities})
+        of = {"image": prediction.file} if prediction.row is None else {"file": prediction.file, "row": prediction.row}
+        rows.append({**of, **answer, "probabilities": probabilities})
     typer.echo(json.dumps({"version": model.version, "epoch": model.epoch, "predictions": rows}, indent=2))
 
 
@@ -134,12 +156,14 @@ def _said(model: DeviceModel, prediction: _Prediction) -> dict[str, float]:
 
 
 def _print_table(model: DeviceModel, predictions: Sequence[_Prediction]) -> None:
-    table = Table("image", "labels" if model.multi_label else "class", "probability")
+    what = "image" if model.input.is_image else "row"
+    table = Table(what, "labels" if model.multi_label else "class", "probability")
     for prediction in predictions:
         said = _said(model, prediction)
         probabilities = "\n".join(f"{probability:.3f}" for probability in said.values())
         names = Text("\n".join(map(visible, said)) or NO_LABEL, overflow="fold")
-        table.add_row(Text(prediction.image, overflow="fold"), names, Text(probabilities))
+        name = prediction.file if prediction.row is None else f"{prediction.file}, row {prediction.row}"
+        table.add_row(Text(name, overflow="fold"), names, Text(probabilities))
     PlainConsole().print(table)
 
 

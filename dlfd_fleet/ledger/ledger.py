@@ -28,6 +28,7 @@ from dlfd_fleet.ledger.sealed_tables import (
     SealedTables,
 )
 from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, FORGOTTEN, RequestState
+from dlfd_fleet.ledger.tombstones import Tombstones, content_digest
 
 _PORTION = 500  # values in one question; a database takes only so many
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
@@ -250,25 +251,21 @@ class Ledger:
             return tables.epoch
 
     def purged(self, request: str, sha256: Collection[str]) -> None:
-        """Note the digests of images that are to be deleted: nobody trains on them from now on."""
+        """Note by their SHA-256 the images that are to be deleted: nobody trains on them from now on."""
         with self._change() as tables:
-            digests = sorted(set(sha256))
+            digests = sorted({content_digest(self._key, value) for value in sha256})
             for start in range(0, len(digests), _PORTION):
                 asked = digests[start : start + _PORTION]
-                known = {row["sha256"] for row in tables.read(TOMBSTONE, TOMBSTONE.c.sha256.in_(asked))}
+                known = {row["content_digest"] for row in tables.read(TOMBSTONE, TOMBSTONE.c.content_digest.in_(asked))}
                 tables.insert(
-                    TOMBSTONE, ({"sha256": value, "request": request} for value in asked if value not in known)
+                    TOMBSTONE, ({"content_digest": value, "request": request} for value in asked if value not in known)
                 )
 
-    def tombstones(self) -> frozenset[str]:
-        """Return the SHA-256 of every image that was purged, or is to be."""
+    def tombstones(self) -> Tombstones:
+        """Return what tells of a SHA-256 whether it is of an image that was purged, or is to be."""
         with self._reading() as tables:
-            return frozenset(row["sha256"] for row in tables.read(TOMBSTONE, sa.true()))
-
-    def request_of_images(self) -> dict[str, str]:
-        """Return for the SHA-256 of every image that was purged the request that it was purged for."""
-        with self._reading() as tables:
-            return {row["sha256"]: row["request"] for row in tables.read(TOMBSTONE, sa.true())}
+            found = tables.read(TOMBSTONE, sa.true())
+        return Tombstones({row["content_digest"]: row["request"] for row in found}, self._key)
 
     def request_of_people(self, *states: RequestState) -> dict[str, str]:
         """Return for the digests of the people of requests in these states the ids of the requests."""
@@ -304,8 +301,9 @@ class Ledger:
         """Return how many different images are gone: of a job's requests, or of all."""
         of_job = TOMBSTONE.c.request.in_(sa.select(REQUEST.c.id).where(REQUEST.c.job == job)) if job else sa.true()
         with self._reading() as tables:
-            left = {row["sha256"] for row in tables.read(LEFTOVER, LEFTOVER.c.listed)}
-            return sum(row["sha256"] not in left for row in tables.read(TOMBSTONE, of_job))
+            listed = tables.read(LEFTOVER, LEFTOVER.c.listed)
+            left = {content_digest(self._key, row["sha256"]) for row in listed if row["sha256"]}
+            return sum(row["content_digest"] not in left for row in tables.read(TOMBSTONE, of_job))
 
     def note_leftovers(self, request: str, leftovers: Collection[Leftover]) -> None:
         """Keep what is still there of a request's images, instead of what was kept of it before."""

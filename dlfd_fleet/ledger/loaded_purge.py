@@ -34,7 +34,7 @@ def _purge(site: Site, loaded: LoadedRows, request: str, rows: Collection[Row]) 
     drop_rows(site.manifest_file, site.image_root, gone)
     site.decoded.purge(ledger.tombstones())
     site.purge_references()
-    purged = {digest for digest, owner in ledger.request_of_images().items() if owner == request}
+    purged = ledger.tombstones().of_request(request)
     others = bool(site.manifest().rows)
     try:
         left, why = loaded.delete(is_asking, copies, others=others)

@@ -81,13 +81,13 @@ def purge_site(site: Site) -> tuple[int, int]:
     site.drop_held_model()  # this site may not have been told of a release yet
     ended = sum(purge_request(site, request) for request in site.ledger.requests(*TO_PURGE))
     manifest, ledger = site.manifest(), site.ledger
-    people, tombstones = ledger.request_of_people(*FORGOTTEN), ledger.request_of_images()
+    people, tombstones = ledger.request_of_people(*FORGOTTEN), ledger.tombstones()
     returned: dict[str, set[Row]] = {leftover.request: set() for leftover in ledger.leftovers()}
     if site.loaded is not None:
         returned |= {request: set() for request in requests_in_storage(site, site.loaded)}
     for row in manifest.rows:
         person = people.get(site.person_digest(row.identity))
-        request = person or tombstones.get(image_digest(manifest, row) or "")
+        request = person or tombstones.request_of(image_digest(manifest, row))
         if request:
             returned.setdefault(request, set()).add(row)
     waiting = {request.id for request in ledger.requests(*TO_PURGE)}  # these were tried a moment ago

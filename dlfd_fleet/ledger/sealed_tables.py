@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.states import RequestState
 
-VERSION = 5
+VERSION = 6
 _SEAL_LABEL = b"\xffseal of the ledger"  # no UTF-8 text has this byte, so no person's keyed digest is the seals' key
 _NO_ROWS = bytes(32)
 
@@ -66,7 +66,7 @@ HISTORY = sa.Table(
 TOMBSTONE = sa.Table(
     "tombstone",
     TABLES,
-    sa.Column("sha256", sa.String, primary_key=True),
+    sa.Column("content_digest", sa.String, primary_key=True),
     sa.Column("request", sa.String, sa.ForeignKey("request.id"), nullable=False, index=True),
     sa.Column("seal", sa.String, nullable=False),
 )

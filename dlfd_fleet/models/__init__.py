@@ -12,6 +12,7 @@ from dlfd_fleet.models.files import (
     save_model,
     state_arrays,
 )
+from dlfd_fleet.models.freezing import frozen_values
 from dlfd_fleet.models.networks import (
     ARCHITECTURES,
     NETWORKS,
@@ -22,7 +23,7 @@ from dlfd_fleet.models.networks import (
     to_best_device,
     with_frozen,
 )
-from dlfd_fleet.models.starting import normalised, start
+from dlfd_fleet.models.starting import described, normalised, start
 
 __all__ = [
     "ARCHITECTURES",
@@ -38,7 +39,9 @@ __all__ = [
     "build",
     "build_empty",
     "card_of",
+    "described",
     "digest",
+    "frozen_values",
     "load_arrays",
     "load_model",
     "normalised",

@@ -66,6 +66,8 @@ class ModelCard(BaseModel):
     """Erasure epoch: how many released erasures this model has behind it."""
     parent: Name | None = None
     """SHA-256 of the weights that this model was unlearned from, or trained on from."""
+    began_with: Name | None = None
+    """What the first training of its weights began with, in words; None if nobody knows."""
     job: Name | None = None
 
     @model_validator(mode="after")

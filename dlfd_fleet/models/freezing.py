@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from dlfd_fleet.components import lies_in
 from dlfd_fleet.exceptions import ModelFileError
@@ -31,6 +32,20 @@ def without_gradients(network: nn.Module, known: tuple[str, ...] = ()) -> tuple[
         if not parameter.requires_grad and not lies_in(name, (*known, *found)):
             found.append(name)
     return tuple(found)
+
+
+def frozen_values(layers: Iterable[str], arrays: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many values each of some frozen layers has, of the arrays of a network by their names.
+
+    Of a layer that lies in another one of them, the outer one has the values.
+    """
+    known, values = set(layers), Counter[str]()
+    for name, array in arrays.items():
+        parts = name.split(".")
+        outermost = next((one for end in range(1, len(parts) + 1) if (one := ".".join(parts[:end])) in known), None)
+        if outermost is not None:
+            values[outermost] += array.numel()
+    return dict(values)
 
 
 def stop_gradients(network: nn.Module, layers: Iterable[str]) -> None:

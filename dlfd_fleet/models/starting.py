@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.models.card import ModelCard
 from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier, WrappedClassifier
 from dlfd_fleet.models.networks import build
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.settings import TORCHVISION_WEIGHTS
 
+_LONGEST_NAME = 80
 # Where training programs keep the state dict beside other things.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
@@ -50,6 +53,26 @@ def start(card: ModelCard, weights: str | None) -> FeatureClassifier:
         raise ModelFileError(f"The starting weights {weights} (model.weights) do not fit: {reason}.")
     model.network.load_state_dict(dict(given), strict=False)
     return model
+
+
+def described(card: ModelCard, weights: str | None) -> str:
+    """Say in words what :func:`start` begins with: a file by its name and SHA-256, torchvision's weights by their name.
+
+    Raises
+    ------
+    ModelFileError
+        If there are no such weights.
+    """
+    if weights is None:
+        return f"what {card.architecture} makes" if card.of_factory else "random weights"
+    if name := re.fullmatch(TORCHVISION_WEIGHTS, weights):
+        return f"torchvision's {_torchvision_weights(card, *name.groups())}"
+    try:
+        with Path(weights).open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"Cannot read the starting weights {weights} (model.weights): {error}.") from error
+    return f"the file {visible(Path(weights).name, _LONGEST_NAME)} (SHA-256 {sha256})"
 
 
 def normalised(card: ModelCard, weights: str | None) -> ModelCard:

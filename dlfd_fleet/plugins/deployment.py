@@ -26,6 +26,7 @@ from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.promotion import fleet_epoch
 from dlfd_fleet.federation.release.publication import released_model
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry
@@ -48,7 +49,8 @@ Refused are versions that are revoked, were never promoted, failed their audit, 
 champion or of what devices may run. Deleting a deployment does not lower that floor, nor takes it a model from devices:
 they run it until a newer one comes.
 
-predict takes images, uint8 pixels of shape (N, S, S, 3): an array, or JSON {"images": [...]}.
+predict takes images, uint8 pixels of shape (N, H, W, C): an array, or JSON {"images": [...]}. A model of numbers takes
+rows of them in its range: an array, or JSON {"inputs": [...]}.
 """
 
 
@@ -130,7 +132,7 @@ class FleetDeploymentClient(BaseDeploymentClient):
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
-        """Return the probability of every class for every image, as a device would answer."""
+        """Return the probability of every class for every image or row, as a device would answer."""
         with _refusals():
             _no_options(None, endpoint)
             deployment = self._known(deployment_name or "")
@@ -257,19 +259,17 @@ def _answer(onnx_file: Path, inputs: Any) -> PredictionsResponse:
     from dlfd_fleet.device.inference import DeviceModel
 
     model = DeviceModel(onnx_file)
-    probabilities = model.predict(_images(inputs)).astype(float)
+    probabilities = model.predict(_batch(inputs, model.input)).astype(float)
     rows = [dict(zip(model.classes, row, strict=True)) for row in probabilities.tolist()]
     return PredictionsResponse(predictions=rows)
 
 
-def _images(inputs: Any) -> NDArray[np.uint8]:
-    """Take images from what MLflow hands over: an array, a frame read from JSON, or a mapping."""
+def _batch(inputs: Any, wanted: ModelInput) -> NDArray[Any]:
+    """Take images or rows from what MLflow hands over: an array, a frame read from JSON, or a mapping."""
+    name = wanted.tensor_name
     try:
-        if not isinstance(inputs, np.ndarray):
-            inputs = np.array([np.array(image) for image in inputs["images"]])
-        pixels: NDArray[Any] = inputs
-        if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise JobError('The images are not whole numbers from 0 to 255, of one shape, under "images".') from error
-    return pixels.astype(np.uint8)
+        return wanted.batch(inputs if isinstance(inputs, np.ndarray) else list(inputs[name]))
+    except (KeyError, TypeError, IndexError) as error:
+        raise JobError(f'The model takes {wanted.sentence()}, a list of each under "{name}".') from error
+    except ValueError as error:
+        raise JobError(f"The {name} cannot be used: {error}.") from error

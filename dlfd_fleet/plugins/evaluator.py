@@ -1,6 +1,6 @@
 """MLflow's evaluator ``dlfd``: the forgetting audit by ``mlflow.models.evaluate``.
 
-One row of the data frame is an image:
+One row of the data frame is an image, or a row of numbers:
 
 ========== ================================================================================================
 ``role``   retain, forget, validation or test: trained on; asked to be forgotten; never trained on (two parts)
@@ -10,8 +10,9 @@ targets    number of the true class, in the order of the probabilities (``target
 ========== ================================================================================================
 
 What the model says of it is either a column of probabilities, one list a row (``predictions="probabilities"``, no
-model), or is asked of the model, on the column ``image``: pixels ``(S, S, 3)``, uint8. With ``evaluator_config``
-``{"original": ...}``, a column of the original model's probabilities or the URI of that model, there is a verdict.
+model), or is asked of the model: on the column ``image``, pixels ``(H, W, C)``, uint8; or of a model whose file says
+that it takes numbers, on the column ``input``, numbers in its range. With ``evaluator_config`` ``{"original": ...}``, a
+column of the original model's probabilities or the URI of that model, there is a verdict.
 
 >>> mlflow.models.evaluate(  # doctest: +SKIP
 ...     "models:/dlfd-fleet/3", frame, targets="label", model_type="classifier", evaluators="dlfd",
@@ -34,13 +35,14 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
 
 from dlfd_fleet.exceptions import DataError, FleetError
+from dlfd_fleet.model_input import ModelInput
 
 if TYPE_CHECKING:
     from dlfd_fleet.audit import SampleScores
     from dlfd_fleet.settings import AuditSettings
 
 _FEWEST_CLASSES = 2
-_ROLE, _PERSON, _IMAGE, _ORIGINAL = "role", "person", "image", "original"
+_ROLE, _PERSON, _IMAGE, _INPUT, _ORIGINAL = "role", "person", "image", "input", "original"
 
 
 class ForgettingEvaluator(ModelEvaluator):
@@ -143,11 +145,31 @@ def _probabilities(dataset: Any, model: Any) -> NDArray[np.float64]:
         if dataset.predictions_data is None:
             raise DataError("There is no model and no column of probabilities; name one with predictions=.")
         return _matrix(list(dataset.predictions_data))
-    images = np.stack([np.asarray(image, dtype=np.uint8) for image in _column_frame(dataset, _IMAGE)[_IMAGE]])
-    answer = model.predict(images)
+    answer = model.predict(_inputs(dataset, _input_of(model)))
     if isinstance(answer, Mapping):
         answer = next(iter(answer.values()))
     return _matrix(answer)
+
+
+def _inputs(dataset: Any, wanted: ModelInput | None) -> NDArray[Any]:
+    """Return what a model is asked about; one whose file does not say what it takes is asked about pixels."""
+    column = _INPUT if wanted is not None and not wanted.is_image else _IMAGE
+    given = list(_column_frame(dataset, column)[column])
+    if wanted is None:
+        return np.stack([np.asarray(image, dtype=np.uint8) for image in given])
+    try:
+        return wanted.batch(given)
+    except ValueError as error:
+        raise DataError(f"The column '{column}' cannot be used: {error}.") from error
+
+
+def _input_of(model: Any) -> ModelInput | None:
+    """Return what a registered model's own file says that it takes; None of any other model."""
+    try:
+        card = model.get_raw_model().get_modelmeta().custom_metadata_map["dlfd.input"]
+    except (AttributeError, KeyError, NotImplementedError):
+        return None
+    return ModelInput.model_validate_json(card)
 
 
 def _probabilities_of_original(dataset: Any, original: str) -> NDArray[np.float64]:
@@ -174,7 +196,7 @@ def _column_frame(dataset: Any, *columns: str) -> Any:
     frame = dataset.features_data
     missing = [name for name in columns if name not in getattr(frame, "columns", ())]
     if missing:
-        raise DataError(f"The data has no column '{missing[0]}'; the forgetting audit needs it for every image.")
+        raise DataError(f"The data has no column '{missing[0]}'; the forgetting audit needs it for every row.")
     return frame
 
 

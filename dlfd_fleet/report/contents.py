@@ -116,6 +116,10 @@ class Proceedings(Part):
     sites: tuple[SiteShare, ...] = ()
     parent: str | None = None
     """SHA-256 of the weights that were unlearned from."""
+    began_with: str = ""
+    """What their first training began with, in words; empty if nobody knows."""
+    frozen_layers: dict[str, int] = {}
+    """Their layers that no job trains, and how many values each has."""
     method: str = "dlfd"
     """Name of the method that the sites unlearned by."""
     method_title: str = ""

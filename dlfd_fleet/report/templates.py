@@ -114,6 +114,7 @@ ERASURE = """{% extends "base" %}
 {% if report.nothing_to_unlearn %}<section><h2>What was done</h2>
 <p>The sites purged the images of the people who asked. None of them was trained on, so no model was changed, attacked or released.</p></section>
 {% else %}<section><h2>What was done</h2>
+{% for sentence in words.weights(report) %}<p>{{ sentence }}</p>{% endfor %}
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
 <ul>
 <li>Sites whose people asked ran {{ words.method(report) }} on them{% if report.readings %}; all sites then

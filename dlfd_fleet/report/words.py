@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, date
+from itertools import islice
 from typing import Any, Protocol
 
 from dlfd_fleet.audit import Difference, Outcome, Scores, Verdict
@@ -20,6 +22,7 @@ _COMPARED: dict[Compared, str] = {
 _METHODS = {"dlfd": "distribution-level feature distancing, arXiv 2409.14747"}
 """What is said in place of a method's name."""
 _FILE_STEP, _EVERYWHERE = "audit-file-", "-everywhere"
+_MOST_LAYERS = 12  # that are named one by one
 STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
     "champion": "looking up the model in use",
@@ -244,6 +247,32 @@ def _compared(difference: Difference, margin: float) -> str:
     if difference.equivalent(margin):
         return f"{said}."
     return f"{said}; there are too few people to exclude one."
+
+
+def weights(report: ErasureReport) -> Iterator[str]:
+    """Say where the weights of the fleet's model came from, and which of them no job trains."""
+    if report.began_with:
+        yield f"The fleet's model began with {report.began_with}."
+    if layers := report.frozen_layers:
+        yield (
+            f"It has {count(len(layers), 'frozen layer')}, with {sum(layers.values()):,} values that no job trains: "
+            f"{', '.join(_by_prefix(layers))}."
+        )
+
+
+def _by_prefix(layers: Collection[str]) -> Iterator[str]:
+    """Yield the names of layers; of very many, those of the layers that they lie in, and how many."""
+    named = Counter(list(layers))
+    while len(named) > _MOST_LAYERS and (deepest := max(name.count(".") for name in named)):
+        shorter = Counter[str]()
+        for name, number in named.items():
+            shorter[name.rpartition(".")[0] if name.count(".") == deepest else name] += number
+        named = shorter
+    known = set(layers)
+    for name in islice(named, _MOST_LAYERS):
+        yield name if name in known and named[name] == 1 else f"{named[name]} in {name}"
+    if more := named.total() - sum(islice(named.values(), _MOST_LAYERS)):
+        yield f"and {more} more"
 
 
 def attacks(report: ErasureReport) -> Iterator[tuple[str, str, Scores]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflow.onnx
 import numpy as np
+from mlflow.exceptions import MlflowException
 
 _APPLIES = 0.5
 
@@ -20,12 +21,20 @@ class NamedAnswers:
         metadata = self._model.get_raw_model().get_modelmeta().custom_metadata_map
         self._classes = json.loads(metadata["dlfd.classes"])
         self._multi_label = json.loads(metadata["dlfd.multi_label"])
+        self._input = json.loads(metadata["dlfd.input"])
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """Return ``probabilities`` ``(N, C)``, in the order of the metadata's classes, and ``answer`` ``(N,)``."""
-        probabilities = self._model.predict(data if isinstance(data, dict) else np.asarray(data), params)[
-            "probabilities"
-        ]
+        """Return ``probabilities`` ``(N, C)``, in the order of the metadata's classes, and ``answer`` ``(N,)``.
+
+        Raises
+        ------
+        MlflowException
+            If numbers are out of the range that the model takes.
+        """
+        given = data if isinstance(data, dict) else np.asarray(data)
+        if self._input["kind"] == "numbers":
+            self._refuse_outside(given["inputs"] if isinstance(given, dict) else given)
+        probabilities = self._model.predict(given, params)["probabilities"]
         if self._multi_label:
             shown = [
                 [name for name, one in zip(self._classes, row, strict=True) if one >= _APPLIES] for row in probabilities
@@ -34,6 +43,13 @@ class NamedAnswers:
         else:
             names = [self._classes[number] for number in probabilities.argmax(axis=1)]
         return {"probabilities": probabilities, "answer": np.array(names, dtype=object)}
+
+    def _refuse_outside(self, numbers: Any) -> None:
+        low, high, values = self._input["low"], self._input["high"], np.asarray(numbers, np.float32)
+        if values.size and not (np.float32(low) <= values.min() and values.max() <= np.float32(high)):  # nor a NaN
+            raise MlflowException.invalid_parameter_value(
+                f"The inputs go from {values.min():g} to {values.max():g}, and the model takes {low:g} to {high:g}."
+            )
 
     def get_raw_model(self) -> Any:
         """Return ONNX Runtime's session."""

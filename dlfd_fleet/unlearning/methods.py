@@ -133,6 +133,9 @@ class Method:
     at_site
         What a site of a fleet runs, whose coordinator has the gate: it is given no validation people. The default
         candidate's unlearner when omitted, unless that is gated.
+    aims_at_references
+        Whether it trains on the retain set by :meth:`~dlfd_fleet.unlearning.session.Session.train_on`, which aims at
+        what reference models say of the forget set, too, where they have answered.
     """
 
     name: str
@@ -141,6 +144,7 @@ class Method:
     candidates: tuple[Candidate, ...]
     gated: bool = False
     at_site: Unlearner | None = None
+    aims_at_references: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a method without a candidate, and other things in their place."""
@@ -227,7 +231,15 @@ def _as_json(value: object) -> Any:
 
 # Epochs are over the retain set where a method trains on it, so two to five of them cost all methods about the same.
 _METHODS = (
-    Method("dlfd", "DLFD", "arXiv 2409.14747", (Candidate(dlfd),), gated=True, at_site=unlearn_at_site),
+    Method(
+        "dlfd",
+        "DLFD",
+        "arXiv 2409.14747",
+        (Candidate(dlfd),),
+        gated=True,
+        at_site=unlearn_at_site,
+        aims_at_references=True,
+    ),
     Method(
         "dlfd-longer",
         "DLFD, 3 x the time",
@@ -235,27 +247,33 @@ _METHODS = (
         (Candidate(dlfd, time=3.0),),
         gated=True,
         at_site=unlearn_at_site,
+        aims_at_references=True,
     ),
     Method("ascent", "gradient ascent", "arXiv 2207.05521", _rates(ProjectedGradientAscent(), 1.0, 0.005, 0.01, 0.015)),
-    Method("fine-tune", "fine-tune", "arXiv 1911.04933", _rates(FineTune(), 5.0, 0.01, 0.02, 0.05)),
+    Method(
+        "fine-tune", "fine-tune", "arXiv 1911.04933", _rates(FineTune(), 5.0, 0.01, 0.02, 0.05), aims_at_references=True
+    ),
     Method("neggrad", "NegGrad", "arXiv 1911.04933", _rates(NegGrad(), 5.0, 0.002, 0.003, 0.005)),
     Method(
         "cf-k",
         "CF-k",
         "arXiv 2201.06640",
         _variants(5.0, 0.05, CatastrophicForgetting(5), CatastrophicForgetting(9), CatastrophicForgetting(13)),
+        aims_at_references=True,
     ),
     Method(
         "eu-k",
         "EU-k",
         "arXiv 2201.06640",
         _variants(5.0, 0.05, ExactUnlearning(5), ExactUnlearning(9), ExactUnlearning(13)),
+        aims_at_references=True,
     ),
     Method(
         "unsir",
         "UNSIR",
         "arXiv 2111.08947",
         _variants(3.0, 0.05, Unsir(impairing_rate=0.02), Unsir(impairing_rate=0.05), Unsir(impairing_rate=0.1)),
+        aims_at_references=True,
     ),
     Method("bad-teacher", "Bad Teacher", "arXiv 2205.08096", _rates(BadTeacher(), 4.0, 0.001, 0.002, 0.005)),
     Method("scrub", "SCRUB", "arXiv 2302.09880", _rates(Scrub(), 4.0, 0.005, 0.01, 0.02)),
@@ -266,8 +284,10 @@ _METHODS = (
         _variants(3.0, 0.005, NegGradPlus(0.99), NegGradPlus(0.95), NegGradPlus(0.9)),
     ),
     Method("salun", "SalUn", "arXiv 2310.12508", _rates(SalUn(), 3.0, 0.001, 0.002, 0.005)),
-    Method("msg", "MSG", "arXiv 2410.01276", _rates(MaskedSmallGradients(), 4.0, 0.01, 0.02, 0.05)),
-    Method("not", "NoT", "arXiv 2503.05657", _rates(NegateLayers(), 5.0, 0.005, 0.01, 0.02)),
+    Method(
+        "msg", "MSG", "arXiv 2410.01276", _rates(MaskedSmallGradients(), 4.0, 0.01, 0.02, 0.05), aims_at_references=True
+    ),
+    Method("not", "NoT", "arXiv 2503.05657", _rates(NegateLayers(), 5.0, 0.005, 0.01, 0.02), aims_at_references=True),
     Method(
         "ssd",
         "SSD",

@@ -195,10 +195,10 @@ class Session:
             weight_decay=settings.weight_decay,
         )
 
-    def planned_steps(self, data: LabelledImages) -> int:
-        """Return how many batches ``settings.epochs`` epochs are, a broken number of them too."""
+    def planned_steps(self, data: LabelledImages, epochs: float | None = None) -> int:
+        """Return how many batches so many epochs are, ``settings.epochs`` when omitted; a broken number of them too."""
         batches = len(list(data.batches(self.settings.batch_size, torch.Generator())))
-        return max(1, round(self.settings.epochs * batches))
+        return max(1, round((self.settings.epochs if epochs is None else epochs) * batches))
 
     def epochs(self, data: LabelledImages, *, augmented: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches for ``settings.epochs`` epochs, until the time is used up."""

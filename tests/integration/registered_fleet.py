@@ -13,12 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dlfd_fleet.federation.records.job_record import Champion
 from dlfd_fleet.federation.records.store import Store
-from dlfd_fleet.model_input import image_input
+from dlfd_fleet.model_input import ModelInput, image_input
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 
 PATIENCE = 300.0
 SIZE = 8
+IMAGES = image_input(SIZE)
 MODELS = {  # by job: kind, epoch, verdict, alias
     "train-1": ("original", 0, "", "champion"),
     "erase-held": ("unlearned", 1, "INCONCLUSIVE", "candidate"),
@@ -26,25 +27,30 @@ MODELS = {  # by job: kind, epoch, verdict, alias
 }
 
 
-def save_model_of(store: Store, job: str, epoch: int) -> None:
+def save_model_of(store: Store, job: str, epoch: int, model_input: ModelInput = IMAGES) -> None:
     """Write the files of a job's model: a tiny classifier that a device can run, with weights of its own."""
     folder = store.folders.model(job)
     folder.mkdir(parents=True)
     weights = np.random.default_rng(list(MODELS).index(job)).normal(size=(3, 2)).astype(np.float32)
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+    name, kind = model_input.tensor_name, TensorProto.UINT8 if model_input.is_image else TensorProto.FLOAT
+    given = helper.make_tensor_value_info(name, kind, ["batch", *model_input.device_shape])
     answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2])
-    nodes = [
-        helper.make_node("Cast", ["images"], ["x"], to=1),
+    means = [
+        helper.make_node("Cast", [name], ["x"], to=1),
         helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+    ]
+    nodes = [
+        *(means if model_input.is_image else [helper.make_node("Identity", [name], ["mean"])]),
         helper.make_node("MatMul", ["mean", "w"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
-    constants = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([1, 2]), "axes")]
-    graph = helper.make_graph(nodes, "g", [images], [answer], constants)
+    constants = [numpy_helper.from_array(weights, "w")]
+    constants += [numpy_helper.from_array(np.array([1, 2]), "axes")] if model_input.is_image else []
+    graph = helper.make_graph(nodes, "g", [given], [answer], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     card = {
         "classes": json.dumps(["none", "glasses"]),
-        "input": image_input(SIZE).model_dump_json(),
+        "input": model_input.model_dump_json(),
         "multi_label": "false",
         "version": f"{epoch}-{job}",
         "epoch": epoch,
@@ -63,19 +69,21 @@ def _note_job(store: Store, settings: Settings, job: str, *, released: bool) -> 
         database.execute("UPDATE job SET job = ?, record = ? WHERE job = ?", (job, record.model_dump_json(), made.job))
 
 
-def registered_fleet(settings: Settings, jobs: tuple[str, ...] = tuple(MODELS)) -> tuple[Settings, Store]:
+def registered_fleet(
+    settings: Settings, jobs: tuple[str, ...] = tuple(MODELS), model_input: ModelInput = IMAGES
+) -> tuple[Settings, Store]:
     store = Store(settings.state_folder)
     store.champions.move(Champion(job="train-1", epoch=0), "job train-1", "a training job")
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
         for job in jobs:
             kind, epoch, verdict, alias = MODELS[job]
-            save_model_of(store, job, epoch)
+            save_model_of(store, job, epoch, model_input)
             _note_job(store, settings, job, released=alias == "champion")
             folder = store.folders.model(job)
             tracker.log_model(
                 job,
                 folder / "model.onnx",
-                input_example=np.zeros((2, SIZE, SIZE, 3), np.uint8),
+                input_example=model_input.random(2),
                 outputs=2,
                 tags={"dlfd.job": job, "dlfd.kind": kind, "dlfd.epoch": str(epoch), "dlfd.verdict": verdict},
                 extra_files={name: folder / name for name in ("model.safetensors", "card.json")},

@@ -27,7 +27,7 @@ TINY = {
     "bench.jobs": 1,
     "audit.resamples": 200,
     "unlearning.distancing_steps": 2,
-    "unlearning.repair_steps": 2,
+    "unlearning.repair_epochs": 0.3,
     "unlearning.max_rounds": 1,
 }
 

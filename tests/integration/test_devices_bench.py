@@ -32,7 +32,7 @@ def measured(tmp_path_factory):
         model={"architecture": "mobilenet_v3_small"},
         bench={"epochs": 1, "batch_size": 8, "device_rounds": 2, "device_predictions": 2},
         audit={"resamples": 200},
-        unlearning={"distancing_steps": 2, "repair_steps": 2, "max_rounds": 1},
+        unlearning={"distancing_steps": 2, "repair_epochs": 0.3, "max_rounds": 1},
         # A network that hardly learned anything answers differently to the smallest change; fp16 is to be refused.
         export={"parity_tolerance": 0.05, "int8_agreement": 0.0, "int8_accuracy_drop": 1.0, "fp16_tolerance": 1e-9},
     )

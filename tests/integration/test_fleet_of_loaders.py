@@ -10,6 +10,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.data import SOURCES
 from dlfd_fleet.data.loaders import write_npz
 from dlfd_fleet.demo import device_table
+from dlfd_fleet.device.cli import main as device_command
 from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, init_site, site_folders
@@ -80,6 +81,33 @@ def test_a_device_answers_for_numbers_in_their_own_range(fleet):
     said = model.predict(values)
     assert model.classes == CLASSES
     assert np.mean(said.argmax(axis=1) == labels) > 0.7
+
+
+@pytest.fixture
+def exported(fleet):
+    settings, _, record = fleet
+    return Store(settings.state_folder).folders.model(record.job) / "model.onnx"
+
+
+def test_the_devices_command_takes_rows_of_numbers(exported, tmp_path, capfd):
+    _, values, _ = patients(seed=1, prefix="1-")
+    expected = DeviceModel(exported).predict(values[:3])
+    (tmp_path / "rows.json").write_text(json.dumps(values[:2].tolist()))
+    header = ",".join(f"value {number}" for number in range(VALUES))
+    (tmp_path / "rows.csv").write_text(f"{header}\n{','.join(map(str, values[2].tolist()))}\n")
+    with pytest.raises(SystemExit) as ended:
+        device_command(["predict", *map(str, (exported, tmp_path / "rows.json", tmp_path / "rows.csv")), "--json"])
+    said = json.loads(capfd.readouterr().out)["predictions"]
+    assert ended.value.code == 0
+    assert [(row["file"], row["row"]) for row in said] == [
+        (str(tmp_path / "rows.json"), 1),
+        (str(tmp_path / "rows.json"), 2),
+        (str(tmp_path / "rows.csv"), 1),
+    ]
+    for row, probabilities in zip(said, expected, strict=True):
+        assert tuple(row["probabilities"]) == CLASSES
+        np.testing.assert_allclose(list(row["probabilities"].values()), probabilities, atol=1e-6)
+        assert row["class"] == CLASSES[probabilities.argmax()]
 
 
 def test_people_of_a_loader_are_dealt_to_sites_each_with_a_copy_of_its_own(tmp_path, silent):

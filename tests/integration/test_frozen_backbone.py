@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import pytest
@@ -113,6 +114,9 @@ def test_a_frozen_backbone_is_sent_once_and_stays_as_it_began(tmp_path, precisio
     # Sites hold the champion from the training job; retraining begins from the same backbone.
     assert travelled(erasing) == ({}, 0)
     assert {"unlearned", "relearned", "retrained"} <= set(record.models)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record.proceedings.began_with == f"the file backbone.safetensors (SHA-256 {sha256})"
+    assert record.proceedings.frozen_layers == {"backbone": sum(array.numel() for array in kept.values())}
     assert untouched(settings, kept)
     # What is trained travels in every round, in both directions.
     to, back = travelled(erasing, "head.")

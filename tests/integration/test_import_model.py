@@ -70,6 +70,7 @@ def test_an_imported_model_is_the_champion_and_forgets(fleet, tmp_path, silent):
     a_person_asks_at_each_site(settings)
     record = run_job(settings, "erase")
     assert record.released, record.verdict
+    assert record.proceedings.began_with == f"an imported model (the folder {model.name})"
     assert store.champions.current() == Champion(job=record.job, epoch=1)
     for folder in site_folders(settings.state_folder):
         with Site(folder) as site:

@@ -14,10 +14,12 @@ from click.testing import CliRunner
 from mlflow.deployments import get_deploy_client
 from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
+from mlflow.models.cli import commands as model_commands
 
 from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery.delivery import KEYS, opened
 from dlfd_fleet.federation.release.promotion import promote
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import dlfd_answers, open_tracker
 from tests.integration.registered_fleet import SIZE, registered_fleet
@@ -254,3 +256,77 @@ def test_what_mlflow_loads_names_every_answer(store, fleet):
     loader = sys.modules[model.metadata.flavors["python_function"]["loader_module"]]
     assert Path(loader.__file__).parent.name == "code"  # a copy, which MLflow may have deleted again once it was loaded
     assert "import dlfd_fleet" not in Path(dlfd_answers.__file__).read_text(encoding="utf-8")
+
+
+NUMBERS = ModelInput(shape=(3,), low=-4.0, high=4.0)
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory):
+    """The state folder of a fleet whose champion takes three numbers."""
+    state = tmp_path_factory.mktemp("clinic") / "state"
+    registered_fleet(Settings(state_folder=state), ("train-1",), NUMBERS)
+    return state
+
+
+@pytest.fixture
+def of_numbers(clinic, monkeypatch):
+    """The URI of its champion."""
+    monkeypatch.setenv("DLFD_FLEET_STATE_FOLDER", str(clinic))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(f"sqlite:///{clinic / 'mlflow.db'}")
+    return "models:/dlfd-fleet@champion"
+
+
+def test_mlflow_predicts_rows_of_numbers_in_the_models_range(of_numbers, tmp_path):
+    rows = NUMBERS.random(4)
+    expected = mlflow.pyfunc.load_model(of_numbers).predict(rows)
+    assert expected["answer"].tolist() == [("none", "glasses")[row.argmax()] for row in expected["probabilities"]]
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": rows.tolist()}))
+    files = ("-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json"))
+    asked = CliRunner().invoke(model_commands, ["predict", "-m", of_numbers, *files, "--env-manager", "local"])
+    assert asked.exit_code == 0, asked.output
+    said = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert said["answer"] == expected["answer"].tolist()
+    for outside in (5.0, float("nan")):
+        rows[2, 1] = outside
+        with pytest.raises(MlflowException, match=r"The inputs go from .*, and the model takes -4 to 4"):
+            mlflow.pyfunc.load_model(of_numbers).predict(rows)
+
+
+def test_a_deployment_of_a_model_of_numbers_answers_rows(of_numbers, clinic, tmp_path):
+    with opened(Settings(state_folder=clinic), create=True) as delivery:
+        delivery.repository.create(delivery.repository.folder / KEYS)
+    created = deployments("create", *TARGET, "--name", "clinic", "-m", of_numbers)
+    assert created.exit_code == 0, created.output
+    rows, asking = NUMBERS.random(4), ("predict", *TARGET, "--name", "clinic", "-I", str(tmp_path / "in.json"))
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": rows.tolist()}))
+    asked = deployments(*asking)
+    answers = json.loads(asked.output)["predictions"]
+    expected = mlflow.pyfunc.load_model(of_numbers).predict(rows)["probabilities"]
+    np.testing.assert_allclose([[row["none"], row["glasses"]] for row in answers], expected, atol=1e-6)
+    for given, why in (
+        ({"inputs": [[1, 2, 3], [1, 2, 9]]}, "row 2: the value 9 is outside the range from -4 to 4"),
+        ({"inputs": [[1, 2]]}, "row 1 has the shape (2,), and the model takes (3,)"),
+        ({"images": [[1, 2, 3]]}, 'The model takes 3 numbers from -4 to 4, a list of each under "inputs"'),
+    ):
+        (tmp_path / "in.json").write_text(json.dumps(given))
+        refused = deployments(*asking)
+        assert (refused.exit_code, why in refused.output) == (2, True), refused.output
+    assert "answers '" in deployments("run-local", *TARGET, "--name", "here", "-m", of_numbers).output
+
+
+def test_evaluate_asks_a_model_of_numbers_about_rows(of_numbers, clinic):
+    frame = frame_of(0.0).drop(columns="probabilities")
+    rows = NUMBERS.random(len(frame))
+    frame["input"] = list(rows)
+    frame["label"] = mlflow.pyfunc.load_model(of_numbers).predict(rows)["probabilities"].argmax(axis=1)
+    asking = {"targets": "label", "model_type": "classifier", "evaluators": "dlfd"}
+    with mlflow.start_run():
+        found = mlflow.models.evaluate(of_numbers, frame, evaluator_config={"resamples": 200}, **asking)
+        assert found.metrics["test_accuracy"] == 1.0
+        with pytest.raises(MlflowException, match="no column 'input'"):
+            mlflow.models.evaluate(of_numbers, frame.rename(columns={"input": "image"}), **asking)
+        frame.at[3, "input"] = rows[3] + 9.0
+        with pytest.raises(MlflowException, match=r"The column 'input' cannot be used: row 4: the value .* is outside"):
+            mlflow.models.evaluate(of_numbers, frame, **asking)

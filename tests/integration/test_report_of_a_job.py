@@ -41,6 +41,7 @@ def test_the_report_holds_what_the_ledgers_and_the_job_know(erased):
     assert all(report.deadline_met(one) for one in report.asked)
     assert sum(site.forget_images for site in report.sites) == report.purged_images == 6
     assert report.parent == json.loads((store.folders.model(record.job) / "card.json").read_text())["parent"]
+    assert (report.began_with, report.frozen_layers) == ("random weights", {})
     assert report.readings[0].round == 0
     assert {"asked", "distancing", "repair", "gate", "export", "audit-file", "settle"} <= report.phases.keys()
     assert sum(phase.seconds for phase in report.phases.values()) == pytest.approx(report.seconds)

@@ -20,7 +20,14 @@ from dlfd_fleet.unlearning import METHODS, Candidate, Method
 from tests.command import run_command
 from tests.small_networks import small_networks
 
-QUICK = ("--set", "unlearning.distancing_steps=2", "--set", "unlearning.repair_steps=2", "--set", "audit.resamples=200")
+QUICK = (
+    "--set",
+    "unlearning.distancing_steps=2",
+    "--set",
+    "unlearning.repair_epochs=0.3",
+    "--set",
+    "audit.resamples=200",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +93,7 @@ def test_another_registered_method_does_it_and_the_report_names_it(world):
 
 def in_this_process(folder, faces, person, silent, **options):
     settings = Settings(
-        unlearning={"max_rounds": 1, "distancing_steps": 2, "repair_steps": 2},
+        unlearning={"max_rounds": 1, "distancing_steps": 2, "repair_epochs": 0.3},
         erasure={"relearning_rounds": 0},
         audit={"resamples": 200},
     )

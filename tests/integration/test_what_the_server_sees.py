@@ -71,7 +71,11 @@ def test_no_name_no_path_and_no_pixel_of_anybody_reaches_the_server(tmp_path, ca
         (site.image_root / lost.image).unlink()
         site.manifest_file.touch()
     record_of_failure = run_job(settings, "train", grid, out)
-    assert "ImageError at this site; its site.log says more" in str(record_of_failure.absent)
+    with Site(site_folders(settings.state_folder)[0]) as site:
+        failed = f"site-{site.card.id}"
+    assert record_of_failure.absent == {
+        failed: "failed at query.pending: ImageError at this site; its site.log says more."
+    }
 
     seen = b"\0".join(bytes_of_message(message) for message in grid.seen)
     seen += bytes_of_folder(settings.state_folder / "coordinator") + out.getvalue().encode() + caplog.text.encode()

@@ -21,7 +21,7 @@ def methods_command(settings: Settings, methods: str, seeds: int, budget: str, c
         If nothing was measured.
     """
     folder = settings.state_folder / "bench"
-    plan = Plan(settings, choose_methods(methods), seeds, parse_duration(budget), folder)
+    plan = Plan(settings, choose_methods(methods, settings), seeds, parse_duration(budget), folder)
     results = run_bench(plan, ConsoleProgress(console))
     title = f"Unlearning methods, {seeds} seeds"
     show_results(settings, results.rows, results.missing, folder, title, console, results.failures)

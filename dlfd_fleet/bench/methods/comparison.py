@@ -17,10 +17,12 @@ from dlfd_fleet.bench.experiment import MAKES_MODELS, code_of_networks, digest_o
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
 from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import (
     METHODS,
     Candidate,
+    Method,
     UnlearningProblem,
     UnlearnOutcome,
     UtilityBound,
@@ -29,7 +31,10 @@ from dlfd_fleet.unlearning import (
     loss_monitor,
 )
 from dlfd_fleet.unlearning.methods import own_settings
+from dlfd_fleet.unlearning.references import References
 
+WITH_REFERENCES = "+references"
+"""What the name of a method ends with that is told what reference models say."""
 _RUN_APART = 1_000_000
 _MAKES_ROWS = (
     "dlfd_fleet.audit",
@@ -42,7 +47,7 @@ _MAKES_ROWS = (
 )
 
 
-def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row:
+def measure_method(models: ExperimentModels, name: str, index: int = 0) -> Row:
     """Run one method of the registry and attack what it leaves.
 
     Every candidate of its tuning grid starts from the original, under the same limit of wall-clock time; validation
@@ -50,9 +55,12 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
 
     Parameters
     ----------
+    name
+        Of the method; with ``+references`` it is told what reference models say, too.
     index
         Which of the method's runs; each has its own batches, augmentation and dropout.
     """
+    method, references = split_name(name)
     best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
     experiment = models.experiment
     gate = experiment.settings.unlearning
@@ -60,8 +68,9 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     original = monitor(models.original)
     bound = UtilityBound.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
-    for candidate in METHODS.find(method).candidates:
-        trial = _unlearn(models, method, candidate, _seed_of_run(experiment.seed, index))
+    known = models.references if references else None
+    for candidate in method.candidates:
+        trial = _unlearn(models, name, candidate, _seed_of_run(experiment.seed, index), known)
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), bound, gate.gate)
         if best is None or rank > best[0]:
@@ -84,7 +93,25 @@ def measure_method(models: ExperimentModels, method: str, index: int = 0) -> Row
     settings = _described(chosen)
     if chosen.unlearner is dlfd:
         settings = experiment.settings.unlearning.model_dump(exclude={"max_seconds", "epochs"}) | settings
-    return _row(models, method, observe(outcome.model, experiment), again, extra, settings, index=index)
+    return _row(models, name, observe(outcome.model, experiment), again, extra, settings, index=index)
+
+
+def split_name(name: str) -> tuple[Method, bool]:
+    """Return the method of a row's name, and whether it is told what reference models say.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such method, or it does not aim at what they say.
+    """
+    plain = name.removesuffix(WITH_REFERENCES)
+    method = METHODS.find(plain)
+    if plain != name and not method.aims_at_references:
+        raise ConfigurationError(
+            f"The method '{plain}' does not train on the retain set at its end, so that it aims at no references; "
+            f"leave '{WITH_REFERENCES}' out."
+        )
+    return method, plain != name
 
 
 def measure_baselines(models: ExperimentModels) -> Iterator[Row]:
@@ -104,11 +131,14 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
 
     The code is ours, and that of the packages that the method, the attacks and the network come from.
     """
-    tree = settings.model_dump(mode="json", include={"data", "model", "training", "unlearning", "audit", "bench"})
+    sections = {"data", "model", "training", "unlearning", "audit", "bench"}
+    plain = method.removesuffix(WITH_REFERENCES)
+    sections |= {"references"} if plain != method else set()
+    tree = settings.model_dump(mode="json", include=sections)
     tree["bench"].pop("jobs")
     # Rows of different code belong in no one table.
     code = digest_of_code(*MAKES_MODELS, *_MAKES_ROWS)
-    tried = METHODS[method].candidates if method in METHODS else ()
+    tried = METHODS[plain].candidates if plain in METHODS else ()
     candidates = [(_described(one), code_of(one.unlearner)) for one in tried]
     attacks = [(attack.name, code_of(attack.score)) for attack in ATTACKS.values()]
     parts = json.dumps([tree, method, candidates, attacks, faces, code, code_of_networks(settings.model)], default=str)
@@ -129,7 +159,9 @@ def _seed_of_run(seed: int, index: int) -> int:
     return seed + _RUN_APART * index
 
 
-def _unlearn(models: ExperimentModels, method: str, candidate: Candidate, seed: int) -> _Trial:
+def _unlearn(
+    models: ExperimentModels, method: str, candidate: Candidate, seed: int, references: References | None
+) -> _Trial:
     """Run a candidate on a copy of the original."""
     before = models.measure_seconds()
     experiment = models.experiment
@@ -151,6 +183,7 @@ def _unlearn(models: ExperimentModels, method: str, candidate: Candidate, seed: 
                 seed=seed,
                 class_weights=experiment.class_weights,
                 augment=augmentation(experiment.settings.bench.augmentation),
+                references=references,
             ),
         )
     passes = before.mean_with(models.measure_seconds())

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from dlfd_fleet.bench.experiment import Kind, deal_experiment, trained_model
-from dlfd_fleet.bench.methods.comparison import measure_baselines, measure_method, row_key
+from dlfd_fleet.bench.methods.comparison import (
+    WITH_REFERENCES,
+    measure_baselines,
+    measure_method,
+    row_key,
+    split_name,
+)
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
 from dlfd_fleet.bench.workers import worker_processes
 from dlfd_fleet.cores import usable_cores
 from dlfd_fleet.data import open_source
-from dlfd_fleet.exceptions import FleetError
+from dlfd_fleet.exceptions import ConfigurationError, FleetError
 from dlfd_fleet.progress import Advance, ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.methods import METHODS
@@ -55,17 +61,26 @@ class Results:
     failures: tuple[str, ...]
 
 
-def choose_methods(text: str) -> tuple[str, ...]:
-    """Return the methods that a comma-separated list names, or all of them.
+def choose_methods(text: str, settings: Settings) -> tuple[str, ...]:
+    """Return the methods that a comma-separated list names, or all of them, with and without references.
 
     Raises
     ------
     ConfigurationError
-        If there is no such method.
+        If there is no such method, or one is to aim at references and cannot, or there are to be none.
     """
     if text == "all":
-        return tuple(METHODS)
-    return tuple(METHODS.find(name).name for name in dict.fromkeys(part.strip() for part in text.split(",")))
+        names = [
+            (name,) if not METHODS[name].aims_at_references else (name, name + WITH_REFERENCES) for name in METHODS
+        ]
+        return tuple(name for each in names for name in each if settings.references.models or name in METHODS)
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in chosen:
+        if split_name(name)[1] and not settings.references.models:
+            raise ConfigurationError(
+                f"'{name}' needs reference models, and references.models is 0; set how many to train, such as 4."
+            )
+    return chosen
 
 
 def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
@@ -75,7 +90,7 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     jobs = plan.settings.bench.jobs
     threads = max(1, usable_cores() // jobs)
     for name in plan.methods if plan.settings.data.multi_label else ():
-        METHODS.find(name).refuse_labels()
+        split_name(name)[0].refuse_labels()
     _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
     with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):
@@ -85,7 +100,10 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
                 continue
             trainings: list[tuple[Kind, int]] = [("original", 0)]
             trainings += [("retrained", index) for index in range(plan.settings.bench.retrained)]
-            with progress.phase(f"Seed {seed}: training original and retrained models", len(trainings)) as advance:
+            if any(name.endswith(WITH_REFERENCES) for name in plan.methods):
+                trainings += [("reference", index) for index in range(plan.settings.references.models)]
+            title = f"Seed {seed}: training what methods begin with and are measured against"
+            with progress.phase(title, len(trainings)) as advance:
                 tasks = {f"{kind} model {index}": (_train, plan, seed, kind, index) for kind, index in trainings}
                 failures += _gather(pool, seed, tasks, advance)
             with progress.phase(f"Seed {seed}: methods", len(todo)) as advance:
@@ -114,7 +132,7 @@ class _Work:
         if self.name == BASELINES:
             names = [ORIGINAL, *_numbered(RETRAINED, settings.bench.retrained)]
         else:
-            names = _numbered(self.name, METHODS.find(self.name).runs)
+            names = _numbered(self.name, split_name(self.name)[0].runs)
         return [self.plan.folder / "rows" / f"{name}-seed-{self.seed}-{key}.json" for name in names]
 
     def done(self) -> bool:

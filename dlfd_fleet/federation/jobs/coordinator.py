@@ -156,7 +156,7 @@ class Coordinator:
             raise JobError(f"{len(first)} sites take part, fewer than {settings.least_sites}: {fleet.why_absent()}.")
         nodes = {reply.site: node for node, reply in replies.items()}
         for reply in first:
-            if reply.site not in nodes:
+            if reply.site not in nodes and site_name(reply.site) not in fleet.absent:
                 fleet.note_absent(site_name(reply.site), "was there when the job began, and has not come back")
         self._note_missing()
         present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}

@@ -15,7 +15,7 @@ from dlfd_fleet.federation.release.release_rule import may_release, may_retrain,
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
-from dlfd_fleet.models import ModelCard, digest, start, state_arrays
+from dlfd_fleet.models import ModelCard, described, digest, frozen_values, start, state_arrays
 from dlfd_fleet.unlearning.methods import METHODS
 
 
@@ -70,7 +70,12 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
         job.advance("settled", note=note, epoch=card.epoch, acknowledged=settled.acknowledged, forgotten=asked)
         return
     method = METHODS[job.settings.erasure.method]
-    job.note(parent=digest(origin.arrays), **method.described(method.unlearner_at_site))
+    job.note(
+        parent=digest(origin.arrays),
+        began_with=card.began_with or "",
+        frozen_layers=frozen_values(card.frozen, origin.arrays),
+        **method.described(method.unlearner_at_site),
+    )
     releaser.prepare()
     original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
     job.note_model("original", original, origin.effort)
@@ -93,7 +98,8 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
         retrained, reverdict = _retrain(job, card, original)
         verdict = _beside_retrained(job, verdict, retrained)
         if retrain_instead(verdict, job.settings):
-            new, arrays, verdict = new.model_copy(update={"kind": "retrained"}), retrained.arrays, reverdict
+            retrained_from = {"kind": "retrained", "began_with": described(card, job.settings.model.weights)}
+            new, arrays, verdict = new.model_copy(update=retrained_from), retrained.arrays, reverdict
             forgotten = asked  # nobody trained on any of them
             job.note(retrained=True)
     job.advance("judged", verdict=verdict)

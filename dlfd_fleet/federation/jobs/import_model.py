@@ -13,6 +13,7 @@ from dlfd_fleet.federation.jobs.run import carry_out
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.models import load_model, permit, save_model
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_tracker
@@ -20,6 +21,9 @@ from dlfd_fleet.tracking.weights import downloaded_weights, is_of_mlflow
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
+
+
+_LONGEST_SOURCE = 120
 
 
 class _NoNodes:
@@ -71,7 +75,16 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
                 "it there (`dlfd-fleet registry promote`)."
             )
         record = store.new_job("import", settings)
-        card = card.model_copy(update={"kind": "original", "parent": None, "job": record.job, "frozen": model.frozen})
+        shown = source if is_of_mlflow(source) else f"the folder {Path(source).name}"
+        card = card.model_copy(
+            update={
+                "kind": "original",
+                "parent": None,
+                "job": record.job,
+                "frozen": model.frozen,
+                "began_with": f"an imported model ({visible(shown, _LONGEST_SOURCE)})",
+            }
+        )
         save_model(model, card, store.folders.model(record.job))
         return carry_out(cast("Grid", _NoNodes()), store, tracker, progress, record)
 

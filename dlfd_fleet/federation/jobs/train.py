@@ -23,6 +23,7 @@ from dlfd_fleet.models import (
     ModelCard,
     build,
     build_empty,
+    described,
     digest,
     load_arrays,
     normalised,
@@ -31,7 +32,7 @@ from dlfd_fleet.models import (
     with_frozen,
 )
 
-_GIVEN = "given"
+_GIVEN, _OF_AN_APP = "given", "weights of the app's own"
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,9 @@ def _given(job: Coordinator, card: ModelCard, found: tuple[ModelCard, AuditedMod
         raise JobError(f"The trained model is no {card.architecture}, which the task says it is. {error}") from error
     arrays, parent = state_arrays(model), kept.requests[0] if kept.requests else None
     begun: Arrays = {}
+    began_with: str | None = _OF_AN_APP
     if parent and found:
-        begun = dict(found[1].arrays)
+        begun, began_with = dict(found[1].arrays), found[0].began_with
         card = _frozen_so_far(card, arrays, begun, found[0])
     elif card.frozen:
         begun = state_arrays(start(card, job.settings.model.weights))
@@ -143,7 +145,7 @@ def _given(job: Coordinator, card: ModelCard, found: tuple[ModelCard, AuditedMod
     exact = {
         name: begun[name] for name in card.frozen_of(arrays) if name in begun and _alike(arrays[name], begun[name])
     }
-    return card.model_copy(update={"parent": parent}), arrays | exact
+    return card.model_copy(update={"parent": parent, "began_with": began_with}), arrays | exact
 
 
 def _alike(array: Tensor, begun: Tensor) -> bool:
@@ -199,7 +201,8 @@ def _beginning_anew(job: Coordinator, card: ModelCard) -> tuple[ModelCard, Array
         )
     torch.manual_seed(job.settings.seed)
     card = normalised(card, weights)
-    return card, state_arrays(start(card, weights))
+    arrays = state_arrays(start(card, weights))
+    return card.model_copy(update={"began_with": described(card, weights)}), arrays
 
 
 def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tuple[ModelCard, Arrays]:
@@ -216,7 +219,7 @@ def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tup
             "model.architecture to the champion's, or begin anew with `dlfd-fleet job start train --fresh`."
         )
     card = _frozen_so_far(card, champion.arrays, champion.arrays, before)
-    updates = {"classes": before.classes, "parent": digest(champion.arrays)}
+    updates = {"classes": before.classes, "parent": digest(champion.arrays), "began_with": before.began_with}
     return card.model_copy(update=updates), dict(champion.arrays)
 
 

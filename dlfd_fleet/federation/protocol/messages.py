@@ -265,7 +265,7 @@ class UnlearnResult(FleetMessage):
 
     def metrics(self) -> dict[str, float]:
         """Return what is logged of it."""
-        return self.model_dump(exclude={"epoch", "requests", "done"}, exclude_none=True)
+        return self.model_dump(exclude={"epoch", "requests"}, exclude_none=True)
 
 
 class AuditTask(FleetMessage):

@@ -123,6 +123,8 @@ class Notes(TypedDict, total=False):
     asked: tuple[AskedRequest, ...]
     sites: tuple[SiteShare, ...]
     parent: str
+    began_with: str
+    frozen_layers: dict[str, int]
     method: str
     retrained: bool
     attempts: int

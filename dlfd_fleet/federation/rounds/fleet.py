@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 WAITING = "waiting"
 _LONGEST_REASON = 500
+_OF_SITE = re.compile(r"site-(?P<site>[0-9a-f]{8}): ")
 _PATIENCE_WITH_SILENT = 5.0
 
 
@@ -117,6 +119,9 @@ class Fleet:
     held: HeldModels = field(default_factory=HeldModels, init=False)
     silent: frozenset[int] = field(default=frozenset(), init=False)
     without_half: frozenset[int] = field(default=frozenset(), init=False)
+    _recognised: dict[int, str] = field(default_factory=dict, init=False)
+    """What nodes are called that have failed before they said who they are."""
+    _keys: dict[int, str] = field(default_factory=dict, init=False)
     _missed: list[Callable[[str, str], None]] = field(default_factory=list, init=False)
     _given_up: frozenset[int] = field(default=frozenset(), init=False)
     """Members that were waited for in vain: nothing waits for them again until they are back."""
@@ -176,11 +181,13 @@ class Fleet:
 
     def name(self, node: int) -> str:
         """Return what a node is called in logs, MLflow and reports: its site's random id, or Flower's of the node."""
-        return self.names.get(node) or pseudonym(node)
+        return self.names.get(node) or self._recognised.get(node) or pseudonym(node)
 
     def keys(self) -> dict[int, str]:
         """Return the fingerprints of the connected nodes' keys, of those that have one."""
-        return public_keys(self.grid)
+        keys = public_keys(self.grid)
+        self._keys |= keys
+        return keys
 
     def wait_for_nodes(self, count: int = 1, patience: float = 60.0) -> tuple[int, ...]:
         """Return the connected nodes that take part, in order, after waiting until there are enough.
@@ -255,7 +262,7 @@ class Fleet:
             if message.has_error() and message.error.code == NOTHING_TO_TRAIN_ON:
                 self.without_half |= {node}
             elif message.has_error():
-                self._note_absence(node, f"failed at {kind}: {reason_of(message.error)}")
+                self._note_absence(node, f"failed at {kind}: {self._words_of(node, reason_of(message.error))}")
             else:
                 self.held.answered(node, tasks[node])
                 if node in exchange.shortened and self.held.gives_up(node, held=exchange.shortened[node]):
@@ -265,6 +272,7 @@ class Fleet:
         self.sent_bytes = sent_before + exchange.sent_bytes
         for node, reason in exchange.unanswered.items():
             if node not in self.silent:  # why it was left out is said already
+                self._recognise(node)
                 self._note_absence(node, reason)
         self.silent |= exchange.silent
 
@@ -316,6 +324,30 @@ class Fleet:
         for missed in self._missed:
             missed(site, reason)
         logger.warning("%s %s", site, reason)
+
+    def _words_of(self, node: int, reason: str) -> str:
+        """Return the words of a node's error, without the name of its site that they begin with, if it is that site."""
+        found = _OF_SITE.match(reason)
+        if found is None:
+            self._recognise(node)
+            return reason
+        self._recognise(node, found["site"])
+        return reason[found.end() :] if self.name(node) == site_name(found["site"]) else reason
+
+    def _recognise(self, node: int, claimed: str | None = None) -> None:
+        """Find out whose node fails that has not answered who it is: by its key, or else by what its error says.
+
+        An error is believed as an answer is: where keys are noted, the node must have the site's.
+        """
+        if node in self.names or node in self._recognised:
+            return
+        key = self._keys.get(node)
+        site = self.site_keys.site_of(key)
+        if site is None and claimed is not None and self.site_keys.may_be(claimed, key):
+            site = claimed
+        if site is not None and site_name(site) not in self.names.values():
+            self.notice({pseudonym(node): WAITING})
+            self._recognised[node] = site_name(site)
 
     def _note_absence(self, node: int, reason: str) -> None:
         reason = visible(reason, _LONGEST_REASON)  # some of it may be a site's own words

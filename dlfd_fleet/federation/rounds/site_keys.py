@@ -83,6 +83,27 @@ class SiteKeys:
             self._write(known | new)
         return refused
 
+    def site_of(self, key: str | None) -> str | None:
+        """Return the site that a key is noted for; None if it is for none, or keys do not outlive a process.
+
+        Raises
+        ------
+        JobError
+            If the file cannot be read.
+        """
+        known = self._read() if self.bound and key is not None else {}
+        return next((site for site, owned in known.items() if owned == key), None)
+
+    def may_be(self, site: str, key: str | None) -> bool:
+        """Tell whether nothing speaks against a node with this key being a site.
+
+        Raises
+        ------
+        JobError
+            If the file cannot be read.
+        """
+        return not self.bound or self._read().get(site, key) == key
+
     def _other_key(self, site: str, known: str, shown: str | None) -> str:
         has = f"has the key SHA256:{shown[:16]}" if shown else "has no key"
         return f"says that it is {_name(site)}, whose key is SHA256:{known[:16]}, and {has}{self._way_out(site)}"

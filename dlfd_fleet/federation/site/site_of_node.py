@@ -16,7 +16,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.data import canonical, listed
 from dlfd_fleet.exceptions import ConfigurationError, DataError, FleetError, JobError, MessageError
 from dlfd_fleet.federation.task import Task
-from dlfd_fleet.ledger.site import CARD_FILE, LOG_FILE, Site, site_folders
+from dlfd_fleet.ledger.site import CARD_FILE, LOG_FILE, Site, SiteCard, site_folders
 from dlfd_fleet.ledger.site_setup import init_site
 
 
@@ -50,7 +50,8 @@ def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
     """Open the site of a node, and close its ledger again.
 
     Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
-    site's own ``site.log`` instead, and the coordinator learns its kind.
+    site's own ``site.log`` instead, and the coordinator learns its kind. The text begins with the site's id, as far as
+    its card can be read: a node that fails at a job's first question has not said yet who it is.
 
     Raises
     ------
@@ -67,12 +68,21 @@ def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
             if task is not None:
                 _refuse_other_data(site, task)
             yield site
-    except (MessageError, JobError):
-        raise  # their words are about messages and counts
+    except (MessageError, JobError) as error:
+        raise type(error)(f"{_named(folder)}{error}") from error  # their words are about messages and counts
     except Exception as error:
         noted = _note(folder, error)
         more = "its site.log says more" if noted else "its site.log cannot be written; check space and rights there"
-        raise JobError(f"{type(error).__name__} at this site; {more}.") from None
+        raise JobError(f"{_named(folder)}{type(error).__name__} at this site; {more}.") from None
+
+
+def _named(folder: Path) -> str:
+    """Return what an error of a site begins with; nothing if its card cannot be read."""
+    try:
+        card = SiteCard.model_validate_json((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return f"site-{card.id}: " if "id" in card.model_fields_set else ""
 
 
 def _make_site(folder: Path, task: Task, loader: Component, context: Context) -> None:

@@ -81,6 +81,18 @@ def test_a_leak_a_lost_utility_or_a_collapse_fails(candidate, words):
     assert words in verdict.sentence()
 
 
+COLLAPSED = "balanced accuracy 0.550 is under 0.600: the model collapsed towards one answer"
+BEFORE = "the original model had collapsed already, before the erasure: its balanced accuracy was 0.520"
+
+
+@pytest.mark.parametrize("judged", [judge, judge_retrained])
+def test_a_collapse_from_before_the_erasure_is_not_laid_at_its_door(judged):
+    candidate = scores(balanced=0.55)
+    assert judged(ORIGINAL, candidate, SETTINGS).reasons == (COLLAPSED,)
+    assert judged(scores(auc=0.8, balanced=0.52), candidate, SETTINGS).reasons == (COLLAPSED, BEFORE)
+    assert BEFORE not in judged(scores(auc=0.8, balanced=0.52), scores(), SETTINGS).reasons  # it is well again
+
+
 @pytest.mark.parametrize(
     ("original", "candidate", "words"),
     [

@@ -18,7 +18,7 @@ from dlfd_fleet.bench.results import parse_duration, show_results
 from dlfd_fleet.bench.rows import RETRAINED, Row
 from dlfd_fleet.exceptions import ConfigurationError, JobError
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.unlearning import Cost
+from dlfd_fleet.unlearning import METHODS, Cost
 
 
 def row(method, seed, index=0, gap=0.0, **metrics):
@@ -75,10 +75,17 @@ def test_a_wrong_duration_is_one_sentence(text):
 
 
 def test_methods_are_chosen_by_name():
-    assert choose_methods("dlfd, fine-tune,dlfd") == ("dlfd", "fine-tune")
-    assert len(choose_methods("all")) == 16
+    settings, without = Settings(), Settings(references={"models": 0})
+    assert choose_methods("dlfd, fine-tune+references,dlfd", settings) == ("dlfd", "fine-tune+references")
+    aiming = {"dlfd", "dlfd-longer", "fine-tune", "cf-k", "eu-k", "unsir", "msg", "not"}
+    assert {name for name in choose_methods("all", settings) if "+" in name} == {f"{one}+references" for one in aiming}
+    assert choose_methods("all", without) == tuple(METHODS)
     with pytest.raises(ConfigurationError, match="There is no method 'nothing'"):
-        choose_methods("nothing")
+        choose_methods("nothing", settings)
+    with pytest.raises(ConfigurationError, match="'ssd' does not train on the retain set at its end"):
+        choose_methods("ssd+references", settings)
+    with pytest.raises(ConfigurationError, match=r"references\.models is 0"):
+        choose_methods("dlfd+references", without)
 
 
 def test_the_floor_adds_up_the_passes():

@@ -33,7 +33,7 @@ def models(synthetic_faces, tmp_path):
         data={"image_size": 32, "validation_people": 3, "test_people": 3},
         model={"architecture": "mobilenet_v3_small"},
         bench={"epochs": 1, "batch_size": 8, "relearning_epochs": 1, "time_limit": 0.5},
-        unlearning={"distancing_steps": 1, "repair_steps": 1, "max_rounds": 1},
+        unlearning={"distancing_steps": 1, "repair_epochs": 0.1, "max_rounds": 1},
         audit={"resamples": 200},
     )
     with small_networks():

@@ -12,8 +12,9 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply, RequestDates, SettleResult
-from dlfd_fleet.federation.rounds.fleet import Fleet, pseudonym
+from dlfd_fleet.federation.rounds.fleet import WAITING, Fleet, pseudonym
 from dlfd_fleet.federation.rounds.requests import Settled, ask_pending, settle
+from dlfd_fleet.federation.rounds.site_keys import SiteKeys
 from dlfd_fleet.model_input import image_input
 
 SITE, OTHER = "0a1b2c3d", "11111111"
@@ -98,6 +99,51 @@ def test_a_fleet_without_an_answer_says_who_is_absent_and_why():
     with pytest.raises(JobError, match="No site connected"):
         Fleet(ScriptedGrid({}), timeout=1.0).wait_for_nodes(patience=0.0)
     assert Fleet(ScriptedGrid({1: None}), timeout=1.0).wait_for_nodes(2, patience=0.0) == (1,)
+
+
+def raised(words):
+    return Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=words)
+
+
+class KeyedGrid(ScriptedGrid):
+    """Each node has a key of its own."""
+
+    def get_nodes(self):
+        return [
+            NodeInfo(node_id=node, public_key=f"-----BEGIN PUBLIC KEY-----\n{node}".encode()) for node in self.answers
+        ]
+
+
+def test_a_site_that_fails_at_the_first_question_is_named_by_its_key_with_the_reason_that_it_gave():
+    keys, other = SiteKeys(), REPLY.model_copy(update={"site": OTHER, **asking("r3")})
+    ask_pending(Fleet(KeyedGrid({1: REPLY.to_records(), 2: other.to_records()}), timeout=1.0, site_keys=keys), QUERY)
+    grid = KeyedGrid({1: REPLY.to_records(), 2: raised("RuntimeError: no"), 3: raised(f"site-{OTHER}: no")})
+    fleet = Fleet(grid, timeout=1.0, site_keys=keys)
+    ask_pending(fleet, QUERY)
+    assert fleet.absent == {
+        f"site-{OTHER}": "failed at query.pending: RuntimeError: no",
+        # Whoever only says so is not believed where keys are known.
+        pseudonym(3): f"failed at query.pending: site-{OTHER}: no",
+    }
+    silent = Fleet(KeyedGrid({1: REPLY.to_records(), 2: None}), timeout=0.3, site_keys=keys)
+    ask_pending(silent, QUERY)
+    assert list(silent.absent) == [f"site-{OTHER}"]
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_site_without_a_known_key_that_fails_is_named_as_its_error_says(bound):
+    seen = {}
+    grid = ScriptedGrid({1: REPLY.to_records(), 2: raised(f"site-{OTHER}: DataError at this site; see there.")})
+    fleet = Fleet(grid, timeout=1.0, site_keys=SiteKeys(bound=bound), notice=seen.update)
+    ask_pending(fleet, QUERY)
+    words = "failed at query.pending: DataError at this site; see there."
+    assert fleet.absent == {f"site-{OTHER}": words}
+    assert (seen[f"site-{OTHER}"], seen[pseudonym(2)]) == (words, WAITING)
+    # Once it has answered who it is, its name is not said twice, and it cannot take another one.
+    for said, shown in ((SITE, "no"), (OTHER, f"site-{OTHER}: no")):
+        grid.answers[1] = raised(f"site-{said}: no")
+        assert not list(fleet.exchange(MessageType.TRAIN, {1: RecordDict()}, "1"))
+        assert fleet.absent[f"site-{SITE}"] == f"failed at train: {shown}"
 
 
 def test_a_refused_reply_is_noted_and_told():

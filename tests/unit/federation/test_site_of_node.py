@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from flwr.app import Context, RecordDict
 
-from dlfd_fleet.exceptions import ConfigurationError, DataError, JobError
+from dlfd_fleet.exceptions import ConfigurationError, DataError, JobError, MessageError
 from dlfd_fleet.federation.site.site_of_node import site_of_node
-from dlfd_fleet.ledger import SiteCard, create_site
+from dlfd_fleet.ledger import Site, SiteCard, create_site
 from dlfd_fleet.model_input import image_input
 
 
@@ -31,6 +31,12 @@ def test_a_supernode_has_the_site_that_its_own_configuration_names(state):
         assert site.card.name == "site-1"
 
 
+def named(state):
+    """What errors of the first site begin with."""
+    with Site(state / "sites" / "site-1") as site:
+        return f"site-{site.card.id}: "
+
+
 @pytest.mark.parametrize("number", [-1, 2])
 def test_a_node_without_a_site_is_told_what_to_do(state, number):
     with (
@@ -43,7 +49,7 @@ def test_a_node_without_a_site_is_told_what_to_do(state, number):
 def test_no_name_leaves_a_site_in_an_error(state):
     with pytest.raises(JobError) as caught, site_of_node(context(**{"partition-id": 0})):
         raise DataError("images/anna/1.png is truncated")
-    assert str(caught.value) == "DataError at this site; its site.log says more."
+    assert str(caught.value) == f"{named(state)}DataError at this site; its site.log says more."
     assert caught.value.__cause__ is None
     assert "images/anna/1.png is truncated" in (state / "sites" / "site-1" / "site.log").read_text()
 
@@ -56,7 +62,7 @@ def test_an_error_about_counts_is_passed_on(state):
 def test_an_error_of_the_disk_is_a_sentence_in_the_log_and_the_coordinator_learns_no_path(state):
     with pytest.raises(JobError) as caught, site_of_node(context(**{"partition-id": 0})):
         (state / "nowhere" / "file").read_bytes()
-    assert str(caught.value) == "FileNotFoundError at this site; its site.log says more."
+    assert str(caught.value) == f"{named(state)}FileNotFoundError at this site; its site.log says more."
     (line,) = (state / "sites" / "site-1" / "site.log").read_text().splitlines()
     assert line.endswith(f"No such file or directory: '{state / 'nowhere' / 'file'}'")
 
@@ -66,5 +72,28 @@ def test_a_log_that_cannot_be_written_hides_no_error(state):
     with pytest.raises(JobError) as caught, site_of_node(context(**{"partition-id": 0})):
         raise DataError("images/anna/1.png is truncated")
     assert str(caught.value).startswith(
-        "DataError at this site; its site.log cannot be written; check space and rights"
+        f"{named(state)}DataError at this site; its site.log cannot be written; check space and rights"
     )
+
+
+def test_an_error_says_whose_it_is_unless_the_card_cannot_be_read(state):
+    for error in (JobError, MessageError):
+        with (
+            pytest.raises(error, match=f"^{named(state)}two images are too few$"),
+            site_of_node(context(**{"partition-id": 0})),
+        ):
+            raise error("two images are too few")
+    name = named(state)
+    (state / "sites" / "site-1" / "ledger.db").write_bytes(b"no ledger")
+    with pytest.raises(JobError, match=f"^{name}LedgerError at this site"):
+        opened()
+    card = state / "sites" / "site-1" / "site.json"
+    for content in (b"{}", b"\xff", card.read_bytes().replace(b'"id"', b'"ld"')):
+        card.write_bytes(content)
+        with pytest.raises(JobError, match=r"^ConfigurationError at this site"):
+            opened()
+
+
+def opened():
+    with site_of_node(context(**{"partition-id": 0})):
+        pass

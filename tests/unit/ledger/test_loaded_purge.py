@@ -65,6 +65,11 @@ def numbers_of(site, person):
     return [images[number].numpy().tobytes() for number in rows]
 
 
+def digests_of(site):
+    manifest = site.manifest()
+    return zip(image_digests(manifest), manifest.rows, strict=True)
+
+
 def everything_in(folder):
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
@@ -118,6 +123,22 @@ def test_the_bytes_of_a_forgotten_row_are_nowhere_afterwards(hospital):
         gone = [value.tobytes() in stored for name, value in zip(names, values, strict=True) if name == person]
         assert gone == [False] * 4
         assert len(Visits(hospital / "hospital.db")) == len(names) - 4
+
+
+def test_who_has_a_ledger_without_its_key_cannot_test_a_guess_of_a_purged_row(hospital):
+    tombstones, folders = [], (hospital / "one", hospital / "other")
+    for folder in folders:  # two sites with the same rows
+        with make_site(folder, file=str(hospital / "hospital.db"), deletes=False) as site:
+            person = trained(site)
+            digests = [digest for digest, row in digests_of(site) if row.identity == person]
+            purge_request(site, release(site, person))
+            found = site.ledger.tombstones()
+            assert [digest in found for digest in digests] == [True] * 4
+            tombstones.append(set(found.requests))
+        content = everything_in(site.folder)
+        assert not any(digest.encode() in content or bytes.fromhex(digest) in content for digest in digests)
+    assert len(tombstones[0]) == len(tombstones[1]) == 4
+    assert tombstones[0].isdisjoint(tombstones[1])
 
 
 STUBBORN = {

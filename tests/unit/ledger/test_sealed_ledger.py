@@ -104,7 +104,7 @@ def test_a_row_that_is_gone_is_seen(file, table, which):
         "DELETE FROM leftover",
         "DELETE FROM trained WHERE person_digest = 'digest of emil'",
         "UPDATE ledger SET epoch = 0",
-        "INSERT INTO ledger SELECT 6, epoch, last, rows, nonce, members, seal FROM ledger",
+        "INSERT INTO ledger SELECT 7, epoch, last, rows, nonce, members, seal FROM ledger",
         "UPDATE ledger SET rows = rows - 1; DELETE FROM leftover",
         # A tombstone moved to another request with its seal, and a copy of a row
         "UPDATE tombstone SET request = (SELECT id FROM request WHERE identity = 'anna')",
@@ -147,11 +147,18 @@ def test_a_changed_row_is_not_used_and_never_sealed_anew(file):
 
 
 def test_a_missing_row_is_still_seen_after_honest_changes(file):
-    change(file, "DELETE FROM tombstone WHERE sha256 LIKE 'ab%'")
+    change(file, "DELETE FROM tombstone WHERE content_digest = (SELECT max(content_digest) FROM tombstone)")
     with Ledger(file, KEY) as ledger:
         request = ledger.request("emil", "digest of emil", DEADLINE)
         ledger.purged(request.id, ["ef" * 32])
     assert_seen(file)
+
+
+def test_the_digest_of_a_purged_image_is_not_in_the_file(file):
+    with Ledger(file, KEY) as ledger:
+        ledger.note_leftovers(ledger.requests(RequestState.PURGING)[0].id, [])
+        assert "ab" * 32 in ledger.tombstones()
+    assert b"abababab" not in file.read_bytes()
 
 
 def test_another_key_does_not_open_it(file):

@@ -1,5 +1,7 @@
 """Starting weights: files and torchvision's, over fresh weights; what does not fit is said by name."""
 
+import hashlib
+
 import pytest
 import torch
 import torchvision
@@ -9,7 +11,7 @@ from torch import nn
 from dlfd_fleet.components import name_of
 from dlfd_fleet.exceptions import ModelFileError
 from dlfd_fleet.model_input import image_input
-from dlfd_fleet.models import ModelCard, build, normalised, permit, start, state_arrays
+from dlfd_fleet.models import ModelCard, build, described, frozen_values, normalised, permit, start, state_arrays
 from dlfd_fleet.settings import ModelSettings
 
 CARD = ModelCard(architecture="mobilenet_v3_small", classes=("no", "yes", "perhaps"), input=image_input(32))
@@ -209,3 +211,20 @@ def test_layers_to_freeze_come_in_one_text_and_must_be_names():
     for wrong in ("backbone,", "a..b", "a b"):
         with pytest.raises(ValueError, match="frozen"):
             ModelSettings(frozen=wrong)
+
+
+def test_what_weights_begin_with_is_said_without_the_path_of_a_file(tmp_path):
+    file = write(arrays(1), tmp_path / "mine.safetensors")
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert described(OWN, str(file)) == f"the file mine.safetensors (SHA-256 {sha256})"
+    assert described(CARD, None) == "random weights"
+    assert described(OWN, None) == f"what {OWN.architecture} makes"
+    assert described(CARD, "DEFAULT") == "torchvision's MobileNet_V3_Small_Weights.IMAGENET1K_V1"
+    with pytest.raises(ModelFileError, match="Cannot read the starting weights"):
+        described(OWN, str(tmp_path / "none.pt"))
+
+
+def test_values_of_frozen_layers_are_counted_once_each():
+    found = arrays(1)
+    assert frozen_values(("1", "2.running_mean", "1.bias"), found) == {"1": 48 * 8 + 8, "2.running_mean": 8}
+    assert frozen_values((), found) == {}

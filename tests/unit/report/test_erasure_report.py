@@ -73,6 +73,34 @@ def test_the_page_names_the_method_its_package_and_its_own_hyper_parameters(chan
     assert words in read_words(**changes)
 
 
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"stem": 9}, "It has 1 frozen layer, with 9 values that no job trains: stem."),
+        (
+            {"stem": 1000, "body.1": 200},
+            "It has 2 frozen layers, with 1,200 values that no job trains: stem, body.1.",
+        ),
+        (
+            {"stem": 5} | {f"body.{block}.{layer}.weight": 1 for block in (1, 2) for layer in range(10)},
+            "It has 21 frozen layers, with 25 values that no job trains: stem, 10 in body.1, 10 in body.2.",
+        ),
+        (
+            {f"layer{number}": 1 for number in range(14)},
+            f"14 values that no job trains: {', '.join(f'layer{number}' for number in range(12))}, and 2 more.",
+        ),
+    ],
+)
+def test_the_page_lists_the_frozen_layers_by_their_prefixes(layers, words):
+    assert words in read_words(frozen_layers=layers)
+    assert "frozen" not in read_words()
+
+
+def test_the_page_says_what_the_models_first_training_began_with():
+    assert "The fleet's model began with torchvision's X." in read_words(began_with="torchvision's X")
+    assert "began with" not in read_words()
+
+
 def test_the_page_tells_everything_that_the_report_holds():
     report = make_report()
     text = read(report).text

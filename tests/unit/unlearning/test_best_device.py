@@ -25,7 +25,7 @@ from dlfd_fleet.unlearning.methods import METHODS
 
 BEST = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CARD = ModelCard(architecture="resnet18", classes=("glasses", "no glasses"), input=image_input(32))
-SETTINGS = UnlearningSettings(epochs=1, batch_size=8, distancing_steps=2, repair_steps=2, gate=0.0, max_rounds=2)
+SETTINGS = UnlearningSettings(epochs=1, batch_size=8, distancing_steps=2, repair_epochs=0.5, gate=0.0, max_rounds=2)
 
 
 def faces(count, seed):

@@ -10,7 +10,7 @@ from dlfd_fleet.models import WrappedClassifier, state_arrays
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning import METHODS, LabelledImages, UnlearningProblem, dlfd, fit, recalibrate
 
-SETTINGS = UnlearningSettings(epochs=1, batch_size=8, max_rounds=1, distancing_steps=2, repair_steps=2)
+SETTINGS = UnlearningSettings(epochs=1, batch_size=8, max_rounds=1, distancing_steps=2, repair_epochs=0.5)
 RUNS = [
     pytest.param(unlearner, id=f"{name}-{number}")
     for name, method in METHODS.items()

@@ -23,7 +23,7 @@ from dlfd_fleet.unlearning.references import (
 )
 
 SETTINGS = UnlearningSettings(
-    batch_size=8, learning_rate=0.05, repair_learning_rate=0.05, epochs=20, repair_steps=150, max_utility_drop=1.0
+    batch_size=8, learning_rate=0.05, repair_learning_rate=0.05, epochs=20, repair_epochs=30, max_utility_drop=1.0
 )
 
 
@@ -98,8 +98,10 @@ def test_the_loss_is_least_at_the_targets_and_zero_there(multi_label):
     assert target_loss(logits + torch.randn(6, 3), targets, multi_label=multi_label).item() > 0.01
 
 
-@pytest.mark.parametrize("labels", [None, 3])
-@pytest.mark.parametrize("method", ["dlfd", "fine-tune", "msg", "not"])
+@pytest.mark.parametrize(
+    ("method", "labels"),
+    [("dlfd", None), ("dlfd", 3), ("fine-tune", None), ("fine-tune", 3), ("not", None), ("not", 3), ("msg", None)],
+)
 def test_a_method_comes_nearer_to_the_targets_with_references_than_without(method, labels):
     model, classes = classifier(labels or 2), labels or 2
     retain, forget, validation = (labelled(count, seed, labels) for seed, count in enumerate((40, 8, 12)))
@@ -117,7 +119,7 @@ def test_a_method_comes_nearer_to_the_targets_with_references_than_without(metho
         )
         outcome = METHODS[method].default.unlearner(problem)
         far[known is None] = np.abs(predict_probabilities(outcome.model, forget) - targets.numpy()).mean()
-    assert far[False] < 0.9 * far[True]
+    assert far[False] < 0.8 * far[True]
 
 
 def test_images_that_no_model_has_answered_are_aimed_at_nothing():
@@ -165,7 +167,7 @@ def test_dlfd_says_how_much_is_left_where_reference_models_have_answered():
     mine, others = (torch.from_numpy(predict_probabilities(model, part)).log() for part in (forget, validation))
     easier = torch.where(forget.labels[:, None] == torch.arange(2), 9.0, 0.0)
     known = ReferenceAnswers(torch.stack([mine - easier, mine]), torch.tensor([[False], [True]]).expand(2, 8))
-    settings = SETTINGS.model_copy(update={"max_rounds": 1, "repair_steps": 1, "distancing_steps": 1})
+    settings = SETTINGS.model_copy(update={"max_rounds": 1, "repair_epochs": 0.1, "distancing_steps": 1})
     problem = UnlearningProblem(
         model=model,
         retain=labelled(40, 0),
@@ -177,3 +179,33 @@ def test_dlfd_says_how_much_is_left_where_reference_models_have_answered():
     outcome = dlfd(problem)
     assert not outcome.success
     assert any("left, by models that never saw them" in reason for reason in outcome.failures)
+
+
+def with_batch_norm():
+    torch.manual_seed(0)
+    return WrappedClassifier(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), "3"
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_site_trains_towards_references_and_distances_where_there_are_none(known):
+    model, forget = with_batch_norm(), labelled(8, 1)
+    wanted = 3.0 * torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outcome = METHODS["dlfd"].unlearner_at_site(
+        UnlearningProblem(
+            model=model,
+            retain=labelled(40, 0),
+            forget=forget,
+            settings=SETTINGS,
+            references=References(answers(wanted)) if known else None,
+        )
+    )
+    far = np.abs(predict_probabilities(outcome.model, forget) - wanted.softmax(1).numpy()).mean()
+    assert (far < 0.3) == known
+    assert (outcome.cost.noise_images == 0) == known
+    statistics = [name for name in before if "running" in name or "num_batches" in name]
+    kept = [torch.equal(model.state_dict()[name], before[name]) for name in statistics]
+    assert len(kept) == 3
+    assert all(kept) == known  # other sites have no part in these few steps, and the statistics are theirs, too
