@@ -77,6 +77,7 @@ def calibrate(rounds: Rounds, arrays: Arrays, norms: Mapping[str, float]) -> Arr
     tasks = dict.fromkeys(job.fleet.wait_for_nodes(), records)
     for reply in job.fleet.exchange(FitTask.TYPE, tasks, str(number), job.card):
         result = FitResult.from_records(reply.records, reply.sender)
+        job.fleet.worked(reply.node, result.seconds)
         model = rounds.trained_arrays(reply, task, arrays)
         length = check_update(model, job.card.trained(arrays), reply.sender).trained
         scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)

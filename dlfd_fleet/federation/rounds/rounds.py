@@ -268,6 +268,7 @@ class Rounds:
         A site that has nothing left to unlearn, and was asked whether it has, sends no arrays.
         """
         result = expected.from_records(reply.records, reply.sender)
+        self.job.fleet.worked(reply.node, result.seconds)
         done = isinstance(result, UnlearnResult) and result.done
         if done and not (isinstance(task, UnlearnTask) and task.to_gate):
             raise MessageError(f"{reply.sender} says that nothing is left to unlearn, and cannot know; it was refused.")
