@@ -126,6 +126,8 @@ class AskedFleet:
         methods = [name for name in self.seed.methods if name in wanted]
         if not methods:
             return
+        if ORIGINAL not in wanted:  # nodes load much when they first train, and that is no method's cost
+            self._trained_on(grid, nodes, original)
         audited = seed.erasure(fleet).audits.audit(original, "Attacking the original model", ORIGINAL)
         for name in methods:
             if time.monotonic() >= deadline:
@@ -163,12 +165,13 @@ class AskedFleet:
 
     def _train_on(self, name: str, grid: Grid, nodes: frozenset[int], arrays: Arrays) -> None:
         """Train a copy of a model on, at all sites alike, to see what comes back."""
-        if self.models.has(f"{name}.relearned"):
-            return
+        if not self.models.has(f"{name}.relearned"):
+            self.models.save(f"{name}.relearned", self._trained_on(grid, nodes, arrays))
+
+    def _trained_on(self, grid: Grid, nodes: frozenset[int], arrays: Arrays) -> Arrays:
         training, rounds = self.settings.training, self.seed.erasure(self.seed.fleet(grid, nodes)).rounds
         with self.seed.progress.phase("Training on", len(nodes)) as advance:
-            again = rounds.fit_round(arrays, "relearn", training.local_epochs, training.learning_rate, advance)
-        self.models.save(f"{name}.relearned", again)
+            return rounds.fit_round(arrays, "relearn", training.local_epochs, training.learning_rate, advance)
 
     def _ask_to_be_forgotten(self, settings: Settings) -> None:
         for name, people in self.people.items():
