@@ -387,7 +387,12 @@ class ErasureSettings(Section):
         description="How sites unlearn: dlfd, or another registered method that they have.",
     )
     unlearning: SiteUnlearningSettings = Field(default_factory=SiteUnlearningSettings)
-    repair_epochs: Count = Field(2, description="Plain epochs on all sites' retain images in one round.")
+    repair_epochs: Count = Field(2, description="Plain epochs on retain images in one round of repair.")
+    repair_share: Fraction = Field(
+        0.25,
+        description="Where reference models have answered: share of the sites not asked to forget that take part in "
+        "repair, in training on, and in the audit of each file.",
+    )
     learning_rate: Positive = Field(0.015, description="SGD step of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     relearning_rounds: Steps = Field(

@@ -243,6 +243,8 @@ def _predicate(report: ErasureReport) -> Predicate:
             "sites": len(report.sites),
             "sites_acknowledged": len(report.acknowledged),
             "purged_images": report.purged_images,
+            **{f"sites_audited_{name}": model.sites for name, model in report.models.items() if model.sites},
+            **{f"sites_audited_{form}": file.sites for form, file in files.items() if file.sites},
         },
         software=report.software,
         settings_sha256=report.settings_sha256,

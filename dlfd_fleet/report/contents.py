@@ -81,6 +81,8 @@ class ModelResult(Part):
     scores: Scores
     seconds: float
     bytes_sent: int
+    sites: int = 0
+    """That answered its audit; 0 where an earlier release did not count them."""
 
 
 class FileResult(Part):
@@ -95,6 +97,8 @@ class FileResult(Part):
     agreement: float | None
     """Share of the images of which the file and torch name the same class."""
     scores: Scores
+    sites: int = 0
+    """That answered its audit; 0 where an earlier release did not count them."""
     verdict: Verdict | None
 
 

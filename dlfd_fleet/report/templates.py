@@ -117,9 +117,11 @@ ERASURE = """{% extends "base" %}
 {% for sentence in words.weights(report) %}<p>{{ sentence }}</p>{% endfor %}
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
 <ul>
-<li>Sites whose people asked ran {{ words.method(report) }} on them; all sites then
-trained on everybody else, to keep the model useful.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
-{% if report.readings and report.readings[0].utility is none %}<li>After each round a gate measured accuracy on people whom the model is trained on: there are no others.</li>
+<li>Sites whose people asked ran {{ words.method(report) }} on them{% if report.readings %}; all sites then
+trained on everybody else, to keep the model useful{% elif "repair" in report.phases %}; they and a random sample of the other sites then
+trained on everybody else, for the model had lost some of its use{% endif %}.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
+{% if report.attempts and not report.readings %}<li>Each of these sites measured by itself, with what models that had never seen its people said of them, when to stop.</li>
+{% elif report.readings and report.readings[0].utility is none %}<li>After each round a gate measured accuracy on people whom the model is trained on: there are no others.</li>
 {% else %}<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>{% endif %}
 
 {% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}

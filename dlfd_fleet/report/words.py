@@ -21,7 +21,7 @@ _COMPARED: dict[Compared, str] = {
 
 _METHODS = {"dlfd": "distribution-level feature distancing, arXiv 2409.14747"}
 """What is said in place of a method's name."""
-_FILE_STEP = "audit-file-"
+_FILE_STEP, _EVERYWHERE = "audit-file-", "-everywhere"
 _MOST_LAYERS = 12  # that are named one by one
 STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
@@ -45,6 +45,8 @@ STEPS: dict[str, str] = {
 
 def step(name: str) -> str:
     """Return what a journal's step is called."""
+    if name.endswith(_EVERYWHERE):
+        return f"{step(name.removesuffix(_EVERYWHERE))} at all sites"
     if name.startswith(_FILE_STEP):
         return f"attacking the exported {name.removeprefix(_FILE_STEP)} file"
     return STEPS.get(name, name)
@@ -274,7 +276,7 @@ def _by_prefix(layers: Collection[str]) -> Iterator[str]:
 
 
 def attacks(report: ErasureReport) -> Iterator[tuple[str, str, Scores]]:
-    """Yield the attacks that were tried: on what, to see what, and the scores."""
+    """Yield the attacks that were tried: on what, to see what and at how many sites, and the scores."""
     words = {
         "original": ("original model", "the positive control: does the attack find anybody at all?"),
         "unlearned": ("unlearned model", "is the lead over guessing gone?"),
@@ -283,9 +285,14 @@ def attacks(report: ErasureReport) -> Iterator[tuple[str, str, Scores]]:
     }
     for name, (what, why) in words.items():
         if name in report.models:
-            yield what, why, report.models[name].scores
+            yield what, f"{why}{_where(report, report.models[name].sites)}", report.models[name].scores
     for form, file in report.files.items():
-        yield f"{file.name} ({form})", "does the exported file leak by itself?", file.scores
+        leaks = f"does the exported file leak by itself?{_where(report, file.sites)}"
+        yield f"{file.name} ({form})", leaks, file.scores
+
+
+def _where(report: ErasureReport, sites: int) -> str:
+    return f" (at {sites} of {len(report.sites)} sites)" if 0 < sites < len(report.sites) else ""
 
 
 def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iterator[str]:
@@ -303,6 +310,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             f"the unlearned one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
             "strictly comparable."
         )
+    yield from _where_it_was_audited(report)
     yield (
         "The attacks read only how well the model predicts a picture. Attackers who look inside the model, or who hold "
         "the model from before as well and compare the two, were not tried."
@@ -328,6 +336,25 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             "Copies of older models that were made outside this system are not reached by it, nor are copies of the "
             "images outside the sites' folders."
         )
+
+
+def _where_it_was_audited(report: ErasureReport) -> Iterator[str]:
+    """Say what only some of the sites have audited: those of the people who asked, and perhaps a sample of others."""
+    unlearned = report.models.get("retrained" if report.retrained else "unlearned")
+    everybody = unlearned.sites if unlearned else 0
+    relearned = report.models.get("relearned")
+    if relearned and 0 < relearned.sites < everybody:
+        yield (
+            f"After further training the model was attacked at {relearned.sites} of {len(report.sites)} sites, those "
+            "of the people who asked, and compared with the original there."
+        )
+    for file in report.files.values():
+        if 0 < file.sites < everybody:
+            yield (
+                f"{file.name} was audited at {file.sites} of {len(report.sites)} sites: those of the people who asked, "
+                "and a random sample of the others. All of them audited the model; the rest did not compare the file "
+                "with it."
+            )
 
 
 def _what_was_compared(scores: Scores, verdict: Verdict, *, retrained: bool) -> Iterator[str]:

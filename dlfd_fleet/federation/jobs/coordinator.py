@@ -83,7 +83,9 @@ class Coordinator:
 
     def note_model(self, column: str, model: AuditedModel, effort: Effort) -> None:
         """Keep a model's scores, and what it took, for the table, and log them."""
-        result = ModelResult(scores=model.scores, seconds=effort.seconds, bytes_sent=effort.sent_bytes)
+        result = ModelResult(
+            scores=model.scores, seconds=effort.seconds, bytes_sent=effort.sent_bytes, sites=len(model.rows)
+        )
         self.models[column] = model
         self.record = self.record.changed(models=self.record.models | {column: result})
         self.note(losses=self.record.proceedings.losses | {column: loss_counts(losses_of(model))})

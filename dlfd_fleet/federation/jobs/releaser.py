@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Scores, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_retrained
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
 from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, no_inputs, prepare
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
@@ -123,14 +123,17 @@ class FleetReleaser:
     ) -> None:
         """Export, audit the file that ships, and move the alias if it holds what the model promised.
 
-        A model that policy holds, or whose file it holds, is registered as the candidate.
+        A model that policy holds, or whose file it holds, is registered as the candidate. Where some sites alone have
+        audited the file, the verdict stays that of the model, which all of them have, unless the file fails: on the
+        same images it says what torch says, and on fewer images the attack shows less.
         """
         file = self.export(card, arrays)
         verdict = self.judge_file(card, arrays, file)
-        if verdict is not None:
+        if verdict is not None and verdict.outcome is Outcome.FAIL:
             self.job.advance("exported", verdict=verdict)
-            if verdict.outcome is Outcome.FAIL:
-                return
+            return
+        if verdict is not None and self._audited_by_all(card, self.job.record.proceedings.files[FP32].sites):
+            self.job.advance("exported", verdict=verdict)
             hold = hold or not may_release(verdict, self.job.settings)
         if hold:
             self.hold(card, arrays)
@@ -221,15 +224,25 @@ class FleetReleaser:
     def judge_file(self, card: ModelCard, arrays: Arrays, file: Path, form: Format = FP32) -> Verdict | None:
         """Attack an exported file at the sites; it must be torch's model, and must have forgotten too.
 
+        Where sites can tell by reference models, the forgetting sites and a share of the others, drawn for this file,
+        audit it, and it is compared with the original at the same sites. On few images a model may fail by chance, so
+        a file that fails there is audited at all sites, and that decides.
+
         Raises
         ------
         ExportError
             If it is not as near to torch on the sites' images, or not as accurate, as its format allows.
         """
         name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
-        content = content_of(file)
-        scores, parity = self.job.audits(card).audit_file(arrays, content, file.name, step)
-        parity = self._beside_torch(card, scores, parity, name)
+        content, audits, context = content_of(file), self.job.audits(card), self.job.context(card)
+        some = context.sampled(step) if context.sites_can_tell else None
+        audited, parity = audits.audit_file(arrays, content, file.name, step, some)
+        verdict = self._verdict_of_file(card, audited)
+        failed = verdict is not None and verdict.outcome is Outcome.FAIL
+        if failed and some is not None and not self._audited_by_all(card, len(audited.rows)):
+            audited, parity = audits.audit_file(arrays, content, file.name, f"{step}-everywhere")
+            verdict = self._verdict_of_file(card, audited)
+        scores, parity = audited.scores, self._beside_torch(card, audited, parity, name)
         self.recorder.metrics({f"{name}_max_abs_difference": parity.max_abs_difference}, 0)
         self.recorder.metrics(
             {f"{name}_compared_images": parity.compared_images, f"{name}_agreement": parity.agreement or 0.0}, 0
@@ -239,7 +252,6 @@ class FleetReleaser:
         if reason:
             raise ExportError(f"On the sites' images {file.name} {reason}; it is not released.")
         self.recorder.metrics({f"{name}.{metric}": value for metric, value in scores.metrics().items()}, 0)
-        verdict = self._verdict_of_file(card, scores)
         result = FileResult(
             name=file.name,
             sha256=sha256(content).hexdigest(),
@@ -248,33 +260,45 @@ class FleetReleaser:
             compared_images=parity.compared_images,
             agreement=parity.agreement,
             scores=scores,
+            sites=len(audited.rows),
             verdict=verdict,
         )
         self.job.note(files=self.job.record.proceedings.files | {form: result})
         return verdict
 
-    def _beside_torch(self, card: ModelCard, scores: Scores, parity: Parity, name: str) -> Parity:
-        """Add the accuracies of the file and of torch, if they are of the same images.
+    def _audited_by_all(self, card: ModelCard, sites: int) -> bool:
+        """Tell whether this many sites, which audited a file, are no mere share of those that audited its model."""
+        model = self.job.record.models.get(card.kind)
+        return model is None or not self.job.context(card).sites_can_tell or sites >= model.sites
+
+    def _beside_torch(self, card: ModelCard, audited: AuditedModel, parity: Parity, name: str) -> Parity:
+        """Add the accuracies of the file and of torch at the same sites, if they are of the same images.
 
         A site may have been away from one of the two audits.
         """
-        torch_model = self.job.models.get(card.kind)
-        if torch_model is None or torch_model.scores.unseen_images != scores.unseen_images:
+        torch_model, scores = self.job.models.get(card.kind), audited.scores
+        if torch_model is None:
             return parity
-        own, torchs = scores.test_accuracy, torch_model.scores.test_accuracy
+        torch_scores = self.job.audits(card).beside(torch_model, audited)
+        if torch_scores.unseen_images != scores.unseen_images:
+            return parity
+        own, torchs = scores.test_accuracy, torch_scores.test_accuracy
         if own is None or torchs is None:
             return parity
         self.recorder.metrics({f"{name}_accuracy": own.value, f"{name}_torch_accuracy": torchs.value}, 0)
         return replace(parity, accuracy=own.value, torch_accuracy=torchs.value)
 
-    def _verdict_of_file(self, card: ModelCard, scores: Scores) -> Verdict | None:
-        if "original" not in self.job.models or not scores.forget_images:
+    def _verdict_of_file(self, card: ModelCard, audited: AuditedModel) -> Verdict | None:
+        """Judge a file beside the original, of which the answers of the same sites count."""
+        original, scores, audits = self.job.models.get("original"), audited.scores, self.job.audits(card)
+        if original is None or not scores.forget_images:
             return None
+        before = audits.beside(original, audited)
         if card.kind == "retrained":
-            return judge_retrained(self.job.models["original"].scores, scores, self.job.settings.audit)
+            return judge_retrained(before, scores, self.job.settings.audit)
         retrained = self.job.models.get("retrained")
-        reference = retrained.scores if retrained else None
-        return judge(self.job.models["original"].scores, scores, self.job.settings.audit, reference)
+        reference = audits.beside(retrained, audited) if retrained else None
+        return judge(before, scores, self.job.settings.audit, reference)
 
     def release(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = ()) -> None:
         """Make the model, which has forgotten these requests, the champion, here and in the registry."""

@@ -252,8 +252,10 @@ class UnlearnResult(FleetMessage):
     steps: Count
     left: Finite | None = None
     """Of what members have, the share that was left in the model that was sent, by the site's reference models."""
+    retain_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Share of the retain images that the model that was sent predicts right; None where references cannot tell."""
     done: bool = False
-    """Whether that is within the gate, so that nothing was unlearned."""
+    """Whether what is left is within the gate, so that nothing was unlearned."""
     seconds: Seconds
 
     @property

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from dlfd_fleet.audit import SampleScores, Tally
+from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.exceptions import JobCancelledError
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import FinishedStep
@@ -28,10 +28,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Merged:
-    """A model merged of several sites' updates, and the requests whose updates are in it."""
+    """A model merged of several sites' updates, and the requests whose updates are in it.
+
+    Attributes
+    ----------
+    retained
+        By site: how many retain images it counts by, and the share of them that the model before was right about.
+    """
 
     arrays: Arrays
     requests: tuple[str, ...] = ()
+    retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Answers:
     max_abs_difference: float = 0.0
     images: int = 0
     agreeing: int = 0
-    own_test: Mapping[str, Tally] = field(default_factory=dict)
-    """Of the test people whom one site alone holds, by site."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """By site, in order: how many of the samples are of people whom it alone holds; the last ones all sites hold."""
 
 
 class Traffic(Protocol):
@@ -96,8 +103,10 @@ class Journal:
 
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
         """Do, or recall, a step that ends in a model."""
-        done = self._step(name, compute, lambda result: (_REQUESTS.dump_json(result.requests), result.arrays))
-        return done if isinstance(done, Merged) else Merged(done.arrays, _REQUESTS.validate_json(done.result))
+        done = self._step(
+            name, compute, lambda result: (_MERGED.dump_json((result.requests, dict(result.retained))), result.arrays)
+        )
+        return done if isinstance(done, Merged) else Merged(done.arrays, *_MERGED.validate_json(done.result))
 
     def answers(self, name: str, compute: Callable[[], Answers]) -> Answers:
         """Do, or recall, a step that ends in what a model says of images."""
@@ -105,7 +114,7 @@ class Journal:
             name,
             compute,
             lambda result: (
-                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing, dict(result.own_test))),
+                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing, dict(result.rows))),
                 _columns(result.samples),
             ),
         )
@@ -151,8 +160,8 @@ class Journal:
         return self.traffic.sent_bytes + self.traffic.received_bytes
 
 
-_REQUESTS = TypeAdapter(tuple[str, ...])
-_PARITY = TypeAdapter(tuple[float, int, int, dict[str, Tally]])
+_MERGED = TypeAdapter(tuple[tuple[str, ...], dict[str, tuple[int, float]]])
+_PARITY = TypeAdapter(tuple[float, int, int, dict[str, int]])
 
 
 def _columns(samples: SampleScores) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dlfd_fleet.audit import Role, SampleScores, agreed
+from dlfd_fleet.audit import SampleScores, agreed
 from dlfd_fleet.exceptions import DataError, JobError, MessageError
 from dlfd_fleet.federation.protocol.messages import AuditResult, FileAuditResult
 from dlfd_fleet.federation.records.journal import Answers
@@ -14,15 +14,8 @@ from dlfd_fleet.federation.rounds.fleet import Fleet
 def together(
     fleet: Fleet,
     heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]],
-    labels: int | None = None,
 ) -> Answers:
-    """Join what each site says of its own people, and what most of them say of those whom all of them hold.
-
-    Parameters
-    ----------
-    labels
-        How many labels an image has, if the model is of several.
-    """
+    """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
     nodes = {fleet.name(node): node for node in sorted(heard)}
     own, shared, withholding = {}, {}, set[str]()
     for name, node in nodes.items():
@@ -38,6 +31,5 @@ def together(
     for name in liars:
         fleet.refuse(nodes[name], MessageError("it says other things of the people whom all sites hold than most do"))
         del own[name]
-    tests = {name: samples.of(Role.TEST) for name, samples in own.items()}
-    tallies = {name: (len(test), float(test.share_right(labels).sum())) for name, test in tests.items() if len(test)}
-    return Answers(SampleScores.concatenate([*own.values(), everybody]), own_test=tallies)
+    rows = {name: len(samples) for name, samples in own.items()}
+    return Answers(SampleScores.concatenate([*own.values(), everybody]), rows=rows)

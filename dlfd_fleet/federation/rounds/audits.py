@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
-from dlfd_fleet.exceptions import ExportError, MessageError
+from dlfd_fleet.exceptions import ExportError, JobError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.protocol.messages import (
     AuditResult,
@@ -43,6 +44,13 @@ class AuditedModel:
     scores: Scores
     own_test: Mapping[str, Tally] = field(default_factory=dict)
     """What sites say of the test people whom each of them alone holds."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Each site that answered, in order, and how many samples are of people whom it alone holds; all hold the last."""
+
+    def at(self, sites: Collection[str]) -> SampleScores:
+        """Return what it says of the people whom these sites hold."""
+        mine = np.repeat([site in sites for site in self.rows], list(self.rows.values()))
+        return self.samples.rows(np.append(mine, np.ones(len(self.samples) - len(mine), np.bool_)).astype(np.bool_))
 
 
 @dataclass(frozen=True)
@@ -51,41 +59,67 @@ class Audits:
 
     job: JobContext
 
-    def audit(self, arrays: Arrays, title: str, step: str) -> AuditedModel:
-        """Attack a model at every site, and score it on the people that no gate has used; one step of the job."""
-        with self.job.progress.phase(title, len(self.job.fleet.wait_for_nodes())) as advance:
-            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance)
-        return AuditedModel(arrays, answers.samples, self._measured(answers.samples), answers.own_test)
+    def audit(self, arrays: Arrays, title: str, step: str, at: frozenset[int] | None = None) -> AuditedModel:
+        """Attack a model at every site, and score it on the people that no gate has used; one step of the job.
 
-    def audit_file(self, arrays: Arrays, content: bytes, name: str, step: str = "audit-file") -> tuple[Scores, Parity]:
-        """Attack an exported file at every site; return scores and how near it is to torch; one step of the job.
+        Parameters
+        ----------
+        at
+            The nodes to ask, if not all of them: they do not keep the model in place of the one that they hold.
+        """
+        with self.job.progress.phase(title, len(self.job.fleet.wait_for_nodes() if at is None else at)) as advance:
+            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance, at=at)
+        return self._audited(arrays, answers)
+
+    def audit_file(
+        self, arrays: Arrays, content: bytes, name: str, step: str = "audit-file", at: frozenset[int] | None = None
+    ) -> tuple[AuditedModel, Parity]:
+        """Attack an exported file at every site; return what came of it, and how near it is to torch; one step.
 
         Parameters
         ----------
         name
             What people call the file.
+        at
+            The nodes to ask, if not all of them.
         """
-        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name))
+        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name, at))
         agreement = answers.agreeing / (answers.images * (self.job.card.labels or 1)) if answers.images else None
         parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
-        return self._measured(answers.samples), parity
+        return self._audited(arrays, answers), parity
+
+    def beside(self, model: AuditedModel, other: AuditedModel) -> Scores:
+        """Return the scores of a model at the sites alone that answered for another one.
+
+        A site's people differ from another's, so two models are compared on people of the same sites.
+        """
+        return model.scores if model.rows.keys() <= other.rows.keys() else self._measured(model.at(other.rows))
+
+    def _audited(self, arrays: Arrays, answers: Answers) -> AuditedModel:
+        samples, rows, first, own = answers.samples, answers.rows, 0, dict[str, Tally]()
+        for site, count in rows.items():
+            test = samples.rows(slice(first, first + count)).of(Role.TEST)
+            first += count
+            if len(test):
+                own[site] = len(test), float(test.share_right(self.job.card.labels).sum())
+        return AuditedModel(arrays, samples, self._measured(samples), own, rows)
 
     def _measured(self, samples: SampleScores) -> Scores:
         settings = self.job.settings
         labels = self.job.card.labels
         return measure(samples, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
 
-    def _collect_file(self, arrays: Arrays, content: bytes, name: str) -> Answers:
+    def _collect_file(self, arrays: Arrays, content: bytes, name: str, at: frozenset[int] | None) -> Answers:
         job = self.job
         task = FileAuditTask(job=job.name, card=job.card, roles=_names(EVIDENCE))
-        with job.progress.phase(f"Attacking {name}", len(job.fleet.wait_for_nodes())) as advance:
-            heard = self._ask_all(task, FileAuditResult, advance, model=arrays, file=file_arrays(content))
+        with job.progress.phase(f"Attacking {name}", len(job.fleet.wait_for_nodes() if at is None else at)) as advance:
+            heard, answers = self._agreeing(task, FileAuditResult, advance, at, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
-        return Answers(
-            together(job.fleet, heard, job.card.labels).samples,
-            max(result.max_abs_difference for result in results),
-            sum(result.images for result in results),
-            sum(result.agreeing for result in results),
+        return replace(
+            answers,
+            max_abs_difference=max(result.max_abs_difference for result in results),
+            images=sum(result.images for result in results),
+            agreeing=sum(result.agreeing for result in results),
         )
 
     def ranges(self, prepared: bytes) -> dict[str, tuple[float, float]]:
@@ -117,23 +151,58 @@ class Audits:
         return self._answers(arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
 
     def _answers(
-        self, arrays: Arrays, roles: tuple[Role, ...], step: str, advance: Advance, most_retain: int | None = None
+        self,
+        arrays: Arrays,
+        roles: tuple[Role, ...],
+        step: str,
+        advance: Advance,
+        most_retain: int | None = None,
+        at: frozenset[int] | None = None,
     ) -> Answers:
         job = self.job
         task = AuditTask(job=job.name, card=job.card, roles=_names(roles), most_retain=most_retain)
         return job.journal.answers(
-            step,
-            lambda: together(job.fleet, self._ask_all(task, AuditResult, advance, model=arrays), job.card.labels),
+            step, lambda: self._agreeing(task, AuditResult, advance, at, keep=at is None, model=arrays)[1]
         )
+
+    def _agreeing(
+        self,
+        task: AuditTask | FileAuditTask,
+        expected: type[_Audit],
+        advance: Advance,
+        at: frozenset[int] | None,
+        *,
+        keep: bool = True,
+        **arrays: Mapping[str, Tensor],
+    ) -> tuple[dict[int, tuple[_Audit, SampleScores]], Answers]:
+        """Return the nodes' answers, each by itself and joined.
+
+        Of all nodes where some are too few: to agree, or to hold unseen and retained people to compare with.
+        """
+        if at is not None:
+            try:
+                heard = self._ask_all(task, expected, advance, at, keep=keep, **arrays)
+                answers = together(self.job.fleet, heard)
+                if all(len(answers.samples.of(role)) for role in (Role.TEST, Role.RETAIN)):
+                    return heard, answers
+                why = "The sites that were asked hold nobody unseen, or nobody retained."
+            except JobError as error:
+                why = str(error)
+            self.job.progress.say(f"{why} So all sites are asked.")
+        heard = self._ask_all(task, expected, advance, None, keep=keep, **arrays)
+        return heard, together(self.job.fleet, heard)
 
     def _ask_all(
         self,
         task: AuditTask | FileAuditTask,
         expected: type[_Audit],
         advance: Advance,
+        at: frozenset[int] | None,
+        *,
+        keep: bool,
         **arrays: Mapping[str, Tensor],
     ) -> dict[int, tuple[_Audit, SampleScores]]:
-        """Return every node's answer."""
+        """Return every node's answer, or that of each of some."""
         card, fleet, claims, answers = (
             self.job.card,
             self.job.fleet,
@@ -143,8 +212,8 @@ class Audits:
         records, roles = task.to_records(None, **arrays), [Role(name) for name in task.roles]
         most_retain = None if isinstance(task, FileAuditTask) else task.most_retain
         most_unseen = plausible_images(claims)
-        tasks = dict.fromkeys(fleet.wait_for_nodes(), records)
-        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round), self.job.card):
+        tasks = {node: records for node in fleet.wait_for_nodes() if at is None or node in at}
+        for reply in fleet.exchange(task.TYPE, tasks, str(self.job.round), self.job.card, keep=keep):
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
@@ -159,7 +228,8 @@ class Audits:
                 answers[reply.node] = result, samples
             except MessageError as error:
                 fleet.refuse(reply.node, error)
-        fleet.require_quorum(len(answers), f"answered {task.TYPE}")
+        able = None if at is None else len(at & fleet.members)
+        fleet.require_quorum(len(answers), f"answered {task.TYPE}", able)
         return answers
 
 

@@ -5,6 +5,7 @@ It reads top to bottom in the order of a job: unlearn at the sites that were ask
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -135,6 +136,32 @@ class Attempted:
 
 
 @dataclass(frozen=True)
+class _ForgottenToGates:
+    """The model after rounds to the gates of the sites, how many of them changed it, and what retained people lost.
+
+    Attributes
+    ----------
+    first, last
+        By site: retain images, and the share that the model was right about before the first round, and in the end;
+        the latter is empty where some gate was not reached.
+    """
+
+    arrays: Arrays
+    requests: frozenset[str]
+    rounds: int
+    first: Mapping[str, tuple[int, float]]
+    last: Mapping[str, tuple[int, float]]
+
+    def lost(self) -> float | None:
+        """Return the mean share of retain images that it is not right about any more; None where nobody knows."""
+        sites = self.first.keys() & self.last.keys()
+        images = sum(self.last[site][0] for site in sites)
+        if not images:
+            return None
+        return sum(self.last[site][0] * (self.first[site][1] - self.last[site][1]) for site in sites) / images
+
+
+@dataclass(frozen=True)
 class Erasure:
     """Rounds and audits, made into an erasure by a round that forgets.
 
@@ -181,7 +208,8 @@ class Erasure:
             if verdict.outcome is not Outcome.FAIL and erasure.relearning_rounds:
                 again = self._relearn(candidate, number)
                 relearned = again, self.job.effort() - after
-                verdict = judge_relearned(verdict, original.scores, again.scores, self.job.settings.audit)
+                before_it = self.audits.beside(original, again)
+                verdict = judge_relearned(verdict, before_it, again.scores, self.job.settings.audit)
             passed = verdict.outcome is not Outcome.FAIL
             # Of failed attempts the one that the gate ranks best is shown: a stronger one can be the worse.
             if passed or attempted.rank > best_rank:
@@ -202,16 +230,22 @@ class Erasure:
     def _relearn(self, model: AuditedModel, attempt: int) -> AuditedModel:
         """Train on as any later round would, on retain images only, and attack again: what was only hidden comes back.
 
-        After the purge there is nobody left to attack with, so this is the last chance to see it.
+        After the purge there is nobody left to attack with, so this is the last chance to see it. Where sites can tell
+        by reference models, the forgetting sites and a share of the others train, and only the forgetting sites are
+        asked, for nobody else has the people to attack. In a mean of fewer sites theirs count for more, not for less.
+        The attack is then beside the unseen people of these sites alone, and so is the original's that it is compared
+        with: fewer people, and wider bounds. Where these sites hold nobody unseen, all sites are asked.
         """
-        training, rounds = self.job.settings.training, self.job.settings.erasure.relearning_rounds
-        arrays, total = model.arrays, rounds * len(self.job.fleet.admitted)
-        with self.job.progress.phase("Training on, to see what comes back", total) as advance:
+        job, training, rounds = self.job, self.job.settings.training, self.job.settings.erasure.relearning_rounds
+        asked = job.forgetting if job.sites_can_tell else None
+        trained = job.sampled(f"relearn-{attempt}") if job.sites_can_tell else None
+        arrays, total = model.arrays, rounds * len(job.fleet.admitted if trained is None else trained)
+        with job.progress.phase("Training on, to see what comes back", total) as advance:
             for _ in range(rounds):
                 arrays = self.rounds.fit_round(
-                    arrays, "relearn", training.local_epochs, training.learning_rate, advance
+                    arrays, "relearn", training.local_epochs, training.learning_rate, advance, at=trained
                 )
-        return self.audits.audit(arrays, "Attacking it again", f"relearned-{attempt}")
+        return self.audits.audit(arrays, "Attacking it again", f"relearned-{attempt}", asked)
 
     def attempt(self, original: AuditedModel, number: int) -> Attempted:
         """Run rounds of forgetting and repair from the original; return the best round.
@@ -226,7 +260,7 @@ class Erasure:
         forgotten them.
         """
         job, erasure = self.job, self.job.settings.erasure
-        if self.rounds.sites_can_tell:
+        if job.sites_can_tell:
             return self._attempt_to_gates(original, number)
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
         reading = self._read(original.samples)
@@ -265,23 +299,55 @@ class Erasure:
     def _attempt_to_gates(self, original: AuditedModel, number: int) -> Attempted:
         """Forget at the sites that were asked, and nowhere else, until each of them says that its people are forgotten.
 
-        A site reads that from what reference models say of these people, so no other site is asked, and none repairs.
-        A site that is done is not merged: the others' share of the mean grows. Of few images a gate reads much by
-        chance, so each site unlearns in the first round, whatever it reads.
+        A site reads that from what reference models say of these people, so no other site is asked. None repairs,
+        unless the sites that were asked have lost more than half of what a model may lose
+        (``erasure.unlearning.max_utility_drop``) on their own retained people: then they and a share of the others
+        repair once, and the sites that were asked go to their gates once more.
+
+        The model goes out as its difference from the original, which the other sites hold. Where several rounds have
+        made it, it is rounded to that difference; the sites that were asked hold the last round's, and are sent it
+        whole.
         """
         job, erasure = self.job, self.job.settings.erasure
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
-        arrays, requests = original.arrays, forgotten_without_update(pending)
         total = erasure.rounds * sum(reply.can_unlearn for reply in pending.values())
         with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
-            for index in range(erasure.rounds):
-                forgotten = self.forget(self.rounds, arrays, number, advance, to_gate=index > 0)
-                requests = requests.union(forgotten.requests)
-                done = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
-                arrays = forgotten.arrays
-                if done:
-                    break
+            forgotten = self._rounds_to_gates(original.arrays, number, advance)
+            arrays, requests, several = forgotten.arrays, forgotten.requests, forgotten.rounds > 1
+            lost = forgotten.lost()
+            if lost is not None:
+                job.recorder.metrics({"retained_loss": lost}, job.round, number)
+            if lost is not None and lost > erasure.unlearning.max_utility_drop / 2.0:
+                job.progress.say(f"Retained people of the sites that were asked lost {lost:.3f}: one round repairs.")
+                arrays = self.rounds.as_sent(arrays, original.arrays) if several else arrays
+                at = job.sampled(f"repair-{number}")
+                arrays = self.rounds.fit_round(
+                    arrays, "repair", erasure.repair_epochs, erasure.learning_rate, advance, at=at
+                )
+                again = self._rounds_to_gates(arrays, number, advance, repaired=True)
+                arrays, requests, several = again.arrays, requests | again.requests, True
+        arrays = self.rounds.as_sent(arrays, original.arrays) if several else arrays
+        requests = forgotten_without_update(pending).union(requests)
         return Attempted(_GOOD_ENOUGH, Merged(arrays, tuple(sorted(requests))), ())
+
+    def _rounds_to_gates(
+        self, arrays: Arrays, number: int, advance: Advance, *, repaired: bool = False
+    ) -> _ForgottenToGates:
+        """Run rounds among the sites that were asked until each is done, or ``erasure.rounds`` of them.
+
+        A site that is done is not merged: the others' share of the mean grows. Of few images a gate reads much by
+        chance, so each site unlearns in the first round, whatever it reads, unless that follows a repair.
+        """
+        requests, first, last, count = set[str](), dict[str, tuple[int, float]](), dict[str, tuple[int, float]](), 0
+        reached = False
+        while not reached and count < self.job.settings.erasure.rounds:
+            forgotten = self.forget(self.rounds, arrays, number, advance, to_gate=repaired or count > 0)
+            requests.update(forgotten.requests)
+            reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
+            arrays, last = forgotten.arrays, dict(forgotten.retained)
+            first = first or last
+            count += not reached
+        return _ForgottenToGates(arrays, frozenset(requests), count, first, last if reached else {})
 
     def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
         """Read the gate; of the same people as an earlier reading, for else the two could not be compared."""

@@ -56,7 +56,7 @@ class HeldModels:
         }
         short = {id(records): _without_model(records) for records in _distinct(tasks)}
         steps = {
-            key: RecordDict({**short[key], **self._offered[2]})
+            key: RecordDict({**short[key], **self._difference(keep=keep)})
             for key, name in names.items()
             if self._offered is not None and self._offered[0] == name
         }
@@ -75,6 +75,12 @@ class HeldModels:
             return records
 
         return {node: shortest(node, records) for node, records in tasks.items()}
+
+    def _difference(self, *, keep: bool) -> RecordDict:
+        """Return the records of the offered difference, which say whether nodes keep what it comes to."""
+        assert self._offered is not None  # noqa: S101 - asked where there is one
+        named = ConfigRecord({**self._offered[2].config_records[NAMED], KEPT: keep})
+        return RecordDict({**self._offered[2], NAMED: named})
 
     def _name_model(self, records: RecordDict, card: ModelCard | None, *, keep: bool) -> str:
         if MODEL not in records:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.rounds.aggregation import UpdateNorm
@@ -129,6 +132,29 @@ class JobContext:
         """Begin the next round of updates, and return its number."""
         self.round += 1
         return self.round
+
+    @property
+    def sites_can_tell(self) -> bool:
+        """Whether each site that unlearns can tell by reference models when its people are forgotten."""
+        members = [member.reply for member in self.fleet.admitted.values() if member.reply.can_unlearn]
+        return bool(members) and all(reply.has_references for reply in members)
+
+    @property
+    def forgetting(self) -> frozenset[int]:
+        """The nodes that hold images of people who ask to be forgotten."""
+        return frozenset(node for node, reply in self.fleet.replies().items() if reply.forget_images)
+
+    def sampled(self, what: str) -> frozenset[int]:
+        """Return the forgetting nodes, and a random share of the others (``erasure.repair_share``), drawn for ``what``.
+
+        They are drawn by the sites' own ids, so a job that goes on under other nodes draws the same sites again.
+        """
+        asked, replies = self.forgetting, self.fleet.replies()
+        others = sorted((reply.site, node) for node, reply in replies.items() if node not in asked)
+        count = math.ceil(self.settings.erasure.repair_share * len(others))
+        generator = np.random.default_rng([*f"{self.settings.seed} {self.name} {what}".encode()])
+        chosen = generator.choice(len(others), count, replace=False).tolist() if count else []
+        return asked.union(others[place][1] for place in chosen)
 
     def effort(self) -> Effort:
         """Return what the job took so far, in this process and in those before it."""

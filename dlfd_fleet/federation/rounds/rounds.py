@@ -78,34 +78,44 @@ class Rounds:
         *,
         final: bool = True,
         reference: Reference | None = None,
+        at: frozenset[int] | None = None,
     ) -> Arrays:
         """Return the mean of all sites' models after plain training on their retain images; one step of the job.
 
         One that is not ``final`` is good for nothing but another such round.
+
+        Parameters
+        ----------
+        at
+            The nodes that train, if not all of them do.
         """
         number = self.job.next_round()
 
         def compute() -> Merged:
             task = self.fit_task(purpose, epochs, rate, final=final, reference=reference)
-            return self._fit(arrays, task, advance)
+            return self._fit(arrays, task, advance, at)
 
         return self.job.journal.merged(f"{purpose}-{number}", compute).arrays
 
-    def _fit(self, arrays: Arrays, task: FitTask, advance: Advance) -> Merged:
+    def _fit(self, arrays: Arrays, task: FitTask, advance: Advance, at: frozenset[int] | None = None) -> Merged:
         job, fleet = self.job, self.job.fleet
         nodes, replies = fleet.wait_for_nodes(), fleet.replies()
-        able = [node for node in nodes if node in replies and replies[node].can_train]
+        able = [node for node in nodes if node in replies and replies[node].can_train and (at is None or node in at)]
         if not able:
             raise JobError(f"No site has two images or more to train on: {fleet.why_absent()}.")
         mean, results = self.merge(able, task, FitResult, arrays, advance)
-        able_members = sum(reply.can_train for node, reply in fleet.replies().items() if node not in fleet.without_half)
+        able_members = sum(
+            reply.can_train
+            for node, reply in fleet.replies().items()
+            if node not in fleet.without_half and (at is None or node in at)
+        )
         if task.reference is not None and not able_members:
             raise JobError(
                 f"No site has two images or more in its half for reference model {task.reference.number + 1}: add "
                 "people, or set references.models to 0."
             )
         fleet.require_quorum(mean.count, f"trained in round {job.round}", able_members)
-        losses = [result.loss for result in results]
+        losses = [result.loss for result in results.values()]
         metrics = {f"{task.purpose}_sites": mean.count, f"{task.purpose}_loss": sum(losses) / len(losses)}
         job.recorder.metrics(metrics, job.round)
         if task.reference is not None:  # no node holds what it was sent, so that a difference is of no use
@@ -193,15 +203,14 @@ class Rounds:
         mean, results = self.merge(asked, task, UnlearnResult, arrays, advance)
         if not results:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
-        requests = {request for result in results for request in result.requests}
+        requests = {request for result in results.values() for request in result.requests}
         merged = self.as_sent(mean.value(), arrays) if mean.count else arrays
-        return Merged(merged, tuple(sorted(requests)))
-
-    @property
-    def sites_can_tell(self) -> bool:
-        """Whether each site that unlearns can tell by reference models when its people are forgotten."""
-        members = [member.reply for member in self.job.fleet.admitted.values() if member.reply.can_unlearn]
-        return bool(members) and all(reply.has_references for reply in members)
+        retained = {
+            fleet.name(node): (fleet.admitted[node].claim.weight, result.retain_accuracy)
+            for node, result in results.items()
+            if result.retain_accuracy is not None
+        }
+        return Merged(merged, tuple(sorted(requests)), retained)
 
     # ------------------------------------------------------------------ what both are made of
 
@@ -212,8 +221,8 @@ class Rounds:
         expected: type[_Update],
         arrays: Arrays,
         advance: Advance,
-    ) -> tuple[RunningMean, list[_Update]]:
-        """Return the mean of the updated models of the nodes that are asked, and what they say of them.
+    ) -> tuple[RunningMean, dict[int, _Update]]:
+        """Return the mean of the updated models of the nodes that are asked, and what each says of its own.
 
         An update weighs by the images that its site says it is of; at most by those that it said it holds, and by those
         that it counts by. Replies are folded in as they come, so an update that is out of line with the others' shows
@@ -222,7 +231,7 @@ class Rounds:
         """
         job, nodes, refused = self.job, set(asked), set[int]()
         while True:
-            mean, results, norms = RunningMean(), [], dict[int, float]()
+            mean, results, norms = RunningMean(), dict[int, _Update](), dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
             keep = isinstance(task, UnlearnTask) or task.reference is None
             for reply in job.fleet.exchange(task.TYPE, tasks, str(job.round), job.card, keep=keep):
@@ -233,7 +242,7 @@ class Rounds:
                     job.fleet.refuse(reply.node, error)
                     refused.add(reply.node)
                     continue
-                results.append(result)
+                results[reply.node] = result
                 if model is not None:
                     norms[reply.node] = norm.whole
                     weight = result.weight

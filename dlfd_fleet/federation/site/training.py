@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dlfd_fleet.answers import decided
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.differences import difference_of
@@ -34,6 +35,7 @@ from dlfd_fleet.unlearning import (
     LabelledImages,
     UnlearningProblem,
     fit,
+    predict_probabilities,
     recalibrate,
 )
 from dlfd_fleet.unlearning.monitor import read_shift
@@ -97,7 +99,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     method = METHODS[task.method].unlearner_at_site
     asked = _asked(site, task)
     model = loaded_model(site, task.card, arrays, own)
-    left = asked.left(model)
+    left, accuracy = asked.left(model), asked.retain_accuracy(model)
     outcome = method(
         UnlearningProblem(
             model=model,
@@ -113,7 +115,8 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
             references=asked.references,
         )
     )
-    result = _unlearned(site, task, asked, left, steps=outcome.chosen_step, seconds=outcome.cost.seconds)
+    seconds = outcome.cost.seconds
+    result = _unlearned(site, task, asked, left, accuracy, steps=outcome.chosen_step, seconds=seconds)
     return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
@@ -129,10 +132,12 @@ def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     if not task.to_gate:
         return None
     asked = _asked(site, task)
-    left = asked.left(loaded_model(site, task.card, arrays, own))
+    model = loaded_model(site, task.card, arrays, own)
+    left = asked.left(model)
     if left is None or left > task.unlearning.reference_gate:
         return None
-    return _unlearned(site, task, asked, left, done=True, seconds=time.perf_counter() - started)
+    accuracy = asked.retain_accuracy(model)
+    return _unlearned(site, task, asked, left, accuracy, done=True, seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,13 @@ class _Asked:
             return None
         shift = read_shift(model, self.forget, self.validation, self.references)
         return None if shift is None else shift.left
+
+    def retain_accuracy(self, model: FeatureClassifier) -> float | None:
+        """Return the share of the retain images that a model predicts right; None where references cannot tell."""
+        if self.references is None:
+            return None
+        said = decided(predict_probabilities(model, self.retain), multi_label=self.retain.multi_label)
+        return float((said == self.retain.labels.numpy()).mean())
 
 
 def _asked(site: Site, task: UnlearnTask) -> _Asked:
@@ -183,6 +195,7 @@ def _unlearned(
     task: UnlearnTask,
     asked: _Asked,
     left: float | None,
+    retain_accuracy: float | None,
     *,
     steps: int = 0,
     done: bool = False,
@@ -199,6 +212,7 @@ def _unlearned(
         retain_examples=len(asked.retain),
         steps=steps,
         left=None if left is None else round(left, 2),
+        retain_accuracy=retain_accuracy,
         done=done,
         seconds=seconds,
     )
