@@ -181,6 +181,22 @@ def test_dlfd_says_how_much_is_left_where_reference_models_have_answered():
     assert any("left, by models that never saw them" in reason for reason in outcome.failures)
 
 
+@pytest.mark.parametrize("name", ["forget", "validation"])
+def test_answers_to_other_images_are_refused(name):
+    count = {"forget": 8, "validation": 12} | {name: 5}
+    known = References(*(answers(torch.randn(count[one], 2)) for one in ("forget", "validation")))
+    problem = UnlearningProblem(
+        model=classifier(),
+        retain=labelled(40, 0),
+        forget=labelled(8, 1),
+        validation=labelled(12, 2),
+        settings=SETTINGS,
+        references=known,
+    )
+    with pytest.raises(ValueError, match=f"answered for 5 {name} images"):
+        dlfd(problem)
+
+
 def with_batch_norm():
     torch.manual_seed(0)
     return WrappedClassifier(
