@@ -39,6 +39,16 @@ def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
 
 
+def _asking(value: str) -> str:
+    """Refuse what says neither how many people ask at how many sites, nor which share of all of them asks."""
+    at, share = re.fullmatch(r"([1-9]\d{0,6})@([1-9]\d{0,6})", value), re.fullmatch(r"(\d{1,2}(?:\.\d+)?)%", value)
+    if at is None and (share is None or float(share[1]) <= 0.0):
+        raise ValueError(f"'{value}' says not who asks; write PEOPLE@SITES, such as 8@4, or a share, such as 5%")
+    if at is not None and int(at[1]) % int(at[2]):
+        raise ValueError(f"'{value}' cannot be dealt: as many people ask at each site, so set a multiple of {at[2]}")
+    return value
+
+
 def _table(value: object) -> object:
     """Take a table from a flag or a variable, where it is JSON."""
     if not isinstance(value, str):
@@ -462,6 +472,12 @@ class BenchSettings(Section):
         0.2, description="Share of the trained people who are forgotten."
     )
     retrained: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models a seed.")
+    requests: Annotated[
+        tuple[Annotated[str, AfterValidator(_asking)], ...], BeforeValidator(_words), Field(min_length=1, max_length=32)
+    ] = Field(
+        ("4@2",),
+        description="Of whole fleets: how many people ask, at how many sites (8@4), or which share of all (5%).",
+    )
     time_limit: Positive = Field(0.2, description="Longest unlearning, gate included; share of a retraining's time.")
     jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
     relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")

@@ -10,6 +10,7 @@ from dlfd_fleet.cli.options import Config, Overrides, console, load
 
 app = typer.Typer(no_args_is_help=True, help="Compare DLFD with its peers, whole fleets, device files; measure load.")
 
+Methods = Annotated[str, typer.Option(help="'all', or names separated by commas.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")]
 Budget = Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")]
 Data = Annotated[
@@ -20,7 +21,7 @@ Data = Annotated[
 @app.command()
 def methods(
     data: Data = None,
-    methods: Annotated[str, typer.Option(help="'all', or names separated by commas.")] = "all",
+    methods: Methods = "all",
     seeds: Seeds = 5,
     budget: Budget = "30m",
     config: Config = None,
@@ -34,12 +35,17 @@ def methods(
 
 @app.command()
 def fleets(
-    data: Data = None, seeds: Seeds = 5, budget: Budget = "30m", config: Config = None, overrides: Overrides = None
+    data: Data = None,
+    methods: Methods = "all",
+    seeds: Seeds = 5,
+    budget: Budget = "30m",
+    config: Config = None,
+    overrides: Overrides = None,
 ) -> None:
     """Compare whole fleets, on virtual nodes; run it again to go on where the budget ended."""
     from dlfd_fleet.bench.fleets.command import fleets_command
 
-    fleets_command(load(config, overrides, _source(data)).settings, seeds, budget, console)
+    fleets_command(load(config, overrides, _source(data)).settings, seeds, budget, console, methods)
 
 
 @app.command()

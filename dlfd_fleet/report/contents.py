@@ -72,7 +72,24 @@ class Phase(Part):
 
     steps: int
     seconds: float
+    """From its beginning to its end, waiting included."""
     sent_bytes: int
+    """Array bytes in both directions."""
+    received_bytes: int = 0
+    """Those of them that came from the sites; 0, like all that follows, where an earlier release did not count them."""
+    most_bytes_of_a_site: int = 0
+    """Array bytes in both directions of the site that had the most of them."""
+    site_seconds: float = 0.0
+    """That the sites say they have worked, all together."""
+    longest_site_seconds: float = 0.0
+    """Of the site that has worked longest."""
+    coordinator_seconds: float = 0.0
+    """Processor time of the coordinator's process."""
+
+    @property
+    def bytes_to_sites(self) -> int:
+        """Array bytes that were sent to the sites."""
+        return self.sent_bytes - self.received_bytes
 
 
 class ModelResult(Part):

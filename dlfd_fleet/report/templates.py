@@ -131,12 +131,17 @@ trained on everybody else, for the model had lost some of its use{% endif %}.{% 
 {% if gate_plot %}<figure>{{ gate_plot | safe }}<figcaption>What the gate saw{% if report.readings[0].utility is not none %} on validation people{% endif %}. 0.5 (dotted) is guessing.</figcaption></figure>{% endif %}
 {% if report.phases %}
 <div class="wide"><table>
-<thead><tr><th>step</th><th>times</th><th>seconds</th><th>MB sent and received</th></tr></thead>
+<thead><tr><th>step</th><th>times</th><th>seconds</th><th>sites' seconds, sum</th><th>longest site</th><th>coordinator's</th><th>MB to sites</th><th>MB from sites</th><th>most of a site</th></tr></thead>
 <tbody>{% for name, phase in report.phases.items() if name != "champion" %}
-<tr><th scope="row">{{ words.step(name) }}</th><td class="number">{{ phase.steps }}</td><td class="number">{{ "%.1f" | format(phase.seconds) }}</td>
-<td class="number">{{ "%.1f" | format(phase.sent_bytes / 1e6) }}</td></tr>
+<tr><th scope="row">{{ words.step(name) }}</th><td class="number">{{ phase.steps }}</td>
+{% for seconds in (phase.seconds, phase.site_seconds, phase.longest_site_seconds, phase.coordinator_seconds) %}<td class="number">{{ "%.1f" | format(seconds) }}</td>{% endfor %}
+{% for bytes in (phase.bytes_to_sites, phase.received_bytes, phase.most_bytes_of_a_site) %}<td class="number">{{ "%.1f" | format(bytes / 1e6) }}</td>{% endfor %}</tr>
 {%- endfor %}
-<tr><th scope="row">in all</th><td></td><td class="number">{{ "%.1f" | format(report.seconds) }}</td><td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="sent_bytes") / 1e6) }}</td></tr>
+<tr><th scope="row">in all</th><td></td><td class="number">{{ "%.1f" | format(report.seconds) }}</td>
+<td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="site_seconds")) }}</td><td></td>
+<td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="coordinator_seconds")) }}</td>
+<td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="bytes_to_sites") / 1e6) }}</td>
+<td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="received_bytes") / 1e6) }}</td><td></td></tr>
 </tbody></table></div>{% endif %}
 </section>{% endif %}
 

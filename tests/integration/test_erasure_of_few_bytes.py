@@ -146,6 +146,24 @@ def test_only_forgetting_sites_and_a_share_of_the_others_train_on_and_audit_the_
     assert models["relearned"].scores.unseen_images == models["original"].scores.unseen_images
 
 
+def test_the_record_and_the_report_say_which_way_bytes_went_and_how_long_sites_worked(erased):
+    fleet, record, grid = erased
+    phases = record.proceedings.phases
+    one = model_bytes(fleet, record.job)
+    sent, back = grid.bytes(to_sites=True), grid.bytes(to_sites=False)
+    assert phases["distancing"].bytes_to_sites == sent[UnlearnTask.TYPE]
+    assert phases["relearn"].received_bytes == back[FitTask.TYPE]
+    assert sum(phase.bytes_to_sites for phase in phases.values()) == sum(sent.values())
+    assert sum(phase.received_bytes for phase in phases.values()) == sum(back.values())
+    # One site unlearns, in two rounds: a model each way.
+    assert phases["distancing"].steps == 2
+    assert phases["distancing"].most_bytes_of_a_site == pytest.approx(2 * one, rel=0.02)
+    assert phases["distancing"].longest_site_seconds == phases["distancing"].site_seconds > 0.0
+    assert phases["relearn"].site_seconds > phases["relearn"].longest_site_seconds > 0.0
+    assert all(phase.coordinator_seconds >= 0.0 for phase in phases.values())
+    assert report_of(fleet, record).phases["relearn"] == phases["relearn"]
+
+
 def test_the_report_and_the_certificate_say_how_many_sites_have_audited_what(erased):
     fleet, record, _ = erased
     folder = Store(fleet.state_folder).folders.made(record.job)

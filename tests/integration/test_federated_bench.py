@@ -18,6 +18,9 @@ from dlfd_fleet.settings import Settings
 from tests.integration.fleet_in_process import answer_here
 from tests.small_networks import small_networks
 
+METHODS = {"dlfd", "DLFD int8", "DLFD int8 one round", "DLFD averaged with all"}
+METHODS |= {"continued FedAvg", "gradient ascent", "NoT", "FedEraser", "dlfd+references"}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def networks():
@@ -45,6 +48,7 @@ def settings(tmp_path_factory):
         model={"architecture": "mobilenet_v3_small"},
         training={"rounds": 2, "local_epochs": 1, "batch_size": 16},
         erasure={"rounds": 2, "repair_epochs": 1, "largest_forget_share": 1.0},
+        references={"models": 2},
         audit={"resamples": 200},
         # Nobody listens there: what the bench tells MLflow is tested beside the other bench.
         tracking={"uri": "http://127.0.0.1:9"},
@@ -55,17 +59,15 @@ def settings(tmp_path_factory):
 def folder(settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dlfd_fleet.bench.fleets.seeds.simulate", answer_here)
-        fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
+        fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200), ",".join(sorted(METHODS)))
     return settings.state_folder / "bench-federated"
 
 
 def test_every_method_is_weighed_beside_retraining(folder):
     with (folder / "table.csv").open() as stream:
         table = {row["method"]: row for row in csv.DictReader(stream)}
-    dlfd = {"dlfd", "DLFD int8", "DLFD int8 one round", "DLFD averaged with all"}
-    methods = dlfd | {"continued FedAvg", "gradient ascent", "NoT", "FedEraser"}
-    assert table.keys() == methods | {"original", "retrained"}
-    for name in methods:
+    assert table.keys() == METHODS | {"original", "retrained"}
+    for name in METHODS:
         row = table[name]
         for column in ("abs_loss_gap", "abs_rmia_gap", "abs_relearned_gap", "test_accuracy"):
             assert 0.0 <= float(row[column]) <= 1.0, (name, column)
@@ -77,7 +79,33 @@ def test_every_method_is_weighed_beside_retraining(folder):
     assert float(table["DLFD int8"]["megabytes_a_site"]) < 0.4 * float(table["dlfd"]["megabytes_a_site"])
     # One round of the two is stored; nobody else makes the server keep updates.
     assert float(table["FedEraser"]["stored_megabytes"]) > 0.0
-    assert {float(table[name]["stored_megabytes"]) for name in methods - {"FedEraser"}} == {0.0}
+    assert {float(table[name]["stored_megabytes"]) for name in METHODS - {"FedEraser"}} == {0.0}
+
+
+def test_what_is_sent_and_worked_is_counted_by_direction_and_phase(folder):
+    with (folder / "table.csv").open() as stream:
+        table = {row["method"]: row for row in csv.DictReader(stream)}
+    with (folder / "costs.csv").open() as stream:
+        costs = {(row["method"], row["phase"]): row for row in csv.DictReader(stream)}
+    with_references = table["dlfd+references"]
+    # Two sites unlearn; audits and what further training brings back are counted, too, and by themselves.
+    assert {"distancing", "audit-unlearned", "relearn", "audit-relearned", "audit-file", "in all"} <= {
+        phase for method, phase in costs if method == "dlfd+references"
+    }
+    for what in ("bytes", "computation"):
+        shares = [
+            float(with_references[f"share_{of}_{what}"]) for of in ("of_retraining", "with_audits", "with_references")
+        ]
+        assert 0.0 < shares[0] < shares[1] < shares[2]
+        assert table["dlfd"][f"share_with_references_{what}"] == ""
+    for name in METHODS:
+        sent, received = float(table[name]["megabytes_to_sites"]), float(table[name]["megabytes_from_sites"])
+        assert sent + received == pytest.approx(3 * float(table[name]["megabytes_a_site"]))
+        assert 0.0 < float(table[name]["most_megabytes_of_a_site"]) < sent + received
+        assert float(table[name]["site_seconds"]) > float(table[name]["longest_site_seconds"]) > 0.0
+    assert ("references", "reference") in costs
+    # A retraining is no longer than the original's training.
+    assert 1.0 <= float(costs["retrained", "in all"]["rounds or steps"]) <= 2.0
 
 
 def test_methods_leave_different_models(folder):
@@ -92,10 +120,17 @@ def test_methods_leave_different_models(folder):
 
 
 def test_a_second_run_makes_nothing_anew(settings, folder):
-    models = {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")}
+    models = {file: file.stat().st_mtime_ns for file in folder.rglob("models/*")}
     assert models
-    fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200))
-    assert {file: file.stat().st_mtime_ns for file in folder.glob("*/models/*")} == models
+    fleets_command(settings, 1, "10m", Console(file=io.StringIO(), width=200), ",".join(METHODS))
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("models/*")} == models
+    # Another way to ask goes on from the same original, and has tables of its own.
+    bench = settings.bench.model_copy(update={"requests": ("1@1", "4@2")})
+    out = io.StringIO()
+    fleets_command(settings.model_copy(update={"bench": bench}), 1, "0.000001s", Console(file=out, width=200), "dlfd")
+    assert "1 person asks at 1 site, 1 seeds: nothing is measured yet" in out.getvalue()
+    assert (folder / "4-at-2" / "table.csv").exists()
+    assert not (folder / "1-at-1").exists()
 
 
 def test_nothing_is_begun_after_the_budget(settings, tmp_path, monkeypatch):

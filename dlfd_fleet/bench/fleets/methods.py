@@ -5,23 +5,24 @@ Every method starts from the same trained model, works on the same sites, and ru
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from dlfd_fleet.federation.protocol.messages import (
-    FitResult,
-    FitTask,
-)
-from dlfd_fleet.federation.protocol.packing import (
-    Arrays,
-)
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.export import content_of, export_onnx, no_inputs
+from dlfd_fleet.federation.protocol.messages import FitResult, FitTask
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import RunningMean, check_update, is_statistic
 from dlfd_fleet.federation.rounds.audits import AuditedModel
-from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound
+from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound, with_settings_of_method
 from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
 from dlfd_fleet.models import build, load_arrays, state_arrays
 from dlfd_fleet.progress import Advance
@@ -72,16 +73,21 @@ def calibrate(rounds: Rounds, arrays: Arrays, norms: Mapping[str, float]) -> Arr
     """
     job, training = rounds.job, rounds.job.settings.training
     number, epochs = job.next_round(), max(1, training.local_epochs // 2)
-    task = rounds.fit_task("retrain", epochs, training.learning_rate)
-    mean, records = RunningMean(), task.to_records(model=arrays)
-    tasks = dict.fromkeys(job.fleet.wait_for_nodes(), records)
-    for reply in job.fleet.exchange(FitTask.TYPE, tasks, str(number), job.card):
-        result = FitResult.from_records(reply.records, reply.sender)
-        model = rounds.trained_arrays(reply, task, arrays)
-        length = check_update(model, job.card.trained(arrays), reply.sender).trained
-        scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)
-        mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
-    return rounds.as_sent(mean.value(), arrays)
+
+    def compute() -> Merged:
+        task = rounds.fit_task("retrain", epochs, training.learning_rate)
+        mean, records = RunningMean(), task.to_records(model=arrays)
+        tasks = dict.fromkeys(job.fleet.wait_for_nodes(), records)
+        for reply in job.fleet.exchange(FitTask.TYPE, tasks, str(number), job.card):
+            result = FitResult.from_records(reply.records, reply.sender)
+            job.fleet.worked(reply.node, result.seconds)
+            model = rounds.trained_arrays(reply, task, arrays)
+            length = check_update(model, job.card.trained(arrays), reply.sender).trained
+            scale = lengthening(norms[reply.sender], length, training.local_epochs / epochs)
+            mean.add({name: _scaled(name, array, arrays[name], scale) for name, array in model.items()}, result.weight)
+        return Merged(rounds.as_sent(mean.value(), arrays))
+
+    return job.journal.merged(f"calibrate-{number}", compute).arrays
 
 
 def lengthening(then: float, now: float, epochs: float) -> float:
@@ -149,6 +155,26 @@ def _erased(erasure: Erasure, situation: Situation) -> Arrays:
     return arrays
 
 
+EVIDENCE = frozenset({"audit-unlearned", "relearn", "audit-relearned", "audit-file"})
+"""Steps of a job that say what came of it, and change nothing."""
+
+
+def _whole_job(erasure: Erasure, situation: Situation) -> Arrays:
+    """Return one attempt's model, and take all that a job takes that releases it, whatever its verdict would be."""
+    job, arrays = erasure.job, erasure.attempt(situation.original, 1).merged.arrays
+    candidate = erasure.audits.audit(arrays, "Auditing the unlearned model", "unlearned-1")
+    if job.settings.erasure.relearning_rounds:
+        erasure.relearn(candidate, 1)
+    model = build(job.card)
+    load_arrays(model, arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        file, settings = Path(folder) / ONNX_FILE, job.settings.export
+        export_onnx(model, job.card, file, version="bench", settings=settings, images=no_inputs(job.card))
+        some = job.sampled("audit-file") if job.sites_can_tell else None
+        erasure.audits.audit_file(arrays, content_of(file), file.name, at=some)
+    return arrays
+
+
 @dataclass(frozen=True)
 class FederatedMethod:
     """A method: what it does with the rounds of a job, and the updates that it makes the server store in training.
@@ -159,17 +185,29 @@ class FederatedMethod:
         Its round that forgets.
     changes
         What it sets, by section of the settings.
+    references
+        Whether sites have the answers of reference models, and the audits of a job are done, too.
     """
 
     run: Callable[[Erasure, Situation], Arrays]
     forget: ForgettingRound = field(default_factory=AtAskedSites)
     stored_rounds: Callable[[int], int] = lambda _: 0
     changes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    references: bool = False
 
     def set(self, settings: Settings) -> Settings:
         """Return the settings under which it runs."""
         sections = {name: getattr(settings, name).model_copy(update=each) for name, each in self.changes.items()}
-        return settings.model_copy(update=sections)
+        changed = settings.model_copy(update=sections)
+        return with_settings_of_method(changed) if self.references else changed
+
+    @classmethod
+    def with_references(
+        cls, method: str = "dlfd", changes: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+    ) -> FederatedMethod:
+        """Return a method of the registry that aims at what reference models say, as a whole erasure job."""
+        own = {**changes, "erasure": {"method": method}}
+        return cls(_whole_job, AtAskedSites(method), changes=own, references=True)
 
 
 _INT8 = {"fleet": {"update_precision": "int8"}}
@@ -182,4 +220,29 @@ FEDERATED_METHODS: dict[str, FederatedMethod] = {
     "gradient ascent": FederatedMethod(_forgotten_once, AtAskedSites("ascent")),
     "NoT": FederatedMethod(_negated),
     "FedEraser": FederatedMethod(_erased, stored_rounds=lambda rounds: -(-rounds // _STORED_EVERY)),
+    "dlfd+references": FederatedMethod.with_references(),
+    "DLFD int8+references": FederatedMethod.with_references(changes=_INT8),
+    "fine-tune+references": FederatedMethod.with_references("fine-tune"),
+    "msg+references": FederatedMethod.with_references("msg"),
+    "not+references": FederatedMethod.with_references("not"),
 }
+
+
+def choose_federated(text: str, settings: Settings) -> tuple[str, ...]:
+    """Return the methods that a comma-separated list names, or all of them; without reference models, those without.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such method, or it needs reference models and there are to be none.
+    """
+    able = [name for name, one in FEDERATED_METHODS.items() if settings.references.models or not one.references]
+    chosen = able if text == "all" else list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in chosen:
+        if name not in FEDERATED_METHODS:
+            raise ConfigurationError(f"There is no method '{name}' here; choose among {', '.join(FEDERATED_METHODS)}.")
+        if name not in able:
+            raise ConfigurationError(
+                f"'{name}' needs reference models, and references.models is 0; set how many to train, such as 4."
+            )
+    return tuple(chosen)

@@ -133,6 +133,8 @@ def carry_out(
             raise JobCancelledError(f"{record.job} was cancelled after it had released its model.")
         with sampled_system(tracker, record.job, settings.tracking.system_metrics):
             _run(job, releaser, given)
+        job.note(phases=store.steps.phases(record.job))
+        job.advance(job.record.step)
         redraw_reports(store, tracker, settings, progress, after=record.job)
         store.steps.forget(record.job)
         _purge(store, settings, progress)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dlfd_fleet.audit import Verdict
+from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.report.contents import (
     AskedRequest,
     FileResult,
@@ -165,8 +166,7 @@ class FinishedStep:
     name: str
     result: str
     arrays: dict[str, Tensor]
-    seconds: float
-    sent_bytes: int
+    cost: Cost
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from dlfd_fleet.audit import SampleScores
 from dlfd_fleet.exceptions import JobCancelledError
 from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.costs import Cost, SiteCost, difference
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
 
@@ -54,10 +55,11 @@ class Answers:
 
 
 class Traffic(Protocol):
-    """What counts the array bytes of a job."""
+    """What counts the array bytes of a job, and what each site took."""
 
     sent_bytes: int
     received_bytes: int
+    sites_took: dict[str, SiteCost]
 
 
 @dataclass
@@ -66,6 +68,7 @@ class Uncounted:
 
     sent_bytes: int = 0
     received_bytes: int = 0
+    sites_took: dict[str, SiteCost] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,12 +83,15 @@ class Journal:
         Counts bytes; a step that is not done again adds what it took then.
     seconds
         What all steps so far took, in this process and in those before it.
+    costs
+        What each step took, in order.
     """
 
     store: Store | None = None
     job: str = ""
     traffic: Traffic = field(default_factory=Uncounted)
     seconds: float = 0.0
+    costs: list[tuple[str, Cost]] = field(default_factory=list)
 
     def is_done(self, name: str) -> bool:
         """Tell whether a step is finished."""
@@ -141,19 +147,22 @@ class Journal:
         """
         found = self.store.steps.find(self.job, name) if self.store else None
         if found is not None:
-            self.seconds += found.seconds
-            self.traffic.sent_bytes += found.sent_bytes
+            self.seconds += found.cost.seconds
+            self.traffic.sent_bytes += found.cost.sent_bytes
+            self.costs.append((name, found.cost))
             return found
         if self.store and self.store.is_cancelled(self.job):
             raise JobCancelledError(f"The job {self.job} was cancelled before its step '{name}'.")
-        started, before = time.perf_counter(), self._bytes()
+        started, own = time.perf_counter(), time.process_time()
+        before, sites = self._bytes(), dict(self.traffic.sites_took)
         result = compute()
-        seconds = time.perf_counter() - started
+        seconds, own = time.perf_counter() - started, time.process_time() - own
+        cost = Cost(seconds, self._bytes() - before, own, difference(self.traffic.sites_took, sites))
         if self.store:
             text, arrays = pack(result)
-            step = FinishedStep(name, text.decode(), dict(arrays), seconds, self._bytes() - before)
-            self.store.steps.finish(self.job, step)
+            self.store.steps.finish(self.job, FinishedStep(name, text.decode(), dict(arrays), cost))
         self.seconds += seconds
+        self.costs.append((name, cost))
         return result
 
     def _bytes(self) -> int:

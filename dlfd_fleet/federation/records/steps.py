@@ -6,7 +6,6 @@ step is finished or was never begun.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -14,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.records.costs import Cost, SiteCost, phases_of
 from dlfd_fleet.federation.records.job_folders import JobFolders
 from dlfd_fleet.federation.records.job_record import FinishedStep
-from dlfd_fleet.federation.records.tables import STEP, Transaction
+from dlfd_fleet.federation.records.tables import COST, STEP, Transaction
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.report.contents import Phase
+
+_SITES = TypeAdapter(dict[str, SiteCost])
 
 
 class Steps:
@@ -40,7 +43,8 @@ class Steps:
         if row is None:
             return None
         arrays = _read_arrays(self._folders.made(job) / row["arrays"]) if row["arrays"] else {}
-        return FinishedStep(name, row["result"], arrays, row["seconds"], row["sent_bytes"])
+        (cost,) = self._costs(condition)
+        return FinishedStep(name, row["result"], arrays, cost[1])
 
     def names(self, job: str) -> list[str]:
         """Return the names of a job's finished steps, in order."""
@@ -50,16 +54,19 @@ class Steps:
 
     def phases(self, job: str) -> dict[str, Phase]:
         """Return what a job's steps took, those of one kind together: names are a kind and, for rounds, a number."""
-        query = sa.select(STEP.c.name, STEP.c.seconds, STEP.c.sent_bytes).where(STEP.c.job == job)
-        phases: dict[str, Phase] = {}
+        return phases_of(self._costs(STEP.c.job == job))
+
+    def _costs(self, condition: sa.ColumnElement[bool]) -> list[tuple[str, Cost]]:
+        """Return the names of steps in order, and what each took; of an earlier release it is not known who did."""
+        beside = sa.and_(COST.c.job == STEP.c.job, COST.c.name == STEP.c.name)
+        columns = STEP.c.name, STEP.c.seconds, STEP.c.sent_bytes, COST.c.coordinator_seconds, COST.c.sites
+        query = sa.select(*columns).select_from(STEP.outerjoin(COST, beside)).where(condition)
         with self._transaction() as connection:
-            for name, seconds, sent in connection.execute(query.order_by(STEP.c.number)).all():
-                kind = re.sub(r"-\d+$", "", name)
-                so_far = phases.get(kind, Phase(steps=0, seconds=0.0, sent_bytes=0))
-                phases[kind] = Phase(
-                    steps=so_far.steps + 1, seconds=so_far.seconds + seconds, sent_bytes=so_far.sent_bytes + sent
-                )
-        return phases
+            rows = connection.execute(query.order_by(STEP.c.number)).all()
+        return [
+            (name, Cost(seconds, sent, coordinator or 0.0, _SITES.validate_json(sites or "{}")))
+            for name, seconds, sent, coordinator, sites in rows
+        ]
 
     def finish(self, job: str, step: FinishedStep) -> None:
         """Keep a step's result; the arrays first, so that a row never names a file that is not whole."""
@@ -71,12 +78,19 @@ class Steps:
             "name": step.name,
             "result": step.result,
             "arrays": file,
-            "seconds": step.seconds,
-            "sent_bytes": step.sent_bytes,
+            "seconds": step.cost.seconds,
+            "sent_bytes": step.cost.sent_bytes,
             "finished_at": datetime.now(UTC).isoformat(),
         }
         with self._transaction() as connection:
             connection.execute(sa.insert(STEP).values(row))
+            cost = {
+                "job": job,
+                "name": step.name,
+                "coordinator_seconds": step.cost.coordinator_seconds,
+                "sites": _SITES.dump_json(dict(step.cost.sites)).decode(),
+            }
+            connection.execute(sa.insert(COST).values(cost))
 
     def drop_arrays(self, job: str, names: Collection[str]) -> None:
         """Delete the arrays of some finished steps of a job, which are done all the same.
@@ -101,6 +115,8 @@ class Steps:
         """
         chosen = sa.and_(STEP.c.job == job, STEP.c.name.like(f"{kind}-%"), STEP.c.arrays.is_not(None))
         with self._transaction() as connection:
+            of_them = sa.select(STEP.c.name).where(chosen)
+            connection.execute(sa.delete(COST).where(COST.c.job == job, COST.c.name.in_(of_them)))
             connection.execute(sa.delete(STEP).where(chosen))
         self._delete_files(job, [f"{kind}-*"])
 
@@ -117,6 +133,7 @@ class Steps:
     def forget(self, job: str) -> None:
         """Delete a job's steps, once it is settled and needs them no more."""
         with self._transaction() as connection:
+            connection.execute(sa.delete(COST).where(COST.c.job == job))
             connection.execute(sa.delete(STEP).where(STEP.c.job == job))
         shutil.rmtree(self._folders.steps(job), ignore_errors=True)
 

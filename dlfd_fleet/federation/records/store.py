@@ -29,7 +29,7 @@ from dlfd_fleet.federation.records.job_record import (
 )
 from dlfd_fleet.federation.records.order import time_after_all
 from dlfd_fleet.federation.records.steps import Steps
-from dlfd_fleet.federation.records.tables import JOB, STORE, TABLES
+from dlfd_fleet.federation.records.tables import COST, JOB, STORE, TABLES
 from dlfd_fleet.settings import Settings
 
 LOCK_FILE = "coordinator.lock"
@@ -88,6 +88,7 @@ class Store:
             if not known:
                 TABLES.create_all(connection)
                 connection.execute(sa.insert(STORE).values(version=_VERSION))
+            COST.create(connection, checkfirst=True)
             version = connection.execute(sa.select(STORE.c.version)).scalar() if not known or "store" in known else 0
         making.dispose()
         if version != _VERSION:

@@ -34,6 +34,14 @@ STEP = sa.Table(
     sa.Column("finished_at", sa.String, nullable=False),
     sa.UniqueConstraint("job", "name"),
 )
+COST = sa.Table(  # beside its step, for files of before it was counted have no such table
+    "cost",
+    TABLES,
+    sa.Column("job", sa.String, primary_key=True),
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("coordinator_seconds", sa.Float, nullable=False),
+    sa.Column("sites", sa.String, nullable=False),
+)
 CHAMPION = sa.Table(
     "champion",
     TABLES,

@@ -138,6 +138,7 @@ class Audits:
                 advance()
                 try:
                     result = CalibrateResult.from_records(reply.records, reply.sender)
+                    fleet.worked(reply.node, result.seconds)
                     if result.images:
                         parts.append(_checked(result.ranges, tensors, reply.sender))
                     answered += 1
@@ -217,6 +218,7 @@ class Audits:
             advance()
             try:
                 result = expected.from_records(reply.records, reply.sender)
+                fleet.worked(reply.node, result.seconds)
                 samples = samples_of(reply.records, len(card.classes), reply.sender, multi_label=card.multi_label)
                 check_counts(result, samples, reply.sender, card.labels)
                 if (claim := claims.get(reply.node)) is not None:

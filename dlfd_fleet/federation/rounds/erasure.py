@@ -206,7 +206,7 @@ class Erasure:
             self.job.recorder.metrics(candidate.scores.metrics() | {"attempt": number}, self.job.round, number)
             after = self.job.effort()
             if verdict.outcome is not Outcome.FAIL and erasure.relearning_rounds:
-                again = self._relearn(candidate, number)
+                again = self.relearn(candidate, number)
                 relearned = again, self.job.effort() - after
                 before_it = self.audits.beside(original, again)
                 verdict = judge_relearned(verdict, before_it, again.scores, self.job.settings.audit)
@@ -227,7 +227,7 @@ class Erasure:
             return verdict
         return judge_without_each(verdict, before, after, original.own_test, candidate.own_test, audit)
 
-    def _relearn(self, model: AuditedModel, attempt: int) -> AuditedModel:
+    def relearn(self, model: AuditedModel, attempt: int) -> AuditedModel:
         """Train on as any later round would, on retain images only, and attack again: what was only hidden comes back.
 
         After the purge there is nobody left to attack with, so this is the last chance to see it. Where sites can tell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
@@ -93,7 +94,7 @@ class Exchange:
     shortened
         Nodes that were sent less than the task, and whether they held what was left out; they do until they deny it.
     sent_bytes
-        Array bytes that were sent so far.
+        Array bytes that were sent so far, by node.
     unanswered
         Nodes that have not answered when :meth:`replies` ends, and why.
     silent
@@ -115,7 +116,7 @@ class Exchange:
         self.repeated: set[int] = set()
         self.unanswered: dict[int, str] = {}
         self.silent = frozenset[int]()
-        self.sent_bytes = 0
+        self.sent_bytes = Counter[int]()
         self._died: dict[int, float] = {}
         self.shortened = {node: True for node, task in tasks.items() if short[node] is not task}
         self._known = activations(grid)
@@ -167,7 +168,7 @@ class Exchange:
         messages = [Message(records, node, self._kind, group_id=self._group) for node, records in contents.items()]
         if messages:
             self._outstanding |= dict(zip(self._grid.push_messages(messages), contents, strict=True))
-            self.sent_bytes += sum(map(array_bytes, contents.values()))
+            self.sent_bytes.update({node: array_bytes(records) for node, records in contents.items()})
 
     def _arrived(self) -> Iterator[tuple[int, Message]]:
         # One id at a time: only one reply's arrays are in memory while it is used.

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.held_names import NOTHING_TO_TRAIN_ON
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
+from dlfd_fleet.federation.records.costs import SiteCost
 from dlfd_fleet.federation.rounds.counts import Claim
 from dlfd_fleet.federation.rounds.exchange import (
     AWAY,
@@ -82,6 +83,8 @@ class Fleet:
         Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
     sent_bytes, received_bytes
         Array bytes so far, in both directions.
+    sites_took
+        What each site took so far.
     admitted
         What the members said when the job began, and what they count by; those expelled since are still here.
     absent
@@ -110,6 +113,7 @@ class Fleet:
     notice: Callable[[Mapping[str, str]], None] = lambda _: None
     refused: Callable[[str, str], None] = lambda _site, _reason: None
     sent_bytes: int = 0
+    sites_took: dict[str, SiteCost] = field(default_factory=dict)
     received_bytes: int = 0
     admitted: dict[int, Member] = field(default_factory=dict, init=False)
     absent: dict[str, str] = field(default_factory=dict, init=False)
@@ -254,7 +258,7 @@ class Fleet:
         sent = self.held.without_held(tasks, card, keep=keep)
         exchange = Exchange(self.grid, kind, tasks, sent, group, self.return_seconds, notice)
         sent_before = self.sent_bytes
-        self.sent_bytes = sent_before + exchange.sent_bytes
+        self.sent_bytes = sent_before + exchange.sent_bytes.total()
         enough = max(1, math.ceil(self.quorum * len(tasks)))
         short = min(_PATIENCE_WITH_SILENT, self.timeout / 10.0)
         for node, message in exchange.replies(self.timeout, enough, self.late_seconds, self.silent, short):
@@ -267,14 +271,25 @@ class Fleet:
                 self.held.answered(node, tasks[node])
                 if node in exchange.shortened and self.held.gives_up(node, held=exchange.shortened[node]):
                     logger.warning("%s keeps no model; from now on it is sent one with each task", self.name(node))
-                self.received_bytes += array_bytes(message.content)
+                received = array_bytes(message.content)
+                self.received_bytes += received
+                self._count(node, SiteCost(received_bytes=received))
                 yield Reply(node, self.name(node), message.content)
-        self.sent_bytes = sent_before + exchange.sent_bytes
+        self.sent_bytes = sent_before + exchange.sent_bytes.total()
+        for node, size in exchange.sent_bytes.items():
+            self._count(node, SiteCost(sent_bytes=size))
         for node, reason in exchange.unanswered.items():
             if node not in self.silent:  # why it was left out is said already
                 self._recognise(node)
                 self._note_absence(node, reason)
         self.silent |= exchange.silent
+
+    def worked(self, node: int, seconds: float) -> None:
+        """Note how long a node says that it has worked on a task."""
+        self._count(node, SiteCost(seconds=seconds))
+
+    def _count(self, node: int, cost: SiteCost) -> None:
+        self.sites_took[self.name(node)] = self.sites_took.get(self.name(node), SiteCost()).plus(cost)
 
     def refuse(self, node: int, error: MessageError) -> None:
         """Note that a reply breaks the contract; the site counts as absent."""

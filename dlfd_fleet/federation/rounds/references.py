@@ -71,6 +71,7 @@ class References:
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
                     continue
+                fleet.worked(reply.node, result.seconds)
                 missing[reply.sender] = result.missing
         fleet.require_quorum(len(missing), f"answered {task.TYPE}")
         return missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -48,6 +48,7 @@ class Rounds:
         arrays: Arrays,
         purpose: Literal["train", "retrain", "reference"] = "train",
         reference: Reference | None = None,
+        after: Callable[[Arrays], None] = lambda _: None,
     ) -> Arrays:
         """Run federated averaging (McMahan et al. 2017), weighted by examples, with a cosine-decayed step.
 
@@ -55,6 +56,8 @@ class Rounds:
         ----------
         reference
             Which reference model it is, if it is one: each site trains it on half of its people.
+        after
+            Called with the model after each round.
         """
         training = self.job.settings.training
         which = f"{reference.number + 1} of {reference.models}" if reference else ""
@@ -66,6 +69,7 @@ class Rounds:
                 arrays = self.fit_round(
                     arrays, purpose, training.local_epochs, rate, advance, final=final, reference=reference
                 )
+                after(arrays)
         return arrays
 
     def fit_round(
@@ -268,6 +272,7 @@ class Rounds:
         A site that has nothing left to unlearn, and was asked whether it has, sends no arrays.
         """
         result = expected.from_records(reply.records, reply.sender)
+        self.job.fleet.worked(reply.node, result.seconds)
         done = isinstance(result, UnlearnResult) and result.done
         if done and not (isinstance(task, UnlearnTask) and task.to_gate):
             raise MessageError(f"{reply.sender} says that nothing is left to unlearn, and cannot know; it was refused.")

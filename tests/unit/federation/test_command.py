@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
@@ -43,7 +44,7 @@ def test_a_state_folder_without_jobs_is_told_so(tmp_path):
 
 def test_status_says_how_far_a_job_is_and_what_each_site_does(store):
     record = change(store, store.new_job("erase", Settings()), requests=3, absent={"site-2": "did not answer"})
-    store.steps.finish(record.job, FinishedStep("asked", "[]", {}, 1.0, 0))
+    store.steps.finish(record.job, FinishedStep("asked", "[]", {}, Cost(1.0, 0)))
     store.activities.note(record.job, {"site-1": "train.unlearn"})
     text = shown(command.job_status(store, record.job))
     assert "started, interrupted" in text
@@ -60,7 +61,7 @@ def test_status_says_how_far_a_job_is_and_what_each_site_does(store):
 def test_the_list_counts_the_minutes_of_a_job_whose_record_is_still_to_be_written(store):
     record = store.new_job("train", Settings())
     for number in (1, 2):
-        store.steps.finish(record.job, FinishedStep(f"train-{number}", "[]", {}, 90.0, 0))
+        store.steps.finish(record.job, FinishedStep(f"train-{number}", "[]", {}, Cost(90.0, 0)))
     assert store.load(record.job).seconds == 0.0
     assert "3.0" in shown(command.job_table(store))
 

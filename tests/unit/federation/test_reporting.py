@@ -10,6 +10,7 @@ from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import EvidenceError, JobError
 from dlfd_fleet.federation.jobs.reporting import latest_erasure, report_of, write_report
+from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.report.contents import AskedRequest, Proceedings
@@ -40,7 +41,7 @@ def job(store, kind="erase", **changes):
 def test_a_job_that_failed_says_why_and_what_its_steps_took(store, tmp_path):
     record = job(store, step="failed", requests=2, note="Only 1 of 3 sites trained")
     for number in (1, 2):
-        store.steps.finish(record.job, FinishedStep(f"repair-{number}", "[]", {}, 2.5, 10))
+        store.steps.finish(record.job, FinishedStep(f"repair-{number}", "[]", {}, Cost(2.5, 10)))
     report = report_of(store, record)
     phase = report.phases["repair"]
     assert (phase.steps, phase.seconds, phase.sent_bytes) == (2, 5.0, 20)

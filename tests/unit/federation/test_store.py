@@ -9,6 +9,7 @@ import torch
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.command import reopen
+from dlfd_fleet.federation.records.costs import Cost, SiteCost
 from dlfd_fleet.federation.records.job_record import Champion, FinishedStep
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.purge import purge_remembering
@@ -31,16 +32,40 @@ def test_a_step_is_kept_with_its_arrays(tmp_path):
     store = Store(tmp_path)
     job = store.new_job("train", Settings()).job
     arrays = {"w": torch.arange(6.0).reshape(2, 3).t(), "n": torch.tensor(4)}
-    store.steps.finish(job, FinishedStep("train-1", "[1]", arrays, 2.5, 17))
+    store.steps.finish(job, FinishedStep("train-1", "[1]", arrays, Cost(2.5, 17)))
     found = Store(tmp_path).steps.find(job, "train-1")
-    assert (found.result, found.seconds, found.sent_bytes) == ("[1]", 2.5, 17)
+    assert (found.result, found.cost.seconds, found.cost.sent_bytes) == ("[1]", 2.5, 17)
     assert all(torch.equal(found.arrays[name], arrays[name]) for name in arrays)
     assert store.steps.find(job, "train-2") is None
-    store.steps.finish(job, FinishedStep("settle", "3", {}, 0.0, 0))
+    store.steps.finish(job, FinishedStep("settle", "3", {}, Cost(0.0, 0)))
     assert store.steps.names(job) == ["train-1", "settle"]
     store.steps.forget(job)
     assert store.steps.find(job, "train-1") is None
     assert not list(store.folders.made(job).rglob("*.safetensors"))
+
+
+def test_steps_of_a_kind_say_together_what_they_took_of_each_site(tmp_path):
+    store = Store(tmp_path)
+    job = store.new_job("train", Settings()).job
+    for number, (one, other) in enumerate((((10, 1, 2.0), (5, 0, 3.0)), ((10, 1, 2.0), (0, 0, 0.5))), 1):
+        sites = {"site-a": SiteCost(*one), "site-b": SiteCost(*other)}
+        sent = one[0] + one[1] + other[0] + other[1]
+        store.steps.finish(job, FinishedStep(f"train-{number}", "[]", {}, Cost(4.0, sent, 0.25, sites)))
+    phase = Store(tmp_path).steps.phases(job)["train"]
+    assert (phase.steps, phase.seconds, phase.coordinator_seconds) == (2, 8.0, 0.5)
+    assert (phase.bytes_to_sites, phase.received_bytes, phase.most_bytes_of_a_site) == (25, 2, 22)
+    assert (phase.site_seconds, phase.longest_site_seconds) == (7.5, 4.0)
+
+
+def test_steps_of_an_earlier_release_do_not_say_what_sites_took(tmp_path):
+    store = Store(tmp_path)
+    job = store.new_job("train", Settings()).job
+    store.steps.finish(job, FinishedStep("train-1", "[]", {}, Cost(4.0, 10)))
+    store.close()
+    with sqlite3.connect(store.file) as connection:
+        connection.execute("DROP TABLE cost")
+    phase = Store(tmp_path).steps.phases(job)["train"]
+    assert (phase.sent_bytes, phase.received_bytes, phase.site_seconds) == (10, 0, 0.0)
 
 
 def test_a_job_that_failed_can_be_reopened(tmp_path):
@@ -129,7 +154,7 @@ def test_a_clock_that_was_a_day_ahead_changes_no_order(tmp_path, monkeypatch):
     store = Store(tmp_path)
     monkeypatch.setattr("dlfd_fleet.federation.records.order.datetime", Tomorrow)
     original = store.new_job("train", Settings())
-    store.steps.finish(original.job, FinishedStep("train-1", "{}", {"w": torch.zeros(2)}, 1.0, 0))
+    store.steps.finish(original.job, FinishedStep("train-1", "{}", {"w": torch.zeros(2)}, Cost(1.0, 0)))
     store.save(original.model_copy(update={"step": "settled", "released": True}))
     store.champions.move(Champion(job=original.job, epoch=0))
     monkeypatch.undo()
@@ -192,7 +217,7 @@ def test_a_store_of_another_release_is_refused(tmp_path):
 def test_a_damaged_step_is_one_sentence(tmp_path):
     store = Store(tmp_path)
     job = store.new_job("train", Settings()).job
-    store.steps.finish(job, FinishedStep("train-1", "[]", {"w": torch.zeros(2)}, 0.0, 0))
+    store.steps.finish(job, FinishedStep("train-1", "[]", {"w": torch.zeros(2)}, Cost(0.0, 0)))
     next(store.folders.made(job).rglob("*.safetensors")).write_bytes(b"torn")
     with pytest.raises(JobError, match=r"Cannot read .*train-1\.safetensors"):
         store.steps.find(job, "train-1")
