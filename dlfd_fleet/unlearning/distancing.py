@@ -47,7 +47,7 @@ from dlfd_fleet.unlearning.contract import (
     collapse,
 )
 from dlfd_fleet.unlearning.session import Session
-from dlfd_fleet.unlearning.training import classification_loss, frozen, kept_statistics
+from dlfd_fleet.unlearning.training import classification_loss, frozen, moved_statistics
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
@@ -104,8 +104,9 @@ def unlearn_at_site(problem: UnlearningProblem, /) -> UnlearnOutcome:
     """Do a site's part of a round of DLFD: train towards what reference models say, or distance where none has.
 
     Training is for ``settings.epochs`` passes over the retain set, with half a batch of forget images in each step and
-    a rate that falls to 0. Batch-norm statistics stay as they were: a few small steps hardly move them, and the other
-    sites, whose images they are of, too, take no part.
+    a rate that falls to 0. Batch-norm statistics move as far as those of the site's own retain images do
+    (:func:`~dlfd_fleet.unlearning.training.moved_statistics`): the other sites, whose images they are of, too, take no
+    part.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def unlearn_at_site(problem: UnlearningProblem, /) -> UnlearnOutcome:
     session = Session(problem)
     if not session.has_targets:
         return distance(problem)
-    with kept_statistics(session.model):
+    with moved_statistics(session.model, session.retain_sample()):
         session.fine_tune(session.optimizer())
     return session.outcome()
 

@@ -65,6 +65,7 @@ class Session:
         self.generator = torch.Generator().manual_seed(problem.seed)
         torch.manual_seed(problem.seed)  # dropout and fresh weights
         self.class_weights = None if problem.class_weights is None else problem.class_weights.to(self.device)
+        self._refuse_answers_of_other_images()
         self._targets = self._find_targets()
         self._rows_with_targets = self._cycle_rows_with_targets()
 
@@ -148,6 +149,16 @@ class Session:
     def has_targets(self) -> bool:
         """Whether reference models have answered for images to forget."""
         return self._targets is not None
+
+    def _refuse_answers_of_other_images(self) -> None:
+        references = self.problem.references
+        for name in ("forget", "validation") if references is not None else ():
+            answers, images = getattr(references, name), getattr(self.problem, name)
+            if answers is not None and images is not None and len(answers) != len(images):
+                raise ValueError(
+                    f"Reference models have answered for {len(answers)} {name} images, and there are {len(images)}: "
+                    "give the answers to these images, in their order."
+                )
 
     def _find_targets(self) -> Tensor | None:
         """Return what the model is to say of each forget image ``(M, C)``; None where no reference model has answered.

@@ -55,16 +55,39 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Let a block train on the statistics of its batches; afterwards batch norm has those that it had before."""
-    norms = [one for one in model.modules() if isinstance(one, _BatchNorm)]
-    before = [{name: value.clone() for name, value in one.named_buffers()} for one in norms]
-    try:
+def moved_statistics(model: nn.Module, data: LabelledImages) -> Iterator[None]:
+    """Let a block train; afterwards batch-norm statistics have moved as far as those of these images have.
+
+    The statistics are of images that are not here, too, such as other sites'. What training has done to them shows on
+    the images that are: their means before and after, and the ratio of their variances. A model whose weights have
+    moved without its statistics answers wrong; statistics of these images alone would be wrong for everybody else.
+    """
+    norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
+    if not norms:
         yield
-    finally:
-        for norm, values in zip(norms, before, strict=True):
-            for name, value in values.items():
-                norm.get_buffer(name).copy_(value)
+        return
+    kept = [_statistics(norm) for norm in norms]
+    recalibrate(model, data)
+    before = [_statistics(norm) for norm in norms]
+    for norm, (mean, variance) in zip(norms, kept, strict=True):
+        _set_statistics(norm, mean, variance)
+    yield
+    recalibrate(model, data)
+    for norm, (mean, variance), (old_mean, old_variance) in zip(norms, kept, before, strict=True):
+        new_mean, new_variance = _statistics(norm)
+        ratio = (new_variance + norm.eps) / (old_variance + norm.eps)
+        _set_statistics(norm, mean + new_mean - old_mean, variance * ratio)
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return copies of the running mean and variance of a batch norm that has them."""
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    return mean.clone(), variance.clone()
+
+
+def _set_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    norm.get_buffer("running_mean").copy_(mean)
+    norm.get_buffer("running_var").copy_(variance)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -119,8 +119,8 @@ def test_images_are_a_batch_likewise():
     for wrong, why in (
         ([image, image[1:]], r"image 2 has the shape \(7, 8, 3\), and the model takes \(8, 8, 3\)"),
         (image + 0.5, "image 1 does not hold whole numbers from 0 to 255"),
-        (image + np.int64(256), "image 1: the value 256 is outside the range from 0 to 255"),
-        (image - np.int64(1), "image 1: the value -1 is outside"),
+        (image.astype(np.int64) + 256, "image 1: the value 256 is outside the range from 0 to 255"),
+        (image.astype(np.int64) - 1, "image 1: the value -1 is outside"),
         (np.zeros((0, 8, 8, 3), np.uint8), "there is no image of 8 x 8 pixels"),
         ("face.png", "there is no image of 8 x 8 pixels"),
     ):

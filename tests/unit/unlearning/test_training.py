@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dlfd_fleet.unlearning import LabelledImages, recalibrate
+from dlfd_fleet.unlearning.training import moved_statistics
 
 
 def bright(count, kinds):
@@ -26,3 +27,45 @@ def test_a_last_batch_of_one_image_does_not_break_maps_of_one_pixel():
     recalibrate(network, bright(129, 3))
     recalibrate(network, bright(1, 1))
     assert torch.isfinite(network[1].running_var).all()
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+
+
+def statistics(network):
+    return {name: value.clone() for name, value in network.named_buffers() if "running" in name}
+
+
+def test_statistics_of_others_stay_where_no_weight_moves():
+    network, own = two_layers(), bright(40, 5)
+    recalibrate(network, LabelledImages(torch.rand(200, 3, 2, 2) ** 3, torch.zeros(200).long()))
+    before = statistics(network)
+    with moved_statistics(network, own):
+        network.train()
+        network(own.images)
+    for name, value in statistics(network).items():
+        torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_move_with_the_weights_as_those_of_ones_own_images_do():
+    """A first layer whose answers are doubled has twice the mean and four times the variance, for everybody."""
+    network, own = two_layers(), bright(200, 5)
+    others = LabelledImages(
+        torch.rand(400, 3, 2, 2, generator=torch.Generator().manual_seed(1)) ** 2, torch.zeros(400).long()
+    )
+    recalibrate(network, others)
+    with moved_statistics(network, own), torch.no_grad():
+        network[0].weight.mul_(1.05)
+        network[0].bias.mul_(1.05)
+    moved = statistics(network)
+    recalibrate(network, others)
+    true = statistics(network)
+    before = two_layers()
+    recalibrate(before, others)
+    recalibrate(own_only := two_layers(), own)
+    for name in ("1.running_mean", "1.running_var"):
+        kept, alone = statistics(before)[name], statistics(own_only)[name]
+        assert (moved[name] - true[name]).abs().max() < 0.5 * (kept - true[name]).abs().max()
+        assert (moved[name] - true[name]).abs().max() < 0.5 * (alone - true[name]).abs().max()
