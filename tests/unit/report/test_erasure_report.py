@@ -318,3 +318,17 @@ def test_a_report_survives_its_json_and_another_kind_is_refused():
     for content in (b"", b"{}", report.to_json().replace(b"erasure-report:1", b"erasure-report:2")):
         with pytest.raises(EvidenceError, match=r"report\.json"):
             render(content)
+
+
+def test_what_a_share_of_the_sites_audited_is_said():
+    report = make_report(readings=())
+    sites = {"original": 2, "unlearned": 2, "relearned": 1, "retrained": 2}
+    models = {name: model.model_copy(update={"sites": sites[name]}) for name, model in report.models.items()}
+    files = {form: file.model_copy(update={"sites": 1}) for form, file in report.files.items()}
+    page = " ".join(render(report.model_copy(update={"models": models, "files": files}).to_json()).split())
+    assert "attacked at 1 of 2 sites, those of the people who asked" in page
+    assert "model.onnx was audited at 1 of 2 sites" in page
+    assert "Each of these sites measured by itself" in page
+    assert "all sites then trained" not in page
+    whole = {form: file.model_copy(update={"sites": 2}) for form, file in report.files.items()}
+    assert "model.onnx was audited at" not in render(report.model_copy(update={"files": whole}).to_json())
