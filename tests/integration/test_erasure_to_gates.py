@@ -8,14 +8,18 @@ from unittest import mock
 import pytest
 import torch
 
+from dlfd_fleet.audit import Outcome
 from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnResult, UnlearnTask
 from dlfd_fleet.federation.protocol.packing import MODEL
 from dlfd_fleet.federation.records.steps import Steps
+from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.ledger import Site, site_folders
 from dlfd_fleet.settings import ReferenceSettings
 from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, trained_fleet
+
+JUDGE = Erasure._judge
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +149,31 @@ def test_a_job_that_is_killed_between_rounds_goes_on_to_the_gates(fleet):
     record = run_job(settings, "erase", grid)
     assert record.released
     assert [task.to_gate for task in asked_of(grid, UnlearnTask)] == [True, True]  # the first round is not done again
+
+
+def test_where_the_way_by_references_fails_the_erasure_is_as_without_them(fleet):
+    """Poor references spoil a model; then nobody aims at them any more, and the fleet's own gate decides."""
+    settings = with_gate(fleet, 1.0, rounds=1, relearning_rounds=0)
+    unlearning = settings.erasure.unlearning.model_copy(update={"epochs": 1.0})
+    audit = settings.audit.model_copy(update={"max_retain_drop": 1.0})
+    settings = settings.model_copy(
+        update={"erasure": settings.erasure.model_copy(update={"unlearning": unlearning}), "audit": audit}
+    )
+    grid, judged = InProcessGrid(settings), []
+    a_person_asks_at_each_site(settings)
+
+    def failing_once(self, original, candidate):
+        judged.append(candidate)
+        verdict = JUDGE(self, original, candidate)
+        return verdict.model_copy(update={"outcome": Outcome.FAIL}) if len(judged) == 1 else verdict
+
+    with mock.patch.object(Erasure, "_judge", failing_once):
+        record = run_job(settings, "erase", grid)
+    assert record.released
+    assert record.proceedings.attempts == 2
+    tasks = asked_of(grid, UnlearnTask)
+    assert [task.references for task in tasks] == [True] * 2 + [False] * 2
+    epochs = {task.unlearning.epochs for task in tasks}
+    assert epochs == {1.0}  # the first of the long attempts is no stronger for the one before it
+    assert {task.purpose for task in asked_of(grid, FitTask)} == {"repair"}
+    assert all((one.left is None) != task.references for (one, _), task in zip(answers_of(grid), tasks, strict=True))

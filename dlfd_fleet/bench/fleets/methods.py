@@ -50,11 +50,17 @@ class Situation:
 
 
 def averaged_with_all(
-    rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance, *, to_gate: bool = False
+    rounds: Rounds,
+    arrays: Arrays,
+    attempt: int,
+    advance: Advance,
+    *,
+    to_gate: bool = False,
+    references: bool = True,
 ) -> Merged:
     """Forget as plain federated averaging does: the other sites train meanwhile, and all count by their images."""
     job, erasure, mean = rounds.job, rounds.job.settings.erasure, RunningMean()
-    forgotten = AtAskedSites()(rounds, arrays, attempt, advance, to_gate=to_gate)
+    forgotten = AtAskedSites()(rounds, arrays, attempt, advance, to_gate=to_gate, references=references)
     replies = job.fleet.replies()
     mean.add(forgotten.arrays, sum(reply.retain_images for reply in replies.values() if reply.requests))
     others = [node for node, reply in replies.items() if not reply.requests]

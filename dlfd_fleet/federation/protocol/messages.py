@@ -235,6 +235,8 @@ class UnlearnTask(FleetMessage):
     unlearning: UnlearningSettings
     to_gate: bool = False
     """Unlearn only if the model that is sent is beyond the gate of the site's reference models, and say so if not."""
+    references: bool = True
+    """Whether to aim at what the site's reference models say, where they have answered."""
     class_weights: Weights
     precision: Precision
     """Of the update that is sent back."""

@@ -45,7 +45,14 @@ class ForgettingRound(Protocol):
     """What makes the sites that were asked forget, in one round: anything from a model to a model."""
 
     def __call__(
-        self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance, *, to_gate: bool = False
+        self,
+        rounds: Rounds,
+        arrays: Arrays,
+        attempt: int,
+        advance: Advance,
+        *,
+        to_gate: bool = False,
+        references: bool = True,
     ) -> Merged:
         """Return the model after the round, and the requests whose updates are in it.
 
@@ -57,6 +64,8 @@ class ForgettingRound(Protocol):
             Called for each reply.
         to_gate
             Whether sites that can tell that their people are forgotten leave the model as it is.
+        references
+            Whether sites aim at what reference models say, where they have answered.
         """
 
 
@@ -88,11 +97,25 @@ class AtAskedSites:
         return cls(settings.method)
 
     def __call__(
-        self, rounds: Rounds, arrays: Arrays, attempt: int, advance: Advance, *, to_gate: bool = False
+        self,
+        rounds: Rounds,
+        arrays: Arrays,
+        attempt: int,
+        advance: Advance,
+        *,
+        to_gate: bool = False,
+        references: bool = True,
     ) -> Merged:
         """Return the merged model."""
-        settings = rounds.job.settings.erasure.unlearning
-        return rounds.unlearning_round(arrays, self.method, settings, attempt, advance, to_gate=to_gate)
+        return rounds.unlearning_round(
+            arrays,
+            self.method,
+            rounds.job.settings.erasure.unlearning,
+            attempt,
+            advance,
+            to_gate=to_gate,
+            references=references,
+        )
 
 
 def with_settings_of_method(settings: Settings) -> Settings:
@@ -189,6 +212,9 @@ class Erasure:
     def run(self, original: AuditedModel) -> Unlearned:
         """Unlearn until the verdict is no longer FAIL, at most ``erasure.max_attempts`` times, each stronger.
 
+        Where sites can tell by reference models, one attempt to their gates comes before. If it fails, the rest is as
+        if there were none: of few people references are poor, and so is what is aimed at.
+
         Parameters
         ----------
         original
@@ -196,9 +222,10 @@ class Erasure:
         """
         erasure = self.job.settings.erasure
         before, best_rank, number, readings = self.job.effort(), _WORST_RANK, 0, list[GateReading]()
-        while number < erasure.max_attempts:
+        to_gates = int(self.job.sites_can_tell)
+        while number < erasure.max_attempts + to_gates:
             number += 1
-            attempted = self.attempt(original, number)
+            attempted = self.attempt(original, number) if number <= to_gates else self._long_attempt(original, number)
             readings += attempted.readings
             merged = attempted.merged
             candidate = self.audits.audit(merged.arrays, "Auditing the unlearned model", f"unlearned-{number}")
@@ -217,6 +244,8 @@ class Erasure:
                 best = Unlearned(candidate, verdict, number, after - before, merged.requests, relearned, ())
             if passed:
                 break
+            if number == to_gates:
+                best_rank = _WORST_RANK  # no gate of the fleet has ranked it
             self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
         return replace(best, readings=tuple(readings))
 
@@ -259,9 +288,16 @@ class Erasure:
         that was asked has anybody else to train on, there is nothing but repair: the audit says whether that has
         forgotten them.
         """
+        return (
+            self._attempt_to_gates(original, number)
+            if self.job.sites_can_tell
+            else self._long_attempt(original, number)
+        )
+
+    def _long_attempt(self, original: AuditedModel, number: int) -> Attempted:
+        """Return the best round of an attempt whose gate is the fleet's, as of :meth:`attempt`."""
         job, erasure = self.job, self.job.settings.erasure
-        if job.sites_can_tell:
-            return self._attempt_to_gates(original, number)
+        failed_at_gates = int(job.sites_can_tell)
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
         reading = self._read(original.samples)
         self._say_what_the_gate_reads(reading)
@@ -278,7 +314,8 @@ class Erasure:
             for index in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round that forgets.
                 if able and (index == 0 or reading.remembered(gate)):
-                    forgotten = self.forget(self.rounds, arrays, number, advance)
+                    strength, aim = number - failed_at_gates, not failed_at_gates
+                    forgotten = self.forget(self.rounds, arrays, strength, advance, references=aim)
                     arrays, requests = forgotten.arrays, requests.union(forgotten.requests)
                     averaged = RunningMean()
                 rate = erasure.learning_rate * cosine(index, erasure.rounds)

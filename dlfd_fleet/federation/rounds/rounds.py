@@ -158,6 +158,7 @@ class Rounds:
         advance: Advance,
         *,
         to_gate: bool = False,
+        references: bool = True,
     ) -> Merged:
         """Return the mean of the forgetting sites' models after a method of unlearning; one step of the job.
 
@@ -171,15 +172,20 @@ class Rounds:
             From 1; each trains half as long again as the one before it.
         to_gate
             Whether a site that can tell by reference models that its people are forgotten sends no update.
+        references
+            Whether sites aim at what reference models say, where they have answered.
         """
         number = self.job.next_round()
 
         def compute() -> Merged:
-            return self._unlearn(arrays, self._unlearn_task(method, settings, attempt, to_gate=to_gate), advance)
+            task = self._unlearn_task(method, settings, attempt, to_gate=to_gate, references=references)
+            return self._unlearn(arrays, task, advance)
 
         return self.job.journal.merged(f"distancing-{number}", compute)
 
-    def _unlearn_task(self, method: str, settings: UnlearningSettings, attempt: int, *, to_gate: bool) -> UnlearnTask:
+    def _unlearn_task(
+        self, method: str, settings: UnlearningSettings, attempt: int, *, to_gate: bool, references: bool
+    ) -> UnlearnTask:
         job = self.job
         epochs = settings.epochs * _STRONGER ** (attempt - 1)
         return UnlearnTask(
@@ -190,6 +196,7 @@ class Rounds:
             augmentation=job.settings.erasure.augmentation,
             unlearning=settings.model_copy(update={"epochs": epochs}),
             to_gate=to_gate,
+            references=references,
             class_weights=self._class_weights(),
             precision=job.settings.fleet.update_precision,
             seed=job.seed,

@@ -184,7 +184,7 @@ def _asked(site: Site, task: UnlearnTask) -> _Asked:
         raise JobError("This site has fewer than two images to train on.")
     images.note_trained(site)
     known = _Asked(tuple(requests), with_people(forget), labelled(retain))
-    references = references_of(site, forget, images.validation())
+    references = references_of(site, forget, images.validation()) if task.references else None
     if references is None:
         return known
     return replace(known, validation=with_people(images.validation()), references=references)
