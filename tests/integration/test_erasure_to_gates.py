@@ -151,7 +151,8 @@ def test_a_job_that_is_killed_between_rounds_goes_on_to_the_gates(fleet):
     assert [task.to_gate for task in asked_of(grid, UnlearnTask)] == [True, True]  # the first round is not done again
 
 
-def test_where_the_way_by_references_fails_the_erasure_is_as_without_them(fleet):
+@pytest.mark.parametrize("how", ["the verdict is FAIL", "retained people lose too much, perhaps by chance"])
+def test_where_the_way_by_references_fails_the_erasure_is_as_without_them(fleet, how):
     """Poor references spoil a model; then nobody aims at them any more, and the fleet's own gate decides."""
     settings = with_gate(fleet, 1.0, rounds=1, relearning_rounds=0)
     unlearning = settings.erasure.unlearning.model_copy(update={"epochs": 1.0})
@@ -165,9 +166,13 @@ def test_where_the_way_by_references_fails_the_erasure_is_as_without_them(fleet)
     def failing_once(self, original, candidate):
         judged.append(candidate)
         verdict = JUDGE(self, original, candidate)
-        return verdict.model_copy(update={"outcome": Outcome.FAIL}) if len(judged) == 1 else verdict
+        fails = len(judged) == 1 and how == "the verdict is FAIL"
+        return verdict.model_copy(update={"outcome": Outcome.FAIL}) if fails else verdict
 
-    with mock.patch.object(Erasure, "_judge", failing_once):
+    with (
+        mock.patch.object(Erasure, "_judge", failing_once),
+        mock.patch.object(Erasure, "_lost_too_much", return_value=how != "the verdict is FAIL"),
+    ):
         record = run_job(settings, "erase", grid)
     assert record.released
     assert record.proceedings.attempts == 2

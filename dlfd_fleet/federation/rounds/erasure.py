@@ -212,8 +212,9 @@ class Erasure:
     def run(self, original: AuditedModel) -> Unlearned:
         """Unlearn until the verdict is no longer FAIL, at most ``erasure.max_attempts`` times, each stronger.
 
-        Where sites can tell by reference models, one attempt to their gates comes before. If it fails, the rest is as
-        if there were none: of few people references are poor, and so is what is aimed at.
+        Where sites can tell by reference models, one attempt to their gates comes before. If it fails, or costs
+        retained people more than a verdict allows, be it by chance, the rest is as if there were none: of few people
+        references are poor, and so is what is aimed at.
 
         Parameters
         ----------
@@ -232,12 +233,13 @@ class Erasure:
             verdict, relearned = self._judge(original, candidate), None
             self.job.recorder.metrics(candidate.scores.metrics() | {"attempt": number}, self.job.round, number)
             after = self.job.effort()
-            if verdict.outcome is not Outcome.FAIL and erasure.relearning_rounds:
+            poor = number == to_gates and self._lost_too_much(original, candidate)
+            if verdict.outcome is not Outcome.FAIL and not poor and erasure.relearning_rounds:
                 again = self.relearn(candidate, number)
                 relearned = again, self.job.effort() - after
                 before_it = self.audits.beside(original, again)
                 verdict = judge_relearned(verdict, before_it, again.scores, self.job.settings.audit)
-            passed = verdict.outcome is not Outcome.FAIL
+            passed = verdict.outcome is not Outcome.FAIL and not poor
             # Of failed attempts the one that the gate ranks best is shown: a stronger one can be the worse.
             if passed or attempted.rank > best_rank:
                 best_rank = attempted.rank
@@ -248,6 +250,10 @@ class Erasure:
                 best_rank = _WORST_RANK  # no gate of the fleet has ranked it
             self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
         return replace(best, readings=tuple(readings))
+
+    def _lost_too_much(self, original: AuditedModel, candidate: AuditedModel) -> bool:
+        lost = original.scores.retain_accuracy.value - candidate.scores.retain_accuracy.value
+        return lost > self.job.settings.audit.max_retain_drop
 
     def _judge(self, original: AuditedModel, candidate: AuditedModel) -> Verdict:
         audit, before, after = self.job.settings.audit, original.scores, candidate.scores
