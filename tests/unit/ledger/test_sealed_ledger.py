@@ -94,7 +94,7 @@ def test_a_row_that_is_gone_is_seen(file, table, which):
         # A withdrawal of nobody's
         "UPDATE request SET state = 'WITHDRAWN' WHERE identity = 'anna';"
         "INSERT INTO history SELECT max(sequence) + 1, (SELECT id FROM request WHERE identity = 'anna'), at,"
-        " 'WITHDRAWN', 'withdrawn by the person', NULL, NULL, seal FROM history",
+        " 'withdrawn', 'WITHDRAWN', 'withdrawn by the person', '', NULL, NULL, NULL, '', NULL, NULL, seal FROM history",
         # Deadlines that are later
         "UPDATE request SET deadline = '2099-01-01T00:00:00+00:00'",
         # Two people's requests
