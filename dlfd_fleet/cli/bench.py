@@ -34,6 +34,22 @@ def methods(
 
 
 @app.command()
+def margins(
+    data: Data = None,
+    methods: Methods = "dlfd,dlfd+references",
+    models: Annotated[int, typer.Option(help="Models of each kind.")] = 20,
+    seeds: Seeds = 1,
+    budget: Budget = "30m",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare what many models say with what as many retrained ones say, image by image: KLoM and U-LiRA."""
+    from dlfd_fleet.bench.margins.command import margins_command
+
+    margins_command(load(config, overrides, _source(data)).settings, methods, models, seeds, budget, console)
+
+
+@app.command()
 def fleets(
     data: Data = None,
     methods: Methods = "all",
