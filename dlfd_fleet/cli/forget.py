@@ -28,7 +28,10 @@ Named = Annotated[
 By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; the login name by default.")]
 
 
-@app.command("request")
+@app.command(
+    "request",
+    epilog="Example: dlfd-fleet forget request anna --site /srv/site --received 2026-11-20 --verified-by passport",
+)
 def request(
     person: Annotated[str, typer.Argument(help="Identity in the site's manifest.")],
     site: SiteFolder,
@@ -62,7 +65,7 @@ def request(
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: dlfd-fleet forget list --site /srv/site --due-within 7d")
 def list_requests(
     site: SiteFolder,
     state: Annotated[list[str] | None, typer.Option(help="In this state alone; may be repeated.")] = None,
@@ -91,7 +94,7 @@ def list_requests(
         console.print("There is no such request.")
 
 
-@app.command("show")
+@app.command("show", epilog="Example: dlfd-fleet forget show anna --site /srv/site")
 def show(named: Named, site: SiteFolder) -> None:
     """Show a request, what keeps it open, and everything that happened to it."""
     from datetime import UTC, datetime
@@ -110,7 +113,10 @@ def show(named: Named, site: SiteFolder) -> None:
     console.print(history_table(events))
 
 
-@app.command("extend")
+@app.command(
+    "extend",
+    epilog="Example: dlfd-fleet forget extend anna --site /srv/site --months 1 --noticed 2026-12-01 --reason 'A move.'",
+)
 def extend(
     named: Named,
     site: SiteFolder,
@@ -137,7 +143,10 @@ def extend(
     console.print(f"Request {_short(found)} is to be done by {found.due}.")
 
 
-@app.command("refuse")
+@app.command(
+    "refuse",
+    epilog="Example: dlfd-fleet forget refuse anna --site /srv/site --ground legal-claims --reason 'A court case.'",
+)
 def refuse(
     named: Named,
     site: SiteFolder,
@@ -166,7 +175,7 @@ def refuse(
     )
 
 
-@app.command("withdraw")
+@app.command("withdraw", epilog="Example: dlfd-fleet forget withdraw anna --site /srv/site")
 def withdraw(named: Named, site: SiteFolder, by: By = None) -> None:
     """Take a request back, as long as no job works on it."""
     from dlfd_fleet.ledger import Site
@@ -180,7 +189,7 @@ def withdraw(named: Named, site: SiteFolder, by: By = None) -> None:
     )
 
 
-@app.command("letter")
+@app.command("letter", epilog="Example: dlfd-fleet forget letter anna --site /srv/site -o letter.html")
 def letter(
     named: Named,
     site: SiteFolder,
@@ -208,7 +217,10 @@ def letter(
     console.print(f"The letter '{written}' of request {_short(found)} is in {output}.", soft_wrap=True, highlight=False)
 
 
-@app.command("export")
+@app.command(
+    "export",
+    epilog="Example: dlfd-fleet forget export --site /srv/site --from 2026-01-01 --to 2026-12-31 -o 2026.zip",
+)
 def export(
     site: Annotated[Path | None, typer.Option("--site", help="The site's folder.")] = None,
     first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day: 2026-01-01.")] = None,
