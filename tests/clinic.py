@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 
@@ -44,6 +45,16 @@ def forget(site, request, job="erase-1", epoch=1):
         site.ledger.move(request.id, state, "as a job does", job=job, epoch=epoch)
     purge_request(site, site.ledger.get(request.id))
     return site.ledger.get(request.id)
+
+
+@contextmanager
+def in_zone(name):
+    """Let this machine be in a time zone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", name)
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @contextmanager

@@ -32,8 +32,7 @@ def requests_table(requests: Sequence[ForgetRequest], now: datetime, width: int)
     for request in requests:
         received = (str(request.received),) if with_receipt else ()
         left = plain(_left(request, now), "bold red" if request.overdue(now) else "")
-        row = (request.id[:SHORTEST_ID], people[request], request.state, *received, str(request.due), left)
-        table.add_row(*row)
+        table.add_row(request.id[:SHORTEST_ID], people[request], request.state, *received, str(request.due), left)
     return table
 
 

@@ -8,7 +8,15 @@ from difflib import get_close_matches
 
 from dlfd_fleet.data import canonical
 from dlfd_fleet.exceptions import LedgerError
-from dlfd_fleet.ledger.dates import MOST_MONTHS, add_months, end_of, first_deadline, refuse_notice, site_day
+from dlfd_fleet.ledger.dates import (
+    MOST_MONTHS,
+    add_months,
+    end_of,
+    first_deadline,
+    refuse_extension,
+    refuse_notice,
+    site_day,
+)
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, Ground, RequestState
@@ -100,6 +108,7 @@ def extend(
     if (until is None) == (months is None):
         raise LedgerError("Say how long the request is extended: either --until DAY or --months 1 or 2.")
     due = until if until is not None else add_months(found.due, months or 0)
+    refuse_extension(due, found.first_deadline.date(), found.due)
     refuse_notice(noticed, found.received, found.due, site_day(datetime.now(UTC)))
     site.ledger.extend(
         found.id,

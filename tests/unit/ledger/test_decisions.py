@@ -10,7 +10,7 @@ from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger import Action, Ground, RequestState, Site, extend, refuse, site_status, withdraw
 from dlfd_fleet.ledger.requests import extend_joined, join_requests
 from dlfd_fleet.ledger.status import find_requests, what_keeps_open
-from tests.clinic import ask, forget, give_to_job, make_clinic, on_day
+from tests.clinic import ask, forget, give_to_job, in_zone, make_clinic, on_day
 
 RECEIVED, DUE = date(2026, 11, 20), date(2026, 12, 18)
 TODAY = date(2026, 11, 28)
@@ -35,6 +35,20 @@ def test_the_deadline_counts_from_the_day_of_receipt(site):
     (event,) = site.ledger.history(request.id)
     assert (event.action, event.done_by, event.at.date()) == (Action.ASKED, "ode", TODAY)
     assert ask(site, "bert").received == TODAY
+
+
+@pytest.mark.parametrize(
+    ("zone", "today"), [("Pacific/Auckland", date(2026, 11, 29)), ("Pacific/Honolulu", TODAY), ("UTC", TODAY)]
+)
+def test_today_is_the_sites_day(site, zone, today):
+    """At noon in Greenwich it is tomorrow in Auckland."""
+    with in_zone(zone):
+        request = ask(site, deadline_days=10)
+        assert (request.received, request.due) == (today, today + timedelta(days=10))
+        with pytest.raises(LedgerError, match=f"is in the future; today is {today}"):
+            ask(site, "bert", received=today + timedelta(days=1))
+        assert extended(site, request, months=1, noticed=today).due == today + timedelta(days=41)
+    assert site.ledger.get(request.id).due == today + timedelta(days=41)  # wherever it is read
 
 
 @pytest.mark.parametrize(
@@ -147,11 +161,11 @@ def test_after_the_purge_no_text_about_the_person_is_in_the_files(site):
     done = forget(site, request)
     site.ledger.verify()
     assert (done.identity, done.verified_by, done.note) == (None, "(purged)", "(purged)")
-    (before, after) = site.ledger.requests_of(site.person_digest("anna"))
+    before = site.ledger.get(early.id)
     assert (before.identity, before.verified_by) == (None, "(purged)")
     refused = site.ledger.history(before.id)[-1]
     assert (refused.ground, refused.done_by) == (Ground.IDENTITY_NOT_VERIFIED, "ode")  # who decided what, and when
-    assert [event.action for event in site.ledger.history(after.id)] == [
+    assert [event.action for event in site.ledger.history(request.id)] == [
         Action.ASKED,
         Action.EXTENDED,
         Action.LETTER,

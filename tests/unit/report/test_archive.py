@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from datetime import date
 
@@ -134,6 +136,16 @@ def test_an_archive_of_another_make_is_refused(signed, tmp_path):
 def test_another_key_verifies_nothing(signed, tmp_path):
     with pytest.raises(EvidenceError, match="does not bear a valid signature of the named key"):
         verify_archive(signed[0], load_signer(tmp_path / "other.pem").public_key)
+
+
+def test_who_verifies_needs_no_more_than_for_a_certificate():
+    """The extra of devices, which has neither of these."""
+    code = (
+        "import sys, dlfd_fleet.report.archive; "
+        "print([n for n in ('torch', 'sqlalchemy', 'safetensors', 'jinja2') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
