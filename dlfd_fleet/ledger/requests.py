@@ -188,11 +188,12 @@ def extend_joined(site: Site, job: str, asked: Mapping[str, datetime]) -> None:
     """
     for request in site.ledger.requests(RequestState.ACCEPTED, *UNDER_WAY):
         name = site.fleet_pseudonym(request.identity, job) if request.identity is not None else None
-        if name not in asked or not has_joined(site, request):
+        deadline = None if name is None else asked.get(name)
+        if deadline is None or not has_joined(site, request):
             continue
         latest = add_months(request.first_deadline.date(), MOST_MONTHS)
-        if request.due < asked[name].date() <= latest:
-            site.ledger.extend(request.id, asked[name], "extended at another site")
+        if request.due < deadline.date() <= latest:
+            site.ledger.extend(request.id, deadline, "extended at another site")
 
 
 def has_joined(site: Site, request: ForgetRequest) -> bool:
