@@ -47,10 +47,10 @@ class AuditedModel:
     scores: Scores
     own_test: Mapping[str, Tally] = field(default_factory=dict)
     """What sites say of the test people whom each of them alone holds."""
-    retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    """By site: its retain images, and the share of them that the model is right about."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Each site that answered, in order, and how many samples are of people whom it alone holds; all hold the last."""
+    retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    """By site: its retain images, and the share of them that the model is right about."""
 
     def at(self, sites: Collection[str]) -> SampleScores:
         """Return what it says of the people whom these sites hold."""
