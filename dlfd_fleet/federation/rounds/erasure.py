@@ -361,6 +361,8 @@ class Erasure:
                     arrays, "repair", erasure.repair_epochs, erasure.learning_rate, advance, at=at
                 )
                 left = _lost(original.retained, self.audits.retained(arrays, f"gate-{job.round}", at))
+                if left is not None:
+                    job.recorder.metrics({"retained_loss": left}, job.round, number)
                 if left is not None and left > job.settings.audit.max_retain_drop:
                     why = _GIVEN_UP.format(left, job.settings.audit.max_retain_drop)
                     return Attempted(_WORST_RANK, Merged(arrays), (), why)
