@@ -464,7 +464,9 @@ class FleetSettings(Section):
         3.0, description="Largest number of images of a site, in those that it counted by in its last job."
     )
     update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
-        5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
+        5.0,
+        description="Largest L2 norm of a site's update, in medians of the other sites' updates; a longer one is "
+        "shortened to that if the site has as many times the images, else the site is left out.",
     )
     update_precision: Precision = Field(
         "float32", description="How models travel: float32, exact; differences in float16, half, or int8, a quarter."
