@@ -390,6 +390,10 @@ class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Count = Field(30, description="Days from a request to its deadline.")
+    way: Literal["unlearn", "retrain", "cheapest"] = Field(
+        "unlearn",
+        description="Unlearn; retrain without the people, which is exact; or what is expected to cost less of the two.",
+    )
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
         "dlfd",
