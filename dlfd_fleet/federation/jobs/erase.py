@@ -154,7 +154,8 @@ def _instead(
 def _why_exact(card: ModelCard, weights: str) -> str:
     words = f"The model was trained anew on everybody else, from {weights}"
     if card.frozen:
-        words += f"; its frozen layers are as they were when the first training began with {card.began_with}"
+        words += "; its frozen layers are as they began"
+        words += "" if card.began_with == weights else f", with {card.began_with}"
     if weights == "random weights" and (not card.frozen or card.began_with == weights):
         return f"{words}. So the procedure is exact: nothing of the people who asked went into it."
     return f"{words}. The procedure is exact if nobody of this fleet was in what it began with, as its operator says."

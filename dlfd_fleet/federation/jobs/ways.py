@@ -48,7 +48,7 @@ class Expected:
 
     def sentence(self) -> str:
         """Return it in words."""
-        work = "" if self.seconds is None else f" and {self.seconds:.0f} s of the sites' work"
+        work = "" if self.seconds is None else f" and {self.seconds:.1f} s of the sites' work"
         return f"{self.bytes / 1e6:.1f} MB{work}"
 
 

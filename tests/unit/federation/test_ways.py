@@ -71,7 +71,7 @@ def test_both_ways_are_said_in_bytes_and_seconds_and_the_cheaper_is_taken():
     way = chosen()
     assert way.taken == "retrain"
     # Anew: 5 rounds both ways at 4 sites, and an audit; unlearning: 1 + 8 + 4 models a round, 4 to audit, 4 + 4 after.
-    assert "training anew is expected to take 44.0 MB and 11 s of the sites' work" in way.why
+    assert "training anew is expected to take 44.0 MB and 11.0 s of the sites' work" in way.why
     assert "unlearning 77.0 MB and" in way.why
     assert "in 5 rounds at most" in way.why
     assert "exact and cheaper" in way.why
