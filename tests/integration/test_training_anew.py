@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from contextlib import closing
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
-from dlfd_fleet.federation.protocol.messages import UnlearnTask
+from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
+from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
@@ -175,6 +177,22 @@ def test_an_inconclusive_verdict_of_an_exact_model_is_released_unless_policy_hol
     assert (record.verdict.outcome, record.verdict.exact) == (Outcome.INCONCLUSIVE, True)
     assert record.released is released
     assert list(record.models) == ["original", "retrained"]  # nothing is trained twice
+
+
+def test_a_job_that_died_goes_on_the_way_that_it_had_taken(fleet):
+    finish = Steps.finish
+
+    def dying(steps, job, step):
+        if step.name == "audit-retrained":
+            raise KeyboardInterrupt
+        finish(steps, job, step)
+
+    with mock.patch.object(Steps, "finish", dying), pytest.raises(KeyboardInterrupt):
+        run_job(by(fleet, "cheapest"), "erase")
+    grid = InProcessGrid(fleet)
+    record = run_job(by(fleet, "unlearn"), "erase", grid)  # settings of now do not count
+    assert (record.proceedings.way, record.released, record.verdict.exact) == ("retrain", True, True)
+    assert not any(message.metadata.message_type in (FitTask.TYPE, UnlearnTask.TYPE) for message in grid.seen)
 
 
 def test_a_model_that_fails_its_audit_is_not_released_though_it_is_exact(fleet):
