@@ -110,7 +110,7 @@ class _Kept:
 
 def _replace(module: nn.Module, forward: _Forward, restored: ExitStack) -> None:
     before = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
     def restore() -> None:
         del module.forward

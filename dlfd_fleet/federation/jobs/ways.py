@@ -20,10 +20,10 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.report.contents import Phase
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import AugmentationSettings, Settings
 
-_FULL_PASS = 3.0
-"""Of a batch forward and backward through all layers, in passes forward."""
+_THERE_AND_BACK, _THERE_AND_BACK_FROZEN = 3.0, 2.0
+"""A pass forward and backward, in passes forward: through layers that learn, and through frozen ones to the pixels."""
 
 
 class Way(BaseModel):
@@ -109,12 +109,10 @@ def choose(
         return Way(taken="retrain", why="The model is trained anew, as erasure.way asks.", doubt=doubt)
     pace, sent = Pace.of(earlier), _sizes(settings, card, arrays)
     anew = retraining(settings, sent, replies, pace)
-    rounds, known = expected_rounds(settings, replies, earlier)
-    unlearned = unlearning(settings, sent, replies, pace, rounds)
-    compared = (
-        f"training anew is expected to take {anew.sentence()}, and unlearning {unlearned.sentence()} in {rounds} rounds"
-        f"{', as in the last erasure' if known else ' at most'}"
-    )
+    rounds = expected_rounds(settings, replies, earlier)
+    unlearned = unlearning(settings, card, sent, replies, pace, rounds)
+    by_unlearning = f"{unlearned.sentence()} {rounds.sentence()}"
+    compared = f"training anew is expected to take {anew.sentence()}, and unlearning {by_unlearning}"
     if anew.seconds is None:
         compared += " (no earlier job says how long the sites would work)"
     if doubt:
@@ -159,49 +157,76 @@ def retraining(settings: Settings, sizes: Sizes, replies: Sequence[PendingReply]
     return Expected(bytes=there + back + audit, seconds=seconds)
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds unlearning takes: those that forget, and those that repair and ask the fleet's gate.
+
+    Where each site that is asked can tell by reference models when its people are forgotten, none of them repairs.
+    """
+
+    forgetting: int
+    repair: int
+    as_before: bool
+    """Whether the last erasure took as many; else it is the most that there may be."""
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        rounds = f"in {max(self.forgetting, self.repair)} rounds"
+        return f"{rounds}, as in the last erasure" if self.as_before else f"{rounds} at most"
+
+
+def expected_rounds(settings: Settings, replies: Sequence[PendingReply], earlier: Sequence[JobRecord]) -> Rounds:
+    """Return how many rounds unlearning took in the last erasure of its kind; or else may take."""
+    to_gates, most = _to_gates(replies), settings.erasure.rounds
+    for record in reversed(earlier):
+        forgot, repaired = (record.proceedings.phases.get(name) for name in ("distancing", "repair"))
+        if record.kind == "erase" and forgot and bool(record.proceedings.readings) is not to_gates:
+            return Rounds(forgot.steps, repaired.steps if repaired else 0, as_before=True)
+    return Rounds(most, 0 if to_gates else most, as_before=False)
+
+
 def unlearning(
-    settings: Settings, sizes: Sizes, replies: Sequence[PendingReply], pace: Pace | None, rounds: int
+    settings: Settings,
+    card: ModelCard,
+    sizes: Sizes,
+    replies: Sequence[PendingReply],
+    pace: Pace | None,
+    rounds: Rounds,
 ) -> Expected:
     """Return what unlearning is expected to cost: its rounds, the audit, and further training that is attacked.
 
-    Where each site that is asked can tell by reference models when its people are forgotten, these sites alone take
-    part in rounds, and a share of the others in further training; else all sites repair and answer a gate in each.
+    Where sites go to gates of their own, those that are asked alone take part in rounds, and a share of the others in
+    further training; else all sites repair and answer the fleet's gate.
     """
     erasure, everybody = settings.erasure, len(replies)
     asked = [reply for reply in replies if reply.can_unlearn]
     able, images, of_asked = sum(reply.can_train for reply in replies), _images(replies), _images(asked)
     to_gates = _to_gates(replies)
     share = (len(asked) + math.ceil(erasure.repair_share * (everybody - len(asked)))) / everybody if to_gates else 1.0
-    again = erasure.relearning_rounds
-    if to_gates:
-        exchanges = rounds * 2.0 * len(asked) + everybody
-        exchanges += (2.0 * again - 1.0) * share * able + len(asked) if again else 0.0
-    else:
-        exchanges = rounds * (len(asked) + 2.0 * able + everybody) + everybody
-        exchanges += (2.0 * again - 1.0) * able + everybody if again else 0.0
+    # Whoever holds a model is not sent it again: sites that forget begin with the one that was audited.
+    forgetting = rounds.forgetting * (len(asked) + (len(asked) if to_gates else able))
+    exchanges = forgetting + rounds.repair * (able + everybody) * share + everybody
+    again, after = erasure.relearning_rounds, len(asked) if to_gates else everybody
+    exchanges += (2.0 * again - 1.0) * share * able + after if again else 0.0
     if pace is None:
         return Expected(bytes=exchanges * sizes.step, seconds=None)
-    # Frozen layers take nothing of a training after its first epoch; images that are changed go through all of them.
-    epoch = max(pace.training / settings.training.local_epochs, pace.audit)
-    batches = erasure.unlearning.epochs * (erasure.unlearning.steps + 1)
-    distancing = of_asked * batches * max(epoch, _FULL_PASS * pace.audit)
-    repair = 0.0 if to_gates else images * (erasure.repair_epochs * epoch + pace.audit)
-    seconds = rounds * (distancing + repair) + images * pace.audit
+    forward = _forward(settings, card, pace)
+    through = _THERE_AND_BACK_FROZEN if card.frozen else _THERE_AND_BACK
+    distancing = of_asked * erasure.unlearning.epochs * (erasure.unlearning.steps + 1) * through * forward
+    repair = share * images * (erasure.repair_epochs * (1.0 if card.frozen else through) * forward + pace.audit)
+    seconds = rounds.forgetting * distancing + rounds.repair * repair + images * pace.audit
     seconds += share * images * (again * pace.training + pace.audit) if again else 0.0
     return Expected(bytes=exchanges * sizes.step, seconds=seconds)
 
 
-def expected_rounds(
-    settings: Settings, replies: Sequence[PendingReply], earlier: Sequence[JobRecord]
-) -> tuple[int, bool]:
-    """Return how many rounds unlearning took in the last erasure of its kind, or takes at most; and which of both."""
-    to_gates, most = _to_gates(replies), settings.erasure.rounds
-    for record in reversed(earlier):
-        phases = record.proceedings.phases
-        done = phases.get("distancing" if to_gates else "repair")
-        if record.kind == "erase" and done and bool(record.proceedings.readings) is not to_gates:
-            return done.steps, True
-    return most, False
+def _forward(settings: Settings, card: ModelCard, pace: Pace) -> float:
+    """Return how long an image takes through the whole network, as far as training and audits tell."""
+    training = settings.training
+    changed = training.augmentation != AugmentationSettings()
+    passes = training.local_epochs * (1.0 if card.frozen else _THERE_AND_BACK)
+    if card.frozen and not changed:
+        passes = 1.0  # what frozen layers make of it is computed once a round
+    return min(pace.audit, pace.training / passes)
 
 
 def _to_gates(replies: Sequence[PendingReply]) -> bool:
