@@ -28,6 +28,7 @@ STEPS: dict[str, str] = {
     "way": "comparing what unlearning and training anew would cost",
     "champion": "looking up the model in use",
     "audit-original": "attacking the original model",
+    "compare-references": "comparing reference models with the original model",
     "distancing": "unlearning at the sites that were asked",
     "repair": "training on everybody else, to keep the model useful",
     "gate": "measuring whether it is enough",

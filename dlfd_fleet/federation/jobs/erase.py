@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, judge, judge_relearned, judge_without_each
+from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_relearned, judge_without_each
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.ways import Way, choose
 from dlfd_fleet.federation.protocol.messages import PendingReply
@@ -101,6 +101,7 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     )
     if way.taken == "retrain":
         retrained = _retrain(job, card, original)
+        _record_gaps(job, card, retrained)
         new, verdict = _instead(job, new, original, retrained, way)
         _release(job, releaser, new, retrained.arrays, verdict, asked, asked)
         return
@@ -112,7 +113,8 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
     if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
         retrained = _retrain(job, card, original)
-        verdict = _beside_retrained(job, verdict, retrained)
+        _record_gaps(job, card, retrained)
+        verdict = _beside_retrained(job, card, verdict, retrained)
         if retrain_instead(verdict, job.settings):
             new, verdict = _instead(job, new, original, retrained, way)
             arrays, forgotten = retrained.arrays, asked  # nobody trained on any of them
@@ -191,14 +193,26 @@ def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> Audit
     return model
 
 
-def _beside_retrained(job: Coordinator, verdict: Verdict, retrained: AuditedModel) -> Verdict:
+def _record_gaps(job: Coordinator, card: ModelCard, retrained: AuditedModel) -> None:
+    """Log how far each model is from the retrained one, at the sites that answered for both."""
+    beside = job.audits(card).beside
+    gaps = {
+        f"{name}.gap_to_retrain": gap_to_retrain(beside(model, retrained), beside(retrained, model))
+        for name, model in job.models.items()
+    }
+    job.recorder.metrics(gaps, 0)
+
+
+def _beside_retrained(job: Coordinator, card: ModelCard, verdict: Verdict, retrained: AuditedModel) -> Verdict:
     """Judge again where no unseen people were audited: then the retrained model is all that never saw the forgotten."""
-    settings, scores = job.settings.audit, {column: model.scores for column, model in job.models.items()}
-    if all(scores[column].unseen_images for column in ("original", "unlearned")):
+    settings, models, beside = job.settings.audit, job.models, job.audits(card).beside
+    original, again = models["original"], models.get("relearned")
+    if all(models[column].scores.unseen_images for column in ("original", "unlearned")):
         return verdict
-    verdict = judge(scores["original"], scores["unlearned"], settings, retrained.scores)
-    if verdict.outcome is not Outcome.FAIL and "relearned" in scores:
-        verdict = judge_relearned(verdict, scores["original"], scores["relearned"], settings, retrained.scores)
+    verdict = judge(original.scores, models["unlearned"].scores, settings, retrained.scores)
+    if verdict.outcome is not Outcome.FAIL and again is not None:
+        before_it, anew = beside(original, again), beside(retrained, again)
+        verdict = judge_relearned(verdict, before_it, again.scores, settings, anew)
     return verdict
 
 
