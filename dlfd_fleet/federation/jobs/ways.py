@@ -115,6 +115,8 @@ def choose(
     compared = f"training anew is expected to take {anew.sentence()}, and unlearning {by_unlearning}"
     if anew.seconds is None:
         compared += " (no earlier job says how long the sites would work)"
+    elif unlearned.seconds is not None and (anew.bytes - unlearned.bytes) * (anew.seconds - unlearned.seconds) < 0.0:
+        compared += " (one sends less and the other works less; the product of both counts)"
     if doubt:
         why = f"The model is unlearned, for training anew would not be exact: {doubt}; {compared}."
         return Way(taken="unlearn", why=why, doubt=doubt)

@@ -104,6 +104,8 @@ def test_without_an_earlier_job_bytes_decide():
 def test_work_weighs_as_much_as_bytes():
     slow = record(phases=[("train", 5, 10_000.0), ("audit-original", 1, 1.0)])
     assert chosen(earlier=(slow,), repair_epochs=1, relearning_rounds=0, rounds=1).taken == "unlearn"
+    assert "the product of both counts" in chosen(earlier=(slow,)).why
+    assert "the product of both counts" not in chosen().why
 
 
 def test_what_is_not_exact_is_not_taken_for_its_cost():
