@@ -316,7 +316,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
-            f"the new one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
+            f"the {'retrained' if report.way == 'retrain' else 'unlearned'} one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
             "strictly comparable."
         )
     yield from _where_it_was_audited(report)
