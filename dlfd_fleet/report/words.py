@@ -307,6 +307,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         "a model; no measurement can (arXiv 2110.11891)."
     )
     original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
+    made = "retrained" if report.way == "retrain" else "unlearned"
     if report.way == "retrain":
         yield from _of_trained_anew(report)
         unlearned = report.models.get("retrained")
@@ -316,7 +317,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
-            f"the {'retrained' if report.way == 'retrain' else 'unlearned'} one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
+            f"the {made} one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
             "strictly comparable."
         )
     yield from _where_it_was_audited(report)
