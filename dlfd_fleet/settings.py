@@ -402,6 +402,10 @@ class ErasureSettings(Section):
     deadline_days: Annotated[int, Field(ge=1, le=366)] = Field(
         28, description="Calendar days from the day of receipt to the deadline; 28 are never more than a month."
     )
+    way: Literal["unlearn", "retrain", "cheapest"] = Field(
+        "unlearn",
+        description="Unlearn; retrain without the people, which is exact; or what is expected to cost less of the two.",
+    )
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
         "dlfd",
