@@ -17,8 +17,10 @@ from dlfd_fleet.audit.attacks import (
     tpr_estimate,
 )
 from dlfd_fleet.audit.bootstrap import Estimate
+from dlfd_fleet.audit.by_references import MemberSums, ReferenceSums, UnseenSums, reference_sums
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
+from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict, margin_in_words
 from dlfd_fleet.audit.registry import ATTACKS, Attack, Need, Observation, possible_attacks
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import (
@@ -29,13 +31,12 @@ from dlfd_fleet.audit.scores import (
     measure,
     nomus,
 )
+from dlfd_fleet.audit.shares import Left, MemberShare, member_share
 from dlfd_fleet.audit.shift import ReferenceLosses, Shift, shift_from_out
 from dlfd_fleet.audit.verdict import (
     NOBODY_UNSEEN,
     AttackComparison,
-    Outcome,
     Tally,
-    Verdict,
     beside_reference,
     judge,
     judge_beside_retrained,
@@ -54,17 +55,23 @@ __all__ = [
     "AttackResult",
     "Difference",
     "Estimate",
+    "Evidence",
+    "Left",
+    "MemberShare",
+    "MemberSums",
     "MembershipScores",
     "Need",
     "Observation",
     "Outcome",
     "Reading",
     "ReferenceLosses",
+    "ReferenceSums",
     "Role",
     "SampleScores",
     "Scores",
     "Shift",
     "Tally",
+    "UnseenSums",
     "Verdict",
     "accuracy_difference",
     "agreed",
@@ -83,11 +90,14 @@ __all__ = [
     "judge_without_each",
     "linear_probe",
     "loss_attack",
+    "margin_in_words",
     "matched_auc",
     "measure",
+    "member_share",
     "nomus",
     "possible_attacks",
     "read_gate",
+    "reference_sums",
     "rmia",
     "shift_from_out",
     "tpr_estimate",

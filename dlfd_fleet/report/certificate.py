@@ -18,7 +18,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from dlfd_fleet.audit import Verdict
+from dlfd_fleet.audit import Evidence, Verdict
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report.contents import ErasureReport
 
@@ -40,7 +40,10 @@ class VerdictClaim(_Claims):
     outcome: Literal["PASS", "FAIL", "INCONCLUSIVE"]
     reasons: tuple[str, ...]
     margin: float
+    """Of AUC."""
     power: float
+    evidence: Evidence = Evidence.UNSEEN
+    """What it rests on; certificates of earlier releases do not say it."""
 
 
 class RequestClaim(_Claims):
@@ -256,5 +259,9 @@ def _predicate(report: ErasureReport) -> Predicate:
 def _claim(verdict: Verdict | None) -> VerdictClaim:
     assert verdict is not None  # noqa: S101 - issue() has refused it
     return VerdictClaim(
-        outcome=verdict.outcome.value, reasons=verdict.reasons, margin=verdict.margin, power=verdict.power
+        outcome=verdict.outcome.value,
+        reasons=verdict.reasons,
+        margin=verdict.margin,
+        power=verdict.power,
+        evidence=verdict.evidence,
     )

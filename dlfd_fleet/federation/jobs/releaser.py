@@ -16,7 +16,7 @@ from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
-from dlfd_fleet.federation.jobs.reporting import record_report, signer_of
+from dlfd_fleet.federation.jobs.reporting import e_product, record_report, signer_of
 from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
@@ -335,6 +335,8 @@ class FleetReleaser:
             "dlfd.verdict": verdict.outcome.value if verdict else "",
             "dlfd.formats": ",".join(self.job.record.formats),
         }
+        if (product := e_product(self.store, self.job.record)) is not None:
+            tags["dlfd.e_product"] = f"{product:.4g}"
         files = [FORMATS.find(form).file(folder / ONNX_FILE) for form in self.job.record.formats if form != FP32]
         files += [folder / name for name in ("model.safetensors", "card.json")]
         self.tracker.log_model(

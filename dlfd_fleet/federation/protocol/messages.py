@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dlfd_fleet.audit import ReferenceSums
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.federation.protocol.bounds import (
     LARGEST_QUERY,
@@ -279,6 +280,8 @@ class AuditTask(FleetMessage):
     roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
     most_retain: AtLeastOne | None = None
     """The most retain images, the same each time, classes in their shares; all of them if it is not said."""
+    references: bool = False
+    """Whether to say how that is beside what reference models say, where they have answered."""
 
 
 class AuditResult(FleetMessage):
@@ -288,6 +291,8 @@ class AuditResult(FleetMessage):
     """How many of the samples, the last ones, are of people whom every site holds."""
     withheld: Count = 0
     """How many images of such people the site leaves out: it knows that they asked, or that it trains on the image."""
+    references: ReferenceSums | None = None
+    """Sums over people of what the model says beside what the site's reference models say of them."""
     seconds: Seconds
 
 
@@ -316,6 +321,8 @@ class FileAuditTask(FleetMessage):
     job: JobName
     card: ModelCard
     roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
+    references: bool = False
+    """As in :class:`AuditTask`."""
 
 
 class FileAuditResult(FleetMessage):
@@ -324,6 +331,8 @@ class FileAuditResult(FleetMessage):
     shared: Count
     """How many of the samples, the last ones, are of people whom every site holds."""
     withheld: Count = 0
+    """As in :class:`AuditResult`."""
+    references: ReferenceSums | None = None
     """As in :class:`AuditResult`."""
     max_abs_difference: Difference
     images: Count
