@@ -19,6 +19,7 @@ from dlfd_fleet.audit.attacks import (
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.by_references import MemberSums, ReferenceSums, UnseenSums, reference_sums
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
+from dlfd_fleet.audit.expected import Expected, expect
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
 from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict, margin_in_words
 from dlfd_fleet.audit.registry import ATTACKS, Attack, Need, Observation, possible_attacks
@@ -56,6 +57,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "Evidence",
+    "Expected",
     "Left",
     "MemberShare",
     "MemberSums",
@@ -79,6 +81,7 @@ __all__ = [
     "beside_reference",
     "equivalence_power",
     "evaluate",
+    "expect",
     "forgetting_score",
     "gap_to_retrain",
     "gate_metrics",

@@ -72,16 +72,20 @@ def _undecided(left: Left) -> list[str]:
     """Say that it is not decided, what could have been seen, and what would decide it."""
     if left.is_forgotten:
         return []
-    people, wanted = f"{left.people} forgotten {'person' if left.people == 1 else 'people'}", left.people_to_decide
-    if wanted is None:
-        enough = "it takes more people never trained on"
-    elif wanted > left.people:
-        enough = f"it takes about {wanted} people like these, or as many more images of each"
-    else:
-        enough = "so many would have shown it in four cases of five, if nothing were left"
+    people, enough = f"{left.people} forgotten {'person' if left.people == 1 else 'people'}", what_decides(left)
     if left.says_nothing:
         return [f"{people} with so few images cannot show whether anything is left; {enough}"]
     return [
         f"{_said(left)}, which is not shown to be under {HALF:.0%}: with {people} the least that is told from nothing "
         f"is {left.least_seen:.0%}; {enough}"
     ]
+
+
+def what_decides(left: Left) -> str:
+    """Say how many people it takes to show in four cases of five that nothing is left."""
+    wanted = left.people_to_decide
+    if wanted is None:
+        return "it takes more people never trained on"
+    if wanted > left.people:
+        return f"it takes about {wanted} people like these, or as many more images of each"
+    return "so many show it in four cases of five if nothing is left"
