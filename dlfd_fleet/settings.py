@@ -482,6 +482,9 @@ class BenchSettings(Section):
     jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
     relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")
     relearning_rate: Positive = Field(0.01, description="SGD step of the relearning attack.")
+    relearning_rounds: Count = Field(
+        3, description="Of whole fleets: ordinary rounds of training before the relearning attack."
+    )
     device_rounds: Count = Field(40, description="Turns that each way to run a model on a device has.")
     device_predictions: Count = Field(10, description="Predictions that are timed in one turn.")
 

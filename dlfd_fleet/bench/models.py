@@ -16,7 +16,8 @@ from dlfd_fleet.bench.evidence import Baselines, observe
 from dlfd_fleet.bench.experiment import Experiment, labelled, trained_model
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.unlearning import fit, recalibrate
+from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.unlearning import UnlearningProblem, fit, recalibrate
 from dlfd_fleet.unlearning.references import ReferenceAnswers, References
 from dlfd_fleet.unlearning.training import predict_logits
 
@@ -31,7 +32,11 @@ class ExperimentModels:
     @cached_property
     def original(self) -> FeatureClassifier:
         """The model that all methods start from."""
-        return trained_model(self.experiment, "original", 0, self.cache).model
+        return self.originals(0)
+
+    def originals(self, index: int) -> FeatureClassifier:
+        """One of the models trained on everybody; the first is the original."""
+        return trained_model(self.experiment, "original", index, self.cache).model
 
     def retrained(self, index: int) -> FeatureClassifier:
         """One of the models trained without the forgotten people."""
@@ -63,6 +68,23 @@ class ExperimentModels:
             return ReferenceAnswers(torch.from_numpy(logits), trained, experiment.settings.data.multi_label)
 
         return References(answers(experiment.forget), answers(experiment.validation))
+
+    def problem(
+        self, model: FeatureClassifier, settings: UnlearningSettings, seed: int, references: References | None
+    ) -> UnlearningProblem:
+        """Return the people to forget as a problem for a method, which gets a copy of the model."""
+        experiment = self.experiment
+        return UnlearningProblem(
+            model=copy.deepcopy(model),
+            retain=labelled(experiment.retain),
+            forget=labelled(experiment.forget),
+            validation=labelled(experiment.validation),
+            settings=settings,
+            seed=seed,
+            class_weights=experiment.class_weights,
+            augment=augmentation(experiment.settings.bench.augmentation),
+            references=references,
+        )
 
     def relearn(self, model: FeatureClassifier) -> Observation:
         """Train a copy on retain images as any later round would, and observe it: relearning (arXiv 2505.22310)."""

@@ -21,20 +21,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
     help="Right to be forgotten for federated fleets.",
 )
-for command in (demo, unlearn, report):
-    app.command()(command)
-app.command("publish")(delivery.publish)
-app.add_typer(bench.app, name="bench")
-app.add_typer(config.app, name="config")
-app.add_typer(data.app, name="data")
-app.add_typer(forget.app, name="forget")
-app.add_typer(site.app, name="site")
-app.add_typer(job.app, name="job")
-app.add_typer(delivery.app, name="delivery")
-app.add_typer(rollout.app, name="rollout")
-app.add_typer(registry.app, name="registry")
-app.add_typer(outbox.app, name="outbox")
-app.add_typer(certificate.app, name="certificate")
+_TRY, _SITE, _COORDINATOR, _DEVICES, _MEASURE = (
+    "Try it",
+    "At a site",
+    "At the coordinator",
+    "Devices",
+    "Measure and set",
+)
+app.command(rich_help_panel=_TRY, epilog="Example: dlfd-fleet demo --compare-retrain")(demo)
+app.command(
+    rich_help_panel=_TRY,
+    epilog="Example: dlfd-fleet unlearn --model my-model --data faces/manifest.csv --forget anna --output unlearned",
+)(unlearn)
+app.add_typer(site.app, name="site", rich_help_panel=_SITE)
+app.add_typer(forget.app, name="forget", rich_help_panel=_SITE)
+app.add_typer(data.app, name="data", rich_help_panel=_SITE)
+app.add_typer(job.app, name="job", rich_help_panel=_COORDINATOR)
+app.command(rich_help_panel=_COORDINATOR, epilog="Example: dlfd-fleet report --output report.html")(report)
+app.add_typer(certificate.app, name="certificate", rich_help_panel=_COORDINATOR)
+app.add_typer(registry.app, name="registry", rich_help_panel=_COORDINATOR)
+app.add_typer(outbox.app, name="outbox", rich_help_panel=_COORDINATOR)
+app.command("publish", rich_help_panel=_DEVICES, epilog="Example: dlfd-fleet publish champion --rings")(
+    delivery.publish
+)
+app.add_typer(delivery.app, name="delivery", rich_help_panel=_DEVICES)
+app.add_typer(rollout.app, name="rollout", rich_help_panel=_DEVICES)
+app.add_typer(bench.app, name="bench", rich_help_panel=_MEASURE)
+app.add_typer(config.app, name="config", rich_help_panel=_MEASURE)
 
 
 def main() -> None:

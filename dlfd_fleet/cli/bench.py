@@ -18,7 +18,7 @@ Data = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet bench methods --methods dlfd,msg --seeds 2 --budget 20m")
 def methods(
     data: Data = None,
     methods: Methods = "all",
@@ -33,7 +33,23 @@ def methods(
     methods_command(load(config, overrides, _source(data)).settings, methods, seeds, budget, console)
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet bench margins --models 20 --budget 1h")
+def margins(
+    data: Data = None,
+    methods: Methods = "dlfd,dlfd+references",
+    models: Annotated[int, typer.Option(help="Models of each kind.")] = 20,
+    seeds: Seeds = 1,
+    budget: Budget = "30m",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare what many models say with what as many retrained ones say, image by image: KLoM and U-LiRA."""
+    from dlfd_fleet.bench.margins.command import margins_command
+
+    margins_command(load(config, overrides, _source(data)).settings, methods, models, seeds, budget, console)
+
+
+@app.command(epilog="Example: dlfd-fleet bench fleets --seeds 3 --budget 1h")
 def fleets(
     data: Data = None,
     methods: Methods = "all",
@@ -48,7 +64,7 @@ def fleets(
     fleets_command(load(config, overrides, _source(data)).settings, seeds, budget, console, methods)
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet bench devices")
 def devices(data: Data = None, config: Config = None, overrides: Overrides = None) -> None:
     """Run one model in torch and in each format (export.formats, or all): latency, size, memory, accuracy, leak."""
     from dlfd_fleet.bench.devices.command import devices_command
@@ -56,7 +72,7 @@ def devices(data: Data = None, config: Config = None, overrides: Overrides = Non
     devices_command(load(config, overrides, _source(data)).settings, console)
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet bench sites 10,100,1000")
 def sites(
     counts: Annotated[str, typer.Argument(help="Numbers of sites: 10,100,1000.")],
     config: Config = None,
@@ -68,7 +84,7 @@ def sites(
     sites_command(load(config, overrides, {}).settings, counts, console)
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet bench memory 10000,100000")
 def memory(
     counts: Annotated[str, typer.Argument(help="Numbers of images at the site: 10000,100000.")] = "100000",
     config: Config = None,
@@ -80,7 +96,7 @@ def memory(
     memory_command(load(config, overrides, {}).settings, counts, console)
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet bench polling 1000")
 def polling(
     devices: Annotated[int, typer.Argument(min=1, help="Number of devices that poll.")],
     config: Config = None,

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Signed certificates of erasures: r
 File = Annotated[Path, typer.Argument(help="certificate.json of a job.")]
 
 
-@app.command("show")
+@app.command("show", epilog="Example: dlfd-fleet certificate show certificate.json")
 def show(file: File) -> None:
     """Print what a certificate says, without checking who signed it."""
     from dlfd_fleet.report import read
@@ -26,7 +26,10 @@ def show(file: File) -> None:
     console.print("Not verified: anybody may have written this. `dlfd-fleet certificate verify` checks it.")
 
 
-@app.command("verify")
+@app.command(
+    "verify",
+    epilog="Example: dlfd-fleet certificate verify certificate.json --key certificate.pub.pem --model model.onnx",
+)
 def verify(
     file: File,
     key: Annotated[Path, typer.Option(help="Public key (PEM) of the coordinator that you trust.")],

@@ -15,7 +15,7 @@ _WIDE = 160
 app = typer.Typer(no_args_is_help=True, help="Settings.")
 
 
-@app.command("show")
+@app.command("show", epilog="Example: dlfd-fleet config show --set training.rounds=30")
 def show(config: Config = None, overrides: Overrides = None) -> None:
     """Print every setting: its value, where that came from, and what it is."""
     loaded, known = load(config, overrides), descriptions()

@@ -14,7 +14,7 @@ from dlfd_fleet.plain_text import PlainConsole
 app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
 
 
-@app.command("check")
+@app.command("check", epilog="Example: dlfd-fleet data check faces/manifest.csv")
 def check(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
@@ -44,7 +44,7 @@ def check(
     console.print(f"{manifest}: no problem found.")
 
 
-@app.command("synthesize")
+@app.command("synthesize", epilog="Example: dlfd-fleet data synthesize faces --people 60 --images 8 --image-size 32")
 def synthesize(
     folder: Annotated[Path, typer.Argument(help="Where the images and manifest.csv go; must be empty or absent.")],
     people: Annotated[int, typer.Option(min=1)] = 40,
@@ -75,7 +75,7 @@ def synthesize(
     console.print(f"Wrote {people * images} images and {manifest}.")
 
 
-@app.command("deal")
+@app.command("deal", epilog="Example: dlfd-fleet data deal --set data.manifest=faces/manifest.csv --set data.sites=4")
 def deal(config: Config = None, overrides: Overrides = None) -> None:
     """Deal the people of the face set to site folders under the state folder, for a simulated fleet."""
     from dlfd_fleet.ledger.site_setup import deal_to_sites

@@ -20,7 +20,7 @@ NewKeys = Annotated[
 Role = Annotated[str, typer.Argument(help="root, targets, snapshot, timestamp or rollout.")]
 
 
-@app.command("init")
+@app.command("init", epilog="Example: dlfd-fleet delivery init")
 def init(new_keys: NewKeys = None, config: Config = None, overrides: Overrides = None) -> None:
     """Make an empty repository and its keys."""
     from dlfd_fleet.delivery.contents import OFFLINE
@@ -37,7 +37,6 @@ def init(new_keys: NewKeys = None, config: Config = None, overrides: Overrides =
     )
 
 
-@app.command("publish")
 def publish(
     version: Annotated[str, typer.Argument(help="A job's name, a version of the registry, or champion.")],
     rings: Annotated[
@@ -69,7 +68,7 @@ def publish(
     )
 
 
-@app.command("rotate")
+@app.command("rotate", epilog="Example: dlfd-fleet delivery rotate targets")
 def rotate(
     role: Role, keys: Keys = None, new_keys: NewKeys = None, config: Config = None, overrides: Overrides = None
 ) -> None:
@@ -83,7 +82,7 @@ def rotate(
     _say(f"New keys of '{role}' are in {folder}; destroy the old ones.")
 
 
-@app.command("refresh")
+@app.command("refresh", epilog="Example: dlfd-fleet delivery refresh")
 def refresh(keys: Keys = None, config: Config = None, overrides: Overrides = None) -> None:
     """Sign again what would expire, and abort a rollout under which devices fail; `serve` does it by itself."""
     from dlfd_fleet.delivery.delivery import opened
@@ -95,7 +94,7 @@ def refresh(keys: Keys = None, config: Config = None, overrides: Overrides = Non
     _say(f"The repository is fresh until {until:%Y-%m-%d %H:%M} UTC.")
 
 
-@app.command("status")
+@app.command("status", epilog="Example: dlfd-fleet delivery status")
 def status(keys: Keys = None, config: Config = None, overrides: Overrides = None) -> None:
     """Show what is signed, what devices run, and what keeps each erasure open."""
     from dlfd_fleet.delivery.delivery import opened
@@ -105,7 +104,7 @@ def status(keys: Keys = None, config: Config = None, overrides: Overrides = None
         console.print(delivery_status(delivery), highlight=False)
 
 
-@app.command("serve")
+@app.command("serve", epilog="Example: dlfd-fleet delivery serve --host 127.0.0.1 --port 8300")
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8300,
@@ -126,7 +125,7 @@ def serve(
         run(delivery, host, port, tls_certificate, tls_key)
 
 
-@app.command("enroll")
+@app.command("enroll", epilog="Example: dlfd-fleet delivery enroll camera/device.pub --name camera --canary")
 def enroll(
     public_key: Annotated[Path, typer.Argument(help="The device's public key, PEM.")],
     name: Annotated[str, typer.Option(help="What to call the device.")],
@@ -143,7 +142,7 @@ def enroll(
     _say(f"{name} is in the fleet, as {device}.")
 
 
-@app.command("retire")
+@app.command("retire", epilog="Example: dlfd-fleet delivery retire camera --reason 'stolen on 3 May'")
 def retire(
     device: Annotated[str, typer.Argument(help="The device's name, id, or the beginning of its id.")],
     reason: Annotated[str, typer.Option(help="Why it keeps no erasure open any more; signed and kept.")],

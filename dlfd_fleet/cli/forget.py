@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")
 SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
 
 
-@app.command("request")
+@app.command("request", epilog="Example: dlfd-fleet forget request anna --site /srv/site")
 def request(
     person: Annotated[str, typer.Argument(help="Identity in the site's manifest.")],
     site: SiteFolder,
@@ -41,7 +41,7 @@ def request(
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: dlfd-fleet forget list --site /srv/site")
 def list_requests(site: SiteFolder) -> None:
     """List the requests of a site, with their deadlines."""
     from datetime import UTC, datetime
@@ -53,7 +53,7 @@ def list_requests(site: SiteFolder) -> None:
     console.print(requests_table(requests, datetime.now(UTC)))
 
 
-@app.command("show")
+@app.command("show", epilog="Example: dlfd-fleet forget show REQUEST --site /srv/site")
 def show(
     request: Annotated[str, typer.Argument(help="Id of the request, or the one that a job's report has for it.")],
     site: SiteFolder,
@@ -76,7 +76,7 @@ def show(
     console.print(table)
 
 
-@app.command("withdraw")
+@app.command("withdraw", epilog="Example: dlfd-fleet forget withdraw REQUEST --site /srv/site")
 def withdraw(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
     """Take a request back, as long as no job works on it."""
     from dlfd_fleet.ledger.site import Site, withdraw

@@ -28,7 +28,7 @@ class JobKind(StrEnum):
     REFERENCES = "references"
 
 
-@app.command("start")
+@app.command("start", epilog="Example: dlfd-fleet job start erase")
 def start(
     kind: Annotated[JobKind, typer.Argument(help="train, erase or references.")] = JobKind.ERASE,
     app: FlowerApp = None,
@@ -45,7 +45,7 @@ def start(
     submit(kind.value, app, superlink, federation_config, fresh=fresh)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: dlfd-fleet job list")
 def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
     """List the jobs of a state folder."""
     from dlfd_fleet.federation.jobs.command import job_table, opened
@@ -54,7 +54,7 @@ def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
         console.print(job_table(store))
 
 
-@app.command("status")
+@app.command("status", epilog="Example: dlfd-fleet job status")
 def status(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
     """Show how far a job is, and what each site does."""
     from dlfd_fleet.federation.jobs import command
@@ -63,7 +63,7 @@ def status(job: JobName = None, config: Config = None, overrides: Overrides = No
         console.print(command.job_status(store, command.choose(store, job).job), soft_wrap=True, highlight=False)
 
 
-@app.command("watch")
+@app.command("watch", epilog="Example: dlfd-fleet job watch")
 def watch(job: JobName = None, config: Config = None, overrides: Overrides = None) -> None:
     """Draw a job live until it ends."""
     from dlfd_fleet.federation.jobs import command
@@ -72,7 +72,7 @@ def watch(job: JobName = None, config: Config = None, overrides: Overrides = Non
         command.watch(store, command.choose(store, job).job, console)
 
 
-@app.command("cancel")
+@app.command("cancel", epilog="Example: dlfd-fleet job cancel erase-20261128-120000-ab12")
 def cancel(
     job: Annotated[str, typer.Argument(help="Name of the job.")], config: Config = None, overrides: Overrides = None
 ) -> None:
@@ -83,7 +83,7 @@ def cancel(
         console.print(command.cancel(store, job), soft_wrap=True, highlight=False)
 
 
-@app.command("resume")
+@app.command("resume", epilog="Example: dlfd-fleet job resume")
 def resume(
     job: Annotated[str | None, typer.Argument(help="Name of the job; the latest that is not settled.")] = None,
     app: FlowerApp = None,

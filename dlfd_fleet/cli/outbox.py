@@ -11,7 +11,7 @@ from dlfd_fleet.cli.options import Config, Overrides, console, load
 app = typer.Typer(no_args_is_help=True, help="Records that MLflow has not taken: they wait, or it refused them.")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: dlfd-fleet outbox list")
 def list_records(config: Config = None, overrides: Overrides = None) -> None:
     """List the records that wait, and those that MLflow refused, with the reason."""
     from dlfd_fleet.federation.release.unsent import unsent_table
@@ -20,7 +20,7 @@ def list_records(config: Config = None, overrides: Overrides = None) -> None:
     console.print(table if table.row_count else "Nothing waits for MLflow.")
 
 
-@app.command("send")
+@app.command("send", epilog="Example: dlfd-fleet outbox send")
 def send(config: Config = None, overrides: Overrides = None) -> None:
     """Send what waits and what was refused."""
     from dlfd_fleet.federation.release.unsent import send_unsent
@@ -29,7 +29,7 @@ def send(config: Config = None, overrides: Overrides = None) -> None:
     console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command("drop")
+@app.command("drop", epilog="Example: dlfd-fleet outbox drop 17")
 def drop(
     record: Annotated[int, typer.Argument(help="Number of the record, as `outbox list` shows it.")],
     config: Config = None,

@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="Registered versions: which may run
 Version = Annotated[str, typer.Argument(help="Number of the version.")]
 
 
-@app.command("list")
+@app.command("list", epilog="Example: dlfd-fleet registry list --history")
 def list_versions(
     history: Annotated[
         bool, typer.Option("--history", help="Show every promotion instead: when, by whom, why.")
@@ -28,7 +28,7 @@ def list_versions(
     console.print(promotion_table(settings) if history else registry_table(settings))
 
 
-@app.command("import")
+@app.command("import", epilog="Example: dlfd-fleet registry import my-model")
 def import_model(
     source: Annotated[
         str, typer.Argument(help="Folder of model.safetensors and card.json, or models:/NAME/VERSION of MLflow.")
@@ -46,7 +46,7 @@ def import_model(
     )
 
 
-@app.command("promote")
+@app.command("promote", epilog="Example: dlfd-fleet registry promote 4 --reason 'read by the privacy officer'")
 def promote(
     version: Version,
     reason: Annotated[str, typer.Option(help="Why; it is kept in the history.")],
@@ -66,7 +66,7 @@ def promote(
     )
 
 
-@app.command("revoke")
+@app.command("revoke", epilog="Example: dlfd-fleet registry revoke 3 --reason 'trained on the wrong images' --purge")
 def revoke(
     version: Version,
     reason: Annotated[str, typer.Option(help="Why; it is kept with the version.")],

@@ -14,7 +14,10 @@ from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, TrainedOnOp
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
 
 
-@app.command("init")
+@app.command(
+    "init",
+    epilog="Example: dlfd-fleet site init /srv/site --name site-a --manifest faces/manifest.csv --classes glasses,none",
+)
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder: card, keys, ledger, manifest.")],
     name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
@@ -90,7 +93,7 @@ def init(
     )
 
 
-@app.command("status")
+@app.command("status", epilog="Example: dlfd-fleet site status /srv/site")
 def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
     """Show what a site holds, and how its requests stand; checks the ledger's seals."""
     from datetime import UTC, datetime
@@ -143,7 +146,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
         console.print(requests_table(status.open_requests, now))
 
 
-@app.command("refresh")
+@app.command("refresh", epilog="Example: dlfd-fleet site refresh /srv/site")
 def refresh(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
     """Read the rows of the site's loader again: list those that have come, and drop those that have gone."""
     from dlfd_fleet.ledger import Site, refresh_rows
@@ -153,7 +156,7 @@ def refresh(site: Annotated[Path, typer.Argument(help="The site's folder.")]) ->
     console.print(f"{come} rows have come, and {gone} have gone.")
 
 
-@app.command("purge")
+@app.command("purge", epilog="Example: dlfd-fleet site purge /srv/site")
 def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
     """End interrupted purges, and delete images that came back; exit code 1 if one could not be deleted."""
     from dlfd_fleet.ledger import Site, purge_site

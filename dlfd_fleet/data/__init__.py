@@ -21,7 +21,7 @@ from dlfd_fleet.data.purging import Purge, PurgePlan, delete_files, file_digest,
 from dlfd_fleet.data.site_images import copy_images, drop_rows, image_digest, returned_images
 from dlfd_fleet.data.sources import SOURCES, DataSource, celeba_manifest, open_source, orl_manifest
 from dlfd_fleet.data.splits import assign_people, choose_people_to_forget, order_by_appearance, systematic_sample
-from dlfd_fleet.data.synthetic import synthesize
+from dlfd_fleet.data.synthetic import drawn_inputs, synthesize
 from dlfd_fleet.data.trained_on import TrainedOn
 from dlfd_fleet.data.uses import ImageUse, LeftOut, Use, image_digests, image_uses, refuse_leaks, with_whole_splits
 
@@ -48,6 +48,7 @@ __all__ = [
     "class_names",
     "copy_images",
     "delete_files",
+    "drawn_inputs",
     "drop_rows",
     "file_digest",
     "image_digest",

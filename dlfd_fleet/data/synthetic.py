@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dlfd_fleet.data.manifest import Row, write_manifest
 from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.progress import ProgressDisplay
+
+_MODES = {1: "L", 3: "RGB"}
 
 
 def synthesize(
@@ -66,6 +71,23 @@ def synthesize(
             advance()
     write_manifest(rows, folder / "manifest.csv")
     return folder / "manifest.csv"
+
+
+def drawn_inputs(model_input: ModelInput, count: int, seed: int = 0) -> NDArray[Any]:
+    """Return inputs of a device that show nobody: drawn faces, or numbers at random where a model takes no pictures.
+
+    Returns
+    -------
+    array
+        ``(count, H, W, C)`` uint8 pixels, or ``(count, *shape)`` numbers within the model's range.
+    """
+    if not model_input.is_image or model_input.shape[0] not in _MODES:
+        return model_input.random(count, seed)
+    channels, height, width = model_input.shape
+    generator = np.random.default_rng(seed)
+    faces = [_face(generator.random(8), 0, max(height, width), generator, 0.8, 4.0) for _ in range(count)]
+    fitted = [face.convert(_MODES[channels]).resize((width, height)) for face in faces]
+    return np.stack([np.asarray(face, dtype=np.uint8).reshape(height, width, channels) for face in fitted])
 
 
 def _face(

@@ -27,14 +27,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run the fleet's model on this device, and keep it up to date.",
 )
-for _command in (
-    agent_commands.init,
-    agent_commands.run,
-    agent_commands.once,
-    agent_commands.status,
-    agent_commands.serve,
+for _command, _example in (
+    (agent_commands.init, "init agent --url https://fleet.example --root root.json"),
+    (agent_commands.run, "run agent"),
+    (agent_commands.once, "once agent"),
+    (agent_commands.status, "status agent"),
+    (agent_commands.serve, "serve agent --port 8080"),
 ):
-    app.command()(_command)
+    app.command(epilog=f"Example: dlfd-fleet-device {_example}")(_command)
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file that dlfd-fleet exported.")]
 
@@ -47,7 +47,7 @@ class _Prediction:
     probabilities: NDArray[np.float32]
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet-device predict --folder agent face.png")
 def predict(
     words: Annotated[
         list[Path],
@@ -77,7 +77,7 @@ def predict(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(epilog="Example: dlfd-fleet-device show model.onnx")
 def show(file: ModelArgument) -> None:
     """Print what a model says of itself."""
     table = Table("key", "value")

@@ -154,11 +154,15 @@ class Registry:
         """Return the version that the alias points at, if there is one."""
         return next((version for version in self.versions() if CHAMPION in version.aliases), None)
 
-    def register(self, source: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> RegisteredVersion:
-        """Make a version of a logged model."""
+    def register(
+        self, source: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str = ""
+    ) -> RegisteredVersion:
+        """Make a version of a logged model; MLflow shows the description beside it, Markdown."""
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             self.client.create_registered_model(self.name)
-        made = self.client.create_model_version(self.name, source, run_id, tags=dict(tags), model_id=model_id)
+        made = self.client.create_model_version(
+            self.name, source, run_id, tags=dict(tags), description=description or None, model_id=model_id
+        )
         return _described(made, {})
 
     def promote(self, version: RegisteredVersion, by: str, why: str) -> None:

@@ -214,7 +214,7 @@ class Sender:
         ):
             if not found:
                 raise ConnectionError(f"MLflow said that it took {folder} of {entry.job}, and does not have it.")
-        return self.registry.register(logged.model_uri, run, logged.model_id, fields["tags"])
+        return self.registry.register(logged.model_uri, run, logged.model_id, fields["tags"], fields["description"])
 
     def _run(self, job: str, site: str = "", attempt: str = "") -> str:
         """Return the run of a job, or of one of its sites or attempts below it; made when first needed."""

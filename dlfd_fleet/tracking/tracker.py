@@ -36,6 +36,7 @@ for _name, _value in {
 
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.logging_utils import disable_logging, enable_logging  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE  # noqa: E402
 
 from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, answers, in_words, is_refusal  # noqa: E402
 from dlfd_fleet.tracking.sender import Sender, as_text, milliseconds  # noqa: E402
@@ -89,6 +90,10 @@ class Tracker:
         """Tag a job's run, to find it by."""
         self._put(job, "tags", {"tags": dict(tags)})
 
+    def describe(self, job: str, text: str) -> None:
+        """Say in words what a job was, Markdown: MLflow shows it at the head of its run."""
+        self.set_tags(job, {MLFLOW_RUN_NOTE: text})
+
     def log_dataset(self, job: str, name: str, profile: Mapping[str, Any], context: str) -> None:
         """Record what a job worked on: counts, and a digest of exactly these counts.
 
@@ -121,6 +126,7 @@ class Tracker:
         tags: Mapping[str, str],
         extra_files: Mapping[str, Path] = MappingProxyType({}),
         alias: str | None = None,
+        description: str = "",
     ) -> None:
         """Log and register a job's ONNX model, once however often it is asked, and move an alias to it.
 
@@ -132,6 +138,8 @@ class Tracker:
             Number of probabilities an image.
         extra_files
             Kept beside the model, by name.
+        description
+            What MLflow shows of the version, Markdown.
         """
         fields = {
             "file": str(onnx_file),
@@ -141,6 +149,7 @@ class Tracker:
             "tags": dict(tags),
             "extra_files": {name: str(file) for name, file in extra_files.items()},
             "alias": alias,
+            "description": description,
         }
         self._put(job, "model", fields)
 

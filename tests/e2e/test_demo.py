@@ -95,6 +95,10 @@ def test_mlflow_holds_the_job_its_sites_and_the_champion(client, record):
     assert files == {"erasure/report.html", "erasure/report.json", "erasure/certificate.json"}
 
     champion = client.get_model_version_by_alias("dlfd-fleet", "champion")
+    # Who opens the run or the version reads what was forgotten, with what evidence, and where the report is.
+    for said in (parent.data.tags["mlflow.note.content"], champion.description):
+        for words in ("4 requests forgotten", record.verdict.outcome.value, "MIA AUC", "erasure/report.html"):
+            assert words in said, (words, said)
     assert champion.tags["dlfd.job"] == record.job
     assert champion.tags["dlfd.epoch"] == "1"
     assert {version.version for version in client.search_model_versions("name = 'dlfd-fleet'")} == {champion.version}

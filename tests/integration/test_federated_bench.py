@@ -50,6 +50,7 @@ def settings(tmp_path_factory):
         erasure={"rounds": 2, "repair_epochs": 1, "largest_forget_share": 1.0},
         references={"models": 2},
         audit={"resamples": 200},
+        bench={"relearning_rounds": 1},
         # Nobody listens there: what the bench tells MLflow is tested beside the other bench.
         tracking={"uri": "http://127.0.0.1:9"},
     )

@@ -170,8 +170,11 @@ class AskedFleet:
 
     def _trained_on(self, grid: Grid, nodes: frozenset[int], arrays: Arrays) -> Arrays:
         training, rounds = self.settings.training, self.seed.erasure(self.seed.fleet(grid, nodes)).rounds
-        with self.seed.progress.phase("Training on", len(nodes)) as advance:
-            return rounds.fit_round(arrays, "relearn", training.local_epochs, training.learning_rate, advance)
+        number = self.settings.bench.relearning_rounds
+        with self.seed.progress.phase("Training on", number * len(nodes)) as advance:
+            for _ in range(number):
+                arrays = rounds.fit_round(arrays, "relearn", training.local_epochs, training.learning_rate, advance)
+        return arrays
 
     def _ask_to_be_forgotten(self, settings: Settings) -> None:
         for name, people in self.people.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,14 +15,12 @@ from dlfd_fleet.bench.evidence import Baselines, observe
 from dlfd_fleet.bench.experiment import MAKES_MODELS, code_of_networks, digest_of_code, labelled
 from dlfd_fleet.bench.models import ExperimentModels
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row, row_of
-from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import (
     METHODS,
     Candidate,
     Method,
-    UnlearningProblem,
     UnlearnOutcome,
     UtilityBound,
     checkpoint_rank,
@@ -172,20 +169,7 @@ def _unlearn(
     device = next(models.original.parameters()).device
     ordinary = models.ordinary_bytes
     with peak_memory(device) as own:
-        outcome = candidate.unlearn(
-            method,
-            UnlearningProblem(
-                model=copy.deepcopy(models.original),
-                retain=labelled(experiment.retain),
-                forget=labelled(experiment.forget),
-                validation=labelled(experiment.validation),
-                settings=settings,
-                seed=seed,
-                class_weights=experiment.class_weights,
-                augment=augmentation(experiment.settings.bench.augmentation),
-                references=references,
-            ),
-        )
+        outcome = candidate.unlearn(method, models.problem(models.original, settings, seed, references))
     passes = before.mean_with(models.measure_seconds())
     return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)
 

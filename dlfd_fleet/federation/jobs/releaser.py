@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.data import drawn_inputs
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
 from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, no_inputs, prepare
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
@@ -17,7 +18,7 @@ from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.reporting import e_product, record_report, signer_of
-from dlfd_fleet.federation.jobs.summary import summarise
+from dlfd_fleet.federation.jobs.summary import describe, summarise
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
@@ -323,7 +324,7 @@ class FleetReleaser:
     def register(self, card: ModelCard, arrays: Arrays, alias: str) -> None:
         """Log the model, register it with its lineage, and point an alias at it; the outbox waits for the server."""
         folder = self.store.folders.model(self.job.record.job)
-        example = card.input.random(2)
+        example = drawn_inputs(card.input, 2)
         verdict = self.job.record.verdict
         tags = {
             "dlfd.version": version_of(card, arrays),
@@ -347,6 +348,7 @@ class FleetReleaser:
             outputs=len(card.classes),
             tags=tags,
             alias=alias,
+            description=describe(self.job.record),
         )
 
     # ------------------------------------------------------------------ showing

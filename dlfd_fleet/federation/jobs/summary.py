@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from dlfd_fleet.audit import SCORE_NAMES, gap_to_retrain
 from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report.contents import ModelResult
 from dlfd_fleet.report.page import SCORE_TITLES, score_text
 
@@ -49,6 +51,49 @@ def summarise(record: JobRecord) -> Summary:
     if record.unsent:
         footer += f" MLflow does not answer: {record.unsent} records are kept, and the next job sends them."
     return Summary(title, ("", *models), tuple(rows), footer)
+
+
+_DONE = {
+    "train": "Trained the fleet's model",
+    "references": "Made reference models",
+    "import": "Imported a model",
+}
+_SHOWN = ("test_accuracy", "retain_accuracy", "mia_auc")
+
+
+def describe(record: JobRecord) -> str:
+    """Return what a job was, with what evidence and where its report is: for people who read MLflow, Markdown."""
+    lines = [_what_was_done(record)]
+    if record.verdict:
+        lines.append(_as_written(record.verdict.sentence()))
+    elif record.note:
+        lines.append(_as_written(f"{record.note[:1].upper()}{record.note[1:]}."))
+    before, after = record.models.get("original"), record.models.get("unlearned")
+    if before is not None and after is not None:
+        parts = (f"{SCORE_TITLES[name]} {_score(after, name)} (before {_score(before, name)})" for name in _SHOWN)
+        lines.append(f"Measured: {', '.join(parts)}.")
+    if record.kind == "erase" and record.requests:
+        certificate = ", and `erasure/certificate.json`, signed" if record.released else ""
+        lines.append(f"The report is among the artifacts of the job's run: `erasure/report.html`{certificate}.")
+    return "\n\n".join(lines)
+
+
+def _as_written(text: str) -> str:
+    """Return a text that Markdown shows as it is: some of it comes from sites."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", visible(text))
+
+
+def _what_was_done(record: JobRecord) -> str:
+    if record.kind != "erase":
+        return f"**{_DONE[record.kind]}** ({record.job})."
+    many = "1 request" if record.requests == 1 else f"{record.requests} requests"
+    if not record.requests:
+        return f"**Nobody asked to be forgotten** ({record.job})."
+    if record.released:
+        served = f", of {many}" if len(record.forgotten) != record.requests else ""
+        forgotten = "1 request" if len(record.forgotten) == 1 else f"{len(record.forgotten)} requests"
+        return f"**{forgotten} forgotten**{served}; released as epoch {record.epoch} ({record.job})."
+    return f"**{many} to forget, and not released** ({record.job})."
 
 
 def _score(model: ModelResult, name: str) -> str:

@@ -1,0 +1,50 @@
+"""What MLflow says of a job in words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from dlfd_fleet.audit import Outcome, Verdict
+from dlfd_fleet.federation.jobs.summary import describe
+from dlfd_fleet.federation.records.job_record import JobRecord
+
+VERDICT = Verdict(outcome=Outcome.FAIL, reasons=("site <b>a</b> [said](http://x) *so*\x1b[2J",), margin=0.1, power=0.5)
+
+
+def job(kind="erase", **fields):
+    return JobRecord(job=f"{kind}-1", kind=kind, step="settled", started_at=datetime(2026, 11, 3, tzinfo=UTC), **fields)
+
+
+@pytest.mark.parametrize(
+    ("record", "first"),
+    [
+        (job("train", note="released as epoch 0"), "**Trained the fleet's model** (train-1)."),
+        (job("references"), "**Made reference models** (references-1)."),
+        (job("import"), "**Imported a model** (import-1)."),
+        (job(), "**Nobody asked to be forgotten** (erase-1)."),
+        (job(requests=3), "**3 requests to forget, and not released** (erase-1)."),
+        (
+            job(requests=1, released=True, epoch=2, forgotten=("a",)),
+            "**1 request forgotten**; released as epoch 2 (erase-1).",
+        ),
+        (
+            job(requests=3, released=True, epoch=2, forgotten=("a", "b")),
+            "**2 requests forgotten**, of 3 requests; released as epoch 2 (erase-1).",
+        ),
+    ],
+)
+def test_it_begins_with_what_was_done(record, first):
+    assert describe(record).splitlines()[0] == first
+
+
+def test_only_a_released_erasure_has_a_certificate_to_point_at():
+    assert "certificate" in describe(job(requests=1, released=True, forgotten=("a",)))
+    assert "certificate" not in describe(job(requests=1))
+    assert "report" not in describe(job())
+
+
+def test_what_a_site_said_is_shown_as_it_is_and_no_markup():
+    said = describe(job(requests=1, verdict=VERDICT))
+    assert r"site \<b\>a\</b\> \[said\](http://x) \*so\*\\x1b\[2J" in said
