@@ -38,6 +38,8 @@ _DIGITS = 3
 LINE = 5
 """Sums of a line: of 1, x, z, xx and xz."""
 _MOMENTS = LINE * (LINE + 1) // 2
+_LARGEST = (1.0, 14.0, 14.0, 196.0, 196.0)  # of an image
+_ROUNDING = 1e-6
 
 Sum = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 _People = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -91,8 +93,9 @@ class UnseenSums(BaseModel):
     people
         How many there are.
     line, products
-        Over images and pairs of reference models, with x the mean of the pair and z what the audited model says: sums
-        of 1, x, z, xx and xz; and by person the sums of the products of each two of these, the upper triangle by rows.
+        Over images, with x the mean of a pair of reference models and z what the audited model says: sums of 1, x, z,
+        xx and xz, in the mean of the pairs; and of the products of each two of these of each person, the upper triangle
+        by rows.
     half_line
         The same sums with z what the reference models of other pairs say.
     """
@@ -104,6 +107,28 @@ class UnseenSums(BaseModel):
     products: Annotated[tuple[Sum, ...], Field(min_length=_MOMENTS, max_length=_MOMENTS)] = (0.0,) * _MOMENTS
     half_line: _LineSums = (0.0,) * LINE
 
+    @model_validator(mode="after")
+    def _of_such_images(self) -> Self:
+        images = self.line[0]
+        # One person alone may have all of the images, and none has more.
+        largest = [[_LARGEST[one] * _LARGEST[other] * images**2 for other in range(LINE)] for one in range(LINE)]
+        bounded = all(
+            abs(each) <= most * images + _ROUNDING
+            for line in (self.line, self.half_line)
+            for each, most in zip(line, _LARGEST, strict=True)
+        ) and all(
+            abs(each) <= largest[one][other] * (1.0 + 1e-9) + _ROUNDING
+            for each, one, other in zip(self.products, *np.triu_indices(LINE), strict=True)
+        )
+        if not bounded or images < 0.0 or self.people > images + _ROUNDING:
+            raise ValueError("the sums are of surer answers than there are, or of people without images")
+        return self
+
+    @property
+    def images(self) -> float:
+        """How many images they have."""
+        return self.line[0]
+
     @classmethod
     def added(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
         """Return the sums of all people of some sites."""
@@ -112,7 +137,8 @@ class UnseenSums(BaseModel):
     @classmethod
     def middle(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
         """Return what is in the middle of what several sites say of the same people."""
-        return cls(people=int(median(part.people for part in parts)), **_of_each(parts, median))
+        # Not checked again: numbers in the middle of several sites' need not be those of any people.
+        return cls.model_construct(people=int(median(part.people for part in parts)), **_of_each(parts, median))
 
 
 def _of_each(parts: Sequence[UnseenSums], joined: Callable[[Iterable[float]], float]) -> dict[str, tuple[float, ...]]:
@@ -265,7 +291,7 @@ def _unseen_sums(of_pairs: Floats, now: Floats, person: NDArray[np.int64]) -> Un
     means, pairs = of_pairs.mean(axis=0), of_pairs.shape[1]
     if not len(now):
         return UnseenSums()
-    each = np.stack([_by_person(_line(x, now), person) for x in means]).sum(axis=0)
+    each = np.stack([_by_person(_line(x, now), person) for x in means]).mean(axis=0)
     half = [
         _line(means[other], z)
         for pair in range(pairs)
@@ -278,7 +304,7 @@ def _unseen_sums(of_pairs: Floats, now: Floats, person: NDArray[np.int64]) -> Un
         people=len(each),
         line=tuple(each.sum(axis=0).tolist()),
         products=tuple((each.T @ each)[upper].tolist()),
-        half_line=tuple(np.sum(half, axis=(0, 1)).tolist()),
+        half_line=tuple(np.mean(half, axis=0).sum(axis=0).tolist()),
     )
 
 

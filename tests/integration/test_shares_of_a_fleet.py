@@ -6,6 +6,7 @@ What models say is made up here, of real images at real sites: so it is known wh
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import zlib
 
@@ -15,11 +16,12 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Evidence, MemberSums, Outcome
 from dlfd_fleet.data import synthesize
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.messages import AuditResult, AuditTask, FileAuditResult, FileAuditTask
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.site import audits as site_audits
 from dlfd_fleet.federation.site.images import used_images
-from dlfd_fleet.ledger import Site, site_folders
+from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.ledger.references import ReferenceSet
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
@@ -191,3 +193,35 @@ def test_a_site_that_sends_sums_over_more_people_than_it_has_is_left_out_by_name
     settings = fleet.model_copy(update={"fleet": fleet.fleet.model_copy(update={"quorum": 0.5})})
     record = run_job(settings, "erase", Lying(settings))
     assert any("sums over more people of the role 'forget'" in reason for reason in record.absent.values())
+
+
+def states_of(settings):
+    found = []
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            found += [request.state for request in site.ledger.requests()]
+    return found
+
+
+def test_a_plan_says_what_an_erasure_can_show_and_changes_nothing(fleet, monkeypatch):
+    script(monkeypatch, fleet, left=0.0)
+    note = run_job(fleet, "plan").note
+    assert note.startswith(
+        "2 requests wait at 2 of 2 sites. The champion was trained on 2 people who ask, 6 images in all"
+    )
+    (passes,) = re.findall(r"By reference models: a right erasure passes in (\d+)% of cases", note)
+    assert int(passes) > 50
+    assert re.search(r"The last training took \d+ s and [\d.]+ MB$", note)
+    assert states_of(fleet) == [RequestState.ACCEPTED] * 2
+
+
+def test_a_plan_goes_on_with_no_job_that_was_interrupted(fleet, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(fleet, "erase")
+    with pytest.raises(JobError, match="is not finished, and a plan goes on with nothing"):
+        run_job(fleet, "plan")

@@ -41,7 +41,11 @@ from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
 
 _LONGEST_REASON = 500
 _WITHOUT_VERDICT: dict[JobKind, str] = {"train": "a training", "erase": "an erasure", "import": "an import"}
-_WANTED: dict[JobKind, str] = {"erase": "to unlearn from", "references": "to make reference models of"}
+_WANTED: dict[JobKind, str] = {
+    "erase": "to unlearn from",
+    "references": "to make reference models of",
+    "plan": "to unlearn from",
+}
 
 
 @dataclass

@@ -56,6 +56,7 @@ def summarise(record: JobRecord) -> Summary:
 _DONE = {
     "train": "Trained the fleet's model",
     "references": "Made reference models",
+    "plan": "Looked ahead at an erasure",
     "import": "Imported a model",
 }
 _SHOWN = ("test_accuracy", "retain_accuracy", "mia_auc")

@@ -66,6 +66,8 @@ class PendingQuery(FleetMessage):
     """Whether the job takes up the requests that wait: they are its own until it ends."""
     resumed: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)] = ()
     """Requests of this site that the job had taken up, before it was interrupted."""
+    plan: bool = False
+    """Count the images to forget of the requests that wait, and take none of them up."""
     epoch: Count = 0
     """The fleet's erasure epoch: a site that was away when it rose keeps no model from before, and works on none."""
     ended: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
@@ -282,6 +284,8 @@ class AuditTask(FleetMessage):
     """The most retain images, the same each time, classes in their shares; all of them if it is not said."""
     references: bool = False
     """Whether to say how that is beside what reference models say, where they have answered."""
+    plan: bool = False
+    """Whether those are to be forgotten whose requests wait: as in :class:`PendingQuery`."""
 
 
 class AuditResult(FleetMessage):

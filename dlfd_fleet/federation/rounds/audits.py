@@ -61,16 +61,20 @@ class Audits:
 
     job: JobContext
 
-    def audit(self, arrays: Arrays, title: str, step: str, at: frozenset[int] | None = None) -> AuditedModel:
+    def audit(
+        self, arrays: Arrays, title: str, step: str, at: frozenset[int] | None = None, *, plan: bool = False
+    ) -> AuditedModel:
         """Attack a model at every site, and score it on the people that no gate has used; one step of the job.
 
         Parameters
         ----------
         at
             The nodes to ask, if not all of them: they do not keep the model in place of the one that they hold.
+        plan
+            Whether the people whose requests wait are those to be forgotten.
         """
         with self.job.progress.phase(title, len(self.job.fleet.wait_for_nodes() if at is None else at)) as advance:
-            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance, at=at)
+            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance, at=at, plan=plan)
         return self._audited(arrays, answers)
 
     def audit_file(
@@ -166,6 +170,8 @@ class Audits:
         advance: Advance,
         most_retain: int | None = None,
         at: frozenset[int] | None = None,
+        *,
+        plan: bool = False,
     ) -> Answers:
         job = self.job
         task = AuditTask(
@@ -174,6 +180,7 @@ class Audits:
             roles=_names(roles),
             most_retain=most_retain,
             references=Role.TEST in roles and bool(job.forgetting),
+            plan=plan,
         )
         return job.journal.answers(
             step, lambda: self._agreeing(task, AuditResult, advance, at, keep=at is None, model=arrays)[1]
@@ -273,7 +280,8 @@ def _check_sums(sums: ReferenceSums, samples: SampleScores, shared: int, sender:
         if part.images > len(rows) or part.people > len(np.unique(rows.person)):
             raise MessageError(f"{sender} sent sums over more people of the role '{role}' than it has samples of.")
     for rows, unseen in ((own, sums.unseen), (common, sums.shared)):
-        if unseen.people > len(np.unique(rows.of(Role.TEST).person)):
+        test = rows.of(Role.TEST)
+        if unseen.people > len(np.unique(test.person)) or unseen.images > len(test) + 0.5:
             raise MessageError(f"{sender} sent sums over more people never trained on than it has samples of.")
 
 

@@ -28,7 +28,7 @@ from dlfd_fleet.federation.protocol.messages import (
 )
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images
-from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_of_job
+from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_that_count
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
 from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.federation.task import Task
@@ -46,7 +46,7 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = No
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
-    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain, plan=task.plan)
     probabilities = predict_probabilities(loaded_model(site, task.card, arrays, own), labelled(images))
     samples = _sent(probabilities, images, roles, shared)
     sums = _beside_references(site, probabilities, images, roles, shared) if task.references else None
@@ -104,7 +104,7 @@ def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelIn
 
 
 def _audited(
-    site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
+    site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None, *, plan: bool = False
 ) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
     """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
 
@@ -117,7 +117,8 @@ def _audited(
     used = used_images(site)
     if Role.RETAIN.value in roles_asked:
         used.note_trained(site)  # an imported model was trained on them without a task
-    images, under_way = used.images, {canonical(name) for name in people_of(requests_of_job(site, job))}
+    images, asking = used.images, requests_that_count(site, job, plan=plan)
+    under_way = {canonical(name) for name in people_of(asking)}
     own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
     for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):
         if use.use in (Use.VALIDATION, Use.TEST):

@@ -15,6 +15,11 @@ def requests_of_job(site: Site, job: str) -> list[ForgetRequest]:
     return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
 
 
+def requests_that_count(site: Site, job: str, *, plan: bool = False) -> list[ForgetRequest]:
+    """Return the requests that a job has taken up; of a plan, which takes none up, those that wait."""
+    return site.ledger.requests(RequestState.ACCEPTED) if plan else requests_of_job(site, job)
+
+
 def people_of(requests: Iterable[ForgetRequest]) -> list[str]:
     """Return whom requests are about, of those whose identity is not purged."""
     return [request.identity for request in requests if request.identity is not None]
