@@ -34,6 +34,7 @@ from dlfd_fleet.audit.scores import (
 )
 from dlfd_fleet.audit.shares import Left, MemberShare, member_share
 from dlfd_fleet.audit.shift import ReferenceLosses, Shift, shift_from_out
+from dlfd_fleet.audit.unseen import least_drop
 from dlfd_fleet.audit.verdict import (
     NOBODY_UNSEEN,
     AttackComparison,
@@ -91,6 +92,7 @@ __all__ = [
     "judge_retrained",
     "judge_trained",
     "judge_without_each",
+    "least_drop",
     "linear_probe",
     "loss_attack",
     "margin_in_words",
