@@ -47,6 +47,7 @@ from dlfd_fleet.audit.verdict import (
     judge_trained,
     judge_without_each,
 )
+from dlfd_fleet.audit.verdict_by_references import left_by_references
 
 __all__ = [
     "ATTACKS",
@@ -93,6 +94,7 @@ __all__ = [
     "judge_trained",
     "judge_without_each",
     "least_drop",
+    "left_by_references",
     "linear_probe",
     "loss_attack",
     "margin_in_words",

@@ -17,6 +17,7 @@ from rich.console import Console
 from dlfd_fleet.audit import Evidence, MemberSums, Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.protocol.messages import AuditResult, AuditTask, FileAuditResult, FileAuditTask
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.site import audits as site_audits
@@ -142,6 +143,8 @@ def test_an_erasure_that_leaves_nothing_passes_and_so_does_its_file(fleet, monke
     record = run_job(fleet, "erase", grid)
     assert record.verdict.outcome is Outcome.PASS, record.verdict.sentence()
     assert record.verdict.evidence is Evidence.REFERENCES
+    (left,) = [row for row in summarise(record).rows if row[0] == "left of what members show"]
+    assert [int(cell.split("%")[0]) for cell in left[1:]] == pytest.approx([100, 0], abs=30)
     file = record.proceedings.files["fp32"].verdict
     assert (file.outcome, file.evidence) == (Outcome.PASS, Evidence.REFERENCES)
     for task, result in answers_of(grid, AuditTask, AuditResult) + answers_of(grid, FileAuditTask, FileAuditResult):
