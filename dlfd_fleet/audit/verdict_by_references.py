@@ -87,5 +87,5 @@ def what_decides(left: Left) -> str:
     if wanted is None:
         return "it takes more people never trained on"
     if wanted > left.people:
-        return f"it takes about {wanted} people like these, or as many more images of each"
+        return f"it takes about {wanted} people like these, or {wanted / left.people:.1f} times the images of each"
     return "so many show it in four cases of five if nothing is left"
