@@ -138,7 +138,7 @@ class UnseenSums(BaseModel):
     def middle(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
         """Return what is in the middle of what several sites say of the same people."""
         # Not checked again: numbers in the middle of several sites' need not be those of any people.
-        return cls.model_construct(people=int(median(part.people for part in parts)), **_of_each(parts, median))
+        return cls.model_construct(None, people=int(median(part.people for part in parts)), **_of_each(parts, median))
 
 
 def _of_each(parts: Sequence[UnseenSums], joined: Callable[[Iterable[float]], float]) -> dict[str, tuple[float, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.states import DROPPED, UNDER_WAY
+from dlfd_fleet.ledger.states import DROPPED, UNDER_WAY, RequestState
 
 
 def requests_of_job(site: Site, job: str) -> list[ForgetRequest]:
