@@ -17,7 +17,7 @@ from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, equivalence_power
 from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict
 from dlfd_fleet.audit.scores import Scores
-from dlfd_fleet.audit.verdict_by_references import judge_by_references, leaks, left_by_references
+from dlfd_fleet.audit.verdict_by_references import judge_by_references, leaks, left_by_references, why_not_by_references
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -69,7 +69,7 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings, referenc
         return verdict(Outcome.FAIL, failures)
     doubts = _doubts(original, candidate, settings)
     if doubts:
-        return verdict(Outcome.INCONCLUSIVE, doubts)
+        return verdict(Outcome.INCONCLUSIVE, doubts + why_not_by_references(original, candidate))
     return verdict(
         Outcome.PASS,
         [f"no difference between forgotten and unseen people detected (AUC {candidate.mia_auc})"],

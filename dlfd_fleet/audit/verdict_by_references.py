@@ -19,6 +19,19 @@ def left_by_references(original: Scores, model: Scores) -> Left | None:
     return Left.of(before, after) if covered else None
 
 
+def why_not_by_references(original: Scores, model: Scores) -> list[str]:
+    """Say why reference models that have answered are not the evidence; nothing where there are none, or they are."""
+    before, after = original.member_share, model.member_share
+    if before is None or after is None or left_by_references(original, model) is not None:
+        return []
+    if not before.finds_members:
+        return ["reference models find too little of retained people in the original to say what is left of others"]
+    return [
+        f"reference models have answered for {after.images} of {model.forget_images} forgotten images, and say nothing "
+        "of the others"
+    ]
+
+
 def judge_by_references(left: Left, failures: list[str], doubts: list[str], margin: float) -> Verdict:
     """Judge by what is left; two-sided, for people who stand out by high losses are found, too.
 

@@ -357,6 +357,20 @@ def test_references_that_find_no_members_in_the_original_are_no_evidence():
     assert judge(before, scores(auc=0.51, share=share(0.0)), SETTINGS).evidence is Evidence.UNSEEN
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (share(0.7), share(0.0, images=399), "reference models have answered for 399 of 400 forgotten images"),
+        (share(0.1, retained=0.1, retained_error=0.1), share(0.0), "reference models find too little of retained"),
+    ],
+)
+def test_who_has_references_that_do_not_decide_is_told_why(before, after, words):
+    vague = scores(auc=0.5, error=0.2).model_copy(update={"member_share": after})
+    verdict = judge(scores(auc=0.8, error=0.2).model_copy(update={"member_share": before}), vague, SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert words in verdict.sentence()
+
+
 def test_by_references_too_utility_may_not_fall():
     verdict = judge(MEMBERS, scores(test=0.70, share=share(0.0)), SETTINGS)
     assert verdict.outcome is Outcome.FAIL
