@@ -15,17 +15,19 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the job that the run's configuration names: ``job = "train"``, ``"erase"`` or ``"references"``.
+    """Run the job that the run's configuration names: ``job = "train"``, ``"erase"``, ``"references"`` or ``"plan"``.
 
     ``fresh = true`` lets a training job begin with fresh weights in place of the champion's.
     """
     kind = str(context.run_config.get("job", "erase"))
-    if kind not in ("train", "erase", "references"):
-        raise JobError(f"job = '{kind}' is no kind of job; use 'train', 'erase' or 'references'.")
+    if kind not in ("train", "erase", "references", "plan"):
+        raise JobError(f"job = '{kind}' is no kind of job; use 'train', 'erase', 'references' or 'plan'.")
     unlearning = FederatedUnlearning()
     if kind == "train":
         unlearning.train(grid, start="fresh" if context.run_config.get("fresh", False) else None)
     elif kind == "references":
         unlearning.make_references(grid)
+    elif kind == "plan":
+        unlearning.plan(grid)
     else:
         unlearning.start(grid)

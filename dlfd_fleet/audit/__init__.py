@@ -17,8 +17,11 @@ from dlfd_fleet.audit.attacks import (
     tpr_estimate,
 )
 from dlfd_fleet.audit.bootstrap import Estimate
+from dlfd_fleet.audit.by_references import MemberSums, ReferenceSums, UnseenSums, reference_sums
 from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_difference, equivalence_power
+from dlfd_fleet.audit.expected import Expected, expect
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
+from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict, margin_in_words
 from dlfd_fleet.audit.registry import ATTACKS, Attack, Need, Observation, possible_attacks
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import (
@@ -29,14 +32,13 @@ from dlfd_fleet.audit.scores import (
     measure,
     nomus,
 )
+from dlfd_fleet.audit.shares import Left, MemberShare, member_share
 from dlfd_fleet.audit.shift import ReferenceLosses, Shift, shift_from_out
 from dlfd_fleet.audit.unseen import least_drop
 from dlfd_fleet.audit.verdict import (
     NOBODY_UNSEEN,
     AttackComparison,
-    Outcome,
     Tally,
-    Verdict,
     beside_reference,
     judge,
     judge_beside_retrained,
@@ -45,6 +47,7 @@ from dlfd_fleet.audit.verdict import (
     judge_trained,
     judge_without_each,
 )
+from dlfd_fleet.audit.verdict_by_references import left_by_references
 
 __all__ = [
     "ATTACKS",
@@ -55,17 +58,24 @@ __all__ = [
     "AttackResult",
     "Difference",
     "Estimate",
+    "Evidence",
+    "Expected",
+    "Left",
+    "MemberShare",
+    "MemberSums",
     "MembershipScores",
     "Need",
     "Observation",
     "Outcome",
     "Reading",
     "ReferenceLosses",
+    "ReferenceSums",
     "Role",
     "SampleScores",
     "Scores",
     "Shift",
     "Tally",
+    "UnseenSums",
     "Verdict",
     "accuracy_difference",
     "agreed",
@@ -73,6 +83,7 @@ __all__ = [
     "beside_reference",
     "equivalence_power",
     "evaluate",
+    "expect",
     "forgetting_score",
     "gap_to_retrain",
     "gate_metrics",
@@ -83,13 +94,17 @@ __all__ = [
     "judge_trained",
     "judge_without_each",
     "least_drop",
+    "left_by_references",
     "linear_probe",
     "loss_attack",
+    "margin_in_words",
     "matched_auc",
     "measure",
+    "member_share",
     "nomus",
     "possible_attacks",
     "read_gate",
+    "reference_sums",
     "rmia",
     "shift_from_out",
     "tpr_estimate",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from dlfd_fleet.audit.attacks import accuracy_estimate, auc_estimate, loss_attack
 from dlfd_fleet.audit.bootstrap import Estimate, Floats, Unit, person_sums, ratio, ratio_of_sums, units
 from dlfd_fleet.audit.samples import Role, SampleScores
+from dlfd_fleet.audit.shares import MemberShare
 from dlfd_fleet.exceptions import DataError
 
 _MOST_RETAINED = 2048  # images
@@ -49,6 +50,9 @@ class Scores(BaseModel):
     retain_auc: Estimate | None = None
     """Where there are no unseen people: AUC of the forgotten people's losses against retained people's. It is 0.5 if
     the model knows both alike; a retrained model shows what it is if a model never saw the forgotten ones."""
+    member_share: MemberShare | None = None
+    """How much of what members show it shows of the forgotten people, where reference models have answered for all of
+    them."""
 
     def metrics(self) -> dict[str, float]:
         """Return one number for each name, bounds as ``NAME_low`` and ``NAME_high``."""
@@ -57,6 +61,8 @@ class Scores(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Estimate):
                 flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            elif isinstance(value, MemberShare):
+                flat |= value.metrics()
             elif value is not None:
                 flat[name] = float(value)
         return flat

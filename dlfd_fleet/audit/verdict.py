@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import NormalDist
 
 from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, equivalence_power
+from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict
 from dlfd_fleet.audit.scores import Scores
+from dlfd_fleet.audit.verdict_by_references import judge_by_references, leaks, left_by_references, why_not_by_references
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -25,42 +26,17 @@ NOBODY_UNSEEN = "no unseen people were audited"
 _NOTHING_TO_COMPARE_WITH = (
     f"{NOBODY_UNSEEN}, nor a retrained model, so nothing says whether the forgotten people are still remembered"
 )
-EXACT = "The procedure is exact: the model was trained without the forgotten people, from weights that never saw them."
+_NO_BOUNDS = 0.99  # of an AUC
 _ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
-
-
-class Outcome(StrEnum):
-    """What the evidence allows to say."""
-
-    PASS = "PASS"  # noqa: S105 - a verdict, not a password
-    FAIL = "FAIL"
-    INCONCLUSIVE = "INCONCLUSIVE"
-
-
-class Verdict(BaseModel):
-    """An outcome, why, and how likely this audit was to see equivalence had it been there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    margin: float
-    power: float
-    exact: bool = False
-    """Whether the model was made by an exact procedure: nothing that it is made of has seen the forgotten people. The
-    outcome is what was measured all the same."""
-
-    def sentence(self) -> str:
-        """Return the verdict in words that claim no more than was measured."""
-        measured = f"{self.outcome}: {'; '.join(self.reasons)} (margin {self.margin:.2f}, power {self.power:.2f})."
-        return f"{measured} {EXACT}" if self.exact else measured
 
 
 def judge(original: Scores, candidate: Scores, settings: AuditSettings, reference: Scores | None = None) -> Verdict:
     """Judge an unlearned model beside the original that it came from.
 
-    Where no unseen people were audited, a reference that never saw the forgotten ones says how they should stand beside
-    retained people. Without it nothing says whether they are remembered, and the verdict is INCONCLUSIVE at best.
+    By reference models, where they have answered for all forgotten people and find members in the original: they never
+    saw these very people, and say more than other people do. Else beside unseen people. Where no unseen people were
+    audited, a reference that never saw the forgotten ones says how they should stand beside retained people. Without
+    it nothing says whether they are remembered, and the verdict is INCONCLUSIVE at best.
 
     Parameters
     ----------
@@ -77,6 +53,9 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings, referenc
         If nobody was forgotten, so that there is nothing to judge.
     """
     _require_forgotten(original, candidate)
+    if (left := left_by_references(original, candidate)) is not None:
+        doubts = [drop.in_doubt for drop in _drops(original, candidate, settings) if drop.is_seen]
+        return judge_by_references(left, _utility_failures(original, candidate, settings), doubts, settings.margin)
     if original.mia_auc is None or candidate.mia_auc is None:
         return _judge_without_unseen(original, candidate, settings, reference)
     power = equivalence_power(candidate.mia_auc.standard_error, settings.margin)
@@ -90,7 +69,7 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings, referenc
         return verdict(Outcome.FAIL, failures)
     doubts = _doubts(original, candidate, settings)
     if doubts:
-        return verdict(Outcome.INCONCLUSIVE, doubts)
+        return verdict(Outcome.INCONCLUSIVE, doubts + why_not_by_references(original, candidate))
     return verdict(
         Outcome.PASS,
         [f"no difference between forgotten and unseen people detected (AUC {candidate.mia_auc})"],
@@ -110,7 +89,8 @@ def _judge_without_unseen(
     margin = settings.margin
 
     def verdict(outcome: Outcome, *reasons: str, power: float = 0.0) -> Verdict:
-        return Verdict(outcome=outcome, reasons=reasons, margin=margin, power=power)
+        evidence = Evidence.RETRAINED if reference else Evidence.UNSEEN
+        return Verdict(outcome=outcome, reasons=reasons, margin=margin, power=power, evidence=evidence)
 
     drops = _drops(original, candidate, settings)
     failures = [str(drop) for drop in drops if drop.is_shown]
@@ -244,14 +224,16 @@ def judge_relearned(
     """
     _require_forgotten(original, relearned)
     before, after = beside_reference(original, reference), beside_reference(relearned, reference)
-    if original.mia_auc is not None and relearned.mia_auc is not None:
+    if verdict.evidence is Evidence.REFERENCES and (left := left_by_references(original, relearned)) is not None:
+        found = leaks(left)
+    elif original.mia_auc is not None and relearned.mia_auc is not None:
         found = _leaks(original.mia_auc, relearned.mia_auc, settings.margin)
     elif before is not None and after is not None:
         found = _leaks_beside_reference(before, after, settings.margin)
     else:
         return verdict  # it says itself that nothing could be measured
-    leaks = [f"after further training, {leak}" for leak in found]
-    return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(leaks)}) if leaks else verdict
+    again = [f"after further training, {leak}" for leak in found]
+    return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(again)}) if again else verdict
 
 
 def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings) -> Verdict:
@@ -347,7 +329,7 @@ def judge_beside_retrained(
     power = min(attack.candidate.power(margin) for attack in attacks)
 
     def verdict(outcome: Outcome, reasons: list[str]) -> Verdict:
-        return Verdict(outcome=outcome, reasons=tuple(reasons), margin=margin, power=power)
+        return Verdict(outcome=outcome, reasons=tuple(reasons), margin=margin, power=power, evidence=Evidence.RETRAINED)
 
     drops = [
         _Drop(f"{what} is {-gap.value:.3f} under that of retrained models", -gap.value, gap.standard_error, most)
@@ -509,14 +491,25 @@ def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> lis
     if original.mia_auc.low <= 0.5:
         # A lead that bounds do not show may be memory as well.
         unknown = ": too few people to tell" if original.mia_auc.value >= 0.5 + margin else ""
-        doubts.append(f"the attack may find nobody in the original model either{unknown} (AUC {original.mia_auc})")
+        doubts.append(
+            f"the attack may find nobody in the original model either{unknown} (AUC {_bounded(original.mia_auc)})"
+        )
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
-        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")
+        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {_bounded(control)})")
     if not _within(candidate.mia_auc, margin):
         images = f"{candidate.forget_images} forgotten and {candidate.unseen_images} unseen images"
         if candidate.mia_auc.value >= 0.5 + margin:
-            doubts.append(f"{images} are of too few people to tell whether it leaks (AUC {candidate.mia_auc})")
+            doubts.append(
+                f"{images} are of too few people to tell whether it leaks (AUC {_bounded(candidate.mia_auc)})"
+            )
         else:
-            doubts.append(f"no leak was detected (AUC {candidate.mia_auc}), but {images} are too few to exclude one")
+            doubts.append(
+                f"no leak was detected (AUC {_bounded(candidate.mia_auc)}), but {images} are too few to exclude one"
+            )
     return doubts
+
+
+def _bounded(auc: Estimate) -> str:
+    """Say an AUC with its bounds, or that these exclude nothing: from 0 to 1 they are no result."""
+    return str(auc) if auc.high - auc.low < _NO_BOUNDS else f"{auc.value:.3f}, with bounds that exclude nothing"

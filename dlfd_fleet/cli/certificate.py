@@ -54,13 +54,16 @@ def verify(
 def _print(statement: Statement) -> None:
     from rich.table import Table
 
+    from dlfd_fleet.audit import margin_in_words
+
     claims = statement.predicate
+    margin = margin_in_words(claims.verdict.margin, claims.verdict.evidence)
     facts = {
         "job": claims.job,
         "issued": f"{claims.issued_at:%Y-%m-%d %H:%M:%S} UTC",
         "model": f"{claims.model}, epoch {claims.epoch}",
         "unlearned from": claims.parent_sha256 or "-",
-        "verdict": f"{claims.verdict.outcome} (margin {claims.verdict.margin:.2f}, power {claims.verdict.power:.2f})",
+        "verdict": f"{claims.verdict.outcome} (margin {margin}, power {claims.verdict.power:.2f})",
         "counts": ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in claims.counts.items()),
         "software": ", ".join(f"{name} {number}" for name, number in claims.software.items()),
         "settings": claims.settings_sha256,

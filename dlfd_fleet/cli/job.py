@@ -45,6 +45,14 @@ def start(
     submit(kind.value, app, superlink, federation_config, fresh=fresh)
 
 
+@app.command("plan", epilog="Example: dlfd-fleet job plan")
+def plan(app: FlowerApp = None, superlink: SuperLink = None, federation_config: Federation = None) -> None:
+    """Say who asks, what an erasure of them will be able to show, and what it costs; it changes nothing."""
+    from dlfd_fleet.federation.jobs.command import submit
+
+    submit("plan", app, superlink, federation_config)
+
+
 @app.command("list", epilog="Example: dlfd-fleet job list")
 def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
     """List the jobs of a state folder."""

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from dlfd_fleet.audit import Verdict
+from dlfd_fleet.audit import Evidence, Verdict
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report.contents import ErasureReport
 from dlfd_fleet.report.envelope import (
@@ -38,9 +38,12 @@ class VerdictClaim(Claims):
     outcome: Literal["PASS", "FAIL", "INCONCLUSIVE"]
     reasons: tuple[str, ...]
     margin: float
+    """Of AUC."""
     power: float
     exact: bool = False
     """Whether the procedure is exact; the outcome is what was measured."""
+    evidence: Evidence = Evidence.UNSEEN
+    """What it rests on; certificates of earlier releases do not say it."""
 
 
 class RequestClaim(Claims):
@@ -222,4 +225,11 @@ def _predicate(report: ErasureReport) -> Predicate:
 
 def _claim(verdict: Verdict | None) -> VerdictClaim:
     assert verdict is not None  # noqa: S101 - issue() has refused it
-    return VerdictClaim(**(verdict.model_dump() | {"outcome": verdict.outcome.value}))
+    return VerdictClaim(
+        outcome=verdict.outcome.value,
+        reasons=verdict.reasons,
+        margin=verdict.margin,
+        power=verdict.power,
+        exact=verdict.exact,
+        evidence=verdict.evidence,
+    )

@@ -193,6 +193,8 @@ class ErasureReport(Proceedings):
     settings: dict[str, Any]
     """What governs an erasure, by dotted key."""
     seconds: float
+    e_product: float | None = None
+    """Of the e-values of all erasures so far that reference models judged, this one too; None if it is none of them."""
 
     @property
     def nothing_to_unlearn(self) -> bool:

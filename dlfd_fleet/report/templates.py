@@ -149,7 +149,7 @@ trained on everybody else, for the model had lost some of its use{% endif %}.{% 
 
 <section><h2>The evidence</h2>
 {% if report.verdict %}
-<p>{{ verdict(report.verdict.outcome.value) }} at margin {{ "%.2f" | format(report.verdict.margin) }} of AUC, power {{ "%.2f" | format(report.verdict.power) }}:</p>
+<p>{{ verdict(report.verdict.outcome.value) }} at margin {{ words.margin(report.verdict) }}, power {{ "%.2f" | format(report.verdict.power) }}:</p>
 <ul>{% for reason in report.verdict.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
 {% if report.verdict.exact %}<p>The procedure is exact, whatever could be measured. {{ report.exactness }}</p>{% endif %}
 {% else %}<p>The job ended before anything was judged.</p>{% endif %}
@@ -265,7 +265,7 @@ SINGLE = """{% extends "base" %}
 <p class="eyebrow">Unlearning report · one model, no fleet</p>
 <h1>{{ words.count(result.forgotten_people, "person") if result.forgotten_people == 1 else result.forgotten_people ~ " people" }} to be forgotten:
 {{ "the new model is good by its gate and audit" if result.success else "the new model did not succeed" }}</h1>
-<p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict.outcome.value, result.verdict.margin, result.verdict.power) }}</p>
+<p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict) }}</p>
 <ul>{% for reason in result.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
 <p>{{ words.count(result.forgotten_images, "image") }} by {{ words.method(result) }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. {% if result.unlearned.unseen_images %}The comparison is with people never
 trained on, not with a retrained model.{% endif %} Nothing here proves that a model has forgotten.</p>

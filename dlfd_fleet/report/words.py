@@ -8,8 +8,8 @@ from datetime import UTC, date
 from itertools import islice
 from typing import Any, Protocol
 
-from dlfd_fleet.audit import Difference, Outcome, Scores, Verdict
-from dlfd_fleet.report.certificate import Statement
+from dlfd_fleet.audit import Difference, Evidence, Outcome, Scores, Verdict, margin_in_words
+from dlfd_fleet.report.certificate import Statement, VerdictClaim
 from dlfd_fleet.report.contents import Compared, ErasureReport
 
 _COMPARED: dict[Compared, str] = {
@@ -173,7 +173,13 @@ def _measured(report: ErasureReport) -> str:
         return ""
     verdict = report.verdict
     instead = report.retrained and report.way == "unlearn"
-    said = outcome(verdict.outcome, verdict.margin, verdict.power, retrained=instead)
+    said = outcome(verdict, retrained=instead)
+    if verdict.evidence is Evidence.REFERENCES and not instead:
+        return (
+            "Reference models, half of which never saw the people who asked, say what the fleet's model would say of "
+            "them had it never seen them, and had it been trained on them. What was measured is how much of that "
+            f"difference is left: {verdict.reasons[0]}. The brackets are one-sided 95% bounds. {said}"
+        )
     if not before.scores.mia_auc or not after.scores.mia_auc:
         return f"{_measured_without_unseen(report, before.scores, after.scores)} {said}"
     return (
@@ -200,14 +206,20 @@ def _measured_without_unseen(report: ErasureReport, before: Scores, after: Score
     )
 
 
-def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
+def margin(verdict: Verdict) -> str:
+    """Say what the margin of a verdict is of."""
+    of_auc = "" if verdict.evidence is Evidence.REFERENCES else " of AUC"
+    return margin_in_words(verdict.margin, verdict.evidence) + of_auc
+
+
+def outcome(verdict: Verdict | VerdictClaim, *, retrained: bool = False) -> str:
     """Say what a verdict means; of a model retrained in place of another only usefulness is judged."""
-    measure = f"margin {margin:.2f}, power {power:.2f}"
-    if retrained and verdict == Outcome.PASS:
+    measure = f"margin {margin_in_words(verdict.margin, verdict.evidence)}, power {verdict.power:.2f}"
+    if retrained and verdict.outcome == Outcome.PASS:
         return f"It was trained without them, so only its usefulness was judged, and is within the rules ({measure})."
-    if verdict == Outcome.PASS:
+    if verdict.outcome == Outcome.PASS:
         return f"The audit passed: no difference that matters was detected ({measure})."
-    if verdict == Outcome.FAIL:
+    if verdict.outcome == Outcome.FAIL:
         return f"The audit failed: what was measured is worse than the rules allow ({measure})."
     return (
         "The audit is inconclusive: nothing that the rules forbid was detected, but what was measured is not enough to "
@@ -312,8 +324,8 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         yield from _of_trained_anew(report)
         unlearned = report.models.get("retrained")
     if unlearned and verdict:
-        compared = report.way == "unlearn" and "retrained" in report.models
-        yield from _what_was_compared(unlearned.scores, verdict, retrained=compared)
+        compared, e_product = report.way == "unlearn" and "retrained" in report.models, report.e_product
+        yield from _what_was_compared(unlearned.scores, verdict, retrained=compared, e_product=e_product)
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
@@ -380,8 +392,24 @@ def _where_it_was_audited(report: ErasureReport) -> Iterator[str]:
             )
 
 
-def _what_was_compared(scores: Scores, verdict: Verdict, *, retrained: bool) -> Iterator[str]:
+def _what_was_compared(
+    scores: Scores, verdict: Verdict, *, retrained: bool, e_product: float | None = None
+) -> Iterator[str]:
     asked = f"{count(scores.forget_images, 'image')} of people who asked"
+    if verdict.evidence is Evidence.REFERENCES:
+        yield (
+            f"What the model says of {asked} was compared with what reference models say of the same images. Less than "
+            f"half of what members show is not tested for. Power {verdict.power:.2f} is the chance that an audit of "
+            "this size shows that less than half is left, when nothing is."
+        )
+        if verdict.e_value is not None:
+            yield (
+                f"The evidence of this erasure that less than half is left is {verdict.e_value:.3g} (an e-value: 1 is "
+                "none, 20 is what a test at 5% asks for)."
+            )
+        if e_product is not None:
+            yield f"Those of all erasures of the fleet so far, multiplied, come to {e_product:.3g}."
+        return
     if scores.unseen_images:
         compared = f"{asked} and {count(scores.unseen_images, 'image')} of people never trained on were attacked."
     elif retrained:
@@ -407,7 +435,7 @@ def certified(statement: Statement) -> Iterator[str]:
         f"The holder of the key stated on {day(claims.issued_at)}: in job {claims.job} the model of epoch "
         f"{claims.epoch} was {kind} for {count(done, 'request')} of {len(claims.requests)}, and was judged "
         f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=instead)}"
+        f"{outcome(verdict, retrained=instead)}"
     )
     if claims.exactness:
         yield claims.exactness

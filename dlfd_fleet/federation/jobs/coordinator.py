@@ -147,7 +147,8 @@ class Coordinator:
 
         A job that is resumed asks again, for its nodes may have new ids; it goes on with what the sites said at first.
         """
-        erasing, job, fleet = self.record.kind == "erase", self.record.job, self.fleet
+        kind, job, fleet = self.record.kind, self.record.job, self.fleet
+        erasing = kind == "erase"
         settings = self.settings.fleet
         known = self.journal.is_done(_ASKED)
         first = self.journal.facts(_ASKED, list[PendingReply], list) if known else []
@@ -156,11 +157,12 @@ class Coordinator:
         query = PendingQuery(
             job=job,
             take=erasing and not known,
+            plan=kind == "plan",
             epoch=self.epoch,
             expired=self._expired_references(),
             devices=self._devices_reached(self.epoch),
         )
-        largest = self.settings.erasure.largest_forget_share if erasing else 1.0
+        largest = self.settings.erasure.largest_forget_share if kind in ("erase", "plan") else 1.0
         earlier = self._earlier_requests(first) if erasing else None
         replies = ask_pending(fleet, query, largest, card, earlier, plausible)
         if not known:

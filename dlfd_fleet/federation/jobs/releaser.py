@@ -17,7 +17,7 @@ from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
-from dlfd_fleet.federation.jobs.reporting import record_report, signer_of
+from dlfd_fleet.federation.jobs.reporting import e_product, record_report, signer_of
 from dlfd_fleet.federation.jobs.summary import describe, summarise
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
@@ -42,7 +42,11 @@ from dlfd_fleet.tracking.registry import CANDIDATE, CHAMPION
 
 _LONGEST_REASON = 500
 _WITHOUT_VERDICT: dict[JobKind, str] = {"train": "a training", "erase": "an erasure", "import": "an import"}
-_WANTED: dict[JobKind, str] = {"erase": "to unlearn from", "references": "to make reference models of"}
+_WANTED: dict[JobKind, str] = {
+    "erase": "to unlearn from",
+    "references": "to make reference models of",
+    "plan": "to unlearn from",
+}
 
 
 @dataclass
@@ -341,6 +345,8 @@ class FleetReleaser:
             "dlfd.verdict": verdict.outcome.value if verdict else "",
             "dlfd.formats": ",".join(self.job.record.formats),
         }
+        if (product := e_product(self.store, self.job.record)) is not None:
+            tags["dlfd.e_product"] = f"{product:.4g}"
         files = [FORMATS.find(form).file(folder / ONNX_FILE) for form in self.job.record.formats if form != FP32]
         files += [folder / name for name in ("model.safetensors", "card.json")]
         self.tracker.log_model(

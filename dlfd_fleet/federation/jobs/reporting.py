@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -102,7 +103,20 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         ),
         settings=_governing(store.settings_as_written(record.job)),
         seconds=record.seconds,
+        e_product=e_product(store, record),
     )
+
+
+def e_product(store: Store, record: JobRecord) -> float | None:
+    """Return the product of the e-values of all erasures up to this one; None if references did not judge it.
+
+    Those that were not released count, too: to leave out what failed would make up evidence.
+    """
+    if record.verdict is None or record.verdict.e_value is None:
+        return None
+    earlier = [job.verdict for job in store.jobs() if job.job != record.job and job.started_at < record.started_at]
+    known = [verdict.e_value for verdict in earlier if verdict is not None and verdict.e_value is not None]
+    return math.prod([*known, record.verdict.e_value])
 
 
 def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay, after: str) -> None:

@@ -188,6 +188,18 @@ class FederatedUnlearning:
         """
         return self._result(run_jobs(grid, "references", self.settings, self.progress))
 
+    def plan(self, grid: Grid) -> str:
+        """Say who asks to be forgotten, what an erasure of them will be able to show, and what it costs.
+
+        Nothing changes: no request is taken up, and no model is made.
+
+        Raises
+        ------
+        JobError
+            If there is no champion yet, a job is not finished, or too few sites answer.
+        """
+        return run_jobs(grid, "plan", self.settings, self.progress).note
+
     def _parent(self, *, fresh: bool) -> str | None:
         """Return the digest of the model that a training began with, if it may have."""
         if fresh:

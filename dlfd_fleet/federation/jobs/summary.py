@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dlfd_fleet.audit import SCORE_NAMES, gap_to_retrain
+from dlfd_fleet.audit import SCORE_NAMES, gap_to_retrain, left_by_references
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report.contents import ModelResult
@@ -36,6 +37,11 @@ def summarise(record: JobRecord) -> Summary:
         if again is not None:
             cells = {"unlearned": _score(again, "retain_auc")}
             rows.append(("the same after further training", *(cells.get(name, "-") for name in models)))
+    if left := _left(models, models.get("original")):
+        rows.append(("left of what members show", *(left.get(name, "-") for name in models)))
+        if again is not None:
+            cells = {"unlearned": _left({"again": again}, models.get("original")).get("again", "-")}
+            rows.append(("the same after further training", *(cells.get(name, "-") for name in models)))
     retrained = models.get("retrained")
     if retrained is not None:
         gaps = (gap_to_retrain(model.scores, retrained.scores) for model in models.values())
@@ -53,9 +59,18 @@ def summarise(record: JobRecord) -> Summary:
     return Summary(title, ("", *models), tuple(rows), footer)
 
 
+def _left(models: Mapping[str, ModelResult], original: ModelResult | None) -> dict[str, str]:
+    """Return what reference models say is left of the forgotten people, with one-sided 95% bounds, by model."""
+    if original is None:
+        return {}
+    found = {name: left_by_references(original.scores, model.scores) for name, model in models.items()}
+    return {name: "not known" if left.says_nothing else str(left) for name, left in found.items() if left is not None}
+
+
 _DONE = {
     "train": "Trained the fleet's model",
     "references": "Made reference models",
+    "plan": "Looked ahead at an erasure",
     "import": "Imported a model",
 }
 _SHOWN = ("test_accuracy", "retain_accuracy", "mia_auc")

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dlfd_fleet.audit import ReferenceSums
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.federation.protocol.bounds import (
     LARGEST_QUERY,
@@ -67,6 +68,8 @@ class PendingQuery(FleetMessage):
     """Whether the job takes up the requests that wait: they are its own until it ends."""
     resumed: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)] = ()
     """Requests of this site that the job had taken up, before it was interrupted."""
+    plan: bool = False
+    """Count the images to forget of the requests that wait, and take none of them up."""
     epoch: Count = 0
     """The fleet's erasure epoch: a site that was away when it rose keeps no model from before, and works on none."""
     ended: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
@@ -291,6 +294,10 @@ class AuditTask(FleetMessage):
     roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
     most_retain: AtLeastOne | None = None
     """The most retain images, the same each time, classes in their shares; all of them if it is not said."""
+    references: bool = False
+    """Whether to say how that is beside what reference models say, where they have answered."""
+    plan: bool = False
+    """Whether those are to be forgotten whose requests wait: as in :class:`PendingQuery`."""
 
 
 class AuditResult(FleetMessage):
@@ -300,6 +307,8 @@ class AuditResult(FleetMessage):
     """How many of the samples, the last ones, are of people whom every site holds."""
     withheld: Count = 0
     """How many images of such people the site leaves out: it knows that they asked, or that it trains on the image."""
+    references: ReferenceSums | None = None
+    """Sums over people of what the model says beside what the site's reference models say of them."""
     seconds: Seconds
 
 
@@ -346,6 +355,8 @@ class FileAuditTask(FleetMessage):
     job: JobName
     card: ModelCard
     roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
+    references: bool = False
+    """As in :class:`AuditTask`."""
 
 
 class FileAuditResult(FleetMessage):
@@ -354,6 +365,8 @@ class FileAuditResult(FleetMessage):
     shared: Count
     """How many of the samples, the last ones, are of people whom every site holds."""
     withheld: Count = 0
+    """As in :class:`AuditResult`."""
+    references: ReferenceSums | None = None
     """As in :class:`AuditResult`."""
     max_abs_difference: Difference
     images: Count

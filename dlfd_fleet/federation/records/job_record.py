@@ -22,8 +22,8 @@ from dlfd_fleet.report.contents import (
 )
 from dlfd_fleet.settings import Format
 
-JobKind = Literal["train", "erase", "references", "import"]
-"""An import makes a model that exists already the champion; no site takes part in it."""
+JobKind = Literal["train", "erase", "references", "plan", "import"]
+"""A plan changes nothing. An import makes a model that exists already the champion; no site takes part in it."""
 JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
 STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from dlfd_fleet.audit import SampleScores
+from dlfd_fleet.audit import ReferenceSums, SampleScores
 from dlfd_fleet.exceptions import JobCancelledError
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.costs import Cost, SiteCost, difference
@@ -55,6 +55,8 @@ class Answers:
     agreeing: int = 0
     rows: Mapping[str, int] = field(default_factory=dict)
     """By site, in order: how many of the samples are of people whom it alone holds; the last ones all sites hold."""
+    references: Mapping[str, ReferenceSums] = field(default_factory=dict)
+    """By site: sums beside what its reference models say, where they have answered."""
 
 
 class Traffic(Protocol):
@@ -128,7 +130,15 @@ class Journal:
             name,
             compute,
             lambda result: (
-                _PARITY.dump_json((result.max_abs_difference, result.images, result.agreeing, dict(result.rows))),
+                _PARITY.dump_json(
+                    (
+                        result.max_abs_difference,
+                        result.images,
+                        result.agreeing,
+                        dict(result.rows),
+                        dict(result.references),
+                    )
+                ),
                 _columns(result.samples),
             ),
         )
@@ -179,7 +189,10 @@ class Journal:
 
 _RETAINED = dict[str, tuple[int, float]]
 _MERGED = TypeAdapter(tuple[tuple[str, ...], _RETAINED, _RETAINED])
-_PARITY = TypeAdapter(tuple[float, int, int, dict[str, int]])
+# A step of an earlier release has no sums.
+_PARITY = TypeAdapter(
+    tuple[float, int, int, dict[str, int]] | tuple[float, int, int, dict[str, int], dict[str, ReferenceSums]]
+)
 
 
 def _columns(samples: SampleScores) -> dict[str, Tensor]:

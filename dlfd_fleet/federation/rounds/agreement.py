@@ -32,4 +32,5 @@ def together(
         fleet.refuse(nodes[name], MessageError("it says other things of the people whom all sites hold than most do"))
         del own[name]
     rows = {name: len(samples) for name, samples in own.items()}
-    return Answers(SampleScores.concatenate([*own.values(), everybody]), rows=rows)
+    sums = {name: said for name in own if (said := heard[nodes[name]][0].references) is not None}
+    return Answers(SampleScores.concatenate([*own.values(), everybody]), rows=rows, references=sums)

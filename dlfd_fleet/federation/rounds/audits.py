@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from torch import Tensor
 
-from dlfd_fleet.audit import Role, SampleScores, Scores, Tally, measure
+from dlfd_fleet.audit import ReferenceSums, Role, SampleScores, Scores, Tally, measure, member_share
 from dlfd_fleet.exceptions import ExportError, JobError, MessageError
 from dlfd_fleet.export import Parity, Ranges, calibrated_tensors, merge_ranges
 from dlfd_fleet.federation.protocol.messages import (
@@ -51,6 +51,8 @@ class AuditedModel:
     """Each site that answered, in order, and how many samples are of people whom it alone holds; all hold the last."""
     retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """By site: its retain images, and the share of them that the model is right about."""
+    references: Mapping[str, ReferenceSums] = field(default_factory=dict)
+    """What sites send of it beside what their reference models say."""
 
     def at(self, sites: Collection[str]) -> SampleScores:
         """Return what it says of the people whom these sites hold."""
@@ -64,16 +66,20 @@ class Audits:
 
     job: JobContext
 
-    def audit(self, arrays: Arrays, title: str, step: str, at: frozenset[int] | None = None) -> AuditedModel:
+    def audit(
+        self, arrays: Arrays, title: str, step: str, at: frozenset[int] | None = None, *, plan: bool = False
+    ) -> AuditedModel:
         """Attack a model at every site, and score it on the people that no gate has used; one step of the job.
 
         Parameters
         ----------
         at
             The nodes to ask, if not all of them: they do not keep the model in place of the one that they hold.
+        plan
+            Whether the people whose requests wait are those to be forgotten.
         """
         with self.job.progress.phase(title, len(self.job.fleet.wait_for_nodes() if at is None else at)) as advance:
-            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance, at=at)
+            answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance, at=at, plan=plan)
         return self._audited(arrays, answers)
 
     def audit_file(
@@ -98,7 +104,10 @@ class Audits:
 
         A site's people differ from another's, so two models are compared on people of the same sites.
         """
-        return model.scores if model.rows.keys() <= other.rows.keys() else self._measured(model.at(other.rows))
+        if model.rows.keys() <= other.rows.keys():
+            return model.scores
+        sums = {site: said for site, said in model.references.items() if site in other.rows}
+        return self._measured(model.at(other.rows), sums)
 
     def _audited(self, arrays: Arrays, answers: Answers) -> AuditedModel:
         samples, rows, first, own, labels = answers.samples, answers.rows, 0, dict[str, Tally](), self.job.card.labels
@@ -111,16 +120,18 @@ class Audits:
                 own[site] = len(test), float(test.share_right(labels).sum())
             if len(retain):
                 retained[site] = len(retain), float(retain.share_right(labels).mean())
-        return AuditedModel(arrays, samples, self._measured(samples), own, rows, retained)
+        sums = answers.references
+        return AuditedModel(arrays, samples, self._measured(samples, sums), own, rows, retained, sums)
 
-    def _measured(self, samples: SampleScores) -> Scores:
+    def _measured(self, samples: SampleScores, sums: Mapping[str, ReferenceSums]) -> Scores:
         settings = self.job.settings
         labels = self.job.card.labels
-        return measure(samples, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
+        scores = measure(samples, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
+        return scores.model_copy(update={"member_share": member_share(sums.values())})
 
     def _collect_file(self, arrays: Arrays, content: bytes, name: str, at: frozenset[int] | None) -> Answers:
         job = self.job
-        task = FileAuditTask(job=job.name, card=job.card, roles=_names(EVIDENCE))
+        task = FileAuditTask(job=job.name, card=job.card, roles=_names(EVIDENCE), references=bool(job.forgetting))
         with job.progress.phase(f"Attacking {name}", len(job.fleet.wait_for_nodes() if at is None else at)) as advance:
             heard, answers = self._agreeing(task, FileAuditResult, advance, at, model=arrays, file=file_arrays(content))
         results = [result for result, _ in heard.values()]
@@ -239,9 +250,18 @@ class Audits:
         advance: Advance,
         most_retain: int | None = None,
         at: frozenset[int] | None = None,
+        *,
+        plan: bool = False,
     ) -> Answers:
         job = self.job
-        task = AuditTask(job=job.name, card=job.card, roles=_names(roles), most_retain=most_retain)
+        task = AuditTask(
+            job=job.name,
+            card=job.card,
+            roles=_names(roles),
+            most_retain=most_retain,
+            references=Role.TEST in roles and bool(job.forgetting),
+            plan=plan,
+        )
         return job.journal.answers(
             step, lambda: self._agreeing(task, AuditResult, advance, at, keep=at is None, model=arrays)[1]
         )
@@ -327,6 +347,24 @@ def check_counts(
         raise MessageError(f"{sender} sent {len(samples)} samples, and counts of others than these.")
     if len(samples.rows(slice(len(samples) - result.shared, None)).of(Role.RETAIN, Role.FORGET)):
         raise MessageError(f"{sender} says that every site holds people whom it trains on, or who asked it.")
+    if result.references is not None:
+        _check_sums(result.references, samples, result.shared, sender)
+
+
+def _check_sums(sums: ReferenceSums, samples: SampleScores, shared: int, sender: str) -> None:
+    """Refuse sums of more people or images than the samples have."""
+    first = len(samples) - shared
+    own, common = samples.rows(slice(first)), samples.rows(slice(first, None))
+    for role, part in ((Role.FORGET, sums.forget), (Role.RETAIN, sums.retain)):
+        rows = own.of(role)
+        if part.images > len(rows) or part.people > len(np.unique(rows.person)):
+            raise MessageError(f"{sender} sent sums over more people of the role '{role}' than it has samples of.")
+    if sums.noise_people > len(np.unique(own.of(Role.FORGET, Role.RETAIN).person)):
+        raise MessageError(f"{sender} sent noise of more people than it has samples of.")
+    for rows, unseen in ((own, sums.unseen), (common, sums.shared)):
+        test = rows.of(Role.TEST)
+        if unseen.people > len(np.unique(test.person)) or unseen.images > len(test) + 0.5:
+            raise MessageError(f"{sender} sent sums over more people never trained on than it has samples of.")
 
 
 def _checked(ranges: Ranges, tensors: frozenset[str], sender: str) -> dict[str, tuple[float, float]]:

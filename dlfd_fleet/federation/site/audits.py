@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlfd_fleet.answers import decided
-from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.audit import ReferenceSums, Role, SampleScores, reference_sums
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.data import Use, canonical
 from dlfd_fleet.data.dataset import IdentityDataset
@@ -28,8 +28,9 @@ from dlfd_fleet.federation.protocol.messages import (
 )
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images
-from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_of_job
+from dlfd_fleet.federation.site.job_requests import people_of, refuse_job_that_lost_its_requests, requests_that_count
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.federation.task import Task
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.model_input import ModelInput
@@ -38,16 +39,19 @@ from dlfd_fleet.unlearning import (
 )
 
 _AT_ONCE = 64 * BATCH  # images
+_MOST_RETAINED = 64  # people, beside what reference models say
 
 
 def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = None) -> tuple[AuditResult, SampleScores]:
     """Say of each image how well a model predicts it."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
-    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain)
+    images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain, plan=task.plan)
     probabilities = predict_probabilities(loaded_model(site, task.card, arrays, own), labelled(images))
     samples = _sent(probabilities, images, roles, shared)
-    return AuditResult(shared=shared, withheld=withheld, seconds=time.perf_counter() - started), samples
+    sums = _beside_references(site, probabilities, images, roles, shared) if task.references else None
+    result = AuditResult(shared=shared, withheld=withheld, references=sums, seconds=time.perf_counter() - started)
+    return result, samples
 
 
 def run_file_audit(
@@ -66,6 +70,7 @@ def run_file_audit(
     result = FileAuditResult(
         shared=shared,
         withheld=withheld,
+        references=_beside_references(site, probabilities, images, roles, shared) if task.references else None,
         max_abs_difference=float(np.abs(probabilities - expected).max(initial=0.0)),
         images=len(images),
         agreeing=int((decided(probabilities, multi_label=multi) == decided(expected, multi_label=multi)).sum()),
@@ -99,7 +104,7 @@ def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelIn
 
 
 def _audited(
-    site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None
+    site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None, *, plan: bool = False
 ) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
     """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
 
@@ -112,7 +117,8 @@ def _audited(
     used = used_images(site)
     if Role.RETAIN.value in roles_asked:
         used.note_trained(site)  # an imported model was trained on them without a task
-    images, under_way = used.images, {canonical(name) for name in people_of(requests_of_job(site, job))}
+    images, asking = used.images, requests_that_count(site, job, plan=plan)
+    under_way = {canonical(name) for name in people_of(asking)}
     own, shared, withheld = list[tuple[int, Role]](), list[tuple[int, Role]](), 0
     for index, (row, use) in enumerate(zip(images.rows, used.uses, strict=True)):
         if use.use in (Use.VALIDATION, Use.TEST):
@@ -147,6 +153,40 @@ def _sent(
     losses = [samples.rows(part).coarse().loss for part in (slice(first), slice(first, None))]
     order = np.concatenate([_random_order(first), first + _random_order(shared)])
     return replace(samples, loss=np.concatenate(losses)).rows(order)
+
+
+def _beside_references(
+    site: Site, probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
+) -> ReferenceSums | None:
+    """Return sums of what is said beside what reference models say; None where these have not answered.
+
+    Of retained people some are enough; the same ones each time, for who is drawn is nobody's business.
+    """
+    names = np.array(images.identities)
+    retain = roles == ROLES.index(Role.RETAIN)
+    kept = sorted(set(names[retain]))
+    few = (
+        {kept[place] for place in np.unique(np.linspace(0, len(kept) - 1, _MOST_RETAINED).astype(int))} if kept else ()
+    )
+    retain &= np.isin(names, list(few))
+    forget, test = (roles == ROLES.index(role) for role in (Role.FORGET, Role.TEST))
+    rows = np.flatnonzero(retain | forget | test)
+    chosen = images.select(rows.tolist())
+    answers = reference_answers(site, chosen)
+    if answers is None:
+        return None
+    person, labels = np.unique(names[rows], return_inverse=True)[1], chosen.labels
+    said = SampleScores.from_probabilities(probabilities[rows], labels.numpy(), person, roles[rows])
+    of_all = rows >= len(images) - shared
+    return reference_sums(
+        said.loss,
+        answers.losses(labels),
+        person,
+        forget=forget[rows],
+        retain=retain[rows],
+        unseen=test[rows] & ~of_all,
+        shared=test[rows] & of_all,
+    )
 
 
 def _random_order(count: int) -> NDArray[np.intp]:

@@ -7,12 +7,17 @@ from collections.abc import Iterable
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.states import DROPPED, UNDER_WAY
+from dlfd_fleet.ledger.states import DROPPED, UNDER_WAY, RequestState
 
 
 def requests_of_job(site: Site, job: str) -> list[ForgetRequest]:
     """Return the requests that a job has taken up."""
     return [request for request in site.ledger.requests(*UNDER_WAY) if request.job == job]
+
+
+def requests_that_count(site: Site, job: str, *, plan: bool = False) -> list[ForgetRequest]:
+    """Return the requests that a job has taken up; of a plan, which takes none up, those that wait."""
+    return site.ledger.requests(RequestState.ACCEPTED) if plan else requests_of_job(site, job)
 
 
 def people_of(requests: Iterable[ForgetRequest]) -> list[str]:

@@ -15,7 +15,7 @@ from dlfd_fleet.federation.protocol.messages import (
 )
 from dlfd_fleet.federation.site.held_model import held_name
 from dlfd_fleet.federation.site.images import used_images
-from dlfd_fleet.federation.site.job_requests import requests_of_job
+from dlfd_fleet.federation.site.job_requests import requests_of_job, requests_that_count
 from dlfd_fleet.federation.site.references import answered_images
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
@@ -64,7 +64,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     ids = {request: site.job_request_id(request.id, query.job) for request in requests}
     named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = used_images(site)
-    retain, forget = images.retain(), images.forget(requests)
+    retain = images.retain()
+    forget = images.forget(requests_that_count(site, query.job, plan=query.plan))
     return PendingReply(
         site=site.card.id,
         requests=tuple(sorted(ids.values())),

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from dlfd_fleet.audit import (
     Estimate,
+    Evidence,
+    MemberShare,
     Outcome,
     Scores,
     equivalence_power,
@@ -28,7 +30,7 @@ def estimate(value, error=0.02):
     )
 
 
-def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_classes=2, retain=0.95):
+def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_classes=2, retain=0.95, share=None):
     return Scores(
         test_accuracy=estimate(test),
         balanced_accuracy=estimate(balanced),
@@ -43,6 +45,7 @@ def scores(auc=0.5, error=0.02, test=0.8, balanced=0.75, control=0.5, unseen_cla
         unseen_classes=unseen_classes,
         forget_images=400,
         unseen_images=400,
+        member_share=share,
     )
 
 
@@ -285,3 +288,116 @@ def test_a_retrained_model_and_a_new_champion_are_judged_on_retained_people_wher
     assert judge_trained(good, good, SETTINGS).reasons == ("no unseen people were audited",)
     assert judge_trained(good, bad, SETTINGS).outcome is Outcome.FAIL
     assert judge_trained(ORIGINAL, bad, SETTINGS).outcome is Outcome.FAIL
+
+
+# ---------------------------------------------------------------------- by reference models
+
+
+def share(value, error=0.1, retained=0.7, retained_error=0.05, images=400, people=20):
+    return MemberShare(
+        value=value,
+        standard_error=error,
+        retained=retained,
+        retained_error=retained_error,
+        level_error=0.05,
+        people=people,
+        images=images,
+        noise=10.0,
+        gap=10.0 / (error**2 - 0.05**2),
+    )
+
+
+MEMBERS = scores(auc=0.5, error=0.2, share=share(0.7))
+"""An original in which other people never seen show nothing, and reference models do."""
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "outcome", "words"),
+    [
+        (0.0, 0.1, Outcome.PASS, "0% [-23%, 23%] is left of the forgotten people"),
+        (0.7, 0.1, Outcome.FAIL, "forgotten people are still remembered"),
+        (-0.7, 0.1, Outcome.FAIL, "made conspicuous"),
+        (0.2, 0.2, Outcome.INCONCLUSIVE, "the least that is told from nothing is 71%; it takes about"),
+        (0.2, 2.0, Outcome.INCONCLUSIVE, "20 forgotten people with so few images cannot show whether anything is left"),
+    ],
+)
+def test_reference_models_decide_where_they_have_answered(value, error, outcome, words):
+    verdict = judge(MEMBERS, scores(auc=0.5, error=0.2, share=share(value, error)), SETTINGS)
+    assert verdict.outcome is outcome
+    assert verdict.evidence is Evidence.REFERENCES
+    assert words in verdict.sentence()
+    assert "(margin 50% of what members show, power" in verdict.sentence()
+    assert "[0.000, 1.000]" not in verdict.sentence()
+
+
+def test_a_pass_says_what_an_attacker_can_do():
+    verdict = judge(MEMBERS, scores(share=share(0.1)), SETTINGS)
+    assert "an attacker with the same references tells one of them from a stranger in" in verdict.sentence()
+    assert verdict.power > 0.9
+    assert verdict.e_value > 10.0
+    assert judge(MEMBERS, scores(share=share(0.7)), SETTINGS).e_value < 0.05
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        share(0.0, images=399),  # an image came after the reference models
+        None,
+    ],
+)
+def test_where_references_do_not_cover_everybody_other_people_are_the_evidence(after):
+    verdict = judge(ORIGINAL.model_copy(update={"member_share": share(0.7)}), scores(auc=0.51, share=after), SETTINGS)
+    assert verdict.evidence is Evidence.UNSEEN
+    assert verdict.e_value is None
+    assert verdict.outcome is Outcome.PASS
+
+
+def test_references_that_find_no_members_in_the_original_are_no_evidence():
+    before = scores(auc=0.8, share=share(0.1, retained=0.1, retained_error=0.1))
+    assert judge(before, scores(auc=0.51, share=share(0.0)), SETTINGS).evidence is Evidence.UNSEEN
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (share(0.7), share(0.0, images=399), "reference models have answered for 399 of 400 forgotten images"),
+        (share(0.1, retained=0.1, retained_error=0.1), share(0.0), "reference models find too little of retained"),
+    ],
+)
+def test_who_has_references_that_do_not_decide_is_told_why(before, after, words):
+    vague = scores(auc=0.5, error=0.2).model_copy(update={"member_share": after})
+    verdict = judge(scores(auc=0.8, error=0.2).model_copy(update={"member_share": before}), vague, SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert words in verdict.sentence()
+
+
+def test_by_references_too_utility_may_not_fall():
+    verdict = judge(MEMBERS, scores(test=0.70, share=share(0.0)), SETTINGS)
+    assert verdict.outcome is Outcome.FAIL
+    assert "test accuracy fell by 0.100" in verdict.sentence()
+    assert verdict.evidence is Evidence.REFERENCES
+
+
+def test_what_comes_back_by_further_training_is_found_by_references():
+    verdict = judge(MEMBERS, scores(share=share(0.0)), SETTINGS)
+    assert judge_relearned(verdict, MEMBERS, scores(auc=0.9, share=share(0.1)), SETTINGS) is verdict
+    worse = judge_relearned(verdict, MEMBERS, scores(share=share(0.7)), SETTINGS)
+    assert worse.outcome is Outcome.FAIL
+    assert "after further training, forgotten people are still remembered" in worse.sentence()
+
+
+@given(st.floats(-2.0, 2.0), st.floats(0.06, 1.0))
+def test_more_that_is_left_never_makes_a_verdict_better(value, error):
+    order = [Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL]
+    outcomes = [
+        order.index(judge(MEMBERS, scores(share=share(each, error)), SETTINGS).outcome)
+        for each in (max(0.0, value), max(0.0, value) + 0.3)
+    ]
+    assert outcomes == sorted(outcomes)
+
+
+def test_bounds_that_exclude_nothing_are_not_shown_as_a_result():
+    verdict = judge(scores(auc=0.5, error=0.3), scores(auc=0.5, error=0.3), SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "AUC 0.500, with bounds that exclude nothing" in verdict.sentence()
+    assert "[0.0" not in verdict.sentence()

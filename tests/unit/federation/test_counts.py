@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.audit import MemberSums, ReferenceSums, Role, SampleScores, UnseenSums
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.exceptions import MessageError
 from dlfd_fleet.federation.protocol.messages import (
@@ -180,6 +180,27 @@ def test_people_whom_every_site_holds_are_nobodys_to_train_on():
     check_counts(AuditResult(shared=2, seconds=0.0), samples, "site-1")
     with pytest.raises(MessageError, match="site-1 says that every site holds people whom it trains on"):
         check_counts(AuditResult(shared=5, seconds=0.0), samples, "site-1")
+
+
+MANY = MemberSums(people=9, images=99, weight=99.0, gap=99.0)
+LINE = {"line": (99.0, 0.0, 0.0, 0.0, 0.0), "half_line": (99.0, 0.0, 0.0, 0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("sums", "words"),
+    [
+        ({"forget": MANY}, "of the role 'forget'"),
+        ({"retain": MANY}, "of the role 'retain'"),
+        ({"noise": 1.0, "noise_people": 9}, "noise of more people"),
+        ({"unseen": UnseenSums(people=9, **LINE)}, "never trained on"),
+        ({"unseen": UnseenSums(people=1, **LINE)}, "never trained on"),
+        ({"shared": UnseenSums(people=9, **LINE)}, "never trained on"),
+    ],
+)
+def test_sums_over_more_people_or_images_than_a_site_has_samples_of_are_refused(sums, words):
+    samples = answered(retain=3, forget=2, test=4)
+    with pytest.raises(MessageError, match=f"^site-1 sent .*{words}"):
+        check_counts(AuditResult(shared=2, references=ReferenceSums(**sums), seconds=0.0), samples, "site-1")
 
 
 def test_what_one_site_says_of_withdrawals_makes_no_query_that_the_others_cannot_read():

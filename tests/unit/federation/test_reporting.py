@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from dlfd_fleet.audit import Outcome, Verdict
+from dlfd_fleet.audit import Evidence, Outcome, Verdict
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import EvidenceError, JobError
 from dlfd_fleet.federation.jobs.reporting import latest_erasure, report_of, write_report
@@ -108,3 +108,19 @@ def test_a_settled_job_with_verdict_fail_is_told_as_ended_by_page_and_command(st
     sentence = "FAIL: it has collapsed (margin 0.10, power 0.90)."
     assert f"The job has ended with the verdict {sentence}" in file.read_text()
     assert f"{name} is settled: nothing was released. {sentence}" in capsys.readouterr().out
+
+
+def by_references(e_value, outcome=Outcome.PASS):
+    return Verdict(
+        outcome=outcome, reasons=("r",), margin=0.1, power=0.5, evidence=Evidence.REFERENCES, e_value=e_value
+    )
+
+
+def test_the_evidence_of_all_erasures_adds_up_whether_they_were_released_or_not(store):
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    verdicts = [by_references(8.0), by_references(0.25, Outcome.FAIL), None, by_references(10.0)]
+    jobs = [
+        job(store, requests=1, verdict=verdict, started_at=start + timedelta(days=day))
+        for day, verdict in enumerate(verdicts)
+    ]
+    assert [report_of(store, each).e_product for each in jobs] == [8.0, 2.0, None, 20.0]

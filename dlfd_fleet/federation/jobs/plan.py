@@ -1,0 +1,51 @@
+"""A plan: who asks, what an erasure of them will be able to show, and what it costs. It changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from dlfd_fleet.audit import Role, expect
+from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.erase import Origin
+from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
+from dlfd_fleet.federation.rounds.audits import AuditedModel
+
+_NAMES: tuple[tuple[JobKind, str], ...] = (("erase", "erasure"), ("train", "training"))
+
+
+def plan(job: Coordinator, origin: Origin) -> None:
+    """Audit the champion on the people whose requests wait, and note what that says; one model goes to each site."""
+    pending, card = job.pending(origin.card), origin.card
+    asking = [reply.waiting for reply in pending.values() if reply.waiting]
+    many = "1 request waits" if sum(asking) == 1 else f"{sum(asking)} requests wait"
+    said = [f"{many} at {len(asking)} of {len(pending)} sites" if asking else "Nobody asks"]
+    if any(reply.forget_images for reply in pending.values()):
+        model = job.audits(card).audit(origin.arrays, "Auditing the champion", "champion", plan=True)
+        said += [_who(model), expect(model.scores, job.settings.audit.margin).sentence().rstrip(".")]
+    elif asking:
+        said.append("The champion was trained on none of them, so the sites have only to purge")
+    said += _costs(job.earlier)
+    note = ". ".join(said)
+    job.progress.say(f"{note}.")
+    job.advance("settled", note=note, epoch=card.epoch)
+
+
+def _who(model: AuditedModel) -> str:
+    rows = model.samples.of(Role.FORGET)
+    count = len(np.unique(rows.person))
+    people = "1 person" if count == 1 else f"{count} people"
+    return f"The champion was trained on {people} who ask, {len(rows)} images in all"
+
+
+def _costs(earlier: Iterable[JobRecord]) -> list[str]:
+    """Say what the last jobs took, of those that are over."""
+    over = [record for record in earlier if record.step == "settled" and record.proceedings.phases]
+    found = []
+    for kind, name in _NAMES:
+        last = next((record for record in reversed(over) if record.kind == kind), None)
+        if last is not None:
+            sent = sum(phase.sent_bytes for phase in last.proceedings.phases.values())
+            found.append(f"The last {name} took {last.seconds:.0f} s and {sent / 1e6:.1f} MB")
+    return found
