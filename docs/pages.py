@@ -127,15 +127,11 @@ def mlflow() -> str:
         path = ROOT / "dlfd_fleet" / place
         for file in path.rglob("*.py") if path.is_dir() else [path]:
             found |= set(re.findall(r'"(dlfd\.[a-z_0-9]+\.?)(?=["{])', file.read_text(encoding="utf-8")))
-    tags = [
-        (word, what)
-        for word, what in glossary.items()
-        if what.startswith("Tag") and any(is_named(word, tag) for tag in found)
-    ]
+    tags = [(word, what) for word, what in glossary.items() if any(is_named(word, tag) for tag in found)]
     scores = [(f"`{name}`", glossary[f"`{name}`"]) for name in dict.fromkeys((*SCORE_NAMES, *Scores.model_fields))]
     return (
         "# MLflow: tags and scores\n\nNames are from the code; the [glossary](../glossary.md) explains all others.\n\n"
-        f"## Tags\n\n{table(('tag', ''), tags)}\n## Scores\n\n"
+        f"## Tags, and metadata of model files\n\n{table(('tag', ''), tags)}\n## Scores\n\n"
         "Each has a prefix, such as `original.` or `unlearned.`, and may have the bounds `_low` and `_high`.\n\n"
         f"{table(('metric', ''), scores)}"
     )
