@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
+BUILD := build
 
 .PHONY: demo test test-oldest bench lint docs clean
 
@@ -28,8 +29,9 @@ lint: $(INSTALLED)
 
 # The docs site, in build/site; nothing is fetched. (With --quiet, --strict would see no warning.)
 docs: $(INSTALLED)
-	$(BIN)/python docs/pages.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+	$(BIN)/python docs/pages.py $(BUILD)/pages
+	NO_MKDOCS_2_WARNING=1 PAGES=$(abspath $(BUILD))/pages $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml \
+	    --site-dir $(abspath $(BUILD))/site
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,7 +1,7 @@
-"""Lay out the pages of the docs site in build/pages: those of the repository, and a reference made from the code.
+"""Lay out the pages of the docs site in a folder: those of the repository, and a reference made from the code.
 
-``make docs`` runs this program, and then MkDocs by docs/mkdocs.yml. The pages keep their places in the repository, so
-that a link is the same on the site and in a checkout.
+``make docs`` runs ``python docs/pages.py FOLDER``, and then MkDocs by docs/mkdocs.yml. The pages keep their places in
+the repository, so that a link is the same on the site and in a checkout.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from dlfd_fleet.device.cli import app as device_app
 from dlfd_fleet.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "build" / "pages"
 STAYS_AWAY = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.py", "mkdocs.yml")
 PYTHON_API = {
     "dlfd_fleet.federation": "Forget in a Flower app of your own",
@@ -35,16 +35,16 @@ PYTHON_API = {
 TAGGING = ("federation", "tracking", "plugins", "bench", "single.py", "demo.py")
 
 
-def main() -> None:
-    """Write build/pages anew."""
-    shutil.rmtree(PAGES, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", PAGES / "docs", ignore=STAYS_AWAY)
-    shutil.copytree(ROOT / "docs" / "examples", PAGES / "docs" / "examples", dirs_exist_ok=True)
-    shutil.copytree(ROOT / "deploy", PAGES / "deploy", ignore=shutil.ignore_patterns("__pycache__", "keys", "sites"))
-    shutil.copytree(ROOT / ".github", PAGES / ".github", ignore=shutil.ignore_patterns("workflows", "ISSUE_TEMPLATE"))
+def main(pages: Path) -> None:
+    """Write the folder anew."""
+    shutil.rmtree(pages, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", pages / "docs", ignore=STAYS_AWAY)
+    shutil.copytree(ROOT / "docs" / "examples", pages / "docs" / "examples", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "deploy", pages / "deploy", ignore=shutil.ignore_patterns("__pycache__", "keys", "sites"))
+    shutil.copytree(ROOT / ".github", pages / ".github", ignore=shutil.ignore_patterns("workflows", "ISSUE_TEMPLATE"))
     for name in ("README.md", "LICENSE"):
-        shutil.copy(ROOT / name, PAGES / name)
-    reference = PAGES / "docs" / "reference"
+        shutil.copy(ROOT / name, pages / name)
+    reference = pages / "docs" / "reference"
     for name, page in {"cli": cli(), "settings": settings(), "mlflow": mlflow(), "python": python()}.items():
         (reference / f"{name}.md").write_text(page, encoding="utf-8")
     (reference / "messages.md").write_text(messages(), encoding="utf-8")
@@ -160,4 +160,4 @@ def messages() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
