@@ -374,6 +374,11 @@ class ReferenceSettings(Section):
     with_training: bool = Field(
         False, description="Train them in a training job, too, once its model is released; else `job start references`."
     )
+    max_accuracy_drop: Fraction = Field(
+        0.1,
+        description="Where they are right about people never trained on by more than this less often than the model, "
+        "beyond chance, an erasure does not aim at what they said.",
+    )
     expire: Literal["with-training", "never"] = Field(
         "with-training", description="Whether sites drop what they said once the fleet has trained another model."
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH, HEIGHT = 1000, 1000
+WIDTH, HEIGHT = 1000, 750
 COLOURS = 64
 
 

@@ -30,6 +30,7 @@ from dlfd_fleet.audit.scores import (
     nomus,
 )
 from dlfd_fleet.audit.shift import ReferenceLosses, Shift, shift_from_out
+from dlfd_fleet.audit.unseen import least_drop
 from dlfd_fleet.audit.verdict import (
     NOBODY_UNSEEN,
     AttackComparison,
@@ -81,6 +82,7 @@ __all__ = [
     "judge_retrained",
     "judge_trained",
     "judge_without_each",
+    "least_drop",
     "linear_probe",
     "loss_attack",
     "matched_auc",

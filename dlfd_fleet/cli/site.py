@@ -116,7 +116,8 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger is as its seals say.")
     console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")
     if status.references:
-        console.print(f"Reference models whose answers are kept: {status.references}.", soft_wrap=True, highlight=False)
+        kept = f"Reference models whose answers are kept: {status.references}. {status.references_unseen}".strip()
+        console.print(kept, soft_wrap=True, highlight=False)
     for leftover in status.leftovers:
         console.print(
             f"Still there, of request {leftover.request}: {leftover.file}: {leftover.reason}.",

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.files import whole_file
@@ -33,6 +33,34 @@ _DIGEST_BYTES = 32
 _PERSON = np.dtype([("key", "u1", (_DIGEST_BYTES,)), ("half", "<u8"), ("trained", "<u8")])
 _ALL = "references-*"
 _BEING_WRITTEN = f".{_ALL}.new"
+
+
+class UnseenAccuracy(BaseModel):
+    """How often reference models were right about people never trained on, beside the model that they are of.
+
+    Attributes
+    ----------
+    people
+        How many these people are.
+    model, references
+        Share of their images that the model, and the mean of half of the reference models, is right about.
+    too_poor
+        Whether the reference models are right so much less often that an erasure does not aim at what they say.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    people: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    model: Annotated[float, Field(ge=0.0, le=1.0)]
+    references: Annotated[float, Field(ge=0.0, le=1.0)]
+    too_poor: bool
+
+    def sentence(self) -> str:
+        """Say it in words."""
+        return (
+            f"reference models are right about {self.references:.1%} of the images of {self.people} people never "
+            f"trained on, and the model about {self.model:.1%}"
+        )
 
 
 class ReferenceSet(BaseModel):
@@ -48,6 +76,8 @@ class ReferenceSet(BaseModel):
         Of their answers.
     number
         Sets of a site are counted: the latest has the greatest.
+    unseen
+        How good they were when they were last compared with a model; None if they never were.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +86,7 @@ class ReferenceSet(BaseModel):
     models: int
     classes: tuple[str, ...]
     number: int = 0
+    unseen: UnseenAccuracy | None = None
 
     @property
     def key(self) -> str:
@@ -135,8 +166,7 @@ class ReferenceFiles:
         self._delete([each for each in known if not self.is_finished(each)])
         new = wanted.model_copy(update={"number": 1 + max((each.number for each in known), default=0)})
         self._write_people(new, {digest: Membership(half) for digest, half in people().items()})
-        with self._written(self._file(new)) as stream:
-            stream.write(new.model_dump_json().encode())
+        self._name(new)
         return new
 
     def note_trained(self, chosen: ReferenceSet, model: int, people: Collection[str]) -> None:
@@ -181,6 +211,16 @@ class ReferenceFiles:
         self._write(self._file(chosen, f"{model:02}"), records)
         if self.is_finished(chosen):
             self._delete([each for each in self._known() if each.job != chosen.job])
+
+    def note_unseen(self, chosen: ReferenceSet, unseen: UnseenAccuracy) -> None:
+        """Keep how good a set's models are.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        self._name(chosen.model_copy(update={"unseen": unseen}))
 
     # ------------------------------------------------------------------ reading
 
@@ -289,6 +329,10 @@ class ReferenceFiles:
                     file.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(f"Cannot delete reference answers in {self._folder}: {error.strerror}.") from error
+
+    def _name(self, chosen: ReferenceSet) -> None:
+        with self._written(self._file(chosen)) as stream:
+            stream.write(chosen.model_dump_json().encode())
 
     def _write_people(self, chosen: ReferenceSet, people: Mapping[str, Membership]) -> None:
         records = np.zeros(len(people), _PERSON)

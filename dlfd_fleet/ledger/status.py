@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dlfd_fleet.data import Manifest, Use, canonical, image_digests, names_of, unknown_label
 from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
+from dlfd_fleet.ledger.references import UnseenAccuracy
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import remarks, site_uses
 from dlfd_fleet.ledger.states import CLOSED
@@ -41,6 +42,8 @@ class SiteStatus:
         Images in the manifest by label, of labels that are none of the site's classes.
     references
         How many reference models the site has answers of, and of which job; empty if it has none.
+    references_unseen
+        How good these models are, in one sentence; empty if that is not known.
     fleet_secret
         Whether the site can recognise people who ask at other sites.
     remarks
@@ -58,6 +61,7 @@ class SiteStatus:
     undeletable: tuple[str, ...]
     unknown_labels: Mapping[str, int]
     references: str
+    references_unseen: str
     fleet_secret: bool
     remarks: tuple[str, ...]
 
@@ -92,9 +96,16 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
             if (unknown := unknown_label(row.label, classes, multi_label=site.card.multi_label)) is not None
         ),
         references=f"{answers.models} of {answers.job}" if answers else "",
+        references_unseen=_how_good(answers.unseen) if answers and answers.unseen else "",
         fleet_secret=site.fleet_pseudonym("", "") is not None,
         remarks=remarks(manifest, uses, multi_label=site.card.multi_label),
     )
+
+
+def _how_good(unseen: UnseenAccuracy) -> str:
+    sentence = unseen.sentence()
+    said = sentence[0].upper() + sentence[1:]
+    return f"{said}: too little to aim at, so an erasure takes the long way." if unseen.too_poor else f"{said}."
 
 
 def _undeletable(manifest: Manifest) -> tuple[str, ...]:

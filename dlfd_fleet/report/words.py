@@ -27,6 +27,7 @@ STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
     "champion": "looking up the model in use",
     "audit-original": "attacking the original model",
+    "compare-references": "comparing reference models with the original model",
     "distancing": "unlearning at the sites that were asked",
     "repair": "training on everybody else, to keep the model useful",
     "gate": "measuring whether it is enough",

@@ -9,13 +9,20 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Error, Message
 from rich.console import Console
 
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize, write_manifest
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.federation.protocol.messages import AuditTask, FileAuditTask, FitTask, UnlearnResult, UnlearnTask
+from dlfd_fleet.federation.protocol.messages import (
+    AuditTask,
+    CalibrateTask,
+    FileAuditTask,
+    FitTask,
+    UnlearnResult,
+    UnlearnTask,
+)
 from dlfd_fleet.federation.protocol.packing import MODEL
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
@@ -60,15 +67,18 @@ def fleet(known, tmp_path):
 class ByWay(InProcessGrid):
     """Knows what went to whom, and may let sites say other things of their unlearning than they do."""
 
-    def __init__(self, settings, *, accuracies=()):
+    def __init__(self, settings, *, accuracies=(), after=None):
         super().__init__(settings)
-        self.accuracies = list(accuracies)
+        self.accuracies, self.after = list(accuracies), after
 
     def answer(self, message, context):
         reply = super().answer(message, context)
         if self.accuracies and message.metadata.message_type == UnlearnTask.TYPE:
             result = UnlearnResult.from_records(reply.content, "test")
-            said = result.model_copy(update={"retain_accuracy": self.accuracies.pop(0)})
+            change = {"retain_accuracy": self.accuracies.pop(0)}
+            if not result.done and self.after is not None:
+                change["retain_accuracy_after"] = self.after
+            said = result.model_copy(update=change)
             reply.content.update(said.to_records())
         return reply
 
@@ -258,6 +268,64 @@ def test_nobody_repairs_what_is_lost_by_less_than_half_of_what_may_be(fleet):
     grid = ByWay(fleet, accuracies=[0.9, 0.89])
     assert run_job(with_drop(fleet, 0.04), "erase", grid).released
     assert not grid.asked(FitTask)
+
+
+@pytest.mark.parametrize(("after", "repairs"), [(0.87, True), (0.89, False)])
+def test_a_site_that_unlearned_alone_tells_what_was_lost_though_no_round_is_left_to_read_it(fleet, after, repairs):
+    settings = with_drop(fleet, 0.04)
+    settings = settings.model_copy(update={"erasure": settings.erasure.model_copy(update={"rounds": 1})})
+    grid = ByWay(settings, accuracies=[0.9, 0.87], after=after)
+    assert run_job(settings, "erase", grid).released
+    assert len(grid.asked(FitTask, "repair")) == (1 + SHARE if repairs else 0)
+    assert len(grid.asked(UnlearnTask)) == 1 + repairs
+    assert len(grid.asked(AuditTask)) == 2 * SITES  # the original and the unlearned model: nobody is asked beside
+
+
+@pytest.mark.parametrize(("enough", "asked"), [(1, 1 + SHARE), (10_000, SITES)])
+def test_ranges_for_int8_are_measured_at_the_same_few_sites_if_they_have_images_enough(fleet, enough, asked):
+    export = fleet.export.model_copy(update={"formats": ("fp32", "int8"), "calibration_images": enough})
+    settings = with_drop(fleet, 1.0).model_copy(update={"export": export})
+    grid = ByWay(settings)
+    assert run_job(settings, "erase", grid).released
+    nodes = grid.asked(CalibrateTask)
+    assert len(nodes) == len(set(nodes)) == asked
+    assert set(grid.asked(UnlearnTask)) <= set(nodes)
+
+
+def test_few_sites_that_do_not_answer_do_not_end_the_measuring_of_ranges(fleet):
+    export = fleet.export.model_copy(update={"formats": ("fp32", "int8"), "calibration_images": 1})
+    settings = with_drop(fleet, 1.0).model_copy(update={"export": export})
+
+    class Failing(ByWay):
+        def answer(self, message, context):
+            if message.metadata.message_type == CalibrateTask.TYPE and len(self.asked(CalibrateTask)) <= 1 + SHARE:
+                return Message(Error(code=0, reason="no memory"), reply_to=message)
+            return super().answer(message, context)
+
+    grid, out = Failing(settings), io.StringIO()
+    assert run_job(settings, "erase", grid, out).released
+    assert len(grid.asked(CalibrateTask)) == 1 + SHARE + SITES
+    assert "So all sites are asked." in " ".join(out.getvalue().split())
+
+
+def test_the_model_trained_on_is_as_far_from_retraining_as_the_sites_that_attacked_it_say(fleet, monkeypatch):
+    from dlfd_fleet.federation.jobs import erase
+
+    gap, compared = erase.gap_to_retrain, []
+
+    def remembering(candidate, retrained):
+        compared.append((candidate, retrained))
+        return gap(candidate, retrained)
+
+    monkeypatch.setattr(erase, "gap_to_retrain", remembering)
+    settings = fleet.model_copy(update={"erasure": fleet.erasure.model_copy(update={"compare_retrain": True})})
+    record = run_job(settings, "erase")
+    assert (record.models["relearned"].sites, record.models["retrained"].sites) == (1, SITES)
+    everywhere = record.models["retrained"].scores
+    beside = dict(zip(record.models, compared, strict=True))
+    assert [name for name, (_, retrained) in beside.items() if retrained != everywhere] == ["relearned"]
+    assert beside["relearned"][0] == record.models["relearned"].scores
+    assert beside["relearned"][1].forget_images == everywhere.forget_images
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 from unittest import mock
 
@@ -9,9 +11,10 @@ import pytest
 import torch
 
 from dlfd_fleet.audit import Outcome
-from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnResult, UnlearnTask
+from dlfd_fleet.federation.protocol.messages import Aim, AuditTask, FitTask, UnlearnResult, UnlearnTask, UnseenTask
 from dlfd_fleet.federation.protocol.packing import MODEL
 from dlfd_fleet.federation.records.steps import Steps
+from dlfd_fleet.federation.rounds.audits import Audits
 from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.references import reference_answers
@@ -85,8 +88,43 @@ def test_a_gate_that_is_never_reached_ends_with_the_last_round(fleet):
     a_person_asks_at_each_site(settings)
     record = run_job(settings, "erase", grid)
     assert record.step == "settled"
-    assert [task.to_gate for task in asked_of(grid, UnlearnTask)] == [False] * 2 + [True] * 2
+    assert [task.aim for task in asked_of(grid, UnlearnTask)] == [Aim.REFERENCES] * 2 + [Aim.TO_GATE] * 2
     assert not any(one.done for one, _ in answers_of(grid))
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_what_retained_people_lost_is_read_where_the_last_round_has_not_reached_the_gates(fleet, mended):
+    """Two sites have made the model together, and neither has read it. So both are asked, and repair by need.
+
+    What the repair does not mend ends the attempt: nobody goes to a gate again, and nobody audits it.
+    """
+    settings = with_gate(fleet, 0.0, rounds=1, relearning_rounds=0)
+    unlearning = settings.erasure.unlearning.model_copy(update={"max_utility_drop": 0.0})
+    settings = settings.model_copy(update={"erasure": settings.erasure.model_copy(update={"unlearning": unlearning})})
+    a_person_asks_at_each_site(settings)
+    grid, out = InProcessGrid(settings), io.StringIO()
+    retained, losses = Audits.retained, [1.5, 0.0 if mended else 1.5]
+
+    def read(*arguments):
+        """Say that retained people lost so much, whatever they lost."""
+        told, lost = retained(*arguments), losses.pop(0)
+        assert len(told) == 2
+        assert all(images > 0 and 0.0 <= share <= 1.0 for images, share in told.values())
+        return {site: (images, 1.0 - lost) for site, (images, _) in told.items()}
+
+    with mock.patch.object(Audits, "retained", read):
+        record = run_job(settings, "erase", grid, out)
+    assert record.released
+    assert not losses
+    assert [task.roles for task in asked_of(grid, AuditTask)].count(("retain",)) == 4
+    said = " ".join(out.getvalue().split())
+    assert "Retained people of the sites that were asked lost" in said
+    assert ("this erasure takes the long way" in said) != mended
+    aims = [task.aim for task in asked_of(grid, UnlearnTask)]
+    assert aims == [Aim.REFERENCES] * 2 + [Aim.TO_GATE if mended else Aim.WITHOUT_REFERENCES] * 2
+    assert record.proceedings.attempts == (1 if mended else 2)
+    audited = [task.roles for task in asked_of(grid, AuditTask)].count(("retain", "forget", "validation", "test"))
+    assert audited == 4  # the original, and one unlearned model, at two sites
 
 
 def rewritten(site, change):
@@ -129,7 +167,7 @@ def test_someone_who_came_after_the_references_is_forgotten_the_long_way(fleet):
     a_person_asks_at_each_site(settings)
     assert run_job(settings, "erase", grid).released
     assert {task.purpose for task in asked_of(grid, FitTask)} == {"repair"}
-    assert not any(task.to_gate for task in asked_of(grid, UnlearnTask))
+    assert {task.aim for task in asked_of(grid, UnlearnTask)} == {Aim.REFERENCES}
     assert all(one.left is None for one, _ in answers_of(grid))
 
 
@@ -148,7 +186,51 @@ def test_a_job_that_is_killed_between_rounds_goes_on_to_the_gates(fleet):
     grid = InProcessGrid(settings)
     record = run_job(settings, "erase", grid)
     assert record.released
-    assert [task.to_gate for task in asked_of(grid, UnlearnTask)] == [True, True]  # the first round is not done again
+    assert [task.aim for task in asked_of(grid, UnlearnTask)] == [Aim.TO_GATE] * 2  # the first round is not done again
+
+
+def test_where_a_sites_references_are_too_poor_the_erasure_is_the_long_one_at_once(fleet, monkeypatch):
+    """Whether they are is told before anybody unlearns, with both accuracies; no attempt is thrown away."""
+    told = iter([1.0, 0.0])  # at one of the sites
+    monkeypatch.setattr("dlfd_fleet.federation.site.references.least_drop", lambda *_: next(told))
+    settings = with_gate(fleet, 1.0, rounds=1)
+    grid, out = InProcessGrid(settings), io.StringIO()
+    a_person_asks_at_each_site(settings)
+    record = run_job(settings, "erase", grid, out)
+    assert record.released
+    assert record.proceedings.attempts == 1
+    tasks = asked_of(grid, UnlearnTask)
+    assert [task.aim for task in tasks] == [Aim.WITHOUT_REFERENCES] * 2
+    assert {task.unlearning.epochs for task in tasks} == {settings.erasure.unlearning.epochs}  # no stronger for it
+    assert "repair" in {task.purpose for task in asked_of(grid, FitTask)}
+    compared = asked_of(grid, UnseenTask)
+    assert [task.max_drop for task in compared] == [settings.references.max_accuracy_drop] * 2
+    said = " ".join(out.getvalue().split())
+    assert re.search(
+        r"At site-\w{8} reference models are right about [\d.]+% of the images of 2 people never trained on, and the "
+        r"model about [\d.]+%\. That is too little to aim at, so this erasure takes the long way\.",
+        said,
+    )
+    assert {record.models[name].sites for name in ("original", "unlearned", "relearned")} == {2}
+
+
+def test_a_job_that_is_killed_after_sites_have_said_too_poor_takes_the_long_way(fleet, monkeypatch):
+    monkeypatch.setattr("dlfd_fleet.federation.site.references.least_drop", lambda *_: 1.0)
+    settings = with_gate(fleet, 1.0, rounds=1, relearning_rounds=0)
+    a_person_asks_at_each_site(settings)
+    finish = Steps.finish
+
+    def stopping(self, job, finished):
+        if finished.name == "distancing-1":
+            raise KeyboardInterrupt
+        return finish(self, job, finished)
+
+    with mock.patch.object(Steps, "finish", stopping), pytest.raises(KeyboardInterrupt):
+        run_job(settings, "erase")
+    grid = InProcessGrid(settings)
+    assert run_job(settings, "erase", grid).released
+    assert not asked_of(grid, UnseenTask)  # that is known
+    assert {task.aim for task in asked_of(grid, UnlearnTask)} == {Aim.WITHOUT_REFERENCES}
 
 
 @pytest.mark.parametrize("how", ["the verdict is FAIL", "retained people lose too much, perhaps by chance"])
@@ -177,8 +259,8 @@ def test_where_the_way_by_references_fails_the_erasure_is_as_without_them(fleet,
     assert record.released
     assert record.proceedings.attempts == 2
     tasks = asked_of(grid, UnlearnTask)
-    assert [task.references for task in tasks] == [True] * 2 + [False] * 2
+    assert [task.aim for task in tasks] == [Aim.REFERENCES] * 2 + [Aim.WITHOUT_REFERENCES] * 2
     epochs = {task.unlearning.epochs for task in tasks}
     assert epochs == {1.0}  # the first of the long attempts is no stronger for the one before it
     assert {task.purpose for task in asked_of(grid, FitTask)} == {"repair"}
-    assert all((one.left is None) != task.references for (one, _), task in zip(answers_of(grid), tasks, strict=True))
+    assert [one.left is None for one, _ in answers_of(grid)] == [False] * 2 + [True] * 2

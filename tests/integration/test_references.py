@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 from unittest import mock
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from flwr.app import Error, Message
 from rich.console import Console
+from typer.testing import CliRunner
 
+from dlfd_fleet.cli import app
 from dlfd_fleet.data import write_manifest
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import FederatedUnlearning
@@ -172,7 +176,7 @@ def test_its_record_and_status_say_what_it_took(fleet):
     assert made.bytes_sent == size
     assert record.note == made.sentence()
     assert record.note.startswith("2 reference models made and deleted (4 rounds, ")
-    assert record.note.endswith(" MB); 2 of 2 sites keep their answers")
+    assert record.note.endswith(" MB); 2 of 2 sites keep their answers, and 2 can aim at them")
     console = Console(record=True, width=200)
     console.print(command.job_status(Store(fleet.state_folder), record.job))
     assert record.note in console.export_text()
@@ -242,7 +246,7 @@ def test_a_failed_job_keeps_no_model(fleet):
 def test_a_site_that_was_away_for_one_model_has_none_and_the_job_says_so(fleet):
     grid = Failing(fleet, lambda message, node: node == 2 and is_about(message, ReferenceTask, 0))
     record = run_job(fleet, "references", grid)
-    assert record.note.endswith("1 of 2 sites keep their answers")
+    assert record.note.endswith("1 of 2 sites keep their answers, and 1 can aim at them")
     ((_, reason),) = record.absent.items()
     assert reason.startswith("failed at evaluate.reference")
     assert [said is None for said, _ in answers(fleet)] == [False, True]
@@ -262,6 +266,26 @@ def test_a_site_with_an_only_person_sits_out_half_of_the_models_and_is_not_absen
     said, splits = answers(fleet)[1]
     assert said.trained.sum(dim=0).tolist() == [int(split == "train") for split in splits]
     assert sorted(said.trained.any(dim=1).tolist()) == [False, True]
+
+
+def test_a_job_says_at_its_end_where_its_models_are_too_poor_to_aim_at(fleet, monkeypatch):
+    beyond_chance = iter([1.0, 0.0])  # one site's models are right by so much less often than the champion
+    monkeypatch.setattr("dlfd_fleet.federation.site.references.least_drop", lambda *_: next(beyond_chance))
+    grid, out = InProcessGrid(fleet), io.StringIO()
+    record = run_job(fleet, "references", grid, out)
+    assert record.note.endswith("and 1 can aim at them; at 1 they are too poor to aim at")
+    assert (record.references.aiming, record.references.too_poor) == (1, 1)
+    said = " ".join(out.getvalue().split())
+    assert re.search(r"At site-\w+ reference models are right about [\d.]+% of the images of 2 people", said)
+    # Sites hold the champion, which they were sent to train on and to audit.
+    compared = [m for m in grid.seen if m.metadata.message_type == "evaluate.unseen" and m.has_content()]
+    assert not any(MODEL in message.content for message in compared)
+    poor = [folder for folder in site_folders(fleet.state_folder) if "too little" in status_of(folder)]
+    assert len(poor) == 1
+
+
+def status_of(folder):
+    return CliRunner().invoke(app, ["site", "status", str(folder)]).output
 
 
 def test_halves_without_people_at_any_site_are_one_sentence(fleet):
@@ -332,7 +356,7 @@ def test_with_training_the_models_are_made_once_the_new_one_is_released(fleet):
     record = run_job(settings, "train", grid)
     assert record.released
     assert record.note.startswith("trained; test accuracy is ")
-    assert record.note.endswith("2 of 2 sites keep their answers")
+    assert record.note.endswith("2 of 2 sites keep their answers, and 2 can aim at them")
     assert not is_on_disk(fleet, weights_of(grid))
     # The next training makes others; answers of the ones before are dropped with the next question.
     first = [said.logits for said, _ in answers(fleet)]

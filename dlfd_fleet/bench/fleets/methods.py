@@ -16,16 +16,15 @@ from torch import Tensor
 
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.export import content_of, export_onnx, no_inputs
-from dlfd_fleet.federation.protocol.messages import FitResult, FitTask
+from dlfd_fleet.federation.protocol.messages import Aim, FitResult, FitTask
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import RunningMean, check_update, is_statistic
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound, with_settings_of_method
-from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
+from dlfd_fleet.federation.rounds.rounds import Forgetting, Rounds, cosine
 from dlfd_fleet.models import build, load_arrays, state_arrays
-from dlfd_fleet.progress import Advance
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.peers.fine_tuning import weight_layers
 
@@ -49,23 +48,15 @@ class Situation:
     norms: Mapping[int, Mapping[str, float]]
 
 
-def averaged_with_all(
-    rounds: Rounds,
-    arrays: Arrays,
-    attempt: int,
-    advance: Advance,
-    *,
-    to_gate: bool = False,
-    references: bool = True,
-) -> Merged:
+def averaged_with_all(rounds: Rounds, forgetting: Forgetting) -> Merged:
     """Forget as plain federated averaging does: the other sites train meanwhile, and all count by their images."""
     job, erasure, mean = rounds.job, rounds.job.settings.erasure, RunningMean()
-    forgotten = AtAskedSites()(rounds, arrays, attempt, advance, to_gate=to_gate, references=references)
+    forgotten, arrays = AtAskedSites()(rounds, forgetting), forgetting.arrays
     replies = job.fleet.replies()
     mean.add(forgotten.arrays, sum(reply.retain_images for reply in replies.values() if reply.requests))
     others = [node for node, reply in replies.items() if not reply.requests]
     task = rounds.fit_task("repair", erasure.repair_epochs, erasure.learning_rate)
-    trained, _ = rounds.merge(others, task, FitResult, arrays, advance)
+    trained, _ = rounds.merge(others, task, FitResult, arrays, forgetting.advance)
     mean.add(trained.value(), trained.weight)
     return Merged(rounds.as_sent(mean.value(), arrays), forgotten.requests)
 
@@ -140,7 +131,7 @@ def _repaired(erasure: Erasure, arrays: Arrays) -> Arrays:
 def _forgotten_once(erasure: Erasure, situation: Situation) -> Arrays:
     """Return the model after one round that forgets, and repair."""
     with erasure.job.progress.phase("Gradient ascent", 1) as advance:
-        forgotten = erasure.forget(erasure.rounds, situation.original.arrays, 1, advance)
+        forgotten = erasure.forget(erasure.rounds, Forgetting(situation.original.arrays, 1, Aim.REFERENCES, advance))
     return _repaired(erasure, forgotten.arrays)
 
 

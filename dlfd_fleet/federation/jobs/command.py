@@ -28,6 +28,7 @@ from dlfd_fleet.federation.protocol.messages import (
     ReferenceTask,
     SettleTask,
     UnlearnTask,
+    UnseenTask,
 )
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord, SiteActivity
 from dlfd_fleet.federation.records.store import Store
@@ -56,6 +57,7 @@ _DOING = {
     UnlearnTask.TYPE: "unlearning",
     AuditTask.TYPE: "auditing the model",
     ReferenceTask.TYPE: "predicting by a reference model",
+    UnseenTask.TYPE: "comparing reference models with the model",
     FileAuditTask.TYPE: "auditing the file",
     CalibrateTask.TYPE: "measuring ranges",
     SettleTask.TYPE: "settling its requests",

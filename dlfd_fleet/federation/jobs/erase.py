@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, judge, judge_relearned, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_relearned, judge_retrained
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.release.release_rule import may_release, may_retrain, retrain_instead
@@ -96,7 +96,8 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
     if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
         retrained, reverdict = _retrain(job, card, original)
-        verdict = _beside_retrained(job, verdict, retrained)
+        _record_gaps(job, card, retrained)
+        verdict = _beside_retrained(job, card, verdict, retrained)
         if retrain_instead(verdict, job.settings):
             retrained_from = {"kind": "retrained", "began_with": described(card, job.settings.model.weights)}
             new, arrays, verdict = new.model_copy(update=retrained_from), retrained.arrays, reverdict
@@ -122,14 +123,26 @@ def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple
     return model, judge_retrained(original.scores, model.scores, job.settings.audit)
 
 
-def _beside_retrained(job: Coordinator, verdict: Verdict, retrained: AuditedModel) -> Verdict:
+def _record_gaps(job: Coordinator, card: ModelCard, retrained: AuditedModel) -> None:
+    """Log how far each model is from the retrained one, at the sites that answered for both."""
+    beside = job.audits(card).beside
+    gaps = {
+        f"{name}.gap_to_retrain": gap_to_retrain(beside(model, retrained), beside(retrained, model))
+        for name, model in job.models.items()
+    }
+    job.recorder.metrics(gaps, 0)
+
+
+def _beside_retrained(job: Coordinator, card: ModelCard, verdict: Verdict, retrained: AuditedModel) -> Verdict:
     """Judge again where no unseen people were audited: then the retrained model is all that never saw the forgotten."""
-    settings, scores = job.settings.audit, {column: model.scores for column, model in job.models.items()}
-    if all(scores[column].unseen_images for column in ("original", "unlearned")):
+    settings, models, beside = job.settings.audit, job.models, job.audits(card).beside
+    original, again = models["original"], models.get("relearned")
+    if all(models[column].scores.unseen_images for column in ("original", "unlearned")):
         return verdict
-    verdict = judge(scores["original"], scores["unlearned"], settings, retrained.scores)
-    if verdict.outcome is not Outcome.FAIL and "relearned" in scores:
-        verdict = judge_relearned(verdict, scores["original"], scores["relearned"], settings, retrained.scores)
+    verdict = judge(original.scores, models["unlearned"].scores, settings, retrained.scores)
+    if verdict.outcome is not Outcome.FAIL and again is not None:
+        before_it, anew = beside(original, again), beside(retrained, again)
+        verdict = judge_relearned(verdict, before_it, again.scores, settings, anew)
     return verdict
 
 

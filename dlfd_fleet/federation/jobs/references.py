@@ -54,7 +54,14 @@ def make_references(job: Coordinator, card: ModelCard, champion: Arrays) -> str:
             of_sites=len(job.fleet.admitted),
         )
         job.advance(job.record.step, references=done)
-    job.recorder.metrics({"references.seconds": done.seconds, "references.bytes_sent": done.bytes_sent}, 0)
     if not sites:
         raise JobError(f"No site has the answers of all {models} reference models: {job.fleet.why_absent()}.")
+    told = {site: each for site, each in job.audits(card).unseen(champion).items() if site in sites}
+    poor = {site: each for site, each in told.items() if each.too_poor}
+    for site, unseen in poor.items():
+        job.progress.say(f"At {site} {unseen.sentence()}: too little for an erasure to aim at.")
+    took, compared = context.effort() - before, {"aiming": len(told) - len(poor), "too_poor": len(poor)}
+    done = done.model_copy(update=compared | {"seconds": took.seconds, "bytes_sent": took.sent_bytes})
+    job.advance(job.record.step, references=done)
+    job.recorder.metrics({"references.seconds": done.seconds, "references.bytes_sent": done.bytes_sent}, 0)
     return done.sentence()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, judge, judge_retrained
 from dlfd_fleet.data import drawn_inputs
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
 from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, no_inputs, prepare
@@ -376,10 +376,6 @@ class FleetReleaser:
 
     def draw(self) -> None:
         """Draw the table and the histograms, into the job's folder and into MLflow."""
-        retrained = self.job.models.get("retrained")
-        if retrained is not None:
-            gaps = {name: gap_to_retrain(model.scores, retrained.scores) for name, model in self.job.models.items()}
-            self.recorder.metrics({f"{name}.gap_to_retrain": gap for name, gap in gaps.items()}, 0)
         table = summarise(self.job.record)
         pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
         pictures |= job_pictures(self.job.models, self.recorder.readings, self.store.steps.phases(self.job.record.job))

@@ -32,6 +32,8 @@ from dlfd_fleet.federation.protocol.messages import (
     SettleTask,
     UnlearnResult,
     UnlearnTask,
+    UnseenResult,
+    UnseenTask,
 )
 from dlfd_fleet.federation.protocol.packing import (
     COORDINATOR,
@@ -67,6 +69,8 @@ __all__ = [
     "SettleTask",
     "UnlearnResult",
     "UnlearnTask",
+    "UnseenResult",
+    "UnseenTask",
     "arrays_of",
     "bytes_of",
     "difference_of",

@@ -7,6 +7,7 @@ in which a person is a random number.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +39,7 @@ from dlfd_fleet.federation.protocol.bounds import (
     Weights,
 )
 from dlfd_fleet.federation.protocol.packing import FleetMessage
+from dlfd_fleet.ledger.references import UnseenAccuracy
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.models import ModelCard, Name
@@ -221,6 +223,17 @@ class FitResult(FleetMessage):
         return self.model_dump(exclude={"epoch"})
 
 
+class Aim(StrEnum):
+    """What an unlearning site aims at, and whether it may leave a model as it is."""
+
+    REFERENCES = "references"
+    """What the site's reference models say, where they have answered; it unlearns whatever its gate reads."""
+    TO_GATE = "to-gate"
+    """The same; a site within the gate of its reference models leaves the model as it is, and says so."""
+    WITHOUT_REFERENCES = "without-references"
+    """What the method does by itself, whatever reference models have said."""
+
+
 class UnlearnTask(FleetMessage):
     """Unlearn the people of the site's accepted requests, starting from the ``model`` arrays."""
 
@@ -233,10 +246,7 @@ class UnlearnTask(FleetMessage):
     augmentation: AugmentationSettings
     """Of retain images."""
     unlearning: UnlearningSettings
-    to_gate: bool = False
-    """Unlearn only if the model that is sent is beyond the gate of the site's reference models, and say so if not."""
-    references: bool = True
-    """Whether to aim at what the site's reference models say, where they have answered."""
+    aim: Aim = Aim.REFERENCES
     class_weights: Weights
     precision: Precision
     """Of the update that is sent back."""
@@ -256,6 +266,8 @@ class UnlearnResult(FleetMessage):
     """Of what members have, the share that was left in the model that was sent, by the site's reference models."""
     retain_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Share of the retain images that the model that was sent predicts right; None where references cannot tell."""
+    retain_accuracy_after: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """The same of the model that the site returns; None where it returns none."""
     done: bool = False
     """Whether what is left is within the gate, so that nothing was unlearned."""
     seconds: Seconds
@@ -306,6 +318,24 @@ class ReferenceResult(FleetMessage):
     images: Count
     missing: Annotated[int, Field(ge=0, le=MOST_REFERENCES)]
     """Of how many of the job's models the site has no answers yet."""
+    seconds: Seconds
+
+
+class UnseenTask(FleetMessage):
+    """Compare what reference models have said of people never trained on with what the ``model`` arrays say of them."""
+
+    TYPE: ClassVar[str] = "evaluate.unseen"
+    job: JobName
+    card: ModelCard
+    max_drop: Annotated[float, Field(ge=0.0, le=1.0)]
+    """By how much less often reference models may be right."""
+
+
+class UnseenResult(FleetMessage):
+    """Two accuracies, over all of these people at once."""
+
+    unseen: UnseenAccuracy | None
+    """None at a site without people never trained on, or without answers of reference models for them."""
     seconds: Seconds
 
 

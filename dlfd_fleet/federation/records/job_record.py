@@ -44,12 +44,20 @@ class ReferencesMade(BaseModel):
     sites: int = 0
     """Sites that have the answers of all that are made."""
     of_sites: int = 0
+    aiming: int | None = None
+    """Sites whose models, compared with the champion, are good enough to aim at; None before that."""
+    too_poor: int = 0
+    """Sites whose models are not."""
 
     def sentence(self) -> str:
         """Say in words what was made, and what it took."""
         many = str(self.made) if self.made == self.models else f"{self.made} of {self.models}"
         took = f"{self.rounds} rounds, {self.seconds:.1f} s, {self.bytes_sent / 1e6:.1f} MB"
         kept = f"{self.sites} of {self.of_sites} sites keep their answers"
+        if self.aiming is not None:
+            kept += f", and {self.aiming} can aim at them"
+        if self.too_poor:
+            kept += f"; at {self.too_poor} they are too poor to aim at"
         return f"{many} reference models made and deleted ({took}); {kept}"
 
 

@@ -35,11 +35,14 @@ class Merged:
     ----------
     retained
         By site: how many retain images it counts by, and the share of them that the model before was right about.
+    retained_after
+        The same of the merged model, where that is known without asking: it is the update of one site alone.
     """
 
     arrays: Arrays
     requests: tuple[str, ...] = ()
     retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    retained_after: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,12 @@ class Journal:
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
         """Do, or recall, a step that ends in a model."""
         done = self._step(
-            name, compute, lambda result: (_MERGED.dump_json((result.requests, dict(result.retained))), result.arrays)
+            name,
+            compute,
+            lambda result: (
+                _MERGED.dump_json((result.requests, dict(result.retained), dict(result.retained_after))),
+                result.arrays,
+            ),
         )
         return done if isinstance(done, Merged) else Merged(done.arrays, *_MERGED.validate_json(done.result))
 
@@ -169,7 +177,8 @@ class Journal:
         return self.traffic.sent_bytes + self.traffic.received_bytes
 
 
-_MERGED = TypeAdapter(tuple[tuple[str, ...], dict[str, tuple[int, float]]])
+_RETAINED = dict[str, tuple[int, float]]
+_MERGED = TypeAdapter(tuple[tuple[str, ...], _RETAINED, _RETAINED])
 _PARITY = TypeAdapter(tuple[float, int, int, dict[str, int]])
 
 

@@ -14,19 +14,22 @@ An erasure by another method of the registry, in a ServerApp whose fleet has bee
     print(unlearned.verdict.sentence())
 """
 
+from dlfd_fleet.federation.protocol.messages import Aim
 from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound, Unlearned
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.job_context import JobContext, Recorder, Unrecorded
 from dlfd_fleet.federation.rounds.requests import ask_pending, settle
-from dlfd_fleet.federation.rounds.rounds import Rounds
+from dlfd_fleet.federation.rounds.rounds import Forgetting, Rounds
 
 __all__ = [
+    "Aim",
     "AtAskedSites",
     "AuditedModel",
     "Audits",
     "Erasure",
     "Fleet",
+    "Forgetting",
     "ForgettingRound",
     "JobContext",
     "Recorder",

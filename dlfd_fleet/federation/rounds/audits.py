@@ -19,6 +19,8 @@ from dlfd_fleet.federation.protocol.messages import (
     CalibrateTask,
     FileAuditResult,
     FileAuditTask,
+    UnseenResult,
+    UnseenTask,
 )
 from dlfd_fleet.federation.protocol.packing import Arrays, file_arrays, samples_of
 from dlfd_fleet.federation.records.journal import Answers
@@ -26,6 +28,7 @@ from dlfd_fleet.federation.rounds.agreement import together
 from dlfd_fleet.federation.rounds.counts import contradiction, counted_rows, plausible_images
 from dlfd_fleet.federation.rounds.job_context import JobContext
 from dlfd_fleet.formats import FORMATS
+from dlfd_fleet.ledger.references import UnseenAccuracy
 from dlfd_fleet.progress import Advance
 
 _Audit = TypeVar("_Audit", AuditResult, FileAuditResult)
@@ -46,6 +49,8 @@ class AuditedModel:
     """What sites say of the test people whom each of them alone holds."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Each site that answered, in order, and how many samples are of people whom it alone holds; all hold the last."""
+    retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    """By site: its retain images, and the share of them that the model is right about."""
 
     def at(self, sites: Collection[str]) -> SampleScores:
         """Return what it says of the people whom these sites hold."""
@@ -96,13 +101,17 @@ class Audits:
         return model.scores if model.rows.keys() <= other.rows.keys() else self._measured(model.at(other.rows))
 
     def _audited(self, arrays: Arrays, answers: Answers) -> AuditedModel:
-        samples, rows, first, own = answers.samples, answers.rows, 0, dict[str, Tally]()
+        samples, rows, first, own, labels = answers.samples, answers.rows, 0, dict[str, Tally](), self.job.card.labels
+        retained = dict[str, tuple[int, float]]()
         for site, count in rows.items():
-            test = samples.rows(slice(first, first + count)).of(Role.TEST)
+            mine = samples.rows(slice(first, first + count))
+            test, retain = mine.of(Role.TEST), mine.of(Role.RETAIN)
             first += count
             if len(test):
-                own[site] = len(test), float(test.share_right(self.job.card.labels).sum())
-        return AuditedModel(arrays, samples, self._measured(samples), own, rows)
+                own[site] = len(test), float(test.share_right(labels).sum())
+            if len(retain):
+                retained[site] = len(retain), float(retain.share_right(labels).mean())
+        return AuditedModel(arrays, samples, self._measured(samples), own, rows, retained)
 
     def _measured(self, samples: SampleScores) -> Scores:
         settings = self.job.settings
@@ -123,14 +132,30 @@ class Audits:
         )
 
     def ranges(self, prepared: bytes) -> dict[str, tuple[float, float]]:
-        """Return the ranges of a prepared file's activations over every site's retain images; one step of the job."""
-        kind = dict[str, tuple[float, float]]
-        return self.job.journal.facts("calibrate", kind, lambda: self._calibrate(prepared))
+        """Return the ranges of a prepared file's activations over retain images of the sites; one step of the job.
 
-    def _calibrate(self, prepared: bytes) -> dict[str, tuple[float, float]]:
+        Where sites can tell by reference models, the forgetting sites and a share of the others measure, if they
+        together have as many retain images as one site measures at most (``export.calibration_images``).
+        """
+        kind = dict[str, tuple[float, float]]
+        return self.job.journal.facts("calibrate", kind, lambda: self._calibrate_at_few(prepared))
+
+    def _calibrate_at_few(self, prepared: bytes) -> dict[str, tuple[float, float]]:
+        """Return the ranges of a share of the sites, if these have images enough and answer; of all sites if not."""
+        job = self.job
+        some, claims = job.sampled("calibrate") if job.sites_can_tell else frozenset(), job.fleet.claims()
+        if sum(claims[node].weight for node in some) >= job.settings.export.calibration_images:
+            try:
+                return self._calibrate(prepared, some)
+            except JobError as error:
+                job.progress.say(f"{error} So all sites are asked.")
+        return self._calibrate(prepared)
+
+    def _calibrate(self, prepared: bytes, at: frozenset[int] | None = None) -> dict[str, tuple[float, float]]:
         job, fleet, tensors = self.job, self.job.fleet, calibrated_tensors(prepared)
         task = CalibrateTask(job=job.name, card=job.card, images=job.settings.export.calibration_images, seed=job.seed)
-        nodes, parts, answered = list(fleet.wait_for_nodes()), [], 0
+        nodes = [node for node in fleet.wait_for_nodes() if at is None or node in at]
+        parts, answered = [], 0
         forms = ", ".join(form for form in job.settings.export.formats if FORMATS.find(form).needs_ranges)
         with job.progress.phase(f"Measuring ranges for {forms}", len(nodes)) as advance:
             records = task.to_records(file=file_arrays(prepared))
@@ -144,8 +169,63 @@ class Audits:
                     answered += 1
                 except MessageError as error:
                     fleet.refuse(reply.node, error)
-        fleet.require_quorum(answered, f"answered {task.TYPE}")
+        fleet.require_quorum(answered, f"answered {task.TYPE}", None if at is None else len(at & fleet.members))
         return merge_ranges(parts)
+
+    def retained(self, arrays: Arrays, step: str, at: frozenset[int]) -> dict[str, tuple[int, float]]:
+        """Return by site its retain images, and the share of them that a model is right about; one step.
+
+        It is empty where too few sites answer.
+
+        Parameters
+        ----------
+        at
+            The nodes to ask; they keep the model.
+        """
+        kind = dict[str, tuple[int, float]]
+        task = AuditTask(job=self.job.name, card=self.job.card, roles=_names((Role.RETAIN,)))
+
+        def compute() -> dict[str, tuple[int, float]]:
+            try:
+                heard = self._ask_all(task, AuditResult, lambda: None, at, keep=True, model=arrays)
+            except JobError as error:
+                self.job.progress.say(f"What retained people lost is not known before the audit: {error}")
+                return {}
+            name, labels = self.job.fleet.name, self.job.card.labels
+            return {
+                name(node): (len(samples), float(samples.share_right(labels).mean()))
+                for node, (_, samples) in heard.items()
+                if len(samples)
+            }
+
+        return self.job.journal.facts(step, kind, compute)
+
+    def unseen(self, arrays: Arrays, at: frozenset[int] | None = None) -> dict[str, UnseenAccuracy]:
+        """Ask sites how often their reference models are right about people never trained on, beside a model; one step.
+
+        Parameters
+        ----------
+        at
+            The nodes to ask, if not all of them. Of one that does not answer, or cannot tell, nothing is known.
+        """
+        job, fleet, drop = self.job, self.job.fleet, self.job.settings.references.max_accuracy_drop
+        records = UnseenTask(job=job.name, card=job.card, max_drop=drop).to_records(model=arrays)
+
+        def compute() -> dict[str, UnseenAccuracy]:
+            told = dict[str, UnseenAccuracy]()
+            tasks = {node: records for node in fleet.wait_for_nodes() if at is None or node in at}
+            for reply in fleet.exchange(UnseenTask.TYPE, tasks, str(job.round), job.card):
+                try:
+                    result = UnseenResult.from_records(reply.records, reply.sender)
+                except MessageError as error:
+                    fleet.refuse(reply.node, error)
+                    continue
+                fleet.worked(reply.node, result.seconds)
+                if result.unseen is not None:
+                    told[reply.sender] = result.unseen
+            return told
+
+        return job.journal.facts("compare-references", dict[str, UnseenAccuracy], compute)
 
     def gate_samples(self, arrays: Arrays, step: str) -> SampleScores:
         """Return what a model says of the images that a gate may read, of retain images only some at each site."""

@@ -5,9 +5,8 @@ It reads top to bottom in the order of a job: unlearn at the sites that were ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 
@@ -23,13 +22,14 @@ from dlfd_fleet.audit import (
     read_gate,
 )
 from dlfd_fleet.exceptions import DataError, JobError
+from dlfd_fleet.federation.protocol.messages import Aim
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import RunningMean
 from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.job_context import Effort, JobContext
 from dlfd_fleet.federation.rounds.requests import forgotten_without_update
-from dlfd_fleet.federation.rounds.rounds import Rounds, cosine
+from dlfd_fleet.federation.rounds.rounds import Forgetting, Rounds, cosine
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
@@ -39,34 +39,17 @@ from dlfd_fleet.unlearning.methods import METHODS
 
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
 _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
+_GIVEN_UP = (
+    "Retained people lost {:.3f} also after the repair, and {:g} is allowed (audit.max_retain_drop). What reference "
+    "models say is too little to aim at here, so this erasure takes the long way."
+)
 
 
-class ForgettingRound(Protocol):
-    """What makes the sites that were asked forget, in one round: anything from a model to a model."""
+ForgettingRound = Callable[[Rounds, Forgetting], Merged]
+"""What makes the sites that were asked forget, in one round: anything from a model to a model.
 
-    def __call__(
-        self,
-        rounds: Rounds,
-        arrays: Arrays,
-        attempt: int,
-        advance: Advance,
-        *,
-        to_gate: bool = False,
-        references: bool = True,
-    ) -> Merged:
-        """Return the model after the round, and the requests whose updates are in it.
-
-        Parameters
-        ----------
-        attempt
-            From 1; a later one is to forget more.
-        advance
-            Called for each reply.
-        to_gate
-            Whether sites that can tell that their people are forgotten leave the model as it is.
-        references
-            Whether sites aim at what reference models say, where they have answered.
-        """
+It returns the model after the round, and the requests whose updates are in it.
+"""
 
 
 @dataclass(frozen=True)
@@ -96,26 +79,9 @@ class AtAskedSites:
             method.refuse_labels()
         return cls(settings.method)
 
-    def __call__(
-        self,
-        rounds: Rounds,
-        arrays: Arrays,
-        attempt: int,
-        advance: Advance,
-        *,
-        to_gate: bool = False,
-        references: bool = True,
-    ) -> Merged:
+    def __call__(self, rounds: Rounds, forgetting: Forgetting) -> Merged:
         """Return the merged model."""
-        return rounds.unlearning_round(
-            arrays,
-            self.method,
-            rounds.job.settings.erasure.unlearning,
-            attempt,
-            advance,
-            to_gate=to_gate,
-            references=references,
-        )
+        return rounds.unlearning_round(forgetting, self.method, rounds.job.settings.erasure.unlearning)
 
 
 def with_settings_of_method(settings: Settings) -> Settings:
@@ -151,11 +117,18 @@ class Unlearned:
 
 @dataclass(frozen=True)
 class Attempted:
-    """The best round of an attempt: its rank, its model, and what the gate saw after each round."""
+    """The best round of an attempt: its rank, its model, and what the gate saw after each round.
+
+    Attributes
+    ----------
+    given_up
+        Why the attempt was given up, in words; empty if it was not.
+    """
 
     rank: tuple[bool, float, float]
     merged: Merged
     readings: tuple[GateReading, ...]
+    given_up: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,7 +139,7 @@ class _ForgottenToGates:
     ----------
     first, last
         By site: retain images, and the share that the model was right about before the first round, and in the end;
-        the latter is empty where some gate was not reached.
+        the latter is empty where no site has read the model in the end.
     """
 
     arrays: Arrays
@@ -177,11 +150,7 @@ class _ForgottenToGates:
 
     def lost(self) -> float | None:
         """Return the mean share of retain images that it is not right about any more; None where nobody knows."""
-        sites = self.first.keys() & self.last.keys()
-        images = sum(self.last[site][0] for site in sites)
-        if not images:
-            return None
-        return sum(self.last[site][0] * (self.first[site][1] - self.last[site][1]) for site in sites) / images
+        return _lost(self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -212,9 +181,9 @@ class Erasure:
     def run(self, original: AuditedModel) -> Unlearned:
         """Unlearn until the verdict is no longer FAIL, at most ``erasure.max_attempts`` times, each stronger.
 
-        Where sites can tell by reference models, one attempt to their gates comes before. If it fails, or costs
-        retained people more than a verdict allows, be it by chance, the rest is as if there were none: of few people
-        references are poor, and so is what is aimed at.
+        Where sites can tell by reference models, one attempt to their gates comes before, unless a site says that its
+        reference models are too poor. If it fails, or costs retained people more than a verdict allows, be it by
+        chance, the rest is as if there were none: of few people references are poor, and so is what is aimed at.
 
         Parameters
         ----------
@@ -223,11 +192,15 @@ class Erasure:
         """
         erasure = self.job.settings.erasure
         before, best_rank, number, readings = self.job.effort(), _WORST_RANK, 0, list[GateReading]()
+        self._leave_poor_references(original)
         to_gates = int(self.job.sites_can_tell)
         while number < erasure.max_attempts + to_gates:
             number += 1
             attempted = self.attempt(original, number) if number <= to_gates else self._long_attempt(original, number)
             readings += attempted.readings
+            if attempted.given_up:
+                self.job.progress.say(f"Attempt {number}: {attempted.given_up}")
+                continue
             merged = attempted.merged
             candidate = self.audits.audit(merged.arrays, "Auditing the unlearned model", f"unlearned-{number}")
             verdict, relearned = self._judge(original, candidate), None
@@ -250,6 +223,22 @@ class Erasure:
                 best_rank = _WORST_RANK  # no gate of the fleet has ranked it
             self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
         return replace(best, readings=tuple(readings))
+
+    def _leave_poor_references(self, original: AuditedModel) -> None:
+        """Ask the sites that unlearn how good their reference models are; where one says too poor, aim at none."""
+        job = self.job
+        if not job.sites_can_tell:
+            return
+        told = self.audits.unseen(original.arrays, job.forgetting)
+        poor = {site: unseen for site, unseen in told.items() if unseen.too_poor}
+        job.references_too_poor = bool(poor)
+        if poor:
+            site, worst = max(poor.items(), key=lambda each: each[1].model - each[1].references)
+            why = f"At {site} {worst.sentence()}. That is too little to aim at, so this erasure takes the long way."
+            if len(poor) > 1:
+                why += f" So it is at {len(poor) - 1} of the other sites that were asked."
+            job.progress.say(why)
+            job.recorder.tags({"dlfd.references_too_poor": why})
 
     def _lost_too_much(self, original: AuditedModel, candidate: AuditedModel) -> bool:
         lost = original.scores.retain_accuracy.value - candidate.scores.retain_accuracy.value
@@ -304,6 +293,7 @@ class Erasure:
         """Return the best round of an attempt whose gate is the fleet's, as of :meth:`attempt`."""
         job, erasure = self.job, self.job.settings.erasure
         failed_at_gates = int(job.sites_can_tell)
+        aim = Aim.WITHOUT_REFERENCES if failed_at_gates or job.references_too_poor else Aim.REFERENCES
         pending = {node: member.reply for node, member in job.fleet.admitted.items()}
         reading = self._read(original.samples)
         self._say_what_the_gate_reads(reading)
@@ -320,8 +310,7 @@ class Erasure:
             for index in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round that forgets.
                 if able and (index == 0 or reading.remembered(gate)):
-                    strength, aim = number - failed_at_gates, not failed_at_gates
-                    forgotten = self.forget(self.rounds, arrays, strength, advance, references=aim)
+                    forgotten = self.forget(self.rounds, Forgetting(arrays, number - failed_at_gates, aim, advance))
                     arrays, requests = forgotten.arrays, requests.union(forgotten.requests)
                     averaged = RunningMean()
                 rate = erasure.learning_rate * cosine(index, erasure.rounds)
@@ -345,7 +334,8 @@ class Erasure:
         A site reads that from what reference models say of these people, so no other site is asked. None repairs,
         unless the sites that were asked have lost more than half of what a model may lose
         (``erasure.unlearning.max_utility_drop``) on their own retained people: then they and a share of the others
-        repair once, and the sites that were asked go to their gates once more.
+        repair once, and the sites that were asked go to their gates once more. Where these sites, and the others that
+        repaired, have then still lost more than a verdict allows (``audit.max_retain_drop``), the attempt is given up.
 
         The model goes out as its difference from the original, which the other sites hold. Where several rounds have
         made it, it is rounded to that difference; the sites that were asked hold the last round's, and are sent it
@@ -357,6 +347,9 @@ class Erasure:
         with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
             forgotten = self._rounds_to_gates(original.arrays, number, advance)
             arrays, requests, several = forgotten.arrays, forgotten.requests, forgotten.rounds > 1
+            if not forgotten.last and forgotten.first:
+                last = self.audits.retained(arrays, f"gate-{job.round}", job.forgetting)
+                forgotten = replace(forgotten, last=last)
             lost = forgotten.lost()
             if lost is not None:
                 job.recorder.metrics({"retained_loss": lost}, job.round, number)
@@ -367,6 +360,12 @@ class Erasure:
                 arrays = self.rounds.fit_round(
                     arrays, "repair", erasure.repair_epochs, erasure.learning_rate, advance, at=at
                 )
+                left = _lost(original.retained, self.audits.retained(arrays, f"gate-{job.round}", at))
+                if left is not None:
+                    job.recorder.metrics({"retained_loss": left}, job.round, number)
+                if left is not None and left > job.settings.audit.max_retain_drop:
+                    why = _GIVEN_UP.format(left, job.settings.audit.max_retain_drop)
+                    return Attempted(_WORST_RANK, Merged(arrays), (), why)
                 again = self._rounds_to_gates(arrays, number, advance, repaired=True)
                 arrays, requests, several = again.arrays, requests | again.requests, True
         arrays = self.rounds.as_sent(arrays, original.arrays) if several else arrays
@@ -384,13 +383,15 @@ class Erasure:
         requests, first, last, count = set[str](), dict[str, tuple[int, float]](), dict[str, tuple[int, float]](), 0
         reached = False
         while not reached and count < self.job.settings.erasure.rounds:
-            forgotten = self.forget(self.rounds, arrays, number, advance, to_gate=repaired or count > 0)
+            aim = Aim.TO_GATE if repaired or count else Aim.REFERENCES
+            forgotten = self.forget(self.rounds, Forgetting(arrays, number, aim, advance))
             requests.update(forgotten.requests)
             reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
             arrays, last = forgotten.arrays, dict(forgotten.retained)
             first = first or last
             count += not reached
-        return _ForgottenToGates(arrays, frozenset(requests), count, first, last if reached else {})
+        last = last if reached else dict(forgotten.retained_after)
+        return _ForgottenToGates(arrays, frozenset(requests), count, first, last)
 
     def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
         """Read the gate; of the same people as an earlier reading, for else the two could not be compared."""
@@ -421,3 +422,10 @@ def _noted(reading: Reading, attempt: int, number: int) -> GateReading:
         retain_accuracy=reading.retain_accuracy,
         attack_auc=reading.attack_auc,
     )
+
+
+def _lost(before: Mapping[str, tuple[int, float]], after: Mapping[str, tuple[int, float]]) -> float | None:
+    """Return by how much models are right less often about retain images, in the mean of those of sites in both."""
+    sites = before.keys() & after.keys()
+    images = sum(after[site][0] for site in sites)
+    return sum(after[site][0] * (before[site][1] - after[site][1]) for site in sites) / images if images else None

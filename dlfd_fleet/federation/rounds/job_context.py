@@ -112,6 +112,8 @@ class JobContext:
         Where progress and metrics go.
     round
         Number of the current round of updates, from 1.
+    references_too_poor
+        Whether a site that unlearns has said that its reference models are too poor to aim at.
     """
 
     fleet: Fleet
@@ -122,6 +124,7 @@ class JobContext:
     journal: Journal = field(default_factory=Journal)
     recorder: Recorder = field(default_factory=Unrecorded)
     round: int = 0
+    references_too_poor: bool = False
 
     @property
     def seed(self) -> int:
@@ -135,9 +138,12 @@ class JobContext:
 
     @property
     def sites_can_tell(self) -> bool:
-        """Whether each site that unlearns can tell by reference models when its people are forgotten."""
+        """Whether each site that unlearns can tell by reference models when its people are forgotten.
+
+        None can by models that are too poor.
+        """
         members = [member.reply for member in self.fleet.admitted.values() if member.reply.can_unlearn]
-        return bool(members) and all(reply.has_references for reply in members)
+        return bool(members) and not self.references_too_poor and all(reply.has_references for reply in members)
 
     @property
     def forgetting(self) -> frozenset[int]:

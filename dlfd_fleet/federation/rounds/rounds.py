@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dlfd_fleet.exceptions import JobError, MessageError
 from dlfd_fleet.federation.protocol.differences import difference_of, model_of, without_frozen
-from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, Reference, UnlearnResult, UnlearnTask
+from dlfd_fleet.federation.protocol.messages import Aim, FitResult, FitTask, Reference, UnlearnResult, UnlearnTask
 from dlfd_fleet.federation.protocol.packing import COORDINATOR, MODEL, Arrays, arrays_of
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.aggregation import (
@@ -33,6 +33,28 @@ _Update = TypeVar("_Update", FitResult, UnlearnResult)
 _STRONGER = 1.5
 """Passes of an attempt, in passes of the one before it."""
 _TITLES = {"train": "Training the original model", "retrain": "Retraining without the forgotten people"}
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What a round that forgets is given.
+
+    Attributes
+    ----------
+    arrays
+        The model to unlearn from.
+    attempt
+        From 1; a later one is to forget more.
+    aim
+        What sites aim at, and whether one whose people are forgotten leaves the model as it is.
+    advance
+        Called for each reply.
+    """
+
+    arrays: Arrays
+    attempt: int
+    aim: Aim
+    advance: Advance
 
 
 @dataclass(frozen=True)
@@ -149,18 +171,10 @@ class Rounds:
 
     # ------------------------------------------------------------------ unlearning
 
-    def unlearning_round(
-        self,
-        arrays: Arrays,
-        method: str,
-        settings: UnlearningSettings,
-        attempt: int,
-        advance: Advance,
-        *,
-        to_gate: bool = False,
-        references: bool = True,
-    ) -> Merged:
+    def unlearning_round(self, forgetting: Forgetting, method: str, settings: UnlearningSettings) -> Merged:
         """Return the mean of the forgetting sites' models after a method of unlearning; one step of the job.
+
+        Each attempt trains half as long again as the one before it.
 
         Parameters
         ----------
@@ -168,26 +182,18 @@ class Rounds:
             Name of one of :data:`~dlfd_fleet.unlearning.METHODS`.
         settings
             Its hyper-parameters at a site.
-        attempt
-            From 1; each trains half as long again as the one before it.
-        to_gate
-            Whether a site that can tell by reference models that its people are forgotten sends no update.
-        references
-            Whether sites aim at what reference models say, where they have answered.
         """
         number = self.job.next_round()
 
         def compute() -> Merged:
-            task = self._unlearn_task(method, settings, attempt, to_gate=to_gate, references=references)
-            return self._unlearn(arrays, task, advance)
+            task = self._unlearn_task(forgetting, method, settings)
+            return self._unlearn(forgetting.arrays, task, forgetting.advance)
 
         return self.job.journal.merged(f"distancing-{number}", compute)
 
-    def _unlearn_task(
-        self, method: str, settings: UnlearningSettings, attempt: int, *, to_gate: bool, references: bool
-    ) -> UnlearnTask:
+    def _unlearn_task(self, forgetting: Forgetting, method: str, settings: UnlearningSettings) -> UnlearnTask:
         job = self.job
-        epochs = settings.epochs * _STRONGER ** (attempt - 1)
+        epochs = settings.epochs * _STRONGER ** (forgetting.attempt - 1)
         return UnlearnTask(
             job=job.name,
             round=job.round,
@@ -195,8 +201,7 @@ class Rounds:
             method=method,
             augmentation=job.settings.erasure.augmentation,
             unlearning=settings.model_copy(update={"epochs": epochs}),
-            to_gate=to_gate,
-            references=references,
+            aim=forgetting.aim,
             class_weights=self._class_weights(),
             precision=job.settings.fleet.update_precision,
             seed=job.seed,
@@ -216,12 +221,18 @@ class Rounds:
             raise JobError(f"No site could unlearn: {fleet.why_absent()}; the requests wait for the next job.")
         requests = {request for result in results.values() for request in result.requests}
         merged = self.as_sent(mean.value(), arrays) if mean.count else arrays
-        retained = {
-            fleet.name(node): (fleet.admitted[node].claim.weight, result.retain_accuracy)
-            for node, result in results.items()
-            if result.retain_accuracy is not None
+        before = {node: result.retain_accuracy for node, result in results.items()}
+        after = {node: result.retain_accuracy_after for node, result in results.items() if len(results) == 1}
+        return Merged(merged, tuple(sorted(requests)), self._retained(before), self._retained(after))
+
+    def _retained(self, accuracies: Mapping[int, float | None]) -> dict[str, tuple[int, float]]:
+        """Return by site how many retain images it counts by, and its accuracy on them, of nodes that tell it."""
+        fleet = self.job.fleet
+        return {
+            fleet.name(node): (fleet.admitted[node].claim.weight, accuracy)
+            for node, accuracy in accuracies.items()
+            if accuracy is not None
         }
-        return Merged(merged, tuple(sorted(requests)), retained)
 
     # ------------------------------------------------------------------ what both are made of
 
@@ -281,7 +292,7 @@ class Rounds:
         result = expected.from_records(reply.records, reply.sender)
         self.job.fleet.worked(reply.node, result.seconds)
         done = isinstance(result, UnlearnResult) and result.done
-        if done and not (isinstance(task, UnlearnTask) and task.to_gate):
+        if done and not (isinstance(task, UnlearnTask) and task.aim is Aim.TO_GATE):
             raise MessageError(f"{reply.sender} says that nothing is left to unlearn, and cannot know; it was refused.")
         model = None if done else self.trained_arrays(reply, task, arrays)
         check_epoch(result.epoch, self.job.card.epoch, reply.sender)

@@ -33,8 +33,8 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     ----------
     app
         Any ClientApp. Its own handlers stay, for ours answer to actions of their own: ``train.fit``,
-        ``train.unlearn``, ``evaluate.audit``, ``evaluate.reference``, ``evaluate.file``, ``evaluate.calibrate``,
-        ``query.pending`` and ``query.settle``. Its own training must take its data from
+        ``train.unlearn``, ``evaluate.audit``, ``evaluate.reference``, ``evaluate.unseen``, ``evaluate.file``,
+        ``evaluate.calibrate``, ``query.pending`` and ``query.settle``. Its own training must take its data from
         ``task.training_data(context)``: once somebody has asked to be forgotten, a training handler that does not is
         refused.
     task
@@ -54,6 +54,7 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
     app.train("unlearn", mods=[trained_only, held_model, handlers.unlearn_to_gate, *update_mods])(handlers.unlearn)
     app.evaluate("audit", mods=[held_model])(handlers.audit)
     app.evaluate("reference", mods=[held_model])(handlers.reference)
+    app.evaluate("unseen", mods=[held_model])(handlers.unseen)
     app.evaluate("file", mods=[held_model])(handlers.audit_file)
     app.evaluate("calibrate")(handlers.calibrate)
     app.query("settle")(handlers.settle)
@@ -132,6 +133,13 @@ class Handlers:
         with site_of_node(context, self.task) as site:
             arrays = arrays_of(message.content, MODEL, COORDINATOR)
             return _reply(message, references.run_reference(site, task, arrays, self.task).to_records())
+
+    def unseen(self, message: Message, context: Context) -> Message:
+        """Compare what reference models have said of people never trained on with a model."""
+        task = messages.UnseenTask.from_records(message.content, COORDINATOR)
+        with site_of_node(context, self.task) as site:
+            arrays = arrays_of(message.content, MODEL, COORDINATOR)
+            return _reply(message, references.compare_on_unseen(site, task, arrays, self.task).to_records())
 
     def audit_file(self, message: Message, context: Context) -> Message:
         """Predict the site's images with the exported file, as a device would."""

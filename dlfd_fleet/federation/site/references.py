@@ -10,20 +10,30 @@ import time
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from dlfd_fleet.answers import decided
+from dlfd_fleet.audit import least_drop
 from dlfd_fleet.data import canonical, image_digest
 from dlfd_fleet.data.dataset import IdentityDataset
 from dlfd_fleet.exceptions import DataError, JobError
-from dlfd_fleet.federation.protocol.messages import FitTask, ReferenceResult, ReferenceTask
+from dlfd_fleet.federation.protocol.messages import (
+    FitTask,
+    ReferenceResult,
+    ReferenceTask,
+    UnseenResult,
+    UnseenTask,
+)
 from dlfd_fleet.federation.protocol.packing import Arrays
-from dlfd_fleet.federation.site.images import UsedImages, labelled, used_images
+from dlfd_fleet.federation.site.images import UsedImages, labelled, used_images, with_people
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models
 from dlfd_fleet.federation.task import Task
-from dlfd_fleet.ledger.references import Membership, ReferenceSet, halves
+from dlfd_fleet.ledger.references import Membership, ReferenceSet, UnseenAccuracy, halves
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
+from dlfd_fleet.unlearning import LabelledImages
 from dlfd_fleet.unlearning.references import ReferenceAnswers, References
-from dlfd_fleet.unlearning.training import predict_logits
+from dlfd_fleet.unlearning.training import predict_logits, predict_probabilities
 
 
 class TooFewInHalfError(JobError):
@@ -70,6 +80,34 @@ def run_reference(site: Site, task: ReferenceTask, arrays: Arrays, own: Task | N
     kept.keep(chosen, number, list(rows), [digest in seen for digest in rows], logits)
     site.purge_references()  # a purge may have come between
     return ReferenceResult(images=len(rows), missing=kept.missing(chosen), seconds=time.perf_counter() - started)
+
+
+def compare_on_unseen(site: Site, task: UnseenTask, arrays: Arrays, own: Task | None = None) -> UnseenResult:
+    """Say how often reference models were right about people never trained on, beside a model, and keep it.
+
+    A person to forget is OUT in one model of each pair, so means of one of each pair are compared.
+    """
+    started = time.perf_counter()
+    refuse_old_models(site, task.card)
+    images, chosen = used_images(site).validation(), site.references.current()
+    answers = reference_answers(site, images) if len(images) else None
+    known = None if answers is None else answers.out.all(dim=0)
+    if answers is None or known is None or chosen is None or not known.any():
+        return UnseenResult(unseen=None, seconds=time.perf_counter() - started)
+    rows = torch.nonzero(known).flatten()
+    unseen = with_people(images).select(rows)
+    means = [answers.of_models(range(first, chosen.models, 2)).mean_of_out()[rows].numpy() for first in (0, 1)]
+    mine = _right(predict_probabilities(loaded_model(site, task.card, arrays, own), unseen), unseen)
+    theirs = np.mean([_right(mean, unseen) for mean in means], axis=0)
+    people = images.people[rows].numpy()
+    compared = UnseenAccuracy(
+        people=len(np.unique(people)),
+        model=float(mine.mean()),
+        references=float(theirs.mean()),
+        too_poor=least_drop(mine, theirs, people) > task.max_drop,
+    )
+    site.references.note_unseen(chosen, compared)
+    return UnseenResult(unseen=compared, seconds=time.perf_counter() - started)
 
 
 def reference_answers(site: Site, images: IdentityDataset) -> ReferenceAnswers | None:
@@ -140,6 +178,13 @@ def _digests_of(site: Site, images: IdentityDataset) -> dict[str, str]:
 
 def _classes_of(site: Site) -> tuple[str, ...]:
     return tuple(map(canonical, site.card.classes))
+
+
+def _right(probabilities: NDArray[np.floating], images: LabelledImages) -> NDArray[np.float64]:
+    """Return how much of each image ``(N,)`` is said right: 1 or 0; of labels, the share of them."""
+    right = decided(probabilities, multi_label=images.multi_label) == images.labels.numpy()
+    share: NDArray[np.float64] = right.reshape(len(images), -1).mean(axis=1)
+    return share
 
 
 def _bit(member: Membership | None, number: int) -> bool:

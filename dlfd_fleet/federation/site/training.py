@@ -13,6 +13,7 @@ from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.differences import difference_of
 from dlfd_fleet.federation.protocol.messages import (
+    Aim,
     FitResult,
     FitTask,
     UnlearnResult,
@@ -34,6 +35,7 @@ from dlfd_fleet.unlearning import (
     Augment,
     LabelledImages,
     UnlearningProblem,
+    UnlearnOutcome,
     fit,
     predict_probabilities,
     recalibrate,
@@ -115,8 +117,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
             references=asked.references,
         )
     )
-    seconds = outcome.cost.seconds
-    result = _unlearned(site, task, asked, left, accuracy, steps=outcome.chosen_step, seconds=seconds)
+    result = _unlearned(site, task, asked, left, accuracy, outcome=outcome, seconds=outcome.cost.seconds)
     return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
@@ -129,7 +130,7 @@ def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
         None if it has not, if the site has no answers of reference models for these people, or is not asked.
     """
     started = time.perf_counter()
-    if not task.to_gate:
+    if task.aim is not Aim.TO_GATE:
         return None
     asked = _asked(site, task)
     model = loaded_model(site, task.card, arrays, own)
@@ -137,7 +138,7 @@ def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     if left is None or left > task.unlearning.reference_gate:
         return None
     accuracy = asked.retain_accuracy(model)
-    return _unlearned(site, task, asked, left, accuracy, done=True, seconds=time.perf_counter() - started)
+    return _unlearned(site, task, asked, left, accuracy, seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,7 @@ def _asked(site: Site, task: UnlearnTask) -> _Asked:
         raise JobError("This site has fewer than two images to train on.")
     images.note_trained(site)
     known = _Asked(tuple(requests), with_people(forget), labelled(retain))
-    references = references_of(site, forget, images.validation()) if task.references else None
-    if references is None:
+    if task.aim is Aim.WITHOUT_REFERENCES or (references := references_of(site, forget, images.validation())) is None:
         return known
     return replace(known, validation=with_people(images.validation()), references=references)
 
@@ -197,11 +197,10 @@ def _unlearned(
     left: float | None,
     retain_accuracy: float | None,
     *,
-    steps: int = 0,
-    done: bool = False,
+    outcome: UnlearnOutcome | None = None,
     seconds: float,
 ) -> UnlearnResult:
-    """Write into the ledger that the site has answered, and say what."""
+    """Write into the ledger that the site has answered, and say what; without an outcome nothing was left to do."""
     for request in asked.requests:
         if request.state is RequestState.UNLEARNING:
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
@@ -210,10 +209,11 @@ def _unlearned(
         requests=tuple(sorted(site.job_request_id(request.id, task.job) for request in asked.requests)),
         forget_examples=len(asked.forget),
         retain_examples=len(asked.retain),
-        steps=steps,
+        steps=outcome.chosen_step if outcome else 0,
         left=None if left is None else round(left, 2),
         retain_accuracy=retain_accuracy,
-        done=done,
+        retain_accuracy_after=asked.retain_accuracy(outcome.model) if outcome else None,
+        done=outcome is None,
         seconds=seconds,
     )
 

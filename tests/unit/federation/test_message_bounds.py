@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from datetime import date
+from enum import EnumType
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from dlfd_fleet.federation.protocol.messages import (
     SettleResult,
     SettleTask,
     UnlearnResult,
+    UnseenResult,
 )
 from dlfd_fleet.federation.protocol.packing import (
     MODEL,
@@ -73,7 +75,7 @@ def unbounded(annotation, metadata, path):
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
             yield from unbounded(field.annotation, field.metadata, f"{path}.{name}")
-    elif origin is not typing.Literal and annotation not in (bool, type(None)):
+    elif origin is not typing.Literal and annotation not in (bool, type(None)) and not isinstance(annotation, EnumType):
         if not has_bounds(annotation, origin, parts, list(limits(metadata))):
             yield f"{path}: {annotation}"
         for part in parts if origin in (tuple, dict) else ():
@@ -191,6 +193,16 @@ def test_a_made_up_reply_is_one_sentence_that_names_the_site(text, key):
         (FitResult, {"epoch": 0, "examples": 1, "loss": float("nan"), "seconds": 1}, "loss"),
         (FitResult, {"epoch": 0, "examples": 10**30, "loss": 0.1, "seconds": 1}, "examples"),
         (FitResult, {"epoch": 10**10, "examples": 1, "loss": 0.1, "seconds": 1}, "epoch"),
+        (
+            UnseenResult,
+            {"unseen": {"people": 0, "model": 1, "references": 1, "too_poor": False}, "seconds": 1},
+            "people",
+        ),
+        (
+            UnseenResult,
+            {"unseen": {"people": 1, "model": 2, "references": 1, "too_poor": False}, "seconds": 1},
+            "model",
+        ),
         (UnlearnResult, dict.fromkeys(("epoch", "forget_examples", "retain_examples", "steps"), 10**18), "epoch"),
         (FileAuditResult, {"shared": 0, "max_abs_difference": 1e300, "images": 1, "agreeing": 1, "seconds": 1}, "max_"),
         (CalibrateResult, {"ranges": {"a": [float("inf"), 1]}, "images": 1, "seconds": 1}, "ranges"),

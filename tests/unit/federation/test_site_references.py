@@ -15,9 +15,20 @@ from dlfd_fleet.cli import app
 from dlfd_fleet.components import Component
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.exceptions import MessageError
-from dlfd_fleet.federation.protocol.messages import FitTask, PendingQuery, Reference, ReferenceTask
+from dlfd_fleet.federation.protocol.messages import (
+    FitTask,
+    PendingQuery,
+    Reference,
+    ReferenceTask,
+    UnseenTask,
+)
 from dlfd_fleet.federation.site.images import labelled, used_images
-from dlfd_fleet.federation.site.references import TooFewInHalfError, reference_answers, run_reference
+from dlfd_fleet.federation.site.references import (
+    TooFewInHalfError,
+    compare_on_unseen,
+    reference_answers,
+    run_reference,
+)
 from dlfd_fleet.federation.site.requests import answer_pending
 from dlfd_fleet.federation.site.training import run_fit
 from dlfd_fleet.ledger import RequestState, init_site, purge_request, refresh_rows, request_forgetting, withdraw
@@ -307,6 +318,75 @@ def test_rows_of_a_loader_keep_their_answers_when_they_are_read_again_and_lose_t
         assert not any(row.numpy().tobytes() in content for row in said)
         left = images_of(site)
         assert reference_answers(site, left).logits[:, ~of_person(left, "p90")].isfinite().all()
+
+
+def arrays_that_say(site, number):
+    """A model that says the same class of every image."""
+    arrays = arrays_of(site, 0)
+    bias = [name for name in arrays if name.endswith("bias")][-1]
+    arrays[bias] = torch.tensor([1e3 * (each == number) for each in range(2)])
+    return arrays
+
+
+def unseen_of_one_class(site, people):
+    """Let so many people be validation people, with their images of the first class alone."""
+    rows, first = site.manifest().rows, site.card.classes[0]
+    chosen = sorted({row.identity for row in rows if row.split == "train" and row.label == first})[:people]
+    theirs = [replace(row, split="validation") for row in rows if row.identity in chosen and row.label == first]
+    write_manifest([*theirs, *(row for row in rows if row.identity not in chosen)], site.manifest_file)
+
+
+def compare(site, says, max_drop=0.1):
+    task = UnseenTask(job="erase-1", card=card_of(site), max_drop=max_drop)
+    return compare_on_unseen(site, task, arrays_that_say(site, says)).unseen
+
+
+def status_of(site):
+    return " ".join(CliRunner().invoke(app, ["site", "status", str(site.folder)]).output.split())
+
+
+def references_that_say(site, says):
+    for number in range(2):
+        fit(site, number)
+        task = ReferenceTask(job=JOB, card=card_of(site), reference=Reference(number=number, models=2))
+        run_reference(site, task, arrays_that_say(site, says))
+
+
+def test_a_site_says_how_good_its_references_are_and_its_status_shows_it(site):
+    unseen_of_one_class(site, 3)
+    references_that_say(site, 1)
+    assert "trained on" not in status_of(site)
+    found = compare(site, 0)
+    assert (found.people, found.model, found.references, found.too_poor) == (3, 1.0, 0.0, True)
+    assert (
+        "reference models are right about 0.0% of the images of 3 people never trained on, and the model about 100.0%"
+        in status_of(site).replace("Reference models are", "reference models are")
+    )
+    assert "too little to aim at" in status_of(site)
+    assert not compare(site, 0, max_drop=1.0).too_poor
+    assert "too little" not in status_of(site)
+    assert reference_answers(site, images_of(site)) is not None  # they stay: a later champion may be worse
+
+
+def test_references_that_are_as_good_as_the_model_are_good_enough(site):
+    unseen_of_one_class(site, 3)
+    references_that_say(site, 0)
+    found = compare(site, 0)
+    assert (found.model, found.references, found.too_poor) == (1.0, 1.0, False)
+    assert not compare(site, 1).too_poor  # nor are they where they are better
+
+
+def test_one_person_does_not_decide(site):
+    unseen_of_one_class(site, 1)
+    references_that_say(site, 1)
+    assert not compare(site, 0).too_poor
+
+
+def test_without_validation_people_or_references_a_site_cannot_compare(site):
+    make(site)
+    assert compare(site, 0) is None
+    unseen_of_one_class(site, 2)  # they came after the references, which were trained on them
+    assert compare(site, 0) is None
 
 
 def test_a_training_loop_of_ones_own_sees_the_half_alone(site):
