@@ -16,10 +16,11 @@ from PIL import Image
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1000, 750
 COLOURS = 64
+FIGURES = ("losses", "trade_off")
 
 
 def main(state: Path) -> None:
-    """Picture the beginning of the last erasure's report."""
+    """Picture the beginning of the last erasure's report, and keep two of its figures."""
     chromium = shutil.which("chromium")
     reports = sorted(state.glob("coordinator/jobs/erase-*/report.html"))
     if chromium is None:
@@ -32,8 +33,15 @@ def main(state: Path) -> None:
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
         command = [chromium, *options, f"--screenshot={shot}", reports[-1].resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words and files
-        picture = Image.open(shot).convert("P", palette=Image.Palette.ADAPTIVE, colors=COLOURS)
-        picture.save(IMAGES / "erasure-report.png", optimize=True)
+        keep(shot, "erasure-report")
+    for figure in FIGURES:
+        keep(reports[-1].with_name(f"{figure}.png"), figure)
+
+
+def keep(picture: Path, name: str) -> None:
+    """Write a picture to the folder of images, in few colours: a repository keeps it for ever."""
+    small = Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=COLOURS)
+    small.save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
