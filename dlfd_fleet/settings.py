@@ -379,6 +379,11 @@ class ReferenceSettings(Section):
         description="Where they are right about people never trained on by more than this less often than the model, "
         "beyond chance, an erasure does not aim at what they said.",
     )
+    update_precision: Precision = Field(
+        "int8",
+        description="How sites' updates of them travel: differences in int8 or float16, or exact, float32. The models "
+        "themselves go to the sites as differences from the champion in float16; whole, if updates are exact.",
+    )
     expire: Literal["with-training", "never"] = Field(
         "with-training", description="Whether sites drop what they said once the fleet has trained another model."
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from flwr.app import Error, Message
 from rich.console import Console
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dlfd_fleet.cli import app
@@ -18,14 +19,16 @@ from dlfd_fleet.data import write_manifest
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation import FederatedUnlearning
 from dlfd_fleet.federation.jobs import command
-from dlfd_fleet.federation.protocol.held_names import NOTHING_TO_TRAIN_ON
+from dlfd_fleet.federation.protocol.held_names import DIFFERENCE, NOTHING_TO_TRAIN_ON
 from dlfd_fleet.federation.protocol.messages import FitTask, PendingQuery, ReferenceResult, ReferenceTask
 from dlfd_fleet.federation.protocol.packing import MODEL
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.site.held_model import held_name
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
+from dlfd_fleet.models import digest
 from dlfd_fleet.settings import ReferenceSettings
 from tests.integration.fleet_in_process import InProcessGrid, be_a_server, run_job, trained_fleet
 from tests.small_networks import small_networks
@@ -47,7 +50,9 @@ def fleet(trained, tmp_path):
 
 
 def wanting(settings, **changes):
-    return settings.model_copy(update={"references": ReferenceSettings(**{"models": 2, **changes})})
+    """Want two reference models, whose bytes a test finds again: they travel whole."""
+    wanted = {"models": 2, "update_precision": "float32"} | changes
+    return settings.model_copy(update={"references": ReferenceSettings(**wanted)})
 
 
 def answers(settings):
@@ -60,13 +65,19 @@ def answers(settings):
     return found
 
 
+def sent_weights(message):
+    """What a message has of a reference model: the model, or its difference from the champion."""
+    records = message.content.array_records
+    return records[MODEL if MODEL in records else DIFFERENCE].to_torch_state_dict()[WEIGHTS]
+
+
 def tasks_of(grid, kind=FitTask):
     """The tasks of reference models that the coordinator sent, and the weights in each."""
     for message in grid.seen:
         if message.metadata.message_type == kind.TYPE and not message.metadata.reply_to_message_id:
             task = kind.from_records(message.content, "test")
             if task.reference:
-                yield task, message.content.array_records[MODEL].to_torch_state_dict()[WEIGHTS]
+                yield task, sent_weights(message)
 
 
 def weights_of(grid, number=None):
@@ -86,11 +97,18 @@ def weights_of(grid, number=None):
         and number in (None, reference.number)
     }
     back = {
-        message.content.array_records[MODEL].to_torch_state_dict()[WEIGHTS].numpy().tobytes()
+        sent_weights(message).numpy().tobytes()
         for message in grid.seen
         if message.metadata.reply_to_message_id in asked and message.has_content()
     }
     return sent | back
+
+
+def digest_of_champion(settings):
+    store = Store(settings.state_folder)
+    arrays = load_file(store.folders.model(store.champions.current().job) / "model.safetensors")
+    store.close()
+    return digest(arrays)
 
 
 def is_on_disk(settings, contents):
@@ -190,6 +208,25 @@ def test_no_two_models_and_not_the_champion_have_a_seed_in_common(fleet):
     assert not set(seeds.values()) & {fleet.seed * 1000 + number for number in range(10)}
     first = {task.reference.number: weights for task, weights in reversed(list(tasks_of(grid)))}
     assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float16", 0.55), ("int8", 0.45)])
+def test_rounded_models_travel_as_differences_and_are_nowhere_either(fleet, precision, share):
+    exact = run_job(fleet, "references", InProcessGrid(fleet)).references
+    settings, grid = (
+        wanting(fleet, update_precision=precision),
+        InProcessGrid(wanting(fleet, update_precision=precision)),
+    )
+    rounded = run_job(settings, "references", grid).references
+    assert (rounded.sites, rounded.made) == (2, 2)
+    assert rounded.bytes_sent < share * exact.bytes_sent
+    kinds = {str(weights.dtype) for _, weights in tasks_of(grid)}
+    assert kinds == {"torch.float16"}, "sites hold the champion, so no model goes out whole"
+    assert weights_of(grid)
+    assert not is_on_disk(settings, weights_of(grid))
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            assert held_name(site.folder) == digest_of_champion(settings), "the champion is what sites hold, as before"
 
 
 def test_an_interrupted_job_goes_on_with_the_next_model(fleet):

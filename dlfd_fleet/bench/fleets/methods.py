@@ -167,8 +167,7 @@ def _whole_job(erasure: Erasure, situation: Situation) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         file, settings = Path(folder) / ONNX_FILE, job.settings.export
         export_onnx(model, job.card, file, version="bench", settings=settings, images=no_inputs(job.card))
-        some = job.sampled("audit-file") if job.sites_can_tell else None
-        erasure.audits.audit_file(arrays, content_of(file), file.name, at=some)
+        erasure.audits.audit_file(arrays, content_of(file), file.name, at=job.auditing_file(exact=True))
     return arrays
 
 

@@ -225,9 +225,9 @@ class FleetReleaser:
     def judge_file(self, card: ModelCard, arrays: Arrays, file: Path, form: Format = FP32) -> Verdict | None:
         """Attack an exported file at the sites; it must be torch's model, and must have forgotten too.
 
-        Where sites can tell by reference models, the forgetting sites and a share of the others, drawn for this file,
-        audit it, and it is compared with the original at the same sites. On few images a model may fail by chance, so
-        a file that fails there is audited at all sites, and that decides.
+        Where sites can tell by reference models, only some audit it, and it is compared with the original at the same
+        sites. On few images a model may fail by chance, so a file that fails there is audited at all sites, and that
+        decides.
 
         Raises
         ------
@@ -236,7 +236,7 @@ class FleetReleaser:
         """
         name, step = ("onnx", "audit-file") if form == FP32 else (f"onnx_{form}", f"audit-file-{form}")
         content, audits, context = content_of(file), self.job.audits(card), self.job.context(card)
-        some = context.sampled(step) if context.sites_can_tell else None
+        some = context.auditing_file(exact=form == FP32)
         audited, parity = audits.audit_file(arrays, content, file.name, step, some)
         verdict = self._verdict_of_file(card, audited)
         failed = verdict is not None and verdict.outcome is Outcome.FAIL

@@ -162,6 +162,16 @@ class JobContext:
         chosen = generator.choice(len(others), count, replace=False).tolist() if count else []
         return asked.union(others[place][1] for place in chosen)
 
+    def auditing_file(self, *, exact: bool) -> frozenset[int] | None:
+        """Return the nodes that audit an exported file, or None for all of them.
+
+        Where sites can tell by reference models, the forgetting sites audit a file that says what torch says. Of one
+        that is quantised a share of the others does, too: their people may fare otherwise.
+        """
+        if not self.sites_can_tell:
+            return None
+        return self.forgetting if exact else self.sampled("audit-file")
+
     def effort(self) -> Effort:
         """Return what the job took so far, in this process and in those before it."""
         return Effort(self.journal.seconds, self.fleet.sent_bytes + self.fleet.received_bytes)

@@ -44,7 +44,8 @@ class References:
         job = self.rounds.job
         for number in range(models):
             reference, before = Reference(number=number, models=models), job.round
-            trained = self.rounds.train(self._fresh(champion, reference), "reference", reference)
+            fresh = self.rounds.beside_held(self._fresh(champion, reference), champion)
+            trained = self.rounds.train(fresh, "reference", reference, held=champion)
             missing = job.journal.facts(f"{_ANSWERS}-{number}", dict[str, int], self._asking(trained, reference))
             job.journal.drop_arrays([f"{ROUND}-{each}" for each in range(before + 1, job.round + 1)])
             yield {site: count - (models - 1 - number) for site, count in missing.items()}

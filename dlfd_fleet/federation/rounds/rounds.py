@@ -26,7 +26,7 @@ from dlfd_fleet.federation.rounds.fleet import Reply
 from dlfd_fleet.federation.rounds.job_context import JobContext, SiteUpdate
 from dlfd_fleet.federation.rounds.requests import class_weights
 from dlfd_fleet.progress import Advance
-from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.settings import Precision, UnlearningSettings
 
 Purpose = Literal["train", "repair", "relearn", "retrain", "reference"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
@@ -71,6 +71,7 @@ class Rounds:
         purpose: Literal["train", "retrain", "reference"] = "train",
         reference: Reference | None = None,
         after: Callable[[Arrays], None] = lambda _: None,
+        held: Arrays | None = None,
     ) -> Arrays:
         """Run federated averaging (McMahan et al. 2017), weighted by examples, with a cosine-decayed step.
 
@@ -80,6 +81,9 @@ class Rounds:
             Which reference model it is, if it is one: each site trains it on half of its people.
         after
             Called with the model after each round.
+        held
+            Of a reference model, which nodes do not keep: the model that they hold meanwhile. They are sent differences
+            from it.
         """
         training = self.job.settings.training
         which = f"{reference.number + 1} of {reference.models}" if reference else ""
@@ -89,7 +93,7 @@ class Rounds:
                 rate = training.learning_rate * cosine(number, training.rounds)
                 final = number == training.rounds - 1
                 arrays = self.fit_round(
-                    arrays, purpose, training.local_epochs, rate, advance, final=final, reference=reference
+                    arrays, purpose, training.local_epochs, rate, advance, final=final, reference=reference, held=held
                 )
                 after(arrays)
         return arrays
@@ -104,6 +108,7 @@ class Rounds:
         *,
         final: bool = True,
         reference: Reference | None = None,
+        held: Arrays | None = None,
         at: frozenset[int] | None = None,
     ) -> Arrays:
         """Return the mean of all sites' models after plain training on their retain images; one step of the job.
@@ -112,6 +117,8 @@ class Rounds:
 
         Parameters
         ----------
+        reference, held
+            As of :meth:`train`.
         at
             The nodes that train, if not all of them do.
         """
@@ -119,11 +126,14 @@ class Rounds:
 
         def compute() -> Merged:
             task = self.fit_task(purpose, epochs, rate, final=final, reference=reference)
-            return self._fit(arrays, task, advance, at)
+            mean = self._fit(arrays, task, advance, at)
+            if task.reference is None:
+                return Merged(self.as_sent(mean, arrays))
+            return Merged(mean | self.job.card.frozen_of(arrays) if held is None else self.beside_held(mean, held))
 
         return self.job.journal.merged(f"{purpose}-{number}", compute).arrays
 
-    def _fit(self, arrays: Arrays, task: FitTask, advance: Advance, at: frozenset[int] | None = None) -> Merged:
+    def _fit(self, arrays: Arrays, task: FitTask, advance: Advance, at: frozenset[int] | None) -> Arrays:
         job, fleet = self.job, self.job.fleet
         nodes, replies = fleet.wait_for_nodes(), fleet.replies()
         able = [node for node in nodes if node in replies and replies[node].can_train and (at is None or node in at)]
@@ -144,9 +154,7 @@ class Rounds:
         losses = [result.loss for result in results.values()]
         metrics = {f"{task.purpose}_sites": mean.count, f"{task.purpose}_loss": sum(losses) / len(losses)}
         job.recorder.metrics(metrics, job.round)
-        if task.reference is not None:  # no node holds what it was sent, so that a difference is of no use
-            return Merged(mean.value() | job.card.frozen_of(arrays))
-        return Merged(self.as_sent(mean.value(), arrays))
+        return mean.value()
 
     def fit_task(
         self, purpose: Purpose, epochs: int, rate: float, *, final: bool = True, reference: Reference | None = None
@@ -165,7 +173,7 @@ class Rounds:
             epochs=epochs,
             learning_rate=rate,
             final=final,
-            precision=settings.fleet.update_precision,
+            precision=settings.fleet.update_precision if reference is None else settings.references.update_precision,
             seed=job.seed if reference is None else seed_of_reference(settings.seed, reference, job.round),
         )
 
@@ -325,7 +333,18 @@ class Rounds:
 
         What is frozen is as in ``base``.
         """
-        precision, card = self.job.settings.fleet.update_precision, self.job.card
+        return self._rounded(model, base, self.job.settings.fleet.update_precision)
+
+    def beside_held(self, model: Arrays, held: Arrays) -> Arrays:
+        """Return a reference model as nodes will have it that hold another model.
+
+        It is no small change of that one, so its difference travels in float16 at least.
+        """
+        exact = self.job.settings.references.update_precision == "float32"
+        return self._rounded(model, held, "float32" if exact else "float16")
+
+    def _rounded(self, model: Arrays, base: Arrays, precision: Precision) -> Arrays:
+        card = self.job.card
         if precision == "float32":
             return model | card.frozen_of(base)
         difference = difference_of(card.trained(model), base, precision)
