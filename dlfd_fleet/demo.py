@@ -28,7 +28,8 @@ from dlfd_fleet.exceptions import ConfigurationError, DeviceError, JobError
 from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import LOCK_FILE, Store
-from dlfd_fleet.ledger.site import LOG_FILE, Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.requests import request_forgetting
+from dlfd_fleet.ledger.site import LOG_FILE, Site, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import PAGE_FILE

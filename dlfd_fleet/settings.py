@@ -399,7 +399,9 @@ class ReferenceSettings(Section):
 class ErasureSettings(Section):
     """The erasure job."""
 
-    deadline_days: Count = Field(30, description="Days from a request to its deadline.")
+    deadline_days: Annotated[int, Field(ge=1, le=366)] = Field(
+        28, description="Calendar days from the day of receipt to the deadline; 28 are never more than a month."
+    )
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
         "dlfd",
@@ -579,6 +581,18 @@ class DeliverySettings(Section):
         return self
 
 
+class DeskSettings(Section):
+    """What letters to people who asked look like."""
+
+    letters: Path | None = Field(
+        None,
+        description="Folder of the site's own letter templates: received.html, extended.html, refused.html, "
+        "forgotten.html, letter.html; ours where it has none.",
+    )
+    sender: str = Field("", description="Name and address at the head of letters; the site's name when unset.")
+    authority: str = Field("", description="Supervisory authority that letters name, with its address.")
+
+
 class TrackingSettings(Section):
     """MLflow."""
 
@@ -616,6 +630,7 @@ class Settings(BaseSettings):
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
+    desk: DeskSettings = Field(default_factory=DeskSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
 
     @field_validator("state_folder")

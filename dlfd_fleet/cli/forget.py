@@ -2,100 +2,316 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from dlfd_fleet.cli.options import Config, Overrides, console, load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import date
 
     from dlfd_fleet.ledger import ForgetRequest
 
 app = typer.Typer(no_args_is_help=True, help="Forget requests of one site.")
 
 SiteFolder = Annotated[Path, typer.Option("--site", help="The site's folder.")]
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="REQUEST|PERSON",
+        help="Id of the request, 8 digits of it or more, the id that a job's report has for it, or the person's name.",
+    ),
+]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; the login name by default.")]
 
 
-@app.command("request", epilog="Example: dlfd-fleet forget request anna --site /srv/site")
+@app.command(
+    "request",
+    epilog="Example: dlfd-fleet forget request anna --site /srv/site --received 2026-11-20 --verified-by passport",
+)
 def request(
     person: Annotated[str, typer.Argument(help="Identity in the site's manifest.")],
     site: SiteFolder,
+    received: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Day on which it came in: 2026-11-20; today by default.")
+    ] = None,
+    verified_by: Annotated[str, typer.Option(help="How the identity was verified; purged with the name.")] = "",
+    note: Annotated[str, typer.Option(help="A note; purged with the name.")] = "",
+    by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Write a person's request to be forgotten into the site's ledger; any spelling of the name will do."""
-    from dlfd_fleet.ledger.site import Site, request_forgetting
+    from dlfd_fleet.ledger import Site, request_forgetting
     from dlfd_fleet.ledger.site_uses import what_a_request_means
 
     days = load(config, overrides).settings.erasure.deadline_days
     with Site(site) as opened:
-        accepted = request_forgetting(opened, person, deadline_days=days)
+        accepted = request_forgetting(
+            opened,
+            person,
+            deadline_days=days,
+            received=None if received is None else _day(received, "--received"),
+            verified_by=verified_by,
+            note=note,
+            done_by=_name(by),
+        )
         meaning = what_a_request_means(opened, accepted)
-    console.print(f"Accepted as request {accepted.id}; to be done by {accepted.deadline:%Y-%m-%d}.")
+    console.print(f"Accepted as request {_short(accepted)}; to be done by {accepted.due}.")
     for sentence in meaning:
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-@app.command("list", epilog="Example: dlfd-fleet forget list --site /srv/site")
-def list_requests(site: SiteFolder) -> None:
-    """List the requests of a site, with their deadlines."""
-    from datetime import UTC, datetime
-
-    from dlfd_fleet.ledger.site import Site
-
-    with Site(site) as opened:
-        requests = opened.ledger.requests()
-    console.print(requests_table(requests, datetime.now(UTC)))
-
-
-@app.command("show", epilog="Example: dlfd-fleet forget show REQUEST --site /srv/site")
-def show(
-    request: Annotated[str, typer.Argument(help="Id of the request, or the one that a job's report has for it.")],
+@app.command("list", epilog="Example: dlfd-fleet forget list --site /srv/site --due-within 7d")
+def list_requests(
     site: SiteFolder,
+    state: Annotated[list[str] | None, typer.Option(help="In this state alone; may be repeated.")] = None,
+    due_within: Annotated[
+        str | None, typer.Option(metavar="DAYS", help="Open ones alone that are overdue, or due so soon: 7d.")
+    ] = None,
+    search: Annotated[str, typer.Option(help="With this text in the name, a note or the id.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a request and everything that happened to it."""
+    """List the requests of a site: what is overdue or due soon comes first."""
     from datetime import UTC, datetime
 
-    from dlfd_fleet.ledger.site import Site
+    from dlfd_fleet.cli.request_tables import requests_table
+    from dlfd_fleet.ledger import RequestState, Site
+    from dlfd_fleet.ledger.status import find_requests, request_record
+
+    states = [RequestState(_one_of(each.upper(), list(RequestState), "--state")) for each in state or ()]
+    days, now = None if due_within is None else _days(due_within), datetime.now(UTC)
+    with Site(site) as opened:
+        found = find_requests(opened, now, states=states, due_within=days, search=search)
+    if as_json:
+        typer.echo(json.dumps([request_record(each, now) for each in found], indent=2))
+    elif found:
+        console.print(requests_table(found, now, console.width))
+    else:
+        console.print("There is no such request.")
+
+
+@app.command("show", epilog="Example: dlfd-fleet forget show anna --site /srv/site")
+def show(named: Named, site: SiteFolder) -> None:
+    """Show a request, what keeps it open, and everything that happened to it."""
+    from datetime import UTC, datetime
+
+    from dlfd_fleet.cli.request_tables import history_table, request_facts
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger.status import what_keeps_open
 
     with Site(site) as opened:
-        found = opened.find_request(request)
+        found = opened.find_request(named)
         events = opened.ledger.history(found.id)
         ids = {event.job: opened.job_request_id(found.id, event.job) for event in events if event.job}
-    console.print(requests_table([found], datetime.now(UTC)))
-    table = Table("at", "state", "reason", "job", "id in its report", "epoch")
-    for event in events:
-        epoch = "" if event.epoch is None else str(event.epoch)
-        row = (f"{event.at:%Y-%m-%d %H:%M:%S}", event.state, event.reason, event.job or "")
-        table.add_row(*row, ids.get(event.job or "", ""), epoch)
-    console.print(table)
+        waits = what_keeps_open(opened, found)
+    console.print(request_facts(found, events, waits, ids, datetime.now(UTC)))
+    console.print()
+    console.print(history_table(events))
 
 
-@app.command("withdraw", epilog="Example: dlfd-fleet forget withdraw REQUEST --site /srv/site")
-def withdraw(request: Annotated[str, typer.Argument(help="Id of the request.")], site: SiteFolder) -> None:
-    """Take a request back, as long as no job works on it."""
-    from dlfd_fleet.ledger.site import Site, withdraw
+@app.command(
+    "extend",
+    epilog="Example: dlfd-fleet forget extend anna --site /srv/site --months 1 --noticed 2026-12-01 --reason 'A move.'",
+)
+def extend(
+    named: Named,
+    site: SiteFolder,
+    reason: Annotated[str, typer.Option(help="Why more time is needed, as the person was told it.")],
+    noticed: Annotated[str, typer.Option(metavar="DAY", help="Day on which the person was told: 2026-12-01.")],
+    until: Annotated[str | None, typer.Option(metavar="DAY", help="The new deadline: 2027-01-15.")] = None,
+    months: Annotated[int | None, typer.Option(min=1, max=2, help="Or so many months after the deadline.")] = None,
+    by: By = None,
+) -> None:
+    """Extend the deadline of an open request, by two months in all at most."""
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger import extend as extend_request
 
     with Site(site) as opened:
-        found = withdraw(opened, request)
+        found = extend_request(
+            opened,
+            opened.find_request(named).id,
+            until=None if until is None else _day(until, "--until"),
+            months=months,
+            reason=reason,
+            noticed=_day(noticed, "--noticed"),
+            done_by=_name(by),
+        )
+    console.print(f"Request {_short(found)} is to be done by {found.due}.")
+
+
+@app.command(
+    "refuse",
+    epilog="Example: dlfd-fleet forget refuse anna --site /srv/site --ground legal-claims --reason 'A court case.'",
+)
+def refuse(
+    named: Named,
+    site: SiteFolder,
+    ground: Annotated[
+        str,
+        typer.Option(
+            help="freedom-of-expression, legal-obligation, public-health, archiving, legal-claims, "
+            "manifestly-unfounded, not-our-data or identity-not-verified."
+        ),
+    ],
+    reason: Annotated[str, typer.Option(help="Why, as the person is told it.")],
+    by: By = None,
+) -> None:
+    """Refuse a request, as long as no job works on it; the person is trained on as before, and may ask again."""
+    from dlfd_fleet.ledger import Ground, Site
+    from dlfd_fleet.ledger import refuse as refuse_request
+
+    chosen = Ground(_one_of(ground, list(Ground), "--ground"))
+    with Site(site) as opened:
+        found = refuse_request(opened, opened.find_request(named).id, chosen, reason=reason, done_by=_name(by))
     console.print(
-        f"Request {found.id} is withdrawn; the person may be trained on again. Other sites that an earlier job told of "
-        "it take theirs back in the next one."
+        f"Request {_short(found)} is refused; the person may be trained on again. Tell them, with the reason: "
+        f"dlfd-fleet forget letter {_short(found)} --site {site} -o FILE",
+        soft_wrap=True,
+        highlight=False,
     )
 
 
-def requests_table(requests: Sequence[ForgetRequest], now: datetime) -> Table:
-    """Return requests with their states and deadlines."""
-    table = Table()
-    for name in ("request", "person", "state", "asked", "deadline", "job"):
-        table.add_column(name, overflow="fold")
-    for request in requests:
-        deadline = f"{request.deadline:%Y-%m-%d}" + (" OVERDUE" if request.overdue(now) else "")
-        row = (request.id, request.identity or "(purged)", request.state, f"{request.requested_at:%Y-%m-%d}")
-        table.add_row(*row, deadline, request.job or "")
-    return table
+@app.command("withdraw", epilog="Example: dlfd-fleet forget withdraw anna --site /srv/site")
+def withdraw(named: Named, site: SiteFolder, by: By = None) -> None:
+    """Take a request back, as long as no job works on it."""
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger import withdraw as withdraw_request
+
+    with Site(site) as opened:
+        found = withdraw_request(opened, opened.find_request(named).id, done_by=_name(by))
+    console.print(
+        f"Request {_short(found)} is withdrawn; the person may be trained on again. Other sites that an earlier job "
+        "told of it take theirs back in the next one."
+    )
+
+
+@app.command("letter", epilog="Example: dlfd-fleet forget letter anna --site /srv/site -o letter.html")
+def letter(
+    named: Named,
+    site: SiteFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to print.")],
+    stage: Annotated[
+        str | None,
+        typer.Option(help="received, extended, refused or forgotten; by default what the request has come to."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Whom the letter is to; by default the ledger's name, as long as it has one.")
+    ] = None,
+    by: By = None,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a letter to the person, and note in the history that it was printed."""
+    from dlfd_fleet.desk import Stage, write_letter
+    from dlfd_fleet.ledger import Site
+
+    settings = load(config, overrides).settings.desk
+    chosen = None if stage is None else Stage(_one_of(stage, list(Stage), "--stage"))
+    with Site(site) as opened:
+        found = opened.find_request(named)
+        written = write_letter(opened, found, output, settings, stage=chosen, name=name, done_by=_name(by))
+    console.print(f"The letter '{written}' of request {_short(found)} is in {output}.", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    "export",
+    epilog="Example: dlfd-fleet forget export --site /srv/site --from 2026-01-01 --to 2026-12-31 -o 2026.zip",
+)
+def export(
+    site: Annotated[Path | None, typer.Option("--site", help="The site's folder.")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day: 2026-01-01.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day: 2026-12-31.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="ZIP archive to write.")] = None,
+    with_names: Annotated[
+        bool, typer.Option("--with-names", help="Write names and texts, too, of people who are not purged yet.")
+    ] = False,
+    verify: Annotated[Path | None, typer.Option(help="Check an archive instead, offline.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Of --verify: public key (PEM) of the site that you trust.")] = None,
+) -> None:
+    """Write a site's records of a period as a signed archive, or verify one; exit code 2 if it does not hold."""
+    from dlfd_fleet.exceptions import ConfigurationError
+
+    if verify is not None:
+        if key is None or site or first or last or output or with_names:
+            raise ConfigurationError("To verify an archive, write --verify ARCHIVE --key PUBLIC.pem, and nothing else.")
+        _verify_archive(verify, key)
+        return
+    if site is None or first is None or last is None or output is None or key is not None:
+        raise ConfigurationError(
+            "To export records, write --site FOLDER --from DAY --to DAY -o ARCHIVE; to check some, --verify ARCHIVE "
+            "--key PUBLIC.pem."
+        )
+    from dlfd_fleet.desk import write_records
+    from dlfd_fleet.desk.records import KEY_FILE
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.report import public_key_file
+
+    with Site(site) as opened:
+        records = write_records(opened, output, _day(first, "--from"), _day(last, "--to"), with_names=with_names)
+    counts = ", ".join(f"{name} {number}" for name, number in records.predicate.rows.items())
+    console.print(f"{output} holds the records: {counts}.", soft_wrap=True, highlight=False)
+    if with_names:
+        console.print(f"It holds names: delete {output} when they must be forgotten.", soft_wrap=True, highlight=False)
+    public = public_key_file(site / KEY_FILE)
+    console.print(
+        f"To verify it: dlfd-fleet forget export --verify {output} --key {public}", soft_wrap=True, highlight=False
+    )
+
+
+def _verify_archive(file: Path, key: Path) -> None:
+    from dlfd_fleet.report import load_public_key
+    from dlfd_fleet.report.archive import verify_archive
+
+    claims = verify_archive(file, load_public_key(key)).predicate
+    counts = ", ".join(f"{name} {number}" for name, number in claims.rows.items())
+    console.print(
+        f"Records of {claims.holder} from {claims.begin} to {claims.end}: {counts}.", soft_wrap=True, highlight=False
+    )
+    console.print("Verified: every file is as the holder of this key signed it.", soft_wrap=True, highlight=False)
+
+
+def _short(request: ForgetRequest) -> str:
+    from dlfd_fleet.ledger.site import SHORTEST_ID
+
+    return request.id[:SHORTEST_ID]
+
+
+def _name(by: str | None) -> str:
+    """Return who decides."""
+    from getpass import getuser
+
+    from dlfd_fleet.exceptions import ConfigurationError
+
+    if by is not None and by.strip():
+        return by
+    try:
+        return getuser()
+    except (KeyError, OSError) as error:
+        raise ConfigurationError("This process has no login name; say who you are with --by NAME.") from error
+
+
+def _day(text: str, option: str) -> date:
+    from dlfd_fleet.ledger.dates import day_of
+
+    return day_of(text, option)
+
+
+def _days(text: str) -> int:
+    from dlfd_fleet.exceptions import ConfigurationError
+
+    number = text.removesuffix("d")
+    if not (number.isascii() and number.isdigit() and len(number) <= 4):
+        raise ConfigurationError(f"--due-within is '{text}'; write a number of days, such as 7d.")
+    return int(number)
+
+
+def _one_of(text: str, names: list[str], option: str) -> str:
+    from dlfd_fleet.exceptions import ConfigurationError
+
+    if text not in names:
+        raise ConfigurationError(f"{option} is '{text}'; write one of {', '.join(names)}.")
+    return text

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dlfd_fleet.cli.forget import requests_table
 from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, TrainedOnOption, console
 
 app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
@@ -98,6 +97,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     """Show what a site holds, and how its requests stand; checks the ledger's seals."""
     from datetime import UTC, datetime
 
+    from dlfd_fleet.cli.request_tables import requests_table
     from dlfd_fleet.data import listed
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import site_status as read_status
@@ -144,7 +144,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     if not status.fleet_secret:
         console.print("Without a fleet secret this site does not learn of people who ask at other sites.")
     if status.open_requests:
-        console.print(requests_table(status.open_requests, now))
+        console.print(requests_table(status.open_requests, now, console.width))
 
 
 @app.command("refresh", epilog="Example: dlfd-fleet site refresh /srv/site")

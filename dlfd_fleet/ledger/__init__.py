@@ -5,25 +5,21 @@ keyed digest remains, so that the person is recognised should the images ever co
 """
 
 from dlfd_fleet.data import canonical
-from dlfd_fleet.ledger.ledger import Event, ForgetRequest, Ledger
+from dlfd_fleet.ledger.entries import Event, ForgetRequest
+from dlfd_fleet.ledger.ledger import Ledger
 from dlfd_fleet.ledger.purge import complete_requests, purge_request, purge_site
 from dlfd_fleet.ledger.refresh import refresh_rows
-from dlfd_fleet.ledger.site import (
-    Site,
-    SiteCard,
-    create_site,
-    join_requests,
-    request_forgetting,
-    site_folders,
-    withdraw,
-)
+from dlfd_fleet.ledger.requests import extend, join_requests, refuse, request_forgetting, withdraw
+from dlfd_fleet.ledger.site import Site, SiteCard, create_site, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites, init_site
-from dlfd_fleet.ledger.states import RequestState
+from dlfd_fleet.ledger.states import Action, Ground, RequestState
 from dlfd_fleet.ledger.status import SiteStatus, site_status
 
 __all__ = [
+    "Action",
     "Event",
     "ForgetRequest",
+    "Ground",
     "Ledger",
     "RequestState",
     "Site",
@@ -33,11 +29,13 @@ __all__ = [
     "complete_requests",
     "create_site",
     "deal_to_sites",
+    "extend",
     "init_site",
     "join_requests",
     "purge_request",
     "purge_site",
     "refresh_rows",
+    "refuse",
     "request_forgetting",
     "site_folders",
     "site_status",

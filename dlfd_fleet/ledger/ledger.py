@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,80 +15,25 @@ from sqlalchemy.exc import DatabaseError
 
 from dlfd_fleet.database import limit_waits, refusal, shared_engine
 from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.ledger.dates import refuse_extension, site_day
+from dlfd_fleet.ledger.entries import PURGED_TEXT, Event, ForgetRequest, Leftover
 from dlfd_fleet.ledger.sealed_tables import (
     HEAD,
     HISTORY,
     LEFTOVER,
-    NOT_WITHDRAWN,
     REQUEST,
+    STANDING,
     TABLES,
     TOMBSTONE,
     TRAINED,
     VERSION,
     SealedTables,
 )
-from dlfd_fleet.ledger.states import CLOSED, FOLLOWERS, FORGOTTEN, RequestState
+from dlfd_fleet.ledger.states import ACTIONS, FOLLOWERS, FORGOTTEN, Action, Ground, RequestState
 from dlfd_fleet.ledger.tombstones import Tombstones, content_digest
 
 _PORTION = 500  # values in one question; a database takes only so many
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
-
-
-@dataclass(frozen=True)
-class ForgetRequest:
-    """One person's request; ``identity`` is None once the person has been purged."""
-
-    id: str
-    identity: str | None
-    state: RequestState
-    requested_at: datetime
-    deadline: datetime
-    job: str | None
-    epoch: int | None
-
-    def overdue(self, now: datetime) -> bool:
-        """Tell whether the deadline has passed and the request is neither complete nor withdrawn."""
-        return now > self.deadline and self.state not in CLOSED
-
-
-@dataclass(frozen=True)
-class Event:
-    """One row of the history: a request came into a state, when and why."""
-
-    sequence: int
-    request: str
-    at: datetime
-    state: RequestState
-    reason: str
-    job: str | None
-    epoch: int | None
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """A file with an image of a forgotten person that is still there.
-
-    Attributes
-    ----------
-    request
-        Id of the person's request.
-    file
-        Under the site's image folder, or absolute if a link led out of it. A name that is no text stands as ``hex:``
-        and the hexadecimal digits of its bytes.
-    sha256
-        Of its content; None if it could not be read.
-    listed
-        Whether it was the person's in the manifest: then each purge tries again to delete it, and the request waits.
-        If not, it is a copy that a purge has found, and the site's people decide about it.
-    reason
-        Why it is still there, in words.
-    """
-
-    request: str
-    file: str
-    sha256: str | None
-    listed: bool
-    reason: str
 
 
 class Ledger:
@@ -148,29 +93,50 @@ class Ledger:
         self.close()
 
     def request(
-        self, identity: str, person_digest: str, deadline: datetime, reason: str = "asked to be forgotten"
+        self,
+        identity: str,
+        person_digest: str,
+        deadline: datetime,
+        reason: str = "asked to be forgotten",
+        *,
+        received: date | None = None,
+        verified_by: str = "",
+        note: str = "",
+        done_by: str = "",
     ) -> ForgetRequest:
         """Accept a person's request under a random id.
+
+        Parameters
+        ----------
+        received
+            The site's day on which it came in; today when omitted.
+        verified_by, note, done_by
+            How the person's identity was verified, a note, and who took the request in.
 
         Raises
         ------
         LedgerError
             If the person has asked before, or has been forgotten.
         """
+        now = datetime.now(UTC)
         row = {
             "id": secrets.token_hex(8),
             "person_digest": person_digest,
             "identity": identity,
             "state": RequestState.ACCEPTED.value,
-            "requested_at": datetime.now(UTC).isoformat(),
+            "requested_at": now.isoformat(),
+            "received": (received or site_day(now)).isoformat(),
             "deadline": deadline.isoformat(),
+            "first_deadline": deadline.isoformat(),
+            "verified_by": verified_by,
+            "note": note,
         }
         with self._change() as tables:
-            earlier = self._read(tables, sa.and_(REQUEST.c.person_digest == person_digest, NOT_WITHDRAWN))
+            earlier = self._read(tables, sa.and_(REQUEST.c.person_digest == person_digest, STANDING))
             if earlier:
                 raise LedgerError(_asked_before(identity, earlier[0]))
             tables.insert(REQUEST, [row])
-            self._append(tables, row["id"], RequestState.ACCEPTED, reason, None, None)
+            self._append(tables, row["id"], Action.ASKED, RequestState.ACCEPTED, reason, done_by=done_by)
             return self._get(tables, row["id"])
 
     def requests(self, *states: RequestState) -> list[ForgetRequest]:
@@ -185,15 +151,34 @@ class Ledger:
             return self._get(tables, request)
 
     def person_digests(self, *states: RequestState) -> frozenset[str]:
-        """Return the digests of the people of requests in these states; of everybody who has not withdrawn if none."""
-        condition = REQUEST.c.state.in_([state.value for state in states]) if states else NOT_WITHDRAWN
+        """Return the digests of the people of requests in these states; of everybody whose request stands if none."""
+        condition = REQUEST.c.state.in_([state.value for state in states]) if states else STANDING
         with self._reading() as tables:
             return frozenset(row["person_digest"] for row in tables.read(REQUEST, condition))
 
+    def requests_of(self, person_digest: str) -> list[ForgetRequest]:
+        """Return a person's requests, oldest first: no more than the last one stands."""
+        with self._reading() as tables:
+            return self._read(tables, REQUEST.c.person_digest == person_digest)
+
     def move(
-        self, request: str, state: RequestState, reason: str, *, job: str | None = None, epoch: int | None = None
+        self,
+        request: str,
+        state: RequestState,
+        reason: str,
+        *,
+        job: str | None = None,
+        epoch: int | None = None,
+        done_by: str = "",
+        ground: Ground | None = None,
+        remark: str = "",
     ) -> None:
         """Bring a request into its next state; one row in the history.
+
+        Parameters
+        ----------
+        done_by, ground, remark
+            Who decided it, on which ground, and what they wrote about it; nothing of these for a job.
 
         Raises
         ------
@@ -208,24 +193,47 @@ class Ledger:
             if state not in FOLLOWERS[current]:
                 raise LedgerError(f"Request {request} is {current}; it cannot become {state}.")
             tables.update(REQUEST, REQUEST.c.id == request, values)
-            self._append(tables, request, state, reason, job, epoch)
+            more = {"job": job, "epoch": epoch, "done_by": done_by, "remark": remark}
+            ground_name = None if ground is None else ground.value
+            self._append(tables, request, ACTIONS[state], state, reason, ground=ground_name, **more)
+
+    def extend(
+        self,
+        request: str,
+        deadline: datetime,
+        reason: str,
+        *,
+        noticed: date | None = None,
+        done_by: str = "",
+        remark: str = "",
+    ) -> None:
+        """Move the deadline of an open request, within what the law allows; one row in the history.
+
+        Raises
+        ------
+        LedgerError
+            If the request is closed, or the deadline is no later one, or too late.
+        """
+        with self._change() as tables:
+            current = self._get(tables, request)
+            if not current.is_open:
+                raise LedgerError(f"Request {request} is {current.state}; its deadline cannot be extended any more.")
+            refuse_extension(deadline.date(), current.first_deadline.date(), current.due)
+            tables.update(REQUEST, REQUEST.c.id == request, {"deadline": deadline.isoformat()})
+            more = {"due": deadline.date(), "noticed": noticed, "done_by": done_by, "remark": remark}
+            self._append(tables, request, Action.EXTENDED, current.state, reason, **more)
+
+    def note_letter(self, request: str, stage: str, done_by: str) -> None:
+        """Note that a letter to the person was printed; one row in the history."""
+        with self._change() as tables:
+            state = self._get(tables, request).state
+            self._append(tables, request, Action.LETTER, state, f"letter '{stage}'", done_by=done_by)
 
     def history(self, request: str | None = None) -> list[Event]:
         """Return what happened, to one request or to all, oldest first."""
         condition = HISTORY.c.request == request if request else sa.true()
         with self._reading() as tables:
-            return [
-                Event(
-                    sequence=row["sequence"],
-                    request=row["request"],
-                    at=datetime.fromisoformat(row["at"]),
-                    state=RequestState(row["state"]),
-                    reason=row["reason"],
-                    job=row["job"],
-                    epoch=row["epoch"],
-                )
-                for row in tables.read(HISTORY, condition, HISTORY.c.sequence)
-            ]
+            return [Event.of(row) for row in tables.read(HISTORY, condition, HISTORY.c.sequence)]
 
     def verify(self) -> None:
         """Check that every row is as the site's key has sealed it, and that none is missing or was put back.
@@ -319,9 +327,16 @@ class Ledger:
             return [Leftover(**{name: value for name, value in row.items() if name != "seal"}) for row in rows]
 
     def forget_identity(self, request: str) -> None:
-        """Delete the person's name from a request; the keyed digest stays."""
+        """Delete the person's name, and what people wrote, from all requests of a person; the keyed digest stays."""
         with self._change() as tables:
-            tables.update(REQUEST, REQUEST.c.id == request, {"identity": None})
+            (own,) = tables.read(REQUEST, REQUEST.c.id == request)
+            of_person = REQUEST.c.person_digest == own["person_digest"]  # also those that were withdrawn or refused
+            requests = [row["id"] for row in tables.read(REQUEST, of_person)]
+            tables.update(REQUEST, of_person, {"identity": None})
+            for column in (REQUEST.c.verified_by, REQUEST.c.note):
+                tables.update(REQUEST, sa.and_(of_person, column != ""), {column.name: PURGED_TEXT})
+            written = sa.and_(HISTORY.c.request.in_(requests), HISTORY.c.remark != "")
+            tables.update(HISTORY, written, {"remark": PURGED_TEXT})
 
     def _get(self, tables: SealedTables, request: str) -> ForgetRequest:
         found = self._read(tables, REQUEST.c.id == request)
@@ -331,34 +346,26 @@ class Ledger:
 
     @staticmethod
     def _append(
-        tables: SealedTables, request: str, state: RequestState, reason: str, job: str | None, epoch: int | None
+        tables: SealedTables, request: str, action: Action, state: RequestState, reason: str, **more: Any
     ) -> None:
         tables.last += 1
         row = {
             "sequence": tables.last,
             "request": request,
             "at": datetime.now(UTC).isoformat(),
+            "action": action.value,
             "state": state.value,
             "reason": reason,
-            "job": job,
-            "epoch": epoch,
+            "done_by": "",
+            "remark": "",
         }
-        tables.insert(HISTORY, [row])
+        days = {name: day.isoformat() for name, day in more.items() if isinstance(day, date)}
+        tables.insert(HISTORY, [dict.fromkeys(HISTORY.c.keys()) | row | more | days])
 
     @staticmethod
     def _read(tables: SealedTables, condition: sa.ColumnElement[bool]) -> list[ForgetRequest]:
-        return [
-            ForgetRequest(
-                id=row["id"],
-                identity=row["identity"],
-                state=RequestState(row["state"]),
-                requested_at=datetime.fromisoformat(row["requested_at"]),
-                deadline=datetime.fromisoformat(row["deadline"]),
-                job=row["job"],
-                epoch=row["epoch"],
-            )
-            for row in tables.read(REQUEST, condition, REQUEST.c.requested_at, REQUEST.c.id)
-        ]
+        rows = tables.read(REQUEST, condition, REQUEST.c.requested_at, REQUEST.c.id)
+        return [ForgetRequest.of(row) for row in rows]
 
     @contextmanager
     def _reading(self) -> Iterator[SealedTables]:
@@ -396,6 +403,4 @@ def _lock(connection: sa.Connection) -> None:
 def _asked_before(identity: str, earlier: ForgetRequest) -> str:
     if earlier.state in FORGOTTEN:
         return f"'{identity}' was forgotten already, by request {earlier.id} with epoch {earlier.epoch}."
-    return (
-        f"'{identity}' has asked already, on {earlier.requested_at:%Y-%m-%d}: request {earlier.id} is {earlier.state}."
-    )
+    return f"'{identity}' has asked already, on {earlier.received}: request {earlier.id} is {earlier.state}."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dlfd_fleet.data import Purge, Row, drop_rows, image_digest
 from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.exceptions import DataError
-from dlfd_fleet.ledger.ledger import Leftover
+from dlfd_fleet.ledger.entries import Leftover
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE
 

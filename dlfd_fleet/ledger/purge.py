@@ -21,7 +21,7 @@ from dlfd_fleet.data import (
     plan_purge,
     returned_images,
 )
-from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
+from dlfd_fleet.ledger.entries import ForgetRequest, Leftover
 from dlfd_fleet.ledger.loaded_purge import purge_loaded, requests_in_storage
 from dlfd_fleet.ledger.site import LOG_FILE, Site
 from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, RequestState

@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from dlfd_fleet.exceptions import LedgerError
-from dlfd_fleet.ledger.states import RequestState
+from dlfd_fleet.ledger.states import DROPPED
 
-VERSION = 6
+VERSION = 7
 _SEAL_LABEL = b"\xffseal of the ledger"  # no UTF-8 text has this byte, so no person's keyed digest is the seals' key
 _NO_ROWS = bytes(32)
 
@@ -37,18 +37,22 @@ REQUEST = sa.Table(
     sa.Column("identity", sa.String),  # deleted once the person is purged
     sa.Column("state", sa.String, nullable=False),
     sa.Column("requested_at", sa.String, nullable=False),
+    sa.Column("received", sa.String, nullable=False),
     sa.Column("deadline", sa.String, nullable=False),
+    sa.Column("first_deadline", sa.String, nullable=False),
+    sa.Column("verified_by", sa.String, nullable=False),  # this and the note: overwritten once the person is purged
+    sa.Column("note", sa.String, nullable=False),
     sa.Column("job", sa.String),
     sa.Column("epoch", sa.Integer),
     sa.Column("seal", sa.String, nullable=False),
 )
-NOT_WITHDRAWN = REQUEST.c.state != RequestState.WITHDRAWN.value
-sa.Index(  # who has withdrawn may ask again
+STANDING = sa.and_(*(REQUEST.c.state != state.value for state in DROPPED))
+sa.Index(  # who has withdrawn, or was refused, may ask again
     "one_request_a_person",
     REQUEST.c.person_digest,
     unique=True,
-    sqlite_where=NOT_WITHDRAWN,
-    postgresql_where=NOT_WITHDRAWN,
+    sqlite_where=STANDING,
+    postgresql_where=STANDING,
 )
 sa.Index("request_by_state", REQUEST.c.state, REQUEST.c.person_digest)
 HISTORY = sa.Table(
@@ -57,8 +61,14 @@ HISTORY = sa.Table(
     sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("request", sa.String, sa.ForeignKey("request.id"), nullable=False, index=True),
     sa.Column("at", sa.String, nullable=False),
+    sa.Column("action", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False),
     sa.Column("reason", sa.String, nullable=False),
+    sa.Column("done_by", sa.String, nullable=False),
+    sa.Column("ground", sa.String),
+    sa.Column("due", sa.String),
+    sa.Column("noticed", sa.String),
+    sa.Column("remark", sa.String, nullable=False),  # what people wrote: overwritten once the person is purged
     sa.Column("job", sa.String),
     sa.Column("epoch", sa.Integer),
     sa.Column("seal", sa.String, nullable=False),

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
@@ -24,9 +22,10 @@ from dlfd_fleet.data.decoded import DecodedRows
 from dlfd_fleet.data.loaded import LoadedRows
 from dlfd_fleet.data.manifest import site_name
 from dlfd_fleet.exceptions import ConfigurationError, LedgerError
-from dlfd_fleet.ledger.ledger import ForgetRequest, Ledger
+from dlfd_fleet.ledger.entries import ForgetRequest
+from dlfd_fleet.ledger.ledger import Ledger
 from dlfd_fleet.ledger.references import ReferenceFiles
-from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE, UNDER_WAY, RequestState
+from dlfd_fleet.ledger.states import DROPPED, FORGOTTEN, TO_PURGE
 from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.passwords import WHY_REFUSED, holds_password
 
@@ -35,7 +34,8 @@ HELD_MODEL_FILE = "held-model.safetensors"
 LOG_FILE = "site.log"
 _STORAGE_LOCK = "storage.lock"
 _SHORTEST_SECRET = 16  # bytes
-_JOINED = "asked at another site"
+SHORTEST_ID = 8
+"""Digits by which people may call a request."""
 MOST_MARKS = 16
 """Of the jobs that one person's request was in, told in another job."""
 
@@ -216,18 +216,32 @@ class Site:
         """Return where a person comes when a job's reference models share out the people: nobody else can tell it."""
         return hmac.digest(self._key, f"\0half\0{job}\0{pair}\0{canonical(identity)}".encode(), "sha256")
 
-    def find_request(self, request: str) -> ForgetRequest:
-        """Return a request by its own id, or by the one that it had in a job.
+    def find_request(self, named: str) -> ForgetRequest:
+        """Return a request by its id, the beginning of that, the id that it had in a job, or the person's name.
+
+        Of a person's requests it is the one that stands, or the last one.
 
         Raises
         ------
         LedgerError
-            If there is none.
+            If there is none, or more than one.
         """
         for event in self.ledger.history():
-            if event.job and self.job_request_id(event.request, event.job) == request:
+            if event.job and self.job_request_id(event.request, event.job) == named:
                 return self.ledger.get(event.request)
-        return self.ledger.get(request)
+        of_person = self.ledger.requests_of(self.person_digest(named))
+        standing = [request for request in of_person if request.state not in DROPPED]
+        found = {request.id: request for request in (standing or of_person)[-1:]}
+        if len(named) >= SHORTEST_ID:
+            found |= {request.id: request for request in self.ledger.requests() if request.id.startswith(named)}
+        if not found:
+            raise LedgerError(
+                f"There is no request {named} in {self.ledger.name}, and nobody of that name has asked; "
+                "see: dlfd-fleet forget list."
+            )
+        if len(found) > 1:
+            raise LedgerError(f"'{named}' may be any of the requests {', '.join(sorted(found))}; write one of these.")
+        return next(iter(found.values()))
 
     def job_marks(self, identity: str, job: str, taken_by: Sequence[str]) -> tuple[str, ...]:
         """Return marks of the jobs that a person's request was in, for another job: sites compare them.
@@ -316,92 +330,6 @@ def create_site(folder: Path, card: SiteCard, fleet_secret: bytes | None = None)
 def _write_secret(file: Path, secret: bytes) -> None:
     file.touch(mode=0o600)
     file.write_text(secret.hex(), encoding="ascii")
-
-
-def request_forgetting(site: Site, identity: str, *, deadline_days: int) -> ForgetRequest:
-    """Accept a person's request to be forgotten, from anybody of whom the site has an image.
-
-    People who were never trained on may ask too: their images leave every audit at once, and are purged with the next
-    release. Nor does it matter whose images are the last ones of the site, or of a class there.
-
-    Raises
-    ------
-    LedgerError
-        If the person is unknown, or has asked before.
-    """
-    manifest, wanted = site.manifest(), canonical(identity)
-    spelled = next((name for name in manifest.identities if canonical(name) == wanted), None)
-    if spelled is None and site.person_digest(identity) not in site.ledger.person_digests():
-        near = get_close_matches(identity, manifest.identities, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
-        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
-    deadline = datetime.now(UTC) + timedelta(days=deadline_days)
-    joined = _joined_request(site, identity)
-    if joined is not None:
-        deadline = min(deadline, joined.deadline)
-        site.ledger.move(joined.id, RequestState.WITHDRAWN, "asked at this site, too")
-    return site.ledger.request(spelled or identity, site.person_digest(identity), deadline)
-
-
-def _joined_request(site: Site, identity: str) -> ForgetRequest | None:
-    """Return the request that this site has joined in for a person, if one waits here.
-
-    Raises
-    ------
-    LedgerError
-        If a job works on it: it cannot become the site's own then.
-    """
-    digest = site.person_digest(identity)
-    for request in site.ledger.requests(RequestState.ACCEPTED, *UNDER_WAY):
-        if request.identity is None or site.person_digest(request.identity) != digest or not has_joined(site, request):
-            continue
-        if request.state in UNDER_WAY:
-            raise LedgerError(
-                f"'{identity}' has asked at another site already, and the job {request.job} works on it here, too; ask "
-                "again if that job ends without a release."
-            )
-        return request
-    return None
-
-
-def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
-    """Accept, for this site too, the requests of people who asked at another site of the fleet, in whatever split.
-
-    A site cannot refuse them, not even for its last images: the person has asked.
-
-    Parameters
-    ----------
-    asked
-        The people's pseudonyms in this job, and their deadlines.
-    """
-    people = set(site.manifest().identities)
-    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(people - site.gone(people))}
-    return [
-        site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], _JOINED)
-        for identity, pseudonym in here.items()
-        if pseudonym is not None and pseudonym in asked
-    ]
-
-
-def has_joined(site: Site, request: ForgetRequest) -> bool:
-    """Tell whether a person has asked at another site of the fleet, and not at this one."""
-    return site.ledger.history(request.id)[0].reason == _JOINED
-
-
-def withdraw(site: Site, request: str) -> ForgetRequest:
-    """Take a request back, as long as no job works on it.
-
-    Raises
-    ------
-    LedgerError
-        If there is no such request, or it is under way, done or withdrawn already.
-    """
-    found = site.ledger.get(request)
-    if found.state is not RequestState.ACCEPTED:
-        under_way = f"the job {found.job} works on it" if found.state in UNDER_WAY else f"it is {found.state}"
-        raise LedgerError(f"Request {request} cannot be withdrawn: {under_way}.")
-    site.ledger.move(request, RequestState.WITHDRAWN, "withdrawn by the person")
-    return site.ledger.get(request)
 
 
 def site_folders(state_folder: Path) -> list[Path]:

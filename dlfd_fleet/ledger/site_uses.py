@@ -10,7 +10,7 @@ from dlfd_fleet.data import ImageUse, LeftOut, Manifest, Row, Use, canonical, im
 from dlfd_fleet.data.identity import told_apart
 from dlfd_fleet.data.manifest import SPLITS
 from dlfd_fleet.data.uses import leak_sentence, with_whole_splits
-from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 
 FEWEST_TO_TRAIN = 2

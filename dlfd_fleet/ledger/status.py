@@ -1,20 +1,22 @@
-"""What a site holds and how its requests stand, for the people who run it."""
+"""What a site holds and how its requests stand, for the people who run it and who answer for its requests."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from dlfd_fleet.data import Manifest, Use, canonical, image_digests, names_of, unknown_label
-from dlfd_fleet.ledger.ledger import ForgetRequest, Leftover
+from dlfd_fleet.ledger.dates import site_day
+from dlfd_fleet.ledger.entries import ForgetRequest, Leftover
 from dlfd_fleet.ledger.references import UnseenAccuracy
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import remarks, site_uses
-from dlfd_fleet.ledger.states import CLOSED
+from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, Action, RequestState
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class SiteStatus:
     requests
         Counts by state.
     open_requests, overdue
-        Requests that are neither complete nor withdrawn, and those of them whose deadline has passed.
+        Requests that are neither complete nor withdrawn nor refused, and those of them whose deadline has passed.
     left_out
         Images in the manifest that are used for nothing but forgetting: of people who asked to be forgotten, copies of
         those, images that were purged and came back, and unseen ones that are no longer unseen.
@@ -84,7 +86,7 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
         people=Counter(rows[0].split for rows in manifest.by_person().values()),
         images=Counter(row.split for row in manifest.rows),
         requests=Counter(request.state.value for request in requests),
-        open_requests=tuple(request for request in requests if request.state not in CLOSED),
+        open_requests=tuple(request for request in requests if request.is_open),
         overdue=tuple(request for request in requests if request.overdue(now)),
         left_out=sum(use.use in (Use.FORGET, Use.NOTHING) for use in uses),
         purged=site.ledger.count_purged(),
@@ -122,3 +124,72 @@ def _undeletable(manifest: Manifest) -> tuple[str, ...]:
         f"Images in {closed[0]}{more} cannot be deleted by the user of this command: who asks to be forgotten stays in "
         "PURGING until somebody deletes the files. Let the user of the SuperNode write there.",
     )
+
+
+def find_requests(
+    site: Site,
+    now: datetime,
+    *,
+    states: Collection[RequestState] = (),
+    due_within: int | None = None,
+    search: str = "",
+) -> list[ForgetRequest]:
+    """Return a site's requests in the order in which somebody must see to them: open ones first, by their deadlines.
+
+    Parameters
+    ----------
+    states
+        Requests in these states alone.
+    due_within
+        Open requests alone that are overdue, or due in so many days.
+    search
+        Requests alone with this text in the name, the note, the way of verification or the id, in any spelling.
+    """
+    words, today = canonical(search), site_day(now)
+
+    def is_asked_for(request: ForgetRequest) -> bool:
+        texts = (request.identity or "", request.note, request.verified_by, request.id)
+        return (
+            (not states or request.state in states)
+            and (due_within is None or (request.is_open and (request.due - today).days <= due_within))
+            and any(words in canonical(text) for text in texts)
+        )
+
+    found = [request for request in site.ledger.requests() if is_asked_for(request)]
+    return sorted(found, key=lambda request: (not request.is_open, request.due, request.received, request.id))
+
+
+def request_record(request: ForgetRequest, now: datetime) -> dict[str, Any]:
+    """Return a request as values of JSON."""
+    return {
+        "id": request.id,
+        "person": request.identity,
+        "state": request.state.value,
+        "received": request.received.isoformat(),
+        "due": request.due.isoformat(),
+        "first_due": request.first_deadline.date().isoformat(),
+        "days_left": (request.due - site_day(now)).days if request.is_open else None,
+        "overdue": request.overdue(now),
+        "verified_by": request.verified_by,
+        "note": request.note,
+        "job": request.job,
+        "epoch": request.epoch,
+    }
+
+
+def what_keeps_open(site: Site, request: ForgetRequest) -> str:
+    """Say what a request waits for, in sentences; nothing of one that is closed."""
+    if request.state is RequestState.ACCEPTED:
+        last = [event for event in site.ledger.history(request.id) if event.action is Action.RETURNED][-1:]
+        why = f" The job {last[0].job} gave it back: {last[0].reason}." if last and last[0].job else ""
+        return f"It waits for the next erasure job of the fleet.{why}"
+    if request.state in UNDER_WAY:
+        return f"The job {request.job} works on it."
+    if request.state in TO_PURGE:
+        left = Counter(each.reason for each in site.ledger.leftovers(request.id) if each.listed)
+        files = "; ".join(f"{count} files: {reason}" for reason, count in sorted(left.items()))
+        said = f" Not deleted yet: {files}." if files else ""
+        return f"Its images are not deleted yet; to delete them: dlfd-fleet site purge {site.folder}.{said}"
+    if request.is_open:
+        return "Its images are deleted. Devices may still hold an older model; the next job tells whether any does."
+    return ""

@@ -1,4 +1,6 @@
-"""Withdrawals of people who had asked at one site, and in whose requests other sites have joined.
+"""Withdrawals and refusals of requests at one site, in which other sites have joined.
+
+A refusal is told to the others as a withdrawal is: they joined in for that request alone.
 
 A site joins in in a job, so jobs say which came first, and no clock has a part in it. Both sites mark the jobs that had
 taken up their request, under the fleet's secret: a mark that both have is of a job in which both asked, so who has
@@ -9,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from dlfd_fleet.ledger.ledger import ForgetRequest
-from dlfd_fleet.ledger.site import Site, has_joined
-from dlfd_fleet.ledger.states import RequestState
+from dlfd_fleet.ledger.entries import ForgetRequest
+from dlfd_fleet.ledger.requests import has_joined
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import DROPPED, RequestState
 
 
 def _jobs_of_requests(site: Site) -> dict[str, list[str]]:
@@ -24,12 +27,12 @@ def _jobs_of_requests(site: Site) -> dict[str, list[str]]:
 
 
 def withdrawn_people(site: Site, job: str) -> dict[str, tuple[str, ...]]:
-    """Return who has withdrawn at this site and not asked again, of those whom the fleet was told of.
+    """Return who has withdrawn or was refused here and has not asked again, of those whom the fleet was told of.
 
     By pseudonym in a job, with marks of the jobs that had taken up their requests.
     """
     asked, jobs, taken_by = site.ledger.person_digests(), _jobs_of_requests(site), dict[str, list[str]]()
-    for request in site.ledger.requests(RequestState.WITHDRAWN):
+    for request in site.ledger.requests(*DROPPED):
         if request.identity is not None and request.id in jobs and site.person_digest(request.identity) not in asked:
             taken_by.setdefault(request.identity, []).extend(jobs[request.id])
     named = {identity: site.fleet_pseudonym(identity, job) for identity in taken_by}
@@ -48,7 +51,7 @@ def joined_people(site: Site, job: str, requests: Iterable[ForgetRequest]) -> di
 
 
 def withdraw_joined(site: Site, job: str, withdrawn: Mapping[str, Collection[str]]) -> None:
-    """Take back the requests that this site has joined in, of people who have withdrawn where they had asked.
+    """Take back what this site has joined in, of people who have withdrawn, or were refused, where they had asked.
 
     Parameters
     ----------

@@ -1,40 +1,38 @@
-"""The certificate: a report's claims as an in-toto statement in a DSSE envelope, signed by the coordinator.
-
-What is verified is bytes: a certificate that differs in one of them from how it was written is refused, and so is one
-whose signer is not the one that the verifier names.
-"""
+"""The certificate: a report's claims as an in-toto statement in a DSSE envelope, signed by the coordinator."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, Field
 from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from dlfd_fleet.audit import Verdict
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report.contents import ErasureReport
+from dlfd_fleet.report.envelope import (
+    PAYLOAD_TYPE,
+    Claims,
+    Digests,
+    InTotoStatement,
+    Sha256,
+    Subject,
+    read_signed,
+    sign,
+    verify_signature,
+)
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
+__all__ = ["PAYLOAD_TYPE", "Statement", "issue", "read", "verify"]
+
 _LARGEST = 4 * 2**20
 
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
-
-class _Claims(BaseModel):
-    """Self-contained, so that a later release that scores differently still reads the certificates of this one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class VerdictClaim(_Claims):
+class VerdictClaim(Claims):
     """An outcome, and what the audit was able to see."""
 
     outcome: Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -43,7 +41,7 @@ class VerdictClaim(_Claims):
     power: float
 
 
-class RequestClaim(_Claims):
+class RequestClaim(Claims):
     """A request under its random id."""
 
     request: str
@@ -52,7 +50,7 @@ class RequestClaim(_Claims):
     served: bool
 
 
-class FileClaim(_Claims):
+class FileClaim(Claims):
     """One released file, attacked by itself."""
 
     sha256: Sha256
@@ -60,7 +58,7 @@ class FileClaim(_Claims):
     scores: dict[str, float]
 
 
-class Predicate(_Claims):
+class Predicate(Claims):
     """What is claimed of the subjects; scores have bounds as ``NAME_low`` and ``NAME_high`` (95%, over people)."""
 
     job: str
@@ -80,24 +78,9 @@ class Predicate(_Claims):
     issued_at: AwareDatetime
 
 
-class Digests(_Claims):
-    """How a subject is known."""
+class Statement(InTotoStatement):
+    """What a certificate says of the released files."""
 
-    sha256: Sha256
-
-
-class Subject(_Claims):
-    """A released file."""
-
-    name: str
-    digest: Digests
-
-
-class Statement(_Claims):
-    """An in-toto Statement v1."""
-
-    type: Literal["https://in-toto.io/Statement/v1"] = Field("https://in-toto.io/Statement/v1", alias="_type")
-    subject: Annotated[tuple[Subject, ...], Field(min_length=1)]
     predicate_type: Literal["urn:dlfd-fleet:erasure-certificate:1"] = Field(
         "urn:dlfd-fleet:erasure-certificate:1", alias="predicateType"
     )
@@ -114,10 +97,7 @@ def issue(report: ErasureReport, signer: CryptoSigner) -> bytes:
     """
     if not report.released or report.verdict is None:
         raise EvidenceError(f"{report.job} released no model, so there is nothing to certify.")
-    statement = Statement(subject=_subjects(report), predicate=_predicate(report))
-    envelope = Envelope(statement.model_dump_json(by_alias=True).encode(), PAYLOAD_TYPE, {})
-    envelope.sign(signer)
-    return _written(envelope)
+    return sign(Statement(subject=_subjects(report), predicate=_predicate(report)), signer)
 
 
 def read(file: Path) -> Statement:
@@ -151,12 +131,7 @@ def verify(
         If anything does not hold.
     """
     envelope, statement = _open(file)
-    try:
-        envelope.verify([key], 1)
-    except VerificationError as error:
-        raise EvidenceError(
-            f"{file} does not bear a valid signature of the named key: it was changed, or somebody else signed it."
-        ) from error
+    verify_signature(envelope, key, file)
     subjects = {subject.digest.sha256: subject.name for subject in statement.subject}
     found = []
     for model in models:
@@ -174,25 +149,9 @@ def _open(file: Path) -> tuple[Envelope, Statement]:
         content = file.read_bytes()
     except OSError as error:
         raise EvidenceError(f"The certificate {file} cannot be read: {error.strerror}.") from error
-    try:
-        if len(content) > _LARGEST:
-            raise ValueError("too large")
-        envelope = Envelope.from_dict(json.loads(content))
-        statement = Statement.model_validate_json(envelope.payload)
-        whole = _written(envelope) == content and envelope.payload_type == PAYLOAD_TYPE
-    except ValidationError as error:
-        key = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its JSON"
-        raise EvidenceError(f"{file} is no certificate that this release can read: '{key}' is wrong.") from error
-    # The library answers to malformed JSON with whatever its types make of it.
-    except Exception as error:
-        raise EvidenceError(f"{file} is no certificate, or is damaged.") from error
-    if not whole:
-        raise EvidenceError(f"{file} is not as it was written: some of its bytes were changed.")
-    return envelope, statement
-
-
-def _written(envelope: Envelope) -> bytes:
-    return (json.dumps(envelope.to_dict(), indent=2) + "\n").encode()
+    if len(content) > _LARGEST:
+        raise EvidenceError(f"{file} is no certificate: it has {len(content)} bytes.")
+    return read_signed(content, Statement, file, "certificate")
 
 
 def _digest(file: Path) -> str:

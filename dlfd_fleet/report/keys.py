@@ -1,4 +1,4 @@
-"""The coordinator's signing key: ed25519, PEM, in a file that nobody else may read."""
+"""Signing keys, of a coordinator or a site: ed25519, PEM, in a file that nobody else may read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OWNER_ONLY = 0o600
 
 
 def load_signer(file: Path) -> CryptoSigner:
-    """Return the key that signs certificates, made with its public half beside it when it is first needed.
+    """Return the key that signs certificates or records, made with its public half beside it when it is first needed.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def load_signer(file: Path) -> CryptoSigner:
     if not isinstance(private, Ed25519PrivateKey):
         raise EvidenceError(f"{file} is no ed25519 key; make one with `openssl genpkey -algorithm ed25519`.")
     if mode & 0o077:
-        raise EvidenceError(f"Others may read {file} (mode {mode:o}), which signs certificates; run `chmod 600` on it.")
+        raise EvidenceError(f"Others may read {file} (mode {mode:o}), which signs; run `chmod 600` on it.")
     return CryptoSigner(private)
 
 
@@ -48,7 +48,7 @@ def public_key_file(file: Path) -> Path:
 
 
 def load_public_key(file: Path) -> SSlibKey:
-    """Return the public key of somebody whose certificates are trusted.
+    """Return the public key of somebody whose certificates or records are trusted.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def load_public_key(file: Path) -> SSlibKey:
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise EvidenceError(f"{file} cannot be read as a public key in PEM ({type(error).__name__}).") from error
     if not isinstance(public, Ed25519PublicKey):
-        raise EvidenceError(f"{file} is no ed25519 public key, which certificates are signed with.")
+        raise EvidenceError(f"{file} is no ed25519 public key, which certificates and records are signed with.")
     return SSlibKey.from_crypto(public)
 
 

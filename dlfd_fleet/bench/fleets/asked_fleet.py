@@ -22,7 +22,8 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.costs import phase_of
 from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.rounds.requests import ask_pending
-from dlfd_fleet.ledger.site import Site, request_forgetting, site_folders
+from dlfd_fleet.ledger.requests import request_forgetting
+from dlfd_fleet.ledger.site import Site, site_folders
 from dlfd_fleet.models import FeatureClassifier, build, load_arrays
 from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.settings import Settings

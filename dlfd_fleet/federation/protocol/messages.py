@@ -89,7 +89,7 @@ class PendingQuery(FleetMessage):
 
 
 class RequestDates(FleetMessage):
-    """The days, in UTC, when a request was made and by when it is due."""
+    """The site's days on which a request was received, and by which it is due: no time of day, which would name it."""
 
     asked_at: Day
     deadline: Day

@@ -144,24 +144,26 @@ def _people(replies: Iterable[PendingReply]) -> tuple[dict[str, date], dict[str,
     What a site has joined in falls if it was in a job together with a request that is withdrawn now, or with one that
     falls for that: it may have joined in through another site that had.
     """
-    asked, own = dict[str, date](), set[str]()
+    asked, own = dict[str, date](), dict[str, date]()
     withdrawn, joined = dict[str, set[str]](), dict[str, list[frozenset[str]]]()
     for reply in replies:
         for person, deadline in reply.people.items():
             asked[person] = min(deadline, asked.get(person, deadline))
+            if person not in reply.joined:
+                own[person] = min(deadline, own.get(person, deadline))
         for person, marks in reply.withdrawn.items():
             withdrawn.setdefault(person, set()).update(marks)
         for person, marks in reply.joined.items():
             joined.setdefault(person, []).append(frozenset(marks))
-        own |= reply.people.keys() - reply.joined.keys()
     gone = dict[str, tuple[str, ...]]()
-    for person in sorted(withdrawn.keys() & asked.keys() - own):
+    for person in sorted(withdrawn.keys() & asked.keys() - own.keys()):
         reached, standing = withdrawn[person], joined.get(person, [])
         while falling := [each for each in standing if reached & each]:
             reached = reached.union(*falling)
             standing = [each for each in standing if each not in falling]
         if not standing:
             gone[person] = tuple(sorted(reached))
+    asked |= own  # who joined in may not know yet that the deadline was extended
     return {person: asked[person] for person in sorted(asked.keys() - gone.keys())}, gone
 
 

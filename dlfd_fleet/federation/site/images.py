@@ -12,7 +12,7 @@ from dlfd_fleet.data.dataset import IdentityDataset, stored_dataset
 from dlfd_fleet.data.decoded import DecodedRows
 from dlfd_fleet.data.uses import of_who_asked
 from dlfd_fleet.federation.site.job_requests import people_of
-from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import note_trained, site_uses
 from dlfd_fleet.model_input import ModelInput

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dlfd_fleet.exceptions import JobError
-from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
-from dlfd_fleet.ledger.states import UNDER_WAY, RequestState
+from dlfd_fleet.ledger.states import DROPPED, UNDER_WAY
 
 
 def requests_of_job(site: Site, job: str) -> list[ForgetRequest]:
@@ -30,7 +30,7 @@ def refuse_job_that_lost_its_requests(site: Site, job: str) -> None:
     """
     taken = {event.request for event in site.ledger.history() if event.job == job}
     lost = [request for request in site.ledger.requests() if request.id in taken and request.job != job]
-    if any(request.state is not RequestState.WITHDRAWN for request in lost):
+    if any(request.state not in DROPPED for request in lost):
         other = next((f"the job {request.job}" for request in lost if request.job), "another job")
         raise JobError(
             f"The requests that {job} had taken up here are not its own any more: {other} took them up since, from "

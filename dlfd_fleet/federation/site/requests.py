@@ -17,9 +17,10 @@ from dlfd_fleet.federation.site.held_model import held_name
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.job_requests import requests_of_job
 from dlfd_fleet.federation.site.references import answered_images
-from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
-from dlfd_fleet.ledger.site import Site, join_requests
+from dlfd_fleet.ledger.requests import extend_joined, join_requests
+from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdrawn_people
 
@@ -48,7 +49,9 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             elif request.job in query.ended:
                 ledger.move(request.id, RequestState.ACCEPTED, f"job {request.job} did not finish")
         withdraw_joined(site, query.job, query.withdrawn)
-        join_requests(site, query.job, {person: _end_of(day) for person, day in query.asked.items()})
+        asked = {person: _end_of(day) for person, day in query.asked.items()}
+        extend_joined(site, query.job, asked)
+        join_requests(site, query.job, asked)
     _complete(site, query.devices)
     for request in ledger.requests(RequestState.ACCEPTED):
         if query.take or site.job_request_id(request.id, query.job) in query.resumed:
@@ -66,12 +69,12 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         site=site.card.id,
         requests=tuple(sorted(ids.values())),
         dates={
-            ids[request]: RequestDates(asked_at=_day(request.requested_at), deadline=_day(request.deadline))
+            ids[request]: RequestDates(asked_at=request.received, deadline=request.due)
             for request in sorted(requests, key=ids.__getitem__)
         },
         waiting=len(ledger.requests(RequestState.ACCEPTED)),
         unsettled=tuple(sorted({request.job for request in others if request.job})),
-        people={name: _day(request.deadline) for name, request in sorted(named.items())},
+        people={name: request.due for name, request in sorted(named.items())},
         joined=dict(sorted(joined_people(site, query.job, asking).items())),
         withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
         forget_images=len(forget),
@@ -118,11 +121,6 @@ def _release(site: Site, request: ForgetRequest, reason: str, epoch: int) -> Non
     if request.state is RequestState.UNLEARNING:
         site.ledger.move(request.id, RequestState.EVALUATING, "nobody trains on the images", job=request.job)
     site.ledger.move(request.id, RequestState.RELEASED, reason, job=request.job, epoch=epoch)
-
-
-def _day(moment: datetime) -> date:
-    """Return the day of a moment in UTC: to the microsecond it would name a request in every job."""
-    return moment.astimezone(UTC).date()
 
 
 def _end_of(day: date) -> datetime:

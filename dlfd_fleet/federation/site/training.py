@@ -26,7 +26,7 @@ from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, si
 from dlfd_fleet.federation.site.references import half_of, references_of
 from dlfd_fleet.federation.site.training_data import TrainingRows
 from dlfd_fleet.federation.task import Task, Train
-from dlfd_fleet.ledger.ledger import ForgetRequest
+from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.ledger.states import RequestState

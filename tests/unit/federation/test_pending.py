@@ -7,7 +7,7 @@ import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -24,9 +24,12 @@ from dlfd_fleet.federation.rounds.requests import (
     forgotten_without_update,
     someone_to_unlearn,
 )
+from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests
 from dlfd_fleet.federation.site.requests import answer_pending, settle
 from dlfd_fleet.ledger import RequestState, init_site, request_forgetting
-from dlfd_fleet.ledger.site import HELD_MODEL_FILE, withdraw
+from dlfd_fleet.ledger.requests import extend, refuse, withdraw
+from dlfd_fleet.ledger.site import HELD_MODEL_FILE
+from dlfd_fleet.ledger.states import Ground
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard
 
@@ -187,6 +190,36 @@ def test_who_withdraws_is_let_go_by_the_sites_that_had_joined_in(sites):
     assert asked(fleet, "job-3") == [1, 1, 0]
 
 
+def test_who_is_refused_is_let_go_by_the_sites_that_had_joined_in_and_not_joined_again(sites):
+    fleet = FleetOfSites(sites)
+    request = request_forgetting(sites[0], PERSON, deadline_days=30)
+    assert asked(fleet, "job-1") == [1, 1, 0]
+    give_back(sites, "job-1")
+    refuse(sites[0], request.id, Ground.LEGAL_CLAIMS, reason="a court case")
+    assert asked(fleet, "job-2") == [0, 0, 0]
+    assert PERSON not in sites[0].gone([PERSON]) | sites[1].gone([PERSON])
+    assert sites[0].find_request(PERSON).state is RequestState.REFUSED
+    refuse_job_that_lost_its_requests(sites[0], "job-1")  # no other job has it: it is over
+
+
+def test_an_extension_is_told_by_its_day_and_taken_over_by_the_sites_that_had_joined_in(sites):
+    """Whoever has asked at a desk knows the deadline, and not who joined in."""
+    fleet, today = FleetOfSites(sites), datetime.now(UTC).date()
+    request = request_forgetting(sites[0], PERSON, deadline_days=20, received=today - timedelta(days=5))
+    assert asked(fleet, "job-1") == [1, 1, 0]
+    give_back(sites, "job-1")
+    extended = extend(sites[0], request.id, months=2, reason="many requests", noticed=today)
+    assert asked(fleet, "job-2") == [1, 1, 0]
+    for site in sites[:2]:
+        assert site.find_request(PERSON).due == extended.due > request.due
+        reply = answer_pending(site, PendingQuery(job="job-2"))
+        (dates,), (told,) = reply.dates.values(), reply.people.values()
+        assert dates.deadline == told == extended.due
+    (own,) = answer_pending(sites[0], PendingQuery(job="job-2")).dates.values()
+    assert own.asked_at == today - timedelta(days=5)
+    assert sites[1].ledger.history(sites[1].find_request(PERSON).id)[-1].reason == "extended at another site"
+
+
 def test_who_has_asked_at_two_sites_and_withdraws_at_one_is_forgotten_at_both(sites):
     fleet = FleetOfSites(sites)
     request = request_forgetting(sites[0], PERSON, deadline_days=30)
@@ -295,7 +328,7 @@ def clock(monkeypatch):
         def now(cls, tz=None):
             return datetime.now(tz) + cls.offset
 
-    for module in ("ledger", "site"):
+    for module in ("ledger", "requests"):
         monkeypatch.setattr(f"dlfd_fleet.ledger.{module}.datetime", Clock)
     return Clock
 

@@ -94,7 +94,7 @@ def test_a_row_that_is_gone_is_seen(file, table, which):
         # A withdrawal of nobody's
         "UPDATE request SET state = 'WITHDRAWN' WHERE identity = 'anna';"
         "INSERT INTO history SELECT max(sequence) + 1, (SELECT id FROM request WHERE identity = 'anna'), at,"
-        " 'WITHDRAWN', 'withdrawn by the person', NULL, NULL, seal FROM history",
+        " 'withdrawn', 'WITHDRAWN', 'withdrawn by the person', '', NULL, NULL, NULL, '', NULL, NULL, seal FROM history",
         # Deadlines that are later
         "UPDATE request SET deadline = '2099-01-01T00:00:00+00:00'",
         # Two people's requests
@@ -104,7 +104,7 @@ def test_a_row_that_is_gone_is_seen(file, table, which):
         "DELETE FROM leftover",
         "DELETE FROM trained WHERE person_digest = 'digest of emil'",
         "UPDATE ledger SET epoch = 0",
-        "INSERT INTO ledger SELECT 7, epoch, last, rows, nonce, members, seal FROM ledger",
+        "INSERT INTO ledger SELECT 8, epoch, last, rows, nonce, members, seal FROM ledger",
         "UPDATE ledger SET rows = rows - 1; DELETE FROM leftover",
         # A tombstone moved to another request with its seal, and a copy of a row
         "UPDATE tombstone SET request = (SELECT id FROM request WHERE identity = 'anna')",

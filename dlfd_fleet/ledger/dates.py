@@ -1,0 +1,126 @@
+"""Days of a request: when it was received, by when it must be served, and how far that may be moved.
+
+A day is the site's own: that of its machine's time zone (``TZ``). A deadline is the end of such a day.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
+
+from dlfd_fleet.exceptions import LedgerError
+
+MOST_MONTHS = 2
+"""Further months that a deadline may be extended by: Article 12(3) of the GDPR."""
+OLDEST_YEARS = 3
+"""A day of receipt before that is a slip of the keyboard."""
+
+
+def site_day(moment: datetime) -> date:
+    """Return the site's day of a moment."""
+    return moment.astimezone().date()
+
+
+def end_of(day: date) -> datetime:
+    """Return the last moment of a day of the site's."""
+    return datetime.combine(day, clock_time.max).astimezone()
+
+
+def add_months(day: date, months: int) -> date:
+    """Return the same day some months later, or the last day of that month if it is shorter.
+
+    Examples
+    --------
+    >>> add_months(date(2027, 12, 31), 2)
+    datetime.date(2028, 2, 29)
+    """
+    years, month = divmod(day.month - 1 + months, 12)
+    year = day.year + years
+    return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
+
+
+def day_of(text: str, what: str) -> date:
+    """Read a day that somebody wrote.
+
+    Parameters
+    ----------
+    what
+        What it is, for errors.
+
+    Raises
+    ------
+    LedgerError
+        If it is none.
+    """
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+            raise ValueError
+        return date.fromisoformat(text)
+    except ValueError:
+        raise LedgerError(f"{what} is '{text}', which is no day; write it as YEAR-MONTH-DAY: 2026-11-20.") from None
+
+
+def first_deadline(received: date, days: int, today: date) -> date:
+    """Return the day by which a request must be served.
+
+    Parameters
+    ----------
+    days
+        Calendar days from the day of receipt, which does not count itself.
+
+    Raises
+    ------
+    LedgerError
+        If the request cannot have been received on that day.
+    """
+    if received > today:
+        raise LedgerError(f"The day of receipt, {received}, is in the future; today is {today}.")
+    if received < add_months(today, -12 * OLDEST_YEARS):
+        raise LedgerError(
+            f"The day of receipt, {received}, is more than {OLDEST_YEARS} years ago; check its year (--received)."
+        )
+    return received + timedelta(days=days)
+
+
+def refuse_extension(due: date, first: date, current: date) -> None:
+    """Refuse a new deadline that is no later one, or later than the law allows.
+
+    Parameters
+    ----------
+    due, first, current
+        The new deadline, the one before any extension, and the one that holds now.
+
+    Raises
+    ------
+    LedgerError
+        If the new one is refused.
+    """
+    latest = add_months(first, MOST_MONTHS)
+    if due <= current:
+        raise LedgerError(f"The request is due on {current} already; an extension must end after that, not on {due}.")
+    if due > latest:
+        raise LedgerError(
+            f"The request may be extended to {latest} at most, {MOST_MONTHS} months after its first deadline {first}; "
+            f"{due} is later."
+        )
+
+
+def refuse_notice(noticed: date, received: date, current: date, today: date) -> None:
+    """Refuse a day on which a person was told of an extension, if that was not in time.
+
+    Raises
+    ------
+    LedgerError
+        If the day is in the future, before the request, or after the deadline that is extended.
+    """
+    if noticed > today:
+        raise LedgerError(f"The day of the notice, {noticed}, is in the future; tell the person first.")
+    if noticed < received:
+        raise LedgerError(f"The day of the notice, {noticed}, is before the request was received, on {received}.")
+    if noticed > current:
+        raise LedgerError(
+            f"The day of the notice, {noticed}, is after the deadline {current}: a person must be told of an extension "
+            "before that, so this deadline stands."
+        )

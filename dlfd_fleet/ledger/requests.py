@@ -1,0 +1,248 @@
+"""What people decide about requests at a site: taking them in, extending, refusing and withdrawing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
+
+from dlfd_fleet.data import canonical
+from dlfd_fleet.exceptions import LedgerError
+from dlfd_fleet.ledger.dates import (
+    MOST_MONTHS,
+    add_months,
+    end_of,
+    first_deadline,
+    refuse_extension,
+    refuse_notice,
+    site_day,
+)
+from dlfd_fleet.ledger.entries import ForgetRequest
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.ledger.states import UNDER_WAY, Ground, RequestState
+
+JOINED = "asked at another site"
+"""Reason of a request that a site has joined in."""
+LONGEST_TEXT, LONGEST_NAME = 2000, 200
+
+
+def request_forgetting(
+    site: Site,
+    identity: str,
+    *,
+    deadline_days: int,
+    received: date | None = None,
+    verified_by: str = "",
+    note: str = "",
+    done_by: str = "",
+) -> ForgetRequest:
+    """Accept a person's request to be forgotten, from anybody of whom the site has an image.
+
+    People who were never trained on may ask too: their images leave every audit at once, and are purged with the next
+    release. Nor does it matter whose images are the last ones of the site, or of a class there.
+
+    Parameters
+    ----------
+    deadline_days
+        Calendar days from the day of receipt to the deadline.
+    received
+        The site's day on which the request came in; today when omitted.
+    verified_by, note
+        How the person's identity was verified, and a note; both are deleted with the name.
+    done_by
+        Who takes the request in.
+
+    Raises
+    ------
+    LedgerError
+        If the person is unknown, or has asked before, or a day or a text cannot be right.
+    """
+    manifest, wanted = site.manifest(), canonical(identity)
+    spelled = next((name for name in manifest.identities if canonical(name) == wanted), None)
+    if spelled is None and site.person_digest(identity) not in site.ledger.person_digests():
+        near = get_close_matches(identity, manifest.identities, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
+        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
+    today = site_day(datetime.now(UTC))
+    received = received or today
+    deadline = end_of(first_deadline(received, deadline_days, today))
+    told = {
+        "verified_by": _text(verified_by, "How the identity was verified (--verified-by)"),
+        "note": _text(note, "The note (--note)"),
+        "done_by": _text(done_by, "Who takes the request in (--by)", LONGEST_NAME),
+    }
+    joined = _joined_request(site, identity)
+    if joined is not None:
+        deadline = min(deadline, joined.deadline)
+        site.ledger.move(joined.id, RequestState.WITHDRAWN, "asked at this site, too", done_by=told["done_by"])
+    return site.ledger.request(spelled or identity, site.person_digest(identity), deadline, received=received, **told)
+
+
+def extend(
+    site: Site,
+    request: str,
+    *,
+    until: date | None = None,
+    months: int | None = None,
+    reason: str,
+    noticed: date,
+    done_by: str = "",
+) -> ForgetRequest:
+    """Extend the deadline of an open request, by up to two months in all (GDPR, Article 12(3)).
+
+    Parameters
+    ----------
+    until, months
+        The new deadline, or how many months it is after the one that holds now.
+    reason
+        Why more time is needed: the person must be told.
+    noticed
+        The day on which the person was told; no later than the deadline that is extended.
+
+    Raises
+    ------
+    LedgerError
+        If it cannot be extended so.
+    """
+    found = _asked_here(site, request, "extended")
+    if (until is None) == (months is None):
+        raise LedgerError("Say how long the request is extended: either --until DAY or --months 1 or 2.")
+    due = until if until is not None else add_months(found.due, months or 0)
+    refuse_extension(due, found.first_deadline.date(), found.due)
+    refuse_notice(noticed, found.received, found.due, site_day(datetime.now(UTC)))
+    site.ledger.extend(
+        found.id,
+        end_of(due),
+        "more time is needed",
+        noticed=noticed,
+        done_by=_text(done_by, "Who extends the request (--by)", LONGEST_NAME),
+        remark=_text(reason, "The reason (--reason)", needed=True),
+    )
+    return site.ledger.get(found.id)
+
+
+def refuse(site: Site, request: str, ground: Ground, *, reason: str, done_by: str = "") -> ForgetRequest:
+    """Refuse a request for good, as long as no job works on it; the person may ask again.
+
+    As after a withdrawal, the site trains on the person as before, and other sites that had joined in take theirs back.
+
+    Raises
+    ------
+    LedgerError
+        If there is no such request, or it is under way, closed, or was made at another site.
+    """
+    found = _asked_here(site, request, "refused")
+    _refuse_begun(found, "refused")
+    site.ledger.move(
+        found.id,
+        RequestState.REFUSED,
+        "refused by this site",
+        ground=ground,
+        done_by=_text(done_by, "Who refuses the request (--by)", LONGEST_NAME),
+        remark=_text(reason, "The reason (--reason)", needed=True),
+    )
+    return site.ledger.get(found.id)
+
+
+def withdraw(site: Site, request: str, *, done_by: str = "") -> ForgetRequest:
+    """Take a request back, as long as no job works on it.
+
+    Raises
+    ------
+    LedgerError
+        If there is no such request, or it is under way, done or withdrawn already.
+    """
+    found = site.ledger.get(request)
+    _refuse_begun(found, "withdrawn")
+    name = _text(done_by, "Who takes the withdrawal in (--by)", LONGEST_NAME)
+    site.ledger.move(request, RequestState.WITHDRAWN, "withdrawn by the person", done_by=name)
+    return site.ledger.get(request)
+
+
+def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
+    """Accept, for this site too, the requests of people who asked at another site of the fleet, in whatever split.
+
+    A site cannot refuse them, not even for its last images: the person has asked.
+
+    Parameters
+    ----------
+    asked
+        The people's pseudonyms in this job, and their deadlines.
+    """
+    people = set(site.manifest().identities)
+    here = {identity: site.fleet_pseudonym(identity, job) for identity in sorted(people - site.gone(people))}
+    return [
+        site.ledger.request(identity, site.person_digest(identity), asked[pseudonym], JOINED)
+        for identity, pseudonym in here.items()
+        if pseudonym is not None and pseudonym in asked
+    ]
+
+
+def extend_joined(site: Site, job: str, asked: Mapping[str, datetime]) -> None:
+    """Take over the later deadlines of requests that this site has joined in, if they were extended where they began.
+
+    Parameters
+    ----------
+    asked
+        The people's pseudonyms in this job, and their deadlines; one that the law does not allow changes nothing.
+    """
+    for request in site.ledger.requests(RequestState.ACCEPTED, *UNDER_WAY):
+        name = site.fleet_pseudonym(request.identity, job) if request.identity is not None else None
+        deadline = None if name is None else asked.get(name)
+        if deadline is None or not has_joined(site, request):
+            continue
+        latest = add_months(request.first_deadline.date(), MOST_MONTHS)
+        if request.due < deadline.date() <= latest:
+            site.ledger.extend(request.id, deadline, "extended at another site")
+
+
+def has_joined(site: Site, request: ForgetRequest) -> bool:
+    """Tell whether a person has asked at another site of the fleet, and not at this one."""
+    return site.ledger.history(request.id)[0].reason == JOINED
+
+
+def _joined_request(site: Site, identity: str) -> ForgetRequest | None:
+    """Return the request that this site has joined in for a person, if one waits here.
+
+    Raises
+    ------
+    LedgerError
+        If a job works on it: it cannot become the site's own then.
+    """
+    digest = site.person_digest(identity)
+    for request in site.ledger.requests(RequestState.ACCEPTED, *UNDER_WAY):
+        if request.identity is None or site.person_digest(request.identity) != digest or not has_joined(site, request):
+            continue
+        if request.state in UNDER_WAY:
+            raise LedgerError(
+                f"'{identity}' has asked at another site already, and the job {request.job} works on it here, too; ask "
+                "again if that job ends without a release."
+            )
+        return request
+    return None
+
+
+def _asked_here(site: Site, request: str, what: str) -> ForgetRequest:
+    found = site.ledger.get(request)
+    if has_joined(site, found):
+        raise LedgerError(f"Request {request} was made at another site; it is {what} there.")
+    return found
+
+
+def _refuse_begun(request: ForgetRequest, what: str) -> None:
+    """Refuse to end a request that a job works on, or that is past that: what a job has begun is ended by that job."""
+    if request.state is not RequestState.ACCEPTED:
+        under_way = f"the job {request.job} works on it" if request.state in UNDER_WAY else f"it is {request.state}"
+        raise LedgerError(f"Request {request.id} cannot be {what}: {under_way}.")
+
+
+def _text(text: str, what: str, most: int = LONGEST_TEXT, *, needed: bool = False) -> str:
+    """Return a text that somebody wrote, if a ledger can keep it."""
+    text = text.strip()
+    if needed and not text:
+        raise LedgerError(f"{what} is empty; write it in a sentence.")
+    if len(text) > most:
+        raise LedgerError(f"{what} has {len(text)} characters; write {most} at most.")
+    if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text):
+        raise LedgerError(f"{what} is no text; write it in UTF-8.")
+    return text
