@@ -402,6 +402,10 @@ class ErasureSettings(Section):
     deadline_days: Annotated[int, Field(ge=1, le=366)] = Field(
         28, description="Calendar days from the day of receipt to the deadline; 28 are never more than a month."
     )
+    way: Literal["unlearn", "retrain", "cheapest"] = Field(
+        "unlearn",
+        description="Unlearn; retrain without the people, which is exact; or what is expected to cost less of the two.",
+    )
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
         "dlfd",
@@ -464,7 +468,9 @@ class FleetSettings(Section):
         3.0, description="Largest number of images of a site, in those that it counted by in its last job."
     )
     update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
-        5.0, description="Largest L2 norm of a site's update, in medians of the other sites' updates."
+        5.0,
+        description="Largest L2 norm of a site's update, in medians of the other sites' updates; a longer one is "
+        "shortened to that if the site has as many times the images, else the site is left out.",
     )
     update_precision: Precision = Field(
         "float32", description="How models travel: float32, exact; differences in float16, half, or int8, a quarter."

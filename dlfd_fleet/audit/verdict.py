@@ -25,6 +25,7 @@ NOBODY_UNSEEN = "no unseen people were audited"
 _NOTHING_TO_COMPARE_WITH = (
     f"{NOBODY_UNSEEN}, nor a retrained model, so nothing says whether the forgotten people are still remembered"
 )
+EXACT = "The procedure is exact: the model was trained without the forgotten people, from weights that never saw them."
 _ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
 
 
@@ -45,10 +46,14 @@ class Verdict(BaseModel):
     reasons: tuple[str, ...]
     margin: float
     power: float
+    exact: bool = False
+    """Whether the model was made by an exact procedure: nothing that it is made of has seen the forgotten people. The
+    outcome is what was measured all the same."""
 
     def sentence(self) -> str:
         """Return the verdict in words that claim no more than was measured."""
-        return f"{self.outcome}: {'; '.join(self.reasons)} (margin {self.margin:.2f}, power {self.power:.2f})."
+        measured = f"{self.outcome}: {'; '.join(self.reasons)} (margin {self.margin:.2f}, power {self.power:.2f})."
+        return f"{measured} {EXACT}" if self.exact else measured
 
 
 def judge(original: Scores, candidate: Scores, settings: AuditSettings, reference: Scores | None = None) -> Verdict:

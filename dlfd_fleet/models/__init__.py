@@ -13,6 +13,7 @@ from dlfd_fleet.models.files import (
     state_arrays,
 )
 from dlfd_fleet.models.freezing import frozen_values
+from dlfd_fleet.models.frozen_outputs import frozen_outputs_kept
 from dlfd_fleet.models.networks import (
     ARCHITECTURES,
     NETWORKS,
@@ -23,7 +24,7 @@ from dlfd_fleet.models.networks import (
     to_best_device,
     with_frozen,
 )
-from dlfd_fleet.models.starting import described, normalised, start
+from dlfd_fleet.models.starting import described, given_weights, normalised, start
 
 __all__ = [
     "ARCHITECTURES",
@@ -41,7 +42,9 @@ __all__ = [
     "card_of",
     "described",
     "digest",
+    "frozen_outputs_kept",
     "frozen_values",
+    "given_weights",
     "load_arrays",
     "load_model",
     "normalised",

@@ -43,16 +43,27 @@ def start(card: ModelCard, weights: str | None) -> FeatureClassifier:
         If the weights cannot be read, or are not those of the network; the first array that does not fit is named.
     """
     model = build(card)
+    model.network.load_state_dict(given_weights(model, card, weights), strict=False)
+    return model
+
+
+def given_weights(model: FeatureClassifier, card: ModelCard, weights: str | None) -> dict[str, Tensor]:
+    """Return the arrays that starting weights give to a network, under its own names; none without such weights.
+
+    Raises
+    ------
+    ModelFileError
+        As of :func:`start`.
+    """
     if weights is None:
-        return model
+        return {}
     name = re.fullmatch(TORCHVISION_WEIGHTS, weights)
     given = _of_torchvision(card, *name.groups()) if name else _of_file(Path(weights))
     if isinstance(model, FaceClassifier):
         given = _in_backbone(given, model)
     if reason := _why_not_of(model, card, given):
         raise ModelFileError(f"The starting weights {weights} (model.weights) do not fit: {reason}.")
-    model.network.load_state_dict(dict(given), strict=False)
-    return model
+    return dict(given)
 
 
 def described(card: ModelCard, weights: str | None) -> str:

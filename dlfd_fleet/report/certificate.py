@@ -39,6 +39,8 @@ class VerdictClaim(Claims):
     reasons: tuple[str, ...]
     margin: float
     power: float
+    exact: bool = False
+    """Whether the procedure is exact; the outcome is what was measured."""
 
 
 class RequestClaim(Claims):
@@ -63,6 +65,10 @@ class Predicate(Claims):
 
     job: str
     model: Literal["unlearned", "retrained"]
+    way: Literal["unlearn", "retrain"] = "unlearn"
+    """Which way the job took at first."""
+    exactness: str = ""
+    """Of a retrained model: whether that is exact, and why, in words."""
     epoch: Annotated[int, Field(ge=1)]
     parent_sha256: Sha256 | None
     """Of the weights that were unlearned from."""
@@ -175,6 +181,8 @@ def _predicate(report: ErasureReport) -> Predicate:
     return Predicate(
         job=report.job,
         model="retrained" if report.retrained else "unlearned",
+        way=report.way,
+        exactness=report.exactness,
         epoch=report.epoch,
         parent_sha256=report.parent,
         verdict=_claim(report.verdict),
@@ -214,6 +222,4 @@ def _predicate(report: ErasureReport) -> Predicate:
 
 def _claim(verdict: Verdict | None) -> VerdictClaim:
     assert verdict is not None  # noqa: S101 - issue() has refused it
-    return VerdictClaim(
-        outcome=verdict.outcome.value, reasons=verdict.reasons, margin=verdict.margin, power=verdict.power
-    )
+    return VerdictClaim(**(verdict.model_dump() | {"outcome": verdict.outcome.value}))

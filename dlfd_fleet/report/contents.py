@@ -144,8 +144,16 @@ class Proceedings(Part):
     """Where it comes from, at the coordinator: distribution and version."""
     method_settings: dict[str, Any] = {}
     """Its own hyper-parameters; the shared ones are in the settings under ``erasure.unlearning``."""
+    way: Literal["unlearn", "retrain"] = "unlearn"
+    """Which way the job took at first."""
+    way_chosen: str = ""
+    """Why that one, in a sentence, where there was a choice."""
     retrained: bool = False
-    """Whether the model was trained anew instead, without the forgotten people."""
+    """Whether the model was trained anew, without the forgotten people: at first, or because unlearning did not do."""
+    exact: bool = False
+    """Whether that is exact, as far as is known: nothing that the model was made of has seen the people who asked."""
+    exactness: str = ""
+    """Why it is, or why not, in words."""
     attempts: int = 0
     readings: tuple[GateReading, ...] = ()
     losses: dict[str, dict[str, tuple[int, ...]]] = {}

@@ -116,16 +116,18 @@ ERASURE = """{% extends "base" %}
 {% else %}<section><h2>What was done</h2>
 {% for sentence in words.weights(report) %}<p>{{ sentence }}</p>{% endfor %}
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
+{% if report.way_chosen %}<p>{{ report.way_chosen }}</p>{% endif %}
 <ul>
+{% if report.way == "retrain" %}<li>The model was trained anew at the sites on everybody else, as it was trained first.</li>{% else %}
 <li>Sites whose people asked ran {{ words.method(report) }} on them{% if report.readings %}; all sites then
 trained on everybody else, to keep the model useful{% elif "repair" in report.phases %}; they and a random sample of the other sites then
 trained on everybody else, for the model had lost some of its use{% endif %}.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
 {% if report.attempts and not report.readings %}<li>Each of these sites measured by itself, with what models that had never seen its people said of them, when to stop.</li>
 {% elif report.readings and report.readings[0].utility is none %}<li>After each round a gate measured accuracy on people whom the model is trained on: there are no others.</li>
-{% else %}<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>{% endif %}
+{% else %}<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>{% endif %}{% endif %}
 
 {% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}
-{% if "retrained" in report.models %}<li>A model was trained anew without the people, to compare{{ ", and was released instead" if report.retrained }}.</li>{% endif %}
+{% if "retrained" in report.models and report.way == "unlearn" %}<li>A model was trained anew without the people, to compare{{ ", and was released instead" if report.retrained }}.</li>{% endif %}
 {% if report.files %}<li>The model was exported, and each exported file was attacked by itself.</li>{% endif %}
 </ul>
 {% if gate_plot %}<figure>{{ gate_plot | safe }}<figcaption>What the gate saw{% if report.readings[0].utility is not none %} on validation people{% endif %}. 0.5 (dotted) is guessing.</figcaption></figure>{% endif %}
@@ -149,6 +151,7 @@ trained on everybody else, for the model had lost some of its use{% endif %}.{% 
 {% if report.verdict %}
 <p>{{ verdict(report.verdict.outcome.value) }} at margin {{ "%.2f" | format(report.verdict.margin) }} of AUC, power {{ "%.2f" | format(report.verdict.power) }}:</p>
 <ul>{% for reason in report.verdict.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
+{% if report.verdict.exact %}<p>The procedure is exact, whatever could be measured. {{ report.exactness }}</p>{% endif %}
 {% else %}<p>The job ended before anything was judged.</p>{% endif %}
 {% if tried %}
 <h3>Attacks that were tried</h3>

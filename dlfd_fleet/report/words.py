@@ -25,6 +25,7 @@ _FILE_STEP, _EVERYWHERE = "audit-file-", "-everywhere"
 _MOST_LAYERS = 12  # that are named one by one
 STEPS: dict[str, str] = {
     "asked": "asking the sites who wants to be forgotten",
+    "way": "comparing what unlearning and training anew would cost",
     "champion": "looking up the model in use",
     "audit-original": "attacking the original model",
     "compare-references": "comparing reference models with the original model",
@@ -108,6 +109,8 @@ def headline(report: ErasureReport) -> str:
 def lead(report: ErasureReport) -> Iterator[str]:
     """Say what happened for somebody who is no engineer, a paragraph each."""
     yield f"{_asked(report)} {_done(report)}"
+    if report.exactness:
+        yield report.exactness
     if measured := _measured(report):
         yield measured
     yield _deadline(report)
@@ -169,7 +172,8 @@ def _measured(report: ErasureReport) -> str:
     if not before or not after or not report.verdict:
         return ""
     verdict = report.verdict
-    said = outcome(verdict.outcome, verdict.margin, verdict.power, retrained=report.retrained)
+    instead = report.retrained and report.way == "unlearn"
+    said = outcome(verdict.outcome, verdict.margin, verdict.power, retrained=instead)
     if not before.scores.mia_auc or not after.scores.mia_auc:
         return f"{_measured_without_unseen(report, before.scores, after.scores)} {said}"
     return (
@@ -197,7 +201,7 @@ def _measured_without_unseen(report: ErasureReport, before: Scores, after: Score
 
 
 def outcome(verdict: str, margin: float, power: float, *, retrained: bool = False) -> str:
-    """Say what a verdict means; of a retrained model only usefulness is judged, for it never saw the people."""
+    """Say what a verdict means; of a model retrained in place of another only usefulness is judged."""
     measure = f"margin {margin:.2f}, power {power:.2f}"
     if retrained and verdict == Outcome.PASS:
         return f"It was trained without them, so only its usefulness was judged, and is within the rules ({measure})."
@@ -303,12 +307,17 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         "a model; no measurement can (arXiv 2110.11891)."
     )
     original, unlearned, verdict = report.models.get("original"), report.models.get("unlearned"), report.verdict
+    made = "retrained" if report.way == "retrain" else "unlearned"
+    if report.way == "retrain":
+        yield from _of_trained_anew(report)
+        unlearned = report.models.get("retrained")
     if unlearned and verdict:
-        yield from _what_was_compared(unlearned.scores, verdict, retrained="retrained" in report.models)
+        compared = report.way == "unlearn" and "retrained" in report.models
+        yield from _what_was_compared(unlearned.scores, verdict, retrained=compared)
     if original and unlearned and original.scores.forget_images != unlearned.scores.forget_images:
         yield (
             f"The original model was attacked on {count(original.scores.forget_images, 'image')} of people who asked, "
-            f"the unlearned one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
+            f"the {made} one on {unlearned.scores.forget_images}, for sites dropped out in between; the two are not "
             "strictly comparable."
         )
     yield from _where_it_was_audited(report)
@@ -318,7 +327,11 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
     )
     if unlearned and not unlearned.scores.unseen_images:
         yield "How useful the model is was measured on people whom it is trained on, which flatters it."
-    if "retrained" in report.models:
+    if report.way == "retrain" and unlearned and unlearned.scores.unseen_images:
+        yield "By chance people never trained on may be easier or harder to recognise than those who asked."
+    elif report.way == "retrain":
+        pass
+    elif "retrained" in report.models:
         yield "The comparison is with one retrained model; another training run would differ by chance."
     elif unlearned and not unlearned.scores.unseen_images:
         yield "No model was trained anew without the people: the setting erasure.compare_retrain makes one to compare."
@@ -327,7 +340,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
             "No model was trained anew without the people, so the comparison is with people never trained on. By "
             "chance they may be easier or harder to recognise than those who asked."
         )
-    if "relearned" not in report.models and report.models:
+    if "relearned" not in report.models and report.models and report.way == "unlearn":
         yield "Whether further training brings anything back was not tried."
     for site, reason in sorted(report.absent.items()):
         has = "has" if site in {*report.acknowledged, *acknowledged_later} else "has not"
@@ -336,6 +349,15 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         yield (
             "Copies of older models that were made outside this system are not reached by it, nor are copies of the "
             "images outside the sites' folders."
+        )
+
+
+def _of_trained_anew(report: ErasureReport) -> Iterator[str]:
+    """Say what the exactness of a model that was trained anew does not cover."""
+    if report.exact:
+        yield (
+            "That the procedure is exact is about what the model was trained on. It does not cover what people chose "
+            "with the data in view, such as settings; nor that each site left out the images, which is its own word."
         )
 
 
@@ -379,13 +401,16 @@ def certified(statement: Statement) -> Iterator[str]:
     claims = statement.predicate
     verdict = claims.verdict
     done = sum(1 for request in claims.requests if request.served)
+    instead = claims.model == "retrained" and claims.way == "unlearn"
     kind = "unlearned" if claims.model == "unlearned" else "trained anew without the people"
     yield (
         f"The holder of the key stated on {day(claims.issued_at)}: in job {claims.job} the model of epoch "
         f"{claims.epoch} was {kind} for {count(done, 'request')} of {len(claims.requests)}, and was judged "
         f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
-        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=claims.model == 'retrained')}"
+        f"{outcome(verdict.outcome, verdict.margin, verdict.power, retrained=instead)}"
     )
+    if claims.exactness:
+        yield claims.exactness
     yield (
         "It proves that this statement was signed with that key and has not been changed since, and which files it is "
         "about."

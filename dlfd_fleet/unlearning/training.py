@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.models import FeatureClassifier, frozen_outputs_kept
 from dlfd_fleet.settings import TrainingSettings, UnlearningSettings
 from dlfd_fleet.unlearning.contract import Augment, LabelledImages, Loss, MakeOptimizer
 
@@ -125,7 +125,8 @@ def fit(
 ) -> float:
     """Train in place; return the mean loss of the last epoch, nats.
 
-    Batch normalisation and dropout are in train mode; the model is left in eval mode.
+    Batch normalisation and dropout are in train mode; the model is left in eval mode. Without ``augment``, what frozen
+    layers make of each image is computed once (:func:`~dlfd_fleet.models.frozen_outputs_kept`).
 
     Parameters
     ----------
@@ -149,21 +150,23 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, epochs) if cosine else None
     mean_loss = 0.0
     model.train()
-    for _ in range(epochs):
-        total = torch.zeros((), device=device_of(model))
-        for rows in train.batches(settings.batch_size, generator):
-            images, labels = train.batch(rows, device_of(model))
-            if augment is not None:
-                images = augment(images, generator)
-            logits = model(images)
-            cost = loss(logits, labels) if loss else classification_loss(logits, labels, class_weights)
-            steps.zero_grad(set_to_none=True)
-            torch.autograd.backward(cost)
-            steps.step()
-            total += cost.detach() * len(rows)
-        mean_loss = float(total) / len(train)
-        if schedule is not None:
-            schedule.step()
+    with frozen_outputs_kept(model, len(train), unchanged=augment is None) as begin:
+        for _ in range(epochs):
+            total = torch.zeros((), device=device_of(model))
+            for rows in train.batches(settings.batch_size, generator):
+                images, labels = train.batch(rows, device_of(model))
+                if augment is not None:
+                    images = augment(images, generator)
+                begin(rows)
+                logits = model(images)
+                cost = loss(logits, labels) if loss else classification_loss(logits, labels, class_weights)
+                steps.zero_grad(set_to_none=True)
+                torch.autograd.backward(cost)
+                steps.step()
+                total += cost.detach() * len(rows)
+            mean_loss = float(total) / len(train)
+            if schedule is not None:
+                schedule.step()
     model.eval()
     return mean_loss
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Unpack
 
+from dlfd_fleet.audit import Scores, Verdict, judge, judge_retrained
 from dlfd_fleet.exceptions import DeliveryError, FleetError, JobError
 from dlfd_fleet.federation.jobs.pictures import fleet_profile, losses_of
 from dlfd_fleet.federation.protocol.bounds import MOST_JOBS
@@ -76,6 +77,18 @@ class Coordinator:
     def note(self, **notes: Unpack[Notes]) -> None:
         """Note something for the job's report; it is written with the next :meth:`advance`."""
         self.record = self.record.noted(**notes)
+
+    def judge_retrained(self, original: Scores, retrained: Scores) -> Verdict:
+        """Judge a model that was trained anew without the people who asked, or a file of it.
+
+        Where the job has taken that way at first, it is judged as any model of an erasure. In place of one that did not
+        do it is judged by its usefulness, if training anew is exact: its attack scores are then those of any model that
+        never saw them.
+        """
+        noted, audit = self.record.proceedings, self.settings.audit
+        instead = noted.way == "unlearn" and noted.exact
+        verdict = judge_retrained(original, retrained, audit) if instead else judge(original, retrained, audit)
+        return verdict.model_copy(update={"exact": noted.exact})
 
     def _note_absent(self, site: str, reason: str) -> None:
         self.record = self.record.changed(absent=self.record.absent | {site: reason})

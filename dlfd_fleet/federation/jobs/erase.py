@@ -8,10 +8,17 @@ from typing import Protocol
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_relearned, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_relearned, judge_without_each
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.ways import Way, choose
+from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
-from dlfd_fleet.federation.release.release_rule import may_release, may_retrain, retrain_instead
+from dlfd_fleet.federation.release.release_rule import (
+    may_release,
+    may_release_retrained,
+    may_retrain,
+    retrain_instead,
+)
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
 from dlfd_fleet.federation.rounds.requests import NOTHING_TO_UNLEARN, someone_to_unlearn
@@ -33,6 +40,9 @@ class Releaser(Protocol):
 
     def prepare(self) -> None:
         """Refuse what would stop a publication, before anything is unlearned."""
+
+    def why_not_exact(self, origin: Origin) -> str:
+        """Say why training anew would not be exact; nothing where nothing known speaks against it."""
 
     def release_or_hold(
         self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = (), *, hold: bool = False
@@ -77,14 +87,10 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
         **method.described(method.unlearner_at_site),
     )
     releaser.prepare()
+    way = _way(job, origin, releaser, tuple(pending.values()))
     original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
     job.note_model("original", original, origin.effort)
 
-    unlearned = erasure.run(original)
-    job.note_model("unlearned", unlearned.model, unlearned.effort)
-    job.note(attempts=unlearned.attempts, readings=unlearned.readings)
-    if unlearned.relearned is not None:
-        job.note_model("relearned", *unlearned.relearned)
     new = card.model_copy(
         update={
             "kind": "unlearned",
@@ -93,24 +99,88 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
             "job": job.record.job,
         }
     )
+    if way.taken == "retrain":
+        retrained = _retrain(job, card, original)
+        _record_gaps(job, card, retrained)
+        new, verdict = _instead(job, new, original, retrained, way)
+        _release(job, releaser, new, retrained.arrays, verdict, asked, asked)
+        return
+    unlearned = erasure.run(original)
+    job.note_model("unlearned", unlearned.model, unlearned.effort)
+    job.note(attempts=unlearned.attempts, readings=unlearned.readings)
+    if unlearned.relearned is not None:
+        job.note_model("relearned", *unlearned.relearned)
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
     if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
-        retrained, reverdict = _retrain(job, card, original)
+        retrained = _retrain(job, card, original)
         _record_gaps(job, card, retrained)
         verdict = _beside_retrained(job, card, verdict, retrained)
         if retrain_instead(verdict, job.settings):
-            retrained_from = {"kind": "retrained", "began_with": described(card, job.settings.model.weights)}
-            new, arrays, verdict = new.model_copy(update=retrained_from), retrained.arrays, reverdict
-            forgotten = asked  # nobody trained on any of them
-            job.note(retrained=True)
+            new, verdict = _instead(job, new, original, retrained, way)
+            arrays, forgotten = retrained.arrays, asked  # nobody trained on any of them
+    _release(job, releaser, new, arrays, verdict, forgotten, asked)
+
+
+def _way(job: Coordinator, origin: Origin, releaser: Releaser, replies: tuple[PendingReply, ...]) -> Way:
+    """Choose between unlearning and training anew, where a retrained model may be released; one step of the job."""
+    if not may_release_retrained(job.settings):
+        return Way(taken="unlearn")
+
+    def chosen() -> Way:
+        doubt = releaser.why_not_exact(origin)
+        return choose(job.settings, origin.card, origin.arrays, replies, job.earlier, doubt)
+
+    way = job.journal.facts("way", Way, chosen)
+    job.note(way=way.taken, way_chosen=way.why)
+    if way.why:
+        job.progress.say(way.why)
+    return way
+
+
+def _instead(
+    job: Coordinator, card: ModelCard, original: AuditedModel, retrained: AuditedModel, way: Way
+) -> tuple[ModelCard, Verdict]:
+    """Return the card of a retrained model that may be released, and its verdict; note whether it is exact, and why."""
+    weights = described(card, job.settings.model.weights)
+    exactness = f"Training anew is not exact: {way.doubt}." if way.doubt else _why_exact(card, weights)
+    job.note(retrained=True, exact=not way.doubt, exactness=exactness)
+    verdict = job.judge_retrained(original.scores, retrained.scores)
+    if way.taken == "retrain" and verdict.outcome is not Outcome.FAIL:
+        own, audit = (original.own_test, retrained.own_test), job.settings.audit
+        verdict = judge_without_each(verdict, original.scores, retrained.scores, *own, audit)
+    # Of what is frozen it is what the first training began with, whatever fresh weights begin with now.
+    began_with = card.began_with if card.frozen else weights
+    return card.model_copy(update={"kind": "retrained", "began_with": began_with}), verdict
+
+
+def _why_exact(card: ModelCard, weights: str) -> str:
+    words = f"The model was trained anew on everybody else, from {weights}"
+    if card.frozen:
+        words += "; its frozen layers are as they began"
+        words += "" if card.began_with == weights else f", with {card.began_with}"
+    if weights == "random weights" and (not card.frozen or card.began_with == weights):
+        return f"{words}. So the procedure is exact: nothing of the people who asked went into it."
+    return f"{words}. The procedure is exact if nobody of this fleet was in what it began with, as its operator says."
+
+
+def _release(
+    job: Coordinator,
+    releaser: Releaser,
+    card: ModelCard,
+    arrays: Arrays,
+    verdict: Verdict,
+    forgotten: tuple[str, ...],
+    asked: tuple[str, ...],
+) -> None:
+    """Release or hold a judged model, unless it has failed, and end the job."""
     job.advance("judged", verdict=verdict)
     if verdict.outcome is not Outcome.FAIL:
-        releaser.release_or_hold(new, arrays, forgotten, hold=not may_release(verdict, job.settings))
-    _finish(job, releaser, new, forgotten, len(asked))
+        releaser.release_or_hold(card, arrays, forgotten, hold=not may_release(verdict, job.settings))
+    _finish(job, releaser, card, forgotten, len(asked))
 
 
-def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple[AuditedModel, Verdict]:
-    """Train anew without the forgotten people: what an erasure is compared with, and the exact fallback."""
+def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> AuditedModel:
+    """Train anew without the people who asked, for ``training.rounds`` rounds: to compare, or to release."""
     torch.manual_seed(job.settings.seed + 1)
     # What is frozen nobody has trained: it stays as it is, also if the starting weights are others by now.
     fresh = state_arrays(start(card, job.settings.model.weights)) | card.frozen_of(original.arrays)
@@ -120,7 +190,7 @@ def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> tuple
     effort = context.effort() - before
     model = job.audits(card).audit(arrays, "Attacking the retrained model", "retrained")
     job.note_model("retrained", model, effort)
-    return model, judge_retrained(original.scores, model.scores, job.settings.audit)
+    return model
 
 
 def _record_gaps(job: Coordinator, card: ModelCard, retrained: AuditedModel) -> None:

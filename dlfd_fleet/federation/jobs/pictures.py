@@ -62,8 +62,10 @@ def outcome_tags(record: JobRecord) -> dict[str, str]:
     """Return the tags by which a job's run is found: how it ended."""
     judged = {VERDICT_TAG: record.verdict.outcome.value} if record.verdict else {}
     epoch = {EPOCH_TAG: str(record.epoch)} if record.released else {}
+    exact = {"dlfd.exact": str(record.proceedings.exact).lower()} if record.proceedings.retrained else {}
     return {
         **judged,
+        **exact,
         **epoch,
         "dlfd.step": record.step,
         "dlfd.released": str(record.released).lower(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, judge, judge_retrained
+from dlfd_fleet.audit import Outcome, Verdict, judge
 from dlfd_fleet.data import drawn_inputs
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
 from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, no_inputs, prepare
@@ -25,6 +25,7 @@ from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import Champion, JobKind
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.champion import agreed_champion
+from dlfd_fleet.federation.release.exactness import why_not_exact
 from dlfd_fleet.federation.release.release_rule import may_release
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 from dlfd_fleet.federation.rounds.job_context import Effort
@@ -105,6 +106,10 @@ class FleetReleaser:
         self.recorder.tags({"dlfd.parent_version": version_of(card, arrays)})
         made = self.store.load(champion.job).models.get(card.kind)
         return Origin(card, arrays, Effort(made.seconds, made.bytes_sent) if made else Effort(0.0, 0))
+
+    def why_not_exact(self, origin: Origin) -> str:
+        """Say why training anew would not be exact; nothing where nothing known speaks against it."""
+        return why_not_exact(self.store, origin.card, origin.arrays, self.job.settings.model.weights)
 
     def _known_champion(self) -> Champion:
         champion = agreed_champion(self.store, self.tracker, self.job.progress.say)
@@ -296,7 +301,7 @@ class FleetReleaser:
             return None
         before = audits.beside(original, audited)
         if card.kind == "retrained":
-            return judge_retrained(before, scores, self.job.settings.audit)
+            return self.job.judge_retrained(before, scores)
         retrained = self.job.models.get("retrained")
         reference = audits.beside(retrained, audited) if retrained else None
         return judge(before, scores, self.job.settings.audit, reference)

@@ -68,7 +68,8 @@ def describe(record: JobRecord) -> str:
         lines.append(_as_written(record.verdict.sentence()))
     elif record.note:
         lines.append(_as_written(f"{record.note[:1].upper()}{record.note[1:]}."))
-    before, after = record.models.get("original"), record.models.get("unlearned")
+    made = "retrained" if record.proceedings.retrained else "unlearned"
+    before, after = record.models.get("original"), record.models.get(made)
     if before is not None and after is not None:
         parts = (f"{SCORE_TITLES[name]} {_score(after, name)} (before {_score(before, name)})" for name in _SHOWN)
         lines.append(f"Measured: {', '.join(parts)}.")

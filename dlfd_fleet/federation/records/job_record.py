@@ -135,7 +135,11 @@ class Notes(TypedDict, total=False):
     began_with: str
     frozen_layers: dict[str, int]
     method: str
+    way: Literal["unlearn", "retrain"]
+    way_chosen: str
     retrained: bool
+    exact: bool
+    exactness: str
     attempts: int
     readings: tuple[GateReading, ...]
     losses: dict[str, dict[str, tuple[int, ...]]]

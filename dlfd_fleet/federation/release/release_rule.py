@@ -8,15 +8,21 @@ from dlfd_fleet.settings import Settings
 
 def may_release(verdict: Verdict, settings: Settings) -> bool:
     """Tell whether a verdict moves the alias."""
+    policy = settings.release.on_inconclusive
     if verdict.outcome is Outcome.INCONCLUSIVE:
-        return settings.release.on_inconclusive == "release"
+        return policy == "release" or (policy == "retrain" and verdict.exact)  # it is what that policy asks for
     return verdict.outcome is Outcome.PASS
 
 
 def may_retrain(settings: Settings) -> bool:
-    """Tell whether an erasure may retrain, to compare or in place of unlearning."""
+    """Tell whether an erasure may retrain, to compare or to release what comes of it."""
+    return settings.erasure.compare_retrain or may_release_retrained(settings)
+
+
+def may_release_retrained(settings: Settings) -> bool:
+    """Tell whether an erasure may release a retrained model, at first or in place of an unlearned one."""
     erasure = settings.erasure
-    return erasure.compare_retrain or erasure.fallback_retrain or settings.release.on_inconclusive == "retrain"
+    return erasure.way != "unlearn" or erasure.fallback_retrain or settings.release.on_inconclusive == "retrain"
 
 
 def retrain_instead(verdict: Verdict, settings: Settings) -> bool:

@@ -131,6 +131,14 @@ def odd_updates(norms: Mapping[int, float], ratio: float) -> dict[int, float]:
     return odd
 
 
+def shortened(arrays: Mapping[str, Tensor], base: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return what a model would be whose update from ``base`` were this share as long; integers stay."""
+    return {
+        name: base[name] + share * (array - base[name]) if array.is_floating_point() else array
+        for name, array in arrays.items()
+    }
+
+
 class RunningMean:
     """The weighted mean of models that arrive one by one.
 

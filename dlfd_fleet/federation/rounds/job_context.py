@@ -114,6 +114,8 @@ class JobContext:
         Number of the current round of updates, from 1.
     references_too_poor
         Whether a site that unlearns has said that its reference models are too poor to aim at.
+    long_updates
+        By kind of round the nodes whose updates are shortened, and the largest norm that any had in the last one.
     """
 
     fleet: Fleet
@@ -125,6 +127,7 @@ class JobContext:
     recorder: Recorder = field(default_factory=Unrecorded)
     round: int = 0
     references_too_poor: bool = False
+    long_updates: dict[str, dict[int, float]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:

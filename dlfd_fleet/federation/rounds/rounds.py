@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal, TypeVar
 
 from dlfd_fleet.exceptions import JobError, MessageError
@@ -21,6 +22,7 @@ from dlfd_fleet.federation.rounds.aggregation import (
     check_update,
     check_weight,
     odd_updates,
+    shortened,
 )
 from dlfd_fleet.federation.rounds.fleet import Reply
 from dlfd_fleet.federation.rounds.job_context import JobContext, SiteUpdate
@@ -32,6 +34,8 @@ Purpose = Literal["train", "repair", "relearn", "retrain", "reference"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
 _STRONGER = 1.5
 """Passes of an attempt, in passes of the one before it."""
+_DRIFT = 1.5
+"""By how much updates of the others may be smaller than in the round before."""
 _TITLES = {"train": "Training the original model", "retrain": "Retraining without the forgotten people"}
 
 
@@ -256,10 +260,13 @@ class Rounds:
 
         An update weighs by the images that its site says it is of; at most by those that it said it holds, and by those
         that it counts by. Replies are folded in as they come, so an update that is out of line with the others' shows
-        only when all are in; then the round is done again without its site. That costs time only where somebody
-        misbehaves.
+        only when all are in; then the round is done again. If the site has as many times the images of the others, its
+        update is shortened to what any site's may be; else the site is left out. A site whose updates were shortened
+        once is expected to have such again, so later rounds of that kind are done once.
         """
         job, nodes, refused = self.job, set(asked), set[int]()
+        purpose = task.purpose if isinstance(task, FitTask) else "distancing"
+        longest = dict(job.long_updates.get(purpose, {}))
         while True:
             mean, results, norms = RunningMean(), dict[int, _Update](), dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
@@ -274,21 +281,48 @@ class Rounds:
                     continue
                 results[reply.node] = result
                 if model is not None:
-                    norms[reply.node] = norm.whole
+                    norms[reply.node] = min(norm.whole, longest.get(reply.node, norm.whole))
                     weight = result.weight
                     if isinstance(task, FitTask):
                         weight = min(weight, job.fleet.admitted[reply.node].claim.weight)
+                    if norms[reply.node] < norm.whole:
+                        model = shortened(model, arrays, norms[reply.node] / norm.whole)
                     mean.add(model, weight)
-                purpose = task.purpose if isinstance(task, FitTask) else "distancing"
                 job.recorder.update(SiteUpdate(purpose, job.round, reply.sender, result.metrics(), norm))
             odd = odd_updates(norms, job.settings.fleet.update_ratio)
-            refused |= odd.keys()
+            odd = {node: ratio for node, ratio in odd.items() if ratio > self._tolerated(node, longest)}
+            explained = {node for node, ratio in odd.items() if ratio <= self._explained(node, norms)}
+            refused |= odd.keys() - explained
             if not odd:
                 job.recorder.metrics({"refused_updates": len(refused)}, job.round)
+                if longest:
+                    job.long_updates[purpose] = {node: self._longest(node, norms) for node in longest if node in norms}
                 return mean, results
             for node, ratio in odd.items():
-                job.fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
-            nodes -= set(odd)
+                if node in explained:
+                    longest[node] = self._longest(node, norms)
+                    job.progress.say(
+                        f"{job.fleet.name(node)} has many images, and sent an update {ratio:.1f} times as large as the "
+                        "median of the others': it is shortened."
+                    )
+                else:
+                    job.fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
+            nodes -= odd.keys() - explained
+
+    def _longest(self, node: int, norms: Mapping[int, float]) -> float:
+        """Return the largest norm of any site's update, as the other sites' of a round say, if there are any."""
+        others = [norm for other, norm in norms.items() if other != node]
+        return self.job.settings.fleet.update_ratio * median(others) if others else math.inf
+
+    def _tolerated(self, node: int, longest: Mapping[int, float]) -> float:
+        """Return the largest norm in medians: of an update that was shortened by an earlier round's a little more."""
+        return self.job.settings.fleet.update_ratio * (_DRIFT if node in longest else 1.0)
+
+    def _explained(self, node: int, norms: Mapping[int, float]) -> float:
+        """Return the largest norm in medians that a site may have for its images: with so many it takes more steps."""
+        images = {other: self.job.fleet.admitted[other].claim.weight for other in norms}
+        usual = median(count for other, count in images.items() if other != node)
+        return self.job.settings.fleet.update_ratio * max(1.0, images[node] / max(usual, 1.0))
 
     def _checked(
         self, reply: Reply, task: FitTask | UnlearnTask, expected: type[_Update], arrays: Arrays

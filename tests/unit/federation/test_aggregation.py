@@ -13,6 +13,7 @@ from dlfd_fleet.federation.rounds.aggregation import (
     check_update,
     check_weight,
     odd_updates,
+    shortened,
 )
 from dlfd_fleet.federation.rounds.requests import class_weights
 from dlfd_fleet.model_input import image_input
@@ -73,6 +74,15 @@ def test_an_update_far_above_the_median_is_odd_at_any_scale(norms, scale):
     odd = odd_updates(by_node | {99: 100.0 * scale}, 5.0)
     assert set(odd) == {99}
     assert odd[99] == pytest.approx(100.0 * scale / float(np.median([*by_node.values()])))
+
+
+@given(share=st.floats(0.0, 1.0), size=st.floats(0.1, 1e3))
+def test_a_shortened_update_has_that_share_of_its_length_and_its_direction(share, size):
+    before = {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
+    after = {"w": before["w"] + size * torch.ones(2, 3), "n": torch.tensor(9)}
+    shorter = shortened(after, before, share)
+    assert torch.allclose(shorter["w"] - before["w"], share * (after["w"] - before["w"]), rtol=1e-3, atol=1e-4)
+    assert shorter["n"] == 9
 
 
 def test_of_two_updates_nobody_can_tell_the_odd_one():

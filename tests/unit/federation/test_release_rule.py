@@ -28,3 +28,11 @@ def test_the_alias_moves_as_the_settings_say(outcome, on_inconclusive, fallback,
     settings = Settings(release={"on_inconclusive": on_inconclusive}, erasure={"fallback_retrain": fallback})
     assert may_release(verdict(Outcome(outcome)), settings) is releases
     assert retrain_instead(verdict(Outcome(outcome)), settings) is retrains
+
+
+@pytest.mark.parametrize(("policy", "releases"), [("release", True), ("retrain", True), ("hold", False)])
+def test_an_inconclusive_verdict_of_an_exact_model_is_what_retraining_asks_for(policy, releases):
+    settings = Settings(release={"on_inconclusive": policy})
+    exact = verdict(Outcome.INCONCLUSIVE).model_copy(update={"exact": True})
+    assert may_release(exact, settings) is releases
+    assert not may_release(exact.model_copy(update={"outcome": Outcome.FAIL}), settings)

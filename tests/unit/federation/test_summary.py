@@ -9,6 +9,8 @@ import pytest
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.federation.jobs.summary import describe
 from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.report.contents import ModelResult
+from tests.erasure_report import scores
 
 VERDICT = Verdict(outcome=Outcome.FAIL, reasons=("site <b>a</b> [said](http://x) *so*\x1b[2J",), margin=0.1, power=0.5)
 
@@ -43,6 +45,16 @@ def test_only_a_released_erasure_has_a_certificate_to_point_at():
     assert "certificate" in describe(job(requests=1, released=True, forgotten=("a",)))
     assert "certificate" not in describe(job(requests=1))
     assert "report" not in describe(job())
+
+
+def test_of_a_model_that_was_trained_anew_its_own_scores_are_shown():
+    models = {
+        name: ModelResult(scores=scores(auc), seconds=1.0, bytes_sent=1)
+        for name, auc in {"original": 0.72, "unlearned": 0.61, "retrained": 0.5}.items()
+    }
+    shown = {made: describe(job(requests=1, models=models, proceedings={"retrained": made})) for made in (True, False)}
+    assert "MIA AUC 0.500 [0.400, 0.600] (before 0.720" in shown[True]
+    assert "MIA AUC 0.610" in shown[False]
 
 
 def test_what_a_site_said_is_shown_as_it_is_and_no_markup():

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 
+from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report import certified, issue, load_public_key, load_signer, public_key_file, read, verify
 from dlfd_fleet.report.certificate import PAYLOAD_TYPE
@@ -59,6 +60,18 @@ def test_a_certificate_says_what_the_report_says(signed):
     said = " ".join(certified(statement))
     assert "does not prove that a model has forgotten anybody" in said
     assert "margin 0.10, power 0.83" in said
+
+
+def test_a_certificate_of_training_anew_says_that_it_is_exact_beside_what_was_measured(tmp_path):
+    verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=("too few images",), margin=0.1, power=0.05, exact=True)
+    exactness = "The model was trained anew on everybody else, from random weights. So the procedure is exact."
+    report = make_report(way="retrain", retrained=True, exact=True, exactness=exactness, verdict=verdict)
+    (tmp_path / "certificate.json").write_bytes(issue(report, load_signer(tmp_path / "certificate.pem")))
+    statement = read(tmp_path / "certificate.json")
+    assert (statement.predicate.model, statement.predicate.verdict.exact) == ("retrained", True)
+    said = " ".join(certified(statement))
+    assert exactness in said
+    assert "was judged INCONCLUSIVE (too few images). The audit is inconclusive" in said
 
 
 def test_it_is_an_in_toto_statement_in_dsse_by_an_implementation_of_its_own(signed):

@@ -332,3 +332,44 @@ def test_what_a_share_of_the_sites_audited_is_said():
     assert "all sites then trained" not in page
     whole = {form: file.model_copy(update={"sites": 2}) for form, file in report.files.items()}
     assert "model.onnx was audited at" not in render(report.model_copy(update={"files": whole}).to_json())
+
+
+def trained_anew(**changes):
+    """What a report of an erasure by training anew says."""
+    report = make_report()
+    models = {name: report.models[name] for name in ("original", "retrained")}
+    verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=("too few images",), margin=0.1, power=0.05, exact=True)
+    fields = {
+        "way": "retrain",
+        "way_chosen": "The model is trained anew, which is exact and cheaper: 3.2 MB and 5 s.",
+        "retrained": True,
+        "exact": True,
+        "exactness": "The model was trained anew on everybody else, from random weights. So the procedure is exact.",
+        "models": models,
+        "verdict": verdict,
+        "attempts": 0,
+    }
+    return fields | changes
+
+
+def test_a_report_of_training_anew_says_why_that_it_is_exact_and_what_was_measured():
+    text = read_words(**trained_anew())
+    for words in (
+        "which is exact and cheaper: 3.2 MB and 5 s.",
+        "So the procedure is exact.",
+        "The model was trained anew at the sites on everybody else",
+        "The audit is inconclusive",
+        "It does not cover what people chose with the data in view",
+        "40 images of people who asked and 50 images of people never trained on were attacked",
+    ):
+        assert words in text
+    for words in ("ran DLFD", "a gate measured", "was released instead", "only its usefulness was judged"):
+        assert words not in text
+
+
+def test_a_report_of_training_anew_that_is_not_exact_says_why_not():
+    doubt = "Training anew is not exact: its frozen layers are those of train-1."
+    verdict = Verdict(outcome=Outcome.PASS, reasons=("no difference",), margin=0.1, power=0.5)
+    text = read_words(**trained_anew(exact=False, exactness=doubt, verdict=verdict))
+    assert doubt in text
+    assert "The procedure is exact" not in text

@@ -1,0 +1,240 @@
+"""Which way an erasure takes, unlearning or training anew, and what each is expected to cost.
+
+What is compared is what the two ways do not have in common, up to the audit of the new model: bytes of arrays between
+the coordinator and all sites, and seconds that sites work. Bytes follow from the size of what is trained. Seconds
+follow from how long the sites worked in earlier jobs of this fleet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from dlfd_fleet.federation.protocol.differences import difference_of
+from dlfd_fleet.federation.protocol.messages import PendingReply
+from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.models import ModelCard
+from dlfd_fleet.report.contents import Phase
+from dlfd_fleet.settings import AugmentationSettings, Settings
+
+_THERE_AND_BACK, _THERE_AND_BACK_FROZEN = 3.0, 2.0
+"""A pass forward and backward, in passes forward: through layers that learn, and through frozen ones to the pixels."""
+
+
+class Way(BaseModel):
+    """The way that an erasure takes, and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    taken: Literal["unlearn", "retrain"]
+    why: str = ""
+    """In one sentence; nothing where there was no choice."""
+    doubt: str = ""
+    """Why training anew would not be exact; nothing if it is, as far as is known."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one way is expected to cost."""
+
+    bytes: float
+    seconds: float | None
+    """Of all sites together; None where no earlier job of the fleet says."""
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        work = "" if self.seconds is None else f" and {self.seconds:.1f} s of the sites' work"
+        return f"{self.bytes / 1e6:.1f} MB{work}"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the sites of a fleet worked for each image that they train on."""
+
+    training: float
+    """Seconds in one round of training."""
+    audit: float
+    """Seconds in one audit."""
+
+    @classmethod
+    def of(cls, earlier: Iterable[JobRecord]) -> Pace | None:
+        """Return the pace of the latest earlier job that has trained and audited; None if there is none."""
+        found = None
+        for record in earlier:
+            phases, images = record.proceedings.phases, sum(site.training_images for site in record.proceedings.sites)
+            trained = phases.get("retrain") or phases.get("train")
+            audits = [phase for name, phase in phases.items() if name.startswith("audit-") and "file" not in name]
+            if images and trained and trained.site_seconds and audits:
+                found = cls(training=_each(trained) / images, audit=_each(*audits) / images)
+        return found
+
+
+def _each(*phases: Phase) -> float:
+    return sum(phase.site_seconds for phase in phases) / sum(phase.steps for phase in phases)
+
+
+def choose(
+    settings: Settings,
+    card: ModelCard,
+    arrays: Arrays,
+    replies: Sequence[PendingReply],
+    earlier: Sequence[JobRecord],
+    doubt: str,
+) -> Way:
+    """Return the way that the settings ask for (``erasure.way``); of the cheapest, what is expected to cost less.
+
+    Where the one sends fewer bytes and the other works less, the product of both decides. Where sites' work is not
+    known yet, bytes do. Training anew is not taken for its cost where it is not exact.
+
+    Parameters
+    ----------
+    card, arrays
+        The model that the fleet runs.
+    replies
+        What the sites that take part hold, and who asks.
+    earlier
+        Records of the fleet's other jobs, oldest first.
+    doubt
+        Why training anew would not be exact, if so.
+    """
+    way = settings.erasure.way
+    if way == "unlearn":
+        return Way(taken="unlearn", doubt=doubt)
+    if way == "retrain":
+        return Way(taken="retrain", why="The model is trained anew, as erasure.way asks.", doubt=doubt)
+    pace, sent = Pace.of(earlier), _sizes(settings, card, arrays)
+    anew = retraining(settings, sent, replies, pace)
+    rounds = expected_rounds(settings, replies, earlier)
+    unlearned = unlearning(settings, card, sent, replies, pace, rounds)
+    by_unlearning = f"{unlearned.sentence()} {rounds.sentence()}"
+    compared = f"training anew is expected to take {anew.sentence()}, and unlearning {by_unlearning}"
+    if anew.seconds is None:
+        compared += " (no earlier job says how long the sites would work)"
+    elif unlearned.seconds is not None and (anew.bytes - unlearned.bytes) * (anew.seconds - unlearned.seconds) < 0.0:
+        compared += " (one sends less and the other works less; the product of both counts)"
+    if doubt:
+        why = f"The model is unlearned, for training anew would not be exact: {doubt}; {compared}."
+        return Way(taken="unlearn", why=why, doubt=doubt)
+    if not any(reply.can_unlearn for reply in replies) or _times(anew, unlearned) <= 1.0:
+        return Way(taken="retrain", why=f"The model is trained anew, which is exact and cheaper: {compared}.")
+    return Way(taken="unlearn", why=f"The model is unlearned, which is cheaper: {compared}.")
+
+
+def _times(one: Expected, other: Expected) -> float:
+    """Return how many times as much one way costs as another."""
+    bytes_ = one.bytes / max(other.bytes, 1.0)
+    if one.seconds is None or other.seconds is None:
+        return bytes_
+    return bytes_ * one.seconds / max(other.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what is trained of a model: whole, and as it travels once the other side holds the one before."""
+
+    whole: int
+    step: int
+
+
+def _sizes(settings: Settings, card: ModelCard, arrays: Arrays) -> Sizes:
+    trained = card.trained(arrays)
+    step = difference_of(trained, trained, settings.fleet.update_precision)
+    return Sizes(
+        whole=sum(array.nbytes for array in trained.values()), step=sum(array.nbytes for array in step.values())
+    )
+
+
+def retraining(settings: Settings, sizes: Sizes, replies: Sequence[PendingReply], pace: Pace | None) -> Expected:
+    """Return what training anew is expected to cost: fresh weights to each site, then each round, then the audit."""
+    rounds, sites = settings.training.rounds, sum(reply.can_train for reply in replies)
+    there = sites * (sizes.whole + (rounds - 1) * sizes.step)
+    back, audit = sites * rounds * sizes.step, len(replies) * sizes.step
+    images = _images(replies)
+    seconds = None if pace is None else images * (rounds * pace.training + pace.audit)
+    return Expected(bytes=there + back + audit, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds unlearning takes: those that forget, and those that repair and ask the fleet's gate.
+
+    Where each site that is asked can tell by reference models when its people are forgotten, none of them repairs.
+    """
+
+    forgetting: int
+    repair: int
+    as_before: bool
+    """Whether the last erasure took as many; else it is the most that there may be."""
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        rounds = f"in {max(self.forgetting, self.repair)} rounds"
+        return f"{rounds}, as in the last erasure" if self.as_before else f"{rounds} at most"
+
+
+def expected_rounds(settings: Settings, replies: Sequence[PendingReply], earlier: Sequence[JobRecord]) -> Rounds:
+    """Return how many rounds unlearning took in the last erasure of its kind; or else may take."""
+    to_gates, most = _to_gates(replies), settings.erasure.rounds
+    for record in reversed(earlier):
+        forgot, repaired = (record.proceedings.phases.get(name) for name in ("distancing", "repair"))
+        if record.kind == "erase" and forgot and bool(record.proceedings.readings) is not to_gates:
+            return Rounds(forgot.steps, repaired.steps if repaired else 0, as_before=True)
+    return Rounds(most, 0 if to_gates else most, as_before=False)
+
+
+def unlearning(
+    settings: Settings,
+    card: ModelCard,
+    sizes: Sizes,
+    replies: Sequence[PendingReply],
+    pace: Pace | None,
+    rounds: Rounds,
+) -> Expected:
+    """Return what unlearning is expected to cost: its rounds, the audit, and further training that is attacked.
+
+    Where sites go to gates of their own, those that are asked alone take part in rounds, and a share of the others in
+    further training; else all sites repair and answer the fleet's gate.
+    """
+    erasure, everybody = settings.erasure, len(replies)
+    asked = [reply for reply in replies if reply.can_unlearn]
+    able, images, of_asked = sum(reply.can_train for reply in replies), _images(replies), _images(asked)
+    to_gates = _to_gates(replies)
+    share = (len(asked) + math.ceil(erasure.repair_share * (everybody - len(asked)))) / everybody if to_gates else 1.0
+    # Whoever holds a model is not sent it again: sites that forget begin with the one that was audited.
+    forgetting = rounds.forgetting * (len(asked) + (len(asked) if to_gates else able))
+    exchanges = forgetting + rounds.repair * (able + everybody) * share + everybody
+    again, after = erasure.relearning_rounds, len(asked) if to_gates else everybody
+    exchanges += (2.0 * again - 1.0) * share * able + after if again else 0.0
+    if pace is None:
+        return Expected(bytes=exchanges * sizes.step, seconds=None)
+    forward = _forward(settings, card, pace)
+    through = _THERE_AND_BACK_FROZEN if card.frozen else _THERE_AND_BACK
+    distancing = of_asked * erasure.unlearning.epochs * (erasure.unlearning.steps + 1) * through * forward
+    repair = share * images * (erasure.repair_epochs * (1.0 if card.frozen else through) * forward + pace.audit)
+    seconds = rounds.forgetting * distancing + rounds.repair * repair + images * pace.audit
+    seconds += share * images * (again * pace.training + pace.audit) if again else 0.0
+    return Expected(bytes=exchanges * sizes.step, seconds=seconds)
+
+
+def _forward(settings: Settings, card: ModelCard, pace: Pace) -> float:
+    """Return how long an image takes through the whole network, as far as training and audits tell."""
+    training = settings.training
+    changed = training.augmentation != AugmentationSettings()
+    passes = training.local_epochs * (1.0 if card.frozen else _THERE_AND_BACK)
+    if card.frozen and not changed:
+        passes = 1.0  # what frozen layers make of it is computed once a round
+    return min(pace.audit, pace.training / passes)
+
+
+def _to_gates(replies: Sequence[PendingReply]) -> bool:
+    asked = [reply for reply in replies if reply.can_unlearn]
+    return bool(asked) and all(reply.has_references for reply in asked)
+
+
+def _images(replies: Iterable[PendingReply]) -> int:
+    return sum(reply.retain_images for reply in replies if reply.can_train)

@@ -1,0 +1,120 @@
+"""Which way an erasure takes follows from the settings, the sites' counts and what earlier jobs took."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+import pytest
+import torch
+
+from dlfd_fleet.federation.jobs.ways import choose
+from dlfd_fleet.federation.protocol.messages import PendingReply
+from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.model_input import image_input
+from dlfd_fleet.models import ModelCard
+from dlfd_fleet.report.contents import GateReading, Phase, Proceedings, SiteShare
+from dlfd_fleet.settings import Settings
+
+INPUT = image_input(32)
+CARD = ModelCard(architecture="resnet18", classes=("no", "yes"), input=INPUT, frozen=("backbone",))
+MEGABYTE = 10**6
+# Of the backbone nothing travels; the head has a megabyte.
+ARRAYS = {"backbone.weight": torch.zeros(50 * MEGABYTE // 4), "head.weight": torch.zeros(500, MEGABYTE // 2000)}
+IMAGES = 100
+
+
+def site(number, *, asks=False, references=False):
+    request = f"{number:016x}"
+    day = {"asked_at": date(2026, 11, 3), "deadline": date(2026, 12, 3)}
+    return PendingReply(
+        site=f"{number:08x}",
+        requests=(request,) if asks else (),
+        dates={request: day} if asks else {},
+        forget_images=10 if asks else 0,
+        answered_images=10 if references else 0,
+        class_images=(IMAGES // 2, IMAGES // 2),
+        classes=("no", "yes"),
+        input=INPUT,
+    )
+
+
+SITES = [site(0, asks=True), site(1), site(2), site(3)]
+
+
+def record(kind="train", phases=(), readings=()):
+    shares = tuple(
+        SiteShare(site=f"site-{number}", requests=0, forget_images=0, training_images=IMAGES, counted_images=IMAGES)
+        for number in range(len(SITES))
+    )
+    known = {
+        name: Phase(steps=steps, seconds=1.0, sent_bytes=0, site_seconds=seconds) for name, steps, seconds in phases
+    }
+    return JobRecord(
+        job=f"{kind}-1",
+        kind=kind,
+        step="settled",
+        started_at=datetime(2026, 11, 3, tzinfo=UTC),
+        proceedings=Proceedings(sites=shares, phases=known, readings=readings),
+    )
+
+
+# Four sites train for two seconds a round together, and audit in one.
+TRAINED = record(phases=[("train", 5, 10.0), ("audit-original", 1, 1.0)])
+
+
+def chosen(way="cheapest", replies=SITES, earlier=(TRAINED,), doubt="", precision="float32", **erasure):
+    settings = Settings(erasure={"way": way, **erasure}, fleet={"update_precision": precision})
+    return choose(settings, CARD, ARRAYS, replies, earlier, doubt)
+
+
+def test_both_ways_are_said_in_bytes_and_seconds_and_the_cheaper_is_taken():
+    way = chosen()
+    assert way.taken == "retrain"
+    # Anew: 5 rounds both ways at 4 sites, and an audit; unlearning: 1 + 8 + 4 models a round, 4 to audit, 4 + 4 after.
+    assert "training anew is expected to take 44.0 MB and 11.0 s of the sites' work" in way.why
+    assert "unlearning 77.0 MB and" in way.why
+    assert "in 5 rounds at most" in way.why
+    assert "exact and cheaper" in way.why
+
+
+def test_differences_of_fewer_bits_make_both_ways_cheaper():
+    # Whole to 4 sites at first, and a quarter of that 40 times, with a scale for each row.
+    assert "take 14.1 MB" in chosen(precision="int8").why
+
+
+def test_where_sites_can_tell_by_references_unlearning_is_cheaper():
+    way = chosen(replies=[site(0, asks=True, references=True), *SITES[1:]], rounds=2)
+    assert way.taken == "unlearn"
+    assert "The model is unlearned, which is cheaper: training anew is expected to take 44.0 MB" in way.why
+
+
+def test_rounds_are_those_of_the_last_erasure():
+    reading = GateReading(attempt=1, round=1, utility=0.9, utility_half_width=0.1, retain_accuracy=0.9, attack_auc=0.5)
+    erased = record("erase", [("repair", 2, 4.0), ("distancing", 1, 1.0)], (reading,))
+    assert "in 2 rounds, as in the last erasure" in chosen(earlier=(TRAINED, erased)).why
+
+
+def test_without_an_earlier_job_bytes_decide():
+    way = chosen(earlier=())
+    assert way.taken == "retrain"
+    assert "44.0 MB, and unlearning 77.0 MB" in way.why
+    assert "no earlier job says how long the sites would work" in way.why
+
+
+def test_work_weighs_as_much_as_bytes():
+    slow = record(phases=[("train", 5, 10_000.0), ("audit-original", 1, 1.0)])
+    assert chosen(earlier=(slow,), repair_epochs=1, relearning_rounds=0, rounds=1).taken == "unlearn"
+    assert "the product of both counts" in chosen(earlier=(slow,)).why
+    assert "the product of both counts" not in chosen().why
+
+
+def test_what_is_not_exact_is_not_taken_for_its_cost():
+    way = chosen(doubt="its frozen layers were trained here")
+    assert way.taken == "unlearn"
+    assert "would not be exact: its frozen layers were trained here; training anew" in way.why
+    assert chosen("retrain", doubt="so").taken == "retrain"
+
+
+@pytest.mark.parametrize("way", ["unlearn", "retrain"])
+def test_a_way_that_is_set_is_taken(way):
+    assert chosen(way, earlier=()).taken == way
