@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
+BUILD := build
 
-.PHONY: demo test test-oldest bench lint clean
+.PHONY: demo test test-oldest bench lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/dlfd-fleet demo
@@ -25,6 +26,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The docs site, in build/site; nothing is fetched. (With --quiet, --strict would see no warning.)
+docs: $(INSTALLED)
+	$(BIN)/python docs/pages.py $(BUILD)/pages
+	NO_MKDOCS_2_WARNING=1 PAGES=$(abspath $(BUILD))/pages $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml \
+	    --site-dir $(abspath $(BUILD))/site
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -7,5 +7,5 @@ file and ``dlfd_fleet.device`` runs it. ``dlfd_fleet.settings`` holds every knob
 
 from dlfd_fleet.cores import wait_without_spinning
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 wait_without_spinning()

@@ -1,7 +1,7 @@
 """One reader of image files, for sites and devices: a model answers for pixels that were made as those it learned from.
 
 :func:`read_pixels` turns a file into the 8-bit pixels that a model takes, or raises an
-:class:`~dlfd_fleet.exceptions.ImageError` whose sentence says why not. ``docs/data.md`` says
+:class:`~dlfd_fleet.exceptions.ImageError` whose sentence says why not. ``docs/reference/data.md`` says
 what it does to which file.
 """
 

@@ -36,7 +36,7 @@ _NO_TABLES = {
 }
 _WHOLE_IMAGES = (
     "the column 'image' holds whole images, as Hugging Face writes them, and no paths; write each to a file, and list "
-    "its path (docs/data.md shows how)"
+    "its path (docs/reference/data.md shows how)"
 )
 _MOST_SHOWN = 60  # characters of a cell in a sentence
 _EXCEL_FIRST_LINE = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)

@@ -17,7 +17,7 @@ Choices that the paper leaves open, and that the released code makes by accident
   next one mostly mends it (nine of eleven when it was measured); the best round's weights are put back at the end.
 - Where reference models have answered (:mod:`~dlfd_fleet.unlearning.references`), repair trains towards what models say
   that never saw the forgotten people, with the same steps, and that forgets: distancing only shakes a model where a
-  round of it stood still. Measured with and without: docs/benchmark.md.
+  round of it stood still. Measured with and without: docs/experiments.
 - The gate reads the forget set, validation people and retained people. Before each reading batch-norm statistics
   are taken anew from clean retain images: running ones lag behind weights that move fast.
 """

@@ -453,6 +453,6 @@ def test_devices_that_poll_while_the_coordinator_publishes_lose_no_update(delive
 
 
 def test_a_fleet_that_polls_loses_no_update(tmp_path, silent):
-    """The load test in small; docs/delivery.md has the figures of the large one."""
+    """The load test in small; docs/how-to/delivery.md has the figures of the large one."""
     rounds = measure_delivery(tmp_path, 12, silent, model_bytes=20_000, at_once=6)
     assert [row.failed for row in rounds] == [0, 0, 0, 0]

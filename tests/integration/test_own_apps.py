@@ -279,7 +279,7 @@ def test_differences_are_a_half_or_a_quarter_of_the_bytes_both_ways(trained, sil
 
 
 def test_flowers_local_differential_privacy_is_refused_where_it_breaks_batch_norm(tmp_path, silent):
-    """It clips and adds its noise to everything that travels, variances and all: see docs/security.md."""
+    """It clips and adds its noise to everything that travels, variances and all: see docs/explanation/security.md."""
     settings = trained_fleet(tmp_path)
     a_person_asks_at_each_site(settings)
     mods = [LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=1.0, delta=1e-5)]

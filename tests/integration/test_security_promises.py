@@ -1,4 +1,4 @@
-"""What docs/security.md promises of sites that mean harm, of jobs side by side, and of a curious coordinator."""
+"""What docs/explanation/security.md promises of sites that mean harm, jobs side by side, and a curious coordinator."""
 
 from __future__ import annotations
 

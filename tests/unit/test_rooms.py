@@ -37,16 +37,3 @@ def test_names_of_sources_and_formats_are_checked_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-README_EXAMPLES = [
-    part.split("```", 1)[0] for part in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
-]
-
-
-@pytest.mark.parametrize(("code", "said"), zip(README_EXAMPLES, ("", "AUC"), strict=True), ids=("apps", "tensors"))
-def test_the_readme_examples_run(code, said, capsys, monkeypatch):
-    """Exactly as they stand there; the app's own modules are those of the example."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples" / "quickstart"))
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
-    assert said in capsys.readouterr().out

@@ -17,7 +17,7 @@ from dlfd_fleet.data.dataset import stored_dataset
 from dlfd_fleet.data.loaders import write_npz
 from dlfd_fleet.ledger import RequestState, Site, purge_request, request_forgetting
 
-DATA_PAGE = Path(__file__).parents[3] / "docs" / "data.md"
+DATA_PAGE = Path(__file__).parents[3] / "docs" / "reference" / "data.md"
 VISITS = """patient,pulse,pressure,diagnosis
 anna,62,121,well
 anna,64,118,well
