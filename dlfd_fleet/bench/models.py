@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.cost import PassSeconds, measure_passes, peak_memory
 from dlfd_fleet.bench.evidence import Baselines, observe
-from dlfd_fleet.bench.experiment import Experiment, labelled, trained_model
+from dlfd_fleet.bench.experiment import Experiment, deal_experiment, labelled, trained_model
+from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.settings import UnlearningSettings
+from dlfd_fleet.settings import Settings, UnlearningSettings
 from dlfd_fleet.unlearning import UnlearningProblem, fit, recalibrate
 from dlfd_fleet.unlearning.references import ReferenceAnswers, References
 from dlfd_fleet.unlearning.training import predict_logits
@@ -118,3 +119,26 @@ class ExperimentModels:
     def retraining_seconds(self, passes: PassSeconds) -> float:
         """Return the seconds of a retraining at this speed."""
         return self.experiment.settings.bench.epochs * len(self.experiment.retain) * passes.train
+
+
+@lru_cache(maxsize=1)
+def models_of_split(settings_json: str, folder: Path, seed: int) -> ExperimentModels:
+    """Return the models of one split under a bench's folder; a worker process keeps its last one.
+
+    Raises
+    ------
+    DataError
+        If the people cannot be split, or an image cannot be read.
+    """
+    return ExperimentModels(_split(settings_json, seed), folder / "models")
+
+
+@lru_cache(maxsize=64)
+def digest_of_split(settings_json: str, seed: int) -> str:
+    """Return the digest of a split's images and of how they are split."""
+    return _split(settings_json, seed).digest()
+
+
+def _split(settings_json: str, seed: int) -> Experiment:
+    settings = Settings.model_validate_json(settings_json)
+    return deal_experiment(open_source(settings.data), settings, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -90,14 +90,18 @@ def show_results(
 
 def log_to_mlflow(settings: Settings, rows: tuple[Row, ...]) -> None:
     """Record every row: one run a bench, one run under it a method, its models seed by seed as steps."""
-    name = run_name("bench")
     runs = {row.method: row.index + 1 for row in sorted(rows, key=lambda row: row.index)}
+    log_metrics(settings, "bench", [(row.method, row.seed * runs[row.method] + row.index, row.metrics) for row in rows])
+
+
+def log_metrics(settings: Settings, kind: str, rows: Iterable[tuple[str, int, Mapping[str, float]]]) -> None:
+    """Record metrics by name and step in MLflow: one run a bench, named after its kind, and one run under it a name."""
+    run = run_name(kind)
     with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
-        for row in rows:
-            step = row.seed * runs[row.method] + row.index
-            tracker.log_metrics(name, row.metrics, step=step, site=row.method)
-        tracker.finish_job(name, "FINISHED")
+        tracker.start_job(run, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
+        for name, step, metrics in rows:
+            tracker.log_metrics(run, metrics, step=step, site=name)
+        tracker.finish_job(run, "FINISHED")
         tracker.flush(_PATIENCE)
 
 

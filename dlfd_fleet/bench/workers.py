@@ -5,9 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from typing import Any
+
+from dlfd_fleet.exceptions import FleetError
+from dlfd_fleet.progress import Advance
 
 
 @contextmanager
@@ -29,6 +33,19 @@ def worker_processes(count: int, threads: int | None = None) -> Iterator[Process
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def gather(
+    pool: ProcessPoolExecutor, seed: int, tasks: Mapping[str, tuple[Any, ...]], advance: Advance
+) -> Iterator[str]:
+    """Do tasks, each a function and its arguments, and yield what failed of a seed and why."""
+    futures = {pool.submit(*task): name for name, task in tasks.items()}
+    for future in as_completed(futures):
+        error = future.exception()
+        advance()
+        if error is not None:
+            said = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+            yield f"{futures[future]}, seed {seed}: {said}"
 
 
 def _begin(threads: int | None) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -162,6 +165,20 @@ def run_job(settings: Settings, kind: str, grid: InProcessGrid | None = None, ou
     progress = ConsoleProgress(Console(file=out or io.StringIO()))
     with small_networks():
         return run_jobs(grid or InProcessGrid(settings), kind, settings, progress)
+
+
+@contextmanager
+def interrupted_before(step: str) -> Iterator[None]:
+    """Interrupt the job in this block just before it writes a step, as a signal would."""
+    finish = Steps.finish
+
+    def stopping(self, job, finished):
+        if finished.name == step:
+            raise KeyboardInterrupt
+        return finish(self, job, finished)
+
+    with mock.patch.object(Steps, "finish", stopping), pytest.raises(KeyboardInterrupt):
+        yield
 
 
 def run_and_die(settings: Settings, kind: str, what: str, number: int) -> None:

@@ -13,14 +13,19 @@ import torch
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.federation.protocol.messages import Aim, AuditTask, FitTask, UnlearnResult, UnlearnTask, UnseenTask
 from dlfd_fleet.federation.protocol.packing import MODEL
-from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.rounds.audits import Audits
 from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.ledger import Site, site_folders
 from dlfd_fleet.settings import ReferenceSettings
-from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, trained_fleet
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    interrupted_before,
+    run_job,
+    trained_fleet,
+)
 
 JUDGE = Erasure._judge
 
@@ -174,14 +179,7 @@ def test_someone_who_came_after_the_references_is_forgotten_the_long_way(fleet):
 def test_a_job_that_is_killed_between_rounds_goes_on_to_the_gates(fleet):
     settings = with_gate(fleet, 1.0, relearning_rounds=0)
     a_person_asks_at_each_site(settings)
-    finish = Steps.finish
-
-    def stopping(self, job, finished):
-        if finished.name == "distancing-2":
-            raise KeyboardInterrupt
-        return finish(self, job, finished)
-
-    with mock.patch.object(Steps, "finish", stopping), pytest.raises(KeyboardInterrupt):
+    with interrupted_before("distancing-2"):
         run_job(settings, "erase")
     grid = InProcessGrid(settings)
     record = run_job(settings, "erase", grid)
@@ -218,14 +216,7 @@ def test_a_job_that_is_killed_after_sites_have_said_too_poor_takes_the_long_way(
     monkeypatch.setattr("dlfd_fleet.federation.site.references.least_drop", lambda *_: 1.0)
     settings = with_gate(fleet, 1.0, rounds=1, relearning_rounds=0)
     a_person_asks_at_each_site(settings)
-    finish = Steps.finish
-
-    def stopping(self, job, finished):
-        if finished.name == "distancing-1":
-            raise KeyboardInterrupt
-        return finish(self, job, finished)
-
-    with mock.patch.object(Steps, "finish", stopping), pytest.raises(KeyboardInterrupt):
+    with interrupted_before("distancing-1"):
         run_job(settings, "erase")
     grid = InProcessGrid(settings)
     assert run_job(settings, "erase", grid).released

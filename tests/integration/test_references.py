@@ -30,7 +30,7 @@ from dlfd_fleet.federation.site.references import reference_answers
 from dlfd_fleet.ledger import Site, request_forgetting, site_folders
 from dlfd_fleet.models import digest
 from dlfd_fleet.settings import ReferenceSettings
-from tests.integration.fleet_in_process import InProcessGrid, be_a_server, run_job, trained_fleet
+from tests.integration.fleet_in_process import InProcessGrid, be_a_server, interrupted_before, run_job, trained_fleet
 from tests.small_networks import small_networks
 
 WEIGHTS = "backbone.features.3.weight"
@@ -148,14 +148,8 @@ def is_about(message, kind, number):
 
 def interrupted(settings, step):
     """Run a references job in a process that is stopped just before it writes a step."""
-    finish, grid = Steps.finish, InProcessGrid(settings)
-
-    def stopping(self, job, finished):
-        if finished.name == step:
-            raise KeyboardInterrupt
-        return finish(self, job, finished)
-
-    with mock.patch.object(Steps, "finish", stopping), pytest.raises(KeyboardInterrupt):
+    grid = InProcessGrid(settings)
+    with interrupted_before(step):
         run_job(settings, "references", grid)
     return grid
 

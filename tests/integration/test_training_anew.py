@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from contextlib import closing
-from unittest import mock
 
 import pytest
 import torch
@@ -17,13 +16,18 @@ from rich.console import Console
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
 from dlfd_fleet.federation.protocol.messages import FitTask, UnlearnTask
-from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.models import MODEL_FILE
 from dlfd_fleet.progress import ConsoleProgress
-from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, small_settings
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    interrupted_before,
+    run_job,
+    small_settings,
+)
 from tests.integration.test_frozen_backbone import backbone_file, champion, travelled, with_model
 from tests.small_networks import small_networks
 
@@ -180,14 +184,7 @@ def test_an_inconclusive_verdict_of_an_exact_model_is_released_unless_policy_hol
 
 
 def test_a_job_that_died_goes_on_the_way_that_it_had_taken(fleet):
-    finish = Steps.finish
-
-    def dying(steps, job, step):
-        if step.name == "audit-retrained":
-            raise KeyboardInterrupt
-        finish(steps, job, step)
-
-    with mock.patch.object(Steps, "finish", dying), pytest.raises(KeyboardInterrupt):
+    with interrupted_before("audit-retrained"):
         run_job(by(fleet, "cheapest"), "erase")
     grid = InProcessGrid(fleet)
     record = run_job(by(fleet, "unlearn"), "erase", grid)  # settings of now do not count

@@ -27,17 +27,14 @@ from dlfd_fleet.bench.devices.report import DeviceRow, console_table, goals, wri
 from dlfd_fleet.bench.devices.turns import Turns, answers_of, take_turns
 from dlfd_fleet.bench.experiment import Experiment, deal_experiment
 from dlfd_fleet.bench.models import ExperimentModels
-from dlfd_fleet.bench.results import run_name
-from dlfd_fleet.configuration import flatten
+from dlfd_fleet.bench.results import log_metrics
 from dlfd_fleet.data import open_source
 from dlfd_fleet.data.dataset import IdentityDataset
 from dlfd_fleet.formats import FP32
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.tracking import open_tracker
 
 THREADS = (1, 2)
-_PATIENCE = 120.0
 _WIDE = 160
 _INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
@@ -94,7 +91,7 @@ def devices_command(settings: Settings, console: Console) -> None:
     for line in goals(rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     page = write_report(rows, folder, heading)
-    _log_to_mlflow(settings, rows)
+    log_metrics(settings, "bench-devices", [(row.way, row.threads, row.metrics) for row in rows])
     console.print(f"Report: {page}", soft_wrap=True)
 
 
@@ -171,14 +168,3 @@ def _machine() -> str:
     name = facts.get("model name", platform.machine()).strip()
     known = ", ".join(flag for flag in _INSTRUCTIONS if flag in flags)
     return f"{name}, {os.cpu_count()} cores, int8 instructions: {known or 'none known'}"
-
-
-def _log_to_mlflow(settings: Settings, rows: list[DeviceRow]) -> None:
-    """Record every row: one run a bench, one run under it a way, threads as steps."""
-    name = run_name("bench-devices")
-    with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
-        for row in rows:
-            tracker.log_metrics(name, row.metrics, step=row.threads, site=row.way)
-        tracker.finish_job(name, "FINISHED")
-        tracker.flush(_PATIENCE)

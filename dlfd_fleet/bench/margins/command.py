@@ -11,16 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dlfd_fleet.bench.margins.runner import MarginsPlan, MarginsRow, run_margins
-from dlfd_fleet.bench.methods.runner import choose_methods
-from dlfd_fleet.bench.results import parse_duration, run_name
-from dlfd_fleet.configuration import flatten
+from dlfd_fleet.bench.methods.runner import Plan, choose_methods
+from dlfd_fleet.bench.results import log_metrics, parse_duration
 from dlfd_fleet.exceptions import ConfigurationError, JobError
 from dlfd_fleet.plain_text import plain
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
-from dlfd_fleet.tracking import open_tracker
 
-_PATIENCE = 120.0
 _MOST_MODELS = 120  # seeds of trainings are this far apart, and retrained ones are twice as many
 _COLUMNS = {
     "klom_forget": "KLoM forget",
@@ -47,14 +44,14 @@ def margins_command(settings: Settings, methods: str, models: int, seeds: int, b
     if not 3 <= models <= _MOST_MODELS:
         raise ConfigurationError(f"--models is {models}; choose from 3 to {_MOST_MODELS}.")
     folder = settings.state_folder / "bench-margins"
-    plan = MarginsPlan(settings, choose_methods(methods, settings), models, seeds, parse_duration(budget), folder)
-    results = run_margins(plan, ConsoleProgress(console))
+    plan = Plan(settings, choose_methods(methods, settings), seeds, parse_duration(budget), folder)
+    results = run_margins(MarginsPlan(plan, models), ConsoleProgress(console))
     for failure in results.failures:
         console.print(plain(f"Failed: {failure}"), soft_wrap=True)
     if results.rows:
         console.print(_table(results.rows, f"Margins of {models} models of each kind beside {models} retrained ones"))
         file = _write(results.rows, folder / "table.csv")
-        _log_to_mlflow(settings, results.rows)
+        log_metrics(settings, "bench", [(row.method, row.seed, row.metrics) for row in results.rows])
         console.print(f"Table: {file}", soft_wrap=True)
     if results.missing:
         again = f"{results.missing} models are missing; run the same command again to go on."
@@ -85,13 +82,3 @@ def _write(rows: Sequence[MarginsRow], file: Path) -> Path:
         for row in rows:
             writer.writerow((row.method, row.seed, row.models, *(row.metrics[key] for key in _COLUMNS)))
     return file
-
-
-def _log_to_mlflow(settings: Settings, rows: Sequence[MarginsRow]) -> None:
-    name = run_name("bench")
-    with open_tracker(settings.tracking, settings.state_folder) as tracker:
-        tracker.start_job(name, kind="bench", parameters=flatten(settings.model_dump(mode="json")), tags={})
-        for row in rows:
-            tracker.log_metrics(name, row.metrics, step=row.seed, site=row.method)
-        tracker.finish_job(name, "FINISHED")
-        tracker.flush(_PATIENCE)

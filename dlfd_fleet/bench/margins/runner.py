@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +14,15 @@ from pydantic import BaseModel, ConfigDict
 from dlfd_fleet.audit import Role
 from dlfd_fleet.audit.shift import confidence
 from dlfd_fleet.bench.evidence import observe
-from dlfd_fleet.bench.experiment import deal_experiment
 from dlfd_fleet.bench.margins.divergence import klom, told_apart
 from dlfd_fleet.bench.methods.comparison import WITH_REFERENCES, row_key, split_name
-from dlfd_fleet.bench.models import ExperimentModels
+from dlfd_fleet.bench.methods.runner import Plan
+from dlfd_fleet.bench.models import ExperimentModels, digest_of_split, models_of_split
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED
-from dlfd_fleet.bench.workers import worker_processes
+from dlfd_fleet.bench.workers import gather, worker_processes
 from dlfd_fleet.cores import usable_cores
-from dlfd_fleet.data import open_source
-from dlfd_fleet.exceptions import FleetError
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.progress import ProgressDisplay
-from dlfd_fleet.settings import Settings
 
 AGAIN = "retrained again"
 """As many retrained models more, beside the first: what chance alone makes of a perfect method."""
@@ -37,29 +32,15 @@ _TAIL = 95.0
 
 @dataclass(frozen=True)
 class MarginsPlan:
-    """What is to be compared.
+    """What is to be compared: the splits and methods of a bench, by so many models of each kind."""
 
-    Attributes
-    ----------
-    models
-        Models of each kind.
-    seeds
-        Number of splits, 0 and up.
-    budget
-        Seconds after which nothing new is begun.
-    """
-
-    settings: Settings
-    methods: tuple[str, ...]
+    bench: Plan
     models: int
-    seeds: int
-    budget: float
-    folder: Path
 
     @property
     def rows(self) -> tuple[str, ...]:
         """What is compared with retrained models."""
-        return (ORIGINAL, AGAIN, *self.methods)
+        return (ORIGINAL, AGAIN, *self.bench.methods)
 
 
 class MarginsRow(BaseModel):
@@ -84,30 +65,24 @@ class MarginsResults:
 
 def run_margins(plan: MarginsPlan, progress: ProgressDisplay) -> MarginsResults:
     """Make all that the budget allows, split by split, and return every row whose models are all there."""
-    deadline, failures = time.monotonic() + plan.budget, list[str]()
-    for name in plan.methods if plan.settings.data.multi_label else ():
+    bench, deadline, failures = plan.bench, time.monotonic() + plan.bench.budget, list[str]()
+    for name in bench.methods if bench.settings.data.multi_label else ():
         split_name(name)[0].refuse_labels()
-    _models(plan.settings.model_dump_json(), plan.folder, 0)  # a bad manifest is refused before any work
-    jobs = plan.settings.bench.jobs
+    digest_of_split(bench.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
+    jobs = bench.settings.bench.jobs
     with worker_processes(jobs, max(1, usable_cores() // jobs)) as pool:
-        for seed in range(plan.seeds):
+        for seed in range(bench.seeds):
             todo = [one for one in _answers(plan, seed) if not one.file().exists()]
             if not todo or time.monotonic() >= deadline:
                 continue
             # What others begin with is made first: a method's models wait for no training of another process.
-            for kinds in ((ORIGINAL,), (RETRAINED, AGAIN, *plan.methods)):
-                mine = [one for one in todo if one.name in kinds]
-                if not mine:
-                    continue
-                with progress.phase(f"Seed {seed}: {kinds[0]} models and more", len(mine)) as advance:
-                    futures = {pool.submit(_make, one, deadline): one for one in mine}
-                    for future in as_completed(futures):
-                        advance()
-                        if (error := future.exception()) is not None:
-                            said = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
-                            failures.append(f"{futures[future].name} {futures[future].index}, seed {seed}: {said}")
-    missing = sum(not one.file().exists() for seed in range(plan.seeds) for one in _answers(plan, seed))
-    rows = tuple(row for seed in range(plan.seeds) for row in _rows(plan, seed))
+            for kinds in ((ORIGINAL,), (RETRAINED, AGAIN, *bench.methods)):
+                mine = {f"{one.name} {one.index}": (_make, one, deadline) for one in todo if one.name in kinds}
+                if mine:
+                    with progress.phase(f"Seed {seed}: {kinds[0]} models and more", len(mine)) as advance:
+                        failures += gather(pool, seed, mine, advance)
+    missing = sum(not one.file().exists() for seed in range(bench.seeds) for one in _answers(plan, seed))
+    rows = tuple(row for seed in range(bench.seeds) for row in _rows(plan, seed))
     return MarginsResults(rows, missing, tuple(failures))
 
 
@@ -127,9 +102,9 @@ class _Answers:
     index: int
 
     def file(self) -> Path:
-        settings = self.plan.settings
-        key = row_key(settings, self.name, _images(settings.model_dump_json(), self.seed))
-        return self.plan.folder / "answers" / f"{self.name.replace(' ', '-')}-seed-{self.seed}-{self.index}-{key}.npz"
+        bench = self.plan.bench
+        key = row_key(bench.settings, self.name, digest_of_split(bench.settings.model_dump_json(), self.seed))
+        return bench.folder / "answers" / f"{self.name.replace(' ', '-')}-seed-{self.seed}-{self.index}-{key}.npz"
 
     def model(self, models: ExperimentModels) -> FeatureClassifier:
         if self.name == ORIGINAL:
@@ -152,7 +127,8 @@ class _Answers:
 def _make(answers: _Answers, deadline: float) -> None:
     if time.monotonic() >= deadline:
         return
-    models = _models(answers.plan.settings.model_dump_json(), answers.plan.folder, answers.seed)
+    bench = answers.plan.bench
+    models = models_of_split(bench.settings.model_dump_json(), bench.folder, answers.seed)
     samples = observe(answers.model(models), models.experiment).samples
     margins = confidence(samples.loss.astype(np.float64))
     file = answers.file()
@@ -171,7 +147,7 @@ def _rows(plan: MarginsPlan, seed: int) -> Iterator[MarginsRow]:
     whole = {name: each for name, each in found.items() if len(each) == plan.models}
     if RETRAINED not in whole:
         return
-    models = _models(plan.settings.model_dump_json(), plan.folder, seed)
+    models = models_of_split(plan.bench.settings.model_dump_json(), plan.bench.folder, seed)
     people = np.unique(models.experiment.forget.identities, return_inverse=True)[1].astype(np.int64)
     retrained = _stacked(whole[RETRAINED])
     for name in plan.rows:
@@ -198,15 +174,3 @@ def _metrics(
     metrics["told_apart_image"] = float(told_apart(*forgotten).mean())
     metrics["told_apart_person"] = float(told_apart(*forgotten, people).mean())
     return metrics
-
-
-@lru_cache(maxsize=1)
-def _models(settings_json: str, folder: Path, seed: int) -> ExperimentModels:
-    settings = Settings.model_validate_json(settings_json)
-    return ExperimentModels(deal_experiment(open_source(settings.data), settings, seed), folder / "models")
-
-
-@lru_cache(maxsize=64)
-def _images(settings_json: str, seed: int) -> str:
-    settings = Settings.model_validate_json(settings_json)
-    return deal_experiment(open_source(settings.data), settings, seed).digest()

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from dlfd_fleet.bench.experiment import Kind, deal_experiment, trained_model
+from dlfd_fleet.bench.experiment import Kind, trained_model
 from dlfd_fleet.bench.methods.comparison import (
     WITH_REFERENCES,
     measure_baselines,
@@ -18,13 +14,12 @@ from dlfd_fleet.bench.methods.comparison import (
     row_key,
     split_name,
 )
-from dlfd_fleet.bench.models import ExperimentModels
+from dlfd_fleet.bench.models import digest_of_split, models_of_split
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED, Row
-from dlfd_fleet.bench.workers import worker_processes
+from dlfd_fleet.bench.workers import gather, worker_processes
 from dlfd_fleet.cores import usable_cores
-from dlfd_fleet.data import open_source
-from dlfd_fleet.exceptions import ConfigurationError, FleetError
-from dlfd_fleet.progress import Advance, ProgressDisplay
+from dlfd_fleet.exceptions import ConfigurationError
+from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning.methods import METHODS
 
@@ -91,7 +86,7 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
     threads = max(1, usable_cores() // jobs)
     for name in plan.methods if plan.settings.data.multi_label else ():
         split_name(name)[0].refuse_labels()
-    _faces(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
+    digest_of_split(plan.settings.model_dump_json(), 0)  # a bad manifest is refused before any work
     with worker_processes(jobs, threads) as pool:
         for seed in range(plan.seeds):
             works = [_Work(plan, seed, name) for name in (BASELINES, *plan.methods)]
@@ -105,9 +100,9 @@ def run_bench(plan: Plan, progress: ProgressDisplay) -> Results:
             title = f"Seed {seed}: training what methods begin with and are measured against"
             with progress.phase(title, len(trainings)) as advance:
                 tasks = {f"{kind} model {index}": (_train, plan, seed, kind, index) for kind, index in trainings}
-                failures += _gather(pool, seed, tasks, advance)
+                failures += gather(pool, seed, tasks, advance)
             with progress.phase(f"Seed {seed}: methods", len(todo)) as advance:
-                failures += _gather(pool, seed, {work.name: (_measure, work, deadline) for work in todo}, advance)
+                failures += gather(pool, seed, {work.name: (_measure, work, deadline) for work in todo}, advance)
     rows, missing = [], 0
     for seed in range(plan.seeds):
         for name in (BASELINES, *plan.methods):
@@ -128,7 +123,7 @@ class _Work:
     def files(self) -> list[Path]:
         """Return where its rows are, once it is done."""
         settings = self.plan.settings
-        key = row_key(settings, self.name, _faces(settings.model_dump_json(), self.seed))
+        key = row_key(settings, self.name, digest_of_split(settings.model_dump_json(), self.seed))
         if self.name == BASELINES:
             names = [ORIGINAL, *_numbered(RETRAINED, settings.bench.retrained)]
         else:
@@ -153,41 +148,15 @@ def _write(file: Path, row: Row) -> None:
     new.replace(file)
 
 
-def _gather(
-    pool: ProcessPoolExecutor, seed: int, tasks: Mapping[str, tuple[Any, ...]], advance: Advance
-) -> Iterator[str]:
-    """Do tasks, each a function and its arguments, and yield what failed and why."""
-    futures = {pool.submit(*task): name for name, task in tasks.items()}
-    for future in as_completed(futures):
-        error = future.exception()
-        advance()
-        if error is not None:
-            said = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
-            yield f"{futures[future]}, seed {seed}: {said}"
-
-
-@lru_cache(maxsize=1)
-def _models(settings_json: str, folder: Path, seed: int) -> ExperimentModels:
-    settings = Settings.model_validate_json(settings_json)
-    return ExperimentModels(deal_experiment(open_source(settings.data), settings, seed), folder / "models")
-
-
-@lru_cache(maxsize=64)
-def _faces(settings_json: str, seed: int) -> str:
-    """Return the digest of a seed's images and of how they are split."""
-    settings = Settings.model_validate_json(settings_json)
-    return deal_experiment(open_source(settings.data), settings, seed).digest()
-
-
 def _train(plan: Plan, seed: int, kind: Kind, index: int) -> None:
-    models = _models(plan.settings.model_dump_json(), plan.folder, seed)
+    models = models_of_split(plan.settings.model_dump_json(), plan.folder, seed)
     trained_model(models.experiment, kind, index, models.cache)
 
 
 def _measure(work: _Work, deadline: float) -> None:
     if time.monotonic() >= deadline:
         return
-    models = _models(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
+    models = models_of_split(work.plan.settings.model_dump_json(), work.plan.folder, work.seed)
     if work.name == BASELINES:
         for file, row in zip(work.files(), measure_baselines(models), strict=True):
             _write(file, row)
