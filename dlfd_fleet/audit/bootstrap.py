@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Floats = NDArray[np.float64]
-_NO_BOUNDS = 0.99
+_NO_BOUNDS = 0.95
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

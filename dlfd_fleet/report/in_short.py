@@ -56,7 +56,7 @@ def _measured(report: ErasureReport) -> str:
     if verdict is None:
         return "nothing, so nothing was judged."
     more = len(verdict.reasons) - 1
-    others = f", and {words.count(more, 'other reason')} (see The evidence)" if more > 0 else ""
+    others = f", and {words.count(more, 'other reason')} (see The evidence in the report)" if more > 0 else ""
     said = f"{verdict.outcome}: {verdict.reasons[0].rstrip('.')}{others}. "
     if report.retrained and report.way == "unlearn" and verdict.outcome is Outcome.PASS:
         return f"{said}Only its usefulness was judged."
@@ -81,12 +81,12 @@ def _closed(report: ErasureReport, acknowledged_later: Collection[str]) -> str:
         return f"No: {_why_not(report, policy)}. The requests wait for the next job."
     closable = [request for request in report.asked if request.request in report.served]
     said = "Yes" if len(closable) == len(report.asked) else f"For {len(closable)} of {report.requests} requests yes"
-    said += f", {_allowed(report, policy)}"
     acknowledged = {*report.acknowledged, *acknowledged_later}
     conditions = sorted({f"{one.site} has confirmed its purge" for one in closable if one.site not in acknowledged})
     if report.released:
         conditions.append("no device runs an older model")
-    said += f", as soon as {' and '.join(conditions)}." if conditions else "."
+    said += f", as soon as {' and '.join(conditions)}" if conditions else ""
+    said += f": {_allowed(report, policy)}."
     if waiting := report.requests - len(closable):
         said += f" {words.count(waiting, 'request')} {'wait' if waiting > 1 else 'waits'} for the next job."
     return said
@@ -95,9 +95,10 @@ def _closed(report: ErasureReport, acknowledged_later: Collection[str]) -> str:
 def _allowed(report: ErasureReport, policy: str) -> str:
     """Say by what a case may be closed."""
     if report.nothing_to_unlearn:
-        return f"for no model knows them; the policy ({policy}) is not asked"
+        return f"no model was trained on them, so the policy ({policy}) is not asked"
     if report.verdict is None or report.verdict.outcome is not Outcome.INCONCLUSIVE:
-        return f"after {report.verdict.outcome if report.verdict else 'this job'} under any policy (here {policy})"
+        after = f"after {report.verdict.outcome}" if report.verdict else "after a release"
+        return f"{after} it may under any policy (here {policy})"
     if report.settings.get(_POLICY) == "retrain":
         return f"the policy {policy} accepts an inconclusive audit of a model that was trained anew"
     return f"the policy {policy} accepts an inconclusive audit"

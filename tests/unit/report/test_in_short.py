@@ -38,15 +38,15 @@ def held(policy="hold", **changes):
     [
         (
             settled("hold"),
-            "Yes, after PASS under any policy (here release.on_inconclusive = hold), as soon as no device",
+            "Yes, as soon as no device runs an older model: after PASS it may under any policy",
         ),
         (
             settled(verdict=judged(Outcome.INCONCLUSIVE)),
-            "Yes, the policy release.on_inconclusive = release accepts an inconclusive audit, as soon as no device",
+            "Yes, as soon as no device runs an older model: the policy release.on_inconclusive = release accepts an",
         ),
         (
             settled("retrain", verdict=judged(Outcome.INCONCLUSIVE, exact=True), retrained=True, way="retrain"),
-            "Yes, the policy release.on_inconclusive = retrain accepts an inconclusive audit of a model that was",
+            ": the policy release.on_inconclusive = retrain accepts an inconclusive audit of a model that was",
         ),
         (
             held(verdict=judged(Outcome.INCONCLUSIVE)),
@@ -60,9 +60,9 @@ def held(policy="hold", **changes):
         (held("release", state="judged"), "No: the job has not ended"),
         (
             settled(released=False, verdict=None, models={}),
-            "Yes, for no model knows them; the policy (release.on_inconclusive = release) is not asked.",
+            "Yes: no model was trained on them, so the policy (release.on_inconclusive = release) is not asked.",
         ),
-        (make_report(), "For 1 of 2 requests yes, after PASS"),
+        (make_report(), "For 1 of 2 requests yes, as soon as no device runs an older model: after PASS it may"),
         (make_report(), "1 request waits for the next job."),
         (settled(acknowledged={}), "as soon as site-1a2b3c4d has confirmed its purge and site-5e6f7a8b has confirmed"),
     ],
@@ -86,7 +86,10 @@ def test_whether_a_case_may_be_closed_has_an_answer_that_names_the_policy(report
             judged(Outcome.INCONCLUSIVE),
             "INCONCLUSIVE: too few images. An audit like this passes a right erasure in 25% of",
         ),
-        (judged(Outcome.FAIL, ("collapsed", "remembered")), "FAIL: collapsed, and 1 other reason (see The evidence)."),
+        (
+            judged(Outcome.FAIL, ("collapsed", "remembered")),
+            "FAIL: collapsed, and 1 other reason (see The evidence in the report).",
+        ),
     ],
 )
 def test_what_was_measured_is_said_with_how_sure_that_is(verdict, words):
