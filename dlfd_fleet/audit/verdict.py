@@ -26,7 +26,6 @@ NOBODY_UNSEEN = "no unseen people were audited"
 _NOTHING_TO_COMPARE_WITH = (
     f"{NOBODY_UNSEEN}, nor a retrained model, so nothing says whether the forgotten people are still remembered"
 )
-_NO_BOUNDS = 0.99  # of an AUC
 _ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
 
 
@@ -491,25 +490,14 @@ def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> lis
     if original.mia_auc.low <= 0.5:
         # A lead that bounds do not show may be memory as well.
         unknown = ": too few people to tell" if original.mia_auc.value >= 0.5 + margin else ""
-        doubts.append(
-            f"the attack may find nobody in the original model either{unknown} (AUC {_bounded(original.mia_auc)})"
-        )
+        doubts.append(f"the attack may find nobody in the original model either{unknown} (AUC {original.mia_auc})")
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
-        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {_bounded(control)})")
+        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")
     if not _within(candidate.mia_auc, margin):
         images = f"{candidate.forget_images} forgotten and {candidate.unseen_images} unseen images"
         if candidate.mia_auc.value >= 0.5 + margin:
-            doubts.append(
-                f"{images} are of too few people to tell whether it leaks (AUC {_bounded(candidate.mia_auc)})"
-            )
+            doubts.append(f"{images} are of too few people to tell whether it leaks (AUC {candidate.mia_auc})")
         else:
-            doubts.append(
-                f"no leak was detected (AUC {_bounded(candidate.mia_auc)}), but {images} are too few to exclude one"
-            )
+            doubts.append(f"no leak was detected (AUC {candidate.mia_auc}), but {images} are too few to exclude one")
     return doubts
-
-
-def _bounded(auc: Estimate) -> str:
-    """Say an AUC with its bounds, or that these exclude nothing: from 0 to 1 they are no result."""
-    return str(auc) if auc.high - auc.low < _NO_BOUNDS else f"{auc.value:.3f}, with bounds that exclude nothing"

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, Field
 from dlfd_fleet.audit import Estimate
 from dlfd_fleet.report import words
 from dlfd_fleet.report.contents import AskedRequest, ErasureReport, Part
+from dlfd_fleet.report.in_short import in_short
 from dlfd_fleet.report.plots import gate_plot, loss_plot
 from dlfd_fleet.report.templates import BASE, ERASURE, SINGLE
 
@@ -113,6 +114,7 @@ def render(
         .get_template("erasure")
         .render(
             report=report,
+            in_short=in_short(report, acknowledged_later),
             delivery=delivery,
             acknowledged_later=acknowledged_later,
             margin=report.verdict.margin if report.verdict else 0.0,
@@ -154,8 +156,10 @@ def _environment() -> Environment:
 
 
 def score_text(value: Estimate | float | None) -> str:
-    """Return a score as people read it, with its bounds where it has them."""
-    return str(value) if isinstance(value, Estimate) else "-" if value is None else f"{value:.3f}"
+    """Return a score as people read it, with its bounds where it has them; one that is not known is no number."""
+    if isinstance(value, Estimate):
+        return "not known" if value.says_nothing else str(value)
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _moment(value: datetime | None) -> str:

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.jobs.reporting import said_in_short
 from dlfd_fleet.federation.protocol.messages import (
     AuditTask,
     CalibrateTask,
@@ -181,7 +182,9 @@ def job_status(store: Store, job: str) -> Group:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
     if record.requests:
         lines.append(f"Requests: {record.requests}.")
-    if record.verdict:
+    if record.step in FINAL_STEPS and (said := said_in_short(store, record)):
+        lines += said
+    elif record.verdict:
         lines.append(record.verdict.sentence())
     if record.references and record.step != "settled":  # then its note says it
         lines.append(f"So far: {record.references.sentence()}.")

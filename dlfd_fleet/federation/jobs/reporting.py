@@ -27,6 +27,8 @@ from dlfd_fleet.report import (
     REPORT_FILE,
     DeliveryProgress,
     ErasureReport,
+    InShort,
+    in_short,
     issue,
     load_signer,
     render,
@@ -227,6 +229,13 @@ def latest_erasure(store: Store) -> JobRecord:
         if record.kind == "erase" and record.requests:
             return record
     raise JobError(f"There is no erasure in {store.folder.parent} yet; `dlfd-fleet job start erase` does one.")
+
+
+def said_in_short(store: Store, record: JobRecord) -> InShort | None:
+    """Say an erasure in three lines; None of any other job, and of one in which nobody asked."""
+    if record.kind != "erase" or not record.proceedings.asked:
+        return None
+    return in_short(report_of(store, record), _acknowledged_later(store, record))
 
 
 def outcome_sentence(record: JobRecord) -> str:

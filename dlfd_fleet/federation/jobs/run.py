@@ -16,7 +16,7 @@ from dlfd_fleet.federation.jobs.plan import plan
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.references import references, refuse_no_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
-from dlfd_fleet.federation.jobs.reporting import redraw_reports
+from dlfd_fleet.federation.jobs.reporting import redraw_reports, said_in_short
 from dlfd_fleet.federation.jobs.summary import describe
 from dlfd_fleet.federation.jobs.train import Given, train
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord
@@ -226,7 +226,7 @@ def record_end(
     name = job.record.job
     try:
         tracker.set_tags(name, outcome_tags(job.record))
-        tracker.describe(name, describe(job.record))
+        tracker.describe(name, describe(job.record, said_in_short(store, job.record)))
         tracker.finish_job(name, status)
         waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
