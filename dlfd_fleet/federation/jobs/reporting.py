@@ -112,13 +112,20 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
 def e_product(store: Store, record: JobRecord) -> float | None:
     """Return the product of the e-values of all erasures up to this one; None if references did not judge it.
 
-    Those that were not released count, too: to leave out what failed would make up evidence.
+    People whose job released nothing are in the next job as well, with the same references. Their evidence is not new,
+    so of a job that released something and those without a release before it the lowest value counts.
     """
     if record.verdict is None or record.verdict.e_value is None:
         return None
-    earlier = [job.verdict for job in store.jobs() if job.job != record.job and job.started_at < record.started_at]
-    known = [verdict.e_value for verdict in earlier if verdict is not None and verdict.e_value is not None]
-    return math.prod([*known, record.verdict.e_value])
+    product, of_same_people = 1.0, list[float]()
+    for job in (*store.jobs(), record):
+        if job is not record and (job.job == record.job or job.started_at >= record.started_at):
+            continue
+        if job.verdict is not None and job.verdict.e_value is not None:
+            of_same_people.append(job.verdict.e_value)
+        if job is record or (job.kind == "erase" and job.released):
+            product, of_same_people = product * min(of_same_people, default=1.0), []
+    return product
 
 
 def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay, after: str) -> None:

@@ -116,11 +116,25 @@ def by_references(e_value, outcome=Outcome.PASS):
     )
 
 
-def test_the_evidence_of_all_erasures_adds_up_whether_they_were_released_or_not(store):
+def test_the_evidence_of_all_erasures_adds_up_and_that_of_the_same_people_counts_once(store):
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    verdicts = [by_references(8.0), by_references(0.25, Outcome.FAIL), None, by_references(10.0)]
-    jobs = [
-        job(store, requests=1, verdict=verdict, started_at=start + timedelta(days=day))
-        for day, verdict in enumerate(verdicts)
+    ends = [  # e-value, whether a model was released, product so far
+        (8.0, True, 8.0),
+        (3.0, False, 24.0),  # held: its people are in the next job
+        (0.25, False, 2.0),
+        (5.0, True, 2.0),
+        (None, True, None),
+        (10.0, True, 20.0),
     ]
-    assert [report_of(store, each).e_product for each in jobs] == [8.0, 2.0, None, 20.0]
+    jobs = [
+        job(
+            store,
+            kind="erase",
+            requests=1,
+            verdict=by_references(value) if value else None,
+            released=released,
+            started_at=start + timedelta(days=day),
+        )
+        for day, (value, released, _) in enumerate(ends)
+    ]
+    assert [report_of(store, each).e_product for each in jobs] == [product for *_, product in ends]
