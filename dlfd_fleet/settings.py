@@ -396,12 +396,23 @@ class ReferenceSettings(Section):
         return value
 
 
+class DueSettings(Section):
+    """When `job start erase --if-due` starts a job. One of the three is enough, if somebody waits."""
+
+    days_left: Annotated[int, Field(ge=0, le=366)] = Field(
+        14, description="The earliest deadline is at most so many days away: then there is time to try again."
+    )
+    batch: Count = Field(8, description="So many requests wait: together they cost little more than one.")
+    interval_days: Count = Field(7, description="So many days have passed since the last erasure began.")
+
+
 class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Annotated[int, Field(ge=1, le=366)] = Field(
         28, description="Calendar days from the day of receipt to the deadline; 28 are never more than a month."
     )
+    due: DueSettings = Field(default_factory=DueSettings)
     way: Literal["unlearn", "retrain", "cheapest"] = Field(
         "unlearn",
         description="Unlearn; retrain without the people, which is exact; or what is expected to cost less of the two.",

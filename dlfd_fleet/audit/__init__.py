@@ -1,9 +1,15 @@
 """Attacks, scores and the verdict: numpy in, numbers out.
 
-A predictor of any kind (torch, ONNX Runtime on a device) is audited from what it says of each image, a
-:class:`SampleScores`; :func:`measure` turns that into the fleet's :class:`Scores` with bounds, and :func:`judge`
-compares them with the original model's. :data:`ATTACKS` is the registry of the attacks that a benchmark makes; to add
-one: docs/how-to/attack.md.
+Any predictor (torch, ONNX Runtime on a device) is audited by its answers. :class:`SampleScores` holds one row an image:
+role, person, label, prediction and loss. :func:`measure` turns it into :class:`Scores` with bounds, and :func:`judge`
+compares the scores of two models::
+
+    original = measure(samples_of_original)
+    unlearned = measure(samples_of_unlearned)
+    print(judge(original, unlearned, AuditSettings()).sentence())
+
+:data:`ATTACKS` is the registry of the benchmark's attacks. Stable: the names in ``__all__``. An attack of your own:
+docs/how-to/attack.md.
 """
 
 from dlfd_fleet.audit.agreement import agreed

@@ -1,4 +1,4 @@
-"""What sites say of people whom all of them hold: with one model, honest ones say the same."""
+"""Compare what sites report of people whom all of them hold: honest sites report the same of one model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _ODD_ROWS, _RELATIVE, _ABSOLUTE = 0.05, 0.05, 0.01
 def agreed(
     said: Mapping[str, SampleScores], withholding: Collection[str] = frozenset()
 ) -> tuple[SampleScores, frozenset[str]]:
-    """Return what most sites say, as the one in their middle says it, and the sites that say otherwise.
+    """Return the report of the median site among the majority, and the sites that differ from it.
 
     Parameters
     ----------
     said
-        Rows by site; sites without a row hold none of these people and are no witnesses.
+        Rows by site. A site without rows holds none of these people and does not count.
     withholding
-        Sites that leave some of these people out, for they know that somebody is not unseen any more. Where most sites
-        do not, such a site is no witness, and no liar either.
+        Sites that left out some of these people, because they know that somebody is not unseen. If most sites did not,
+        such a site does not count, and is not named as differing.
 
     Raises
     ------
     DataError
-        If no more than half of the witnesses agree: then nobody can tell who is right.
+        If at most half of the sites that count agree, so that nobody can tell who is right.
     """
     witnesses = {site: samples for site, samples in sorted(said.items()) if len(samples)}
     if not witnesses:
@@ -61,12 +61,12 @@ def _order(samples: SampleScores) -> NDArray[np.intp]:
 
 
 def _losses(samples: SampleScores) -> NDArray[np.float64]:
-    """Return the losses by role and class, each in order: image by image the same at every site."""
+    """Return the sorted losses of each role and class, which compare image by image between sites."""
     return samples.loss[_order(samples)]
 
 
 def _shape(samples: SampleScores) -> tuple[bytes, int]:
-    """Return what no rounding changes: how many images of each role and class, and of how many people."""
+    """Return what rounding does not change: numbers of images of each role and class, and of people."""
     order = _order(samples)
     kinds = np.stack([samples.role[order].astype(np.int64), *(column[order] for column in numbers(samples.label))])
     return kinds.tobytes(), len(np.unique(samples.person))

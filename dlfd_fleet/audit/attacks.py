@@ -1,7 +1,7 @@
-"""Membership attacks: from what a model says of each image to a score that is higher for members.
+"""Membership attacks: turn a model's answers into a score for each image that is higher for members.
 
-Every attack gives :class:`MembershipScores` of the same images in the same order, whatever the predictor was, and
-:func:`evaluate` turns them into numbers with bounds. So models can be compared image by image.
+Every attack returns :class:`MembershipScores` for the same images in the same order, so models can be compared image by
+image. :func:`evaluate` turns them into numbers with bounds.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _OFFLINE_SLOPE = 0.3
 
 @dataclass(frozen=True)
 class MembershipScores:
-    """How much each image looks like a member's, to one attack on one model.
+    """Scores of one attack on one model: how much each image looks like a member.
 
     Attributes
     ----------
     score
-        Higher for members, shape ``(N,)``.
+        Score of each image, higher for members, shape ``(N,)``.
     member
-        The truth: True for forgotten people, False for people never trained on, shape ``(N,)``.
+        Truth: True for forgotten people, False for people never trained on, shape ``(N,)``.
     person
-        Number of the image's person, shape ``(N,)``; nobody is on both sides.
+        Person number of each image, shape ``(N,)``; no person is on both sides.
     """
 
     score: Floats
@@ -76,7 +76,7 @@ class MembershipSide:
 
 
 class AttackResult(BaseModel):
-    """What one attack achieves; bounds by bootstrap over people."""
+    """The result of one attack, with bounds by bootstrap over people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,9 +84,10 @@ class AttackResult(BaseModel):
     accuracy: Estimate
     """Balanced accuracy of a cross-validated threshold on the score."""
     person_auc: Estimate
-    """AUC between people, each by the mean score of their images."""
+    """AUC over people, each with the mean score of their images."""
     tpr_at_1_fpr: Estimate | None
-    """Share of members found at one false alarm in a hundred; None under 300 images of people never trained on."""
+    """Share of members found at a false positive rate of 1%; None with fewer than 300 images of people never trained
+    on."""
 
 
 def loss_attack(samples: SampleScores, *, members: Role = Role.FORGET, unseen: Role = Role.TEST) -> MembershipScores:
@@ -106,15 +107,15 @@ def rmia(
     """Score an image by how often it beats population images in likelihood ratio (RMIA, arXiv 2312.03262).
 
     ``Pr_z[(p(x) / p_ref(x)) / (p(z) / p_ref(z)) >= 1]`` with ``p`` the probability of the true class, and ``p_ref`` its
-    mean over reference models that have seen neither members nor the others, corrected as in the offline attack:
-    ``((1 + a) p_out + 1 - a) / 2``. Population images only set the scale: they are attacked by nobody.
+    mean over reference models that saw neither members nor the others, corrected as in the offline attack: ``((1 + a)
+    p_out + 1 - a) / 2``. Population images only set the scale and are not attacked.
 
     Parameters
     ----------
     samples
-        What the attacked model says, rows of members, unseen and population people.
+        Answers of the attacked model for members, unseen and population people.
     references
-        What each reference model says of the same images in the same order.
+        Answers of each reference model for the same images in the same order.
 
     Raises
     ------
@@ -138,8 +139,8 @@ def rmia(
 def linear_probe(features: Floats, member: NDArray[np.bool_], person: NDArray[np.int64]) -> MembershipScores:
     """Score an image by a logistic regression on its penultimate features ``(N, F)``, trained on other people.
 
-    A method that only changes the head leaves what it should forget in the features. Folds are by person, so that the
-    probe learns what members have in common and not who they are.
+    It finds methods that change only the head and keep the forgotten people in the features. Folds are by person, so
+    the probe learns what members have in common, not who they are.
 
     Raises
     ------
@@ -162,7 +163,7 @@ def linear_probe(features: Floats, member: NDArray[np.bool_], person: NDArray[np
 
 
 def evaluate(attack: MembershipScores, *, resamples: int = 2000, seed: int = 0) -> AttackResult:
-    """Measure an attack: AUC, balanced accuracy, AUC between people, and TPR at 1% FPR where it can be told."""
+    """Measure an attack: AUC, balanced accuracy, AUC over people and, with enough images, TPR at 1% FPR."""
     generator = np.random.default_rng(seed)
     return AttackResult(
         auc=auc_estimate(attack, resamples, generator),
@@ -175,8 +176,8 @@ def evaluate(attack: MembershipScores, *, resamples: int = 2000, seed: int = 0) 
 def auc_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate:
     """Estimate the AUC, resampling people on both sides.
 
-    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products. One person does not
-    show how much people differ, so there the other side says it, if that is wider.
+    The AUC is a ratio of sums over pairs of people, so every resample is two small matrix products. With one person on
+    a side, the spread comes from the other side, if that is wider.
     """
     inside, outside = attack.sides()
     drawn = units(inside.person), units(outside.person)
@@ -193,7 +194,7 @@ def auc_estimate(attack: MembershipScores, resamples: int, generator: np.random.
 
 
 def _spread_of_people(side: MembershipSide) -> float:
-    """Return how far one person's AUC lies from chance when all are of one kind: each against the others of a side."""
+    """Return the spread of one person's AUC if nobody differs: each person against the others of a side."""
     people = np.unique(side.person)
     if len(people) < 2:
         return 0.5
@@ -212,7 +213,7 @@ def resampled_aucs(
 ) -> Floats:
     """Return the AUC ``(R,)`` of each resample of people, from the pairs ``(P, Q)`` that members win.
 
-    With differences of wins in place of wins, the result is a difference of AUCs over the same resamples.
+    Differences of wins give differences of AUCs over the same resamples.
     """
     sizes = [person_sums(person, np.ones((len(person), 1)))[:, 0] for person in (inside, outside)]
     drawn = [draws(person, resamples, generator) for person in (inside, outside)]
@@ -248,7 +249,7 @@ def accuracy_estimate(attack: MembershipScores, resamples: int, generator: np.ra
 
 
 def tpr_estimate(attack: MembershipScores, resamples: int, generator: np.random.Generator) -> Estimate | None:
-    """Estimate the share of members found at one false alarm in a hundred; None under 300 images to set it by."""
+    """Estimate the share of members found at a false positive rate of 1%; None with fewer than 300 unseen images."""
     inside, outside = attack.sides()
     if len(outside.score) < _FEWEST_NON_MEMBERS:
         return None

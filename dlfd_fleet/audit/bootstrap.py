@@ -1,4 +1,4 @@
-"""Estimates with bounds from a bootstrap over people: images of one person are correlated, so people are drawn."""
+"""Estimate fractions with bounds by a bootstrap over people, because images of one person are correlated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Estimate(BaseModel):
-    """A score, its 95% bounds and its standard error (1.96 of it are a 95% bound); all are fractions."""
+    """A score with its 95% bounds and standard error (1.96 errors are a 95% bound); all are fractions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,10 +51,10 @@ def estimate(value: float, resampled: Floats, people: int) -> Estimate:
 
 
 def widening(people: int) -> float:
-    """Return what the spread of a bootstrap over P people must be multiplied by, so that 1.96 of it are a 95% bound.
+    """Return the factor for the spread of a bootstrap over P people, so that 1.96 of it is a 95% bound.
 
-    Drawn from themselves, people vary by ``(P - 1) / P`` of their variance; and of few the variance is itself a guess,
-    for which Student's t stands, with ``P - 1`` degrees of freedom.
+    A bootstrap shows only ``(P - 1) / P`` of the variance. With few people the variance is uncertain, so the factor
+    uses Student's t with ``P - 1`` degrees of freedom.
     """
     return math.sqrt(people / (people - 1)) * student_widening(people - 1)
 
@@ -73,12 +73,12 @@ def draws(person: NDArray[np.int64], resamples: int, generator: np.random.Genera
 
 
 def units(person: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return what a bootstrap draws: people, or the images of the only person there is."""
+    """Return what a bootstrap draws: people, or images if there is only one person."""
     return person if len(np.unique(person)) > 1 else np.arange(len(person))
 
 
 def person_sums(person: NDArray[np.int64], values: Floats | NDArray[np.bool_]) -> Floats:
-    """Sum rows ``(N, K)`` by person, ``(P, K)``, people in the order of their numbers."""
+    """Sum rows ``(N, K)`` by person, to ``(P, K)``, in the order of person numbers."""
     _, index = np.unique(person, return_inverse=True)
     sums = np.zeros((index.max() + 1, values.shape[1]))
     np.add.at(sums, index, values)
@@ -104,9 +104,9 @@ def ratio_of_sums(hits: Floats, counts: Floats, resamples: int, generator: np.ra
 def pair_wins(
     inside: Floats, inside_person: NDArray[np.int64], outside: Floats, outside_person: NDArray[np.int64]
 ) -> Floats:
-    """Return, for each pair of a member and an unseen person, how many pairs of their images the member wins.
+    """Return, for each pair of a member and an unseen person, in how many pairs of images the member scores higher.
 
-    A draw is half a win. The AUC of any resample of people is a ratio of sums over this ``(P, Q)`` matrix.
+    A tie counts half. The AUC of any resample of people is a ratio of sums over this ``(P, Q)`` matrix.
     """
     difference = inside[:, None] - outside[None, :]
     wins = (difference > 0) + 0.5 * (difference == 0)

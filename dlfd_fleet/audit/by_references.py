@@ -1,19 +1,20 @@
-"""How much a model still shows of what members show, by what reference models said of the same images.
+"""Measure by reference models how much a model still knows about people, as sums that a site can send.
 
-Of each image there is a pair of answers or more: of a model that was trained on its person (IN) and of one that was not
-(OUT). From one pair a linear fit predicts what another model says that was not trained on the person, and by how much
-one that was says more: the image's gap. Where the gap is small an image tells nothing, so images count by their gaps::
+Each image has one or more pairs of answers: from a model trained on its person (IN) and from one that was not (OUT).
+From one pair a linear fit predicts what another OUT model says, and how much more an IN model says: the image's gap. An
+image with a small gap tells little, so images are weighted by their gaps::
 
     share = sum(gap * (said - predicted)) / sum(gap ** 2)
 
-It is 0 for people whom a model never saw, and 1 for members of a model of half the people. A model of all people says
-other things of strangers than one of half of them does: a straight line through people never trained on corrects that.
+It is 0 for people whom a model never saw, and 1 for members of a model of half the people. A model of all people
+answers differently about people never seen than a model of half of them. A straight line through people never trained
+on corrects this.
 
-The noise comes from the references alone: each of their models never saw half of the people, and what it says of these
-is as far from the prediction as what a right erasure says. With images that count by their gaps the variance of a share
-is ``noise / sum(gap ** 2)``, so that it is known before anybody unlearns what an audit will be able to show.
+The noise comes from the references: each never saw half of the people, and its answers about these differ from the
+prediction as much as those after a correct erasure. With images weighted by gaps the variance of a share is ``noise /
+sum(gap ** 2)``. So it is known beforehand what an audit can show.
 
-A site sends sums over its people (:class:`ReferenceSums`); the coordinator makes one share of them
+A site sends sums over its people (:class:`ReferenceSums`). The coordinator computes one share from them
 (:mod:`~dlfd_fleet.audit.shares`).
 """
 
@@ -31,12 +32,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dlfd_fleet.audit.shift import Floats, ReferenceLosses, confidence
 
 FEWEST_PEOPLE = 4
-"""With the answers of an IN and an OUT model, at a site: of fewer there is nothing to fit."""
+"""Fewest people of a site with answers of an IN and an OUT model; fewer cannot be fitted."""
 _RIDGE = 10.0  # images; of a small site the fit goes towards the mean
 _MOST_GAP, _MOST_SAID = 30.0, 14.0  # of confidences, which lie within 13.9
 _DIGITS = 3
 LINE = 5
-"""Sums of a line: of 1, x, z, xx and xz."""
+"""The number of sums of a line: of 1, x, z, xx and xz."""
 _MOMENTS = LINE * (LINE + 1) // 2
 _LARGEST = (1.0, 14.0, 14.0, 196.0, 196.0)  # of an image
 _ROUNDING = 1e-6
@@ -48,7 +49,7 @@ _LineSums = Annotated[tuple[Sum, ...], Field(min_length=LINE, max_length=LINE)]
 
 
 class MemberSums(BaseModel):
-    """Sums over some people who were trained on, of whom IN and OUT models have answered.
+    """Sums over people who were trained on, with answers of IN and OUT models.
 
     Attributes
     ----------
@@ -57,7 +58,7 @@ class MemberSums(BaseModel):
     weight, gap
         Sums of the images' gaps, and of their squares.
     predicted, excess
-        Sums, by gap, of what a model that never saw them is predicted to say, and of how much more is said.
+        Sums, weighted by gap, of the predicted answer of a model that never saw them, and of the excess over it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,11 +94,11 @@ class UnseenSums(BaseModel):
     people
         How many there are.
     line, products
-        Over images, with x the mean of a pair of reference models and z what the audited model says: sums of 1, x, z,
-        xx and xz, in the mean of the pairs; and of the products of each two of these of each person, the upper triangle
+        With x the mean of a pair of reference models and z the answer of the audited model: sums over images of 1, x,
+        z, xx and xz, averaged over pairs; and sums over people of the products of each two of these, the upper triangle
         by rows.
     half_line
-        The same sums with z what the reference models of other pairs say.
+        The same sums with z the answers of reference models of other pairs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -126,17 +127,17 @@ class UnseenSums(BaseModel):
 
     @property
     def images(self) -> float:
-        """How many images they have."""
+        """Number of images of these people."""
         return self.line[0]
 
     @classmethod
     def added(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
-        """Return the sums of all people of some sites."""
+        """Return the sums over the people of several sites."""
         return cls(people=sum(part.people for part in parts), **_of_each(parts, math.fsum))
 
     @classmethod
     def middle(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
-        """Return what is in the middle of what several sites say of the same people."""
+        """Return the median of what several sites report of the same people."""
         # Not checked again: numbers in the middle of several sites' need not be those of any people.
         return cls.model_construct(None, people=int(median(part.people for part in parts)), **_of_each(parts, median))
 
@@ -149,18 +150,18 @@ def _of_each(parts: Sequence[UnseenSums], joined: Callable[[Iterable[float]], fl
 
 
 class ReferenceSums(BaseModel):
-    """What a site sends beside an audit, if its reference models have answered; there is nobody's own row in it.
+    """The sums that a site with references sends beside an audit; they hold no single person's row.
 
     Attributes
     ----------
     forget, retain
-        Of people who are to be forgotten, and of some of the others.
+        Sums over people to be forgotten, and over some retained people.
     noise
-        Variance of a share, times the sum of its squared gaps, from the reference models' answers to one another.
+        Variance of a share times the sum of its squared gaps, from the reference models' answers.
     noise_people
-        How many people that was measured on.
+        Number of people on whom the noise was measured.
     unseen, shared
-        Of people never trained on: whom the site alone holds, and whom all sites hold.
+        Sums over people never trained on: those of this site alone, and those whom all sites hold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,12 +184,12 @@ def reference_sums(
     unseen: NDArray[np.bool_],
     shared: NDArray[np.bool_],
 ) -> ReferenceSums | None:
-    """Return what a site sends of a model; None where its references have no two pairs of answers.
+    """Return the sums that a site sends for a model; None if its references have fewer than two pairs of answers.
 
     Parameters
     ----------
     loss, person
-        What the model makes of the site's images ``(N,)``, and whose they are.
+        The model's losses of the site's images, and their people, each ``(N,)``.
     forget, retain, unseen, shared
         Which images are of people to be forgotten, of retained ones, and of those never trained on: whom the site alone
         holds, and whom all sites hold. Each ``(N,)``.
@@ -246,14 +247,14 @@ def reference_sums(
 
 
 class _Fit:
-    """What a site's reference models say of one another's people: predictions, gaps and the noise of both."""
+    """A fit of a site's reference models to one another: predictions, gaps and noise."""
 
     def __init__(self, coefficients: Floats, noise: float, people: int) -> None:
         self._coefficients, self.noise, self.people = coefficients, noise, people
 
     @classmethod
     def of(cls, inside: Floats, outside: Floats, person: NDArray[np.int64]) -> _Fit:
-        """Fit answers ``(pairs, N)``: each pair's by the mean of the others'."""
+        """Fit answers ``(pairs, N)``: each pair's from the mean of the others'."""
         pairs = len(outside)
         others = [np.delete(np.arange(pairs), pair) for pair in range(pairs)]
         features = np.concatenate(
@@ -279,7 +280,7 @@ class _Fit:
         return cls(fit._coefficients, noise * fit.people / (fit.people - 2), fit.people)
 
     def predict(self, inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
-        """Return what a model says that never saw the images' people, and by how much one says more that did."""
+        """Return the predicted answer of a model that never saw the people, and the gap to one that did."""
         features = np.stack([np.ones_like(outside), outside, inside], axis=1)
         stranger, member = (features @ self._coefficients).T
         gap: Floats = np.clip(member - stranger, 0.0, _MOST_GAP)
@@ -287,7 +288,7 @@ class _Fit:
 
 
 def _unseen_sums(of_pairs: Floats, now: Floats, person: NDArray[np.int64]) -> UnseenSums:
-    """Return the sums of answers ``(2, pairs, N)`` and of what the audited model says ``(N,)``."""
+    """Return the sums of answers ``(2, pairs, N)`` and of the audited model's answers ``(N,)``."""
     means, pairs = of_pairs.mean(axis=0), of_pairs.shape[1]
     if not len(now):
         return UnseenSums()
@@ -313,7 +314,7 @@ def _line(x: Floats, z: Floats) -> Floats:
 
 
 def _by_person(values: Floats, person: NDArray[np.int64]) -> Floats:
-    """Return the sum of each person, of values ``(N,)`` or ``(N, K)``."""
+    """Return the sum for each person of values ``(N,)`` or ``(N, K)``."""
     _, index = np.unique(person, return_inverse=True)
     sums = np.zeros((int(index.max(initial=-1)) + 1, *values.shape[1:]))
     np.add.at(sums, index, values)
@@ -321,5 +322,5 @@ def _by_person(values: Floats, person: NDArray[np.int64]) -> Floats:
 
 
 def _coarse(value: float) -> float:
-    """Round to three digits: more would be a fingerprint of one person, and change no verdict."""
+    """Round to three digits. More would identify a person and change no verdict."""
     return float(f"{value:.{_DIGITS}g}")

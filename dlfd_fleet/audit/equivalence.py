@@ -1,7 +1,7 @@
-"""Is a model as hard to attack as retrained ones? Differences with bounds, and two one-sided tests.
+"""Test whether a model is as hard to attack as retrained ones, by differences with bounds.
 
-The same images of the same people are attacked in both, so that what makes a person easy to classify cancels out: the
-comparison has far more power than one with people never trained on.
+The same images of the same people are attacked in both models, so differences between people cancel out. This has far
+more power than a comparison with people never trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_BOUND = 0.49  # of AUC, on both sides: as wide as all that an AUC can be
 
 
 class Difference(BaseModel):
-    """A model's score minus the mean of its references', with the standard error of that."""
+    """A model's score minus the mean of its references', with its standard error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +33,7 @@ class Difference(BaseModel):
     reference: float
     """Mean score of the reference models."""
     standard_error: float
-    """Of the difference; 1.96 of it are a 95% bound, however few people and references there are."""
+    """Standard error of the difference; 1.96 errors are a 95% bound for any number of people and references."""
     references: int
 
     @property
@@ -56,7 +56,7 @@ class Difference(BaseModel):
         return abs(self.value) + _ONE_SIDED * self.standard_error < margin
 
     def differs(self, margin: float) -> bool:
-        """Tell whether the 95% interval lies outside the margin as a whole."""
+        """Tell whether the whole 95% interval is outside the margin."""
         return self.low > margin or self.high < -margin
 
     def power(self, margin: float) -> float:
@@ -72,7 +72,8 @@ class Difference(BaseModel):
 def equivalence_power(standard_error: float, margin: float) -> float:
     """Return the chance that two one-sided 5% tests both reject when the true difference is 0.
 
-    ``max(0, 2 * Phi(margin / se - z_0.95) - 1)`` for a normal estimate; 0 when the margin is under 1.645 errors.
+    It is ``max(0, 2 * Phi(margin / se - z_0.95) - 1)`` for a normal estimate, and 0 if the margin is below 1.645
+    errors.
     """
     if standard_error <= 0.0:
         return 1.0
@@ -88,17 +89,17 @@ def auc_difference(
 ) -> Difference:
     """Return the mean AUC of attacks on a model minus the mean AUC on reference models, over the same images.
 
-    The standard error joins two sources: which people there are (bootstrap of both sides, the same draws for all
-    models) and which reference models were trained (their variance over their number). Of few it is itself a guess,
-    so it is widened to Student's t, with the degrees of freedom of Welch and Satterthwaite.
+    The standard error has two sources: the people (bootstrap of both sides, the same draws for all models) and the
+    reference models (their variance divided by their number). With few of them it is uncertain, so it is widened to
+    Student's t with the degrees of freedom of Welch and Satterthwaite.
 
     Parameters
     ----------
     models
         Scores of one attack on the model, or of several variants of it.
     references
-        Scores of the same attack on each reference model, of the same images in the same order; one reference gives
-        no second source.
+        Scores of the same attack on each reference model, of the same images in the same order. One reference has no
+        variance.
 
     Raises
     ------
@@ -138,7 +139,7 @@ def accuracy_difference(
     Parameters
     ----------
     labels
-        How many labels an image has, if the models are of several.
+        Number of labels of an image, for models with labels.
 
     Raises
     ------
@@ -175,13 +176,13 @@ def _resampled(
 
 
 def _least(unit: NDArray[np.int64], member: NDArray[np.bool_]) -> int:
-    """Return how many units the smaller side has; one alone is not resampled, so then it is the other side."""
+    """Return the number of units of the smaller side, or of the other side if it has only one."""
     sides = [len(np.unique(unit[member == side])) for side in (True, False)]
     return min((number for number in sides if number > 1), default=1)
 
 
 def _difference(value: float, known: list[float], resampled: Floats, people: int) -> Difference:
-    """Join what people and what reference models vary by."""
+    """Return the difference, with errors of people and of reference models together."""
     variances, degrees = [], []
     if people > 1:
         variances.append(float(np.var(resampled[np.isfinite(resampled)])) * people / (people - 1))

@@ -1,4 +1,4 @@
-"""What an erasure will be able to show of these people, before anybody unlearns."""
+"""Predict, before an erasure, what its audit will be able to show."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Expected:
-    """What an audit of so many people can show.
+    """The expected result of an audit.
 
     Attributes
     ----------
     evidence
-        What it will rest on.
+        The evidence that will be used.
     passes
-        The chance of PASS if the erasure is right and costs nobody anything.
+        Chance of PASS if the erasure is correct and costs no accuracy.
     fails
-        The chance of FAIL if nothing is unlearned.
+        Chance of FAIL if nothing is unlearned.
     why
-        What would make it more, or why it is not more, in words.
+        A sentence: what would raise the chances, or what limits them.
     """
 
     evidence: Evidence
@@ -37,7 +37,7 @@ class Expected:
     why: str
 
     def sentence(self) -> str:
-        """Say it in words."""
+        """Return it as a sentence."""
         said = {
             Evidence.REFERENCES: "By reference models",
             Evidence.RETRAINED: "Beside a retrained model",
@@ -50,14 +50,14 @@ class Expected:
 
 
 def expect(original: Scores, margin: float) -> Expected:
-    """Return what an erasure from this model can show, from its own audit of the people who ask.
+    """Return what an erasure from this model can show, given the model's audit of the people who ask.
 
-    An audit of the unlearned model sees the same people, so its errors are about as large.
+    The audit of the unlearned model has the same people, so its errors are about as large.
 
     Parameters
     ----------
     margin
-        Of AUC, where unseen people are the evidence.
+        Margin of the AUC, if unseen people are the evidence.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a gate may read while it chooses: retained people, validation people, and an attack of its own."""
+"""Measure a model for a gate: retained people, validation people, and the gate's own attack."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Reading:
     Attributes
     ----------
     utility
-        Balanced accuracy on validation people; None where there are none, for everybody was trained on. Then there is
-        no attack either, and a gate reads retained people only.
+        Balanced accuracy on validation people; None without any. Then there is no attack, and a gate measures only
+        retained people.
     utility_half_width
         Half the width of its 95% interval over people (Student's t: with five of them it is wide).
     retain_accuracy, retain_half_width
-        The same of the retained people, its interval over their images: it is these people who pay, not a sample of
-        others. They are many, so it shows a damage that validation people cannot; 1 where they were not asked.
+        The same for retained people, with an interval over images. They are many, so this shows damage that validation
+        people cannot show. 1 if they were not measured.
     shift
-        How far the forget set is from models that never saw it; None where no reference model has answered.
+        Difference of the forget set from models that never saw it; None without references.
     """
 
     utility: float | None
@@ -44,42 +44,42 @@ class Reading:
 
     @property
     def usefulness(self) -> float:
-        """The mean of utility and accuracy on retained people, as far as they were read."""
+        """The mean of utility and accuracy on retained people, of those that were measured."""
         read = [value for value in (self.utility, self.retain_accuracy) if value is not None]
         return sum(read) / len(read)
 
     def beyond(self, gate: float, share: float = 0.0) -> float:
-        """Return how much more is known of the forget set than a gate allows; 0 within it, or where nobody can tell.
+        """Return how much more the model knows of the forget set than a gate allows; 0 within it, or if unknown.
 
         Parameters
         ----------
         gate
-            AUC - 0.5 of the attack.
+            Allowed AUC - 0.5 of the attack.
         share
-            Of what members have, by reference models. Where they have answered, this is read and not the attack: few
-            validation people are a worse measure than models that never saw the very images.
+            Allowed share of what members have, by reference models. With references, this is used instead of the
+            attack, because models that never saw the same images are a better comparison than few validation people.
         """
         if self.shift is not None:
             return max(0.0, self.shift.left - share)
         return 0.0 if self.attack_auc is None else max(0.0, self.attack_auc - 0.5 - gate)
 
     def remembered(self, gate: float, share: float = 0.0) -> bool:
-        """Tell whether more is known of the forget set than a gate allows, as of :meth:`beyond`."""
+        """Tell whether the model knows more of the forget set than a gate allows, as in :meth:`beyond`."""
         return self.beyond(gate, share) > 0.0
 
 
 def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> Reading:
-    """Read a model from what it says of the forget set, of validation people and of retained people.
+    """Measure a model by its answers for the forget set, validation people and retained people.
 
-    Utility is the balanced accuracy on validation people, and on retained people, if there are rows of them. Without
-    validation people only the second is read: an attack would have nobody to compare the forget set with. The attack
-    compares losses within each true class and averages over the classes of the forget set: a forget set with other
-    classes than the validation people would look remembered, or forgotten, for its classes alone.
+    Utility is the balanced accuracy on validation people, and on retained people if there are rows of them. Without
+    validation people only the second is measured, because an attack has nobody to compare with. The attack compares
+    losses within each true class and averages over the classes of the forget set. Otherwise a different mix of classes
+    would look like memory.
 
     Parameters
     ----------
     predicted
-        What utility is read from, where rows are not the attacked images: those of each label of a multi-label head.
+        Rows for the utility, if they are not the attacked images: one row for each label of a multi-label head.
 
     Raises
     ------
@@ -105,10 +105,10 @@ def read_gate(samples: SampleScores, predicted: SampleScores | None = None) -> R
 
 
 def gate_metrics(samples: SampleScores, reading: Reading) -> dict[str, float]:
-    """Return what a gate has read, for the record, with 95% bounds over people.
+    """Return the metrics of a gate's reading, with 95% bounds over people.
 
-    The gate's own attack matches losses by class and has none; beside it stands the plain loss attack, which has.
-    What it could not read without validation people is left out.
+    The gate's own attack has no bounds; the plain loss attack beside it has. Values that need validation people are
+    left out if there are none.
     """
     if reading.utility is None or reading.attack_auc is None:
         return {"gate_retain_accuracy": reading.retain_accuracy}
@@ -148,7 +148,7 @@ def _balanced_accuracy(samples: SampleScores, unit: NDArray[np.int64]) -> tuple[
 
 
 def matched_auc(members: SampleScores, unseen: SampleScores) -> float:
-    """Return the AUC of 'a low loss means a member' within each class, averaged by the members' images.
+    """Return the AUC of low losses within each class, averaged with the members' images as weights.
 
     Classes with fewer than five unseen images are left out; if none is left, classes are not told apart.
     """

@@ -1,4 +1,4 @@
-"""What a verdict is: an outcome, what it rests on, and how it is said."""
+"""Define a verdict: its outcome, its evidence, and its sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXACT = "The procedure is exact: the model was trained without the forgotten peo
 
 
 class Outcome(StrEnum):
-    """What the evidence allows to say."""
+    """The three outcomes of a verdict."""
 
     PASS = "PASS"  # noqa: S105 - a verdict, not a password
     FAIL = "FAIL"
@@ -20,40 +20,40 @@ class Outcome(StrEnum):
 
 
 class Evidence(StrEnum):
-    """What forgotten people are compared with: the best of these that there is."""
+    """What forgotten people are compared with; the first that is available is used."""
 
     REFERENCES = "references"
-    """What reference models say of them that never saw them, and that did."""
+    """Reference models that never saw these people, and others that did."""
     RETRAINED = "retrained"
-    """What models say that were trained without them."""
+    """Models that were trained without these people."""
     UNSEEN = "unseen"
-    """Other people, whom the model never saw."""
+    """Other people, on whom the model was never trained."""
 
 
 class Verdict(BaseModel):
-    """An outcome, why, and how likely this audit was to see equivalence had it been there."""
+    """An outcome, its reasons, and the power of the audit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     outcome: Outcome
     reasons: tuple[str, ...]
     margin: float
-    """Of AUC."""
+    """Margin of the AUC."""
     power: float
     evidence: Evidence = Evidence.UNSEEN
     e_value: float | None = None
-    """By references: the evidence that less than half is left; 1 is none. Those of several erasures multiply."""
+    """By references: the evidence that less than half is left; 1 is none. Values of several erasures multiply."""
     exact: bool = False
-    """Whether the model was made by an exact procedure: nothing that it is made of has seen the forgotten people. The
-    outcome is what was measured all the same."""
+    """Whether the model was trained anew from weights that never saw the forgotten people. The outcome is measured as
+    usual."""
 
     def sentence(self) -> str:
-        """Return the verdict in words that claim no more than was measured."""
+        """Return the verdict as a sentence that claims no more than was measured."""
         margin = margin_in_words(self.margin, self.evidence)
         measured = f"{self.outcome}: {'; '.join(self.reasons)} (margin {margin}, power {self.power:.2f})."
         return f"{measured} {EXACT}" if self.exact else measured
 
 
 def margin_in_words(margin: float, evidence: Evidence) -> str:
-    """Return the margin of a verdict: of AUC, or by references of what members show."""
+    """Return the margin of a verdict in words: of the AUC, or of what members show."""
     return f"{HALF:.0%} of what members show" if evidence is Evidence.REFERENCES else f"{margin:.2f}"

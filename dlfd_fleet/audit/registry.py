@@ -1,4 +1,4 @@
-"""The registry of attacks that a model is put through beside retrained ones.
+"""The registry of attacks that compare a model with retrained ones.
 
 Another package registers an :class:`Attack` by an entry point of the group ``dlfd_fleet.attacks``, or by
 ``ATTACKS.register``.
@@ -21,7 +21,7 @@ from dlfd_fleet.registry import Registry
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What one model says of a fixed set of images.
+    """Answers of one model for a fixed set of images.
 
     Attributes
     ----------
@@ -36,18 +36,18 @@ class Observation:
 
 
 class Need(StrEnum):
-    """What an attack needs beside the losses of one model."""
+    """What an attack needs in addition to the losses of one model."""
 
     REFERENCES = "references"
-    """Models that never saw the attacked people, on the same images."""
+    """Answers of models that never saw the attacked people, for the same images."""
     FEATURES = "features"
     """Penultimate features."""
     PEOPLE = "people"
-    """Two people or more on each side: it learns from some of them who the others are."""
+    """At least two people on each side, because it is trained on some and tested on others."""
 
 
 Score = Callable[[Observation, Sequence[Observation]], MembershipScores]
-"""From the attacked model and the reference models (none if not needed) to scores of forgotten and test people."""
+"""Maps the attacked model and the reference models (none if not needed) to scores of forgotten and test people."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Attack:
     Attributes
     ----------
     name
-        What it is called in files, metrics and MLflow: lower-case letters, digits and ``_``.
+        Name in files, metrics and MLflow: lower-case letters, digits and ``_``.
     title
-        What it is called in tables.
+        Name in tables.
     citation
         The paper.
     score
-        The attack; a pure function, for its scores are cached.
+        The attack. It must be a pure function, because its scores are cached.
     needs
-        What it needs; where that is missing the attack is left out.
+        What it needs. If that is missing, the attack is left out.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Attack:
     needs: frozenset[Need] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse a score that cannot be called, and needs that are no set of :class:`Need`."""
+        """Refuse a score that cannot be called, or needs that are not a set of :class:`Need`."""
         if not callable(self.score):
             raise ConfigurationError(f"The attack '{self.name}' has a score that cannot be called: {self.score!r}.")
         if not isinstance(self.needs, frozenset) or not all(isinstance(need, Need) for need in self.needs):
@@ -86,12 +86,12 @@ class Attack:
 
     @property
     def scores_people(self) -> bool:
-        """Whether a person's images have scores without other people: then people can be attacked one by one."""
+        """Whether people can be attacked one by one, without other people."""
         return Need.PEOPLE not in self.needs
 
 
 def possible_attacks(model: Observation, references: int) -> list[Attack]:
-    """Return the registered attacks that can be made on a model.
+    """Return the registered attacks that can run on a model.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a predictor says of each image, without saying which image it was."""
+"""Hold a predictor's answer for each image, without naming the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlfd_fleet.exceptions import DataError
 
 
 class Role(StrEnum):
-    """The part that a person plays in an audit."""
+    """The role of a person in an audit."""
 
     RETAIN = "retain"
     FORGET = "forget"
@@ -29,17 +29,17 @@ _FEWEST_ALIKE = 3
 
 @dataclass(frozen=True)
 class SampleScores:
-    """One row an image: who (a number without meaning elsewhere), which part, and how well it is predicted.
+    """One row an image: person (a number), role, label, prediction and loss.
 
     Attributes
     ----------
     role
         Index into :data:`ROLES`, shape ``(N,)``, uint8.
     person
-        Number of the image's person, unique within a site and random, shape ``(N,)``, int64.
+        Random person number of each image, unique within a site, shape ``(N,)``, int64.
     label, prediction
-        Class indices, shape ``(N,)``, int64; of a multi-label head the number of the combination, a bit a label. More
-        than 62 labels take several numbers, ``(N, W)``, of 62 labels each.
+        Class indices, shape ``(N,)``, int64. For labels, the combination as a number with one bit for each label; more
+        than 62 labels take several numbers, ``(N, W)``.
     loss
         Cross-entropy of the true class, or combination, in nats, shape ``(N,)``, float64.
     """
@@ -51,7 +51,7 @@ class SampleScores:
     loss: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        """Refuse columns of unequal length and losses that are not numbers."""
+        """Refuse columns of different lengths and losses that are not numbers."""
         if len({len(getattr(self, field.name)) for field in fields(self)}) != 1:
             raise DataError("The columns of the audited samples differ in length; send one value an image.")
         if not np.isfinite(self.loss).all():
@@ -62,13 +62,13 @@ class SampleScores:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Which rows ``(N,)`` are predicted right; of several labels, all of them."""
+        """Which rows ``(N,)`` are predicted right; with labels, all of an image's labels."""
         pairs = zip(numbers(self.prediction), numbers(self.label), strict=True)
         right: NDArray[np.bool_] = np.logical_and.reduce([said == true for said, true in pairs])
         return right
 
     def share_right(self, labels: int | None = None) -> NDArray[np.float64]:
-        """Return how much of each row ``(N,)`` is predicted right: 1 or 0; of this many labels, the share of them."""
+        """Return how much of each row ``(N,)`` is right: 1 or 0, or with labels the share of right labels."""
         if labels is None:
             return self.right.astype(np.float64)
         truth, said = self.applying(labels)
@@ -85,9 +85,8 @@ class SampleScores:
     ) -> SampleScores:
         """Score probabilities ``(N, C)`` from any predictor, one row an image.
 
-        ``label`` holds class indices ``(N,)``; or 0 and 1 ``(N, C)`` for the independent probabilities of a multi-label
-        head, whose combination is then the class. Probabilities are bounded below by 1e-12, so that a certain mistake
-        has a finite loss (27.6 nats a label).
+        ``label`` holds class indices ``(N,)``. For a multi-label head it holds 0 and 1, ``(N, C)``, and the combination
+        is the class. Probabilities are at least 1e-12, so losses are finite (27.6 nats a label).
         """
         if label.ndim == 2:
             loss = _binary_losses(probabilities, label).sum(axis=1)
@@ -106,8 +105,8 @@ class SampleScores:
     ) -> SampleScores:
         """Score the probabilities of a multi-label head ``(N, L)``, one row an image and label.
 
-        Label l has the classes 2 l (it does not apply) and 2 l + 1, so that a balanced accuracy over classes is the
-        mean of the labels' own.
+        Label l has the classes 2 l (does not apply) and 2 l + 1, so that balanced accuracy over classes is the mean
+        over labels.
         """
         count = label.shape[1]
         first = 2 * np.arange(count, dtype=np.int64)
@@ -120,7 +119,7 @@ class SampleScores:
         )
 
     def each_label(self, labels: int) -> SampleScores:
-        """Return rows as of :meth:`of_each_label` of an image with this many labels; their losses are its whole one."""
+        """Return rows as :meth:`of_each_label` does, from images with labels; each has the image's loss."""
         truth, said = self.applying(labels)
         first = 2 * np.arange(labels, dtype=np.int64)
         return SampleScores(
@@ -132,7 +131,7 @@ class SampleScores:
         )
 
     def applying(self, labels: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which of this many labels apply to each image, and which the model says do; each ``(N, L)``."""
+        """Return which of this many labels apply to each image, and which are predicted; each ``(N, L)``."""
         word, bit = np.divmod(np.arange(labels), _LABELS_A_NUMBER)
         truth, said = (
             (np.stack(numbers(column), axis=1)[:, word] >> bit & 1).astype(np.bool_)
@@ -142,7 +141,7 @@ class SampleScores:
 
     @classmethod
     def concatenate(cls, parts: Iterable[SampleScores]) -> SampleScores:
-        """Join parts whose people are different people; numbers are shifted so that they stay apart."""
+        """Join parts with different people; person numbers are shifted so that they differ."""
         shifted, offset = [], 0
         for part in parts:
             shifted.append((part, part.person + offset))
@@ -158,10 +157,10 @@ class SampleScores:
         )
 
     def coarse(self) -> SampleScores:
-        """Return the rows with losses as coarse as an audit needs them: each is the mean of three or more neighbours.
+        """Return the rows with coarse losses: each is the mean of at least three similar losses.
 
-        A loss with all of its digits is a fingerprint: of an image that is audited twice, and of a photograph that two
-        people have. Neighbours are next in loss, whatever their roles; equal ones are taken in the order of the rows.
+        An exact loss would identify an image in another audit, or a photograph that two people have. Neighbours are
+        next in loss, whatever their roles; equal losses keep the order of the rows.
         """
         if not len(self):
             return self
@@ -173,10 +172,10 @@ class SampleScores:
         return SampleScores(self.role, self.person, self.label, self.prediction, loss)
 
     def canonical(self) -> SampleScores:
-        """Return the rows in an order of their own: by role, then by the mean loss of their person, then by loss.
+        """Return the rows in a fixed order: by role, then by the mean loss of their person, then by loss.
 
-        What is measured must not depend on which site answered first, nor on the random numbers of people. People of
-        one mean are in the order of their rows; those whose rows are alike, too, are the same to what is measured.
+        So measurements do not depend on the order of sites or on person numbers. People with equal means are ordered by
+        their rows; if these are equal, too, their order does not matter.
         """
         _, index = np.unique(self.person, return_inverse=True)
         first = np.lexsort([*self._answers(), self.loss, self.role, index])
@@ -205,23 +204,23 @@ class SampleScores:
         return self.rows(np.isin(self.role, [ROLES.index(role) for role in roles]))
 
     def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> SampleScores:
-        """Return the rows of a mask ``(N,)``, of places or of a slice."""
+        """Return the rows of a mask ``(N,)``, of indices or of a slice."""
         return SampleScores(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def numbers(column: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return the numbers ``(N,)`` that classes or combinations are written in, the least one first."""
+    """Return the numbers ``(N,)`` in which classes or combinations are stored, the lowest first."""
     return [column] if column.ndim == 1 else list(column.T)
 
 
 def numbers_of_labels(labels: int) -> tuple[int, ...]:
-    """Return the end of each number, itself left out, that combinations of this many labels are written in."""
+    """Return the exclusive upper limit of each number that stores combinations of this many labels."""
     whole, rest = divmod(labels, _LABELS_A_NUMBER)
     return (2**_LABELS_A_NUMBER,) * whole + ((2**rest,) if rest else ())
 
 
 def _combinations(label: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the number of each combination ``(N, L)`` of 0 and 1; of more than 62 labels numbers ``(N, W)``."""
+    """Return the number of each combination ``(N, L)`` of 0 and 1, or numbers ``(N, W)`` for more than 62 labels."""
     starts = range(0, label.shape[1], _LABELS_A_NUMBER)
     parts = [label[:, start : start + _LABELS_A_NUMBER].astype(np.int64) for start in starts]
     columns = [part @ (1 << np.arange(part.shape[1], dtype=np.int64)) for part in parts]

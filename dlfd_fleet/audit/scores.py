@@ -1,7 +1,7 @@
-"""The fleet's scores, with bounds from a bootstrap over people.
+"""Compute the fleet's scores, with bounds from a bootstrap over people.
 
-Images of one person are correlated, so a resample draws people, not images. All scores are two-sided: losses of
-forgotten people that lie far above those of unseen people give them away as surely as losses far below.
+Images of one person are correlated, so a resample draws people, not images. All scores are two-sided: losses far above
+those of unseen people reveal forgotten people as much as losses far below.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MOST_RETAINED = 2048  # images
 
 
 class Scores(BaseModel):
-    """Everything that is measured of one model; names are those of MLflow, tables and reports."""
+    """All scores of one model; the names are those of MLflow, tables and reports."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     test_accuracy: Estimate | None
-    """None, like everything else that compares with unseen people, if none of them were audited."""
+    """None if no unseen people were audited, like all scores that need them."""
     balanced_accuracy: Estimate | None
     retain_accuracy: Estimate
     forget_accuracy: Estimate | None
@@ -39,23 +39,23 @@ class Scores(BaseModel):
     control_auc: Estimate | None
     """AUC between two halves of people never trained on: the negative control."""
     majority_baseline: Unit | None
-    """Test accuracy of always answering the majority class; of several labels, the majority of each."""
+    """Test accuracy of always answering the most frequent class, or the most frequent value of each label."""
     unseen_classes: int
-    """Classes that the unseen people show; with one, a collapse cannot be seen. Of several labels: 2, or 1 if they show
-    one value only of each."""
+    """Number of classes among unseen people; with one, a collapse cannot be seen. With labels: 2, or 1 if each label
+    has only one value."""
     forget_images: int
     unseen_images: int
     retain_balanced_accuracy: Estimate | None = None
-    """Balanced accuracy on retained people, where there are no unseen ones: it shows a collapse there, too."""
+    """Balanced accuracy on retained people, if nobody is unseen; it shows a collapse."""
     retain_auc: Estimate | None = None
-    """Where there are no unseen people: AUC of the forgotten people's losses against retained people's. It is 0.5 if
-    the model knows both alike; a retrained model shows what it is if a model never saw the forgotten ones."""
+    """If nobody is unseen: AUC of forgotten people's losses against those of retained people. 0.5 if the model knows
+    both equally. A retrained model shows its value for a model that never saw the forgotten people."""
     member_share: MemberShare | None = None
-    """How much of what members show it shows of the forgotten people, where reference models have answered for all of
-    them."""
+    """How much of what the model shows of members it shows of forgotten people; None unless reference models have
+    answered for all of them."""
 
     def metrics(self) -> dict[str, float]:
-        """Return one number for each name, bounds as ``NAME_low`` and ``NAME_high``."""
+        """Return one number for each name, with bounds as ``NAME_low`` and ``NAME_high``."""
         flat: dict[str, float] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -88,16 +88,16 @@ def forgetting_score(attack: float) -> float:
 def nomus(test_accuracy: float, mia_accuracy: float) -> float:
     """Return NoMUS, ``(test accuracy + 1 - 2 |MIA - 0.5|) / 2`` (arXiv 2409.14747): 1 is perfect.
 
-    It rewards collapse: a constant answer scores high. Read it beside the balanced accuracy, never alone.
+    A collapsed model scores high. Always read it with the balanced accuracy.
     """
     return (test_accuracy + 1.0 - 2.0 * forgetting_score(mia_accuracy)) / 2.0
 
 
 def gap_to_retrain(candidate: Scores, retrained: Scores) -> float:
-    """Return how far a model is from a retrained one: the mean absolute difference of four scores, 0 at best.
+    """Return the mean absolute difference of four scores between a model and a retrained one; 0 is best.
 
-    The scores are the average gap's of Fan et al. (arXiv 2310.12508): test, retain, forget and MIA accuracy; those that
-    were not measured are left out.
+    This is the average gap of Fan et al. (arXiv 2310.12508): test, retain, forget and MIA accuracy. Scores that were
+    not measured are left out.
     """
     pairs = [
         (getattr(candidate, name), getattr(retrained, name))
@@ -114,23 +114,22 @@ def measure(
     seed: int = 0,
     labels: int | None = None,
 ) -> Scores:
-    """Score one model from what it says of each image.
+    """Score one model by its answers for each image.
 
-    Of several labels, an accuracy is the share of labels that are right, and the balanced accuracy the mean of the
-    labels' own, of those of which the unseen people show both values. The attack is on whole images.
+    With labels, accuracy is the share of right labels. Balanced accuracy is the mean over labels that have both values
+    among unseen people. The attack is on whole images.
 
     Parameters
     ----------
     samples
-        Rows of the retain, forget and unseen people; the forget set may be empty. Where everybody was trained on there
-        are no unseen people: what compares with them is None then.
+        Rows of retained, forgotten and unseen people. The forget set may be empty. Without unseen people the scores
+        that need them are None.
     unseen
-        The people never trained on that the forget set is compared with and utility is measured on: validation
-        people while choosing, test people for the evidence.
+        Which people never trained on are used: validation people for choices, test people for the evidence.
     resamples, seed
         Bootstrap resamples over people, and their seed.
     labels
-        How many labels an image has, if the model is of several.
+        Number of labels of an image, for a model with labels.
 
     Raises
     ------
@@ -198,7 +197,7 @@ def _against_retained(
 ) -> Estimate:
     """Return the chance that a forgotten image has a lower loss than a retained one.
 
-    Unlike a loss itself it does not depend on how sure a model is of everybody, so two models can be compared by it.
+    Unlike a loss it does not depend on how sure a model is in general, so it compares two models.
     """
     # Retained images may be many; every k-th of the canonical order, which is by person, tells as much.
     few = retain.rows(np.unique(np.linspace(0, len(retain) - 1, _MOST_RETAINED).astype(np.intp)))
@@ -212,16 +211,16 @@ def _accuracy(samples: SampleScores, resamples: int, generator: np.random.Genera
 
 @dataclass(frozen=True)
 class _Balanced:
-    """What a balanced accuracy is made of, with columns for classes, or for both values of labels.
+    """Counts for a balanced accuracy, with columns for classes or for both values of labels.
 
     Attributes
     ----------
     hits, counts
-        Images, and how many of them are predicted right, by person and column, ``(P, K)``.
+        Right predictions and images by person and column, ``(P, K)``.
     majority
         Accuracy of the most frequent answer.
     classes
-        How many classes an answer that never changes has one of.
+        Number of classes; a constant answer is right for one of them.
     """
 
     hits: Floats
@@ -231,7 +230,7 @@ class _Balanced:
 
     @classmethod
     def of(cls, samples: SampleScores, labels: int | None) -> _Balanced:
-        """Count the images of each class; or of each value of labels, of which both values are shown if any is."""
+        """Count the images of each class, or of each value of labels that have both values."""
         unit = units(samples.person)
         return cls._of_classes(samples, unit) if labels is None else cls._of_labels(samples, unit, labels)
 

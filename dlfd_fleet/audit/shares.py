@@ -1,7 +1,7 @@
-"""The share of what members show that is left of forgotten people: what a verdict by references reads.
+"""Compute what is left of forgotten people, as a share of what members show, for a verdict by references.
 
-It is made of what sites send of a model (:mod:`~dlfd_fleet.audit.by_references`), and compared with what retained
-people show in the original: all of that is left if nothing was unlearned, and nothing if they were never seen.
+It combines the sums that sites send (:mod:`~dlfd_fleet.audit.by_references`), and compares with retained people in the
+original. 1 is left if nothing was unlearned, and 0 if the model never saw the forgotten people.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlfd_fleet.audit.by_references import LINE, MemberSums, ReferenceSums, Unse
 from dlfd_fleet.audit.shift import Floats
 
 HALF = 0.5
-"""Of what members show: as much may not be left."""
+"""The margin: this share of what members show."""
 _FEWEST_UNSEEN = 4  # people, of all sites: a line has two ends
 _LEAST_SLOPE = 0.1
 _ONE_SIDED, _LIKELY = NormalDist().inv_cdf(0.95), NormalDist().inv_cdf(0.8)
@@ -29,20 +29,20 @@ _LARGEST_LOG = 20.0
 
 
 class MemberShare(BaseModel):
-    """Of what members of a model of half the people show, the share that a model shows of forgotten people.
+    """What a model shows of forgotten people, as a share of what a model of half the people shows of its members.
 
     Attributes
     ----------
     value, standard_error
-        Of the forgotten people; 1.96 errors are a 95% bound, however few people there are. 0 is a stranger.
+        Share of the forgotten people; 0 is a person never seen. 1.96 errors are a 95% bound for any number of people.
     retained, retained_error
-        Of retained people: what a member of this model shows.
+        Share of retained people: what a member of this model shows.
     level_error
-        The part of the standard error that is of people never trained on: more forgotten people do not lessen it.
+        The part of the standard error that comes from people never trained on; more forgotten people do not reduce it.
     people, images
-        Who is to be forgotten and has answers.
+        Numbers of forgotten people and images with answers.
     noise, gap
-        The variance of the share is their ratio, beside the square of the level's error.
+        The variance of the share is their ratio plus the square of the level's error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,11 +59,11 @@ class MemberShare(BaseModel):
 
     @property
     def finds_members(self) -> bool:
-        """Whether retained people are shown to be members: the positive control, of the original."""
+        """Whether retained people are shown to be members (positive control, for the original)."""
         return self.retained > _ONE_SIDED * self.retained_error
 
     def metrics(self) -> dict[str, float]:
-        """Return what is logged of it."""
+        """Return its metrics."""
         bound = NormalDist().inv_cdf(0.975) * self.standard_error
         return {
             "member_share": self.value,
@@ -74,9 +74,9 @@ class MemberShare(BaseModel):
 
 
 def member_share(sites: Collection[ReferenceSums]) -> MemberShare | None:
-    """Return the share of the forgotten people of all sites; None if they cannot say.
+    """Return the share over the forgotten people of all sites; None if it cannot be computed.
 
-    What retained people show, and the noise, are those of the site in the middle: no single one decides them.
+    The share of retained people and the noise are medians over sites, so no single site decides them.
     """
     able = [sums for sums in sites if sums.noise is not None]
     unseen = UnseenSums.added([*(sums.unseen for sums in sites), _of_all(sites)])
@@ -104,18 +104,18 @@ def member_share(sites: Collection[ReferenceSums]) -> MemberShare | None:
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of forgotten people, where 1 is what retained people show in the original; and what that decides.
+    """What is left of forgotten people, in units of what retained people show in the original.
 
     Attributes
     ----------
     value, standard_error
-        Of the share, over what retained people show.
+        The share divided by that of retained people in the original.
     level_error
-        As of :class:`MemberShare`.
+        As in :class:`MemberShare`.
     people
-        How many were forgotten.
+        Number of forgotten people.
     spread
-        How much the difference of two single people varies by.
+        Standard deviation of the difference between two single people.
     """
 
     value: float
@@ -126,7 +126,7 @@ class Left:
 
     @classmethod
     def of(cls, original: MemberShare, model: MemberShare) -> Left:
-        """Compare a model with the original that it came from, which must find members."""
+        """Compare a model with its original, which must find members."""
         scale, spread = original.retained, math.sqrt(2.0 * model.noise * model.people / model.gap)
         return cls(
             model.value / scale, model.standard_error / scale, model.level_error / scale, model.people, spread / scale
@@ -149,7 +149,7 @@ class Left:
 
     @property
     def is_conspicuous(self) -> bool:
-        """Whether forgotten people are shown to be as far on the other side of strangers: that gives them away too."""
+        """Whether forgotten people are shown to be as far below zero, which also reveals them."""
         return self.high < -HALF
 
     @property
@@ -159,24 +159,24 @@ class Left:
 
     @property
     def says_nothing(self) -> bool:
-        """Whether bounds are so wide that they are no result."""
+        """Whether the bounds are too wide for a result."""
         return self.standard_error > _NO_RESULT
 
     @property
     def power(self) -> float:
-        """The chance that so many people are shown to be forgotten, if nothing is left of them."""
+        """Chance that this many people are shown to be forgotten, if nothing is left of them."""
         return NormalDist().cdf(HALF / self.standard_error - _ONE_SIDED)
 
     @property
     def least_seen(self) -> float:
-        """The least that is told from nothing in four cases of five."""
+        """The smallest amount that is distinguished from 0 with 80% power."""
         return (_ONE_SIDED + _LIKELY) * self.standard_error
 
     @property
     def people_to_decide(self) -> int | None:
-        """How many people like these would be shown to be forgotten in four cases of five.
+        """Number of such people needed for 80% power to show that they are forgotten.
 
-        None where no number of them would do: then it takes more people never trained on.
+        None if no number is enough, because it takes more people never trained on.
         """
         room = (HALF / (_ONE_SIDED + _LIKELY)) ** 2 - self.level_error**2
         if room <= 0.0:
@@ -184,7 +184,7 @@ class Left:
         return math.ceil(self.people * max(0.0, self.standard_error**2 - self.level_error**2) / room)
 
     def chance(self, value: float) -> float:
-        """Return how often one who has such references tells a person of whom so much is left from a stranger.
+        """Return how often an attacker tells a person with this much left from a person never seen.
 
         It is the AUC of a single person's value; 0.5 is a guess.
         """
@@ -192,10 +192,10 @@ class Left:
 
     @property
     def e_value(self) -> float:
-        """The evidence that less than half is left: 1 is none, 20 is as much as a test at 5% asks for.
+        """The evidence that less than half is left: 1 is none, 20 corresponds to a test at 5%.
 
-        The likelihood of what was measured if nothing is left, over that if half is. Where half or more is left, its
-        mean is 1 at most, and so is that of a product of several: they add up over a fleet's life.
+        It is the likelihood of the measurement if nothing is left, divided by that if half is. If half or more is left,
+        its mean is at most 1. The same holds for a product, so values of a fleet's erasures multiply.
         """
         log = HALF * (HALF - 2.0 * self.value) / (2.0 * self.standard_error**2)
         return math.exp(min(max(log, -_LARGEST_LOG), _LARGEST_LOG))
@@ -211,7 +211,7 @@ def _of_all(sites: Collection[ReferenceSums]) -> UnseenSums:
 
 @dataclass(frozen=True)
 class _Level:
-    """What turns what a model says into what a model of half the people would: two lines through people never seen."""
+    """Converts a model's answers to those of a model of half the people, by two lines through people never seen."""
 
     line: tuple[float, float]
     half: tuple[float, float]
@@ -219,7 +219,7 @@ class _Level:
 
     @classmethod
     def of(cls, unseen: UnseenSums) -> _Level | None:
-        """Fit both lines; None if there are too few people, or what the model says does not follow the references."""
+        """Fit both lines; None with too few people, or if the model's answers do not follow the references."""
         now, half = _fitted(unseen.line), _fitted(unseen.half_line)
         if unseen.people < _FEWEST_UNSEEN or now is None or half is None:
             return None
@@ -235,7 +235,7 @@ class _Level:
         return cls(now, half, bread @ meat @ bread)
 
     def share(self, parts: Sequence[MemberSums]) -> tuple[float, float]:
-        """Return the share of some people, and the variance that it has from these lines."""
+        """Return the share of some people, and the part of its variance that comes from these lines."""
         weight, gap = sum(part.weight for part in parts), sum(part.gap for part in parts)
         predicted = sum(part.predicted for part in parts)
         (intercept, slope), (base, rise) = self.line, self.half
@@ -246,7 +246,7 @@ class _Level:
 
 
 def _fitted(line: Sequence[float]) -> tuple[float, float] | None:
-    """Return intercept and slope of the line with these sums; None if there is none that rises."""
+    """Return intercept and slope of the line with these sums; None if it does not rise."""
     count, x, z, xx, xz = line
     spread = count * xx - x * x
     if spread <= 1e-9 * max(1.0, count * xx):
@@ -256,7 +256,7 @@ def _fitted(line: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _error(variances: Sequence[float], degrees: Sequence[int]) -> float:
-    """Return the standard error of a sum, widened to Student's t (Welch and Satterthwaite) where people are few."""
+    """Return the standard error of a sum, widened to Student's t (Welch and Satterthwaite) for few people."""
     total = sum(variances)
     freedom = total**2 / sum(part**2 / number for part, number in zip(variances, degrees, strict=True))
     return math.sqrt(total) * student_widening(freedom)

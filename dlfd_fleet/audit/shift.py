@@ -1,9 +1,9 @@
-"""How far what a model says of people is from what models say that never saw them.
+"""Measure how much surer a model is of people than models that never saw them.
 
-An image's confidence is ``log(p / (1 - p))`` with p the probability of its true class; over models it is nearly normal
-(LiRA, Carlini et al., arXiv 2112.03570, section V). Of a person whom a model remembers it is above that of OUT models,
-which were not trained on that person; of one whom it never saw it is not, once both are corrected by people whom none
-of these models has seen: a model of all people is more certain about strangers, too, than one of half of them.
+An image's confidence is ``log(p / (1 - p))``, where p is the probability of its true class. Over models it is nearly
+normal (LiRA, Carlini et al., arXiv 2112.03570, section V). For a person whom a model remembers it is above that of OUT
+models, which were not trained on that person. A model of all people is surer of everybody than a model of half of them,
+so both are corrected by people whom none of these models saw.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LEAST_OF_MEMBERS = 0.1  # under it reference models show no difference that a s
 
 @dataclass(frozen=True)
 class ReferenceLosses:
-    """What K reference models make of N images.
+    """Losses of K reference models for N images.
 
     Attributes
     ----------
     loss
-        Cross-entropy of the true class or combination of labels, nats, ``(K, N)``; NaN where it is not known.
+        Cross-entropy of the true class or combination of labels, in nats, ``(K, N)``; NaN if not known.
     trained
         Whether a model was trained on the image's person, ``(K, N)``.
     """
@@ -39,16 +39,16 @@ class ReferenceLosses:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far people are from OUT models, in differences of confidence; 0 is where people never seen are.
+    """Difference of people from OUT models, in confidence; 0 for people never seen.
 
     Attributes
     ----------
     value, standard_error
-        Mean over people, less that of the people never trained on.
+        Mean over people minus that of people never trained on.
     of_members
-        How far IN models, which were trained on these people, are from OUT models: what there is to lose.
+        Difference of IN models, which were trained on these people, from OUT models.
     people
-        How many people it is the mean of.
+        Number of people.
     """
 
     value: float
@@ -58,12 +58,12 @@ class Shift:
 
     @property
     def left(self) -> float:
-        """Of what members have, the share that is left: 1 for a member, 0 for a person never seen."""
+        """Share that is left of what members have: 1 for a member, 0 for a person never seen."""
         return self.value / max(self.of_members, _LEAST_OF_MEMBERS)
 
 
 def confidence(loss: Floats) -> Floats:
-    """Return ``log(p / (1 - p))`` of losses, with p within 1e-6 of its ends."""
+    """Return ``log(p / (1 - p))`` of losses, with p limited to [1e-6, 1 - 1e-6]."""
     p = np.exp(-loss).clip(_LEAST, 1.0 - _LEAST)
     said: Floats = np.log(p) - np.log1p(-p)
     return said
@@ -77,14 +77,14 @@ def shift_from_out(
     unseen_references: ReferenceLosses,
     unseen_person: NDArray[np.int64],
 ) -> Shift:
-    """Return how far people are from their OUT models, corrected by people never trained on.
+    """Return the shift of people from their OUT models, corrected by people never trained on.
 
     Parameters
     ----------
     loss, person
-        What the model makes of the people's images ``(N,)``, and whose they are.
+        The model's losses of the people's images, and their people, each ``(N,)``.
     unseen_loss, unseen_person
-        The same of people whom neither the model nor a reference model was trained on.
+        The same for people on whom neither the model nor a reference model was trained.
 
     Raises
     ------
@@ -125,5 +125,5 @@ def _by_person(value: Floats, person: NDArray[np.int64]) -> Floats:
 
 
 def _standard_error(values: Floats) -> float:
-    """Return the standard error of a mean; of one value it is not known, and taken for none."""
+    """Return the standard error of a mean; 0 for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

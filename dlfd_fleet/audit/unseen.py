@@ -1,7 +1,7 @@
-"""Whether reference models are right about people never trained on less often than a model is, beyond chance.
+"""Test whether reference models are right less often than a model about people never trained on.
 
-What an erasure aims at is what models say that never saw a person. Where a half of the people is too few to learn from,
-that is wrong more often than the model is about strangers, and retained people pay for it.
+An erasure aims at the answers of models that never saw a person. If half of the people are too few to learn from, these
+answers are often wrong, and retained people lose accuracy.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _ONE_SIDED = 1.645  # standard errors: chance alone is beyond them once in twent
 
 
 def least_drop(model: Floats, references: Floats, person: NDArray[np.int64]) -> float:
-    """Return the least by which reference models are right less often than a model, allowing for chance.
+    """Return the lower bound of the drop in accuracy from a model to its reference models.
 
-    It is the lower end of a one-sided 95% interval of the mean over people. One person more is counted, about whom
-    both are right equally often: else two people would be beyond chance who happen to differ by the same.
+    It is the lower end of a one-sided 95% interval of the mean over people. One more person without a drop is counted,
+    so that two people with equal drops are not significant.
 
     Parameters
     ----------
     model, references
-        How much each says right of each image ``(N,)``, from 0 to 1.
+        How much of each image ``(N,)`` each predicts right, from 0 to 1.
     person
-        Whose image it is ``(N,)``.
+        Person of each image ``(N,)``.
     """
     _, index = np.unique(person, return_inverse=True)
     drops = np.bincount(index, weights=model - references) / np.bincount(index)

@@ -35,6 +35,9 @@ def start(
     superlink: SuperLink = None,
     federation_config: Federation = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train from fresh weights, not from the champion's.")] = False,
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="Ask the sites first; erase only if it is due (erasure.due.*).")
+    ] = False,
 ) -> None:
     """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
     from dlfd_fleet.federation.jobs.command import submit
@@ -42,7 +45,9 @@ def start(
     if fresh and kind is not JobKind.TRAIN:
         what = "an erasure always begins with" if kind is JobKind.ERASE else "references are always of"
         raise typer.BadParameter(f"{what} the champion; --fresh is for `job start train`.")
-    submit(kind.value, app, superlink, federation_config, fresh=fresh)
+    if if_due and kind is not JobKind.ERASE:
+        raise typer.BadParameter("what can be due is an erasure; --if-due is for `job start erase`.")
+    submit(kind.value, app, superlink, federation_config, fresh=fresh, if_due=if_due)
 
 
 @app.command("plan", epilog="Example: dlfd-fleet job plan")

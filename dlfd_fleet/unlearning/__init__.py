@@ -1,7 +1,8 @@
 """Unlearning on plain tensors: DLFD, ordinary training, and the registry of methods.
 
-A method takes one :class:`UnlearningProblem` and returns an :class:`UnlearnOutcome`. It knows neither Flower nor
-MLflow, and no file but an unnamed one for its best weights::
+A method takes one :class:`UnlearningProblem`: the model, retained and forgotten images, and images of people never
+trained on. It changes the model in place and returns an :class:`UnlearnOutcome`: whether its own gate is satisfied,
+what it cost, and which step it chose. It does not use Flower or MLflow::
 
     problem = UnlearningProblem(model=model, retain=retain, forget=forget, validation=unseen)
     outcome = dlfd(problem)                           # or any other: METHODS.find("msg").default.unlearner(problem)

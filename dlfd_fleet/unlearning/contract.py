@@ -1,4 +1,4 @@
-"""What every unlearner takes and gives."""
+"""Define what an unlearning method takes (:class:`UnlearningProblem`) and returns (:class:`UnlearnOutcome`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dlfd_fleet.unlearning.references import References
 _LEAST_GAIN_OVER_CONSTANT = 0.1
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From logits ``(N, C)`` and labels to a scalar; in the place of :func:`~dlfd_fleet.unlearning.classification_loss`."""
+"""Maps logits ``(N, C)`` and labels to a scalar; replaces :func:`~dlfd_fleet.unlearning.classification_loss`."""
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
-"""From parameters and a learning rate to an optimizer, in the place of SGD."""
+"""Maps parameters and a learning rate to an optimizer; replaces SGD."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""From float images ``(N, 3, S, S)`` in [0, 1] to changed ones of the same shape and range."""
+"""Maps float images ``(N, 3, S, S)`` in [0, 1] to changed images of the same shape and range."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,11 @@ class LabelledImages:
     Attributes
     ----------
     images
-        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]; kept as given, so a cached data set is never copied, and one in a
-        file is read batch by batch.
+        uint8 ``(N, 3, S, S)``, or float32 in [0, 1]. They are not copied; images in a file are read batch by batch.
     labels
-        Class indices ``(N,)``, int64; or, for a multi-label head, which of L labels apply, ``(N, L)`` of 0 and 1.
+        Class indices ``(N,)``, int64. For a model with L labels: 0 and 1, ``(N, L)``.
     people
-        Number of each image's person, int64 ``(N,)``; without it each image counts as a person of its own.
+        Person number of each image, int64 ``(N,)``. If it is missing, each image counts as a person.
     """
 
     images: Inputs
@@ -80,18 +79,18 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class UtilityBound:
-    """Least utility of a checkpoint that may be chosen: for people never seen, and for retained people.
+    """The lowest utility that a checkpoint may have, on people never seen and on retained people.
 
     Attributes
     ----------
     utility, retain_accuracy
-        What the original has, less the drop that is allowed; no utility where there are no validation people.
+        Values of the original minus the allowed drop. ``utility`` is None without validation people.
     noise
-        Half the width of the original's interval on validation people, or None to hold every drop against a candidate.
-        On few of them retrained models differ from each other, and from the original, by more than any sensible drop.
+        Half the width of the original's interval on validation people, or None to count every drop. On few people even
+        retrained models differ from the original by more than the allowed drop.
 
-    What chance can do, the wider of both intervals says: a model that is right about everybody has none of its own. So
-    of retained people, of whom the original knows almost everybody, it is the candidate's (over their images).
+    The tolerance is the wider of the two models' intervals, because a model that is always right has an interval of no
+    width. For retained people it is the candidate's interval, over images.
     """
 
     utility: float | None
@@ -100,19 +99,19 @@ class UtilityBound:
 
     @classmethod
     def under(cls, original: Reading, most_drop: float, *, by_chance: bool = False) -> UtilityBound:
-        """Return what the original has less a drop, and beside it less what chance can do on few validation people."""
+        """Return the bound for an original: its values minus the allowed drop, and the tolerance for chance."""
         noise = original.utility_half_width if by_chance else None
         utility = None if original.utility is None else original.utility - most_drop
         return cls(utility, original.retain_accuracy - most_drop, noise)
 
     def least_utility(self, reading: Reading) -> float | None:
-        """Return the least utility on validation people that this model may have, if there are such people."""
+        """Return the lowest utility on validation people that this model may have; None without such people."""
         if self.utility is None:
             return None
         return self.utility if self.noise is None else self.utility - max(self.noise, reading.utility_half_width)
 
     def shortfall(self, reading: Reading) -> float:
-        """Return how far a model is under it; 0 if it is useful."""
+        """Return how far a model is below the bound; 0 if it is useful."""
         lost = self.retain_accuracy - (reading.retain_accuracy + reading.retain_half_width)
         least = self.least_utility(reading)
         if least is None or reading.utility is None:
@@ -121,9 +120,9 @@ class UtilityBound:
 
 
 def collapse(reading: Reading, validation: LabelledImages | None) -> tuple[str, ...]:
-    """Return in words that a model answers nearly the same to everybody, if it does.
+    """Return a sentence if a model gives nearly the same answer for everybody; None if not.
 
-    Nobody can tell without validation people, nor of those who show one class only, or one value of each label.
+    It returns None, too, without validation people, and if these show only one class or one value of each label.
     """
     if validation is None or reading.utility is None:
         return ()
@@ -137,16 +136,15 @@ def collapse(reading: Reading, validation: LabelledImages | None) -> tuple[str, 
 def checkpoint_rank(
     reading: Reading, bound: UtilityBound, gate: float, share: float = 0.0
 ) -> tuple[bool, float, float]:
-    """Order candidates, the better the greater: useful enough, then forgotten up to the gate, then the more useful.
+    """Return a sort key; the greatest is best. Useful candidates first, then those within the gate, then by utility.
 
-    Forgetting beyond the gate is noise of a small sample, so it earns nothing. Nor does it cost anything: hard people
-    are below chance for retrained models, too. Whether somebody is conspicuous by a high loss is for the audit to say,
-    which has other people and bounds.
+    Forgetting beyond the gate does not change the order, because on a small sample it is noise. The audit, which has
+    other people and bounds, decides whether a high loss reveals somebody.
 
     Parameters
     ----------
     gate, share
-        What is allowed, as of :meth:`~dlfd_fleet.audit.Reading.beyond`.
+        The allowed values, as in :meth:`~dlfd_fleet.audit.Reading.beyond`.
     """
     shortfall, beyond_gate = bound.shortfall(reading), reading.beyond(gate, share)
     useful = shortfall == 0.0
@@ -154,7 +152,7 @@ def checkpoint_rank(
 
 
 class Monitor(Protocol):
-    """Reads a model between steps; must leave its weights and its mode as they were."""
+    """Measures a model between steps. It must not change the weights or the mode."""
 
     def __call__(self, model: FeatureClassifier) -> Reading:
         """Return the reading of a model."""
@@ -162,35 +160,35 @@ class Monitor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearningProblem:
-    """Everything that an unlearning method is given.
+    """The input of every unlearning method.
 
     Attributes
     ----------
     model
-        Gives features ``(N, F)`` and logits ``(N, C)``; it is changed in place.
+        Returns features ``(N, F)`` and logits ``(N, C)``. It is changed in place.
     retain, forget
         Training images to keep and to forget; neither may be empty.
     validation
-        People never trained on, for a method's own gate; never those of the final evidence. None where the caller has a
-        gate of its own, as a fleet has: then only methods without a gate can run.
+        People never trained on, for a method's own gate. They must not be the people of the final evidence. None if the
+        caller has the gate, as in a fleet; then only methods without a gate can run.
     settings
-        Hyper-parameters that methods share; pixel units are fractions of the range [0, 1].
+        Hyper-parameters that methods share. Pixel units are fractions of the range [0, 1].
     monitor
-        Reads the model for a gate; :func:`~dlfd_fleet.unlearning.loss_monitor` on the three sets when omitted.
+        Measures the model for a gate. Default: :func:`~dlfd_fleet.unlearning.loss_monitor` on the three sets.
     seed
         Seed of batches, augmentation, dropout and fresh weights.
     class_weights
-        Weight of each class, or label, in the training loss, ``(C,)``; or of both values of each label, ``(C, 2)``. All
-        1 when omitted.
+        Weights of classes or labels in the training loss, ``(C,)``, or of both values of each label, ``(C, 2)``.
+        Default: 1.
     augment
-        Changes each retain batch before it is trained on.
+        Changes each retain batch before training.
     loss
-        Training loss of the model's users; :func:`~dlfd_fleet.unlearning.classification_loss` when omitted.
+        Training loss. Default: :func:`~dlfd_fleet.unlearning.classification_loss`.
     optimizer
-        Optimizer of the model's users; SGD with the settings' momentum and weight decay when omitted.
+        Factory of the optimizer. Default: SGD with the settings' momentum and weight decay.
     references
-        What models that never saw the people to forget say of their images, where that is known: methods that train on
-        the retain set then train on the forget set towards it.
+        Answers of reference models, of which some never saw the people to forget. Methods that train on the retain set
+        then also train forget images towards these answers. Default: none.
     """
 
     model: FeatureClassifier
@@ -209,14 +207,14 @@ class UnlearningProblem:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an unlearning took: wall-clock seconds, and images passed forward and backward.
+    """The cost of an unlearning: wall-clock seconds, and images passed forward and backward.
 
     Attributes
     ----------
     monitor_seconds
-        Of the seconds, those of the monitor's readings.
+        The part of the seconds that the monitor took.
     noise_images
-        Of the images passed backward, those passed back to the pixels only.
+        The part of the images passed backward for which only pixels have gradients.
     """
 
     seconds: float
@@ -228,7 +226,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TraceEntry:
-    """One reading of the monitor: after which step, in which phase, and what it read."""
+    """One reading of the monitor: step, phase and values."""
 
     step: int
     phase: str
@@ -237,19 +235,19 @@ class TraceEntry:
 
 @dataclass(frozen=True)
 class UnlearnOutcome:
-    """The unlearned model, how it came about, and its cost."""
+    """The result of an unlearning: the model, its trace and its cost."""
 
     model: FeatureClassifier
     trace: tuple[TraceEntry, ...]
     cost: Cost
     chosen_step: int
-    """Step whose weights were returned; 0 is the model that was given."""
+    """The step whose weights were returned; 0 is the given model."""
     failures: tuple[str, ...] = ()
-    """Why this is no success, by the method's own gate; methods without one never say."""
+    """Reasons why the method's own gate is not satisfied; always empty for methods without a gate."""
 
     @property
     def success(self) -> bool:
-        """Whether the method's own gate is satisfied; the evidence is for the audit to say."""
+        """Whether the method's own gate is satisfied. Only the audit gives evidence."""
         return not self.failures
 
 

@@ -1,25 +1,24 @@
 """DLFD: Distribution-Level Feature Distancing (Choi & Na, AAAI 2025, arXiv 2409.14747), as the paper describes it.
 
-Retain images are moved, inside a small ball of pixels, to where their features are far from those of the forget set
-(optimal transport under the cosine cost) while they are still classified correctly; the model is then trained on the
-moved images. It unlearns what the forget images had to themselves, and keeps what the task needs.
+DLFD adds noise to retain images, inside a small ball of pixels. The noise moves their features away from those of the
+forget set (optimal transport under the cosine cost), while they are still classified correctly. Then the model is
+trained on the noisy images. So it loses what is particular to the forget images, and keeps the task.
 
-Choices that the paper leaves open, and that the released code makes by accident:
+Choices that the paper leaves open:
 
-- phi is the feature space before the head, not the logits.
-- Noise lives in a ball of the pixel range and images stay in [0, 1].
-- The noise is found in eval mode (fixed batch-norm statistics, no dropout: the gradient of the deployed function), the
-  model is trained in train mode.
-- Distancing shakes a model, and whether it has forgotten shows only after more training. So the paper's dynamic
-  strategy works in rounds: a few batches of distancing, then plain training whose steps shrink to nothing, then a
-  reading. While forgotten people can be told from unseen ones, the next round distances again, harder if the score
-  stood still; once they cannot, it only trains. A round that costs too much utility is not undone at once, for the
-  next one mostly mends it (nine of eleven when it was measured); the best round's weights are put back at the end.
-- Where reference models have answered (:mod:`~dlfd_fleet.unlearning.references`), repair trains towards what models say
-  that never saw the forgotten people, with the same steps, and that forgets: distancing only shakes a model where a
-  round of it stood still. Measured with and without: docs/experiments.
-- The gate reads the forget set, validation people and retained people. Before each reading batch-norm statistics
-  are taken anew from clean retain images: running ones lag behind weights that move fast.
+- phi is the output of the layer before the head, not the logits.
+- The ball is in units of the pixel range, and images stay in [0, 1].
+- Noise is computed in eval mode (fixed batch-norm statistics, no dropout). The model is trained in train mode.
+- The paper's dynamic strategy works in rounds, because forgetting shows only after plain training. A round is a few
+  batches of distancing, plain training with a rate that falls to 0, and a reading. While the reading tells forgotten
+  people from unseen ones, the next round distances again, and more strongly if the score did not move. Otherwise it
+  only trains. A round that costs too much utility is not undone at once, because the next round often repairs it (nine
+  of eleven). At the end the best round's weights are restored.
+- If reference models have answered (:mod:`~dlfd_fleet.unlearning.references`), repair also trains forget images towards
+  the answers of models that never saw them. Distancing is then used only after a round without progress.
+  docs/experiments has results with and without.
+- The gate measures the forget set, validation people and retained people. Before each reading, batch-norm statistics
+  are computed again from clean retain images, because running statistics lag behind the weights.
 """
 
 from __future__ import annotations
@@ -56,17 +55,17 @@ _STOOD_STILL = 0.8
 
 
 def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
-    """Unlearn the forget set in place, and leave the model at its best checkpoint, in eval mode.
+    """Unlearn the forget set in place with DLFD; the model ends at its best checkpoint, in eval mode.
 
     Parameters
     ----------
     problem
-        With validation people, whom the gate needs, or a monitor of one's own; it reads the model after each round.
+        Must have validation people, or a monitor of its own, for the gate after each round.
 
     Returns
     -------
     UnlearnOutcome
-        With ``success`` False, and reasons, if no round was both forgotten by the gate and useful.
+        ``success`` is False, with reasons, if no round was both within the gate and useful.
 
     Raises
     ------
@@ -85,9 +84,9 @@ def dlfd(problem: UnlearningProblem, /) -> UnlearnOutcome:
 
 
 def distance(problem: UnlearningProblem, /) -> UnlearnOutcome:
-    """Distance in place for ``settings.epochs`` passes over the retain set, without a gate and without repair.
+    """Distance in place for ``settings.epochs`` passes over the retain set, without gate or repair.
 
-    For a fleet, whose coordinator merges, repairs and gates.
+    A fleet uses it at its sites; its coordinator merges, repairs and gates.
 
     Raises
     ------
@@ -101,12 +100,11 @@ def distance(problem: UnlearningProblem, /) -> UnlearnOutcome:
 
 
 def unlearn_at_site(problem: UnlearningProblem, /) -> UnlearnOutcome:
-    """Do a site's part of a round of DLFD: train towards what reference models say, or distance where none has.
+    """Do a site's part of a round of DLFD: train towards references, or distance if there are none.
 
-    Training is for ``settings.epochs`` passes over the retain set, with half a batch of forget images in each step and
-    a rate that falls to 0. Batch-norm statistics move as far as those of the site's own retain images do
-    (:func:`~dlfd_fleet.unlearning.training.moved_statistics`): the other sites, whose images they are of, too, take no
-    part.
+    Training takes ``settings.epochs`` passes over the retain set, with half a batch of forget images in each step and a
+    rate that falls to 0. Batch-norm statistics change as much as those of the site's own retain images
+    (:func:`~dlfd_fleet.unlearning.training.moved_statistics`), because they also describe images of other sites.
 
     Raises
     ------
@@ -131,12 +129,11 @@ def distancing_noise(
 ) -> Tensor:
     """Return noise ``(N, 3, S, S)`` that distances the features of images from those of the forget set.
 
-    ``settings.steps`` sign-gradient steps that ascend (arXiv 2409.14747, section 3)
+    It takes ``settings.steps`` sign-gradient steps that increase (arXiv 2409.14747, section 3)
 
         forget_weight * OT(phi(x + delta), phi(x_f)) - retain_weight * CE(f(x + delta), y)
 
-    inside the L-infinity ball, with ``x + delta`` in [0, 1]. The model is used as it is: no gradient of its weights is
-    computed.
+    inside the L-infinity ball, with ``x + delta`` in [0, 1]. No gradient of the weights is computed.
 
     Parameters
     ----------
@@ -163,7 +160,7 @@ def distancing_noise(
 
 
 def _distance(session: Session, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Train for some batches on retain images that are moved away from forget images."""
+    """Train for some batches on retain images with distancing noise."""
     retain, forget = session.cycle(session.retain), session.cycle(session.forget)
     settings = session.settings
     for step in range(steps):
@@ -178,7 +175,7 @@ def _distance(session: Session, optimizer: torch.optim.Optimizer, steps: int) ->
 
 
 def _noise(session: Session, images: Tensor, labels: Tensor, others: Tensor, retain_weight: float) -> Tensor:
-    """Find the noise with frozen weights: no gradient of theirs is computed, their statistics stay as they are."""
+    """Compute the noise with frozen weights and unchanged batch-norm statistics."""
     model, steps = session.model.eval(), session.settings.steps
     with frozen(model):
         with torch.no_grad():
@@ -192,7 +189,7 @@ def _noise(session: Session, images: Tensor, labels: Tensor, others: Tensor, ret
 
 @dataclass
 class _Rounds:
-    """The dynamic strategy: rounds until forgotten and useful, the best of them kept."""
+    """The dynamic strategy: run rounds until the model has forgotten and is useful, and keep the best."""
 
     session: Session
     monitor: Monitor
@@ -218,7 +215,7 @@ class _Rounds:
         return self.latest.remembered(settings.gate, settings.reference_gate)
 
     def wanted(self) -> bool:
-        """Tell whether another round may help and fits into the limits; half a round would leave a shaken model."""
+        """Tell whether another whole round can help and fits into the limits."""
         settings = self.session.settings
         done = len(self.trace) - 1
         if done >= settings.max_rounds:
@@ -229,9 +226,9 @@ class _Rounds:
         return done == 0 or self.remembered() or self.bound.shortfall(self.latest) > 0.0
 
     def run_one(self) -> None:
-        """Distance while the forget set is remembered, repair, and read.
+        """Run one round: distance while the forget set is remembered, repair, and read.
 
-        Where reference models say what is aimed at, that alone forgets; distancing helps where it stands still.
+        With references, repair alone forgets; distancing is used only after a round without progress.
         """
         session, started = self.session, self.session.seconds()
         phase = DISTANCING if len(self.trace) == 1 or self.remembered() else REPAIR
@@ -253,7 +250,7 @@ class _Rounds:
         self._repair(optimizer)
 
     def _repair(self, optimizer: torch.optim.Optimizer) -> None:
-        """Train on clean retain images, the step falling to 0 along half a cosine."""
+        """Train on clean retain images; the rate falls to 0 along half a cosine."""
         session, settings = self.session, self.session.settings
         retain, steps = session.cycle(session.retain), session.planned_steps(session.retain, settings.repair_epochs)
         session.model.train()
@@ -266,7 +263,7 @@ class _Rounds:
             session.train_on(optimizer, images, labels)
 
     def note_reading(self, phase: str) -> None:
-        """Read the model, and keep its weights if it is the best so far."""
+        """Measure the model, and keep its weights if it is the best so far."""
         session = self.session
         if self.trace:
             session.take_statistics()
@@ -278,10 +275,10 @@ class _Rounds:
             self._keep()
 
     def _keep(self) -> None:
-        """Write the weights down: in memory they would be a fifth of what a training step takes.
+        """Write the weights to a file; in memory they would take a fifth of a training step.
 
-        The file has no name, so that a process that is killed leaves no model behind that remembers somebody. Tensor
-        by tensor, for all at once would be in memory again.
+        The file has no name, so a killed process leaves no model that remembers somebody. Tensors are written one by
+        one to save memory.
         """
         self.best_weights.seek(0)
         self.best_sizes.clear()
@@ -295,7 +292,7 @@ class _Rounds:
             ) from error
 
     def _rank(self, number: int) -> tuple[bool, float, float]:
-        """Rank a reading; the original counts as useless: whatever a gate over few people reads of it, it remembers."""
+        """Rank a reading. The original always counts as useless, because it remembers whatever the gate measures."""
         reading = self.trace[number].reading
         if number == 0:
             return (False, 0.0, reading.usefulness if reading.utility is None else reading.utility)
@@ -303,7 +300,7 @@ class _Rounds:
         return checkpoint_rank(reading, self.bound, settings.gate, settings.reference_gate)
 
     def outcome(self) -> UnlearnOutcome:
-        """Put the best checkpoint back and say whether it is a success."""
+        """Restore the best checkpoint and return the outcome."""
         chosen = self.trace[self.best]
         if self.best != len(self.trace) - 1:
             self.best_weights.seek(0)
@@ -312,7 +309,7 @@ class _Rounds:
         return self.session.outcome(tuple(self.trace), chosen.step, self._reasons(chosen.reading))
 
     def _reasons(self, reading: Reading) -> tuple[str, ...]:
-        """Return why the chosen checkpoint is no success, if it is none."""
+        """Return why the chosen checkpoint is no success; empty if it is one."""
         reasons = []
         if len(self.trace) == 1:
             reasons.append("the time was up before the first round")
@@ -331,7 +328,7 @@ class _Rounds:
         return (*reasons, *collapse(reading, self.session.problem.validation))
 
     def _closest(self) -> str:
-        """Return in words what the most useful round was short of."""
+        """Return a sentence that says what the most useful round lacked."""
         bound = self.bound
         reading = min((entry.reading for entry in self.trace[1:]), key=bound.shortfall)
         least, lost = bound.least_utility(reading), bound.retain_accuracy - reading.retain_accuracy

@@ -1,9 +1,9 @@
-"""The registry of unlearning methods: DLFD, its peers, and those of other packages.
+"""The registry of unlearning methods: DLFD, its peers, and methods of other packages.
 
-A method is a frozen dataclass of its hyper-parameters that is called with an
-:class:`~dlfd_fleet.unlearning.UnlearningProblem`. One :class:`Method` registers it for the benchmark, for
-``dlfd-fleet unlearn --method`` and for ``erasure.method`` in a fleet. Another package registers one by an entry point
-of the group ``dlfd_fleet.methods`` that names a :class:`Method`, or by ``METHODS.register``.
+A method is a frozen dataclass of its hyper-parameters. It is called with an
+:class:`~dlfd_fleet.unlearning.UnlearningProblem`. One :class:`Method` registers it for the benchmark, for ``dlfd-fleet
+unlearn --method`` and for ``erasure.method`` in a fleet. Another package registers one by an entry point of the group
+``dlfd_fleet.methods`` that names a :class:`Method`, or by ``METHODS.register``.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ _Settings = TypeVar("_Settings", bound=UnlearningSettings)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with its hyper-parameters, and what it changes of the shared :class:`UnlearningSettings`.
+    """A method with its hyper-parameters and its changes to the shared :class:`UnlearningSettings`.
 
     Attributes
     ----------
     changes
         Values by the names of ``unlearning.*``.
     time
-        The limit on its time, in times of the one that all have.
+        Its time limit, as a multiple of the common one.
 
     Raises
     ------
     ConfigurationError
-        If there is no such setting, or it cannot have the value.
+        If a setting does not exist or does not accept the value.
     """
 
     unlearner: Unlearner
@@ -64,7 +64,7 @@ class Candidate:
     time: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse an unlearner that cannot be called, and changes that no setting has."""
+        """Refuse an unlearner that cannot be called, and changes of unknown settings."""
         if not callable(self.unlearner):
             raise ConfigurationError(
                 f"A candidate's unlearner is {self.unlearner!r}, which cannot be called; give an object of the class."
@@ -84,17 +84,17 @@ class Candidate:
             ) from None
 
     def unlearn(self, method: str, problem: UnlearningProblem) -> UnlearnOutcome:
-        """Run the unlearner; say in one sentence what goes wrong.
+        """Run the unlearner, and report an error in one sentence.
 
         Parameters
         ----------
         method
-            Name of the method, for that sentence.
+            Name of the method in that sentence.
 
         Raises
         ------
         UnlearningError
-            For whatever it raises, and for a result that is no outcome.
+            If the unlearner raises anything, or returns no :class:`UnlearnOutcome`.
         """
         try:
             outcome = self.unlearner(problem)
@@ -119,23 +119,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the comparison.
+    """A registered unlearning method.
 
     Attributes
     ----------
     name
-        What it is called on the command line and in files.
+        Its name on the command line and in files.
     candidates
-        What is tried on validation people: three of a peer, so that all are tuned alike; DLFD's defaults alone, once
-        in the time of one candidate and once in the time that a peer's three take.
+        The candidates that ``bench methods`` tries on validation people. A peer has three. DLFD has its defaults, once
+        with the time of one candidate and once with the time of three.
     gated
-        Whether its unlearners have a gate of their own, and so need validation people.
+        Whether its unlearners have a gate, and so need validation people.
     at_site
-        What a site of a fleet runs, whose coordinator has the gate: it is given no validation people. The default
-        candidate's unlearner when omitted, unless that is gated.
+        The unlearner that a site of a fleet runs, without validation people, because the coordinator has the gate.
+        Default: the default candidate's unlearner, unless it is gated.
     aims_at_references
-        Whether it trains on the retain set by :meth:`~dlfd_fleet.unlearning.session.Session.train_on`, which aims at
-        what reference models say of the forget set, too, where they have answered.
+        Whether it trains with :meth:`~dlfd_fleet.unlearning.session.Session.train_on`, and so aims at the answers of
+        reference models.
     """
 
     name: str
@@ -147,7 +147,7 @@ class Method:
     aims_at_references: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a method without a candidate, and other things in their place."""
+        """Refuse a method without candidates, or with candidates of another type."""
         if not isinstance(self.candidates, tuple) or not all(isinstance(one, Candidate) for one in self.candidates):
             raise ConfigurationError(
                 f"The candidates of the method '{self.name}' are no tuple of Candidate; of one, write (Candidate(…),)."
@@ -157,17 +157,17 @@ class Method:
 
     @property
     def default(self) -> Candidate:
-        """The candidate that is used where nothing is tuned: the middle one."""
+        """The middle candidate, which is used without tuning."""
         return self.candidates[len(self.candidates) // 2]
 
     @property
     def unlearner_at_site(self) -> Unlearner:
-        """What a site of a fleet runs."""
+        """The unlearner that a site of a fleet runs."""
         self.refuse_without_unlearner_at_site()
         return self.at_site or self.default.unlearner
 
     def described(self, unlearner: Unlearner) -> dict[str, Any]:
-        """Return what a report says of this method, which ran one of its unlearners."""
+        """Return the description of this method and one of its unlearners for a report."""
         return {
             "method": self.name,
             "method_title": self.title,
@@ -177,7 +177,7 @@ class Method:
 
     @property
     def why_not_at_site(self) -> str | None:
-        """Why a site can run nothing of this method; None if it can."""
+        """Why a site cannot run this method; None if it can."""
         if self.at_site is None and self.gated:
             return (
                 f"the method '{self.name}' has a gate of its own, for which a site has no validation people; choose "
@@ -186,12 +186,12 @@ class Method:
         return None
 
     def refuse_without_unlearner_at_site(self) -> None:
-        """Raise a :class:`ConfigurationError` if a site can run nothing of this method."""
+        """Raise a :class:`ConfigurationError` if a site cannot run this method."""
         if why := self.why_not_at_site:
             raise ConfigurationError(f"{why[0].upper()}{why[1:]}.")
 
     def refuse_labels(self) -> None:
-        """Raise a :class:`ConfigurationError` if it is defined for one class an image, and not for several labels."""
+        """Raise a :class:`ConfigurationError` if the method supports only one class an image, not labels."""
         if any(getattr(candidate.unlearner, "one_class_only", False) for candidate in self.candidates):
             raise ConfigurationError(
                 f"The method '{self.name}' is defined for one class an image, and the model has labels; choose another "
@@ -200,9 +200,9 @@ class Method:
 
     @property
     def runs(self) -> int:
-        """How often it is run on a seed, with other random numbers each time; tables have the mean.
+        """Number of runs on a seed, with different random numbers; tables show the mean.
 
-        A peer of three settings is run three times, too, and validation people choose the best.
+        A peer also runs three times, once for each candidate, and validation people choose the best.
         """
         return _DRAWS if len(self.candidates) == 1 else 1
 
@@ -216,7 +216,7 @@ def _variants(epochs: float, rate: float, *unlearners: Unlearner) -> tuple[Candi
 
 
 def own_settings(unlearner: Unlearner) -> dict[str, Any]:
-    """Return a method's own hyper-parameters, the fields of its dataclass; in words what JSON does not have."""
+    """Return a method's hyper-parameters: the fields of its dataclass, as JSON values or text."""
     if not is_dataclass(unlearner):
         return {}
     return {field.name: _as_json(getattr(unlearner, field.name)) for field in fields(unlearner)}

@@ -27,7 +27,7 @@ def loss_monitor(
     retain: LabelledImages,
     references: References | None = None,
 ) -> Monitor:
-    """Return a monitor that reads a model from a forget set, from people never trained on and from retained people.
+    """Return a monitor that measures a model on a forget set, on people never trained on and on retained people.
 
     Validation people must not be those of the final evidence; without any, it reads the accuracy on retained people and
     no attack. Of large sets the same sample is read each time, its
@@ -73,9 +73,9 @@ def loss_monitor(
 def read_shift(
     model: FeatureClassifier, forget: LabelledImages, validation: LabelledImages, references: References
 ) -> Shift | None:
-    """Return how far what a model says of the forget set is from models that never saw it; None if these are not known.
+    """Return how much surer a model is of the forget set than models that never saw it; None without references.
 
-    It is the confidence in all images of the forget set, and in validation people.
+    It compares confidence on all images of the forget set, corrected by validation people.
     """
     if references.validation is None or not references.forget.out.any() or not references.validation.out.any():
         return None
@@ -102,7 +102,7 @@ def _people(data: LabelledImages) -> NDArray[np.int64]:
 
 
 def _sample(data: LabelledImages) -> LabelledImages:
-    """Return all images, or of a large set some, evenly in the order of its classes."""
+    """Return all images, or an even sample by class of a large set."""
     if len(data) <= MOST_IMAGES:
         return data
     classes = torch.unique(data.labels, dim=0, return_inverse=True)[1]

@@ -1,9 +1,9 @@
-"""What models that never saw a person say of their images: what unlearning aims at, and what it is checked by.
+"""Use answers of models that never saw a person as the aim of unlearning, and to check it.
 
-Reference models are trained as the model was, each on a half of the people, in complementary pairs. Of each person half
+Reference models are trained as the model was, each on half of the people, in complementary pairs. For each person half
 of them are OUT models, which were not trained on that person (Carlini et al., arXiv 2112.03570; Zarifzadeh et al.,
-arXiv 2312.03262). Unlearning moves what a model says of a forgotten image to what OUT models say of it, and no further:
-a loss far above theirs gives a person away as one far below does.
+arXiv 2312.03262). Unlearning moves a model's answer for a forgotten image to that of the OUT models, and no further. A
+loss far above theirs reveals a person as well as one far below.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _TEMPERATURES = torch.logspace(-1.0, 1.0, 41, base=2.0).tolist()  # from a half 
 
 @dataclass(frozen=True)
 class ReferenceAnswers:
-    """What K reference models say of N images.
+    """Answers of K reference models to N images.
 
     Attributes
     ----------
     logits
-        float32 ``(K, N, C)``; NaN in every class where a model's answer to an image is not known.
+        float32 ``(K, N, C)``; NaN in every class if a model's answer to an image is not known.
     trained
-        bool ``(K, N)``: whether a model was trained on the image's person.
+        bool ``(K, N)``: whether the model was trained on the image's person.
     multi_label
-        Whether the logits are of labels, of which any number may apply to an image.
+        Whether the logits are of labels, several of which may apply to an image.
 
     Raises
     ------
@@ -58,11 +58,11 @@ class ReferenceAnswers:
 
     @property
     def out(self) -> Tensor:
-        """Which answers are known and of models not trained on the image's person: bool ``(K, N)``."""
+        """Which answers are known and come from OUT models, bool ``(K, N)``."""
         return ~self.trained & ~self.logits.isnan().any(dim=2)
 
     def mean_of_out(self) -> Tensor:
-        """Return the mean probabilities ``(N, C)`` of each image's OUT models; NaN where it has none."""
+        """Return the mean probabilities ``(N, C)`` of each image's OUT models; NaN if it has none."""
         out = self.out[:, :, None]
         probabilities = torch.where(out, probabilities_of(self.logits, multi_label=self.multi_label), 0.0)
         return probabilities.sum(dim=0) / out.sum(dim=0)
@@ -90,14 +90,14 @@ class ReferenceAnswers:
 
 @dataclass(frozen=True)
 class References:
-    """What reference models say of the images of an unlearning problem, in their order.
+    """Answers of reference models to the images of an unlearning problem, in their order.
 
     Attributes
     ----------
     forget
-        Of the images to forget.
+        Answers to the images to forget.
     validation
-        Of people never trained on, neither by the model nor by a reference model; None where there are none.
+        Answers to images of people on whom neither the model nor a reference model was trained; None without any.
     """
 
     forget: ReferenceAnswers
@@ -112,20 +112,19 @@ def probabilities_of(logits: Tensor, *, multi_label: bool) -> Tensor:
 def unlearning_targets(
     forget: ReferenceAnswers, unseen: ReferenceAnswers | None = None, unseen_now: Tensor | None = None
 ) -> Tensor:
-    """Return the probabilities ``(M, C)`` that a model is to give to forgotten images; NaN where none are known.
+    """Return the target probabilities ``(M, C)`` of forgotten images; NaN if none are known.
 
-    The mean of each image's OUT models. A model of half the people knows less than the model that is unlearned from,
-    and a mean of several models is less certain than one of them. People never trained on show by how much, for to all
-    of these models they are strangers: the temperature that brings the same means to what the model says of these
-    people is applied to the targets.
+    A target is the mean of an image's OUT models, at a temperature. A model of half the people knows less than the
+    model to unlearn from, and a mean of several models is less certain than one. People never trained on show how much
+    less: the temperature brings the means on their images to the model's answers.
 
     Parameters
     ----------
     forget
         Answers to the M forgotten images.
     unseen, unseen_now
-        Answers to images of people never trained on, and what the model to unlearn from says of them, probabilities
-        ``(U, C)``; without them the means stay as they are.
+        Answers to images of people never trained on, and the probabilities ``(U, C)`` that the model to unlearn from
+        gives them. Without them the temperature is 1.
     """
     targets = forget.mean_of_out()
     if unseen is None or unseen_now is None or not len(unseen):
@@ -135,14 +134,14 @@ def unlearning_targets(
 
 
 def temperature_between(unseen: ReferenceAnswers, now: Tensor, models: int) -> float:
-    """Return the temperature at which means of reference models are nearest to a model, on people never trained on.
+    """Return the temperature at which means of reference models are closest to a model, on people never trained on.
 
     Parameters
     ----------
     now
-        What the model says of them, probabilities ``(U, C)``.
+        The model's probabilities ``(U, C)`` for them.
     models
-        How many reference models a mean is of. All such means are taken, for single models differ by chance.
+        Number of reference models in a mean. All such means are used, because single models differ by chance.
     """
     count, multi_label = len(unseen.logits), unseen.multi_label
     means = [unseen.of_models(chosen).mean_of_out() for chosen in combinations(range(count), min(models, count))]
@@ -172,9 +171,9 @@ def logits_of(probabilities: Tensor, *, multi_label: bool) -> Tensor:
 
 
 def target_loss(logits: Tensor, targets: Tensor, *, multi_label: bool) -> Tensor:
-    """Return how far a model is from what it is to say, nats: the mean over images of KL(targets || model).
+    """Return the divergence of a model from its targets, in nats: the mean over images of KL(targets || model).
 
-    Over labels it is the mean of their divergences, as :func:`~dlfd_fleet.unlearning.training.classification_loss` is.
+    For labels it is the mean of their divergences, as in :func:`~dlfd_fleet.unlearning.training.classification_loss`.
 
     Parameters
     ----------

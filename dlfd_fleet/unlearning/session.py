@@ -1,4 +1,4 @@
-"""What every method does between its first and its last step: batches, steps, counting and a limit on time."""
+"""Provide what methods share: batches, training steps, cost counts and the time limit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _STATISTICS_IMAGES = 512
 
 @dataclass
 class Session:
-    """One unlearning in progress: the problem, and what it has cost so far."""
+    """One unlearning in progress: the problem and its cost so far."""
 
     problem: UnlearningProblem
     steps: int = 0
@@ -71,7 +71,7 @@ class Session:
 
     @property
     def validation(self) -> LabelledImages:
-        """The validation images; a :class:`ValueError` without any."""
+        """The validation images; raises :class:`ValueError` if there are none."""
         if self.problem.validation is None:
             raise ValueError("This method has a gate, which needs validation images.")
         return self.problem.validation
@@ -95,13 +95,13 @@ class Session:
             yield images, labels
 
     def cycle(self, data: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches for ever, each epoch shuffled anew."""
+        """Yield batches without end; each epoch is shuffled again."""
         while True:
             for rows in data.batches(self.settings.batch_size, self.generator):
                 yield data.batch(rows, self.device)
 
     def sample(self, data: LabelledImages, images: int) -> LabelledImages:
-        """Return this many images of a data set at random, or all of them if there are fewer."""
+        """Return this many random images of a data set, or all if there are fewer."""
         rows = torch.randperm(len(data), generator=self.generator)[:images]
         return data.select(rows)
 
@@ -112,13 +112,13 @@ class Session:
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss under the class weights, nats; or the problem's own loss."""
+        """Return the mean loss under the class weights, in nats, or the problem's own loss."""
         if self.problem.loss is not None:
             return self.problem.loss(logits, labels)
         return classification_loss(logits, labels, self.class_weights)
 
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor, images: int) -> None:
-        """Descend along the gradient of a loss over this number of images; no gradient is kept."""
+        """Take one optimizer step on a loss over this number of images, and clear the gradients."""
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,10 +130,10 @@ class Session:
         self.steps += 1
 
     def train_on(self, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-        """Take a step on retain images and, where reference models have answered, on forget images towards that.
+        """Take a step on retain images and, with references, on forget images towards their targets.
 
-        Both go through the network together: of forget images alone batch statistics would be others. There are half as
-        many of them as ``batch_size``, and each counts as much as a retain image.
+        Both go through the network together, so that batch statistics cover both. There are half as many forget images
+        as ``batch_size``; each counts as much as a retain image.
         """
         if self._targets is None:
             self.step(optimizer, self.loss(self.logits(images), labels), len(images))
@@ -161,9 +161,9 @@ class Session:
                 )
 
     def _find_targets(self) -> Tensor | None:
-        """Return what the model is to say of each forget image ``(M, C)``; None where no reference model has answered.
+        """Return the targets of the forget images ``(M, C)``; None without references.
 
-        Of some images nothing may be known (NaN).
+        Unknown targets are NaN.
         """
         references, validation = self.problem.references, self.problem.validation
         if references is None:
@@ -176,7 +176,7 @@ class Session:
         return None if targets.isnan().any(dim=1).all() else targets.to(self.device)
 
     def _cycle_rows_with_targets(self) -> Iterator[Tensor]:
-        """Yield the rows of forget images whose targets are known, in batches for ever, each epoch shuffled anew."""
+        """Yield rows of forget images with known targets, in batches without end; each epoch is shuffled again."""
         if self._targets is None:
             return
         known, left = torch.nonzero(~self._targets.isnan().any(dim=1).cpu()).flatten(), torch.zeros(0, dtype=torch.long)
@@ -190,9 +190,9 @@ class Session:
     def optimizer(
         self, parameters: list[nn.Parameter] | None = None, rate: float | None = None
     ) -> torch.optim.Optimizer:
-        """Return SGD over parameters (all but frozen ones when omitted), by the settings' rate, momentum and decay.
+        """Return SGD over parameters (default: all trained ones) with the settings' rate, momentum and decay.
 
-        Or the problem's own optimizer, with that rate.
+        If the problem has its own optimizer, return that with the same rate.
         """
         settings = self.settings
         chosen = self.trained if parameters is None else parameters
@@ -207,7 +207,7 @@ class Session:
         )
 
     def planned_steps(self, data: LabelledImages, epochs: float | None = None) -> int:
-        """Return how many batches so many epochs are, ``settings.epochs`` when omitted; a broken number of them too."""
+        """Return the number of batches in a number of epochs, which need not be whole; default: ``settings.epochs``."""
         batches = len(list(data.batches(self.settings.batch_size, torch.Generator())))
         return max(1, round((self.settings.epochs if epochs is None else epochs) * batches))
 
@@ -226,7 +226,7 @@ class Session:
     ) -> None:
         """Train on the retain set in train mode for ``settings.epochs``; frozen modules stay in eval mode.
 
-        The step falls to 0 along half a cosine, as in DLFD's repair, or stays as it is.
+        The rate falls to 0 along half a cosine, as in DLFD's repair, or is constant.
         """
         self.model.train()
         for module in frozen:
@@ -239,7 +239,7 @@ class Session:
                 schedule.step()
 
     def retain_sample(self) -> LabelledImages:
-        """Return the retain images that batch-norm statistics are taken from: all, or some of a large set."""
+        """Return the retain images for batch-norm statistics: all, or a sample of a large set."""
         if len(self.retain) <= _STATISTICS_IMAGES:
             return self.retain
         # A generator of its own, so that a reading does not change the batches that follow it.
@@ -247,13 +247,13 @@ class Session:
         return self.retain.select(rows[:_STATISTICS_IMAGES])
 
     def take_statistics(self) -> None:
-        """Take batch-norm statistics anew from retain images, and count the passes."""
+        """Compute batch-norm statistics again from retain images, and count the passes."""
         sample = self.retain_sample()
         recalibrate(self.model, sample)
         self.forward_images += len(sample)
 
     def read(self, monitor: Monitor) -> Reading:
-        """Read the model, and count what that takes."""
+        """Measure the model, and count the cost."""
         before = self.seconds()
         reading = monitor(self.model)
         self.monitor_seconds += self.seconds() - before
@@ -262,18 +262,18 @@ class Session:
         return reading
 
     def monitor(self) -> Monitor:
-        """Return the problem's monitor, or one that reads its three sets."""
+        """Return the problem's monitor, or one over its three sets."""
         problem = self.problem
         return problem.monitor or loss_monitor(self.forget, self.validation, self.retain, problem.references)
 
     def collapse(self) -> tuple[str, ...]:
-        """Read the model, and say in words that it answers nearly the same to everybody, if it does."""
+        """Measure the model, and return a sentence if it gives nearly the same answer for everybody."""
         return collapse(self.read(self.monitor()), self.problem.validation)
 
     def outcome(
         self, trace: tuple[TraceEntry, ...] = (), chosen_step: int | None = None, failures: tuple[str, ...] = ()
     ) -> UnlearnOutcome:
-        """Leave the model in eval mode and report."""
+        """Put the model in eval mode and return the outcome."""
         self.model.eval()
         cost = Cost(self.seconds(), self.monitor_seconds, self.forward_images, self.backward_images, self.noise_images)
         return UnlearnOutcome(self.model, trace, cost, self.steps if chosen_step is None else chosen_step, failures)
@@ -286,23 +286,23 @@ def refuse_labels(method: str, data: LabelledImages) -> None:
 
 
 class Peer(ABC):
-    """A method that runs through without a reading: its paper has no gate.
+    """A method without a gate, like those of the papers.
 
-    Subclasses are frozen dataclasses of their hyper-parameters; the ones that all methods share (epochs, batch size,
-    learning rate, momentum, weight decay, time limit) come with the settings.
+    Subclasses are frozen dataclasses of their hyper-parameters. Shared ones (epochs, batch size, learning rate,
+    momentum, weight decay, time limit) are in the settings.
 
     Attributes
     ----------
     one_class_only
-        Whether the paper defines it for one class an image only.
+        Whether the paper defines the method only for one class an image.
     """
 
     one_class_only: ClassVar[bool] = False
 
     def __call__(self, problem: UnlearningProblem, /) -> UnlearnOutcome:
-        """Unlearn in place; batch-norm statistics are taken anew from the retain set at the end.
+        """Unlearn in place, and compute batch-norm statistics again from the retain set at the end.
 
-        With validation people there is one reading, at the end: a model that has collapsed is no success.
+        With validation people the model is measured once, at the end. A collapsed model is no success.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Ordinary training and prediction: the original model, the retrained one, and repair after unlearning."""
+"""Train and predict in the ordinary way: for the original, retrained models and repair."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def optimizer_of(model: nn.Module, settings: TrainingSettings | UnlearningSettings, rate: float) -> torch.optim.SGD:
-    """Return SGD over all that is not frozen, with the momentum and weight decay of the settings."""
+    """Return SGD over all trained parameters, with the momentum and weight decay of the settings."""
     return torch.optim.SGD(trained(model), rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 @contextmanager
 def restored_gradients(model: nn.Module) -> Iterator[None]:
-    """Let a block choose which parameters are trained; afterwards those are that were before."""
+    """Let a block choose which parameters are trained, and restore the choice afterwards."""
     before = [parameter.requires_grad for parameter in model.parameters()]
     try:
         yield
@@ -48,7 +48,7 @@ def restored_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Compute no gradient of any weight in a block."""
+    """Freeze all weights in a block."""
     with restored_gradients(model):
         model.requires_grad_(False)
         yield
@@ -56,11 +56,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def moved_statistics(model: nn.Module, data: LabelledImages) -> Iterator[None]:
-    """Let a block train; afterwards batch-norm statistics have moved as far as those of these images have.
+    """Let a block train, then change batch-norm statistics as much as those of these images changed.
 
-    The statistics are of images that are not here, too, such as other sites'. What training has done to them shows on
-    the images that are: their means before and after, and the ratio of their variances. A model whose weights have
-    moved without its statistics answers wrong; statistics of these images alone would be wrong for everybody else.
+    The statistics also describe images that are not here, such as those of other sites. The change is estimated on the
+    images that are here: the difference of means, and the ratio of variances. Unchanged statistics would not fit the
+    new weights; statistics of these images alone would be wrong for all others.
     """
     norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
     if not norms:
@@ -91,16 +91,15 @@ def _set_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the mean loss of logits ``(N, C)`` under their head, nats.
+    """Return the mean loss of logits ``(N, C)``, in nats.
 
     Parameters
     ----------
     labels
-        Class indices ``(N,)`` for cross-entropy; 0 and 1 of shape ``(N, C)`` for binary cross-entropy, averaged over
-        the labels.
+        Class indices ``(N,)`` for cross-entropy. For labels, 0 and 1, ``(N, C)``, for binary cross-entropy averaged
+        over labels.
     weights
-        Weight of each class, or of each label, ``(C,)``; or of a label where it does not apply and where it does,
-        ``(C, 2)``. All 1 when omitted.
+        Weights of classes or labels, ``(C,)``, or of both values of each label (0, 1), ``(C, 2)``. Default: 1.
     """
     if labels.ndim == 2:
         if weights is not None and weights.ndim == 2:
@@ -123,23 +122,23 @@ def fit(
     loss: Loss | None = None,
     optimizer: MakeOptimizer | None = None,
 ) -> float:
-    """Train in place; return the mean loss of the last epoch, nats.
+    """Train in place, and return the mean loss of the last epoch, in nats.
 
-    Batch normalisation and dropout are in train mode; the model is left in eval mode. Without ``augment``, what frozen
-    layers make of each image is computed once (:func:`~dlfd_fleet.models.frozen_outputs_kept`).
+    Batch norm and dropout are in train mode. The model ends in eval mode. Without ``augment``, outputs of frozen layers
+    are computed once (:func:`~dlfd_fleet.models.frozen_outputs_kept`).
 
     Parameters
     ----------
     cosine
-        Let the learning rate fall to 0 epoch by epoch, along half a cosine (Loshchilov & Hutter 2017).
+        Whether the learning rate falls to 0 over the epochs, along half a cosine (Loshchilov & Hutter 2017).
     class_weights
-        Weights in the loss, as of :func:`classification_loss`; all 1 when omitted.
+        Weights in the loss, as in :func:`classification_loss`. Default: 1.
     augment
-        Changes each batch before it is seen.
+        Changes each batch before training.
     loss
-        :func:`classification_loss` under the class weights when omitted.
+        Training loss. Default: :func:`classification_loss` under the class weights.
     optimizer
-        SGD with the settings' momentum and weight decay when omitted.
+        Factory of the optimizer. Default: SGD with the settings' momentum and weight decay.
     """
     if class_weights is not None:
         class_weights = class_weights.to(device_of(model))
@@ -172,7 +171,7 @@ def fit(
 
 
 def predict_probabilities(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float32]:
-    """Return probabilities ``(N, C)`` of classes, or of labels, in eval mode; the model's mode is left as it was."""
+    """Return probabilities ``(N, C)`` of classes or labels, in eval mode; the model's mode is restored."""
     return predict_features_and_probabilities(model, data)[1]
 
 
@@ -195,7 +194,7 @@ def predict_features_and_probabilities(
 
 @torch.inference_mode()
 def predict_logits(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float32]:
-    """Return logits ``(N, C)``, in eval mode; the model's mode is left as it was."""
+    """Return logits ``(N, C)``, in eval mode; the model's mode is restored."""
     training, device = model.training, device_of(model)
     model.eval()
     parts = torch.split(torch.arange(len(data)), _PREDICTION_BATCH)
@@ -206,10 +205,10 @@ def predict_logits(model: FeatureClassifier, data: LabelledImages) -> NDArray[np
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, data: LabelledImages) -> None:
-    """Take batch-norm statistics anew from all images; the model is left in eval mode.
+    """Compute batch-norm statistics again from all images; the model ends in eval mode.
 
-    Every batch counts the same, so they are of one size but for an image, and mixed. One image has no statistics: of it
-    the model keeps those that it has. Frozen layers keep theirs.
+    Every batch counts the same, so batches are mixed and their sizes differ by at most one. With a single image nothing
+    changes. Frozen layers keep their statistics.
     """
     device, parts = device_of(model), math.ceil(len(data) / _PREDICTION_BATCH)
     model.train()

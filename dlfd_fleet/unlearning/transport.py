@@ -1,9 +1,8 @@
 """Entropic optimal transport between two batches of features, with the exact gradient of its value.
 
-The potentials come from Sinkhorn's iterations in the log domain (Peyre & Cuturi, Computational Optimal Transport,
-2019, section 4.4), so no kernel entry underflows at a small epsilon. They are found without gradients: by the
-envelope theorem the gradient of the optimal value by the cost is the plan itself, and nothing has to be kept of the
-iterations.
+Sinkhorn's iterations in the log domain give the potentials (Peyre & Cuturi, Computational Optimal Transport, 2019,
+section 4.4), so no kernel entry underflows at a small epsilon. They run without gradients: by the envelope theorem the
+gradient of the optimal value by the cost is the plan itself.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def transport_distance(cost: Tensor, epsilon: float, iterations: int, tolerance:
     iterations
         Most Sinkhorn iterations.
     tolerance
-        Iterations end when the row marginals are this close to uniform (sum of absolute differences).
+        Iterations end when the sum of absolute differences of the row marginals from uniform is below this.
 
     Returns
     -------

@@ -67,7 +67,13 @@ _DOING = {
 
 
 def submit(
-    kind: JobKind, app: Path | None, superlink: str | None, federation_config: str | None, *, fresh: bool = False
+    kind: JobKind,
+    app: Path | None,
+    superlink: str | None,
+    federation_config: str | None,
+    *,
+    fresh: bool = False,
+    if_due: bool = False,
 ) -> None:
     """Hand a job to a SuperLink by ``flwr run``, and show its log until it ends.
 
@@ -81,6 +87,8 @@ def submit(
         Handed on to ``flwr run``, such as ``num-supernodes=4`` for simulated nodes.
     fresh
         Whether a training job begins with fresh weights in place of the champion's.
+    if_due
+        Whether an erasure begins only if one is due.
 
     Raises
     ------
@@ -91,7 +99,8 @@ def submit(
     if not (app / "pyproject.toml").exists():
         raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
     flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
-    run_config = f'job="{kind}"' + (" fresh=true" if fresh else "")  # an app knows the keys of its own pyproject.toml
+    # An app knows the keys of its own pyproject.toml.
+    run_config = f'job="{kind}"' + (" fresh=true" if fresh else "") + (" if_due=true" if if_due else "")
     arguments = ["run", str(app), *where, "--stream", "--run-config", run_config]
     arguments += ["--federation-config", federation_config] if federation_config else []
     environment, run = _FLOWER | dict(os.environ), None

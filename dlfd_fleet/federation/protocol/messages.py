@@ -108,6 +108,10 @@ class PendingReply(FleetMessage):
     """Of each of them."""
     waiting: Count = 0
     """How many other requests wait for the next job."""
+    begun: Count = 0
+    """Of a plan: how many more wait, for the site does not know how the job ended that had taken them up."""
+    first_due: Day | None = None
+    """Of a plan: the first day by which one of all these is due; None if there is none."""
     unsettled: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
     """Earlier jobs that have taken up requests here, and whose end the site was not told."""
     people: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS)] = Field(default_factory=dict)

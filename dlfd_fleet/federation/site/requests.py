@@ -65,6 +65,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = used_images(site)
     retain = images.retain()
+    waiting = ledger.requests(RequestState.ACCEPTED)
+    begun = ledger.requests(*UNDER_WAY) if query.plan else []
     forget = images.forget(requests_that_count(site, query.job, plan=query.plan))
     return PendingReply(
         site=site.card.id,
@@ -73,7 +75,9 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             ids[request]: RequestDates(asked_at=request.received, deadline=request.due)
             for request in sorted(requests, key=ids.__getitem__)
         },
-        waiting=len(ledger.requests(RequestState.ACCEPTED)),
+        waiting=len(waiting),
+        begun=len(begun),
+        first_due=min((request.due for request in (*waiting, *begun)), default=None) if query.plan else None,
         unsettled=tuple(sorted({request.job for request in others if request.job})),
         people={name: request.due for name, request in sorted(named.items())},
         joined=dict(sorted(joined_people(site, query.job, asking).items())),

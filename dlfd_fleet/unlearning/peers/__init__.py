@@ -1,4 +1,13 @@
-"""The methods that DLFD is measured against, each from its own paper and of the same shape."""
+"""Published unlearning methods that ``bench methods`` compares with DLFD.
+
+Each takes an :class:`~dlfd_fleet.unlearning.UnlearningProblem`, changes its model in place and returns an
+:class:`~dlfd_fleet.unlearning.UnlearnOutcome`; each class names its paper. Most are a subclass of
+:class:`~dlfd_fleet.unlearning.session.Peer`::
+
+    outcome = FineTune()(problem)
+
+Not stable: use them by name through :data:`~dlfd_fleet.unlearning.METHODS`.
+"""
 
 from dlfd_fleet.unlearning.peers.fine_tuning import CatastrophicForgetting, ExactUnlearning, FineTune
 from dlfd_fleet.unlearning.peers.gradient import MaskedSmallGradients, NegGrad, NegGradPlus, ProjectedGradientAscent

@@ -1,4 +1,4 @@
-"""Peers that only train on, in whole or in part, on what is retained."""
+"""Peers that only train on the retain set, with all layers or some."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class CatastrophicForgetting(Peer):
     Attributes
     ----------
     layers
-        k, of the network's convolutions and linear maps that are not frozen; a batch normalisation belongs to the
-        convolution before it. The layers before keep their weights, their batch normalisation and dropout are in eval
-        mode; at the end batch-norm statistics are taken anew, as after every peer.
+        k, counting convolutions and linear maps that are not frozen. A batch norm belongs to the convolution before it.
+        Earlier layers keep their weights and are in eval mode. At the end batch-norm statistics are computed again, as
+        after every peer.
     """
 
     layers: int = 5
@@ -48,7 +48,7 @@ class ExactUnlearning(Peer):
     Attributes
     ----------
     layers
-        k, as in :class:`CatastrophicForgetting`; whatever is among or behind these layers is reset with them.
+        k, as in :class:`CatastrophicForgetting`. All modules among or after these layers are reset, too.
     """
 
     layers: int = 5
@@ -65,7 +65,7 @@ def weight_layers(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 
 def last_modules(model: nn.Module, layers: int) -> list[nn.Module]:
-    """Return every module without children from the k-th last trained layer on; all, if there are fewer.
+    """Return every module without children from the k-th last trained layer on, or all if there are fewer.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def last_modules(model: nn.Module, layers: int) -> list[nn.Module]:
 
 @torch.no_grad()
 def reset(model: FeatureClassifier, modules: Iterable[nn.Module]) -> None:
-    """Give modules of a model that know how fresh weights from torch's generator; what is frozen stays as it is."""
+    """Reset the modules that can reset themselves, with torch's generator; frozen ones keep their weights."""
     frozen = [(array, array.clone()) for array in model.frozen_arrays()]
     for module in modules:
         reset_parameters = getattr(module, "reset_parameters", None)

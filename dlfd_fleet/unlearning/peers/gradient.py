@@ -1,4 +1,4 @@
-"""Peers that are led by gradients: up the loss of the forget set, or to the weights that it shares with the rest."""
+"""Peers that use gradients of the forget set: gradient ascent, and resets of weights with small gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlfd_fleet.unlearning.training import trained
 class NegGrad(Peer):
     """Ascend the loss of the forget set (Golatkar et al., arXiv 1911.04933, section 6; Graves et al., 2010.10981).
 
-    Nothing bounds the ascent but its length: long ones destroy the model.
+    Only its length limits the ascent; a long ascent destroys the model.
     """
 
     def unlearn(self, session: Session) -> None:
@@ -33,17 +33,17 @@ class NegGrad(Peer):
 class ProjectedGradientAscent(Peer):
     """Ascend the loss of the forget set inside a ball around the model (after Halimi et al., arXiv 2207.05521).
 
-    The ball is what keeps the ascent from destroying the model; its radius is the paper's, a third of the distance
-    (L2, over all weights) to a model of fresh weights. The paper's ball lies around the mean of the other sites' last
-    updates, from which it also begins, and it ascends until the loss is large. No server here keeps updates, so ball
-    and ascent begin at the model, and the ascent is as long as it is told.
+    The ball keeps the ascent from destroying the model. Its radius is the paper's: a third of the L2 distance, over all
+    weights, to a model with fresh weights. The paper centres the ball at the mean of the other sites' last updates,
+    starts there, and ascends until the loss is large. No server here keeps updates. So the ball is centred at the
+    model, and the ascent has a fixed length.
 
     Attributes
     ----------
     radius
-        Of the ball, distances to a fresh model.
+        Radius of the ball, as a share of the distance to a fresh model.
     largest_gradient
-        L2 norm that gradients are clipped to.
+        L2 norm to which gradients are clipped.
     """
 
     radius: float = 1.0 / 3.0
@@ -86,8 +86,8 @@ def _project(parameters: Sequence[Tensor], centre: Sequence[Tensor], largest: fl
 class NegGradPlus(Peer):
     """NegGrad+: descend on the retain set while ascending on the forget set (Kurmanji et al., arXiv 2302.09880).
 
-    Minimises ``alpha * L(retain) - (1 - alpha) * L(forget)``, a batch of each a step. Both go through the network
-    together: batch statistics of two forgotten images alone would be noise.
+    Minimises ``alpha * L(retain) - (1 - alpha) * L(forget)`` with one batch of each in a step. Both go through the
+    network together, because batch statistics of few forgotten images are noisy.
 
     Attributes
     ----------
@@ -110,22 +110,21 @@ class NegGradPlus(Peer):
 
 @dataclass(frozen=True)
 class MaskedSmallGradients(Peer):
-    """MSG: reset the convolution weights of the smallest gradients, then fine-tune, holding the others back.
+    """MSG: reset the convolution weights with the smallest gradients, then fine-tune, the others at a lower rate.
 
     A finalist of the NeurIPS 2023 unlearning challenge, as benchmarked by Cadet et al. (arXiv 2410.01276). Gradients
     are of descent on the retain set plus ascent on the forget set, ``g = grad L(retain) - grad L(forget)``; in each
-    convolution the weights of the smallest ``|g|`` get fresh values (He initialisation), for what they know of the two
-    sets cannot be told apart, and in the fine-tuning on the retain set the other weights learn at a tenth of the rate.
+    convolution the weights with the smallest ``|g|`` get fresh values (He initialisation), because they serve both sets
+    alike. In the fine-tuning on the retain set the other weights learn at a tenth of the rate.
 
-    The paper only sketches the method; that masks are per layer, that ``g`` uses as many retain images as there are
-    forget images, the shares and the initialisation were read off its authors' benchmark code. Ours differ in two
-    points: the learning rate falls, where theirs rises first, and a network without convolutions has its
-    linear maps masked; so has one whose convolutions are frozen.
+    The paper only outlines the method. Its authors' benchmark code has the details: masks for each layer, as many
+    retain as forget images for ``g``, the shares and the initialisation. Ours differs in two points. The learning rate
+    falls from the start. A network without trained convolutions has its linear maps masked.
 
     Attributes
     ----------
     share
-        Share of each layer's weights that is reset.
+        Share of each layer's weights that are reset.
     slow
         Factor on the gradients of the others.
     """
@@ -158,9 +157,9 @@ class MaskedSmallGradients(Peer):
 
 
 def mean_gradients(session: Session, data: LabelledImages, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
-    """Return the mean gradient of the loss over a data set by parameter, in eval mode; the model is left in train mode.
+    """Return each parameter's mean gradient over a data set, in eval mode; leave the model in train mode.
 
-    The gradients are not those of all images if the time is used up on the way.
+    If the time limit ends it, only some images count.
     """
     session.model.eval()
     sums = {parameter: torch.zeros_like(parameter) for parameter in parameters}
@@ -175,7 +174,7 @@ def mean_gradients(session: Session, data: LabelledImages, parameters: Sequence[
 
 
 def scale_gradients(optimizer: torch.optim.Optimizer, factors: Mapping[Tensor, Tensor]) -> None:
-    """Have an optimizer multiply the gradient of each parameter by a tensor of its shape before every step."""
+    """Make an optimizer multiply each parameter's gradient by a tensor of its shape before every step."""
 
     def scale(*_: object) -> None:
         for parameter, factor in factors.items():
@@ -186,7 +185,7 @@ def scale_gradients(optimizer: torch.optim.Optimizer, factors: Mapping[Tensor, T
 
 
 def _smallest(values: Tensor, share: float) -> Tensor:
-    """Return a mask of the shape of the values that is True for this share of them, the smallest."""
+    """Return a mask that is True for the smallest values, of this share."""
     chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     chosen[values.flatten().topk(round(share * values.numel()), largest=False).indices] = True
     return chosen.view_as(values)

@@ -1,4 +1,4 @@
-"""NoT: turn layers inside out, then repair."""
+"""NoT: negate the weights of layers, then fine-tune."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlfd_fleet.unlearning.session import Peer, Session
 class NegateLayers(Peer):
     """NoT: negate the weights of some layers, then fine-tune on the retain set (Khalil et al., arXiv 2503.05657).
 
-    The step of fine-tuning stays as it is: with one that falls, more of what the negation broke stays broken.
+    The learning rate is constant. With a falling rate less of the damage is repaired.
 
     Attributes
     ----------
     layers
-        Places of the layers, counting convolutions and linear maps from the input on, but frozen ones; the paper's
-        choice is the first. A bias keeps its sign.
+        Positions of the layers, counting trained convolutions and linear maps from the input; the paper takes the
+        first. A bias keeps its sign.
     """
 
     layers: tuple[int, ...] = (0,)
@@ -31,7 +31,7 @@ class NegateLayers(Peer):
         Raises
         ------
         IndexError
-            If the network has no layer at one of the places.
+            If the network has no layer at one of the positions.
         """
         layers = weight_layers(session.model)
         with torch.no_grad():

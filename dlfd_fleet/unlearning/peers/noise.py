@@ -1,4 +1,4 @@
-"""UNSIR: damage with noise that maximises the error, then repair."""
+"""UNSIR: train on noise that maximises the error, then repair."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Unsir(Peer):
     The noise N of a class minimises ``-L(f(N), class) + penalty * ||N||`` (the paper's equation for error-maximising
     noise); impairing trains the model on copies of it, labelled with that class, together with as many retained images.
 
-    The paper forgets whole classes and learns noise for each of them. Here people are forgotten, and the task label is
-    not the identity: noise is learned for every class label present in the forget set, so it damages what the model
-    knows of classes that retained people are in as well.
+    The paper forgets whole classes and learns noise for each of them. Here people are forgotten, and classes are not
+    people. So noise is learned for every class in the forget set, and it also damages classes that retained people are
+    in.
 
     Attributes
     ----------
     matrices
-        Noise matrices a class; inputs of the network in units of its normalisation, not confined to pixels.
+        Noise matrices for each class: normalised inputs of the network, not limited to the pixel range.
     noise_steps, noise_rate
         Steps of Adam that learn them, and its learning rate.
     penalty
@@ -38,7 +38,7 @@ class Unsir(Peer):
     impairing_share
         Share of the retain set that the impairing epoch sees.
     impairing_rate
-        SGD step of the impairing epoch; the repair has the settings' own.
+        Learning rate of the impairing epoch; the repair has that of the settings.
     """
 
     one_class_only: ClassVar[bool] = True
@@ -62,7 +62,7 @@ class Unsir(Peer):
         session.fine_tune(session.optimizer())
 
     def _noise(self, session: Session) -> LabelledImages:
-        """Learn noise images ``(classes * matrices, 3, S, S)``; the weights stay as they are."""
+        """Learn noise images ``(classes * matrices, 3, S, S)`` with frozen weights."""
         labels = torch.unique(session.forget.labels).repeat_interleave(self.matrices).to(session.device)
         shape = (len(labels), *session.forget.images.shape[1:])
         noise = torch.randn(shape, generator=session.generator).to(session.device).requires_grad_(True)
@@ -83,9 +83,9 @@ class Unsir(Peer):
 
 
 def normalisation(model: FeatureClassifier) -> tuple[Tensor, Tensor]:
-    """Return the mean and the standard deviation that a network normalises its images by, as they are broadcast.
+    """Return the mean and standard deviation with which a network normalises images, in a shape that broadcasts.
 
-    0.5 and 0.25 if it does not say: those of :class:`dlfd_fleet.models.ModelCard`.
+    Default: 0.5 and 0.25, as in :class:`dlfd_fleet.models.ModelCard`.
     """
     device = next(model.parameters()).device
     mean, std = getattr(model, "mean", None), getattr(model, "std", None)

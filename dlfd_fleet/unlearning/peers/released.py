@@ -22,29 +22,29 @@ from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 @dataclass(frozen=True)
 class ReleasedDlfd:
-    """What github.com/Dasol-Choi/DLFD computes, in code of our own; for comparison only, never to unlearn with.
+    """Our own code for what github.com/Dasol-Choi/DLFD computes; for comparison only, not for unlearning.
 
-    It is not what its paper describes (arXiv 2409.14747; see :func:`dlfd_fleet.unlearning.dlfd` for that):
+    It differs from its paper (arXiv 2409.14747), which :func:`dlfd_fleet.unlearning.dlfd` follows:
 
-    - Transport is between the logits of forget images and of retain images without their noise. The noise gets no
-      gradient from it, the gradients of the weights are thrown away: ``forget_weight`` changes nothing.
-    - The noise that is left descends the classification loss. It has no ball; the noisy image is clamped to [0, 1]
-      after normalisation, so that all that is darker than the mean is lost. Three passes with gradients of the weights
-      a step.
-    - The first batch is in train mode, all others in eval mode, because the monitor leaves the model so.
-    - The monitor predicts every image of all sets after every batch. Its attack, which is at least the share of the
+    - Transport is between the logits of forget images and of retain images without their noise. So the noise gets no
+      gradient from it, and ``forget_weight`` has no effect.
+    - The noise only reduces the classification loss. It has no ball. The noisy image is clamped to [0, 1] after
+      normalisation, which removes everything darker than the mean. A step takes three passes with gradients of the
+      weights.
+    - The first batch is in train mode and all others in eval mode, because the monitor leaves the model in eval mode.
+    - After every batch the monitor predicts every image of all sets. Its attack accuracy, at least the share of the
       larger side, is the gate and chooses the checkpoint.
-    - Batches are not shuffled; those of another size than their forget batch are skipped. (In the authors' large sets
-      hardly any is. So batches are as large as equal parts of the forget set, of which a broken one is left out.)
+    - Batches are not shuffled. A batch is skipped if it is not as large as its forget batch. Here batches are equal
+      parts of the forget set, so that few are skipped, as in the authors' large sets.
 
-    Not a :class:`Peer`: batch-norm statistics are left as the first batch made them.
+    It is not a :class:`Peer`, because batch-norm statistics stay as after the first batch.
 
     Attributes
     ----------
     steps, strength
         Sign steps a batch, and their size in units of the normalised image.
     gate, bound
-        Attack accuracy, as distance from 0.5, under which there is no noise, and up to which a checkpoint is kept.
+        Attack accuracy, as distance from 0.5. Under ``gate`` no noise is added; up to ``bound`` a checkpoint is kept.
     """
 
     one_class_only: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class ReleasedDlfd:
     bound: float = 0.09
 
     def __call__(self, problem: UnlearningProblem, /) -> UnlearnOutcome:
-        """Go once over the retain set; keep the most useful checkpoint under the bound, the last weights without one.
+        """Go once over the retain set, and keep the most useful checkpoint under the bound, or the last weights.
 
         Raises
         ------
@@ -91,10 +91,9 @@ class ReleasedDlfd:
         return session.outcome(chosen_step=best.step if best.weights else None, failures=session.collapse())
 
     def _noisy(self, session: Session, images: Tensor, labels: Tensor, others: Tensor, retain_weight: float) -> Tensor:
-        """Return the images that the released steps train on.
+        """Return the noisy images that the released code trains on.
 
-        sign() makes nothing of the weight of the classification loss, which rises from 0 to 1, but the zero of the
-        first batch.
+        The weight of the classification loss rises from 0 to 1. sign() removes it, except for the 0 of the first batch.
         """
         mean, std = normalisation(session.model)
         plain, settings = (images - mean) / std, session.settings
@@ -122,7 +121,7 @@ class _Checkpoint:
 def _read(session: Session) -> tuple[float, float]:
     """Return how far the attack's accuracy is from 0.5, and the accuracy on validation people.
 
-    Predicts every image, the retain set's for nothing, and leaves the model in eval mode, as the released monitor does.
+    Like the released monitor, it also predicts the retain set, without use, and leaves the model in eval mode.
     """
     # Sites import this module and never compare: scikit-learn would take a second of each of their messages.
     from sklearn.linear_model import LogisticRegression

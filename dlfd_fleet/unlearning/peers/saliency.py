@@ -1,4 +1,4 @@
-"""Peers that search for the weights that the forget set depends on."""
+"""Peers that find the weights on which the forget set depends."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dlfd_fleet.unlearning.session import Peer, Session
 class SalUn(Peer):
     """SalUn: train forget images on random wrong labels, in salient weights only (Fan et al., arXiv 2310.12508).
 
-    The mask keeps the weights of the largest ``|grad L(forget)|`` under the original (its section 4, with the median as
-    threshold). The training set is the forget set, relabelled once, and the retain set, shuffled: every image counts
-    the same, which is one choice of the paper's weight between the two sets. No weight decay: it would move the weights
-    outside the mask, which stay as they are to the bit.
+    The mask selects the weights with the largest ``|grad L(forget)|`` in the original (section 4, with the median as
+    threshold). The training set is the forget set, relabelled once, and the retain set, shuffled. Every image counts
+    the same, which is one choice of the paper's weight between the sets. There is no weight decay, because it would
+    change weights outside the mask.
 
     Attributes
     ----------
     share
-        Share of all weights, but frozen ones, that may change.
+        Share of all trained weights that may change.
     """
 
     one_class_only: ClassVar[bool] = True
@@ -59,8 +59,8 @@ class SelectiveSynapticDampening(Peer):
     ``min(lambda * I(train) / I(forget), 1)``. Importance is the diagonal of the Fisher information, the mean square of
     the gradient of an image's loss. Nothing is trained.
 
-    As the forget set is a part of the training set, ``I(forget) <= I(train) * |train| / |forget|``: with a fifth of the
-    people forgotten, an alpha of 5 or more selects nothing. The paper's 10 is for smaller shares.
+    The forget set is part of the training set, so ``I(forget) <= I(train) * |train| / |forget|``. If a fifth of the
+    people is forgotten, an alpha of 5 or more selects nothing. The paper's 10 is for smaller shares.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class SelectiveSynapticDampening(Peer):
     dampening
         Lambda.
     images
-        Most images of each set that importance is taken from, one at a time; the paper takes all.
+        Most images of each set for the importance, one at a time; the paper takes all.
     """
 
     selection: float = 2.0
@@ -109,7 +109,7 @@ class SelectiveSynapticDampening(Peer):
 
 
 def _relabelled(session: Session) -> LabelledImages:
-    """Return the retain set, and the forget set with labels at random among those that are not the true ones."""
+    """Return the retain set, and the forget set with random wrong labels."""
     retain, forget = session.retain, session.forget
     session.model.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Peers in which the model learns from teachers: what to keep from one, what to lose from another."""
+"""Peers in which the model learns from teachers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dlfd_fleet.unlearning.session import Peer, Session
 
 @dataclass(frozen=True)
 class BadTeacher(Peer):
-    """Learn retained images from the original, and forgotten ones from a network that knows nothing.
+    """Learn retained images from the original, and forgotten ones from an untrained network.
 
     Chundawat et al., arXiv 2205.08096, section 4: with ``u = 1`` for a forgotten image, the student minimises
     ``(1 - u) KL(competent || student) + u KL(incompetent || student)`` over the forget set and a part of the retain
-    set, shuffled. The incompetent teacher is the same architecture with fresh weights, but in frozen layers.
+    set, shuffled. The incompetent teacher has the same architecture with fresh weights, except in frozen layers.
 
     Attributes
     ----------
     retain_share
-        Share of the retain set that is learned from; the paper's 0.3.
+        Share of the retain set that is used; 0.3 in the paper.
     temperature
-        Divides all logits; the paper's 1.
+        Divides all logits; 1 in the paper.
     """
 
     one_class_only: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class BadTeacher(Peer):
             session.step(optimizer, loss, len(images))
 
     def _flagged(self, session: Session) -> LabelledImages:
-        """Return retained and forgotten images, with 1 in place of the label for the forgotten ones."""
+        """Return retained and forgotten images; the label is 1 for forgotten ones and 0 for others."""
         kept = session.sample(session.retain, math.ceil(self.retain_share * len(session.retain)))
         flags = [torch.zeros_like(kept.labels), torch.ones_like(session.forget.labels)]
         return LabelledImages(joined([kept.images, session.forget.images]), torch.cat(flags))
@@ -65,10 +65,9 @@ class BadTeacher(Peer):
 class Scrub(Peer):
     """SCRUB: disobey the original on the forget set, obey it on the retain set (Kurmanji et al., arXiv 2302.09880).
 
-    With ``d`` the KL divergence of the student from the original, each of the first epochs begins with steps that
-    maximise ``d`` on the forget set; every epoch goes on with steps that minimise
-    ``alpha * d + gamma * cross-entropy`` on the retain set (its algorithm 1). The rewinding of SCRUB+R is left out: it
-    chooses among checkpoints, which is the gate's business.
+    ``d`` is the KL divergence of the student from the original. The first epochs begin with steps that maximise ``d``
+    on the forget set. Every epoch then minimises ``alpha * d + gamma * cross-entropy`` on the retain set (algorithm 1).
+    The rewinding of SCRUB+R is left out, because the gate chooses checkpoints.
 
     Attributes
     ----------
@@ -87,7 +86,7 @@ class Scrub(Peer):
     temperature: float = 4.0
 
     def unlearn(self, session: Session) -> None:
-        """Alternate for ``settings.epochs`` epochs, rounded to whole ones."""
+        """Alternate for ``settings.epochs`` epochs, rounded to a whole number."""
         teacher, optimizer = _teacher(session.model), session.optimizer()
         for epoch in range(max(1, round(session.settings.epochs))):
             if session.expired():
@@ -113,7 +112,7 @@ class Scrub(Peer):
 def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
     """Return ``T^2 KL(teacher || student)`` of logits ``(N, C)`` at temperature T, the mean over images.
 
-    The factor keeps gradients independent of the temperature (Hinton et al., arXiv 1503.02531).
+    The factor makes gradients independent of the temperature (Hinton et al., arXiv 1503.02531).
     """
     student = functional.log_softmax(logits / temperature, dim=1)
     teacher = functional.log_softmax(taught / temperature, dim=1)
