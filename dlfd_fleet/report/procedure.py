@@ -37,6 +37,7 @@ NOT_COUNTING = frozenset(
 _OF_FLEET = ("fleet.update_precision", "fleet.update_ratio")
 """Of the section ``fleet`` these count: the others say how long sites are waited for, and which of them take part."""
 _SOFTWARE = "dlfd-fleet"
+_UNREADABLE = "Whether this procedure was tried before is not known: its procedure certificate cannot be read."
 _NOBODY = "Nobody has tried this procedure on this fleet before (dlfd-fleet certify)."
 _DISTANCES = {
     "auc": "AUC of the loss attack",
@@ -204,6 +205,6 @@ def tried(state_folder: Path, settings: Mapping[str, Any], evidence: Evidence | 
     """
     try:
         known = read_procedure(state_folder)
-    except EvidenceError as error:
-        return f"Whether this procedure was tried before is not known: {error}"
+    except EvidenceError:
+        return _UNREADABLE
     return known.sentence(settings, evidence) if known else _NOBODY

@@ -8,6 +8,7 @@ import pytest
 
 from dlfd_fleet.audit import Evidence, Rate
 from dlfd_fleet.configuration import flatten
+from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report import certified, issue, load_signer, read, render
 from dlfd_fleet.report.page import render_procedure
 from dlfd_fleet.report.procedure import (
@@ -17,6 +18,7 @@ from dlfd_fleet.report.procedure import (
     ProcedureCertificate,
     Spread,
     counting,
+    read_procedure,
     tried,
 )
 from dlfd_fleet.settings import Settings
@@ -109,7 +111,10 @@ def test_where_nobody_has_tried_or_the_file_is_damaged_that_is_said(tmp_path):
     assert tried(tmp_path, tree(), Evidence.UNSEEN).startswith("Nobody has tried this procedure")
     kept(tmp_path, certificate())
     (tmp_path / FOLDER / PROCEDURE_FILE).write_text("{")
-    assert "is not known" in tried(tmp_path, tree(), Evidence.UNSEEN)
+    said = tried(tmp_path, tree(), Evidence.UNSEEN)
+    assert said == "Whether this procedure was tried before is not known: its procedure certificate cannot be read."
+    with pytest.raises(EvidenceError, match="run dlfd-fleet certify again, or move it"):
+        read_procedure(tmp_path)
 
 
 def test_a_certificate_survives_its_json_and_its_page_shows_every_row():
