@@ -39,6 +39,9 @@ def certify(
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs in all, those of earlier starts included.")] = 20,
     marked: Annotated[int, typer.Option(help="People of a run whose labels are exchanged; half of them ask.")] = 16,
+    keep_labels: Annotated[
+        bool, typer.Option("--keep-labels", help="Exchange no labels: how the audit does on ordinary people.")
+    ] = False,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the exact bounds of every rate.")] = 0.95,
     budget: Annotated[str, typer.Option(help="No run is begun after this time: 90s, 30m, 2h.")] = "2h",
     config: Config = None,
@@ -49,7 +52,8 @@ def certify(
     from dlfd_fleet.data.sources import named
 
     flags: dict[str, object] = dict(named(data)) if data is not None else {}
-    certify_command(load(config, overrides, flags).settings, runs, marked, confidence, budget, console)
+    settings = load(config, overrides, flags).settings
+    certify_command(settings, runs, marked, confidence, budget, console, exchange=not keep_labels)
 
 
 def unlearn(

@@ -41,10 +41,11 @@ _UNREADABLE = "Whether this procedure was tried before is not known: its procedu
 _NOBODY = "Nobody has tried this procedure on this fleet before (dlfd-fleet certify)."
 _DISTANCES = {
     "auc": "AUC of the loss attack",
-    "forget_accuracy": "accuracy on those who asked, by their exchanged labels",
+    "forget_accuracy": "accuracy on those who asked, by the labels that were trained on",
     "retain_accuracy": "accuracy on retained people",
     "test_accuracy": "accuracy on people never seen",
 }
+_LABELS = {"exchanged": "whose labels were exchanged", "kept": "ordinary ones"}
 _RESTED: dict[Evidence, str] = {
     Evidence.REFERENCES: "reference models",
     Evidence.RETRAINED: "a retrained model",
@@ -87,7 +88,9 @@ class ProcedureCertificate(Part):
     """Those that count (:func:`counting`)."""
     runs: int
     marked: int
-    """People of a run whose labels were exchanged."""
+    """People of a run of whom a coin says who is trained on."""
+    labels: Literal["exchanged", "kept"]
+    """Whether their labels were exchanged, so that they are surely remembered; ordinary people keep theirs."""
     asked: float
     """How many of them asked in a run, in the mean."""
     evidence: dict[Evidence, int]
@@ -165,8 +168,8 @@ class ProcedureCertificate(Part):
             )
         said = (
             f"This procedure was tried in procedure certificate {tried}, in {words.count(self.runs, 'run')} of about "
-            f"{self.asked:.0f} people who asked: power {self.power}, false PASS {self.false_pass}; in brackets exact "
-            f"{self.confidence:.0%} bounds."
+            f"{self.asked:.0f} people who asked, {_LABELS[self.labels]}: power {self.power}, false PASS "
+            f"{self.false_pass}; in brackets exact {self.confidence:.0%} bounds."
         )
         if evidence is not None and evidence not in self.evidence:
             rested = " and ".join(_RESTED[one] for one in self.evidence)

@@ -266,8 +266,8 @@ PROCEDURE = """{% extends "base" %}
 <header>
 <p class="eyebrow">Procedure certificate · {{ certificate.certificate }}</p>
 <h1>{{ words.count(certificate.runs, "run") }} of training, erasure and audit on {{ certificate.data }}</h1>
-<p>In each run {{ certificate.marked }} people had their labels exchanged, so that a model surely remembers those it is trained on. A
-fair coin said who of them was trained on, and then asked to be forgotten. The same audit judged the original, in which nothing is unlearned; the erased
+<p>In each run {{ certificate.marked }} people were marked. {% if certificate.labels == "exchanged" %}Their labels were exchanged, so that a model surely remembers those it is trained on.
+{% else %}They are ordinary people, with labels of their own. {% endif %}A fair coin said who of them was trained on, and then asked to be forgotten. The same audit judged the original, in which nothing is unlearned; the erased
 model; and one that was retrained without them. This is no certificate of an erasure, and nothing here proves that a model has forgotten.</p>
 </header>
 <section><h2>What was measured</h2>
@@ -276,7 +276,7 @@ model; and one that was retrained without them. This is no certificate of an era
 <tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
 </section>
 <section><h2>What it holds for</h2>
-<p>For erasures under the same settings, of about as many people, whose audits rest on the same evidence. Marked people are remembered better than most people.</p>
+<p>For erasures under the same settings, of about as many people, whose audits rest on the same evidence.{% if certificate.labels == "exchanged" %} People with exchanged labels are remembered better than most, and look like no stranger that the audit knows.{% endif %}</p>
 {{ settings_table(certificate.settings, "The " ~ certificate.settings | length ~ " settings that count") }}
 <p class="note">SHA-256 of these settings: <code>{{ certificate.settings_sha256 }}</code></p>
 </section>

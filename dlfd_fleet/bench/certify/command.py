@@ -38,7 +38,14 @@ _SECTIONS = {"data", "model", "training", "audit", "erasure", "references", "fle
 
 
 def certify_command(
-    settings: Settings, runs: int, marked: int, confidence: float, budget: str, console: Console
+    settings: Settings,
+    runs: int,
+    marked: int,
+    confidence: float,
+    budget: str,
+    console: Console,
+    *,
+    exchange: bool = True,
 ) -> None:
     """Try a fleet's procedure in several runs; print what came of them, write it down, and tell MLflow.
 
@@ -50,6 +57,8 @@ def certify_command(
         People of a run whose labels are exchanged.
     confidence
         Of the bounds of every rate.
+    exchange
+        Whether labels of marked people are exchanged; else they are ordinary people.
     budget
         No run is begun after it.
 
@@ -62,11 +71,11 @@ def certify_command(
     """
     deadline = time.monotonic() + parse_duration(budget)
     chosen, progress = settings_of_job("erase", settings), ConsoleProgress(console)
-    folder = settings.state_folder / FOLDER / _key(chosen, marked)
+    folder = settings.state_folder / FOLDER / _key(chosen, marked, exchange=exchange)
     done = list[TrialResult]()
     for number in range(runs):
         own = chosen.model_copy(update={"seed": number, "state_folder": folder / f"run-{number:03}"})
-        trial = Trial(own, marked, progress)
+        trial = Trial(own, marked, exchange, progress)
         known = trial.result()
         if known is None and time.monotonic() < deadline:
             progress.say(f"Run {number + 1} of {runs}")
@@ -75,17 +84,18 @@ def certify_command(
         done += [known] if known else []
     if not done:
         raise JobError("The budget ended before a run was done; run the same command again, or give more: --budget 2h.")
-    certificate = certified(done, chosen, marked, confidence, _id(folder))
+    certificate = certified(done, chosen, marked, confidence, _id(folder), exchange=exchange)
     _show(certificate, runs, console)
     page = _write(certificate, done, folder)
     _tell(settings, certificate, folder)
     console.print(f"Procedure certificate: {page}", soft_wrap=True, highlight=False)
 
 
-def _key(settings: Settings, marked: int) -> str:
+def _key(settings: Settings, marked: int, *, exchange: bool) -> str:
     """Return a name of all that decides what runs come to: settings, networks, and how many marked people there are."""
     tree = settings.model_dump_json(include=_SECTIONS)
-    return hashlib.sha256("".join((tree, str(marked), *code_of_networks(settings.model))).encode()).hexdigest()[:12]
+    people = f"{marked} {'exchanged' if exchange else 'kept'}"
+    return hashlib.sha256("".join((tree, people, *code_of_networks(settings.model))).encode()).hexdigest()[:12]
 
 
 def _id(folder: Path) -> str:
@@ -103,7 +113,7 @@ def _said(result: TrialResult) -> str:
 
 
 def certified(
-    results: Sequence[TrialResult], settings: Settings, marked: int, confidence: float, name: str
+    results: Sequence[TrialResult], settings: Settings, marked: int, confidence: float, name: str, *, exchange: bool
 ) -> ProcedureCertificate:
     """Return what runs came to.
 
@@ -127,6 +137,7 @@ def certified(
         settings=counting(settings.model_dump(mode="json")),
         runs=len(results),
         marked=marked,
+        labels="exchanged" if exchange else "kept",
         asked=fmean(result.asked for result in results),
         evidence=dict(Counter(result.verdicts[RETRAINED].evidence for result in results)),
         power=rate(RETRAINED, Outcome.PASS),

@@ -46,11 +46,18 @@ class MarkedPeople:
         return replace(self.manifest, rows=tuple(row for row in self.manifest.rows if row.identity in people))
 
 
-def mark_people(manifest: Manifest, data: DataSettings, count: int, seed: int) -> MarkedPeople:
-    """Draw marked people among the people whom a fleet trains on, exchange their labels, and toss a fair coin for each.
+def mark_people(
+    manifest: Manifest, data: DataSettings, count: int, seed: int, *, exchange: bool = True
+) -> MarkedPeople:
+    """Draw people among those whom a fleet trains on, perhaps exchange their labels, and toss a fair coin for each.
 
     Each image of a marked person gets the label of an image that is drawn among those with another label. Coins are
     tossed again if nobody would ask.
+
+    Parameters
+    ----------
+    exchange
+        Whether labels are exchanged; ordinary people keep theirs.
 
     Raises
     ------
@@ -74,11 +81,11 @@ def mark_people(manifest: Manifest, data: DataSettings, count: int, seed: int) -
     while not coins.any():
         coins = generator.integers(2, size=count)
     labels = np.array([row.label for row in dealt.rows if row.split == "train"])
-    if len(set(labels.tolist())) < 2:
+    if exchange and len(set(labels.tolist())) < 2:
         raise DataError("The people to train on show one label only, so marked people cannot have another one.")
     rows = [
         replace(row, label=str(generator.choice(labels[labels != row.label])), written=None)
-        if row.identity in people
+        if exchange and row.identity in people
         else row
         for row in dealt.rows
     ]

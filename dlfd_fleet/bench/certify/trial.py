@@ -81,10 +81,13 @@ class Trial:
         Those of the erasure's job, with the run's number as the seed and a state folder of its own.
     count
         Marked people.
+    exchange
+        Whether their labels are exchanged.
     """
 
     settings: Settings
     count: int
+    exchange: bool
     progress: ProgressDisplay
 
     @property
@@ -117,7 +120,8 @@ class Trial:
     @cached_property
     def marked(self) -> MarkedPeople:
         """Who asks, and who was never trained on."""
-        return mark_people(open_source(self.settings.data), self.settings.data, self.count, self.settings.seed)
+        data = self.settings.data
+        return mark_people(open_source(data), data, self.count, self.settings.seed, exchange=self.exchange)
 
     @cached_property
     def seed(self) -> FederatedSeed:

@@ -41,6 +41,12 @@ def test_marked_people_are_trained_people_every_image_of_whom_has_another_label(
     } == drawn.never
 
 
+def test_ordinary_people_keep_their_labels_and_the_coin_is_the_same():
+    marked, ordinary = (mark_people(faces(), DATA, 6, 1, exchange=exchange) for exchange in (True, False))
+    assert [row.label for row in ordinary.manifest.rows] == [row.label for row in faces().rows]
+    assert ordinary.asked == marked.asked
+
+
 def test_a_draw_is_the_same_again_and_another_run_draws_others():
     first, again, other = (mark_people(faces(), DATA, 6, seed) for seed in (1, 1, 2))
     assert first == again

@@ -43,6 +43,7 @@ def certificate(**changes):
         "settings": counting(tree()),
         "runs": 20,
         "marked": 16,
+        "labels": "exchanged",
         "asked": 8.2,
         "evidence": {Evidence.REFERENCES: 20},
         "power": rate(16),
@@ -67,9 +68,15 @@ def test_an_erasure_under_the_same_settings_is_covered(tmp_path):
     said = tried(kept(tmp_path, certificate()), tree(), Evidence.REFERENCES)
     assert said == (
         "This procedure was tried in procedure certificate certify-20261129-050000-ab12 on 29 November 2026, in 20 "
-        "runs of about 8 people who asked: power 80% [56%, 94%] (16 of 20), false PASS 0% [0%, 17%] (0 of 20); in "
-        "brackets exact 95% bounds."
+        "runs of about 8 people who asked, whose labels were exchanged: power 80% [56%, 94%] (16 of 20), false PASS 0% "
+        "[0%, 17%] (0 of 20); in brackets exact 95% bounds."
     )
+
+
+def test_whether_ordinary_people_were_tried_is_said(tmp_path):
+    said = tried(kept(tmp_path, certificate(labels="kept")), tree(), Evidence.REFERENCES)
+    assert "8 people who asked, ordinary ones: power" in said
+    assert "with labels of their own" in " ".join(render_procedure(certificate(labels="kept")).split())
 
 
 def test_settings_that_have_changed_are_named_and_no_rate_is(tmp_path):
