@@ -78,6 +78,8 @@ class Predicate(Claims):
     """Of the weights that were unlearned from."""
     in_short: tuple[str, ...] = ()
     """Three lines: what was done, what was measured, what remains open; earlier releases have none."""
+    procedure: str = ""
+    """Whether the procedure was tried before, and what came of it, in words."""
     verdict: VerdictClaim
     scores: dict[str, dict[str, float]]
     """By model: original, unlearned, relearned, retrained."""
@@ -192,6 +194,7 @@ def _predicate(report: ErasureReport) -> Predicate:
         epoch=report.epoch,
         parent_sha256=report.parent,
         in_short=in_short(report),
+        procedure=report.procedure,
         verdict=_claim(report.verdict),
         scores={name: model.scores.metrics() for name, model in report.models.items()},
         files={

@@ -17,7 +17,8 @@ from dlfd_fleet.report import words
 from dlfd_fleet.report.contents import AskedRequest, ErasureReport, Part
 from dlfd_fleet.report.in_short import in_short
 from dlfd_fleet.report.plots import gate_plot, loss_plot
-from dlfd_fleet.report.templates import BASE, ERASURE, SINGLE
+from dlfd_fleet.report.procedure import ProcedureCertificate
+from dlfd_fleet.report.templates import BASE, ERASURE, PROCEDURE, SINGLE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -138,13 +139,18 @@ def render_single(**values: object) -> str:
     return _environment().get_template("single").render(values)
 
 
+def render_procedure(certificate: ProcedureCertificate) -> str:
+    """Return the page of a procedure certificate."""
+    return _environment().get_template("procedure").render(certificate=certificate)
+
+
 @cache
 def _environment() -> Environment:
     # Late: who only verifies certificates, with the device's extra, has no Jinja.
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     environment = Environment(
-        loader=DictLoader({"base": BASE, "erasure": ERASURE, "single": SINGLE}),
+        loader=DictLoader({"base": BASE, "erasure": ERASURE, "procedure": PROCEDURE, "single": SINGLE}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -153,6 +153,7 @@ trained on everybody else, for the model had lost some of its use{% endif %}.{% 
 <p>{{ verdict(report.verdict.outcome.value) }} at margin {{ words.margin(report.verdict) }}, power {{ "%.2f" | format(report.verdict.power) }}:</p>
 <ul>{% for reason in report.verdict.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
 {% if words.measured(report) %}<p>{{ words.measured(report) }}</p>{% endif %}
+{% if report.procedure %}<p>{{ report.procedure }}</p>{% endif %}
 {% else %}<p>The job ended before anything was judged.</p>{% endif %}
 {% if tried %}
 <h3>Attacks that were tried</h3>
@@ -256,6 +257,29 @@ higher ones for people it never saw (unseen).</p>
 <code>certificate.json</code> names this digest and those of the files; to check it, with the key of a coordinator that you trust:{% endif %}</p>
 {% if report.released %}<pre><code>dlfd-fleet certificate verify certificate.json --key KEY.pub.pem --report report.json</code></pre>{% endif %}
 </footer>
+{% endblock %}
+"""
+
+PROCEDURE = """{% extends "base" %}
+{% block title %}Procedure certificate {{ certificate.certificate }}{% endblock %}
+{% block body %}
+<header>
+<p class="eyebrow">Procedure certificate · {{ certificate.certificate }}</p>
+<h1>{{ words.count(certificate.runs, "run") }} of training, erasure and audit on {{ certificate.data }}</h1>
+<p>In each run {{ certificate.marked }} people were marked. {% if certificate.labels == "exchanged" %}Their labels were exchanged, so that a model surely remembers those it is trained on.
+{% else %}They are ordinary people, with labels of their own. {% endif %}A fair coin said who of them was trained on, and then asked to be forgotten. The same audit judged the original, in which nothing is unlearned; the erased
+model; and one that was retrained without them. This is no certificate of an erasure, and nothing here proves that a model has forgotten.</p>
+</header>
+<section><h2>What was measured</h2>
+<p class="note">In brackets: exact {{ "%.0f" | format(100 * certificate.confidence) }}% bounds (Clopper and Pearson). SD: over runs. Made {{ certificate.made_at | moment }}.</p>
+<div class="wide"><table><tbody>{% for name, value in certificate.rows() %}
+<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
+</section>
+<section><h2>What it holds for</h2>
+<p>For erasures under the same settings, of about as many people, whose audits rest on the same evidence.{% if certificate.labels == "exchanged" %} People with exchanged labels are remembered better than most, and look like no stranger that the audit knows.{% endif %}</p>
+{{ settings_table(certificate.settings, "The " ~ certificate.settings | length ~ " settings that count") }}
+<p class="note">SHA-256 of these settings: <code>{{ certificate.settings_sha256 }}</code></p>
+</section>
 {% endblock %}
 """
 

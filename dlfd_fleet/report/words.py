@@ -438,6 +438,8 @@ def certified(statement: Statement) -> Iterator[str]:
     )
     if claims.exactness:
         yield claims.exactness
+    if claims.procedure:
+        yield claims.procedure
     yield (
         "It proves that this statement was signed with that key and has not been changed since, and which files it is "
         "about."

@@ -35,6 +35,7 @@ from dlfd_fleet.report import (
 )
 from dlfd_fleet.report.contents import Revoked
 from dlfd_fleet.report.page import without_moment
+from dlfd_fleet.report.procedure import tried
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker
 
@@ -85,6 +86,9 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         raise JobError(f"In {record.job} nobody asked to be forgotten, so there is nothing to report.")
     noted = record.proceedings
     earlier = [job for job in store.jobs() if job.released and job.started_at < record.started_at]
+    settings, verdict = store.settings_as_written(record.job), record.verdict
+    # Training anew is no procedure that was tried: nothing is unlearned.
+    judged = verdict is not None and not noted.retrained
     return ErasureReport(
         **dict(noted.model_copy(update={} if noted.phases else {"phases": store.steps.phases(record.job)})),
         job=record.job,
@@ -103,9 +107,10 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         revoked=tuple(
             Revoked(job=job.job, epoch=job.epoch) for job in earlier if record.released and job.epoch < record.epoch
         ),
-        settings=_governing(store.settings_as_written(record.job)),
+        settings=_governing(settings),
         seconds=record.seconds,
         e_product=e_product(store, record),
+        procedure=tried(store.folder.parent, settings, verdict.evidence) if judged and verdict else "",
     )
 
 

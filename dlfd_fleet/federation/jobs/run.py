@@ -82,10 +82,15 @@ def run_jobs(
         if done is None or given is not None or not _is_wanted(done, kind, settings, store):
             if kind == "references":
                 refuse_no_references(settings)
-            chosen = _without_changes_of_faces(settings)
-            chosen = with_settings_of_method(chosen) if kind == "erase" else chosen
+            chosen = settings_of_job(kind, settings)
             done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen), given)
         return done
+
+
+def settings_of_job(kind: JobKind, settings: Settings) -> Settings:
+    """Return the settings that a job of a kind keeps: what they leave to the method and to the network is decided."""
+    chosen = _without_changes_of_faces(settings)
+    return with_settings_of_method(chosen) if kind == "erase" else chosen
 
 
 def _without_changes_of_faces(settings: Settings) -> Settings:
