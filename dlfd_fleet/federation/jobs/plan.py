@@ -26,7 +26,7 @@ def plan(job: Coordinator, origin: Origin) -> None:
         said += [_who(model), expect(model.scores, job.settings.audit.margin).sentence().rstrip(".")]
     elif asking:
         said.append("The champion was trained on none of them, so the sites have only to purge")
-    said += _costs(job.earlier)
+    said += last_costs(job.earlier)
     note = ". ".join(said)
     job.progress.say(f"{note}.")
     job.advance("settled", note=note, epoch=card.epoch)
@@ -39,7 +39,7 @@ def _who(model: AuditedModel) -> str:
     return f"The champion was trained on {people} who ask, {len(rows)} images in all"
 
 
-def _costs(earlier: Iterable[JobRecord]) -> list[str]:
+def last_costs(earlier: Iterable[JobRecord]) -> list[str]:
     """Say what the last jobs took, of those that are over."""
     over = [record for record in earlier if record.step == "settled" and record.proceedings.phases]
     found = []
