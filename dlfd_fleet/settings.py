@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from pathlib import Path
@@ -153,6 +154,16 @@ def _mlflow_name(value: str, refused: frozenset[str]) -> str:
             f"it holds {wrong[0]!r}, which MLflow misreads in its filters and addresses; use letters, digits, blanks, "
             "'-', '_' and '.'"
         )
+    return value
+
+
+def _address(value: str | None) -> str | None:
+    """Refuse what is no address of one machine."""
+    if value is not None:
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError(f"'{value}' is no IP address, such as 10.0.0.5") from None
     return value
 
 
@@ -599,7 +610,7 @@ class DeliverySettings(Section):
 
 
 class DeskSettings(Section):
-    """What letters to people who asked look like."""
+    """The desk: who may use it, and what letters to people who asked look like."""
 
     letters: Path | None = Field(
         None,
@@ -608,6 +619,19 @@ class DeskSettings(Section):
     )
     sender: str = Field("", description="Name and address at the head of letters; the site's name when unset.")
     authority: str = Field("", description="Supervisory authority that letters name, with its address.")
+    hosts: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="Names that browsers reach the desk by, beside its own address; separated by commas."
+    )
+    tokens: Path | None = Field(
+        None,
+        description="File of who may log in: a name, a blank and a token in a line, for its owner alone (mode 600).",
+    )
+    proxy: Annotated[str | None, AfterValidator(_address)] = Field(
+        None, description="IP address of the reverse proxy that says who asks; then the desk answers nobody else."
+    )
+    user_header: Annotated[str, Field(pattern="^[A-Za-z0-9-]{1,100}$")] = Field(
+        "X-Forwarded-User", description="Header in which the reverse proxy names the user."
+    )
 
 
 class TrackingSettings(Section):

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
+from dlfd_fleet.cli.desk import desk
 from dlfd_fleet.cli.main_commands import certify, demo, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, file_refusal
@@ -36,6 +37,7 @@ app.command(
 app.add_typer(site.app, name="site", rich_help_panel=_SITE)
 app.add_typer(forget.app, name="forget", rich_help_panel=_SITE)
 app.add_typer(data.app, name="data", rich_help_panel=_SITE)
+app.command(rich_help_panel=_SITE, epilog="Example: dlfd-fleet desk --site /srv/site")(desk)
 app.add_typer(job.app, name="job", rich_help_panel=_COORDINATOR)
 app.command(rich_help_panel=_COORDINATOR, epilog="Example: dlfd-fleet report --output report.html")(report)
 app.add_typer(certificate.app, name="certificate", rich_help_panel=_COORDINATOR)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import Config, Overrides, console, load
+from dlfd_fleet.cli.options import Config, Overrides, console, decided_by, load
 
 app = typer.Typer(no_args_is_help=True, help="Training, erasure and references jobs of a fleet.")
 
@@ -93,7 +93,7 @@ def cancel(
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
-        console.print(command.cancel(store, job), soft_wrap=True, highlight=False)
+        console.print(command.cancel(store, job, decided_by(None)), soft_wrap=True, highlight=False)
 
 
 @app.command("resume", epilog="Example: dlfd-fleet job resume")

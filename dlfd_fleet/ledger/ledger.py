@@ -134,7 +134,7 @@ class Ledger:
         with self._change() as tables:
             earlier = self._read(tables, sa.and_(REQUEST.c.person_digest == person_digest, STANDING))
             if earlier:
-                raise LedgerError(_asked_before(identity, earlier[0]))
+                raise LedgerError(_asked_before(identity, earlier[0]), "identity")
             tables.insert(REQUEST, [row])
             self._append(tables, row["id"], Action.ASKED, RequestState.ACCEPTED, reason, done_by=done_by)
             return self._get(tables, row["id"])

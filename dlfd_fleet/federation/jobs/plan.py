@@ -31,7 +31,7 @@ def plan(job: Coordinator, origin: Origin) -> None:
     elif asking:
         said.append("The champion was trained on none of them, so the sites have only to purge")
     said.append(_due(job, pending))
-    said += _costs(job.earlier)
+    said += last_costs(job.earlier)
     note = ". ".join(said)
     job.progress.say(f"{note}.")
     job.advance("settled", note=note, epoch=card.epoch)
@@ -52,7 +52,7 @@ def _who(model: AuditedModel) -> str:
     return f"The champion was trained on {people} who ask, {len(rows)} images in all"
 
 
-def _costs(earlier: Iterable[JobRecord]) -> list[str]:
+def last_costs(earlier: Iterable[JobRecord]) -> list[str]:
     """Say what the last jobs took, of those that are over."""
     over = [record for record in earlier if record.step == "settled" and record.proceedings.phases]
     found = []

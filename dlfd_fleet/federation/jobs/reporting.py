@@ -68,7 +68,12 @@ def record_report(job: Coordinator, store: Store, tracker: Tracker) -> None:
 
 def signer_of(settings: Settings, store: Store) -> CryptoSigner:
     """Return what signs the coordinator's certificates, or raise an :class:`EvidenceError` if it cannot be used."""
-    return load_signer(settings.release.certificate_key or store.folder / "keys" / "certificate.pem")
+    return load_signer(signer_file(settings, store.folder))
+
+
+def signer_file(settings: Settings, folder: Path) -> Path:
+    """Return where the key of a coordinator is that works in a folder."""
+    return settings.release.certificate_key or folder / "keys" / "certificate.pem"
 
 
 def report_of(store: Store, record: JobRecord) -> ErasureReport:
