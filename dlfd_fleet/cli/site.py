@@ -157,6 +157,25 @@ def refresh(site: Annotated[Path, typer.Argument(help="The site's folder.")]) ->
     console.print(f"{come} rows have come, and {gone} have gone.")
 
 
+@app.command("prune", epilog="Example: dlfd-fleet site prune /srv/site --dry-run")
+def prune(
+    site: Annotated[Path, typer.Argument(help="The site's folder.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+) -> None:
+    """Delete rows that were decoded for other models, and what killed processes have left; no image, no request."""
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger.prune import prune_site
+
+    with Site(site) as opened:
+        pruned = prune_site(opened, dry_run=dry_run)
+    if not pruned.files:
+        console.print("There is nothing to delete.")
+        return
+    done = "Would delete" if dry_run else "Deleted"
+    what = f"{done} {', '.join(pruned.files)}, {pruned.bytes / 2**20:.1f} MiB."
+    console.print(what, soft_wrap=True, markup=False, highlight=False)
+
+
 @app.command("purge", epilog="Example: dlfd-fleet site purge /srv/site")
 def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
     """End interrupted purges, and delete images that came back; exit code 1 if one could not be deleted."""

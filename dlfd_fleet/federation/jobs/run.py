@@ -22,6 +22,7 @@ from dlfd_fleet.federation.jobs.train import Given, train
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.prune import prune
 from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
@@ -242,13 +243,17 @@ def record_end(
 
 
 def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
-    """Delete our own files of models that remember; until its last step a job may need the one that it began with."""
-    if not settings.release.purge_revoked:
-        return
+    """Delete our own files of models that remember, and then of those that nothing needs.
+
+    While a job is unfinished nothing is deleted, for it may need any of them.
+    """
     try:
-        purged = purge_remembering(store)
+        purged = purge_remembering(store) if settings.release.purge_revoked else []
+        if purged:
+            many = f"The model files of {len(purged)} earlier jobs"
+            progress.say(f"{many}, which remember forgotten people, are deleted.")
+        pruned = prune(store, settings.storage.models) if settings.storage.prune else None
+        if pruned is not None and (pruned.jobs or pruned.leftovers):
+            progress.say(pruned.sentence())
     except JobError as error:
         progress.say(str(error))
-        return
-    if purged:
-        progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 
+from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.federation.protocol.messages import (
     DevicesReached,
     PendingQuery,
@@ -18,6 +20,7 @@ from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.job_requests import requests_of_job, requests_that_count
 from dlfd_fleet.federation.site.references import answered_images
 from dlfd_fleet.ledger.entries import ForgetRequest
+from dlfd_fleet.ledger.prune import prune_site
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.requests import extend_joined, join_requests
 from dlfd_fleet.ledger.site import Site
@@ -113,6 +116,8 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
         if task.purge:
             purge_request(site, ledger.get(request.id))
     _complete(site, task.devices)
+    with suppress(DataError):  # what cannot be deleted now is tried again after the next job
+        prune_site(site)
     return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
 
 
