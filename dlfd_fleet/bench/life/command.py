@@ -49,8 +49,8 @@ def life_command(settings: Settings, erasures: int, budget: str, console: Consol
     console.print(f"Rows: {life.erasures_file}", soft_wrap=True, highlight=False)
     if len(rows) < erasures:
         console.print(f"{erasures - len(rows)} erasures are left; run the same command again to go on.")
-    if bad := sum(int(row["lost"]) + int(row["returned"]) for row in rows):
-        raise JobError(f"{bad} people were lost or came back; see the columns lost and returned.")
+    if bad := sum(int(row[name]) for row in rows for name in ("lost", "returned", "wrong_devices")):
+        raise JobError(f"{bad} people were lost or came back, or devices were wrong; see the columns of the rows.")
 
 
 def _table(rows: list[dict[str, str]]) -> Table:
@@ -61,6 +61,7 @@ def _table(rows: list[dict[str, str]]) -> Table:
     )
     for name in ("lost", "returned"):
         table.add_row(f"people who were {name}" if name == "lost" else "people who came back", "", _sum(rows, name))
+    table.add_row("devices that ran or kept an older model after a poll", "", _sum(rows, "wrong_devices"))
     table.add_row("verdicts", "", ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())))
     warm = int(_WARM * len(rows))
     for name, what in (

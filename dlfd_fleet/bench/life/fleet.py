@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.nn import functional
 
 from dlfd_fleet.bench.cost import resident_memory
+from dlfd_fleet.bench.life.devices import Devices
 from dlfd_fleet.bench.life.measures import (
     MEBIBYTE,
     Erasure,
@@ -29,7 +30,7 @@ from dlfd_fleet.bench.life.measures import (
     seconds_of_queries,
     size_of,
 )
-from dlfd_fleet.bench.life.people import CLASSES, HIGH, LOW, NETWORK, NUMBERS, ROWS, add_rows, rows_of
+from dlfd_fleet.bench.life.people import CLASSES, HIGH, LOW, NETWORK, NUMBERS, add_rows, rows_of
 from dlfd_fleet.bench.life.sites_here import SitesHere
 from dlfd_fleet.data import canonical
 from dlfd_fleet.data.loaders import write_npz
@@ -99,7 +100,10 @@ class Life:
         )
         tracking = self.given.tracking.model_copy(update={"uri": None, "system_metrics": False})
         model = ModelSettings(architecture=NETWORK)
+        keys = {"root_keys": 1, "root_threshold": 1, "targets_keys": 1, "targets_threshold": 1}
+        delivery = self.given.delivery.model_copy(update={**keys, "folder": self.folder / "delivery"})
         changes = {"data": data, "model": model, "state_folder": self.folder / "state", "tracking": tracking}
+        changes |= {"delivery": delivery}
         return self.given.model_copy(update=changes)
 
     @property
@@ -138,12 +142,18 @@ class Life:
             trained = store.champions.current() is not None
         if not trained:
             self._run("train")
+        self.devices.begin()
 
     def _run(self, kind: JobKind, number: int = 0) -> JobRecord:
         return run_jobs(self._grid(number), kind, self.settings, self.progress)
 
     def _grid(self, number: int) -> Grid:
         return cast("Grid", SitesHere(self.nodes, frozenset(self._away(number))))
+
+    @property
+    def devices(self) -> Devices:
+        """What runs the fleet's models."""
+        return Devices(self.settings, self.folder / "devices")
 
     @cached_property
     def nodes(self) -> dict[int, Path]:
@@ -170,7 +180,7 @@ class Life:
         for node in there:
             people = [person for at, person in new if at == node]
             if people:
-                self._add(node, people)
+                self._add_arrays(node, rows_of(people, self.settings.seed))
         try:
             self._run("train", number)
         except JobError as error:  # a model that is worse than the champion is not released
@@ -179,16 +189,14 @@ class Life:
         state.trained.append(number)
         self._write(state)
 
-    def _add(self, node: int, people: list[str], names: list[str] | None = None) -> None:
-        """Add people's rows to a site, under other names if some are given; what it lists already stays one."""
-        arrays = rows_of(people, self.settings.seed)
-        if names is not None:
-            arrays["people"] = np.repeat(np.array(names), ROWS)
+    def _add_arrays(self, node: int, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Add rows to a site's storage, unless they are there, and let the site read it."""
         folder = self.nodes[node]
-        with Site(folder) as site:
-            if set(arrays["people"].tolist()) & set(site.manifest().identities):
-                return
+        with np.load(folder / "rows.npz", allow_pickle=False) as rows:
+            there = set(rows["people"].tolist())
+        if not there & set(arrays["people"].tolist()):
             add_rows(folder / "rows.npz", arrays)
+        with Site(folder) as site:
             refresh_rows(site)
 
     def _erase(self, number: int) -> Erasure:
@@ -197,6 +205,7 @@ class Life:
             state.asked[number] = self._who_asks(number, state)
             self._write(state)
         for node, person in state.asked[number]:
+            self._keep_copy(node, person)
             with Site(self.nodes[node]) as site:
                 if not site.ledger.requests_of(site.person_digest(person)):
                     days = self.settings.erasure.deadline_days
@@ -235,13 +244,24 @@ class Life:
             dealt = [(int(node), person) for node, person in pairs]
         return dealt + [pair for new in state.joined.values() for pair in new]
 
+    def _keep_copy(self, node: int, person: str) -> None:
+        """Keep somebody's rows as their site has them, where no purge finds them: they are brought back later."""
+        file = self.folder / "copies" / f"{person}.npz"
+        if file.exists():
+            return
+        file.parent.mkdir(exist_ok=True)
+        with np.load(self.nodes[node] / "rows.npz", allow_pickle=False) as rows:
+            write_npz(file, {name: rows[name][rows["people"] == person] for name in rows.files})
+
     def _bring_back(self, number: int, state: State) -> None:
-        """Import rows of somebody who is forgotten again, under another name: no site may list them."""
-        gone = self._forgotten(state)
-        there = [pair for pair in gone if pair[0] not in self._away(number)]
+        """Import the very rows of somebody who is forgotten again, under another name: no site may list them."""
+        there = [pair for pair in self._forgotten(state) if pair[0] not in self._away(number)]
         if there:
             node, person = there[number % len(there)]
-            self._add(node, [person], [f"copy-{number:04d}"])
+            with np.load(self.folder / "copies" / f"{person}.npz", allow_pickle=False) as rows:
+                arrays = {name: rows[name] for name in rows.files}
+            arrays["people"] = np.full(len(arrays["people"]), f"copy-{number:04d}")
+            self._add_arrays(node, arrays)
 
     # ------------------------------------------------------------------ what is left of whom
 
@@ -278,6 +298,8 @@ class Life:
             returned += sum(_content(row) in rows for row in ever)
         coordinator = settings.state_folder / "coordinator"
         stored = [settings.state_folder / name for name in ("mlflow.db", "mlartifacts")]
+        with closing(Store(settings.state_folder)) as store:
+            wrong = self.devices.hear(number, store)
         return Erasure(
             number=number,
             verdict=record.verdict.outcome.value if record.verdict else "",
@@ -288,6 +310,7 @@ class Life:
             waiting=len(asked) - len(gone),
             lost=lost,
             returned=returned,
+            wrong_devices=wrong,
             memory=resident_memory() / MEBIBYTE,
             state=size_of(coordinator),
             sites=size_of(settings.state_folder / "sites"),

@@ -31,6 +31,8 @@ class Erasure:
     lost
         People who have not asked, and whom their site does not train on any more; or who asked, and whose request is
         gone.
+    wrong_devices
+        Devices that polled and do not run the champion then, or keep an older one.
     returned
         Forgotten people whom a site would train on, by their names or their rows.
     memory, state, sites
@@ -50,6 +52,7 @@ class Erasure:
     waiting: int
     lost: int
     returned: int
+    wrong_devices: int
     memory: float
     state: float
     sites: float

@@ -21,6 +21,7 @@ from dlfd_fleet.federation.jobs.summary import describe
 from dlfd_fleet.federation.jobs.train import Given, train
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.records.site_ledgers import SITE_LEDGERS_FILE, SiteLedgers
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.prune import prune
 from dlfd_fleet.federation.release.purge import purge_remembering
@@ -196,6 +197,7 @@ def _coordinator(
         store.save,
         recorder,
         tuple(other for other in store.jobs() if other.job != record.job),
+        SiteLedgers(store.folder / SITE_LEDGERS_FILE),
     )
 
 
@@ -253,7 +255,7 @@ def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
             many = f"The model files of {len(purged)} earlier jobs"
             progress.say(f"{many}, which remember forgotten people, are deleted.")
         pruned = prune(store, settings.storage.models) if settings.storage.prune else None
-        if pruned is not None and (pruned.jobs or pruned.leftovers):
+        if pruned is not None and (pruned.jobs or pruned.files):
             progress.say(pruned.sentence())
     except JobError as error:
         progress.say(str(error))

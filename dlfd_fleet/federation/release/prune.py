@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from dlfd_fleet.audit import Outcome
@@ -33,24 +34,24 @@ class Pruned:
     ----------
     jobs
         Whose models, oldest first.
-    leftovers
-        Files that a killed process was writing.
+    files
+        Pictures of earlier jobs, which MLflow has, too; and what a killed process was writing.
     bytes
         Of all of these.
     """
 
     jobs: tuple[str, ...]
-    leftovers: tuple[Path, ...]
+    files: tuple[Path, ...]
     bytes: int
 
     def sentence(self, *, dry_run: bool = False) -> str:
         """Return it in words."""
-        if not self.jobs and not self.leftovers:
+        if not self.jobs and not self.files:
             return "There is nothing to delete."
         jobs = "1 job" if len(self.jobs) == 1 else f"{len(self.jobs)} jobs"
-        files = "1 unfinished file" if len(self.leftovers) == 1 else f"{len(self.leftovers)} unfinished files"
+        files = "1 picture or unfinished file" if len(self.files) == 1 else f"{len(self.files)} pictures"
         found = [f"the models of {jobs} ({', '.join(self.jobs)})"] if self.jobs else []
-        found += [files] if self.leftovers else []
+        found += [files] if self.files else []
         what = f"{' and '.join(found)}, {self.bytes / _MEBIBYTE:.1f} MiB"
         return f"Would delete {what}." if dry_run else f"Deleted {what}. Records, reports and certificates stay."
 
@@ -59,7 +60,8 @@ def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
     """Delete the models of ended jobs that nothing needs; the caller holds the store's lock.
 
     Kept are the models of the champion, of versions that wait for a person's decision, and of the latest ``keep`` other
-    jobs: these can be promoted or gone on with. While a job is unfinished nothing is deleted, for it may need any.
+    jobs: these can be promoted or gone on with. Pictures are kept of as many. While a job is unfinished nothing is
+    deleted, for it may need any.
 
     Raises
     ------
@@ -70,13 +72,13 @@ def prune(store: Store, keep: int, *, dry_run: bool = False) -> Pruned:
         return Pruned((), (), 0)
     jobs = store.jobs()
     gone = _not_needed(store, jobs, keep)
-    leftovers = tuple(file for record in jobs for file in _leftovers(store.folders.of(record.job)))
+    files = tuple(_files(store, jobs, keep))
     folders = [folder for record in gone for folder in _arrays(store, record.job)]
-    pruned = Pruned(tuple(record.job for record in gone), leftovers, sum(map(_size, (*folders, *leftovers))))
+    pruned = Pruned(tuple(record.job for record in gone), files, sum(map(_size, (*folders, *files))))
     if not dry_run:
         for record in gone:
             delete_model(store, record.job)
-        for file in leftovers:
+        for file in files:
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
@@ -111,8 +113,15 @@ def _arrays(store: Store, job: str) -> list[Path]:
     return [folder for folder in folders if folder.exists()]
 
 
-def _leftovers(folder: Path) -> Iterator[Path]:
-    yield from (file for file in sorted(folder.glob("**/.*.new")) if file.is_file())
+def _files(store: Store, jobs: Sequence[JobRecord], keep: int) -> Iterator[Path]:
+    """Yield pictures of all jobs but the latest that have any, and what a killed process was writing."""
+    drawn = list[list[Path]]()
+    for record in jobs:
+        folder = store.folders.of(record.job)
+        yield from (file for file in sorted(folder.glob("**/.*.new")) if file.is_file())
+        pictures = sorted(folder.glob("*.png"))
+        drawn += [pictures] if pictures else []
+    yield from chain.from_iterable(drawn[:-keep])
 
 
 def _size(path: Path) -> int:

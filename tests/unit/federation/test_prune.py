@@ -67,6 +67,15 @@ def test_a_version_that_waits_for_a_decision_is_kept_and_one_that_was_passed_ove
     assert with_models(store) == {champion, held, last}
 
 
+def test_pictures_are_kept_of_the_latest_jobs_and_those_without_any_do_not_count(store, job):
+    drawn = [job("erase", champion=True) for _ in range(3)]
+    for name in drawn:
+        (store.folders.made(name) / "scores.png").write_bytes(b"drawn")
+    job("train")
+    assert [file.parent.name for file in prune(store, keep=2).files] == drawn[:1]
+    assert {file.parent.name for file in store.folder.rglob("*.png")} == set(drawn[1:])
+
+
 def test_while_a_job_is_unfinished_nothing_is_deleted(store, job, tmp_path):
     for _ in range(3):
         job("train")
@@ -81,10 +90,10 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(store, job, tmp_path):
     (store.folders.made(old) / ".report.html.new").write_bytes(b"half of a page")
     settings = Settings(state_folder=tmp_path, storage={"models": 1})
     (said,) = prune_state(settings, dry_run=True)
-    assert said == f"Would delete the models of 1 job ({old}) and 1 unfinished file, 0.0 MiB."
+    assert said == f"Would delete the models of 1 job ({old}) and 1 picture or unfinished file, 0.0 MiB."
     assert old in with_models(store)
     (said,) = prune_state(settings)
-    assert said.startswith(f"Deleted the models of 1 job ({old}) and 1 unfinished file, 0.0 MiB.")
+    assert said.startswith(f"Deleted the models of 1 job ({old}) and 1 picture or unfinished file, 0.0 MiB.")
     assert not list(store.folder.rglob(".*.new"))
     assert prune_state(settings) == ["There is nothing to delete."]
 
