@@ -428,6 +428,12 @@ class ErasureSettings(Section):
         "unlearn",
         description="Unlearn; retrain without the people, which is exact; or what is expected to cost less of the two.",
     )
+    retrain_after: Count | None = Field(
+        None, description="Erasures by unlearning since the last full training after which the next one trains anew."
+    )
+    retrain_drift: Fraction | None = Field(
+        None, description="Test accuracy lost since the last full training above which the next erasure trains anew."
+    )
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
         "dlfd",
@@ -547,6 +553,15 @@ class ReleaseSettings(Section):
     def _from_anywhere(cls, value: Path | None) -> Path | None:
         """Mean the same file to a server that runs in another folder."""
         return value.expanduser().absolute() if value else None
+
+
+class StorageSettings(Section):
+    """What the coordinator's state folder keeps of jobs that have ended."""
+
+    prune: bool = Field(True, description="Delete models that nothing needs after each job.")
+    models: Count = Field(
+        5, description="Models of ended jobs that are kept beside the champion and those that wait for a decision."
+    )
 
 
 class ExportSettings(Section):
@@ -669,6 +684,7 @@ class Settings(BaseSettings):
     fleet: FleetSettings = Field(default_factory=FleetSettings)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     desk: DeskSettings = Field(default_factory=DeskSettings)

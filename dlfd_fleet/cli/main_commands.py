@@ -56,6 +56,18 @@ def certify(
     certify_command(settings, runs, marked, confidence, budget, console, exchange=not keep_labels)
 
 
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Delete models of ended jobs that the coordinator needs no more (storage.models); each job does it, too."""
+    from dlfd_fleet.federation.release.prune import prune_state
+
+    for sentence in prune_state(load(config, overrides).settings, dry_run=dry_run):
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+
 def unlearn(
     model: Annotated[Path, typer.Option(help="Folder of model.safetensors and card.json.")],
     data: Annotated[Path, typer.Option(help="Manifest of the faces, with people of the splits validation and test.")],

@@ -11,6 +11,7 @@ from dlfd_fleet.audit import Role, expect
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.due import waiting_at
 from dlfd_fleet.federation.jobs.erase import Origin
+from dlfd_fleet.federation.jobs.ways import SinceTraining
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.records.due import erasure_due
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
@@ -30,7 +31,7 @@ def plan(job: Coordinator, origin: Origin) -> None:
         said += [_who(model), expect(model.scores, job.settings.audit.margin).sentence().rstrip(".")]
     elif asking:
         said.append("The champion was trained on none of them, so the sites have only to purge")
-    said.append(_due(job, pending))
+    said += [_due(job, pending), _way(job)]
     said += last_costs(job.earlier)
     note = ". ".join(said)
     job.progress.say(f"{note}.")
@@ -43,6 +44,14 @@ def _due(job: Coordinator, pending: Mapping[int, PendingReply]) -> str:
     waiting = waiting_at(job.fleet, pending, (), now)
     due = erasure_due(job.settings.erasure.due, waiting, job.earlier, now.astimezone().date())
     return due.why.rstrip(".")
+
+
+def _way(job: Coordinator) -> str:
+    """Say how far the model is from its last full training, and whether the next erasure trains anew for that."""
+    since, erasure = SinceTraining.of(job.earlier), job.settings.erasure
+    if reason := since.why_retrain(erasure):
+        return f"The next erasure trains anew: {reason}"
+    return since.sentence()
 
 
 def _who(model: AuditedModel) -> str:

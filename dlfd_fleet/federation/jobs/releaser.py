@@ -66,6 +66,12 @@ class FleetReleaser:
         known = self.job.journal.facts("champion", kind, self._champions)
         if not known:
             return None
+        if self.job.is_behind:
+            self.job.progress.say(
+                f"The champion is of the epoch {known[0].epoch}, and sites know {self.job.epoch}: no site works on it, "
+                "and the new model is compared with none."
+            )
+            return None
         try:
             model, card = load_model(self.store.folders.model(known[0].job))
         except ModelFileError as error:

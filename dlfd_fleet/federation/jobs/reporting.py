@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -143,38 +143,47 @@ def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress:
     Sites that were away have purged since, and devices; ``report.json`` and the certificate stay as they are. What
     cannot be drawn holds no job: it is said, and the next job tries again.
     """
-    for record in store.jobs():
-        file = store.folders.made(record.job) / PAGE_FILE
+    jobs = store.jobs()
+    for record in jobs:
+        file = store.folders.of(record.job) / PAGE_FILE
         if not (record.released and record.requests and record.step == "settled" and file.exists()):
             continue
         if record.job == after:  # drawn a moment ago
             continue
         try:
-            known = _content(store, record), _delivery(settings, record), _acknowledged_later(store, record)
-            if _is_drawn(file, *known):
+            known = _content(store, record), _delivery(settings, record), _acknowledged_later(jobs, record)
+            if _is_drawn(file, record.epoch, *known):
                 continue
             page = render(*known)
             if without_moment(page) != without_moment(file.read_text(encoding="utf-8")):
                 _write(file, page.encode())
                 tracker.log_file(record.job, f"erasure/{PAGE_FILE}", page.encode())
-            _write(file.with_suffix(_DRAWN), _digest_of(file, *known).encode())
+            _write(file.with_suffix(_DRAWN), _digest_of(file, record.epoch, *known).encode())
         except Exception as error:  # whatever is wrong with an old job, this one is over
             progress.say(f"The report of {record.job} is not drawn again: {error}")
 
 
 def _is_drawn(
-    file: Path, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
+    file: Path, epoch: int, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
 ) -> bool:
     """Tell whether a page was drawn of what is known now; drawing it takes about a second."""
     note = file.with_suffix(_DRAWN)
-    return note.exists() and note.read_text(encoding="utf-8") == _digest_of(file, content, delivery, acknowledged)
+    drawn = note.read_text(encoding="utf-8") if note.exists() else ""
+    return drawn == _digest_of(file, epoch, content, delivery, acknowledged)
 
 
 def _digest_of(
-    file: Path, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
+    file: Path, epoch: int, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
 ) -> str:
-    """Return a digest of a page and of what it was drawn of, but for the moment that was."""
-    stand = delivery.model_dump(exclude={"as_of"}) if isinstance(delivery, DeliveryProgress) else delivery
+    """Return a digest of a page and of what it was drawn of, but for the moment that was.
+
+    A later release raises the least epoch that may run. Of a release that has that epoch already nothing is new by it:
+    else each release would draw the pages of all before it.
+    """
+    stand: object = delivery
+    if isinstance(delivery, DeliveryProgress):
+        least = min(delivery.minimum_epoch, epoch)
+        stand = delivery.model_copy(update={"minimum_epoch": least}).model_dump(exclude={"as_of"})
     return sha256(file.read_bytes() + content + repr((stand, acknowledged)).encode()).hexdigest()
 
 
@@ -210,7 +219,7 @@ def write_report(store: Store, job: str | None, output: Path | None, settings: S
     if data == page:
         raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
     delivery = delivery_progress(settings, record.epoch) if record.released else None
-    _write(page, render(content, delivery, _acknowledged_later(store, record)).encode())
+    _write(page, render(content, delivery, _acknowledged_later(store.jobs(), record)).encode())
     _write(data, content)
     return page, data
 
@@ -228,11 +237,11 @@ def _content(store: Store, record: JobRecord) -> bytes:
     return report_of(store, record).to_json()
 
 
-def _acknowledged_later(store: Store, record: JobRecord) -> dict[str, str]:
+def _acknowledged_later(jobs: Sequence[JobRecord], record: JobRecord) -> dict[str, str]:
     """Return the sites that a later job told of the release, and the first such job."""
     return {
         site: job.job
-        for job in reversed(store.jobs())
+        for job in reversed(jobs)
         if job.started_at > record.started_at
         for site, epoch in job.acknowledged.items()
         if record.released and epoch >= record.epoch
@@ -251,7 +260,7 @@ def said_in_short(store: Store, record: JobRecord) -> InShort | None:
     """Say an erasure in three lines; None of any other job, and of one in which nobody asked."""
     if record.kind != "erase" or not record.proceedings.asked:
         return None
-    return in_short(report_of(store, record), _acknowledged_later(store, record))
+    return in_short(report_of(store, record), _acknowledged_later(store.jobs(), record))
 
 
 def outcome_sentence(record: JobRecord) -> str:

@@ -21,7 +21,9 @@ from dlfd_fleet.federation.jobs.summary import describe
 from dlfd_fleet.federation.jobs.train import Given, train
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.records.site_ledgers import SITE_LEDGERS_FILE, SiteLedgers
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.prune import prune
 from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
@@ -200,6 +202,7 @@ def _coordinator(
         store.save,
         recorder,
         tuple(other for other in store.jobs() if other.job != record.job),
+        SiteLedgers(store.folder / SITE_LEDGERS_FILE),
     )
 
 
@@ -247,13 +250,17 @@ def record_end(
 
 
 def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
-    """Delete our own files of models that remember; until its last step a job may need the one that it began with."""
-    if not settings.release.purge_revoked:
-        return
+    """Delete our own files of models that remember, and then of those that nothing needs.
+
+    While a job is unfinished nothing is deleted, for it may need any of them.
+    """
     try:
-        purged = purge_remembering(store)
+        purged = purge_remembering(store) if settings.release.purge_revoked else []
+        if purged:
+            many = f"The model files of {len(purged)} earlier jobs"
+            progress.say(f"{many}, which remember forgotten people, are deleted.")
+        pruned = prune(store, settings.storage.models) if settings.storage.prune else None
+        if pruned is not None and (pruned.jobs or pruned.files):
+            progress.say(pruned.sentence())
     except JobError as error:
         progress.say(str(error))
-        return
-    if purged:
-        progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")

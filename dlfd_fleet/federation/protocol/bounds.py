@@ -44,6 +44,8 @@ Seconds = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 Difference = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 """Of two probabilities, which rounding can make a little more than 1."""
 Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""Under a site's key."""
 SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
 """What a site calls itself: a random number that it keeps."""
 Mark = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -26,6 +26,7 @@ from dlfd_fleet.federation.protocol.bounds import (
     Count,
     Day,
     Difference,
+    Digest,
     Finite,
     JobName,
     Marks,
@@ -58,6 +59,19 @@ class DevicesReached(BaseModel):
     """How the devices stand, in counts and words."""
 
 
+class LedgerHead(BaseModel):
+    """How many rows the history of a site's ledger has, and a digest of the last one under the site's key and a job.
+
+    A later ledger of the site has been there; one that was put back from a backup has not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sequence: Count
+    job: JobName
+    digest: Digest
+
+
 class PendingQuery(FleetMessage):
     """Ask a site what it holds and how many people ask to be forgotten. No arrays."""
 
@@ -78,6 +92,8 @@ class PendingQuery(FleetMessage):
     """Requests of this site that such a job's released model has forgotten, and its epoch."""
     expired: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
     """Jobs whose reference models are of a model that the fleet does not train on any more: their answers go."""
+    seen: LedgerHead | None = None
+    """Where this site's ledger once was, by its own word; its :attr:`released` requests are all that there are then."""
     devices: DevicesReached | None = None
     """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
     asked: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
@@ -129,6 +145,10 @@ class PendingReply(FleetMessage):
     """Images to train on, where they have labels and so are no sum of those; None where each has one class."""
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     input: ModelInput
+    epoch: Count = 0
+    """Greatest erasure epoch that the site was ever told."""
+    ledger: LedgerHead | None = None
+    """Where its ledger is; not said to a plan, which is asked again and again."""
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """Digest of the model that an earlier job left at the site, or this one before it was resumed."""
 
@@ -424,3 +444,5 @@ class SettleResult(FleetMessage):
     purged_images: Count
     epoch: Count
     """The fleet's erasure epoch, as the site knows it from now on: it works on no model under it."""
+    ledger: LedgerHead | None = None
+    """Where its ledger is now."""
