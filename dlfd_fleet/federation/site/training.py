@@ -200,8 +200,7 @@ def _unlearned(
     outcome: UnlearnOutcome | None = None,
     seconds: float,
 ) -> UnlearnResult:
-    """Note in the ledger that the site has answered, and return the result.
-    """
+    """Note in the ledger that the site has answered, and return the result."""
     for request in asked.requests:
         if request.state is RequestState.UNLEARNING:
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
