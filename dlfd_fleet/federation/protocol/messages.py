@@ -257,8 +257,7 @@ class UnlearnTask(FleetMessage):
 
 
 class UnlearnResult(FleetMessage):
-    """The unlearned ``model`` arrays, their requests and cost; no arrays if the model was within the gate.
-    """
+    """The unlearned ``model`` arrays, their requests and cost; no arrays if the model was within the gate."""
 
     epoch: Count
     """Of the model that it started from."""
