@@ -1,4 +1,4 @@
-"""The self-test: a model gives on this device the answers that it gave where it was released."""
+"""Test whether a model gives the same answers on this device as at the coordinator."""
 
 from __future__ import annotations
 
