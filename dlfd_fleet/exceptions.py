@@ -109,7 +109,7 @@ _OF_A_FILE = frozenset(
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EISDIR", "ENXIO", "ENODEV")
     if (number := getattr(errno, name, None)) is not None
 )
-"""What a disk, or a path that somebody gave, may answer at any time; no defect of ours."""
+"""Errors of a disk or a given path, which are not bugs."""
 
 
 def file_refusal(error: BaseException) -> str | None:

@@ -166,7 +166,7 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Where the faces come from and how people are dealt to splits and sites."""
+    """The data source, the input, and how people are assigned to splits and sites."""
 
     source: Annotated[str, name_in(_SOURCES)] = Field(
         "orl",
@@ -206,7 +206,7 @@ class DataSettings(Section):
 
     @property
     def input(self) -> ModelInput:
-        """What models of these rows take."""
+        """The input of models for these rows."""
         low, high = self.value_range
         if self.numbers is not None:
             return ModelInput(shape=self.numbers, kind="numbers", low=low, high=high)
@@ -326,7 +326,7 @@ class UnlearningSettings(Section):
 
 
 class AuditSettings(Section):
-    """What counts as evidence."""
+    """Limits for audits and verdicts."""
 
     margin: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         0.10, description="Equivalence margin of the attack AUC around 0.5."
@@ -591,7 +591,7 @@ class DeliverySettings(Section):
 
 
 class DeskSettings(Section):
-    """What letters to people who asked look like."""
+    """Templates and names for letters to people."""
 
     letters: Path | None = Field(
         None,

@@ -53,7 +53,7 @@ Lines = Iterator[tuple[int, list[str]]]
 
 
 class _UnreadableError(Exception):
-    """What is wrong with a table, and what to do."""
+    """A table cannot be read; the text says why and what to do."""
 
 
 def read_table(
@@ -103,7 +103,7 @@ def read_lines(file: Path, what: str) -> list[tuple[int, str]]:
 
 @contextmanager
 def _sentences(file: Path, what: str) -> Iterator[None]:
-    """Say in one sentence why a file cannot be read."""
+    """Turn errors of reading a file into one sentence."""
     try:
         yield
     except FileNotFoundError as error:

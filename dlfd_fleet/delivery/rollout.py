@@ -96,7 +96,7 @@ def _must_be(rollout: Rollout, done: str, *states: str) -> None:
 
 @dataclass(frozen=True)
 class Health:
-    """How devices fare with a release.
+    """Numbers of devices in a rollout, and how many of them failed.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import DeviceError
 
 LARGEST = 64 * 2**20
-"""Most bytes of the file, and of the arrays that it unpacks to."""
+"""Most bytes of the file, and of its unpacked arrays."""
 
 
 def run_self_test(model: DeviceModel, file: Path, tolerance: float) -> None:

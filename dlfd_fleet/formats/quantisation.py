@@ -163,7 +163,7 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder for files that a library wants on disk, and delete it again.
+    """Make a temporary folder for a library's files, and delete it afterwards.
 
     Raises
     ------

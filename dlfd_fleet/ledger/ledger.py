@@ -395,7 +395,7 @@ def _engine_of(location: Path | str) -> sa.Engine:
 
 
 def _lock(connection: sa.Connection) -> None:
-    """Let one writer in at a time, as SQLite does; the end of the transaction lets go."""
+    """Lock the ledger for one writer until the end of the transaction, as SQLite does."""
     limit_waits(connection)
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 

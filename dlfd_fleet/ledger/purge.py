@@ -166,7 +166,7 @@ def _is_text(name: str) -> bool:
 
 
 def _in_words(done: Purge) -> str:
-    """Say what a purge did; without names of files, for the history is kept for ever."""
+    """Return a sentence about a purge, without names of files, because the history is kept."""
     words = [f"{done.deleted} images purged"]
     words += [f"{count} files not deleted: {reason}" for reason, count in sorted(Counter(done.kept.values()).items())]
     if done.stored:

@@ -56,7 +56,7 @@ class UnseenAccuracy(BaseModel):
     too_poor: bool
 
     def sentence(self) -> str:
-        """Say it in words."""
+        """Return it as a sentence."""
         return (
             f"reference models are right about {self.references:.1%} of the images of {self.people} people never "
             f"trained on, and the model about {self.model:.1%}"
@@ -348,7 +348,7 @@ class ReferenceFiles:
 
     @contextmanager
     def _written(self, file: Path) -> Iterator[Any]:
-        """Give a new file, of this user alone, that takes another one's place when it is whole."""
+        """Yield a new file, readable only by this user, that replaces another one when it is complete."""
         with (
             whole_file(file, DataError) as new,
             open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,

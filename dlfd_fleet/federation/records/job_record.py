@@ -35,7 +35,7 @@ class ReferencesMade(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: int
-    """How many the job makes."""
+    """Number of reference models that the job makes."""
     made: int = 0
     rounds: int = 0
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class ReferencesMade(BaseModel):
     """Sites whose models are not."""
 
     def sentence(self) -> str:
-        """Say in words what was made, and what it took."""
+        """Return a sentence: what was made, and its cost."""
         many = str(self.made) if self.made == self.models else f"{self.made} of {self.models}"
         took = f"{self.rounds} rounds, {self.seconds:.1f} s, {self.bytes_sent / 1e6:.1f} MB"
         kept = f"{self.sites} of {self.of_sites} sites keep their answers"
@@ -76,9 +76,9 @@ class JobRecord(BaseModel):
     """By column: original, unlearned, retrained."""
     verdict: Verdict | None = None
     formats: tuple[Format, ...] = ("fp32",)
-    """Of the released model's files."""
+    """Formats of the released model's files."""
     file_verdicts: dict[Format, Verdict] = {}
-    """Of each exported file that was attacked, those included that were not released."""
+    """Verdict of each audited file, also of files that were not released."""
     released: bool = False
     forgotten: tuple[str, ...] = ()
     """Requests that the released model has forgotten."""
@@ -92,7 +92,7 @@ class JobRecord(BaseModel):
     references: ReferencesMade | None = None
     """Its reference models, of a job that makes any."""
     proceedings: Proceedings = Proceedings()
-    """What the job's report shows beside this."""
+    """Further content of the job's report."""
 
     def changed(self, **changes: Unpack[RecordChanges]) -> JobRecord:
         """Return the record with these changes, checked as if it were read."""

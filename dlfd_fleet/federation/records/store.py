@@ -98,7 +98,7 @@ class Store:
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._engine.dispose()
 
     @contextmanager
@@ -208,7 +208,7 @@ class Store:
             return connection.execute(sa.select(JOB.c.cancelled_at).where(JOB.c.job == job)).scalar() is not None
 
     def reopen(self, job: str) -> JobRecord:
-        """Let a job that failed or was cancelled go on from its last finished step."""
+        """Reopen a failed or cancelled job, to continue after its last finished step."""
         record = self.load(job).model_copy(update={"step": "started", "note": ""})
         with self._transaction() as connection:
             connection.execute(

@@ -136,7 +136,7 @@ def _require_reason(reason: str) -> None:
 
 @contextmanager
 def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
-    """Give the store and a tracker that has sent what waited, while no job runs."""
+    """Yield the store and a tracker that has sent waiting records, while no job runs."""
     require_folder(settings.state_folder)
     with (
         closing(Store(settings.state_folder)) as store,
