@@ -144,10 +144,10 @@ class Audits:
         )
 
     def ranges(self, prepared: bytes) -> dict[str, tuple[float, float]]:
-        """Return the ranges of a prepared file's activations over retain images of the sites; one step of the job.
+        """Measure the ranges of a prepared file's activations on retain images of the sites; one step of the job.
 
-        Where sites can tell by reference models, the forgetting sites and a share of the others measure, if they
-        together have as many retain images as one site measures at most (``export.calibration_images``).
+        With references, the forgetting sites and a share of the others measure, if together they have
+        ``export.calibration_images`` retain images.
         """
         kind = dict[str, tuple[float, float]]
         return self.job.journal.facts("calibrate", kind, lambda: self._calibrate_at_few(prepared))
@@ -213,12 +213,12 @@ class Audits:
         return self.job.journal.facts(step, kind, compute)
 
     def unseen(self, arrays: Arrays, at: frozenset[int] | None = None) -> dict[str, UnseenAccuracy]:
-        """Ask sites how often their reference models are right about people never trained on, beside a model; one step.
+        """Ask sites to compare reference models and a model on people never trained on; one step of the job.
 
         Parameters
         ----------
         at
-            The nodes to ask, if not all of them. Of one that does not answer, or cannot tell, nothing is known.
+            Nodes to ask. Default: all. Nodes that do not answer, or have no references, are left out.
         """
         job, fleet, drop = self.job, self.job.fleet, self.job.settings.references.max_accuracy_drop
         records = UnseenTask(job=job.name, card=job.card, max_drop=drop).to_records(model=arrays)
@@ -240,7 +240,7 @@ class Audits:
         return job.journal.facts("compare-references", dict[str, UnseenAccuracy], compute)
 
     def gate_samples(self, arrays: Arrays, step: str) -> SampleScores:
-        """Return what a model says of the images that a gate may read, of retain images only some at each site."""
+        """Return a model's samples for a gate, with a sample of retain images at each site."""
         return self._answers(arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
 
     def _answers(
