@@ -1,4 +1,4 @@
-"""What a classifier's probabilities say: one class an input, or the labels that apply to it."""
+"""Turn a classifier's probabilities into answers: one class for each input, or the labels that apply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEPARATOR, NO_LABEL = ";", "none"
-"""What stands between two labels, in a manifest and in an answer, and what is said where none applies."""
+"""The separator of labels in manifests and answers, and the word for no label."""
 _APPLIES = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Where settings come from: defaults < file < environment < flags.
+"""Read settings from defaults, a file, the environment and flags; later ones win.
 
 The file is TOML (``--config PATH``, or ``DLFD_FLEET_CONFIG``); an environment variable is the dotted key in capitals
 with two underscores for each dot (``DLFD_FLEET_TRAINING__ROUNDS=8``); a flag is ``--set training.rounds=8``.

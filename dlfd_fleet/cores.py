@@ -14,7 +14,7 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def wait_without_spinning() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the user has chosen; of use before torch is imported."""
+    """Make OpenMP's threads sleep while they wait, unless the user has set it. Call it before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -67,7 +67,7 @@ def _quota(group: Path) -> list[float]:
 
 
 def limit_torch_threads() -> None:
-    """Let torch use no more threads than there are cores for this process; it knows nothing of quotas."""
+    """Limit torch's threads to the cores that this process may use; torch ignores quotas."""
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

@@ -102,7 +102,7 @@ def shared_engine(location: Path | str, name: str, error_type: type[FleetError])
 
 
 def limit_waits(connection: sa.Connection) -> None:
-    """Let a transaction in PostgreSQL wait no longer for a lock than one in SQLite."""
+    """Limit how long a PostgreSQL transaction waits for a lock, as in SQLite."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS * 1000:.0f}ms'")
 
 

@@ -85,7 +85,7 @@ def _alone(state_folder: Path) -> Iterator[None]:
 
 
 class DemoState(BaseModel):
-    """How far the demo is, and under which settings."""
+    """Progress and settings of the demo."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -204,7 +204,7 @@ class Demo:
         simulate(self.settings, jobs)
 
     def ask_to_be_forgotten(self) -> None:
-        """Let people at two sites ask, through the code of ``dlfd-fleet forget request``."""
+        """Enter requests at two sites, with the code of ``dlfd-fleet forget request``."""
         folders = site_folders(self.settings.state_folder)[:FORGETTING_SITES]
         manifests = []
         for folder in folders:
@@ -224,7 +224,7 @@ class Demo:
                     )
 
     def show(self, record: JobRecord, seconds: float) -> None:
-        """Let the device classify test faces, then print the table and the paths."""
+        """Classify test faces on the device, then print the table and the paths."""
         store = Store(self.settings.state_folder)
         champion = store.champions.current()
         if champion is None:
@@ -272,7 +272,7 @@ def device_table(onnx_file: Path, settings: Settings) -> Table:
 
 
 def _table_of_loaded(onnx_file: Path, site: Site) -> Table:
-    """Let the devices' code answer for rows that are no files, in this process."""
+    """Predict rows that are not files, with the devices' code in this process."""
     from dlfd_fleet.device.inference import DeviceModel
     from dlfd_fleet.federation.site.images import used_images
 

@@ -1,7 +1,7 @@
-"""Every error that dlfd-fleet raises for a person to read.
+"""Errors of dlfd-fleet whose message is for a person.
 
 Each message is one sentence: what is wrong, where, and what to do. The commands print it and end with exit code 2;
-anything that is not a :class:`FleetError` is a defect of ours and keeps its traceback.
+any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class FleetError(Exception):
-    """Base of every error that a user, an operator or a site can put right.
+    """Base of every error that a user, an operator or a site can fix.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class LedgerError(FleetError):
 
 
 class UnlearningError(FleetError):
-    """An unlearning method goes wrong, or gives back something else than an outcome."""
+    """An unlearning method fails, or does not return an outcome."""
 
 
 class ModelFileError(FleetError):
@@ -48,7 +48,7 @@ class ModelFileError(FleetError):
 
 
 class ExportError(FleetError):
-    """An exported ONNX file is not the model that it was made from."""
+    """An exported ONNX file differs from the model that it was made from."""
 
 
 class TrackingError(FleetError):
@@ -56,7 +56,7 @@ class TrackingError(FleetError):
 
 
 class MessageError(FleetError):
-    """A message from a node breaks the contract; the text names the node."""
+    """A message from a node is not valid; the text names the node."""
 
 
 class JobError(FleetError):
@@ -64,11 +64,11 @@ class JobError(FleetError):
 
 
 class JobCancelledError(JobError):
-    """Somebody asked for a job to be cancelled."""
+    """A job was cancelled."""
 
 
 class OutboxError(JobError):
-    """What a job has to tell MLflow cannot be kept, because the disk is full for example."""
+    """A job's records for MLflow cannot be stored, for example because the disk is full."""
 
 
 class DeliveryError(FleetError):
@@ -76,15 +76,15 @@ class DeliveryError(FleetError):
 
 
 class ReportRefusedError(DeliveryError):
-    """What came as a device's report is not one, is not signed by a device of the fleet, or came before."""
+    """A device's report is not valid, not signed by a device of the fleet, or was received before."""
 
 
 class EvidenceError(FleetError):
-    """A report or a certificate is missing or damaged, or does not hold."""
+    """A report or a certificate is missing, damaged or not valid."""
 
 
 class ReportRepeatedError(ReportRefusedError):
-    """A device's report came before: a replay, or the device did not hear that it had been taken."""
+    """A device's report was received before: a replay, or the device missed the acknowledgement."""
 
 
 class DeviceError(FleetError):
@@ -108,11 +108,11 @@ class ImageError(DataError, DeviceError):
 
 
 class UpdateRefusedError(DeviceError):
-    """What was offered as an update is not what the fleet signed; the text says which attack it looks like."""
+    """An update is not what the fleet signed; the text names the attack that it looks like."""
 
 
 class UpdateUnreachableError(DeviceError):
-    """The repository does not answer, or the device has no room for what it sends; a later attempt may succeed."""
+    """The repository does not answer, or the device has no space; a later attempt may succeed."""
 
 
 _OURS = Path(__file__).parent
@@ -121,7 +121,7 @@ _OF_A_FILE = frozenset(
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EISDIR", "ENXIO", "ENODEV")
     if (number := getattr(errno, name, None)) is not None
 )
-"""What a disk, or a path that somebody gave, may answer at any time; no defect of ours."""
+"""Errors of a disk or a given path, which are not bugs."""
 
 
 def file_refusal(error: BaseException) -> str | None:

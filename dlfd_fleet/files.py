@@ -13,7 +13,7 @@ from dlfd_fleet.exceptions import FleetError
 
 @contextmanager
 def whole_file(file: Path, error_type: type[FleetError]) -> Iterator[Path]:
-    """Give a place beside a file to write to, which then takes the file's place.
+    """Yield a temporary path beside a file; it then replaces the file.
 
     Parameters
     ----------

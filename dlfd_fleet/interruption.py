@@ -34,13 +34,13 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that the signal ended."""
+        """The exit code that a shell reports for a process ended by the signal."""
         return 128 + self.number
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Let the signals raise KeyboardInterrupt in this block, and note which one came."""
+    """Make the signals raise KeyboardInterrupt in this block, and note which one came."""
     interruption = Interruption()
 
     def interrupt(number: int) -> None:
@@ -65,7 +65,7 @@ def interruptible() -> Iterator[Interruption]:
 
 @contextmanager
 def handled(handle: Callable[[int], None]) -> Iterator[Callable[[], None]]:
-    """Let a function have the signals in this block, and give what hands them to it again after a library took them.
+    """Call a function for the signals in this block; yield a function that restores this after a library changed it.
 
     SIGHUP stays ignored under ``nohup``. In another thread than the main one nothing is changed: Python allows it there
     alone.

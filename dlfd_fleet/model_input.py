@@ -1,4 +1,4 @@
-"""What a model takes, as sites, devices and files agree on it: pixels of an image, or numbers.
+"""Describe the input of a model for sites, devices and files: image pixels, or numbers.
 
 Inside, between a site's data and a model, every value is in [0, 1], so that a bound on a change is a fraction of the
 range whatever the model takes. Devices see pixels as bytes, and numbers in the range that the model declares.
@@ -21,7 +21,7 @@ _PLAIN_CHANNELS = (1, 3)
 
 Value = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Fit = Literal["resize", "crop"]
-"""How an image of another aspect comes to the model's: squeezed to it, or scaled to cover it and cropped around it."""
+"""How an image of another aspect ratio is fitted: resized, or scaled to cover the input and cropped."""
 
 
 class ModelInput(BaseModel):
@@ -161,7 +161,7 @@ class ModelInput(BaseModel):
         return self.on_device(generator.random(shape, dtype=np.float32))
 
     def sentence(self) -> str:
-        """Say what it is, in few words."""
+        """Return a short description."""
         if self.is_image:
             channels, height, width = self.shape
             colours = {1: " grey", 3: ""}.get(channels, f" x {channels}")

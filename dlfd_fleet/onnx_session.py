@@ -1,4 +1,4 @@
-"""How every ONNX file is opened, where it is made, at sites and on devices: what was checked is what runs."""
+"""Open ONNX files in the same way at the coordinator, at sites and on devices."""
 
 from __future__ import annotations
 

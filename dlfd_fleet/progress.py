@@ -1,4 +1,4 @@
-"""How long work shows itself: a progress bar on a terminal, plain lines in a log."""
+"""Show progress: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 

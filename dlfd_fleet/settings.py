@@ -177,49 +177,47 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """Where the faces come from and how people are dealt to splits and sites."""
+    """The data source, the input, and how people are assigned to splits and sites."""
 
     source: Annotated[str, name_in(_SOURCES)] = Field(
         "orl",
         validate_default=False,
-        description="Face set: orl, celeba, manifest, image-folders, parquet, npz, loader or another package's.",
+        description="Data source: orl, celeba, manifest, image-folders, parquet, npz, loader or another package's.",
     )
     manifest: Path | None = Field(
-        None, description="CSV or Parquet manifest (source = manifest); the file of source = parquet or npz."
+        None, description="Manifest, CSV or Parquet (source = manifest), or the file of source = parquet or npz."
     )
-    root: Path | None = Field(
-        None, description="Folder that image paths start from; CelebA's download folder; that of image-folders."
-    )
+    root: Path | None = Field(None, description="Folder that image paths start from; for celeba the download folder.")
     folders: Literal["person/label", "label/person"] = Field(
-        "person/label", description="Which folder is the person, which the class (source = image-folders)."
+        "person/label", description="Order of the folders above an image (source = image-folders)."
     )
-    loader: ComponentName | None = Field(None, description="package.module:callable (source = loader).")
+    loader: ComponentName | None = Field(None, description="Loader of rows, package.module:callable (source = loader).")
     loader_arguments: Annotated[Arguments, BeforeValidator(_table)] = Field(
-        default_factory=dict, description="What the loader is called with; JSON in a flag or a variable."
+        default_factory=dict, description="Arguments of the loader; JSON in a flag or a variable."
     )
-    links: Literal["refuse", "follow"] = Field("refuse", description="Images that are links out of their folder.")
-    attribute: str = Field("Eyeglasses", description="CelebA attribute that is the task.")
+    links: Literal["refuse", "follow"] = Field(
+        "refuse", description="How to treat images that are links out of their folder."
+    )
+    attribute: str = Field("Eyeglasses", description="CelebA attribute to classify.")
     image_size: Annotated[Side | tuple[Side, Side], BeforeValidator(_height_and_width)] = Field(
-        64, description="Model input, pixels: the side of a square, or HEIGHTxWIDTH."
+        64, description="Model input in pixels: the side of a square, or HEIGHTxWIDTH."
     )
-    channels: Literal[1, 3] = Field(3, description="Model input: 3 colours, or 1 for grey.")
-    fit: Fit = Field("resize", description="Images of another aspect: resize them, or crop what is around.")
-    multi_label: bool = Field(
-        False, description="A label names any number of labels: 'hat;glasses', or 'none' of them."
-    )
+    channels: Literal[1, 3] = Field(3, description="Channels of the model input: 3 (colour) or 1 (grey).")
+    fit: Fit = Field("resize", description="How images of another aspect ratio fit: resize or crop.")
+    multi_label: bool = Field(False, description="Whether an image may have several labels: 'hat;glasses', or 'none'.")
     numbers: Annotated[tuple[Side, ...] | None, BeforeValidator(_sides)] = Field(
-        None, description="Model input that is no image: the shape of its numbers, such as 30 or 8x8."
+        None, description="Shape of a model input that is no image, such as 30 or 8x8."
     )
     value_range: Annotated[tuple[Value, Value], BeforeValidator(_words)] = Field(
-        (0.0, 1.0), description="Least and greatest value that the network itself takes: -1,1."
+        (0.0, 1.0), description="Smallest and largest value that the network takes, such as -1,1."
     )
-    validation_people: Count = Field(5, description="People never trained on, used by gates and merging.")
-    test_people: Count = Field(5, description="People never trained on, used only by the final audit.")
-    sites: Count = Field(4, description="Sites that training people are dealt to.")
+    validation_people: Count = Field(5, description="Number of people never trained on, for gates.")
+    test_people: Count = Field(5, description="Number of people never trained on, for the final audit.")
+    sites: Count = Field(4, description="Number of sites that share the training people.")
 
     @property
     def input(self) -> ModelInput:
-        """What models of these rows take."""
+        """The input of models for these rows."""
         low, high = self.value_range
         if self.numbers is not None:
             return ModelInput(shape=self.numbers, kind="numbers", low=low, high=high)
@@ -243,27 +241,26 @@ class ModelSettings(Section):
     architecture: Annotated[str, AfterValidator(_network)] = Field(
         "resnet18",
         validate_default=False,
-        description="torchvision backbone, or a factory of your own, package.module:callable.",
+        description="torchvision backbone, or your own factory, package.module:callable.",
     )
     arguments: Annotated[Arguments, BeforeValidator(_table)] = Field(
-        default_factory=dict, description="What the factory is called with; JSON in a flag or a variable."
+        default_factory=dict, description="Arguments of the factory; JSON in a flag or a variable."
     )
     feature_layer: str | None = Field(
-        None, description="Layer of the factory's network whose output is the features; its last linear layer's input."
+        None, description="Layer of your network whose output is the features; default: the last linear layer's input."
     )
     weights: Annotated[str | None, AfterValidator(_weights)] = Field(
         None,
-        description="What fresh weights begin with: a .safetensors or weights-only file, or torchvision's, such as "
-        "DEFAULT.",
+        description="Starting weights: a .safetensors or weights-only file, or torchvision's, such as DEFAULT.",
     )
     frozen: Annotated[LayerNames, BeforeValidator(_words)] = Field(
-        (), description="Layers of the network that are not trained, and sent to a site once; separated by commas."
+        (), description="Frozen layers, separated by commas: not trained, and sent to a site once."
     )
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
-        None, description="Mean that inputs are normalised by, one or one a channel; the network's own when unset."
+        None, description="Mean for normalisation, one value or one a channel; default: the network's."
     )
     std: Annotated[tuple[float, ...] | None, BeforeValidator(_words)] = Field(
-        None, description="Standard deviation likewise."
+        None, description="Standard deviation for normalisation, like mean."
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.3, description="Dropout of the 512-256-128-C head.")
 
@@ -278,7 +275,7 @@ class AugmentationSettings(Section):
     """Random changes of an image before each training step."""
 
     flip: Fraction = Field(0.0, description="Probability of a mirrored image.")
-    shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Largest shift, pixels.")
+    shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Largest shift in pixels.")
     light: Fraction = Field(0.0, description="Largest change of contrast, and half of that of brightness.")
 
 
@@ -286,11 +283,11 @@ class TrainingSettings(Section):
     """Federated training of the original model, and of the retrained one."""
 
     start: Literal["champion", "fresh"] = Field(
-        "champion", description="What a training job begins with: the champion, where there is one, or fresh weights."
+        "champion", description="Start of a training job: the champion, if there is one, or fresh weights."
     )
     rounds: Count = Field(5, description="Rounds of federated averaging.")
     local_epochs: Count = Field(4, description="Epochs at a site in one round.")
-    batch_size: BatchSize = Field(16, description="Images a step.")
+    batch_size: BatchSize = Field(16, description="Images in a step.")
     learning_rate: Positive = Field(0.02, description="SGD step of round 1; cosine decay over the rounds.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
@@ -304,43 +301,43 @@ class UnlearningSettings(Section):
     distancing_steps: Count = Field(4, description="Batches of distancing in a round.")
     repair_epochs: Positive = Field(
         4.0,
-        description="Passes over the retain images after them, a broken number too; the learning rate falls to 0.",
+        description="Passes over the retain images after distancing, such as 0.5; the rate falls to 0.",
     )
     strengthen: Annotated[float, Field(ge=1.0, le=1e6)] = Field(
-        1.5, description="What multiplies the next round's learning rate when the attack score stood still."
+        1.5, description="Factor on the next round's learning rate if the attack score did not move."
     )
-    epochs: Positive = Field(3.0, description="Passes over the retain images of methods without rounds.")
+    epochs: Positive = Field(3.0, description="Passes over the retain images, for methods without rounds.")
     batch_size: BatchSize = Field(32, description="Retain images a step.")
     learning_rate: Positive = Field(0.07, description="SGD step of distancing, and of methods without rounds.")
     repair_learning_rate: Positive = Field(0.02, description="SGD step of repair, at its start.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD momentum.")
     weight_decay: Weight = Field(5e-4, description="SGD weight decay.")
-    ball: Fraction = Field(0.03, description="L-infinity bound of the noise, pixel range.")
-    step_size: Fraction = Field(0.02, description="Sign-gradient step of the noise, pixel range.")
+    ball: Fraction = Field(0.03, description="L-infinity bound of the noise, as a share of the pixel range.")
+    step_size: Fraction = Field(0.02, description="Sign-gradient step of the noise, as a share of the pixel range.")
     steps: Steps = Field(2, description="Sign-gradient steps a batch.")
     forget_weight: Weight = Field(3.0, description="Weight of the transport distance.")
-    retain_weight_start: Weight = Field(1.0, description="Weight of CE at the start.")
-    retain_weight_end: Weight = Field(1.0, description="Weight of CE at the end.")
+    retain_weight_start: Weight = Field(1.0, description="Weight of the classification loss at the start.")
+    retain_weight_end: Weight = Field(1.0, description="Weight of the classification loss at the end.")
     sinkhorn_epsilon: Positive = Field(0.05, description="Entropic regularisation, cosine cost units.")
     sinkhorn_iterations: Count = Field(100, description="Most Sinkhorn iterations.")
     gate: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
-        0.05, description="AUC - 0.5 of the attack on validation people at which noise stops; the audit is two-sided."
+        0.05, description="Distancing stops at this AUC - 0.5 of the attack on validation people."
     )
     reference_gate: Fraction = Field(
         0.1,
-        description="Where reference models have answered: of what they show of members, the share that may be left.",
+        description="With references: share that may be left of what members show.",
     )
     max_utility_drop: Fraction = Field(
         0.02, description="Accuracy a checkpoint may lose, on validation people and on retained people."
     )
     max_seconds: Positive | None = Field(
         None,
-        description="Wall-clock limit, readings of the monitor included; DLFD's first round, once begun, is finished.",
+        description="Time limit in seconds, with the monitor's readings; DLFD always finishes its first round.",
     )
 
 
 class AuditSettings(Section):
-    """What counts as evidence."""
+    """Limits for audits and verdicts."""
 
     margin: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         0.10, description="Equivalence margin of the attack AUC around 0.5."
@@ -349,7 +346,7 @@ class AuditSettings(Section):
     max_accuracy_drop: Fraction = Field(0.02, description="Test accuracy an unlearned model may lose.")
     max_retain_drop: Fraction = Field(0.05, description="Accuracy that it may lose on retained people.")
     min_gain_over_majority: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
-        0.10, description="Balanced accuracy that a model must have above a constant answer's; -1 asks for none."
+        0.10, description="Balanced accuracy that a model must have above that of a constant answer; -1: no minimum."
     )
 
 
@@ -359,7 +356,7 @@ class SiteUnlearningSettings(UnlearningSettings):
     epochs: Positive = Field(1.0, description="Passes over a site's retain images in one round.")
     batch_size: BatchSize = Field(16, description="Retain images a step.")
     learning_rate: Positive = Field(0.015, description="SGD step.")
-    step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, pixel range.")
+    step_size: Fraction = Field(0.01, description="Sign-gradient step of the noise, as a share of the pixel range.")
     steps: Steps = Field(5, description="Sign-gradient steps a batch.")
     max_utility_drop: Fraction = Field(
         0.04, description="Accuracy a round may lose, on validation people and on retained people."
@@ -380,23 +377,23 @@ class ReferenceSettings(Section):
     """Models that never saw half of the people, and what they say of each image: what an erasure can aim at."""
 
     models: Annotated[int, Field(ge=0, le=64)] = Field(
-        4, description="Reference models, in pairs that are trained on one half of each site's people each; 0 for none."
+        4, description="Number of reference models, in pairs of complementary halves of each site's people; 0: none."
     )
     with_training: bool = Field(
-        False, description="Train them in a training job, too, once its model is released; else `job start references`."
+        False, description="Also train them after each training job; otherwise use `job start references`."
     )
     max_accuracy_drop: Fraction = Field(
         0.1,
-        description="Where they are right about people never trained on by more than this less often than the model, "
-        "beyond chance, an erasure does not aim at what they said.",
+        description="An erasure does not use references whose accuracy on people never trained on is lower than the "
+        "model's by more than this, beyond chance.",
     )
     update_precision: Precision = Field(
         "int8",
-        description="How sites' updates of them travel: differences in int8 or float16, or exact, float32. The models "
-        "themselves go to the sites as differences from the champion in float16; whole, if updates are exact.",
+        description="Precision of updates of reference models: differences in int8 or float16, or exact float32. "
+        "Models go to sites as float16 differences from the champion, or whole with float32.",
     )
     expire: Literal["with-training", "never"] = Field(
-        "with-training", description="Whether sites drop what they said once the fleet has trained another model."
+        "with-training", description="Whether sites delete their answers once the fleet has trained another model."
     )
 
     @field_validator("models")
@@ -421,12 +418,12 @@ class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Annotated[int, Field(ge=1, le=366)] = Field(
-        28, description="Calendar days from the day of receipt to the deadline; 28 are never more than a month."
+        28, description="Calendar days from receipt to the deadline; 28 is never more than a month."
     )
     due: DueSettings = Field(default_factory=DueSettings)
     way: Literal["unlearn", "retrain", "cheapest"] = Field(
         "unlearn",
-        description="Unlearn; retrain without the people, which is exact; or what is expected to cost less of the two.",
+        description="unlearn, retrain without the people (exact), or the cheapest of both.",
     )
     retrain_after: Count | None = Field(
         None, description="Erasures by unlearning since the last full training after which the next one trains anew."
@@ -438,22 +435,24 @@ class ErasureSettings(Section):
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
         "dlfd",
         validate_default=False,
-        description="How sites unlearn: dlfd, or another registered method that they have.",
+        description="Unlearning method of the sites: dlfd, or another registered one.",
     )
     unlearning: SiteUnlearningSettings = Field(default_factory=SiteUnlearningSettings)
-    repair_epochs: Count = Field(2, description="Plain epochs on retain images in one round of repair.")
+    repair_epochs: Count = Field(2, description="Epochs on retain images in one round of repair.")
     repair_share: Fraction = Field(
         0.25,
-        description="Where reference models have answered: share of the sites not asked to forget that take part in "
-        "repair, in training on, and in the audit of each file.",
+        description="With references: share of the other sites that take part in repair, in further training, and in "
+        "the audit of each file.",
     )
     learning_rate: Positive = Field(0.015, description="SGD step of the first repair; cosine decay.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
     )
-    max_attempts: Count = Field(1, description="Attempts, each half as long again at unlearning, before giving up.")
-    largest_update: Positive = Field(1.0, description="Largest L2 norm of a site's update, norms of the model.")
+    max_attempts: Count = Field(1, description="Most attempts; each unlearns 1.5 times as long as the one before.")
+    largest_update: Positive = Field(
+        1.0, description="Largest L2 norm of a site's update, as a multiple of the model's norm."
+    )
     largest_forget_share: Fraction = Field(
         0.25, description="Share of the fleet's images that one site may ask to forget in a job."
     )
@@ -470,38 +469,36 @@ class ErasureSettings(Section):
 class FleetSettings(Section):
     """The sites of a job, and how long to wait for them."""
 
-    least_sites: Count = Field(1, description="Sites that must be connected before a job begins.")
-    connect_seconds: Positive = Field(60.0, description="Longest wait for them.")
+    least_sites: Count = Field(1, description="Number of sites that must be connected before a job starts.")
+    connect_seconds: Positive = Field(60.0, description="Longest wait for these sites, seconds.")
     reply_timeout_seconds: Positive = Field(
-        3600.0, description="Longest wait for the replies of one round; a site is left out of a job once it was silent."
+        3600.0, description="Longest wait for replies of a round, seconds; a silent site leaves the job."
     )
     return_seconds: Positive = Field(
-        120.0, description="Longest wait for a site whose process died, before a round goes on without it."
+        120.0, description="Longest wait for a site whose process died, seconds; then the round goes on without it."
     )
-    quorum: Fraction = Field(
-        0.5, description="Share of the job's sites whose replies a round needs; 1 goes on with no site late."
-    )
+    quorum: Fraction = Field(0.5, description="Share of the job's sites that must reply in a round; 1: all of them.")
     late_seconds: Positive | None = Field(
         1200.0,
-        description="Longest wait for the others once a quorum has replied; fleet.reply_timeout_seconds when unset.",
+        description="Longest wait for the others after a quorum, seconds; default: fleet.reply_timeout_seconds.",
     )
     registered_keys: bool = Field(
-        True, description="Whether SuperNodes have registered keys: a site that comes back with another one is refused."
+        True, description="Whether SuperNodes have registered keys; if so, a site with another key is refused."
     )
     largest_weight_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
         10.0,
-        description="Largest number of images of a site, in medians of the others'; one that says more counts by it.",
+        description="Most images of a site, as a multiple of the others' median; a larger site counts by the median.",
     )
     largest_growth: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
-        3.0, description="Largest number of images of a site, in those that it counted by in its last job."
+        3.0, description="Most images of a site, as a multiple of its count in the last job."
     )
     update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
         5.0,
-        description="Largest L2 norm of a site's update, in medians of the other sites' updates; a longer one is "
-        "shortened to that if the site has as many times the images, else the site is left out.",
+        description="Largest L2 norm of an update, as a multiple of the others' median. A longer one is shortened if "
+        "the site has as many times the images; otherwise the site is left out.",
     )
     update_precision: Precision = Field(
-        "float32", description="How models travel: float32, exact; differences in float16, half, or int8, a quarter."
+        "float32", description="How models travel: exact (float32), or as differences in float16 or int8."
     )
 
 
@@ -509,43 +506,44 @@ class BenchSettings(Section):
     """The comparison of unlearning methods."""
 
     epochs: Count = Field(30, description="Epochs of the original and of each retrained model.")
-    batch_size: BatchSize = Field(32, description="Images a step of that training.")
+    batch_size: BatchSize = Field(32, description="Images in a step of that training.")
     learning_rate: Positive = Field(0.02, description="SGD step of that training; cosine decay.")
     augmentation: AugmentationSettings = Field(
-        AugmentationSettings(flip=0.5, shift=4, light=0.2), description="Of that training, and of every method."
+        AugmentationSettings(flip=0.5, shift=4, light=0.2),
+        description="Weight decay of that training and of every method.",
     )
     forget_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.2, description="Share of the trained people who are forgotten."
+        0.2, description="Share of the trained people to forget."
     )
-    retrained: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models a seed.")
+    retrained: Annotated[int, Field(ge=3, le=10**6)] = Field(3, description="Retrained models for each seed.")
     requests: Annotated[
         tuple[Annotated[str, AfterValidator(_asking)], ...], BeforeValidator(_words), Field(min_length=1, max_length=32)
     ] = Field(
         ("4@2",),
-        description="Of whole fleets: how many people ask, at how many sites (8@4), or which share of all (5%).",
+        description="bench fleets: people who ask at a number of sites (8@4), or a share of all people (5%).",
     )
-    time_limit: Positive = Field(0.2, description="Longest unlearning, gate included; share of a retraining's time.")
-    jobs: Count = Field(2, description="Worker processes; each has its share of the cores.")
-    relearning_epochs: Count = Field(2, description="Plain epochs on retain images before the relearning attack.")
+    time_limit: Positive = Field(
+        0.2, description="Time limit of unlearning with its gate, as a share of a retraining's time."
+    )
+    jobs: Count = Field(2, description="Worker processes, which share the cores.")
+    relearning_epochs: Count = Field(2, description="Epochs on retain images before the relearning attack.")
     relearning_rate: Positive = Field(0.01, description="SGD step of the relearning attack.")
-    relearning_rounds: Count = Field(
-        3, description="Of whole fleets: ordinary rounds of training before the relearning attack."
-    )
-    device_rounds: Count = Field(40, description="Turns that each way to run a model on a device has.")
-    device_predictions: Count = Field(10, description="Predictions that are timed in one turn.")
+    relearning_rounds: Count = Field(3, description="bench fleets: training rounds before the relearning attack.")
+    device_rounds: Count = Field(40, description="bench devices: turns of each way to run a model.")
+    device_predictions: Count = Field(10, description="Timed predictions in one turn.")
 
 
 class ReleaseSettings(Section):
     """When the alias moves, and what becomes of the models before it."""
 
     on_inconclusive: Literal["release", "hold", "retrain"] = Field(
-        "release", description="What an INCONCLUSIVE verdict does."
+        "release", description="What to do with an INCONCLUSIVE verdict."
     )
     purge_revoked: bool = Field(
         True, description="Delete the files of models that remember forgotten people, in MLflow and the state folder."
     )
     certificate_key: Path | None = Field(
-        None, description="Private ed25519 key (PEM) that signs certificates; made in the state folder when unset."
+        None, description="Private Ed25519 key (PEM) that signs certificates; default: made in the state folder."
     )
 
     @field_validator("certificate_key")
@@ -567,18 +565,22 @@ class StorageSettings(Section):
 class ExportSettings(Section):
     """The files that devices run."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX opset of the fleet's oldest runtime.")
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(
+        18, description="ONNX opset; choose that of the oldest runtime in the fleet."
+    )
     formats: Annotated[tuple[Annotated[str, name_in(_FORMATS)], ...], BeforeValidator(_words)] = Field(
         ("fp32",),
         validate_default=False,
-        description="Files of each model: fp32 (always), fp16, int8, ort or another package's; separated by commas.",
+        description="File formats of models, separated by commas: fp32 (always), fp16, int8, ort or a package's.",
     )
     parity_tolerance: Positive = Field(
-        1e-3, description="Largest difference of fp32's and ort's probabilities from torch; rounding comes to 1e-4."
+        1e-3, description="Largest difference of probabilities between fp32 or ort and torch; rounding gives 1e-4."
     )
-    fp16_tolerance: Positive = Field(0.01, description="Largest difference of fp16's probabilities from torch.")
-    int8_agreement: Fraction = Field(0.95, description="Least share of images that int8 and torch call the same.")
-    int8_accuracy_drop: Fraction = Field(0.02, description="Accuracy that int8 may lose against torch.")
+    fp16_tolerance: Positive = Field(0.01, description="Largest difference of probabilities between fp16 and torch.")
+    int8_agreement: Fraction = Field(
+        0.95, description="Lowest share of images for which int8 and torch name the same class."
+    )
+    int8_accuracy_drop: Fraction = Field(0.02, description="Accuracy that int8 may lose compared with torch.")
     calibration_images: Count = Field(256, description="Most retain images that a site calibrates int8 on.")
     ort_platform: Literal["any", "this"] = Field("any", description="CPUs that .ort runs on; 'this' may be faster.")
 
@@ -593,25 +595,26 @@ class ExportSettings(Section):
 class DeliverySettings(Section):
     """The signed repository that devices update from, and the devices themselves."""
 
-    folder: Path | None = Field(None, description="Repository, keys, database; STATE/delivery when unset.")
+    folder: Path | None = Field(None, description="Folder of repository, keys and database; default: STATE/delivery.")
     database: Annotated[str | None, AfterValidator(_of_postgresql)] = Field(
-        None, description="postgresql+psycopg://host/database of the devices; a SQLite file in the folder when unset."
+        None,
+        description="Database of devices, postgresql+psycopg://host/database; default: a SQLite file in the folder.",
     )
-    root_keys: Count = Field(3, description="Keys of the root, made by `delivery init`.")
+    root_keys: Count = Field(3, description="Number of root keys that `delivery init` makes.")
     root_threshold: Count = Field(2, description="How many of them sign.")
-    targets_keys: Count = Field(3, description="Keys of the releases.")
+    targets_keys: Count = Field(3, description="Number of release keys.")
     targets_threshold: Count = Field(2, description="How many of them sign.")
-    root_days: Positive = Field(365.0, description="Until the root expires.")
-    targets_days: Positive = Field(180.0, description="Until the list of releases expires.")
-    snapshot_days: Positive = Field(7.0, description="Until the snapshot and the rollout expire.")
+    root_days: Positive = Field(365.0, description="Days until the root expires.")
+    targets_days: Positive = Field(180.0, description="Days until the list of releases expires.")
+    snapshot_days: Positive = Field(7.0, description="Days until the snapshot and the rollout expire.")
     timestamp_days: Positive = Field(1.0, description="Until devices must hear from the repository again.")
     shares: Annotated[tuple[Fraction, ...], BeforeValidator(_words)] = Field(
-        (0.1, 0.5, 1.0), description="Shares of the devices that a rollout goes through after the canaries."
+        (0.1, 0.5, 1.0), description="Shares of devices in a rollout after the canaries."
     )
-    failed_share: Fraction = Field(0.1, description="Share of failed devices above which a rollout aborts by itself.")
+    failed_share: Fraction = Field(0.1, description="Share of failed devices above which a rollout is aborted.")
     least_reports: Count = Field(
         20,
-        description="Devices that must have tried a release before it does; all that may take it, if they are fewer.",
+        description="Devices that must have tried a release before it is aborted, or all if they are fewer.",
     )
     report_hours: Positive = Field(24.0, description="How old a device's report may be.")
 
@@ -625,15 +628,15 @@ class DeliverySettings(Section):
 
 
 class DeskSettings(Section):
-    """The desk: who may use it, and what letters to people who asked look like."""
+    """The desk: who may use it, and templates and names for letters to people."""
 
     letters: Path | None = Field(
         None,
-        description="Folder of the site's own letter templates: received.html, extended.html, refused.html, "
-        "forgotten.html, letter.html; ours where it has none.",
+        description="Folder of your letter templates: received.html, extended.html, refused.html, forgotten.html, "
+        "letter.html; default: ours.",
     )
-    sender: str = Field("", description="Name and address at the head of letters; the site's name when unset.")
-    authority: str = Field("", description="Supervisory authority that letters name, with its address.")
+    sender: str = Field("", description="Name and address at the head of letters; default: the site's name.")
+    authority: str = Field("", description="Supervisory authority in letters, with address.")
     hosts: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         (), description="Names that browsers reach the desk by, beside its own address; separated by commas."
     )
@@ -653,13 +656,15 @@ class TrackingSettings(Section):
     """MLflow."""
 
     uri: Annotated[str | None, AfterValidator(_tracking_uri)] = Field(
-        None, description="Tracking URI; a SQLite store in the state folder when unset."
+        None, description="Tracking URI; default: a SQLite store in the state folder."
     )
     experiment: Annotated[str, AfterValidator(_experiment_name)] = Field("dlfd-fleet", description="MLflow experiment.")
     registered_model: Annotated[str, AfterValidator(_model_name)] = Field(
         "dlfd-fleet", description="Name in the model registry."
     )
-    system_metrics: bool = Field(True, description="Record CPU, memory, disk and network of the coordinator's machine.")
+    system_metrics: bool = Field(
+        True, description="Whether to record CPU, memory, disk and network of the coordinator's machine."
+    )
 
 
 class Settings(BaseSettings):
@@ -671,7 +676,7 @@ class Settings(BaseSettings):
     _path = field_validator("*", mode="after")(_can_be_a_path)
 
     state_folder: Path = Field(
-        Path("dlfd-fleet-state"), description="Everything a run keeps: sites, jobs, models, MLflow store."
+        Path("dlfd-fleet-state"), description="Folder of all state: sites, jobs, models, MLflow store."
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of splits, training and noise.")
     data: DataSettings = Field(default_factory=DataSettings)

@@ -161,7 +161,7 @@ def _settings_for_nodes(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Let only errors of these libraries through: their lines would tear the progress bars."""
+    """Show only errors of these libraries, because other lines would break the progress bars."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

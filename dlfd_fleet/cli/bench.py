@@ -11,11 +11,9 @@ from dlfd_fleet.cli.options import Config, Overrides, console, load
 app = typer.Typer(no_args_is_help=True, help="Compare DLFD with its peers, whole fleets, device files; measure load.")
 
 Methods = Annotated[str, typer.Option(help="'all', or names separated by commas.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Splits and trainings to average over.")]
-Budget = Annotated[str, typer.Option(help="Nothing new is begun after this time: 90s, 30m, 2h.")]
-Data = Annotated[
-    str | None, typer.Option(help="A data source ('orl'), or a manifest of faces; by default what the settings name.")
-]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of splits and trainings to average over.")]
+Budget = Annotated[str, typer.Option(help="Start nothing new after this time: 90s, 30m, 2h.")]
+Data = Annotated[str | None, typer.Option(help="A data source ('orl') or a manifest; default: that of the settings.")]
 
 
 @app.command(epilog="Example: dlfd-fleet bench methods --methods dlfd,msg --seeds 2 --budget 20m")
@@ -37,7 +35,7 @@ def methods(
 def margins(
     data: Data = None,
     methods: Methods = "dlfd,dlfd+references",
-    models: Annotated[int, typer.Option(help="Models of each kind.")] = 20,
+    models: Annotated[int, typer.Option(help="Number of models of each kind.")] = 20,
     seeds: Seeds = 1,
     budget: Budget = "30m",
     config: Config = None,

@@ -12,7 +12,7 @@ from dlfd_fleet.plain_text import plain
 
 _WIDE = 160
 
-app = typer.Typer(no_args_is_help=True, help="Settings.")
+app = typer.Typer(no_args_is_help=True, help="Show the settings.")
 
 
 @app.command("show", epilog="Example: dlfd-fleet config show --set training.rounds=30")

@@ -11,13 +11,13 @@ from rich.table import Table
 from dlfd_fleet.cli.options import Classes, Config, FollowLinks, MultiLabel, Overrides, console, load
 from dlfd_fleet.plain_text import PlainConsole
 
-app = typer.Typer(no_args_is_help=True, help="Face sets: check, make, deal to sites.")
+app = typer.Typer(no_args_is_help=True, help="Check, make and deal data sets.")
 
 
 @app.command("check", epilog="Example: dlfd-fleet data check faces/manifest.csv")
 def check(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet manifest.")],
-    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; default: the manifest's.")] = None,
     classes: Classes = None,
     multi_label: MultiLabel = False,
     follow_links: FollowLinks = False,
@@ -46,13 +46,15 @@ def check(
 
 @app.command("synthesize", epilog="Example: dlfd-fleet data synthesize faces --people 60 --images 8 --image-size 32")
 def synthesize(
-    folder: Annotated[Path, typer.Argument(help="Where the images and manifest.csv go; must be empty or absent.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for images and manifest.csv; must be empty or absent.")],
     people: Annotated[int, typer.Option(min=1)] = 40,
-    images: Annotated[int, typer.Option(min=1, help="Images a person.")] = 10,
+    images: Annotated[int, typer.Option(min=1, help="Images of each person.")] = 10,
     image_size: Annotated[int, typer.Option(min=16)] = 64,
     classes: Annotated[int, typer.Option(min=2)] = 2,
     contrast: Annotated[float, typer.Option(min=0.0, max=1.0, help="How dark the eyewear is.")] = 1.0,
-    grain: Annotated[float, typer.Option(min=0.0, max=128.0, help="Noise of the pixels, of 255.")] = 8.0,
+    grain: Annotated[
+        float, typer.Option(min=0.0, max=128.0, help="Standard deviation of the pixel noise, of 255.")
+    ] = 8.0,
     mislabelled: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of wrong labels.")] = 0.0,
     seed: int = 0,
 ) -> None:

@@ -9,13 +9,11 @@ import typer
 
 from dlfd_fleet.cli.options import Config, Overrides, console, load
 
-app = typer.Typer(no_args_is_help=True, help="The signed repository that devices update from, and the devices.")
+app = typer.Typer(no_args_is_help=True, help="Manage the signed repository and its devices.")
 
-Keys = Annotated[
-    list[Path] | None, typer.Option("--keys", help="A folder of private keys beside the delivery's; may be repeated.")
-]
+Keys = Annotated[list[Path] | None, typer.Option("--keys", help="Another folder of private keys; may be repeated.")]
 NewKeys = Annotated[
-    Path | None, typer.Option("--new-keys", help="Folder to write new private keys to; the delivery's by default.")
+    Path | None, typer.Option("--new-keys", help="Folder for new private keys; default: that of the delivery.")
 ]
 Role = Annotated[str, typer.Argument(help="root, targets, snapshot, timestamp or rollout.")]
 
@@ -40,10 +38,10 @@ def init(new_keys: NewKeys = None, config: Config = None, overrides: Overrides =
 def publish(
     version: Annotated[str, typer.Argument(help="A job's name, a version of the registry, or champion.")],
     rings: Annotated[
-        bool, typer.Option("--rings", help="Give it to nobody until `rollout start`; else it is everybody's at once.")
+        bool, typer.Option("--rings", help="Offer it to no device before `rollout start`; otherwise to all at once.")
     ] = False,
     formats: Annotated[
-        str | None, typer.Option(help="Files, separated by commas; all that were released by default.")
+        str | None, typer.Option(help="File formats, separated by commas; default: all that were released.")
     ] = None,
     keys: Keys = None,
     config: Config = None,
@@ -106,7 +104,7 @@ def status(keys: Keys = None, config: Config = None, overrides: Overrides = None
 
 @app.command("serve", epilog="Example: dlfd-fleet delivery serve --host 127.0.0.1 --port 8300")
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8300,
     tls_certificate: Annotated[Path | None, typer.Option(exists=True, help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(exists=True, help="Its private key, PEM.")] = None,
@@ -128,8 +126,8 @@ def serve(
 @app.command("enroll", epilog="Example: dlfd-fleet delivery enroll camera/device.pub --name camera --canary")
 def enroll(
     public_key: Annotated[Path, typer.Argument(help="The device's public key, PEM.")],
-    name: Annotated[str, typer.Option(help="What to call the device.")],
-    canary: Annotated[bool, typer.Option("--canary", help="It takes new releases before others.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the device.")],
+    canary: Annotated[bool, typer.Option("--canary", help="The device takes new releases before others.")] = False,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -144,8 +142,8 @@ def enroll(
 
 @app.command("retire", epilog="Example: dlfd-fleet delivery retire camera --reason 'stolen on 3 May'")
 def retire(
-    device: Annotated[str, typer.Argument(help="The device's name, id, or the beginning of its id.")],
-    reason: Annotated[str, typer.Option(help="Why it keeps no erasure open any more; signed and kept.")],
+    device: Annotated[str, typer.Argument(help="Name or id of the device, or the beginning of its id.")],
+    reason: Annotated[str, typer.Option(help="Why the device is retired; signed and kept.")],
     keys: Keys = None,
     config: Config = None,
     overrides: Overrides = None,

@@ -70,14 +70,14 @@ def prune(
 
 def unlearn(
     model: Annotated[Path, typer.Option(help="Folder of model.safetensors and card.json.")],
-    data: Annotated[Path, typer.Option(help="Manifest of the faces, with people of the splits validation and test.")],
+    data: Annotated[Path, typer.Option(help="Manifest, with people in the splits validation and test.")],
     forget: Annotated[list[str], typer.Option(help="A person to forget; may be repeated.")],
     output: Annotated[Path, typer.Option(help="New folder for the unlearned model and its report.")] = Path(
         "unlearned"
     ),
-    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; default: the manifest's.")] = None,
     trained_on: TrainedOnOption = None,
-    method: Annotated[str, typer.Option(help="How: 'dlfd', or another registered method.")] = "dlfd",
+    method: Annotated[str, typer.Option(help="Unlearning method: 'dlfd', or another registered one.")] = "dlfd",
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:

@@ -18,23 +18,26 @@ Classes = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAMES",
-        help="The fleet's classes in order, separated by commas; those of the manifest by default. "
+        help="Names of the classes in order, separated by commas; default: those of the manifest. "
         "A name that holds a comma stands in quotation marks: '\"hat, red\",none'.",
     ),
 ]
 MultiLabel = Annotated[
     bool,
-    typer.Option("--multi-label", help="A label cell names any number of labels: 'hat;glasses', or 'none' of them."),
+    typer.Option("--multi-label", help="A label cell may hold several labels: 'hat;glasses', or 'none'."),
 ]
 FollowLinks = Annotated[
-    bool, typer.Option("--follow-links", help="Take images that are links out of their folder; a purge deletes both.")
+    bool,
+    typer.Option(
+        "--follow-links", help="Accept images that are links out of their folder; a purge deletes link and file."
+    ),
 ]
 TrainedOnOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|all",
-        help="Whom the model was trained on before: a file with one identity a line or a column 'identity', or 'all' "
-        "for everybody in the manifest. None of them counts as unseen.",
+        help="People on whom the model was trained before: a file with one identity a line or a column 'identity', "
+        "or 'all' for everybody in the manifest. None of them counts as unseen.",
     ),
 ]
 By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; the login name by default.")]

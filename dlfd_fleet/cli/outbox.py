@@ -8,7 +8,7 @@ import typer
 
 from dlfd_fleet.cli.options import Config, Overrides, console, load
 
-app = typer.Typer(no_args_is_help=True, help="Records that MLflow has not taken: they wait, or it refused them.")
+app = typer.Typer(no_args_is_help=True, help="List, send and drop records that MLflow has not taken.")
 
 
 @app.command("list", epilog="Example: dlfd-fleet outbox list")

@@ -8,7 +8,7 @@ import typer
 
 from dlfd_fleet.cli.options import Config, Overrides, console, load
 
-app = typer.Typer(no_args_is_help=True, help="Registered versions: which may run, who promoted which, and revocation.")
+app = typer.Typer(no_args_is_help=True, help="List, promote, revoke and import registered versions.")
 
 Version = Annotated[str, typer.Argument(help="Number of the version.")]
 
@@ -16,7 +16,7 @@ Version = Annotated[str, typer.Argument(help="Number of the version.")]
 @app.command("list", epilog="Example: dlfd-fleet registry list --history")
 def list_versions(
     history: Annotated[
-        bool, typer.Option("--history", help="Show every promotion instead: when, by whom, why.")
+        bool, typer.Option("--history", help="Show all promotions instead: when, by whom, why.")
     ] = False,
     config: Config = None,
     overrides: Overrides = None,
@@ -71,7 +71,7 @@ def revoke(
     version: Version,
     reason: Annotated[str, typer.Option(help="Why; it is kept with the version.")],
     purge: Annotated[
-        bool | None, typer.Option("--purge/--keep-files", help="Delete its files; release.purge_revoked by default.")
+        bool | None, typer.Option("--purge/--keep-files", help="Delete its files; default: release.purge_revoked.")
     ] = None,
     config: Config = None,
     overrides: Overrides = None,

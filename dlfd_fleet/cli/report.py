@@ -11,9 +11,9 @@ from dlfd_fleet.cli.options import Config, Overrides, console, load
 
 
 def report(
-    job: Annotated[str | None, typer.Argument(help="Name of the job; the latest erasure by default.")] = None,
+    job: Annotated[str | None, typer.Argument(help="Name of the job; default: the latest erasure.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="HTML file, and JSON beside it; in the job's folder by default.")
+        Path | None, typer.Option(help="HTML file, with JSON beside it; default: in the job's folder.")
     ] = None,
     config: Config = None,
     overrides: Overrides = None,

@@ -13,7 +13,7 @@ from dlfd_fleet.cli.options import Config, Overrides, console, load
 if TYPE_CHECKING:
     from dlfd_fleet.delivery.delivery import RolloutStep
 
-app = typer.Typer(no_args_is_help=True, help="Who may take a release that was published with --rings, and when.")
+app = typer.Typer(no_args_is_help=True, help="Control which devices may take a release published with --rings.")
 
 
 @app.command("start", epilog="Example: dlfd-fleet rollout start")

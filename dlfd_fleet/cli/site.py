@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, TrainedOnOption, console
 
-app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, show it, purge it.")
+app = typer.Typer(no_args_is_help=True, help="Make, show and purge the folder of a site.")
 
 
 @app.command(
@@ -20,44 +20,56 @@ app = typer.Typer(no_args_is_help=True, help="The folder of a site: make it, sho
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder: card, keys, ledger, manifest.")],
     name: Annotated[str, typer.Option(help="Name of the site; the coordinator does not learn it.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="The site's faces: image,identity,label[,site][,split].")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the images; the manifest's own by default.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest: image,identity,label[,site][,split].")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the images; default: the manifest's.")] = None,
     follow_links: FollowLinks = False,
-    image_folders: Annotated[Path | None, typer.Option(help="Or a folder of images in folders of folders.")] = None,
-    folders: Annotated[str, typer.Option(help="These are 'person/label' or 'label/person'.")] = "person/label",
-    parquet: Annotated[Path | None, typer.Option(help="Or a Parquet file with the bytes of images.")] = None,
-    npz: Annotated[Path | None, typer.Option(help="Or an NPZ file: inputs, labels, people[, splits].")] = None,
+    image_folders: Annotated[
+        Path | None, typer.Option(help="Instead: a folder of images in two levels of folders.")
+    ] = None,
+    folders: Annotated[
+        str, typer.Option(help="Order of these levels: 'person/label' or 'label/person'.")
+    ] = "person/label",
+    parquet: Annotated[Path | None, typer.Option(help="Instead: a Parquet file with images as bytes.")] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="Instead: an NPZ file with inputs, labels, people[, splits].")
+    ] = None,
     loader: Annotated[
-        str | None, typer.Option(help="Or what returns a PersonDataset, package.module:callable.")
+        str | None, typer.Option(help="Instead: a loader that returns a PersonDataset, package.module:callable.")
     ] = None,
     loader_arguments: Annotated[
-        str, typer.Option(metavar="JSON", help="What the loader is called with, or that of the Parquet file.")
+        str, typer.Option(metavar="JSON", help="Arguments of the loader, or column names of the Parquet file, in JSON.")
     ] = "{}",
     classes: Classes = None,
     multi_label: MultiLabel = False,
     numbers: Annotated[
-        str | None, typer.Option(metavar="SHAPE", help="Model input that is no image: 30, or 8x8 numbers.")
+        str | None, typer.Option(metavar="SHAPE", help="Shape of a model input that is no image, such as 30 or 8x8.")
     ] = None,
-    image_size: Annotated[str, typer.Option(help="Model input, pixels: the side of a square, or HEIGHTxWIDTH.")] = "64",
-    channels: Annotated[int, typer.Option(min=1, max=3, help="Model input: 3 colours, or 1 for grey.")] = 3,
-    fit: Annotated[str, typer.Option(help="Images of another aspect: 'resize', or 'crop' what is around.")] = "resize",
-    value_range: Annotated[str, typer.Option(metavar="LOW,HIGH", help="Values that the network itself takes.")] = "0,1",
+    image_size: Annotated[
+        str, typer.Option(help="Model input in pixels: the side of a square, or HEIGHTxWIDTH.")
+    ] = "64",
+    channels: Annotated[
+        int, typer.Option(min=1, max=3, help="Channels of the model input: 3 (colour) or 1 (grey).")
+    ] = 3,
+    fit: Annotated[str, typer.Option(help="How images of another aspect ratio fit: 'resize' or 'crop'.")] = "resize",
+    value_range: Annotated[
+        str, typer.Option(metavar="LOW,HIGH", help="Smallest and largest value that the network takes.")
+    ] = "0,1",
     network: Annotated[
-        str | None, typer.Option(help="Factory that this site may build, package.module:callable.")
+        str | None, typer.Option(help="Factory of a network that this site may build, package.module:callable.")
     ] = None,
-    arguments: Annotated[str, typer.Option(metavar="JSON", help="What that factory is called with.")] = "{}",
-    validation_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the gate.")] = 0,
-    test_people: Annotated[int, typer.Option(min=0, help="People kept out of training for the evidence.")] = 0,
+    arguments: Annotated[str, typer.Option(metavar="JSON", help="Arguments of that factory, in JSON.")] = "{}",
+    validation_people: Annotated[
+        int, typer.Option(min=0, help="Number of people kept out of training for the gate.")
+    ] = 0,
+    test_people: Annotated[int, typer.Option(min=0, help="Number of people kept out of training for the audit.")] = 0,
     trained_on: TrainedOnOption = None,
     ledger: Annotated[
-        str, typer.Option(help="File in the folder, or postgresql+psycopg://host/database.")
+        str, typer.Option(help="Ledger: a file in the folder, or postgresql+psycopg://host/database.")
     ] = "ledger.db",
     fleet_secret: Annotated[
-        Path | None, typer.Option(help="File of the secret that the sites share (openssl rand -hex 32).")
+        Path | None, typer.Option(help="File of the secret that sites share (openssl rand -hex 32).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of who is kept out of training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the choice of people kept out of training.")] = 0,
 ) -> None:
     """Make the folder of a site; its images stay where they are."""
     from dlfd_fleet.cli.inputs import component, input_of, rows_of

@@ -1,7 +1,13 @@
-"""Face sets as tables of people: manifests, their problems, splits by person, sources, and synthetic sets.
+"""Data sets in which each row has a person: manifests, checks, splits by person, sources and drawn sets.
 
-Decoded images live in :mod:`dlfd_fleet.data.dataset`, which needs torch; this module does not. A data source of your
-own: docs/how-to/source.md.
+A manifest is a table with one row an image: path, person, class, and optionally site and split. Files, loaders and
+registered sources become a :class:`Manifest`::
+
+    manifest = read_manifest(Path("faces/manifest.csv"))
+    print(manifest.identities, manifest.classes)
+
+Images are decoded by :mod:`dlfd_fleet.data.dataset`, which needs torch; this package does not. Stable: the names in
+``__all__``. A data source of your own: docs/how-to/source.md.
 """
 
 from dlfd_fleet.data.check import Problem, check_manifest

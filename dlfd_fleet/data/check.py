@@ -1,4 +1,4 @@
-"""Every problem of a face set at once, each with its row."""
+"""Find all problems of a data set at once, each with its row."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ANY_INPUT = image_input(32)
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong, and where; the header is row 1."""
+    """A problem and its row; the header is row 1."""
 
     row: int
     column: str
     sentence: str
     notice: bool = False
-    """Whether it is worth knowing and no mistake: names that are read as one."""
+    """Whether it is only a notice, such as spellings that are read as one name."""
 
 
 def check_manifest(
@@ -44,13 +44,13 @@ def check_manifest(
     Parameters
     ----------
     root
-        Folder that image paths start from; the manifest's own when omitted.
+        Folder that image paths start from. Default: the manifest's folder.
     classes
-        Allowed labels; any when omitted.
+        Allowed labels. Default: any.
     links
         Whether images may be links that leave the folder.
     multi_label
-        Whether a cell names any number of labels.
+        Whether a cell may hold several labels.
 
     Raises
     ------

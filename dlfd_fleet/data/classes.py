@@ -1,4 +1,4 @@
-"""Names of classes as people list them and as cells of labels hold them, and weights that balance their sizes."""
+"""Read names of classes and labels, and compute weights that balance classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def labels_in(cell: str, *, multi_label: bool) -> tuple[str, ...]:
     Raises
     ------
     DataError
-        If a label in it has no name, or it says none and names one.
+        If a label is empty, or the cell has ``none`` and a label.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def labels_in(cell: str, *, multi_label: bool) -> tuple[str, ...]:
 
 
 def unknown_label(cell: str, known: Collection[str], *, multi_label: bool) -> str | None:
-    """Return a name in a cell that is none of the classes, given in their canonical forms; None if all are known."""
+    """Return a name in a cell that is not among the classes (canonical forms); None if all are known."""
     return next((name for name in labels_in(cell, multi_label=multi_label) if canonical(name) not in known), None)
 
 
@@ -60,7 +60,7 @@ def listed(names: Sequence[str]) -> str:
 def class_names(lists: Sequence[str] | None, *, multi_label: bool = False) -> tuple[str, ...] | None:
     """Return the names in lists such as ``glasses,no glasses``, in order; None if there is no list.
 
-    A name that holds a comma stands in quotation marks: ``"hat, red",none``. Blanks around names go.
+    A name with a comma is in quotation marks: ``"hat, red",none``. Blanks around names are removed.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ def class_names(lists: Sequence[str] | None, *, multi_label: bool = False) -> tu
 
 
 def refuse_wrong_classes(names: Sequence[str], *, multi_label: bool = False) -> None:
-    """Raise a :class:`~dlfd_fleet.exceptions.ConfigurationError` if a class has no name, or two have one name.
+    """Raise a :class:`~dlfd_fleet.exceptions.ConfigurationError` if a name is empty or used twice.
 
-    Nor may a label be called what says in a cell that none applies, or hold what stands between two of them.
+    A label must not be ``none`` or contain the separator of labels.
     """
     first: dict[str, str] = {}
     for number, name in enumerate(names, start=1):
@@ -113,7 +113,7 @@ def refuse_wrong_classes(names: Sequence[str], *, multi_label: bool = False) -> 
 
 
 def too_few(classes: Sequence[str], *, multi_label: bool) -> str | None:
-    """Return why these are too few classes for a classifier; None if they are not. One label is enough."""
+    """Return why there are too few classes for a classifier; None if there are enough. One label is enough."""
     if len(classes) >= (1 if multi_label else 2):
         return None
     return f"a classifier needs two classes or more, or one label, and there are {len(classes)}"

@@ -1,4 +1,4 @@
-"""Decoded images of a manifest: read once, kept in memory as bytes, cut and augmented as tensors."""
+"""Decode the images of a manifest once, and select and augment them as tensors."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class IdentityDataset:
         Inputs ``(N, *shape)``: uint8 pixels of images ``(N, C, H, W)``, or float32 numbers in [0, 1]; in memory, or in
         a site's file of decoded rows.
     labels
-        Indices into ``classes``, int64 ``(N,)``; or which of them apply, where they are labels, uint8 ``(N, L)``.
+        Indices into ``classes``, int64 ``(N,)``; for labels, 0 and 1, uint8 ``(N, L)``.
     rows
-        The manifest's rows, one an image.
+        Rows of the manifest, one for each image.
     classes
         Names of the classes.
     """
@@ -57,7 +57,7 @@ class IdentityDataset:
 
     @property
     def people(self) -> Tensor:
-        """A number for the person of each image, int64 ``(N,)``, without meaning outside this set."""
+        """Person number of each image, int64 ``(N,)``, valid only in this set."""
         numbers = {name: number for number, name in enumerate(sorted(set(self.identities)))}
         return torch.tensor([numbers[name] for name in self.identities], dtype=torch.long)
 
@@ -68,7 +68,7 @@ class IdentityDataset:
         return torch.bincount(self.labels, minlength=len(self.classes))
 
     def class_weights(self) -> Tensor:
-        """Return weights of a loss by which all classes count the same, ``(C,)``; of labels both values, ``(L, 2)``."""
+        """Return loss weights with which all classes count the same, ``(C,)``; for labels, both values, ``(L, 2)``."""
         if self.labels.ndim == 2:
             shown = self.class_images().tolist()
             return torch.tensor([balanced_weights((len(self) - count, count)) for count in shown])
@@ -103,11 +103,11 @@ def load_dataset(
     Parameters
     ----------
     model_input
-        What the model takes: images are brought to its size and colours.
+        Input of the model; images are resized and converted to it.
     classes
-        Names of the classes in the model's order; the manifest's own when omitted.
+        Names of the classes in the model's order. Default: those of the manifest.
     multi_label
-        Whether a cell names any number of labels, and not one class.
+        Whether a cell may hold several labels instead of one class.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def stored_dataset(
     *,
     multi_label: bool = False,
 ) -> IdentityDataset:
-    """Return a site's images without reading them into memory: they are decoded once into a file.
+    """Return a site's images from a file into which they are decoded once, without loading them into memory.
 
     Parameters
     ----------

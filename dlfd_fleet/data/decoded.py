@@ -1,8 +1,8 @@
-"""A site's decoded rows on its own disk: decoded once, mapped into memory, overwritten by a purge.
+"""Keep a site's decoded rows in a file that is mapped into memory and overwritten by a purge.
 
-The file ``decoded-KEY.rows``, whose key is that of what the site's models take, holds the inputs of N different
-contents, one after another, and then the SHA-256 of each. It is written whole or not at all. A row is found by its
-digest: two rows with the same content share a place, and a row that has left the manifest has none.
+The file ``decoded-KEY.rows`` holds the inputs of N different contents and then their SHA-256. KEY stands for the input
+of the site's models. The file is written whole or not at all. A row is found by its digest, so two rows with the same
+content share a place.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _DIGEST_BYTES = 32
 _AT_ONCE = 256  # rows
 
 Content = tuple[str, NDArray[Any]]
-"""The SHA-256 of a row, in hexadecimal digits, and its input as data sets hold it."""
+"""The SHA-256 of a row, in hexadecimal digits, and its decoded input."""
 
 
 class MappedInputs:
-    """The inputs in a file, of which a read takes memory for its own rows only.
+    """Inputs in a file; a read takes memory only for its rows.
 
-    The kernel keeps what was read lately as long as nobody needs the room; it is not counted as this process's.
+    Pages that were read are in the kernel's cache and do not count as memory of this process.
 
     Attributes
     ----------
     places
-        Place of each content, by its SHA-256.
+        Position of each content, by its SHA-256.
     """
 
     def __init__(self, file: Path, model_input: ModelInput) -> None:
@@ -104,12 +104,12 @@ class DecodedRows:
         return opened, np.array([opened.places[str(digest)] for digest in digests], np.int64)
 
     def write(self, contents: Iterable[Content]) -> None:
-        """Write a file of some contents in the place of the one that is there.
+        """Replace the file by one with these contents.
 
         Raises
         ------
         DataError
-            If the disk refuses; then there is the file that there was.
+            If writing fails; then the old file stays.
         """
         # Two jobs may write at once; what a killed process leaves goes with the next purge.
         new = self._folder / f".{self.file.name}.{secrets.token_hex(4)}.new"
@@ -130,7 +130,7 @@ class DecodedRows:
                 new.unlink(missing_ok=True)
 
     def erase(self, digests: Container[str]) -> None:
-        """Overwrite some contents and their digests with zeros, on the disk; those that are not there are no error.
+        """Overwrite some contents and their digests with zeros on the disk; missing ones are ignored.
 
         Raises
         ------
@@ -153,7 +153,7 @@ class DecodedRows:
             raise DataError(f"Cannot overwrite rows in {self.file}: {error.strerror}; check the disk.") from error
 
     def purge(self, digests: Container[str]) -> None:
-        """Erase some contents, and delete what killed processes, and models with another input, have left.
+        """Erase some contents, and delete files of killed processes and of models with another input.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Face sets that lie in folders: of each person one of their classes, or of each class one of its people."""
+"""Make a manifest of images in folders ``person/label`` or ``label/person``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dlfd_fleet.data.manifest import Manifest, Row
 from dlfd_fleet.exceptions import DataError
 
 FolderOrder = Literal["person/label", "label/person"]
-"""Which of the two folders above an image is the person, and which the class."""
+"""The order of the two folders above an image."""
 _LEVELS = 3
 
 
 def folders_manifest(root: Path, order: FolderOrder, links: Links = "refuse") -> Manifest:
-    """Return the manifest of images in folders; what begins with a dot is left out.
+    """Return the manifest of images in folders; names that begin with a dot are left out.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The one form in which names of people and of classes are compared, wherever that happens."""
+"""Bring names of people and classes to the one form in which they are compared."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _DOTTED_I = "i\N{COMBINING DOT ABOVE}"
 
 @lru_cache(maxsize=1 << 17)
 def canonical(name: str) -> str:
-    """Return the form in which a name is compared: two spellings of one person, or of one class, have the same.
+    """Return the form in which a name is compared; it is equal for two spellings of one name.
 
-    Spellings differ by Unicode form (composed or not, full-width letters), by case, by the dot of a Turkish i, by
-    blanks and by characters that nobody sees. Accents, punctuation and the order of words tell people apart.
+    It ignores Unicode form (composed or not, full-width letters), case, the dot of a Turkish i, extra blanks and
+    invisible characters. Accents, punctuation and the order of words distinguish people.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def canonical(name: str) -> str:
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    r"""Return names in quotation marks; as the codes of their letters where two of them look alike.
+    r"""Return names in quotation marks, with codes of letters if two of them look alike.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Where an image really is: links inside the image folder, and those that lead out of it."""
+"""Find an image's file, and handle links inside and out of the image folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from dlfd_fleet.exceptions import DataError
 
 Links = Literal["refuse", "follow"]
-"""What becomes of an image that is a link out of the image folder, or lies in a folder that is one."""
+"""How links out of the image folder are treated, of images or of folders."""
 _MOST_LINKS = 40  # as many as Linux follows
 
 
@@ -40,14 +40,14 @@ def image_file(root: Path, image: str, links: Links) -> Path:
 
 
 def names_of(root: Path, image: str, folders: dict[Path, Path] | None = None) -> tuple[Path, ...]:
-    """Return an image's own path, those of the links on the way, and last that of the file itself.
+    """Return an image's path, those of the links on the way, and last that of the file.
 
-    Folders on the way are resolved, so two names of one file are equal, whatever folders were linked.
+    Folders are resolved, so two names of one file are equal even if folders are links.
 
     Parameters
     ----------
     folders
-        Folders that were resolved already, for many images in a row.
+        Cache of resolved folders, for many images.
     """
     known = {} if folders is None else folders
     path, names = _in_real_folder(root / image, known), list[Path]()

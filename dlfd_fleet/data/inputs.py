@@ -16,12 +16,12 @@ from dlfd_fleet.data.decoded import MappedInputs
 
 @dataclass(frozen=True, eq=False)
 class StoredInputs:
-    """Some of the inputs in a file, in an order of their own; an index reads them.
+    """A selection of inputs in a file; indexing reads them.
 
     Attributes
     ----------
     places
-        Where in the file each one is, int64 ``(N,)``.
+        Position of each input in the file, int64 ``(N,)``.
     """
 
     mapped: MappedInputs
@@ -57,7 +57,7 @@ Inputs = Tensor | StoredInputs
 
 
 def select(inputs: Inputs, rows: Tensor) -> Inputs:
-    """Return some rows of a data set's inputs; those of a file stay there."""
+    """Return some rows of a data set's inputs; inputs in a file are not read."""
     return inputs.select(rows) if isinstance(inputs, StoredInputs) else inputs[rows]
 
 

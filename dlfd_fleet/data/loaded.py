@@ -1,7 +1,7 @@
-"""The rows of a loader, as a site keeps them: checked, as inputs of its models, and named by their content.
+"""Read the rows of a loader: check them, convert them to inputs, and name them by their content.
 
 A loader is a callable ``package.module:callable`` that returns a :class:`~dlfd_fleet.data.people.PersonDataset`. It is
-called with the arguments that its site names, and, where it has a parameter ``site_folder``, with the site's folder.
+called with the arguments in ``site.json``. If it has a parameter ``site_folder``, it also gets the site's folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PIXELS = 255.0
 
 
 def key_of(number: int, digest: str) -> str:
-    """Return what a manifest calls a loader's row: its number when the site was made, and its SHA-256."""
+    """Return the key of a loader's row in a manifest: its number when the site was made, and its SHA-256."""
     return f"row-{number:06d}-{digest}"
 
 
@@ -51,7 +51,7 @@ def number_of_key(key: str) -> int:
 
 @dataclass(frozen=True)
 class LoadedRow:
-    """One row of a loader: its input as data sets hold it, its SHA-256, and what the table says of it."""
+    """One row of a loader: its decoded input, its SHA-256, and its manifest row."""
 
     content: NDArray[Any]
     digest: str
@@ -60,7 +60,7 @@ class LoadedRow:
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """A loader, and what its rows are read for.
+    """A loader with the input and classes that its rows must fit.
 
     Attributes
     ----------
@@ -69,11 +69,11 @@ class LoadedRows:
     model_input
         What the models take.
     classes
-        Allowed labels; the loader's own when empty.
+        Allowed labels. If empty, those of the loader.
     folder
-        The site's, for a loader that asks for it.
+        The site's folder, for a loader that takes it.
     multi_label
-        Whether a row has labels that apply or not by themselves: names as in a manifest, or 0 and 1 of each.
+        Whether rows have labels: names as in a manifest, or 0 and 1 for each label.
     """
 
     loader: Component
@@ -144,7 +144,7 @@ class LoadedRows:
         Raises
         ------
         DataError
-            If the loader has one of them no more, or a row cannot be used.
+            If the loader no longer has one of them, or a row cannot be used.
         """
         wanted = {digest_of_key(row.image): row.image for row in rows}
         for loaded in self.rows(may_be_empty=True) if wanted else ():
@@ -162,9 +162,9 @@ class LoadedRows:
         Parameters
         ----------
         people, digests
-            Whose rows go, and the contents that go whosever they are.
+            People whose rows are deleted, and contents that are deleted for anybody.
         others
-            Whether the site lists rows of others: then a storage without any row is one that does not answer.
+            Whether the site has rows of others. If so, a storage without rows counts as not answering.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class LoadedRows:
         return len(self._indices(self.open(may_be_empty=not others), people, digests)), why
 
     def _indices(self, opened: PersonDataset, people: Callable[[str], bool], digests: Container[str]) -> list[int]:
-        """Return the indices of rows of some people, and of those of some contents, whosever they are."""
+        """Return the indices of rows of these people, and of rows with these contents of anybody."""
         chosen = {name for name in {str(name) for name in opened.people} if people(name)}
         found = {number for number, name in enumerate(opened.people) if str(name) in chosen}
         if digests:
@@ -297,7 +297,7 @@ class LoadedRows:
 
 
 def classes_of(rows: Sequence[Row], classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes of a loader's rows: those that are listed, or indices in order; empty if they are neither.
+    """Return the classes of a loader's rows: those listed, or indices in order; empty if neither.
 
     Parameters
     ----------
@@ -311,7 +311,7 @@ def classes_of(rows: Sequence[Row], classes: Sequence[str]) -> tuple[str, ...]:
 def _digest(content: NDArray[Any], person: str, model_input: ModelInput) -> str:
     """Return the SHA-256 of a row's decoded bytes.
 
-    Two people may well have the same few numbers, which two photographs never have; so the person belongs to numbers.
+    For numbers the digest covers the person, too, because two people can have the same few numbers.
     """
     sha = hashlib.sha256() if model_input.is_image else hashlib.sha256(f"{canonical(person)}\0".encode())
     sha.update(np.ascontiguousarray(content).data)

@@ -1,7 +1,7 @@
-"""The loaders that come with the package: Parquet with images as Hugging Face writes them, and NPZ.
+"""Loaders of the package: Parquet files with images as Hugging Face writes them, and NPZ files.
 
-A relative ``file`` is under the site's folder. Both loaders delete rows: they write the file anew without them, whole
-or not at all.
+A relative ``file`` is under the site's folder. Both loaders can delete rows: they rewrite the file, whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def parquet(
     classes: Sequence[str] | None = None,
     site_folder: Path | None = None,
 ) -> PersonDataset:
-    """Load a Parquet file whose column of images holds their bytes, ``{bytes, path}``, as Hugging Face writes it.
+    """Load a Parquet file with images as bytes, ``{bytes, path}``, as Hugging Face writes them.
 
     Parameters
     ----------
     file
-        The file; of a set of several, one site file each, or a loader of your own.
+        The file. A set of several files needs one site for each, or your own loader.
     image, person, label
         Names of the columns. Labels are names, or indices of ``classes``.
     split
-        Column of the splits, if there is one; ``split`` is taken where it is there.
+        Column of the splits. Default: ``split`` if it exists.
     classes
-        Names of the classes; those of Hugging Face's own note in the file when omitted.
+        Names of the classes. Default: those in Hugging Face's metadata of the file.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def holds_bytes(file: Path) -> bool:
 
 
 class _ParquetRows:
-    """Rows of a Parquet file, of which one group is in memory at a time."""
+    """Rows of a Parquet file; one row group is in memory at a time."""
 
     def __init__(self, file: Path, image: str, label: str) -> None:
         from pyarrow.parquet import ParquetFile
@@ -177,7 +177,7 @@ class _ParquetRows:
 def npz(file: str, *, site_folder: Path | None = None) -> PersonDataset:
     """Load an NPZ file of the arrays ``inputs``, ``labels`` and ``people``, all of it into memory.
 
-    The arrays ``splits`` and ``classes`` are read where they are there.
+    The arrays ``splits`` and ``classes`` are optional.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The contract of a face set: a table ``image,identity,label[,site][,split]`` and the folder that images start from."""
+"""Read and write manifests: tables ``image,identity,label[,site][,split]`` of images under a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
 OPTIONAL = ("site", "split")
 MISSING = ("nan", "NaN", "NAN", "NaT", "None", "NONE", "null", "NULL", "NA", "<NA>", "N/A", "n/a", "#N/A")
-"""How programs write a missing value as text: one person of that name would be everybody without a name."""
+"""Texts that programs write for a missing value; they are no names of people."""
 
 _LONGEST_CELL = 1000
 _LONGEST_FILE_NAME = 255  # bytes
@@ -43,12 +43,12 @@ class Row:
     image
         Path under the manifest's root, with forward slashes.
     identity
-        The person; never leaves the site. In a :class:`Manifest` each person has one spelling, the first.
+        The person's name, which never leaves the site. A :class:`Manifest` uses the first spelling of each person.
     label
-        Class of the task, not of the person; one spelling, too. Where images have several labels, all of them:
-        :func:`~dlfd_fleet.data.classes.labels_in`.
+        Class of the image, also in its first spelling. With labels, all of them
+        (:func:`~dlfd_fleet.data.classes.labels_in`).
     site
-        Who holds the image; empty for people never trained on whom every site may hold.
+        Site that holds the image; empty for people never trained on, whom every site may hold.
     split
         ``train``, ``validation`` or ``test``; empty until people are assigned.
     """
@@ -59,7 +59,7 @@ class Row:
     site: str = ""
     split: str = ""
     written: tuple[str, str] | None = field(default=None, compare=False, repr=False)
-    """Identity and label as the file spells them, where the manifest has another spelling of them."""
+    """Identity and label as in the file, if the manifest has another spelling."""
 
     @property
     def written_identity(self) -> str:
@@ -71,11 +71,11 @@ class Row:
 class Manifest:
     """A face set: its rows, and where they are read from.
 
-    Rows are image files under ``root``, where ``links`` says whether links may lead out of it; or they are rows of a
-    loader, ``loaded``, and then their paths are keys (:func:`~dlfd_fleet.data.loaded.digest_of_key`).
+    Rows are image files under ``root``; ``links`` tells whether links may leave it. Or they are rows of a loader
+    (``loaded``), and their paths are keys (:func:`~dlfd_fleet.data.loaded.digest_of_key`).
 
-    Rows whose identities are one person by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do
-    labels; :func:`write_manifest` writes the file's own.
+    Identities that are equal by :func:`~dlfd_fleet.data.identity.canonical` get one spelling, and so do labels.
+    :func:`write_manifest` writes the spellings of the file.
     """
 
     rows: tuple[Row, ...]
@@ -152,16 +152,16 @@ def read_manifest(
     file
         The table.
     root
-        Folder that image paths start from; the table's own folder when omitted.
+        Folder that image paths start from. Default: the table's folder.
     links
         Whether images may be links that leave this folder.
     may_be_empty
-        Whether a header alone will do: at a site everybody may have been forgotten.
+        Whether a table with only a header is valid: a site may have forgotten everybody.
 
     Raises
     ------
     DataError
-        At the first problem of the table itself, with its row; images are not looked at.
+        At the first problem of the table, with its row. Images are not checked.
     """
     rows = []
     folder = (root or file.parent).absolute()
@@ -178,7 +178,7 @@ def read_manifest(
 def read_cells(file: Path, root: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row's number (the header is row 1) and its cells, without judging them.
 
-    Paths of images under the root start from it, with forward slashes. Blanks around paths, sites and splits go.
+    Image paths are relative to the root, with forward slashes. Blanks around paths, sites and splits are removed.
 
     Raises
     ------
@@ -224,12 +224,12 @@ def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def site_name(name: str) -> str:
-    """Return a name that a site may have in a manifest: one plain name that no program writes for an empty cell.
+    """Return a valid site name of a manifest: a plain name that does not mean a missing value.
 
     Raises
     ------
     ValueError
-        If it is none; the text says why.
+        If it is not valid; the text says why.
     """
     if name in MISSING:
         raise ValueError(f"'{name}' is how programs write an empty cell; give the site another name")

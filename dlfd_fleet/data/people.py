@@ -1,4 +1,4 @@
-"""What a loader of a user's own data returns: a data set, and the person of each of its rows."""
+"""Define what a loader returns: a data set and the person of each row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class MapStyle(Protocol):
-    """A map-style data set: any of torch, or of Hugging Face from disk."""
+    """A map-style data set, such as those of torch, or of Hugging Face from disk."""
 
     def __len__(self) -> int:
         """Return how many rows it has."""
@@ -24,20 +24,20 @@ class PersonDataset:
     Attributes
     ----------
     dataset
-        Its rows. An input is a PIL image, or the bytes of an image file, which is brought to the model's size and
-        colours; or it is an array or a tensor of the model's shape: uint8 pixels ``(C, H, W)``, or numbers in the range
-        that the model declares.
+        Rows of inputs and labels. An input is a PIL image or the bytes of an image file, which are converted to the
+        model's size and colours. Or it is an array or tensor of the model's shape: uint8 pixels ``(C, H, W)``, or
+        numbers in the model's range.
     people
         The person of each row.
     splits
-        The split of each row, ``train``, ``validation``, ``test`` or empty; people are dealt to splits without it.
+        The split of each row: ``train``, ``validation``, ``test`` or empty. Without it people are assigned to splits.
     classes
-        Names of the classes, in the order of the labels where those are indices.
+        Names of the classes, in the order of the labels if these are indices.
     delete
-        Deletes rows, by their indices, from the user's own storage; the others keep their order. Without it, a purge
-        says that the storage still holds them.
+        Deletes rows by index from your storage; the other rows keep their order. Without it, a purge reports that the
+        storage still holds them.
     input_name, label_name
-        Where rows are mappings, their columns.
+        Columns of input and label, if rows are mappings.
 
     Examples
     --------

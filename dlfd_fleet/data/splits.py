@@ -1,4 +1,4 @@
-"""Splits by person, and the dealing of people to sites: seeded, and stratified by what people look like to the task."""
+"""Assign people to splits and sites, with a seed and stratified by their classes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dlfd_fleet.exceptions import DataError
 
 
 def assign_people(manifest: Manifest, *, validation_people: int, test_people: int, sites: int, seed: int) -> Manifest:
-    """Give every person a split, and every person who is trained on a site.
+    """Give every person a split, and every training person a site.
 
-    People with a split or a site in the manifest keep them, also for rows that do not say it. Of the others, test and
-    validation people are drawn by :func:`systematic_sample` and are held by every site; the rest are dealt to
+    People with a split or site in the manifest keep it for all of their rows. Among the others,
+    :func:`systematic_sample` draws test and validation people, whom every site holds. The rest are assigned to
     ``site-1`` ... ``site-n``.
 
     Raises
@@ -50,7 +50,7 @@ def assign_people(manifest: Manifest, *, validation_people: int, test_people: in
 
 
 def choose_people_to_forget(manifest: Manifest, sites: list[str], count: int) -> dict[str, list[str]]:
-    """Return ``count`` people a site who together look like the population: even quantiles, sites taking turns.
+    """Return ``count`` people of each site who together represent the population: even quantiles, sites in turn.
 
     Raises
     ------
@@ -72,10 +72,10 @@ def choose_people_to_forget(manifest: Manifest, sites: list[str], count: int) ->
 
 
 def order_by_appearance(people: dict[str, list[Row]], generator: np.random.Generator | None) -> list[str]:
-    """Sort people so that neighbours look alike to the task: by the class they show most, and by how much of it.
+    """Sort people by their most frequent class and its share, so that neighbours are similar.
 
-    The purest of the first class come first and those who also show others last, so that with two classes the order is
-    that of their mean label. Ties are broken at random, or by name without a generator.
+    People with only the first class come first. With two classes the order is that of their mean label. Ties are broken
+    at random, or by name without a generator.
     """
     names = sorted(people)
     if generator is not None:
@@ -92,7 +92,7 @@ def order_by_appearance(people: dict[str, list[Row]], generator: np.random.Gener
 
 
 def systematic_sample(order: list[str], count: int, generator: np.random.Generator) -> list[str]:
-    """Return ``count`` of ordered people, one at random out of each of ``count`` consecutive blocks of even size."""
+    """Return ``count`` of ordered people: a random one from each of ``count`` consecutive blocks of equal size."""
     bounds = np.ceil(np.linspace(0, len(order), count + 1)).astype(int)
     return [order[generator.integers(low, high)] for low, high in pairwise(bounds)]
 
@@ -104,7 +104,7 @@ def _deal(
     sites: int,
     generator: np.random.Generator,
 ) -> dict[str, str]:
-    """Return a site for each person who is trained on: one of their own; or, block by block of neighbours, any."""
+    """Return a site for each training person: one of their own, or a random one within each block of neighbours."""
     trained = {person: rows for person, rows in people.items() if splits[person] == "train"}
     homes = {person: next((row.site for row in rows if row.site), "") for person, rows in trained.items()}
     homeless = {person: rows for person, rows in trained.items() if not homes[person]}
@@ -120,7 +120,7 @@ def _deal(
 
 
 def _only_split(identity: str, rows: list[Row]) -> str:
-    """Return the split of somebody's rows, or nothing if none of them says one."""
+    """Return the split of a person's rows; empty if none has one."""
     splits = {row.split for row in rows if row.split}
     if len(splits) > 1:
         names = ", ".join(told_apart(list(dict.fromkeys([identity, *(row.written_identity for row in rows)]))))

@@ -1,4 +1,4 @@
-"""Synthetic faces of any number and difficulty: a person's geometry, a class's eyewear, a photo's noise."""
+"""Draw synthetic faces: geometry by person, eyewear by class, noise by image."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def synthesize(
 ) -> Path:
     """Draw faces into ``folder/images`` and write ``folder/manifest.csv``; return the manifest.
 
-    A class is a number of bars over the eyes (0, 1, 2, ...), and every person shows one class mostly. The same seed
-    draws the same files. By default the task is easy, and a model has nothing to remember anybody by; faint eyewear,
-    grain and wrong labels make one that memorises.
+    A class is a number of bars over the eyes (0, 1, 2, ...). Every person mostly shows one class. The same seed draws
+    the same files. By default the task is easy and a model remembers nobody. With faint eyewear, grain and wrong labels
+    a model memorises people.
 
     Parameters
     ----------
     contrast
-        How dark the bars are on the skin, from 0 (not to be seen) to 1 (black).
+        How dark the bars are, from 0 (invisible) to 1 (black).
     grain
-        Standard deviation of the noise of each pixel, of 255.
+        Standard deviation of the pixel noise, in units of 1/255.
     mislabelled
-        Share of the images whose label is another class than the one that is drawn.
+        Share of images with a wrong label.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def synthesize(
 
 
 def drawn_inputs(model_input: ModelInput, count: int, seed: int = 0) -> NDArray[Any]:
-    """Return inputs of a device that show nobody: drawn faces, or numbers at random where a model takes no pictures.
+    """Return inputs that show no real person: drawn faces, or random numbers for a model without images.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def drawn_inputs(model_input: ModelInput, count: int, seed: int = 0) -> NDArray[
 def _face(
     person: np.ndarray, label: int, size: int, generator: np.random.Generator, contrast: float, grain: float
 ) -> Image.Image:
-    """Draw one photo: ``person`` holds eight numbers in [0, 1) that are the same in all photos of somebody."""
+    """Draw one photo; ``person`` holds eight numbers in [0, 1) that are the same in all photos of a person."""
     background, skin, hair = (tuple(int(60 + 180 * value) for value in np.roll(person, turn)[:3]) for turn in (0, 2, 4))
     image = Image.new("RGB", (size, size), background)
     draw = ImageDraw.Draw(image)

@@ -1,7 +1,6 @@
-"""Tables as programs write them: CSV of any delimiter in UTF-8 or UTF-16, or Parquet; each cell as plain text.
+"""Read tables as text: CSV with any delimiter in UTF-8 or UTF-16, or Parquet.
 
-What can be read in one way only is read; every other file is refused with the row and the way out. No cell is judged
-here.
+A file that can be read in more than one way is refused, with the row and what to do. Cells are not checked here.
 """
 
 from __future__ import annotations
@@ -50,33 +49,33 @@ _CSV_FAULTS = {
 }
 
 Lines = Iterator[tuple[int, list[str]]]
-"""Rows with their numbers as a spreadsheet shows them, where the header is row 1."""
+"""Rows with their numbers as in a spreadsheet; the header is row 1."""
 
 
 class _UnreadableError(Exception):
-    """What is wrong with a table, and what to do."""
+    """A table cannot be read; the text says why and what to do."""
 
 
 def read_table(
     file: Path, required: Sequence[str], optional: Sequence[str], what: str = "manifest"
 ) -> list[tuple[int, dict[str, str]]]:
-    """Return the number of each row (the header is row 1) and its cells by column; blank rows are left out.
+    """Return each row's number (the header is row 1) and its cells by column, without blank rows.
 
     Column names may be padded or in capitals.
 
     Parameters
     ----------
     file
-        CSV or Parquet; its content says which.
+        CSV or Parquet, recognised by content.
     required, optional
-        The columns that it must and may have.
+        Columns that it must have and may have.
     what
-        What the table is, for errors.
+        Name of the table in errors.
 
     Raises
     ------
     DataError
-        If the table cannot be read, or its columns are others.
+        If the table cannot be read or has other columns.
     """
     with _sentences(file, what):
         lines = _lines(file, (*required, *optional))
@@ -86,7 +85,7 @@ def read_table(
 
 
 def read_lines(file: Path, what: str) -> list[tuple[int, str]]:
-    """Return the number of each line of a text file and the line without blanks around it; blank lines are left out.
+    """Return each line of a text file with its number, stripped, without blank lines.
 
     Raises
     ------
@@ -104,7 +103,7 @@ def read_lines(file: Path, what: str) -> list[tuple[int, str]]:
 
 @contextmanager
 def _sentences(file: Path, what: str) -> Iterator[None]:
-    """Say in one sentence why a file cannot be read."""
+    """Turn errors of reading a file into one sentence."""
     try:
         yield
     except FileNotFoundError as error:
@@ -260,7 +259,7 @@ def _whole_number(value: Any, exact: int) -> str:
     Parameters
     ----------
     exact
-        From where on the column's numbers are rounded, so that two may have become one.
+        Limit from which the column's numbers are rounded, so that two may have become equal.
 
     Raises
     ------
@@ -282,7 +281,7 @@ def _bytes_as_text(value: bytes, name: str) -> str:
 def with_whole_numbers(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
     """Make ``7`` of ``7.0``, in place, in columns without fractions.
 
-    Programs write whole numbers so where other cells of the column were empty once.
+    Programs write whole numbers this way in columns that had empty cells.
     """
     for name in columns:
         cells = [row.get(name, "").strip() for row in rows]

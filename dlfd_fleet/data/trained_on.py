@@ -1,4 +1,4 @@
-"""Who a model was trained on before this fleet had it: a list of people, or everybody of a manifest."""
+"""Read on whom a model was trained before it came to this fleet."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TABLES = (".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The people whom a model was trained on.
+    """The people on whom a model was trained.
 
     Attributes
     ----------
     file
-        The list; None if it is everybody of the manifest.
+        The file of the list; None for everybody of the manifest.
     rows
-        The row of each person of the list, by canonical identity; empty if it is everybody.
+        The row of each person of the list, by canonical identity; empty for everybody.
     """
 
     file: Path | None = None
@@ -37,7 +37,7 @@ class TrainedOn:
     def read(cls, said: str) -> Self:
         """Return the people of an option: ``all``, or a file.
 
-        The file is text with one identity a line, or a table with a column ``identity``; a manifest will do.
+        The file is text with one identity a line, or a table with a column ``identity``, such as a manifest.
 
         Raises
         ------
@@ -66,12 +66,12 @@ class TrainedOn:
         return manifest.identities if self.rows is None else self.rows.keys()
 
     def marked(self, manifest: Manifest, name: Path) -> Manifest:
-        """Return a manifest in which these people are of the split train.
+        """Return a manifest in which these people have the split ``train``.
 
         Parameters
         ----------
         name
-            Of the manifest, for errors.
+            Name of the manifest in errors.
 
         Raises
         ------

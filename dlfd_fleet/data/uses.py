@@ -1,8 +1,7 @@
-"""What each image may be used for: to train on, to be forgotten, to stand for people never trained on, or nothing.
+"""Decide what each image may be used for: training, forgetting, as unseen, or nothing.
 
-One rule for everybody who works on a face set, a site of a fleet and ``dlfd-fleet unlearn`` alike. Nobody counts as
-unseen who is trained on, by name or by an image with the same bytes, and nothing of a person who asked to be forgotten
-is used for anything but forgetting, wherever copies of it are.
+Sites and ``dlfd-fleet unlearn`` use the same rule. A person who is trained on, by name or by an image with the same
+bytes, does not count as unseen. Images of a person who asked, and their copies, are used only for forgetting.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from dlfd_fleet.exceptions import DataError
 
 
 class Use(StrEnum):
-    """What one image is used for."""
+    """The use of an image."""
 
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
     FORGET = "forget"
-    """It was trained on, and its person has asked to be forgotten; or it is a copy of an image of theirs."""
+    """The image was trained on and its person asked to be forgotten, or it is a copy of such an image."""
     NOTHING = ""
 
 
@@ -41,7 +40,7 @@ class LeftOut(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageUse:
-    """What an image is used for; and if not for its split, why, and the row whose person or bytes it shares."""
+    """An image's use; if it is not that of its split, the reason and the row with the same person or bytes."""
 
     use: Use
     why: LeftOut | None = None
@@ -49,7 +48,7 @@ class ImageUse:
 
 
 def whole_splits(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the split of each row: a row without one has its person's, and a person without one is trained on."""
+    """Return the split of each row: its own, or its person's, or ``train``."""
     known: dict[str, str] = {}
     for row in rows:
         if row.split and SPLITS.index(row.split) <= SPLITS.index(known.get(row.identity, SPLITS[-1])):
@@ -84,12 +83,11 @@ def image_uses(
     digests
         SHA-256 of each row's file.
     asked
-        Everybody who has asked to be forgotten, however their names are spelled.
+        Everybody who asked to be forgotten, in any spelling.
     tombstones
-        What tells of a SHA-256 whether it is of an image that was purged.
+        Tells whether a SHA-256 is that of a purged image.
     trained
-        Everybody whom a model was trained on, whatever their split is now: they are not unseen, and if they ask to be
-        forgotten there is something to forget.
+        Everybody on whom a model was ever trained. They are not unseen, and if they ask there is something to forget.
     """
     people, members = ({canonical(identity) for identity in some} for some in (asked, trained))
     gone = [canonical(row.identity) in people for row in rows]
@@ -125,17 +123,17 @@ def image_uses(
 
 
 def of_who_asked(row: Row, use: ImageUse) -> Row:
-    """Return a row under the name of the person who asked for its image to be forgotten, if that is another one."""
+    """Return a row under the name of the person who asked for its image to be forgotten, if it is another person."""
     return replace(row, identity=use.other.identity) if use.use is Use.FORGET and use.other else row
 
 
 def refuse_leaks(manifest: Manifest) -> None:
-    """Refuse people who are in two splits, and images in one split whose bytes are in another one, too.
+    """Refuse people in two splits, and images whose bytes are in two splits.
 
     Raises
     ------
     DataError
-        At the first one, with both rows' images.
+        At the first one, naming both images.
     """
     rows = with_whole_splits(manifest).rows
     for row, use in zip(rows, image_uses(rows, image_digests(manifest)), strict=True):
@@ -144,7 +142,7 @@ def refuse_leaks(manifest: Manifest) -> None:
 
 
 def leak_sentence(row: Row, other: Row, why: LeftOut | None) -> str:
-    """Return in words what two rows have in common that they must not, and the way out."""
+    """Return a sentence: what two rows must not have in common, and what to do."""
     if why is LeftOut.SAME_PERSON:
         return (
             f"'{row.identity}' is in the split '{row.split}' with {row.image} and in '{other.split}' with "

@@ -37,7 +37,7 @@ class Delivery:
         return self.devices.receive(content, self.clock(), timedelta(hours=self.settings.report_hours))
 
     def retire(self, device: str, reason: str) -> Device:
-        """Let a device keep no erasure open any more, for a reason that the rollout's key signs."""
+        """Retire a device, so that it keeps no erasure open; the rollout's key signs the reason."""
         contents = self.repository.read()
         signer = self.repository.keys.signers(ROLLOUT_ROLE, contents.targets.signed)[0]
         return self.devices.retire(device, reason, self.clock(), signer)

@@ -1,4 +1,4 @@
-"""What the coordinator knows of its devices: their keys, their last reports, the files that they could have (SQL)."""
+"""Store the coordinator's devices in SQL: their keys, last reports and the files that they could have."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RETIREMENT_TYPE = "application/vnd.dlfd-fleet.device-retirement+json"
 _VERSION = 2
 _KEPT_ATTACKS = 1000
 _AHEAD = timedelta(minutes=5)
-"""How far a device's clock may be ahead of ours."""
+"""How far ahead of ours a device's clock may be."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Device:
-    """One device: what it said last, or why it does not count any more.
+    """One device: its last report, or why it was retired.
 
-    What it says closes no erasure as long as there is an alarm; only :meth:`DeviceStore.retire` ends one.
+    While there is an alarm, its reports close no erasure. Only :meth:`DeviceStore.retire` ends an alarm.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Device:
     alarms: tuple[Alarm, ...] = ()
 
     def lease_is_over(self, now: datetime) -> bool:
-        """Tell whether it has stopped to answer, out of reach as it is."""
+        """Tell whether its lease is over, so that it no longer answers."""
         lease = self.report.lease_until if self.report else None
         return lease is not None and lease < now
 
@@ -114,7 +114,7 @@ class DeviceStore:
                 )
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -126,12 +126,12 @@ class DeviceStore:
     # ------------------------------------------------------------------ who belongs to the fleet
 
     def enroll(self, key: SSlibKey, name: str, now: datetime, *, canary: bool = False) -> str:
-        """Take a device into the fleet by its public key, and return its id.
+        """Add a device by its public key, and return its id.
 
         Raises
         ------
         DeliveryError
-            If it is in it already, or the name is no plain one.
+            If it was added before, or the name is not a plain one.
         """
         try:
             plain_name(name)
@@ -152,7 +152,7 @@ class DeviceStore:
         return key.keyid
 
     def retire(self, device: str, reason: str, now: datetime, signer: Signer) -> Device:
-        """Let a device keep no erasure open any more, for a reason that is signed and kept.
+        """Retire a device: it keeps no erasure open any more. The signed reason is kept.
 
         Parameters
         ----------
@@ -214,14 +214,14 @@ class DeviceStore:
         content
             JSON of the DSSE envelope.
         window
-            How old it may be; as long, its nonce is remembered.
+            Greatest age of a report; its nonce is kept for the same time.
 
         Raises
         ------
         ReportRefusedError
-            If it is not signed by a device of the fleet, is too old, or of the future.
+            If it is not signed by a device of the fleet, too old, or dated in the future.
         ReportRepeatedError
-            If it came before.
+            If it was received before.
         """
         envelope, keyid = open_envelope(content)
         with self._transaction() as connection:
@@ -275,7 +275,7 @@ class DeviceStore:
     def _raise_alarms(
         self, connection: sa.Connection, report: DeviceReport, floor: int, now: datetime, *, is_next: bool
     ) -> None:
-        """Note what one machine, whose disk nobody sets back, never says; and what it has purged."""
+        """Note contradictions that show a cloned or restored disk, and what was purged."""
         files = connection.execute(sa.select(FILE.c.sha256, sa.func.max(FILE.c.epoch)).group_by(FILE.c.sha256))
         epochs: dict[str, int] = dict(files.tuples().all())
         rows = connection.execute(sa.select(PURGED.c.sha256).where(PURGED.c.device == report.device))
@@ -318,7 +318,7 @@ class DeviceStore:
             connection.execute(sa.insert(FILE).values(row))
 
     def files(self) -> list[PublishedFile]:
-        """Return every model file that devices could ever have had, oldest first."""
+        """Return every model file that was ever published, oldest first."""
         columns = [FILE.c[name] for name in PublishedFile.__dataclass_fields__]
         with self._transaction() as connection:
             rows = connection.execute(sa.select(*columns).order_by(FILE.c.sequence, FILE.c.format)).mappings().all()
@@ -337,7 +337,7 @@ class DeviceStore:
             return connection.execute(sa.select(sa.func.max(FILE.c.sequence))).scalar() or 0
 
     def floor(self) -> int:
-        """Return the least epoch that devices may run, as far as it was ever published."""
+        """Return the lowest epoch that devices may run, of all publications."""
         with self._transaction() as connection:
             return int(connection.execute(sa.select(DELIVERY.c.floor)).scalar_one())
 

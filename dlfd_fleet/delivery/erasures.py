@@ -1,4 +1,4 @@
-"""When an erasure is over on devices: each has purged what remembers, or is retired, or has lost its lease."""
+"""Decide when an erasure is over on devices: each has purged older models, is retired, or has lost its lease."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dlfd_fleet.delivery.devices import Device, DeviceStore
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a device stands with an erasure: whether it keeps the erasure open, and why, or why not."""
+    """Whether a device keeps an erasure open, and why."""
 
     device: Device
     kind: Literal["open", "purged", "retired", "excepted"]
-    """``excepted``: it has not purged, and keeps the erasure open no more, for its lease has run out."""
+    """``excepted``: it has not purged, but its lease is over, so it does not keep the erasure open."""
     reason: str
 
     @property
@@ -31,7 +31,7 @@ def published_epochs(store: DeviceStore) -> list[int]:
 
 
 def standings(store: DeviceStore, epoch: int, now: datetime | None = None) -> list[Standing]:
-    """Return where every device stands with the erasure of an epoch."""
+    """Return the standing of every device in the erasure of an epoch."""
     epochs: dict[str, int] = {}
     for file in store.files():
         epochs[file.sha256] = max(file.epoch, epochs.get(file.sha256, 0))
@@ -39,17 +39,17 @@ def standings(store: DeviceStore, epoch: int, now: datetime | None = None) -> li
 
 
 def open_devices(store: DeviceStore, epoch: int, now: datetime | None = None) -> list[Standing]:
-    """Return what keeps the erasure of an epoch open: devices that may still hold a model from before it."""
+    """Return the devices that may still hold a model from before the erasure of an epoch."""
     return [standing for standing in standings(store, epoch, now) if standing.open]
 
 
 def reached(store: DeviceStore, epoch: int, now: datetime | None = None) -> tuple[int | None, str]:
-    """Return the greatest erasure epoch, up to this one, that no device keeps open, and how devices stand, in words.
+    """Return the greatest erasure epoch, up to this one, that no device keeps open, and a sentence about devices.
 
     Returns
     -------
     tuple
-        The epoch, None if no device was ever enrolled; and counts only, for sites are told of it.
+        The epoch (None if no device was ever enrolled), and a sentence with counts only, because sites receive it.
     """
     stand = standings(store, epoch, now)
     if not stand:

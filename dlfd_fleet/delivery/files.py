@@ -1,4 +1,4 @@
-"""How the repository's files come, whole, and go, once nothing lists them."""
+"""Write the repository's files whole, and delete those that are no longer listed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VERSIONED = re.compile(r"(\d+)\.(targets|rollout|snapshot)\.json")
 
 
 def write_whole(file: Path, content: Path | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut.
+    """Write a file whole or not at all, also in case of a power cut.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ def write_whole(file: Path, content: Path | bytes) -> None:
 
 
 def sweep(served: Path, contents: Contents) -> None:
-    """Delete what is not listed any more: a model that was withdrawn must not lie about.
+    """Delete files that are no longer listed, such as withdrawn models.
 
-    Metadata, and rollouts, stay for a while for devices that are on their way through them.
+    Metadata and rollouts stay for a while, because devices may be reading them.
     """
     metadata, targets = served / "metadata", served / "targets"
     for file in list(metadata.iterdir()):
@@ -65,7 +65,7 @@ def sweep(served: Path, contents: Contents) -> None:
 
 
 def _is_over(file: Path, contents: Contents) -> bool:
-    """Tell whether a metadata file was replaced so long ago that no device needs it any more."""
+    """Tell whether a metadata file was replaced long enough ago to be deleted."""
     named = _VERSIONED.fullmatch(file.name)
     if not named or int(named[1]) >= contents.of(as_role(named[2])).signed.version:
         return False

@@ -1,4 +1,4 @@
-"""Private keys of the repository: PEM files in any folders, on any medium; of what role a key is, the root says."""
+"""Find private keys of the repository in folders of PEM files. The root names the role of each key."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NAME = "x-dlfd-fleet-name"
 
 
 class KeyRing:
-    """The private keys that are at hand.
+    """The available private keys.
 
     Parameters
     ----------
     folders
-        Where to look for ``*.pem`` files, unencrypted PKCS #8; folders that are not there hold none.
+        Folders of ``*.pem`` files, unencrypted PKCS #8. Missing folders are ignored.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -32,12 +32,12 @@ class KeyRing:
         self._made: dict[str, CryptoSigner] = {}
 
     def signers(self, role: str, *delegators: Root | Targets) -> list[CryptoSigner]:
-        """Return what signs for a role, in the eyes of each of these delegators.
+        """Return the signers of a role that each of these delegators accepts.
 
         Raises
         ------
         DeliveryError
-            If fewer keys are at hand than must sign.
+            If fewer keys are available than must sign.
         """
         found: dict[str, CryptoSigner] = {}
         at_hand = self._signers()
@@ -54,12 +54,12 @@ class KeyRing:
         return list(found.values())
 
     def count(self, role: str, delegator: Root | Targets) -> int:
-        """Return how many keys of a role are at hand."""
+        """Return the number of available keys of a role."""
         at_hand = self._signers()
         return sum(keyid in at_hand for keyid in delegator.get_delegated_role(role).keyids)
 
     def can_sign(self, role: str, *delegators: Root | Targets) -> bool:
-        """Tell whether enough keys of a role are at hand."""
+        """Tell whether enough keys of a role are available."""
         return all(self.count(role, each) >= each.get_delegated_role(role).threshold for each in delegators)
 
     def make(self, role: str, folder: Path) -> CryptoSigner:
@@ -81,7 +81,7 @@ class KeyRing:
         return signer
 
     def _signers(self) -> dict[str, CryptoSigner]:
-        """Look again each time: keys come and go, on media and by rotation in another process."""
+        """Search again each time, because media and rotations change the keys."""
         return self._made | {signer.public_key.keyid: signer for signer in self._read()}
 
     def _read(self) -> Iterator[CryptoSigner]:

@@ -1,4 +1,4 @@
-"""From the files of a released model to signed targets, each with reference answers that a device tests itself by."""
+"""Sign the files of a released model as targets, each with reference answers for the devices' self-test."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ReleasedModel:
     Attributes
     ----------
     version
-        Of the registry.
+        Version in the registry.
     epoch
         Erasure epoch.
     files
-        By format; weights of over 2 GB lie beside a file.
+        Files by format. Weights over 2 GB are in a second file beside it.
     digests
-        SHA-256 of the files that were attacked at the sites: no others are published in their place.
+        SHA-256 of the files that were audited at the sites; no other files are published.
     """
 
     version: str
@@ -50,7 +50,7 @@ class ReleasedModel:
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published: a counter of publications, and the names of the model targets."""
+    """A publication: its number, and the names of the model targets."""
 
     sequence: int
     targets: tuple[str, ...]
@@ -70,13 +70,13 @@ def publish(repository: Repository, devices: DeviceStore, model: ReleasedModel, 
     Parameters
     ----------
     rings
-        Let nobody take it until its rollout is started, and leave the floor where it is until that is complete.
-        Without, it is everybody's at once, and everything under its epoch is forbidden and deleted.
+        If True, no device gets it before its rollout starts, and the floor rises when the rollout is complete. If
+        False, all devices get it at once, and models under its epoch are forbidden and deleted.
 
     Raises
     ------
     DeliveryError
-        If the model is under the floor, a file is not of this model, a rollout is not over, or a key is missing.
+        If the model is under the floor, a file is not of this model, a rollout is not finished, or a key is missing.
     """
     if not model.files:
         raise DeliveryError(f"{model.version} has no files to publish.")
@@ -103,18 +103,18 @@ def publish(repository: Repository, devices: DeviceStore, model: ReleasedModel, 
 
 
 def offered(repository: Repository, version: str) -> int | None:
-    """Return the publication by which devices are offered a version; None if there is none, or it was taken back."""
+    """Return the publication that offers a version to devices; None if there is none or it was withdrawn."""
     contents = repository.read()
     return _offered(contents, rollout.read(repository, contents), version)
 
 
 def reference_inputs(model_input: ModelInput) -> NDArray[Any]:
-    """Return synthetic inputs: coloured squares and noise, or numbers at random, of nobody.
+    """Return synthetic inputs: coloured squares and noise, or random numbers.
 
     Returns
     -------
     ndarray
-        As a device has them, the same for the same input.
+        Device inputs, the same for each model input.
     """
     if not model_input.is_image:
         return model_input.random(_REFERENCE_IMAGES, _REFERENCE_SEED)
@@ -128,7 +128,7 @@ def reference_inputs(model_input: ModelInput) -> NDArray[Any]:
 
 
 def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
-    """Ask a file what it answers, and that it is what it is said to be."""
+    """Compute a file's answers, and check that its metadata are as expected."""
     loaded = DeviceModel(file)
     with file.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()

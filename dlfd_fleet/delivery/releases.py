@@ -1,4 +1,4 @@
-"""Which models a repository lists: every change of that list, in memory; a commit of the repository signs it."""
+"""Change in memory which models a repository lists; a commit of the repository signs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlfd_fleet.exceptions import DeliveryError
 
 
 def listed(contents: Contents) -> dict[str, Release]:
-    """Return what is signed of each model target, by name; newest first."""
+    """Return the signed data of each model target, by name, newest first."""
     found = {
         name: _release(name, target.custom[CUSTOM_KEY])
         for name, target in contents.targets.signed.targets.items()
@@ -23,19 +23,19 @@ def listed(contents: Contents) -> dict[str, Release]:
 
 
 def floor(contents: Contents) -> int:
-    """Return the least epoch that devices may run."""
+    """Return the lowest epoch that devices may run."""
     return max((release.minimum_epoch for release in listed(contents).values()), default=0)
 
 
 def add(contents: Contents, file: TargetFile, release: Release, *beside: TargetFile) -> None:
-    """List a model file, and what belongs to it."""
+    """List a model file and its parts."""
     _sign_of(file, release)
     for target in (file, *beside):
         contents.targets.signed.targets[target.path] = target
 
 
 def raise_floor(contents: Contents, epoch: int) -> None:
-    """Forbid everything under an epoch, and list it no more."""
+    """Forbid models under an epoch, and remove them from the list."""
     withdraw(contents, lambda release: release.epoch < epoch)
     for name, release in listed(contents).items():
         raised = release.model_copy(update={"minimum_epoch": max(epoch, release.minimum_epoch)})
@@ -43,7 +43,7 @@ def raise_floor(contents: Contents, epoch: int) -> None:
 
 
 def withdraw(contents: Contents, wanted: Callable[[Release], bool]) -> None:
-    """List some releases no more, nor what belongs to them alone."""
+    """Remove some releases from the list, and parts that only they use."""
     targets = contents.targets.signed.targets
     for name, release in listed(contents).items():
         if wanted(release):

@@ -1,4 +1,4 @@
-"""A device's report as it arrives: an envelope, a signature, and the contract."""
+"""Open and verify a device's report: envelope, signature and fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEYID = re.compile("[0-9a-f]{64}")
 
 
 def open_envelope(content: bytes) -> tuple[Envelope, str]:
-    """Return a report's envelope, and the id of the device that says it is its own.
+    """Return a report's envelope, and the id of the device that it claims to be from.
 
     Raises
     ------
@@ -37,12 +37,12 @@ def open_envelope(content: bytes) -> tuple[Envelope, str]:
 
 
 def verified_report(envelope: Envelope, key: SSlibKey) -> DeviceReport:
-    """Return the report, once the device's signature is found good.
+    """Return the report, after checking the device's signature.
 
     Raises
     ------
     ReportRefusedError
-        If it is not, or the report breaks the contract.
+        If the signature is wrong, or a field is not valid.
     """
     try:
         envelope.verify([key], 1)

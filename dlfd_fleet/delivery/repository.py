@@ -1,7 +1,7 @@
-"""The TUF repository: what devices may run, signed. Any static file server may serve it.
+"""Write and read the signed TUF repository of models that devices may run.
 
-``metadata/`` and ``targets/`` lie in one folder, and nothing else does. Files that a change needs are written before
-``timestamp.json``, which is replaced last: whenever a writer dies, devices see the state before or the one after.
+Any static file server can serve its folder, which has only ``metadata/`` and ``targets/``. ``timestamp.json`` is
+replaced last. So if a writer dies, devices see the state before or after the change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings
 
 TRUSTED_ROOT = "root.json"
-"""Beside the repository: the root that everything is verified from, here and on every device."""
+"""The trusted root, beside the repository, from which everything is verified here and on devices."""
 _BELOW_SNAPSHOT: tuple[RoleName, ...] = ("targets", "rollout")
 _HASHES = ["sha256"]
 
@@ -47,18 +47,18 @@ def now_utc() -> datetime:
 
 
 class Repository:
-    """One repository and the keys at hand.
+    """One repository and the available keys.
 
     Parameters
     ----------
     folder
-        Of the delivery: ``repository/`` is what is served, ``root.json`` what is trusted.
+        Folder of the delivery: ``repository/`` is served, ``root.json`` is trusted.
     keys
         Private keys; reading needs none.
     settings
         Expiries and thresholds.
     clock
-        Says what time it is.
+        Returns the time.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Repository:
             write_whole(self.folder / TRUSTED_ROOT, contents.root.to_bytes())
 
     def read(self, mended: RoleName | None = None) -> Contents:
-        """Read and verify everything, from the trusted root on: what is changed is never what somebody else put there.
+        """Read and verify everything from the trusted root, so that only our own state is ever changed.
 
         Parameters
         ----------
         mended
-            A role that is about to get new keys.
+            A role that will get new keys.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Repository:
 
     @contextmanager
     def lock(self, patience: float = 30.0) -> Iterator[None]:
-        """Be the one writer; the lock goes with the process, however it ends."""
+        """Lock the repository for one writer; the lock ends with the process."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(self.folder / "writer.lock", timeout=patience):
@@ -149,7 +149,7 @@ class Repository:
     # ------------------------------------------------------------------ changing
 
     def store(self, name: str, source: Path | bytes) -> TargetFile:
-        """Put a target's bytes where devices will look for them, and return what is to be signed."""
+        """Store a target's bytes for devices, and return the data to sign."""
         if isinstance(source, bytes):
             target = TargetFile.from_data(name, source, _HASHES)
         else:
@@ -164,7 +164,7 @@ class Repository:
         changed: Iterable[RoleName] = (),
         roots: Sequence[Root] = (),
     ) -> None:
-        """Sign changed metadata, and what is above them, under their next versions; the timestamp is written last.
+        """Sign changed metadata, and those above them, with new versions; write the timestamp last.
 
         Call it under :meth:`lock`.
 
@@ -173,9 +173,9 @@ class Repository:
         contents
             From :meth:`read`, and changed.
         changed
-            Of targets, rollout and snapshot; the snapshot and the timestamp follow.
+            Changed roles among targets, rollout and snapshot; snapshot and timestamp are always signed.
         roots
-            In whose eyes the signatures must be good; two while keys change.
+            Roots that must accept the signatures; two while keys change.
 
         Raises
         ------
@@ -204,17 +204,17 @@ class Repository:
         sweep(self.served, contents)
 
     def refresh(self, *, only_due: bool = False) -> list[str]:
-        """Sign again what would expire, as far as the keys at hand go.
+        """Renew signatures that would expire, with the available keys.
 
         Parameters
         ----------
         only_due
-            Leave even the timestamp alone until half of its life is over.
+            Whether to renew the timestamp only after half of its life.
 
         Returns
         -------
         list of str
-            A sentence for each role that is due and whose keys are not at hand.
+            A sentence for each role that is due but whose keys are missing.
         """
         with self.lock():
             contents = self.read()
@@ -236,13 +236,13 @@ class Repository:
     def rotate(self, role: RoleName, key_folder: Path) -> None:
         """Replace all keys of a role.
 
-        What they sign is signed by old and new keys at once before the root names the new ones, so that devices accept
-        every state on the way. Where the old keys are lost, the root comes first.
+        Metadata are signed by old and new keys before the root names the new ones, so devices accept every state in
+        between. If the old keys are lost, the root is changed first.
 
         Raises
         ------
         DeliveryError
-            If keys of whoever delegates to the role are not at hand.
+            If keys of the delegating role are missing.
         """
         with self.lock():
             contents = self.read(mended=role)
@@ -280,7 +280,7 @@ class Repository:
         return self.keys.signers(role, *(roots or (contents.root.signed,)))
 
     def _write_root(self, metadata: Metadata[Root], new: Root) -> None:
-        """Write the next root, signed as the last one and itself demand; devices look for it by its number."""
+        """Write the next root, signed as the last root and the new one require."""
         signers = self.keys.signers("root", metadata.signed, new)
         new.version = metadata.signed.version + 1
         new.expires = self._expiry("root")
@@ -291,7 +291,7 @@ class Repository:
         write_whole(self.served / "metadata" / f"{new.version}.root.json", metadata.to_bytes())
 
     def _trust(self, root: Metadata[Root]) -> None:
-        """Start from this root from now on, and let new devices start from it: older ones may have lost their keys."""
+        """Trust this root from now on, here and for new devices, because keys of older roots may be lost."""
         write_whole(self.folder / TRUSTED_ROOT, root.to_bytes())
 
     def _expiry(self, role: RoleName) -> datetime:

@@ -1,7 +1,7 @@
-"""Who may take a new release, and when: canaries, then growing shares of the devices, each step by somebody's decision.
+"""Decide which devices may take a new release: canaries, then growing shares, each step by a person's decision.
 
-The rules are functions from one :class:`~dlfd_fleet.device.contract.Rollout` to the next. Raising the floor is the last
-step, for it needs the releases' keys; until then devices out of the ring go on with the model before.
+The rules are functions from one :class:`~dlfd_fleet.device.contract.Rollout` to the next. The floor rises in the last
+step, which needs the releases' keys. Until then devices outside the ring keep the earlier model.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dlfd_fleet.exceptions import DeliveryError
 from dlfd_fleet.settings import DeliverySettings
 
 _SILENT = timedelta(days=2)
-"""Devices report once a day: one that is silent for so long is away, and a rollout does not wait to hear of it."""
+"""Devices report once a day. A rollout does not wait for a device that is silent for this long."""
 
 # ---------------------------------------------------------------------- the rules
 
 
 def planned(sequence: int) -> Rollout:
-    """Return the rollout of a release that nobody may take yet."""
+    """Return the rollout of a release that no device may take yet."""
     return Rollout(name=secrets.token_hex(8), sequence=sequence, share=0.0, state="paused")
 
 
@@ -39,7 +39,7 @@ def for_everybody(sequence: int) -> Rollout:
 
 
 def started(rollout: Rollout, canaries: Iterable[str], shares: Sequence[float]) -> Rollout:
-    """Give a planned release to the canaries; without any, to the first share."""
+    """Offer a planned release to the canaries, or to the first share if there are none."""
     if rollout.state != "paused" or rollout.share or rollout.canaries:
         raise DeliveryError(f"The rollout of publication {rollout.sequence} is {rollout.state} and has begun already.")
     canaries = tuple(sorted(canaries))
@@ -48,7 +48,7 @@ def started(rollout: Rollout, canaries: Iterable[str], shares: Sequence[float]) 
 
 
 def widened(rollout: Rollout, shares: Sequence[float]) -> Rollout:
-    """Give it to the next share of the devices."""
+    """Offer it to the next share of the devices."""
     _must_be(rollout, "widened", "running")
     wider = [share for share in shares if share > rollout.share]
     if not wider:
@@ -57,13 +57,13 @@ def widened(rollout: Rollout, shares: Sequence[float]) -> Rollout:
 
 
 def paused(rollout: Rollout) -> Rollout:
-    """Let no more devices take it; those that have it keep it."""
+    """Stop more devices from taking it; devices that have it keep it."""
     _must_be(rollout, "paused", "running")
     return rollout.model_copy(update={"state": "paused"})
 
 
 def resumed(rollout: Rollout) -> Rollout:
-    """Go on after a pause."""
+    """Continue after a pause."""
     _must_be(rollout, "resumed", "paused")
     if not rollout.share and not rollout.canaries:
         raise DeliveryError("The rollout has not begun: start it.")
@@ -71,13 +71,13 @@ def resumed(rollout: Rollout) -> Rollout:
 
 
 def aborted(rollout: Rollout) -> Rollout:
-    """Take it back from the devices that have it, by the release before."""
+    """Withdraw it from the devices that have it; they return to the earlier release."""
     _must_be(rollout, "aborted", "running", "paused")
     return rollout.model_copy(update={"state": "aborted"})
 
 
 def completed(rollout: Rollout) -> Rollout:
-    """End it: the release is everybody's."""
+    """End the rollout: all devices may take the release."""
     _must_be(rollout, "completed", "running")
     if rollout.share < 1.0:
         raise DeliveryError(
@@ -96,16 +96,16 @@ def _must_be(rollout: Rollout, done: str, *states: str) -> None:
 
 @dataclass(frozen=True)
 class Health:
-    """How devices fare with a release.
+    """Numbers of devices in a rollout, and how many of them failed.
 
     Attributes
     ----------
     ring
-        Devices that may take it, but for those that have not been heard of for days.
+        Number of devices that may take it, without those silent for days.
     tried
-        Of these, the ones that run it or tried it in vain.
+        How many of these run it or failed to.
     failed
-        Of these, the ones that do not answer with it.
+        How many of these do not answer with it.
     """
 
     ring: int
@@ -113,7 +113,7 @@ class Health:
     failed: int
 
     def why_abort(self, settings: DeliverySettings) -> str | None:
-        """Return why a rollout must not go on, if so."""
+        """Return why a rollout must be aborted; None if it can go on."""
         least = max(1, min(settings.least_reports, self.ring))
         if self.tried < least or self.failed <= settings.failed_share * self.tried:
             return None
@@ -124,12 +124,12 @@ class Health:
 
 
 def health(rollout: Rollout, devices: Iterable[Device], since: datetime | None, now: datetime) -> Health:
-    """Count the devices that a rollout has come to. What others report of its release counts for nothing.
+    """Count devices that a rollout has reached. Reports of other devices do not count.
 
     Parameters
     ----------
     since
-        When the release was published; what came before says nothing of it.
+        Time of publication; earlier reports do not count.
     """
     ring = tried = failed = 0
     for device in devices:
@@ -149,7 +149,7 @@ def health(rollout: Rollout, devices: Iterable[Device], since: datetime | None, 
 
 
 def read(repository: Repository, contents: Contents) -> Rollout | None:
-    """Return the rollout that a repository tells devices of."""
+    """Return the rollout that a repository has for devices."""
     target = contents.rollout.signed.targets.get(ROLLOUT_TARGET)
     if target is None:
         return None
@@ -162,13 +162,13 @@ def read(repository: Repository, contents: Contents) -> Rollout | None:
 
 
 def put(repository: Repository, contents: Contents, rollout: Rollout) -> None:
-    """Tell devices of a rollout with the next commit of the role ``rollout``."""
+    """Set the rollout for the next commit of the role ``rollout``."""
     target = repository.store(ROLLOUT_TARGET, rollout.model_dump_json(indent=1).encode())
     contents.rollout.signed.targets[ROLLOUT_TARGET] = target
 
 
 def change(repository: Repository, rule: Callable[[Rollout], Rollout]) -> Rollout:
-    """Apply one of the rules to the rollout, and tell devices.
+    """Apply one of the rules to the rollout, and sign it.
 
     Raises
     ------
@@ -184,12 +184,12 @@ def change(repository: Repository, rule: Callable[[Rollout], Rollout]) -> Rollou
 
 
 def complete(repository: Repository, devices: DeviceStore) -> Rollout:
-    """End a rollout: forbid every model under the release's epoch, and delete what may not run any more.
+    """End a rollout: forbid models under the release's epoch, and delete them.
 
     Raises
     ------
     DeliveryError
-        If not every device may take it yet, or the releases' keys are not at hand.
+        If not every device may take it yet, or the releases' keys are missing.
     """
     with repository.lock():
         contents = repository.read()

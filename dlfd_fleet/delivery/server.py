@@ -1,7 +1,7 @@
-"""The server of a fleet without a web server of its own: the repository's files, and a place to POST reports to.
+"""Serve the repository's files over HTTP, and receive device reports by POST.
 
-Nothing here is trusted: devices verify what they get, and reports are signed. Another static file server may serve the
-repository instead, with this one for the reports.
+The server need not be trusted: devices verify what they get, and reports are signed. Another static file server can
+serve the repository, with this one for the reports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dlfd_fleet.exceptions import DeliveryError, DeviceError, FleetError, Report
 logger = logging.getLogger(__name__)
 LARGEST_REPORT = 2**20
 LIMITS = Limits(connections=8192, backlog=1024)
-"""If the process may open twice as many files; see ``LimitNOFILE`` in deploy/systemd."""
+"""Limits of connections. The process must be allowed twice as many open files (``LimitNOFILE`` in deploy/systemd)."""
 _SECONDS_BETWEEN_CHECKS = 5.0
 _MOST_REPORTS = 1024
 _NAME = re.compile(r"([0-9]{1,10}\.)?(root|targets|rollout|snapshot|timestamp)\.json")
@@ -45,7 +45,7 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_CHECKS) ->
     Parameters
     ----------
     seconds
-        Between two checks of what would expire, and of how devices fare with a rollout.
+        Seconds between checks of expiring signatures and of the rollout's health.
     """
     metadata, targets = delivery.repository.served / "metadata", delivery.repository.served / "targets"
     # The database has one writer. Reports that wait for it here hold no thread, which files are served by.
@@ -117,7 +117,7 @@ def serve(
     private_key: Path | None = None,
     limits: Limits = LIMITS,
 ) -> None:
-    """Serve a delivery until somebody stops the process; with a certificate, over TLS.
+    """Serve a delivery until the process is stopped; over TLS with a certificate.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def server(delivery: Delivery, limits: Limits, seconds: float = _SECONDS_BETWEEN
 
 
 class _Targets(StaticFiles):
-    """Files under names that are targets' names; no other reaches the file system."""
+    """Serves only files with names of targets."""
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         """Return a target's file."""

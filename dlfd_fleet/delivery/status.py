@@ -1,4 +1,4 @@
-"""How a delivery stands, as tables for a terminal."""
+"""Show the state of a delivery as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ID_SHOWN = 12
 
 
 def delivery_status(delivery: Delivery) -> RenderableType:
-    """Return everything: what is signed until when, what devices may run, how they are, what keeps erasures open."""
+    """Return all tables: signatures and expiry, allowed models, devices, and open erasures."""
     contents = delivery.repository.read()
     parts: list[RenderableType] = [_roles(delivery, contents), _releases(contents)]
     parts.append(rollout_status(delivery, contents))
@@ -39,7 +39,7 @@ def delivery_status(delivery: Delivery) -> RenderableType:
 
 
 def rollout_status(delivery: Delivery, contents: Contents | None = None) -> RenderableType:
-    """Return how far a rollout is, and how devices fare with it."""
+    """Return the progress of a rollout and the state of devices."""
     current = rollout.read(delivery.repository, contents or delivery.repository.read())
     if current is None:
         return "No rollout."

@@ -1,4 +1,11 @@
-"""What a camera or a phone runs: ONNX Runtime on an exported file, and nothing of torch, Flower or MLflow.
+"""Run exported models on a device with ONNX Runtime, and keep the device up to date.
 
-:class:`dlfd_fleet.device.inference.DeviceModel` is the Python way, ``dlfd-fleet-device`` the command.
+It needs no torch, Flower or MLflow. The command is ``dlfd-fleet-device``. In Python,
+:class:`~dlfd_fleet.device.inference.DeviceModel` predicts images with a file::
+
+    model = DeviceModel(Path("model.onnx"))
+    print(model.named(model.predict(images)))
+
+The agent (:mod:`~dlfd_fleet.device.agent`) polls the signed repository, installs releases, deletes models under the
+floor, and reports. Stable: the command and its files.
 """

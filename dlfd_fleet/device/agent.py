@@ -27,7 +27,7 @@ _LONGEST_ATTACK = 500
 
 
 class Agent:
-    """Keeps one device's folder; the caller holds :meth:`DeviceFolder.only_agent`.
+    """The agent of one device's folder. The caller must hold :meth:`DeviceFolder.only_agent`.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class Agent:
     Attributes
     ----------
     answering
-        The model that may answer now, for other threads.
+        The current model, for other threads.
     state
-        What the device remembers.
+        The device's state.
     """
 
     def __init__(self, folder: DeviceFolder) -> None:
@@ -52,14 +52,14 @@ class Agent:
         self._start()
 
     def poll(self) -> None:
-        """Poll once: update if there is news, purge, and report.
+        """Poll once: update, purge, and report.
 
-        A report that is not taken waits, and is no error here: ``state.unreported`` says why.
+        A report that cannot be sent waits, without an error; ``state.unreported`` has the reason.
 
         Raises
         ------
         UpdateRefusedError
-            If something was refused; the device goes on with what it had, if that may run.
+            If something was refused; the device keeps its model, if that may run.
         UpdateUnreachableError
             If the coordinator does not answer, or the disk refuses.
         DeviceError
@@ -84,7 +84,7 @@ class Agent:
     # ------------------------------------------------------------------ the steps of a poll
 
     def _start(self) -> None:
-        """Answer with the current model; if it may not or cannot run, with the one before it."""
+        """Load the current model, or the previous one if the current one may not or cannot run."""
         self._lease()
         floor = self._folder.floor.read()
         self.state = rules.slots_at_floor(self.state, floor)
@@ -112,7 +112,7 @@ class Agent:
             return self._follow() or clock
 
     def _refresh(self) -> None:
-        """Hear what the repository says now, on a full disk too."""
+        """Read the repository, also on a full disk."""
         try:
             self._updates.refresh()
         except UpdateUnreachableError as error:
@@ -121,7 +121,7 @@ class Agent:
             self._updates.refresh()
 
     def _raise_floor(self, epoch: int) -> None:
-        """Forbid what is under the epoch: first to answer, then on disk, then to exist."""
+        """Forbid models under the epoch: stop answering with them, raise the floor on disk, delete them."""
         epoch = max(epoch, self._folder.floor.read())
         kept = rules.slots_at_floor(self.state, epoch)
         if kept.current != self.state.current:
@@ -135,10 +135,10 @@ class Agent:
             self._start()
 
     def _hear(self) -> DeviceError | None:
-        """Note that the coordinator was heard from.
+        """Note the contact with the coordinator.
 
-        With a lease, not under a clock that was set back: old words could pass for new. Without one there is nothing to
-        lengthen, and a clock that was ahead once does no harm.
+        With a lease it does not count if the clock was set back, because old metadata could be replayed. Without a
+        lease this does not matter.
         """
         now = self._clock.now()
         if self._folder.settings.lease_days is None and self.state.acknowledged_lease is None:
@@ -154,7 +154,7 @@ class Agent:
         return None
 
     def _follow(self) -> DeviceError | None:
-        """Install what the rules choose; return what went wrong on the way."""
+        """Install the release that the rules choose; return errors."""
         problem: DeviceError | None = None
         rollout: Rollout | None = rules.NOTHING_NEW
         try:
@@ -197,7 +197,7 @@ class Agent:
         )
 
     def _refused(self) -> dict[str, str]:
-        """Return the targets that are not tried again today, each with the reason."""
+        """Return targets that are not tried again today, with the reason."""
         return {refusal.target: refusal.reason for refusal in self.state.refusals}
 
     def _slot(self, target: str, release: Release) -> Slot:
@@ -214,7 +214,7 @@ class Agent:
             install.bring(self._folder, self._updates, slot)
 
     def _exchange(self, slot: Slot) -> None:
-        """Try a model and exchange it for the current one, in an order that a power cut cannot break."""
+        """Test a model and make it the current one, in an order that is safe in a power cut."""
         floor = self._folder.floor.read()
         if not install.is_whole(self._folder, slot):
             install.put_in_place(self._folder, slot, floor)
@@ -223,7 +223,7 @@ class Agent:
         self.answering.answer_with(Loaded(model, slot.release))
 
     def _make_room(self, size: int) -> None:
-        """Give up the previous model if the disk has no room for three, and an update rather than the reserve."""
+        """Delete the previous model if the disk has no space for three; refuse an update that needs the reserve."""
         spare = 0 if self._folder.reserve.exists() else RESERVED
         if self.state.previous and shutil.disk_usage(self._folder.path).free < size + spare:
             self._save(self.state.but(previous=None))
@@ -236,7 +236,7 @@ class Agent:
             )
 
     def _end(self, problem: DeviceError | None) -> None:
-        """Delete what is spare, keep what happened, and report it."""
+        """Delete unneeded models, save the state, and report."""
         self._purge_spare()
         keep_reserve(self._folder.reserve)
         self._clock.keep()
@@ -266,7 +266,7 @@ class Agent:
         self._purge(is_kept)
 
     def _purge(self, is_kept: Callable[[Path], bool]) -> None:
-        """Delete models; keep their digests before, and that they are gone after."""
+        """Delete models; note their digests before and the deletion after."""
         doomed = [path for path in install.model_folders(self._folder) if not is_kept(path)]
         if not doomed and not self.state.purging:
             return
@@ -278,7 +278,7 @@ class Agent:
         self._save(self.state.but(purging=(), purged=tuple(dict.fromkeys((*self.state.purged, *digests)))))
 
     def _report(self) -> None:
-        """Send what waits, and then what is new."""
+        """Send the waiting report, then a new one."""
         floor = self._folder.floor.read()
         for _ in range(2):
             if not self._folder.waiting_report.exists():
@@ -293,7 +293,7 @@ class Agent:
 
     @property
     def _updates(self) -> UpdateClient:
-        """What reads the repository; opened when it is first needed, for a device answers without it."""
+        """The client of the repository, opened on first use, because predictions do not need it."""
         if self._client is None:
             self._client = self._folder.client()
         return self._client
@@ -316,7 +316,7 @@ class Agent:
         self._note(error)
 
     def _note(self, error: DeviceError) -> None:
-        """Keep a refusal for the next report, once."""
+        """Note a refusal once for the next report."""
         words = str(error)[:_LONGEST_ATTACK]
         if words not in self.state.attacks and len(self.state.attacks) < _MOST_ATTACKS:
             self.state = self.state.but(attacks=(*self.state.attacks, words))

@@ -23,19 +23,20 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="The devi
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder: settings, key, floor, models.")],
     url: Annotated[str, typer.Option(help="Address of the coordinator's repository.")],
-    root: Annotated[Path, typer.Option(help="Its root.json, from a source that you trust.")],
+    root: Annotated[Path, typer.Option(help="The repository's root.json, from a source that you trust.")],
     formats: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
-            help="fp32, fp16, int8, ort or another package's; repeat it, the preferred first. [default: int8, fp32]",
+            help="Format that the device takes; repeatable, best first: fp32, fp16, int8 or ort. [default: int8, fp32]",
         ),
     ] = None,
     lease_days: Annotated[
-        float | None, typer.Option(help="Stop to answer so long after the coordinator was last heard from.")
+        float | None,
+        typer.Option(help="Days without contact to the coordinator after which the device stops answering."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of one prediction.")] = 1,
-    poll_seconds: Annotated[float, typer.Option(help="Seconds between two polls of the repository, about.")] = 600.0,
+    poll_seconds: Annotated[float, typer.Option(help="Mean seconds between polls of the repository.")] = 600.0,
 ) -> None:
     """Make a device's folder, with a key of its own."""
     from pydantic import ValidationError
@@ -56,7 +57,7 @@ def init(
 def once(
     folder: FolderArgument,
     clock_is_right: Annotated[
-        bool, typer.Option("--clock-is-right", help="Trust the clock of this device, though it was ahead before.")
+        bool, typer.Option("--clock-is-right", help="Trust the device's clock, although it was ahead before.")
     ] = False,
 ) -> None:
     """Poll the repository once: exit code 0 if the device is up to date and answers, 2 if it is not."""

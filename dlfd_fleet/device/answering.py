@@ -1,4 +1,4 @@
-"""The model that answers: exchanged between two predictions, and withheld when none may run."""
+"""Hold the model that predicts; replace it between predictions, and withhold it if it may not run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dlfd_fleet.device.lease import NEVER
 from dlfd_fleet.exceptions import DeviceError
 
 WAIT_SECONDS = 30.0
-"""Longest wait for a model that is being installed, where the one before may not run any more."""
+"""Longest wait for a model that is being installed, if the earlier one may not run."""
 
 
 class NoAnswerError(DeviceError):
-    """No answer may be given now, or none can; the text says why."""
+    """There is no answer now; the text says why."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory, and what was signed of it."""
+    """A model in memory with its signed release."""
 
     model: DeviceModel
     release: Release
@@ -49,28 +49,28 @@ class Answering:
 
     @property
     def has_model(self) -> bool:
-        """Whether there is a model that may answer, lease or not."""
+        """Whether there is a model, whatever the lease."""
         return self._loaded is not None
 
     def answer_with(self, loaded: Loaded) -> None:
-        """Take this model from the next prediction on; those that have begun end with the one that they began with."""
+        """Use this model from the next prediction on; running predictions finish with their model."""
         with self._changed:
             self._loaded = loaded
             self._changed.notify_all()
 
     def withhold(self, why: str) -> None:
-        """Answer no more."""
+        """Stop answering."""
         with self._changed:
             self._loaded, self._why = None, why
 
     def lease(self, until: datetime | None) -> None:
-        """Set when to stop to answer; None for never."""
+        """Set the end of the lease; None for no end."""
         with self._changed:
             self._lease_until = until
 
     @contextmanager
     def installing(self) -> Iterator[None]:
-        """Let predictions that find no model wait for the one that is being installed."""
+        """Make predictions wait for the model that is being installed."""
         with self._changed:
             self._installing = True
         try:
@@ -91,7 +91,7 @@ class Answering:
         Raises
         ------
         NoAnswerError
-            If the lease has run out, or no model may run.
+            If the lease is over, or no model may run.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._loaded or not self._installing, wait)
@@ -102,7 +102,7 @@ class Answering:
 
 
 def check_lease(until: datetime | None, now: datetime) -> None:
-    """Refuse to answer after the end of a lease; None is no lease.
+    """Refuse to answer after the end of a lease; None means no lease.
 
     Raises
     ------

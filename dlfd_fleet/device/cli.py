@@ -53,12 +53,14 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="[MODEL] FILE...",
-            help="ONNX file, unless --folder is given; image files, or .json and .csv files of rows of numbers.",
+            help="ONNX file (unless --folder is given), then image files, or .json or .csv files with rows of numbers.",
         ),
     ],
-    folder: Annotated[Path | None, typer.Option(help="Device's folder: its model, if that may run.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Device's folder; its model is used if it may run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one prediction; a folder has its own.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of one prediction; not with --folder, which has its own.")
+    ] = 1,
 ) -> None:
     """Print the class of every image or row of numbers, or the labels that apply to it."""
     model, files = _model_and_files(words, folder, threads)

@@ -1,4 +1,4 @@
-"""A clock that does not go back: what leases are measured with on a device whose own clock can be set."""
+"""A clock that never goes back, for leases on a device whose own clock can be set."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dlfd_fleet.exceptions import DeviceError
 
 _NEWS = timedelta(minutes=1)
 _LAST = datetime(9000, 1, 1, tzinfo=UTC)
-"""No later time counts, so that a lease can be added to any."""
+"""Latest valid time, so that a lease can always be added."""
 
 
 class Clock:
-    """The greatest time that this device has seen, on disk; between two polls it goes on with the monotonic clock.
+    """The greatest time that this device has seen, kept on disk; between polls the monotonic clock continues it.
 
     Parameters
     ----------
     file
-        Where the greatest time is kept. If it is damaged, time begins at the device's own clock.
+        File of the greatest time. If it is damaged, time starts at the device's own clock.
     """
 
     def __init__(self, file: Path) -> None:
@@ -33,7 +33,7 @@ class Clock:
         self._looking = threading.Lock()
 
     def now(self) -> datetime:
-        """Return the time, never before one that was returned or kept earlier."""
+        """Return the time, which never decreases."""
         with self._looking:
             at = time.monotonic()
             self._greatest = min(max(self._greatest + timedelta(seconds=at - self._at), _wall()), _LAST)
@@ -41,7 +41,7 @@ class Clock:
             return self._greatest
 
     def keep(self) -> None:
-        """Put the time on disk, if it is news and the disk takes it."""
+        """Write the time to disk if it has changed and the disk accepts it."""
         now = self.now()
         if now - self._kept >= _NEWS:
             with suppress(OSError):
@@ -49,7 +49,7 @@ class Clock:
                 self._kept = now
 
     def trust(self) -> None:
-        """Take the device's own clock for right, even if it is behind: what the owner may say, and nobody else.
+        """Trust the device's own clock, even if it is behind; only the owner may do this.
 
         Raises
         ------

@@ -1,8 +1,8 @@
-"""HTTP connections with limits, for a device's server and for the delivery's: uvicorn's, which knows few of them.
+"""HTTP connections with deadlines and limits, on uvicorn, for the device's and the delivery's servers.
 
-A connection waits for its client (for a request, the rest of one, or for an answer to be read) or works on an answer.
-The first has a deadline, and where there are too many connections the one that has waited longest makes room: whoever
-comes with a whole request is served, however many others come with half of one.
+A connection waits for its client (for a request, the rest of one, or until an answer is read) or works on an answer.
+Waiting has a deadline. If there are too many connections, the one that has waited longest is closed. So whole requests
+are served, however many clients send only half of one.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _HANDSHAKE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """Most that clients get of a server.
+    """Limits for clients of a server.
 
     Attributes
     ----------
     connections
-        At once; with one more, the one that has waited longest for its client ends.
+        Most connections at once. With one more, the one that has waited longest is closed.
     head_seconds
-        From the first byte of a request, or the beginning of a connection, to the end of its headers.
+        Longest time from the start of a connection or request to the end of its headers.
     body_seconds
-        From there to the end of the body.
+        Longest time from the headers to the end of the body.
     idle_seconds
-        Between two requests.
+        Longest time between two requests.
     stalled_seconds
-        For a client to take some of an answer.
+        Longest time until a client reads more of an answer.
     backlog
-        Connections that are not accepted yet.
+        Most connections that are not accepted yet.
     """
 
     connections: int
@@ -66,12 +66,12 @@ class Limits:
 
 
 class Connection(H11Protocol):
-    """One connection under :class:`Limits`; what is refused is one sentence in JSON.
+    """One connection under :class:`Limits`; a refusal is one sentence in JSON.
 
     Attributes
     ----------
     waits_since
-        Time of the loop since when it waits for its client; None while an answer is worked on.
+        Loop time since when it waits for its client; None while it works on an answer.
     """
 
     def __init__(self, *arguments: Any, limits: Limits, **named: Any) -> None:

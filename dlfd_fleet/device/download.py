@@ -1,4 +1,4 @@
-"""How a device fetches files: bounded in size and time, resumed after a break, whole on disk or not there at all."""
+"""Download files with limits of size and time, resume after breaks, and store them whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tuf.ngclient import FetcherInterface
 from dlfd_fleet.exceptions import UpdateRefusedError, UpdateUnreachableError
 
 PART_SUFFIX = ".part"
-"""Of a file that is not whole yet, beside its place."""
+"""Suffix of an incomplete file."""
 _CHUNK = 2**16
 _RETRIES = 2
 _PARTIAL, _NOT_SATISFIABLE, _FIRST_ERROR = 206, 416, 400
@@ -28,20 +28,20 @@ _PARTIAL, _NOT_SATISFIABLE, _FIRST_ERROR = 206, 416, 400
 
 @dataclass(frozen=True)
 class UpdateLimits:
-    """Most that a device takes from a repository that it does not trust.
+    """Limits for a repository that a device does not trust.
 
     Attributes
     ----------
     silence_seconds
         Longest wait for the next byte.
     file_seconds
-        Longest time for one file in one attempt; the next attempt goes on where it ended.
+        Longest time for one file in one attempt; the next attempt continues.
     root_bytes, timestamp_bytes, snapshot_bytes, targets_bytes, rollout_bytes
         Largest metadata files.
     root_rotations
         Most new roots in one refresh.
     clock_slack_seconds
-        How far the clock may be set back, by a time server for instance.
+        How far the clock may be set back, for example by a time server.
     """
 
     silence_seconds: float = 30.0
@@ -56,7 +56,7 @@ class UpdateLimits:
 
 
 class Fetcher(FetcherInterface):
-    """HTTP for the TUF client and for targets; proxies are those of the environment."""
+    """HTTP client for TUF metadata and targets; proxies are those of the environment."""
 
     def __init__(self, limits: UpdateLimits) -> None:
         self._limits = limits
@@ -66,12 +66,12 @@ class Fetcher(FetcherInterface):
         return self.chunks(self.open(url))
 
     def open(self, url: str, start: int = 0) -> urllib3.BaseHTTPResponse:
-        """Ask for a file, from this byte on.
+        """Request a file from this byte on.
 
         Raises
         ------
         SlowRetrievalError, DownloadHTTPError, urllib3.exceptions.HTTPError
-            If there is no answer, or another one than the file.
+            If there is no answer, or an answer other than the file.
         """
         headers = {"Accept-Encoding": "identity"}  # what is signed is what is sent; and nothing swells on arrival
         if start:
@@ -96,7 +96,7 @@ class Fetcher(FetcherInterface):
         return response
 
     def chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-        """Yield what arrives as it arrives, so that one byte now and then does not hold a device for ever."""
+        """Yield data as they arrive, with deadlines against slow servers."""
         deadline = time.monotonic() + self._limits.file_seconds
         with closing(response):
             while chunk := response.read1(_CHUNK):
@@ -113,21 +113,21 @@ class Fetcher(FetcherInterface):
 
 
 def download(fetcher: Fetcher, url: str, target: TargetFile, to: Path) -> None:
-    """Bring a target to its place; what arrived of it before a break is kept beside it and not asked for again.
+    """Download a target to a file; after a break the next call continues.
 
     Parameters
     ----------
     url
-        Where the target's bytes are.
+        URL of the target.
     target
         Its signed length and digests.
     to
-        Its place; the folder is made if need be.
+        Path of the file; its folder is made if needed.
 
     Raises
     ------
     UpdateRefusedError
-        If more bytes come than were signed, or other ones.
+        If the bytes are more than or different from those signed.
     DownloadError, urllib3.exceptions.HTTPError
         If the server does not answer or breaks off.
     OSError
@@ -161,7 +161,7 @@ def download(fetcher: Fetcher, url: str, target: TargetFile, to: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a power cut."""
+    """Flush the names in a folder to disk."""
     if os.name == "nt":
         return  # Windows opens no folders
     handle = os.open(folder, os.O_RDONLY)

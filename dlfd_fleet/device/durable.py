@@ -1,4 +1,4 @@
-"""Small files that outlive a power cut: each whole or not at all, and what must never be lost kept twice."""
+"""Write small files that survive a power cut: whole or not at all, and important ones twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DIGEST_LENGTH = 64
 
 
 def write_durably(file: Path, content: bytes) -> None:
-    """Replace a file; after a power cut at any point, the old content is there or the new."""
+    """Replace a file so that after a power cut it has the old or the new content."""
     new = file.with_name(file.name + ".new")
     with new.open("wb") as handle:
         handle.write(content)
@@ -24,14 +24,14 @@ def write_durably(file: Path, content: bytes) -> None:
 
 
 def write_twice(file: Path, content: bytes) -> None:
-    """Replace a file and its copy, one after the other, each under its own digest."""
+    """Replace a file and then its copy, each with a digest."""
     sealed = hashlib.sha256(content).hexdigest().encode() + b"\n" + content
     for copy in _copies(file):
         write_durably(copy, sealed)
 
 
 def read_copies(file: Path) -> list[bytes]:
-    """Return what the undamaged ones of a file and its copy hold, the newer first; damage is no error here."""
+    """Return the undamaged contents of a file and its copy, the newer first."""
     found = []
     for copy in _copies(file):
         try:
@@ -45,7 +45,7 @@ def read_copies(file: Path) -> list[bytes]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder's files and their names outlive a power cut."""
+    """Flush a folder's files and names to disk."""
     for file in filter(Path.is_file, folder.iterdir()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

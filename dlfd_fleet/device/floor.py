@@ -1,4 +1,4 @@
-"""The floor: the least erasure epoch that may run on this device. It only rises."""
+"""Keep the floor: the lowest erasure epoch that may run on this device. It only rises."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
 class Floor:
-    """A number on disk, twice; outside of the TUF folder, so that wiping that does not lower it.
+    """The floor on disk, stored twice, outside the TUF folder, so that deleting that folder does not lower it.
 
     Parameters
     ----------
     file
-        Where it is kept; its copy lies beside it.
+        Its file; the copy is beside it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -26,16 +26,16 @@ class Floor:
         self._seen: int | None = None
 
     def create(self) -> None:
-        """Put the floor of a new device on disk."""
+        """Write the floor of a new device."""
         write_twice(self._file, b"0")
 
     def read(self) -> int:
-        """Return the greatest epoch that any copy tells, or that this process has seen.
+        """Return the greatest epoch of any copy, or that this process has seen.
 
         Raises
         ------
         DeviceError
-            If there is none: nobody can tell then what this device was told to forget.
+            If both copies are missing or damaged: then the floor is unknown.
         """
         known = [int(content) for content in read_copies(self._file) if _NUMBER.fullmatch(content)]
         known = [epoch for epoch in known if epoch <= MOST]  # what is no epoch was never written here: damage
@@ -49,14 +49,14 @@ class Floor:
         return self._seen
 
     def raise_to(self, epoch: int) -> None:
-        """Raise the floor, or mend a damaged copy; a lower epoch changes nothing.
+        """Raise the floor, or repair a damaged copy; a lower epoch changes nothing.
 
         Raises
         ------
         OSError
-            If the disk refuses; :meth:`read` tells the raised floor all the same, as long as this process lives.
+            If the disk refuses; :meth:`read` returns the raised floor while this process runs.
         DeviceError
-            As of :meth:`read`.
+            As in :meth:`read`.
         """
         self._seen = max(self.read(), epoch)
         wanted = b"%d" % self._seen

@@ -1,4 +1,4 @@
-"""The folder of a device: its settings, its key, the root that it trusts, and where everything else lies."""
+"""The folder of a device: settings, key, trusted root, and paths of everything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Format = Annotated[
 
 
 def _address(url: str) -> str:
-    """Refuse an address that nobody answers at, or that holds a password: `status` and logs would show it."""
+    """Refuse an address that is not valid, or that contains a password, because logs would show it."""
     if holds_password(url):
         raise ValueError("it holds a password, which `status` and logs would show; leave it out")
     try:
@@ -43,20 +43,20 @@ def _address(url: str) -> str:
 
 
 class DeviceSettings(BaseModel):
-    """What the owner may change, in ``settings.json``.
+    """The content of ``settings.json``, which the owner may change.
 
     Attributes
     ----------
     url
         Address of the coordinator's repository; reports go there too.
     formats
-        That this device runs, the preferred first.
+        File formats that this device takes, best first.
     lease_days
-        How long it answers without hearing from the coordinator; None: for ever.
+        Days that it answers without contact to the coordinator; None: no limit.
     threads
-        Of one prediction.
+        Threads of one prediction.
     poll_seconds
-        Between two polls, about.
+        Mean seconds between polls.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,7 +79,7 @@ class DeviceFolder:
     Raises
     ------
     DeviceError
-        If it is no such folder, or its settings or key cannot be read.
+        If it is no device's folder, or its settings or key cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,17 +96,17 @@ class DeviceFolder:
 
     @property
     def key(self) -> Path:
-        """The private key, PEM; nobody but the owner may read it."""
+        """The private key, PEM, readable by the owner only."""
         return self.path / "device.key"
 
     @property
     def models(self) -> Path:
-        """Installed models, each in a folder with its digest for a name."""
+        """Installed models, each in a folder named by its digest."""
         return self.path / "models"
 
     @property
     def staging(self) -> Path:
-        """Downloads, until they have passed every check."""
+        """Downloads that have not passed all checks."""
         return self.path / "staging"
 
     @property
@@ -116,12 +116,12 @@ class DeviceFolder:
 
     @property
     def chain(self) -> Path:
-        """Which of its reports the coordinator has taken; its copy lies beside it."""
+        """Which of its reports the coordinator has acknowledged; stored twice."""
         return self.path / "chain"
 
     @property
     def reserve(self) -> Path:
-        """Room that is kept for an erasure to arrive in."""
+        """Disk space reserved for erasures."""
         return self.path / "reserve"
 
     @property
@@ -130,25 +130,25 @@ class DeviceFolder:
         return self.path / "clock"
 
     def client(self) -> UpdateClient:
-        """Return what reads the repository."""
+        """Return a client of the repository."""
         return UpdateClient(self.path / "tuf", self.settings.url, self.root)
 
     def read_state(self) -> DeviceState:
-        """Return what the device remembers."""
+        """Return the device's state."""
         return read_state(read_copies(self.path / "state.json"))
 
     def write_state(self, state: DeviceState) -> None:
-        """Keep what the device remembers; after a power cut it is the old state or the new."""
+        """Write the device's state; after a power cut it is the old or the new one."""
         write_twice(self.path / "state.json", state.model_dump_json().encode())
 
     @contextmanager
     def only_agent(self) -> Iterator[None]:
-        """Be the one agent that works on this folder.
+        """Lock the folder for one agent.
 
         Raises
         ------
         DeviceError
-            If another process is.
+            If another process has the lock.
         """
         lock = FileLock(self.path / "agent.lock")
         try:
@@ -169,14 +169,14 @@ def init_device(path: Path, settings: DeviceSettings, root: Path) -> DeviceFolde
     Parameters
     ----------
     path
-        It must not exist, or be empty.
+        A path that does not exist, or an empty folder.
     root
         The coordinator's ``root.json``, from a source that the owner trusts.
 
     Raises
     ------
     DeviceError
-        If there is something at the path, the root is none, or the disk refuses.
+        If the path exists, the root is not valid, or the disk refuses.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DeviceError(f"{path} exists and is not empty: give a new folder.")

@@ -1,4 +1,4 @@
-"""An exported model and the images that it predicts, on a device."""
+"""Load an exported model and predict images or numbers on a device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA_SUFFIX = ".data"
 
 
 class _Card(BaseModel):
-    """The part of the file's metadata that a device stands on; the rest is only shown."""
+    """The metadata that a device uses; the rest is only shown."""
 
     model_config = ConfigDict(frozen=True, alias_generator=lambda name: f"dlfd.{name}")
 
@@ -43,9 +43,9 @@ class DeviceModel:
     file
         ONNX file.
     threads
-        Threads of one prediction. They sleep between predictions: a device has a battery.
+        Threads of one prediction. They sleep between predictions.
     sha256
-        Digest that the file must have; any when omitted.
+        Digest that the file must have. Default: any.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class DeviceModel:
 
     @property
     def multi_label(self) -> bool:
-        """Whether each class applies or not by itself; else the probabilities of an input sum to 1."""
+        """Whether the classes are labels; otherwise the probabilities of an input sum to 1."""
         return self._card.multi_label
 
     @property
@@ -88,7 +88,7 @@ class DeviceModel:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Everything that the file says of itself, by key (``dlfd.*``)."""
+        """All metadata of the file, by key (``dlfd.*``)."""
         return dict(self._metadata)
 
     def predict(self, images: NDArray[Any]) -> NDArray[np.float32]:
@@ -97,7 +97,7 @@ class DeviceModel:
         Parameters
         ----------
         images
-            uint8 ``(N, H, W, C)``, RGB or grey; of a model of numbers, float32 ``(N, *shape)`` in its range.
+            uint8 ``(N, H, W, C)``, RGB or grey; for a model of numbers, float32 ``(N, *shape)`` in its range.
 
         Returns
         -------
@@ -118,12 +118,12 @@ class DeviceModel:
         return probabilities
 
     def named(self, probabilities: NDArray[np.float32]) -> list[str]:
-        """Return the name of each image's class; of labels, those that apply, such as ``hat;glasses``, or ``none``."""
+        """Return the name of each image's class, or of the labels that apply, such as ``hat;glasses`` or ``none``."""
         return named(probabilities, self.classes, multi_label=self.multi_label)
 
 
 def read_image(file: Path, model_input: ModelInput) -> NDArray[np.uint8]:
-    """Read an image as sites read theirs for training: :func:`~dlfd_fleet.images.read_pixels`, uint8 ``(H, W, C)``.
+    """Read an image as sites do for training (:func:`~dlfd_fleet.images.read_pixels`), uint8 ``(H, W, C)``.
 
     Raises
     ------

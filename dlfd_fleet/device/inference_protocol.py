@@ -24,7 +24,7 @@ MODEL_NAME = "classifier"
 EXTENSIONS = ["binary_tensor_data"]
 LARGEST_REQUEST = 16 * 2**20
 _LARGEST_REST = 2**16
-"""Bytes of a request beside its numbers."""
+"""Most bytes of a request besides its numbers."""
 _IMAGES, _LONGEST_NUMBER = 32, 16
 """Images in a request, and bytes of one number of JSON, blanks included."""
 _BYTE = 255
@@ -63,16 +63,16 @@ class _Request(BaseModel):
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """What a client asks.
+    """A client's request.
 
     Attributes
     ----------
     images
-        What the model takes: uint8 ``(N, H, W, C)``, or float32 ``(N, *shape)``.
+        Inputs of the model: uint8 ``(N, H, W, C)``, or float32 ``(N, *shape)``.
     id
-        The client's, to be given back.
+        Id of the client, which the answer repeats.
     binary
-        Whether the answer is wanted as bytes instead of JSON numbers.
+        Whether to answer in bytes instead of JSON numbers.
     """
 
     images: NDArray[Any]
@@ -81,7 +81,7 @@ class InferenceRequest:
 
 
 def model_metadata(loaded: Loaded) -> dict[str, Any]:
-    """Return what a client is told of the model."""
+    """Return the model's metadata for clients."""
     wanted, classes = loaded.model.input, loaded.model.classes
     return {
         "name": MODEL_NAME,
@@ -98,7 +98,7 @@ def model_metadata(loaded: Loaded) -> dict[str, Any]:
 
 
 def largest_request(wanted: ModelInput) -> int:
-    """Return how many bytes a request may have: of 32 inputs in JSON, and no more than 16 MiB."""
+    """Return the largest size of a request in bytes: 32 inputs in JSON, but at most 16 MiB."""
     longest = _LONGEST_NUMBER if wanted.is_image else 2 * _LONGEST_NUMBER
     return min(LARGEST_REQUEST, _LARGEST_REST + _IMAGES * math.prod(wanted.shape) * longest)
 
@@ -113,12 +113,12 @@ def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> In
     Parameters
     ----------
     json_length
-        Bytes of JSON at the body's beginning, where tensors follow as bytes; None if all of it is JSON.
+        Bytes of JSON at the start of the body, if tensors follow as bytes; None if all of it is JSON.
 
     Raises
     ------
     InvalidRequestError
-        If it is not one that the model can answer.
+        If the model cannot answer it.
     """
     head = len(body) if json_length is None else json_length
     if not 0 <= head <= len(body):
@@ -145,9 +145,9 @@ def read_request(body: bytes, json_length: int | None, model: DeviceModel) -> In
 def write_response(
     request: InferenceRequest, loaded: Loaded, probabilities: NDArray[np.float32]
 ) -> tuple[bytes, int | None]:
-    """Return the body of an answer, and how much of it is JSON; None for all of it.
+    """Return the body of an answer and the length of its JSON; None if all of it is JSON.
 
-    Its parameter ``answers`` is a list in JSON, with the name of each image's class, or of the labels that apply.
+    Its parameter ``answers`` is a JSON list with the name of each image's class, or of the labels that apply.
     """
     output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(probabilities.shape)}
     tail = probabilities.astype("<f4").tobytes() if request.binary else b""

@@ -1,4 +1,4 @@
-"""Model files on a device's disk: brought, tried, loaded and deleted."""
+"""Download, test, load and delete model files on a device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NAME = re.compile("([0-9]+)-([0-9a-f]{64})")
 
 
 def folder_name(slot: Slot) -> str:
-    """Return the name of a model's folder: what the floor is compared with, and the digest."""
+    """Return the name of a model's folder: its epoch and its digest."""
     return f"{slot.release.epoch}-{slot.sha256}"
 
 
 def is_whole(folder: DeviceFolder, slot: Slot) -> bool:
-    """Tell whether an installed model's files are those that were signed."""
+    """Tell whether an installed model's files have their signed digests."""
     file = folder.models / folder_name(slot) / slot.file_name
     files = {file: slot.sha256} | ({_data(file): slot.data_sha256} if slot.data_sha256 else {})
     try:
@@ -37,7 +37,7 @@ def is_whole(folder: DeviceFolder, slot: Slot) -> bool:
 
 
 def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
-    """Load an installed model, if it is the one that was signed and the floor allows it.
+    """Load an installed model, if its files are as signed and the floor allows it.
 
     Raises
     ------
@@ -52,12 +52,12 @@ def load(folder: DeviceFolder, slot: Slot, floor: int) -> DeviceModel:
 
 
 def bring(folder: DeviceFolder, updates: UpdateClient, slot: Slot) -> None:
-    """Download a model and its self-test; what is there of them already is not asked for again.
+    """Download a model and its self-test, and continue earlier downloads.
 
     Raises
     ------
     UpdateRefusedError
-        If other bytes come than those that were signed, or more than are taken.
+        If the bytes differ from those signed, or exceed a limit.
     UpdateUnreachableError
         If they do not arrive.
     """
@@ -72,7 +72,7 @@ def bring(folder: DeviceFolder, updates: UpdateClient, slot: Slot) -> None:
 
 
 def put_in_place(folder: DeviceFolder, slot: Slot, floor: int) -> None:
-    """Bring a downloaded model into its place, after it has passed every check; its bytes are synced already.
+    """Move a downloaded model to its folder, after all checks.
 
     Raises
     ------
@@ -95,24 +95,24 @@ def put_in_place(folder: DeviceFolder, slot: Slot, floor: int) -> None:
 
 
 def download_size(updates: UpdateClient, slot: Slot) -> int:
-    """Return the bytes that a model takes on the disk, its self-test with it."""
+    """Return the bytes of a model with its self-test."""
     targets = [slot.target, slot.release.self_test.target, *([slot.release.data] if slot.release.data else [])]
     return sum(updates.size(target) for target in targets)
 
 
 def model_folders(folder: DeviceFolder) -> list[Path]:
-    """Return the folders of all models, installed ones and those on the way."""
+    """Return the folders of installed and partly downloaded models."""
     return [path for parent in (folder.models, folder.staging) if parent.exists() for path in sorted(parent.iterdir())]
 
 
 def epoch_of(path: Path) -> int:
-    """Return the epoch in a folder's name; what is no name of ours is under every floor."""
+    """Return the epoch in a folder's name; other names count as under every floor."""
     name = _NAME.fullmatch(path.name)
     return int(name[1]) if name else -1
 
 
 def digests_of(folder: DeviceFolder, doomed: list[Path]) -> Iterator[str]:
-    """Yield the digests of the model files in these folders, as they were signed and as they are."""
+    """Yield the signed and the actual digests of model files in these folders."""
     for path in doomed:
         name = _NAME.fullmatch(path.name)
         if name and path.parent == folder.models:
@@ -123,7 +123,7 @@ def digests_of(folder: DeviceFolder, doomed: list[Path]) -> Iterator[str]:
 
 
 def delete(paths: list[Path]) -> None:
-    """Delete folders for good.
+    """Delete folders.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A device's folder as others than its agent may read it: its model, and how it stands."""
+"""Read a device's folder without being its agent: its model and its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlfd_fleet.exceptions import DeviceError
 
 
 def allowed_model(folder: DeviceFolder) -> DeviceModel:
-    """Load the model that this device may run now, beside its agent or without one.
+    """Load the model that this device may run now, with or without a running agent.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def allowed_model(folder: DeviceFolder) -> DeviceModel:
 
 
 def describe(folder: DeviceFolder) -> dict[str, Any]:
-    """Return how a device stands, in words and numbers that JSON can hold."""
+    """Return the state of a device as JSON values."""
     clock, state, floor = Clock(folder.clock), folder.read_state(), folder.floor.read()
     current = state.current.release if state.current else None
     lease = _lease(folder, state)

@@ -1,4 +1,4 @@
-"""What a device tells the coordinator of itself: signed, on disk until it is acknowledged, and sent once."""
+"""Write, sign and send a device's reports; each stays on disk until it is acknowledged."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _MOST_PURGED, _MOST_FAILED = 10_000, 100
 
 
 class _Chain(BaseModel):
-    """Which of its reports a device knows to be taken, and which it wrote since; by nonce.
+    """Nonces of a device's acknowledged reports, and of those written since.
 
-    It is a file of its own, kept twice: a device that lost it is, to the coordinator, another machine with its key.
+    It is a separate file, stored twice. If it is lost, the coordinator takes the device for another machine with its
+    key.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,14 +43,14 @@ class _Chain(BaseModel):
 
 
 def is_due(state: DeviceState, floor: int, now: datetime, wall: datetime, lease_until: datetime | None) -> bool:
-    """Tell whether there is something to report, or a day has passed since the last report was written.
+    """Tell whether there is something to report, or the last report is a day old.
 
     Parameters
     ----------
     now
-        By the clock that leases are measured with, which does not go back.
+        Time by the clock for leases, which does not go back.
     wall
-        What the device's own clock says.
+        Time by the device's own clock.
     """
     if is_to_be_renewed(lease_until, state.acknowledged_lease, now):
         return True
@@ -61,12 +62,12 @@ def is_due(state: DeviceState, floor: int, now: datetime, wall: datetime, lease_
 def write_report(
     folder: DeviceFolder, state: DeviceState, floor: int, wall: datetime, lease_until: datetime | None
 ) -> DeviceState:
-    """Sign a report and put it on disk to be sent; return the state, which remembers that it was written.
+    """Sign a report and write it to disk; return the state that notes it.
 
     Parameters
     ----------
     wall
-        What the device's own clock says, for the coordinator to compare with its own.
+        Time by the device's own clock, which the coordinator compares with its own.
     """
     current = state.current.release if state.current else None
     chain, nonce = _read_chain(folder), secrets.token_hex(16)
@@ -95,16 +96,16 @@ def write_report(
 
 
 def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
-    """Send the report that waits; return the state without what the coordinator has now acknowledged.
+    """Send the waiting report; return the state without what is acknowledged.
 
-    The report is on disk until the state says so too: if power is cut in between, the same one is sent again, and its
-    nonce tells the coordinator.
+    The report stays on disk until the state is written. After a power cut in between it is sent again, and the
+    coordinator recognises its nonce.
 
     Raises
     ------
     UpdateUnreachableError
-        If the coordinator does not take it. It waits on, unless it was found wrong (damaged, too old, of a device that
-        is not enrolled yet): then it is deleted, and the next one tells everything.
+        If the coordinator does not accept it. The report waits, unless it was refused as wrong (damaged, too old,
+        device not enrolled): then it is deleted, and the next one reports everything.
     """
     url = folder.settings.url.rstrip("/") + REPORTS_PATH
     content = folder.waiting_report.read_bytes()
@@ -132,7 +133,7 @@ def send_report(folder: DeviceFolder, state: DeviceState) -> DeviceState:
 
 
 def acknowledged(state: DeviceState, report: DeviceReport) -> DeviceState:
-    """Return the state without what a report has said."""
+    """Return the state without what a report contained."""
     return state.but(
         purged=tuple(digest for digest in state.purged if digest not in report.purged),
         attacks=tuple(attack for attack in state.attacks if attack not in report.attacks),

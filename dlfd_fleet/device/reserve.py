@@ -1,4 +1,4 @@
-"""Room on the disk that is kept for an erasure to arrive in: a full disk must not keep a device from hearing of it."""
+"""Reserve disk space, so that an erasure also reaches a device with a full disk."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 
 RESERVED = 2**19
-"""Bytes: for signed metadata, the floor and the state."""
+"""Reserved bytes, for signed metadata, the floor and the state."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def keep_reserve(file: Path) -> None:
-    """Put the reserve on disk if it is missing and there is plenty of room; a disk that refuses keeps none."""
+    """Write the reserve if it is missing and there is enough space; errors are ignored."""
     with suppress(OSError):
         if not file.exists() and shutil.disk_usage(file.parent).free >= 4 * RESERVED:
             file.write_bytes(bytes(RESERVED))
 
 
 def give_up_reserve(file: Path, error: BaseException) -> bool:
-    """Make room if an error came of a full disk; return whether it is worth another attempt."""
+    """Delete the reserve if an error came from a full disk; return whether to try again."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__

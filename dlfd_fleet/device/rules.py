@@ -1,4 +1,4 @@
-"""What a device may run, and what it takes next: rules without a disk or a network."""
+"""Decide what a device may run and what it installs next, without disk or network."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dlfd_fleet.device.state import DeviceState, Refusal, Slot
 from dlfd_fleet.exceptions import UpdateRefusedError
 
 Offer = tuple[str, Release]
-"""A target's name, and what is signed of it."""
+"""A target's name and its signed release."""
 
 NOTHING_NEW = Rollout(name="", sequence=0, share=0.0, state="paused")
-"""In force while the rollout cannot be read: it admits nothing but what a device under its floor needs."""
+"""Used while the rollout cannot be read: it admits only what a device under its floor needs."""
 RETRY_AFTER = timedelta(days=1)
 _MOST_DOUBLINGS = 4
 _JITTER = 0.2
 
 
 def check_may_run(release: Release, file_epoch: int, floor: int) -> None:
-    """Refuse a model that the floor forbids, by what is signed of it and by what its file says.
+    """Refuse a model under the floor, by its signed release and by its file's metadata.
 
     Raises
     ------
     UpdateRefusedError
-        If the two do not agree, or are under the floor.
+        If they differ or are under the floor.
     """
     if file_epoch != release.epoch:
         raise UpdateRefusedError(
@@ -50,26 +50,26 @@ def choose(
     current: Release | None,
     refused: Collection[str] = (),
 ) -> Offer | None:
-    """Return what to install now; None to stay with the current model, or without one.
+    """Return the release to install; None to change nothing.
 
     Parameters
     ----------
     offers
-        What the repository lists.
+        Releases that the repository lists.
     rollout
-        Who may take the newest; None if everybody may.
+        Which devices may take the newest release; None for all.
     formats
-        That this device runs, the preferred first.
+        Formats that this device takes, best first.
     current
-        What it runs.
+        The current release.
     refused
-        Targets that it tried in vain.
+        Targets that failed.
 
     Notes
     -----
-    A newer release is taken when the rollout admits this device; an older one only in place of one whose rollout was
-    aborted. A device whose model is under the floor takes the newest that is open to all, and if the floor forbids all
-    of these, the newest of any.
+    A newer release is taken if the rollout admits this device. An older one is taken only instead of one whose rollout
+    was aborted. A device whose model is under the floor takes the newest release that is open to all, or the newest of
+    any if the floor forbids all of these.
     """
 
     def rank(release: Release) -> tuple[int, int, int]:
@@ -101,7 +101,7 @@ def choose(
 
 
 def slots_after(state: DeviceState, new: Slot, floor: int) -> DeviceState:
-    """Return the state with a new current model; the one before it stays if the floor allows it."""
+    """Return the state with a new current model; the earlier one stays if the floor allows it."""
     older = [slot for slot in state.slots if slot.sha256 != new.sha256 and slot.release.epoch >= floor]
     return state.but(current=new, previous=older[0] if older else None)
 
@@ -121,7 +121,7 @@ def without(state: DeviceState, slot: Slot) -> DeviceState:
 
 
 def standing(refusals: Sequence[Refusal], listed: Collection[tuple[str, str]], now: datetime) -> tuple[Refusal, ...]:
-    """Return the refusals that still count: of these targets and digests, and of less than a day ago."""
+    """Return the refusals of these targets and digests that are less than a day old."""
     return tuple(
         refusal
         for refusal in refusals
@@ -130,6 +130,6 @@ def standing(refusals: Sequence[Refusal], listed: Collection[tuple[str, str]], n
 
 
 def delay(interval: float, failures: int, generator: random.Random) -> float:
-    """Return the seconds until the next poll: spread, for a fleet must not come at once, and longer after failures."""
+    """Return the seconds until the next poll: spread over the fleet, and longer after failures."""
     spread = generator.uniform(1.0 - _JITTER, 1.0 + _JITTER)
     return float(interval * 2 ** min(failures, _MOST_DOUBLINGS) * spread)

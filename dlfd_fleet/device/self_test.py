@@ -1,4 +1,4 @@
-"""The self-test: a model gives on this device the answers that it gave where it was released."""
+"""Test whether a model gives the same answers on this device as at the coordinator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlfd_fleet.device.inference import DeviceModel
 from dlfd_fleet.exceptions import DeviceError
 
 LARGEST = 64 * 2**20
-"""Most bytes of the file, and of the arrays that it unpacks to."""
+"""Most bytes of the file, and of its unpacked arrays."""
 
 
 def run_self_test(model: DeviceModel, file: Path, tolerance: float) -> None:

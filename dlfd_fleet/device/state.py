@@ -1,4 +1,4 @@
-"""What a device remembers between two starts: its models, what it deleted, and what it has still to tell."""
+"""Keep a device's state between starts: its models, deleted files, and what it has to report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Kept(BaseModel):
 
 
 class Slot(_Kept):
-    """A model on this device, and what was signed of it when it was installed.
+    """A model on this device, with its signed release.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Slot(_Kept):
 
 
 class Refusal(_Kept):
-    """A release that this device tried and will not take; it is tried again a day later."""
+    """A release that failed on this device; it is tried again a day later."""
 
     target: str
     sha256: Digest
@@ -51,30 +51,30 @@ class Refusal(_Kept):
 
 
 class DeviceState(_Kept):
-    """Everything but the floor and the clock, which are files of their own.
+    """The state of a device, without floor and clock, which have their own files.
 
     Attributes
     ----------
     current, previous
-        What runs, and at most one older model that still may.
+        The current model, and at most one older model that may still run.
     heard
-        When the coordinator was last heard from: the last refresh that succeeded.
+        Time of the last successful refresh from the coordinator.
     refusals
-        What was tried in vain.
+        Releases that failed.
     purging, purged
-        Digests of files that are being deleted, and of those that are gone and of which no report has told.
+        Digests of files that are being deleted, and of deleted files that are not reported yet.
     attacks
-        What was refused since the last report, in words.
+        Sentences about refusals since the last report.
     healthy
-        As of the last poll: it answers, and takes what it is offered.
+        Whether in the last poll it answered and accepted what it was offered.
     problem
-        What went wrong in the last poll, in words.
+        The error of the last poll.
     told, reported
         Fingerprint and time of the last report that was written.
     unreported
-        Why the coordinator has not acknowledged it, in words.
+        Why the coordinator has not acknowledged it.
     acknowledged_lease
-        End of the lease in the last report that it has acknowledged.
+        End of the lease in the last acknowledged report.
     """
 
     current: Slot | None = None
@@ -102,7 +102,7 @@ class DeviceState(_Kept):
 
 
 def read_state(copies: list[bytes]) -> DeviceState:
-    """Return the newest state that can be read; a device that has none has nothing installed."""
+    """Return the newest readable state; without one, nothing is installed."""
     for content in copies:
         try:
             return DeviceState.model_validate_json(content)

@@ -1,11 +1,12 @@
-"""The files that devices run: made from torch, checked against torch, or not written at all.
+"""Write the files that devices run, after checking each against torch.
 
-The graph takes pixels and gives probabilities: ``images``, uint8 ``(batch, H, W, C)``, to ``probabilities``, float32
-``(batch, C)``. A model of numbers takes ``inputs``, float32 ``(batch, *shape)``, in its range. Preprocessing and
-softmax are inside, so that a device has nothing of its own to get wrong. Every other format is made of the fp32 file:
-:func:`export_onnx`, then :func:`export_variant`, which knows every format of :data:`~dlfd_fleet.formats.FORMATS`. An
-int8 file needs activation ranges, which are measured where retain images are: :func:`prepare`, :func:`calibrate`
-there, :func:`merge_ranges`.
+The graph takes ``images``, uint8 ``(batch, H, W, C)``, and returns ``probabilities``, float32 ``(batch, C)``. A model
+of numbers takes ``inputs``, float32 ``(batch, *shape)``, in its range. Preprocessing and softmax are in the graph.
+
+:func:`export_onnx` writes the fp32 file. :func:`export_variant` makes every other format of
+:data:`~dlfd_fleet.formats.FORMATS` from it. An int8 file also needs activation ranges: :func:`prepare` the graph,
+:func:`calibrate` it at each site, and :func:`merge_ranges`. Files that differ too much from torch are not written; an
+:class:`~dlfd_fleet.exceptions.ExportError` says why.
 """
 
 from dlfd_fleet.export.onnx_export import ExportReport, export_onnx, no_inputs

@@ -1,4 +1,4 @@
-"""A model file in memory: one block of bytes, or two where protobuf's limit of 2 GiB asks for it."""
+"""Hold a model file in memory: one block of bytes, or two above protobuf's limit of 2 GiB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlfd_fleet.formats.quantisation import scratch_folder
 from dlfd_fleet.onnx_session import open_session
 
 LARGEST_FILE = 2**31 - 2**20
-"""Weights, bytes, that one ONNX file can hold beside its graph."""
+"""Bytes of weights that one ONNX file can hold."""
 DATA_SUFFIX = ".data"
 DATA_DIGEST = "dlfd.data_sha256"
 _PREFIX = "dlfd."
@@ -25,16 +25,16 @@ _SMALL_TENSOR = 1024
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What is written to disk.
+    """The content of a model's file or files.
 
     Attributes
     ----------
     name
-        File name. A large model's weights lie beside it under the same name and ``.data``: they go together.
+        File name. A large model's weights are in a second file with the suffix ``.data``.
     content
-        The graph, with the weights of any model but a large one.
+        The graph, with the weights unless the model is large.
     weights
-        Weights of a large model. Their digest is in the content's metadata, so that who signs the one signs both.
+        Weights of a large model. Their digest is in the metadata of the content, so one signature covers both.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ModelFile:
         Raises
         ------
         ExportError
-            If ONNX Runtime does not take it.
+            If ONNX Runtime refuses it.
         """
         options = onnxruntime.SessionOptions()
         if self.weights:
@@ -69,7 +69,7 @@ class ModelFile:
             raise ExportError(f"ONNX Runtime cannot load {self.name}: {str(error).splitlines()[0]}") from error
 
     def write(self, folder: Path) -> Path:
-        """Write it, each file whole or not at all and the graph last, and return the graph's path.
+        """Write each file whole or not at all, the graph last, and return the graph's path.
 
         Raises
         ------
@@ -97,9 +97,9 @@ def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> 
     Parameters
     ----------
     proto
-        The graph; it is used up.
+        The graph. It must not be used afterwards.
     changes
-        Metadata to set; of what is there, only our own keys stay.
+        Metadata to set. Existing metadata stay only under our own keys.
     """
     metadata = stamp(proto, changes)
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= LARGEST_FILE:
@@ -115,7 +115,7 @@ def serialise(proto: onnx.ModelProto, name: str, changes: Mapping[str, str]) -> 
 
 
 def stamp(proto: onnx.ModelProto, changes: Mapping[str, str]) -> dict[str, str]:
-    """Set metadata of a graph, of which only our own keys stay, and return them all."""
+    """Set metadata of a graph, remove all but our own keys, and return them."""
     metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key.startswith(_PREFIX)}
     metadata |= changes
     _set_metadata(proto, metadata)

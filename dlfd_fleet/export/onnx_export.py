@@ -1,4 +1,4 @@
-"""From a torch classifier to a checked ONNX file."""
+"""Export a torch classifier as an ONNX file that is compared with torch."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _MOST_AT_ONCE = 2**31 - 1  # torch 2.7 takes no batch without a bound through at
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how near to torch it is.
+    """The written file, and how close it is to torch.
 
     Attributes
     ----------
     sha256
-        Digest of the file; of a large model's second file too, for the first holds that one's.
+        Digest of the file. It covers a large model's second file, whose digest is inside.
     size_bytes
-        Of both together.
+        Bytes of both files.
     seconds
-        Wall time of the export with all its checks.
+        Wall time of the export with all checks.
     """
 
     file: Path
@@ -81,27 +81,27 @@ def export_onnx(
     labels: Tensor | None = None,
     verdict: str = "",
 ) -> ExportReport:
-    """Write a classifier as an fp32 ONNX file, after it was checked and compared with torch.
+    """Write a classifier as an fp32 ONNX file, if it agrees with torch.
 
     Parameters
     ----------
     model
-        The classifier; it is left as it was, mode and weights.
+        The classifier; mode and weights are not changed.
     card
-        Classes, input and lineage; they travel in the file's metadata under ``dlfd.*``.
+        Classes, input and lineage, for the file's metadata under ``dlfd.*``.
     file
-        Where the file appears once every check has passed; weights over 2 GB lie in a second file beside it.
+        Path of the file, which is written after all checks. Weights over 2 GB are in a second file beside it.
     version
         Model version that a device reports.
     settings
         Opset and tolerance.
     images
-        Of a data set: uint8 ``(N, C, H, W)``, or numbers in [0, 1]; compared beside 200 random ones. N may be 0. None
-        of them enters the file.
+        Images to compare on, in addition to 200 random ones: uint8 ``(N, C, H, W)``, or numbers in [0, 1]. N may be 0.
+        No image is stored in the file.
     labels
-        Class numbers ``(N,)``, to report accuracies too.
+        Class numbers ``(N,)``, to report accuracies.
     verdict
-        Outcome of the model's audit, for the metadata; the file's own can only be known once the file is made.
+        Outcome of the model's audit, for the metadata.
 
     Raises
     ------
@@ -129,12 +129,12 @@ def check_images(images: Tensor, card: ModelCard) -> None:
 
 
 def no_inputs(card: ModelCard) -> Tensor:
-    """Return an empty data set's inputs ``(0, *shape)``: who has no data compares on random inputs only."""
+    """Return inputs ``(0, *shape)``, to compare on random inputs only."""
     return torch.zeros((0, *card.input.shape), dtype=torch.uint8 if card.input.is_image else torch.float32)
 
 
 def torch_graph(model: FeatureClassifier, card: ModelCard) -> DeviceGraph:
-    """Return what every file of a model is compared with."""
+    """Return the torch graph with which every file of a model is compared."""
     return DeviceGraph(copy.deepcopy(model).cpu(), card).eval()
 
 
@@ -149,7 +149,7 @@ def write_checked(
     labels: Tensor | None,
     started: float,
 ) -> ExportReport:
-    """Write a file if it says what torch says, as nearly as its format allows; else raise an :class:`ExportError`."""
+    """Write a file if it is as close to torch as its format requires; otherwise raise an :class:`ExportError`."""
     session = made.session()
     if session.get_modelmeta().custom_metadata_map.get("dlfd.format") != form:
         raise ExportError(f"The {form} file has lost the model's metadata, so {file} was not written.")

@@ -1,4 +1,4 @@
-"""The oracle of an export: the same images through torch and through ONNX Runtime."""
+"""Compare torch and ONNX Runtime on the same images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compare(
 ) -> Parity:
     """Compare torch and ONNX Runtime on the CPU, on the given images and on 200 random ones.
 
-    Every image is compared in a batch, and the last few once more alone: a device predicts one image at a time.
+    Every image is compared in a batch, and the last few also alone, because devices predict single images.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From the fp32 file to smaller and faster ones: each from that file, each compared with torch, none trusted unseen."""
+"""Make smaller and faster files from the fp32 file, and compare each with torch."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def export_variant(
     labels: Tensor | None = None,
     ranges: Ranges | None = None,
 ) -> ExportReport:
-    """Write another format of an exported model beside its fp32 file, after it was compared with torch.
+    """Write another format of an exported model beside its fp32 file, if it agrees with torch.
 
     Parameters
     ----------
     model, card
-        What the fp32 file was made from.
+        The model and card of the fp32 file.
     source
-        The fp32 file of :func:`~dlfd_fleet.export.export_onnx`; its metadata go over.
+        The fp32 file of :func:`~dlfd_fleet.export.export_onnx`; its metadata are copied.
     form
         One of :data:`~dlfd_fleet.formats.FORMATS`, such as fp16: half the size, for accelerators; int8: a quarter, for
         CPUs; ort: fp32, optimised ahead of time.
     settings
-        Tolerances, and for ort the platform.
+        Tolerances; for ort also the platform.
     images, labels
         Inputs of a data set and class numbers ``(N,)`` to compare on; N may be 0. The format says whether the file is
         accepted by its probabilities or, as int8, by the class that it names on these images.
@@ -50,7 +50,7 @@ def export_variant(
     Raises
     ------
     ExportError
-        If the file cannot be made, is not near enough to torch, or cannot be written.
+        If the file cannot be made, is not close enough to torch, or cannot be written.
     """
     started = time.perf_counter()
     check_images(images, card)

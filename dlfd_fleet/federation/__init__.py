@@ -1,23 +1,21 @@
-"""Flower: what travels, the strategy, and the coordinator of a job. With the apps, the only package that imports it.
+"""Forget people in a Flower fleet: a task, the site's side and the coordinator's side.
 
-A fleet learns to forget by two calls, one in its ClientApp and one in its ServerApp.
+A fleet needs two calls: ``add_unlearning`` around its ClientApp, and ``FederatedUnlearning`` in its ServerApp. Only
+this package and the apps import Flower. Stable: the names in ``__all__``.
 
 Examples
 --------
 >>> from dlfd_fleet.federation import FederatedUnlearning, Task, add_unlearning
 
-A :class:`Task` is the model and the data of a fleet. ``add_unlearning(app, task)`` lets a site's ClientApp answer the
-messages of an erasure. ``FederatedUnlearning(task=task).start(grid)`` asks the sites who wants to be forgotten, forgets
-them, and judges the result by attack.
+A :class:`Task` names the model and the data of a fleet. ``add_unlearning(app, task)`` makes a site's ClientApp answer
+the messages of an erasure. ``FederatedUnlearning(task=task).start(grid)`` asks the sites for requests, unlearns these
+people, audits the result and returns it with its verdict.
 
 See Also
 --------
-protocol : The messages, which both sides know.
-site : A site's side of them.
-records : What the coordinator keeps on disk.
-rounds : The rounds and audits that jobs are made of.
-release : Which model the fleet and its devices run.
-jobs : Training and erasure from beginning to end.
+protocol : The messages between both sides. site : The site's side. records : Jobs and models on the coordinator's disk.
+rounds : Rounds and audits, the parts of jobs. release : The model that the fleet and its devices use. jobs : Whole
+jobs: training, erasure, references.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ __all__ = ["FederatedUnlearning", "Task", "add_unlearning"]
 
 
 def __getattr__(name: str) -> object:
-    """Load one side only: a site's process, which is started for each message, has no use for the coordinator's."""
+    """Load only the side that is used, because a site's process starts for each message."""
     if name == "FederatedUnlearning":
         from dlfd_fleet.federation.jobs.strategy import FederatedUnlearning
 

@@ -1,4 +1,4 @@
-"""What Flower logs of an app that could not go on: what is wrong and what to do, without the way through the code."""
+"""Log errors of an app in one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dlfd_fleet.plain_text import visible
 
 
 class OneSentence(logging.Filter):
-    """Leaves of a :class:`~dlfd_fleet.exceptions.FleetError` its words; of any other error everything."""
+    """Removes the traceback of a :class:`~dlfd_fleet.exceptions.FleetError`; other errors keep theirs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record, and let it pass."""
+        """Change the record, and return True."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, FleetError):
             record.msg, record.args, record.exc_info = visible(str(error)), (), None
@@ -23,5 +23,5 @@ _IN_WORDS = OneSentence()  # one: a logger takes the same filter once
 
 
 def log_errors_in_words() -> None:
-    """Let Flower's log of this process say in one sentence what a person can mend."""
+    """Make Flower's log show errors that a person can fix in one sentence."""
     logging.getLogger("flwr").addFilter(_IN_WORDS)

@@ -1,4 +1,4 @@
-"""What a fleet is told of its users' world: their model, their data, and how they train."""
+"""Describe a fleet's model, data and training in one object for both apps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Train(Protocol):
-    """A training loop of one's own, for the rounds of training and repair."""
+    """Your own training loop, for rounds of training and repair."""
 
     def __call__(
         self, network: nn.Module, data: Dataset[tuple[Tensor, int | Tensor]], *, epochs: int, learning_rate: float
@@ -33,14 +33,14 @@ class Train(Protocol):
         Parameters
         ----------
         network
-            What the task's factory made, on the best device, in train mode.
+            The network that the task's factory made, on the best device, in train mode.
         data
-            Who may be trained on, as :meth:`Task.training_data` gives them.
+            The rows to train on, as :meth:`Task.training_data` returns them.
 
         Returns
         -------
         float or None
-            The mean loss of the last epoch, where it is known.
+            The mean loss of the last epoch, if known.
         """
 
 
@@ -51,39 +51,40 @@ class Task:
     Attributes
     ----------
     model
-        Factory of the network, a class or a function at the top of a module, or its name ``package.module:callable``;
-        or the name of a registered network. It maps inputs ``(N, *shape)`` to logits ``(N, C)``.
+        Factory of the network: a class or function at the top of a module, its name ``package.module:callable``, or the
+        name of a registered network. The network maps inputs ``(N, *shape)`` to logits ``(N, C)``.
     classes
         Names of the classes, in the order of the logits.
     multi_label
-        Whether they are labels, of which any number may apply to an input.
+        Whether the classes are labels, several of which may apply to an input.
     shape
-        One input: ``(C, H, W)`` of images, any other shape of numbers.
+        Shape of one input: ``(C, H, W)`` for images, any shape for numbers.
     value_range
         Smallest and largest value that the network takes.
     fit
-        How images of another aspect come to the shape: ``resize`` or ``crop``. Of image files only.
+        How image files of another aspect ratio are brought to the shape: ``resize`` or ``crop``.
     arguments
-        What the factory is called with.
+        Arguments of the factory.
     feature_layer
-        Submodule whose output is the feature space; the input of the last linear layer when omitted.
+        Submodule whose output is the feature space. Default: the input of the last linear layer.
     data
-        Loader of a site's rows, or its name: it returns a :class:`~dlfd_fleet.data.PersonDataset`, and is given those
-        entries of the node's configuration that it has parameters for (``partition-id`` as ``partition_id``). A site's
-        folder is made by it when its node first answers. Without one, ``site.json`` says where the rows are.
+        Loader of a site's rows, or its name. It returns a :class:`~dlfd_fleet.data.PersonDataset`. It is called with
+        the entries of the node's configuration for which it has parameters (``partition-id`` as ``partition_id``). A
+        site's folder is made from it when its node first answers. Without a loader, ``site.json`` names the rows.
     validation_people, test_people
-        People whom each site keeps out of training, for gates and for the evidence, where the loader names no splits.
+        Numbers of people whom each site keeps out of training, for gates and for the audit, if the loader has no
+        splits.
     loss
-        From logits ``(N, C)`` and labels to a scalar; weighted cross-entropy when omitted.
+        Maps logits ``(N, C)`` and labels to a scalar. Default: weighted cross-entropy.
     optimizer
-        From parameters and a learning rate to an optimizer; SGD with momentum when omitted.
+        Maps parameters and a learning rate to an optimizer. Default: SGD with momentum.
     train
-        The training loop; ours, with the loss and the optimizer, when omitted.
+        The training loop. Default: our loop with this loss and optimizer.
 
     Raises
     ------
     ConfigurationError
-        If something of it cannot be used.
+        If a value is not valid.
     ModelFileError
         If the factory has no name that another process can import.
 
@@ -110,7 +111,7 @@ class Task:
     multi_label: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse now what no process could use later, and permit the factory in this one."""
+        """Refuse values that no process can use, and permit the factory in this process."""
         try:
             _ = self.input, self.network, self.loader
         except ValueError as error:
@@ -124,19 +125,19 @@ class Task:
 
     @cached_property
     def input(self) -> ModelInput:
-        """What the network takes."""
+        """The input of the network."""
         low, high = self.value_range
         return ModelInput(shape=self.shape, low=low, high=high, fit=self.fit)
 
     @cached_property
     def network(self) -> Component | None:
-        """The factory by its name; None of a registered network."""
+        """The factory's name; None for a registered network."""
         name = self.model if isinstance(self.model, str) else name_of(self.model)
         return Component(name=name, arguments=dict(self.arguments)) if ":" in name else None
 
     @cached_property
     def loader(self) -> Component | None:
-        """The loader by its name, without arguments."""
+        """The loader's name, without arguments."""
         if self.data is None:
             return None
         return Component(name=self.data if isinstance(self.data, str) else name_of(self.data))
@@ -147,7 +148,7 @@ class Task:
         Raises
         ------
         ConfigurationError
-            If they normalise inputs: what trains by :meth:`training_data` would not.
+            If they normalise inputs, because rows of :meth:`training_data` are not normalised.
         """
         if given.model.mean is not None or given.model.std is not None:
             raise ConfigurationError(
@@ -169,9 +170,9 @@ class Task:
         Raises
         ------
         ConfigurationError
-            If the task is no card of a model.
+            If the task makes no valid model card.
         ModelFileError
-            If its factory makes no classifier of its input and classes, or it has no such feature layer.
+            If its factory makes no classifier of this input and these classes, or the feature layer is missing.
         """
         try:
             card = ModelCard(
@@ -188,17 +189,17 @@ class Task:
         build(card)
 
     def training_data(self, context: Context) -> Dataset[tuple[Tensor, int | Tensor]]:
-        """Return what this node's site may train on: nobody who has ever asked to be forgotten.
+        """Return the rows that this node's site may train on, without anybody who ever asked to be forgotten.
 
         Parameters
         ----------
         context
-            Of the ClientApp's handler; it names the site.
+            Context of the ClientApp's handler, which names the site.
 
         Raises
         ------
         JobError
-            If the node has no site that can be used; its ``site.log`` says more.
+            If the node has no usable site. The site's ``site.log`` has details.
         """
         from dlfd_fleet.federation.site.training_data import training_data
 

@@ -1,8 +1,13 @@
-"""The formats of a model's files: what is made of the fp32 file, and how near to torch it must be.
+"""The registry of file formats: how each is made from the fp32 file, and how close to torch it must be.
 
 ``export.formats`` names formats of :data:`FORMATS`. An :class:`ExportFormat` turns an ONNX graph into another file that
-ONNX Runtime opens; :mod:`dlfd_fleet.export` writes it, and every file that ships is attacked and judged by itself.
-Nothing here loads torch, and ONNX is loaded only where a file is made: settings and devices ask for names alone.
+ONNX Runtime opens::
+
+    half = FORMATS.find("fp16")
+    content = half.make(Source(model=graph, settings=settings.export, ranges=None))
+
+:mod:`dlfd_fleet.export` writes the file, and each file is audited separately. This package does not load torch, and
+loads ONNX only to make a file.
 
 Stable: the names in ``__all__``. A format of your own: docs/how-to/format.md.
 """

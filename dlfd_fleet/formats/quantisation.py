@@ -1,7 +1,7 @@
-"""Static int8: where images are, ranges are measured; where none are, the ranges become a file.
+"""Make int8 files from ranges that sites measure on their images.
 
-A coordinator prepares the graph, each site measures the range of every activation on its own retain images, and the
-coordinator merges the ranges and writes the file. Only numbers travel: two for each tensor.
+The coordinator prepares the graph. Each site measures the range of every activation on its retain images. The
+coordinator merges the ranges and writes the file. Only two numbers for each tensor travel.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _EXACT_OUTPUTS = ("Gemm", "MatMul")
 
 
 def prepare(content: bytes) -> bytes:
-    """Return the fp32 graph as it is measured and quantised: batch norms folded, every shape known.
+    """Return the fp32 graph for calibration and quantisation: batch norms folded, all shapes known.
 
-    What comes out depends on the release of ONNX Runtime, so it is made once and sent, not made at each site.
+    The result depends on the release of ONNX Runtime, so it is made once and sent to sites.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def prepare(content: bytes) -> bytes:
 
 
 def calibrated_tensors(prepared: bytes) -> frozenset[str]:
-    """Return the names of the activations that a prepared graph has, each of which needs a range."""
+    """Return the names of a prepared graph's activations; each needs a range."""
     from onnxruntime.quantization.calibrate import CalibraterBase
 
     with scratch_folder() as folder:
@@ -65,8 +65,8 @@ def calibrate(prepared: bytes, inputs: NDArray[Any]) -> dict[str, tuple[float, f
     prepared
         What :func:`prepare` returned.
     inputs
-        A device's inputs, N > 0, such as uint8 ``(N, H, W, C)``. Of retain images only: a range is a property of the
-        images that it was measured on.
+        Device inputs of retain images, N > 0, such as uint8 ``(N, H, W, C)``. Do not use other images: ranges reveal
+        something about them.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def calibrate(prepared: bytes, inputs: NDArray[Any]) -> dict[str, tuple[float, f
 
 
 def merge_ranges(parts: Sequence[Ranges]) -> dict[str, tuple[float, float]]:
-    """Return the ranges over all images of several calibrations: the smallest that hold every one of them.
+    """Return the smallest ranges that contain those of several calibrations.
 
     Raises
     ------
     ExportError
-        If there is none, they name different tensors, or a range is none.
+        If there is no calibration, tensors differ, or a range is not valid.
     """
     if not parts:
         raise ExportError("No site has measured ranges; an int8 file needs at least one.")
@@ -163,7 +163,7 @@ def quantize(prepared: bytes, ranges: Ranges) -> onnx.ModelProto:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder for files that a library wants on disk, and delete it again.
+    """Make a temporary folder for a library's files, and delete it afterwards.
 
     Raises
     ------

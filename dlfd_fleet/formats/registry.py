@@ -1,4 +1,4 @@
-"""The registry of formats: what one is, and those there are.
+"""Define export formats and their registry.
 
 Another package registers an :class:`ExportFormat` by an entry point of the group ``dlfd_fleet.formats``, or by
 ``FORMATS.register``.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dlfd_fleet.settings import ExportSettings
 
 FP32 = "fp32"
-"""The format that is exported from torch; all others are made of its file."""
+"""The format that is exported from torch; all others are made from its file."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of each activation, by tensor name."""
@@ -30,23 +30,23 @@ Ranges = Mapping[str, tuple[float, float]]
 _ROUNDING = 1e-9  # 0.84 - 0.82 is a little over 0.02
 
 Limit = float | str
-"""A number, or the setting of ``export`` that has it."""
+"""A number, or the name of a setting of ``export``."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How near a file is to torch.
+    """How close a file is to torch.
 
     Attributes
     ----------
     max_abs_difference
         Largest difference of a probability.
     compared_images
-        Images behind that number: the given ones and 200 random ones.
+        Number of compared images: the given ones and 200 random ones.
     agreement
-        Share of the given images, or of their labels, of which both say the same; None if none was given.
+        Share of the given images, or of their labels, with equal answers; None without images.
     accuracy, torch_accuracy
-        Shares of them that the file, and torch, name rightly; None where nobody knows what is right.
+        Accuracy of the file and of torch on them; None without labels.
     """
 
     max_abs_difference: float
@@ -56,13 +56,13 @@ class Parity:
     torch_accuracy: float | None
 
     def why_not(self, form: str, settings: ExportSettings) -> str | None:
-        """Return why a file of this format is not near enough to torch, or None if it is."""
+        """Return why a file of this format is not close enough to torch, or None if it is."""
         return FORMATS.find(form).nearness.why_not(self, settings)
 
 
 @dataclass(frozen=True)
 class ByProbabilities:
-    """A file is near enough if no probability differs from torch's by more than a tolerance."""
+    """Accepts a file if no probability differs from torch's by more than a tolerance."""
 
     tolerance: Limit
 
@@ -80,12 +80,12 @@ class ByProbabilities:
 
 @dataclass(frozen=True)
 class ByClasses:
-    """A file is near enough if it names torch's class on most images, and is about as accurate: for coarse rounding.
+    """Accepts a file if it mostly names torch's class and is about as accurate; for coarse rounding.
 
     Attributes
     ----------
     agreement
-        Least share of images on which both name the same class.
+        Lowest share of images on which both name the same class.
     accuracy_drop
         Accuracy that the file may lose.
     """
@@ -113,7 +113,7 @@ Nearness = ByProbabilities | ByClasses
 
 
 def _value(limit: Limit, settings: ExportSettings) -> tuple[float, str]:
-    """Return a limit, and where it is set."""
+    """Return a limit and the setting that holds it."""
     if isinstance(limit, str):
         return float(getattr(settings, limit)), f" (export.{limit})"
     return limit, ""
@@ -121,17 +121,17 @@ def _value(limit: Limit, settings: ExportSettings) -> tuple[float, str]:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a file is made of.
+    """The input of a format.
 
     Attributes
     ----------
     model
-        The fp32 graph with its metadata, which name the new format already. It may be changed in place.
+        The fp32 graph; its metadata already name the new format. It may be changed in place.
     settings
         The section ``export``.
     ranges
-        Ranges of the activations of :func:`~dlfd_fleet.formats.quantisation.prepare` of the model, measured at the
-        sites on retain images; None unless the format needs them.
+        Activation ranges of the prepared model (:func:`~dlfd_fleet.formats.quantisation.prepare`), measured at sites on
+        retain images; None unless the format needs them.
     """
 
     model: onnx.ModelProto
@@ -140,28 +140,27 @@ class Source:
 
 
 Make = Callable[[Source], "onnx.ModelProto | bytes"]
-"""From the source to a graph, or to bytes that ONNX Runtime opens and that keep the model's metadata."""
+"""Maps the source to a graph, or to bytes that ONNX Runtime opens and that keep the metadata."""
 
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format that a model's file is released in.
+    """A file format in which models are released.
 
     Attributes
     ----------
     name
-        What it is called in settings, metrics, tags, reports and releases: lower-case letters, digits, ``-`` and ``_``.
+        Name in settings, metrics, tags, reports and releases: lower-case letters, digits, ``-`` and ``_``.
     make
-        What makes the file.
+        The function that makes the file.
     nearness
-        How near to torch a file must be, where it is made and on the sites' images; else it is not released.
+        How close to torch a file must be, at the coordinator and on the sites' images, to be released.
     device_tolerance
-        Largest difference of a probability between the coordinator's CPU and a device's, whose instructions round
-        differently: a device's self-test holds to it.
+        Largest difference of a probability between the coordinator's and a device's CPU, for the device's self-test.
     needs_ranges
         Whether it needs :attr:`Source.ranges`.
     takes_large
-        Whether it can be made of a model of over 2 GB, whose weights lie in a second file.
+        Whether it supports models over 2 GB, whose weights are in a second file.
     extension
         ``ort`` for bytes in ONNX Runtime's own format. The file ends with ``.NAME.EXTENSION``.
     """
@@ -175,7 +174,7 @@ class ExportFormat:
     extension: Literal["onnx", "ort"] = "onnx"
 
     def __post_init__(self) -> None:
-        """Refuse a name that files and messages cannot have or that is the fp32 file's, and other types."""
+        """Refuse a name that is not valid in files or is fp32, and values of other types."""
         if not re.fullmatch(ENTRY_NAME, self.name) or self.name == "onnx":
             raise ConfigurationError(
                 f"'{self.name}' cannot be the name of a format; take up to 32 lower-case letters, digits, '-' and '_', "
@@ -190,7 +189,7 @@ class ExportFormat:
             )
 
     def file(self, source: Path) -> Path:
-        """Return where the file lies: beside the fp32 one, which is the source itself."""
+        """Return the path of the file, beside the fp32 file."""
         if self.name == FP32:
             return source
         end = self.name if self.name == self.extension else f"{self.name}.{self.extension}"
@@ -198,7 +197,7 @@ class ExportFormat:
 
 
 def _half(source: Source) -> onnx.ModelProto:
-    """Return weights and activations in half precision; pixels go in and probabilities come out as in fp32."""
+    """Return a graph with half-precision weights and activations, and the inputs and outputs of fp32."""
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
@@ -218,7 +217,7 @@ def _half(source: Source) -> onnx.ModelProto:
 
 
 def _int8(source: Source) -> onnx.ModelProto:
-    """Return weights and activations in 8 bits, by the ranges that the sites have measured."""
+    """Return a graph with 8-bit weights and activations, from the sites' ranges."""
     from dlfd_fleet.formats.quantisation import prepare, quantize
 
     if source.ranges is None:
@@ -227,7 +226,7 @@ def _int8(source: Source) -> onnx.ModelProto:
 
 
 def _optimised(source: Source) -> bytes:
-    """Return the graph as ONNX Runtime would have it, in its own format: a device has nothing left to optimise."""
+    """Return the graph optimised by ONNX Runtime, in its own format."""
     import onnxruntime
 
     from dlfd_fleet.formats.quantisation import scratch_folder

@@ -1,7 +1,14 @@
-"""A site's own book of forget requests: who asked, how far each request is, and what has been purged.
+"""Keep a site's forget requests: who asked, how far each request is, and what was purged.
 
-Names stay here. The coordinator learns random request ids and counts; a purged person's name is deleted, and only a
-keyed digest remains, so that the person is recognised should the images ever come back.
+A :class:`Site` is a folder with a card, a manifest, keys and a :class:`Ledger`. Names stay in the ledger; the
+coordinator learns ids and counts. After a purge only a keyed digest of a name remains, so that the site recognises the
+person if images come back::
+
+    with Site(folder) as site:
+        request_forgetting(site, "anna", deadline_days=28)
+        print(site.ledger.requests())
+
+Not stable: use ``dlfd-fleet forget`` and ``dlfd-fleet site``.
 """
 
 from dlfd_fleet.data import canonical

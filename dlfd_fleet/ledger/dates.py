@@ -1,6 +1,6 @@
-"""Days of a request: when it was received, by when it must be served, and how far that may be moved.
+"""Compute the days of a request: receipt, deadline, and the longest extension.
 
-A day is the site's own: that of its machine's time zone (``TZ``). A deadline is the end of such a day.
+Days are those of the site's time zone (``TZ``). A deadline is the end of a day.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from datetime import time as clock_time
 from dlfd_fleet.exceptions import LedgerError
 
 MOST_MONTHS = 2
-"""Further months that a deadline may be extended by: Article 12(3) of the GDPR."""
+"""Most months of an extension (GDPR, Article 12(3))."""
 OLDEST_YEARS = 3
-"""A day of receipt before that is a slip of the keyboard."""
+"""An earlier day of receipt is treated as a typing error."""
 
 
 def site_day(moment: datetime) -> date:
-    """Return the site's day of a moment."""
+    """Return the day of a moment in the site's time zone."""
     return moment.astimezone().date()
 
 
 def end_of(day: date) -> datetime:
-    """Return the last moment of a day of the site's."""
+    """Return the last moment of a day in the site's time zone."""
     return datetime.combine(day, clock_time.max).astimezone()
 
 
@@ -42,17 +42,17 @@ def add_months(day: date, months: int) -> date:
 
 
 def day_of(text: str, what: str) -> date:
-    """Read a day that somebody wrote.
+    """Parse a day.
 
     Parameters
     ----------
     what
-        What it is, for errors.
+        Name of the day in errors.
 
     Raises
     ------
     LedgerError
-        If it is none.
+        If it is no day.
     """
     try:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
@@ -88,12 +88,12 @@ def first_deadline(received: date, days: int, today: date) -> date:
 
 
 def refuse_extension(due: date, first: date, current: date) -> None:
-    """Refuse a new deadline that is no later one, or later than the law allows.
+    """Refuse a new deadline that is not later, or later than the law allows.
 
     Parameters
     ----------
     due, first, current
-        The new deadline, the one before any extension, and the one that holds now.
+        The new deadline, the one before any extension, and the current one.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def refuse_extension(due: date, first: date, current: date) -> None:
 
 
 def refuse_notice(noticed: date, received: date, current: date, today: date) -> None:
-    """Refuse a day on which a person was told of an extension, if that was not in time.
+    """Refuse a day of notice that was not in time.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a ledger gives to read: requests, what happened to them, and files that are still there."""
+"""Define the entries of a ledger: requests, their history, and files that could not be deleted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 from dlfd_fleet.ledger.states import CLOSED, Action, Ground, RequestState
 
 PURGED_TEXT = "(purged)"
-"""What a purge leaves of a text that people wrote about a request."""
+"""What replaces a text that people wrote about a request, after a purge."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class ForgetRequest:
     identity
         The person's name; None once the person has been purged.
     requested_at
-        When it was written into the ledger.
+        Time at which it was written to the ledger.
     received
-        The site's day on which it came in; the deadline counts from it.
+        Day of receipt, from which the deadline counts.
     deadline, first_deadline
-        The end of the day by which it must be served, and of that before any extension.
+        End of the day by which it is due, and of the day before any extension.
     verified_by, note
-        How the person's identity was verified, and a note; empty if nobody said, and "(purged)" after the purge.
+        How the person's identity was verified, and a note; empty if not given, "(purged)" after the purge.
     """
 
     id: str
@@ -62,7 +62,7 @@ class ForgetRequest:
 
     @property
     def due(self) -> date:
-        """The day by which it must be served, as its site and the person call it."""
+        """The day by which it is due, in the site's time zone."""
         return self.deadline.date()
 
     @property
@@ -82,17 +82,17 @@ class Event:
     Attributes
     ----------
     state
-        Of the request from then on.
+        State of the request after the event.
     reason
-        Why, in words of this program: no name is in them.
+        Reason given by this program, without names.
     done_by
-        Who did it, as they call themselves; empty if it was a job or the site's own process.
+        Who did it, as they call themselves; empty for a job or the site's process.
     ground
-        Of a refusal.
+        Ground of a refusal.
     due, noticed
-        Of an extension: the new deadline's day, and the day on which the person was told.
+        For an extension: the new due day, and the day on which the person was told.
     remark
-        What somebody wrote about it; "(purged)" after the person's purge.
+        Text that somebody wrote; "(purged)" after the person's purge.
     """
 
     sequence: int
@@ -131,22 +131,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file with an image of a forgotten person that is still there.
+    """A file with an image of a forgotten person that still exists.
 
     Attributes
     ----------
     request
         Id of the person's request.
     file
-        Under the site's image folder, or absolute if a link led out of it. A name that is no text stands as ``hex:``
-        and the hexadecimal digits of its bytes.
+        Path under the image folder, or absolute if a link led out of it. A name that is no text is ``hex:`` with
+        hexadecimal digits.
     sha256
-        Of its content; None if it could not be read.
+        SHA-256 of its content; None if it could not be read.
     listed
-        Whether it was the person's in the manifest: then each purge tries again to delete it, and the request waits.
-        If not, it is a copy that a purge has found, and the site's people decide about it.
+        True if the manifest listed it for the person: each purge tries again, and the request waits. False if it is a
+        copy that a purge found: the site decides.
     reason
-        Why it is still there, in words.
+        Why it still exists.
     """
 
     request: str

@@ -1,4 +1,4 @@
-"""The ledger itself: requests, their history, and what is left of purged images, each row under a seal (SQL)."""
+"""Store requests, their history and digests of purged images in SQL, with a seal on each row."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
 class Ledger:
     """Forget requests of one site.
 
-    Several processes may use a ledger at once: each change is one transaction, and one writer is let in at a time.
+    Several processes may use a ledger at once. Each change is one transaction with a single writer.
 
     Parameters
     ----------
     location
         A SQLite file, or the URL of a PostgreSQL database (``postgresql+psycopg://host/database``).
     key
-        The site's key. It seals every row: :meth:`verify` finds what was changed without it.
+        The site's key, which seals every row. :meth:`verify` finds rows that were changed without it.
     create
-        Make a new ledger where there is none.
+        Whether to make a new ledger if there is none.
 
     Raises
     ------
     LedgerError
-        If the database cannot be reached, is damaged, no ledger, sealed with another key, or one that another release
-        wrote.
+        If the database cannot be reached, is damaged, is no ledger, was sealed with another key, or was written by
+        another release.
     """
 
     def __init__(self, location: Path | str, key: bytes, *, create: bool = False) -> None:
@@ -86,7 +86,7 @@ class Ledger:
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the ledger."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -112,9 +112,9 @@ class Ledger:
         Parameters
         ----------
         received
-            The site's day on which it came in; today when omitted.
+            Day of receipt. Default: today.
         verified_by, note, done_by
-            How the person's identity was verified, a note, and who took the request in.
+            How the person's identity was verified, a note, and who entered the request.
 
         Raises
         ------
@@ -154,13 +154,13 @@ class Ledger:
             return self._get(tables, request)
 
     def person_digests(self, *states: RequestState) -> frozenset[str]:
-        """Return the digests of the people of requests in these states; of everybody whose request stands if none."""
+        """Return the digests of people with requests in these states. Default: all requests that were not dropped."""
         condition = REQUEST.c.state.in_([state.value for state in states]) if states else STANDING
         with self._reading() as tables:
             return frozenset(row["person_digest"] for row in tables.read(REQUEST, condition))
 
     def requests_of(self, person_digest: str) -> list[ForgetRequest]:
-        """Return a person's requests, oldest first: no more than the last one stands."""
+        """Return a person's requests, oldest first; only the last one can be valid."""
         with self._reading() as tables:
             return self._read(tables, REQUEST.c.person_digest == person_digest)
 
@@ -176,17 +176,17 @@ class Ledger:
         ground: Ground | None = None,
         remark: str = "",
     ) -> None:
-        """Bring a request into its next state; one row in the history.
+        """Move a request to another state, with one row in the history.
 
         Parameters
         ----------
         done_by, ground, remark
-            Who decided it, on which ground, and what they wrote about it; nothing of these for a job.
+            Who decided, on which ground, and what they wrote; all empty for a job.
 
         Raises
         ------
         LedgerError
-            If the state may not follow the request's own.
+            If this state must not follow the current one.
         """
         values: dict[str, Any] = {"state": state.value, "job": job}
         if epoch is not None:
@@ -210,12 +210,12 @@ class Ledger:
         done_by: str = "",
         remark: str = "",
     ) -> None:
-        """Move the deadline of an open request, within what the law allows; one row in the history.
+        """Extend the deadline of an open request, as the law allows, with one row in the history.
 
         Raises
         ------
         LedgerError
-            If the request is closed, or the deadline is no later one, or too late.
+            If the request is closed, or the deadline is not later, or too late.
         """
         with self._change() as tables:
             current = self._get(tables, request)
@@ -227,25 +227,25 @@ class Ledger:
             self._append(tables, request, Action.EXTENDED, current.state, reason, **more)
 
     def note_letter(self, request: str, stage: str, done_by: str) -> None:
-        """Note that a letter to the person was printed; one row in the history."""
+        """Note in the history that a letter to the person was printed."""
         with self._change() as tables:
             state = self._get(tables, request).state
             self._append(tables, request, Action.LETTER, state, f"letter '{stage}'", done_by=done_by)
 
     def history(self, request: str | None = None) -> list[Event]:
-        """Return what happened, to one request or to all, oldest first."""
+        """Return the history of one request or of all, oldest first."""
         condition = HISTORY.c.request == request if request else sa.true()
         with self._reading() as tables:
             return [Event.of(row) for row in tables.read(HISTORY, condition, HISTORY.c.sequence)]
 
     def verify(self) -> None:
-        """Check that every row is as the site's key has sealed it, and that none is missing or was put back.
+        """Check the seal of every row, and that no row is missing or was restored.
 
         Raises
         ------
         LedgerError
-            At the first row that was changed, removed or added by other means. A whole ledger that was put back from a
-            backup is not found, nor what somebody wrote who has the site's key.
+            At the first row that was changed, removed or added without the key. A whole ledger restored from a backup
+            is not found, nor changes made with the key.
         """
         with self._reading() as tables:
             tables.verify()
@@ -267,7 +267,7 @@ class Ledger:
         return hmac.digest(self._key, _HEAD_LABEL + content.encode(), "sha256").hex()
 
     def epoch(self) -> int:
-        """Return the fleet's erasure epoch, as far as this site was told."""
+        """Return the fleet's erasure epoch, as last told to this site."""
         with self._reading() as tables:
             return tables.epoch
 
@@ -278,7 +278,7 @@ class Ledger:
             return tables.epoch
 
     def purged(self, request: str, sha256: Collection[str]) -> None:
-        """Note by their SHA-256 the images that are to be deleted: nobody trains on them from now on."""
+        """Note images to delete by their SHA-256; from now on nobody trains on them."""
         with self._change() as tables:
             digests = sorted({content_digest(self._key, value) for value in sha256})
             for start in range(0, len(digests), _PORTION):
@@ -289,19 +289,19 @@ class Ledger:
                 )
 
     def tombstones(self) -> Tombstones:
-        """Return what tells of a SHA-256 whether it is of an image that was purged, or is to be."""
+        """Return the contents that were purged or will be; they can be tested by SHA-256."""
         with self._reading() as tables:
             found = tables.read(TOMBSTONE, sa.true())
         return Tombstones({row["content_digest"]: row["request"] for row in found}, self._key)
 
     def request_of_people(self, *states: RequestState) -> dict[str, str]:
-        """Return for the digests of the people of requests in these states the ids of the requests."""
+        """Return the request ids of requests in these states, by digest of their person."""
         condition = REQUEST.c.state.in_([state.value for state in states])
         with self._reading() as tables:
             return {row["person_digest"]: row["id"] for row in tables.read(REQUEST, condition)}
 
     def note_trained(self, person_digests: Collection[str]) -> None:
-        """Note the digests of people whom a model was trained on: they count as unseen never again."""
+        """Note digests of people on whom a model was trained; they never count as unseen again."""
         new = set(person_digests) - self.trained(person_digests)
         if not new:
             return
@@ -310,7 +310,7 @@ class Ledger:
             tables.insert(TRAINED, ({"person_digest": value} for value in sorted(new - known)))
 
     def trained(self, person_digests: Collection[str]) -> frozenset[str]:
-        """Return those of some digests of people that :meth:`note_trained` has noted."""
+        """Return those of these digests that :meth:`note_trained` has noted."""
         if not person_digests:
             return frozenset()
         with self._reading() as tables:
@@ -325,7 +325,7 @@ class Ledger:
         return frozenset(found)
 
     def count_purged(self, job: str | None = None) -> int:
-        """Return how many different images are gone: of a job's requests, or of all."""
+        """Return the number of different purged images, of a job's requests or of all."""
         of_job = TOMBSTONE.c.request.in_(sa.select(REQUEST.c.id).where(REQUEST.c.job == job)) if job else sa.true()
         with self._reading() as tables:
             listed = tables.read(LEFTOVER, LEFTOVER.c.listed)
@@ -333,20 +333,20 @@ class Ledger:
             return sum(row["content_digest"] not in left for row in tables.read(TOMBSTONE, of_job))
 
     def note_leftovers(self, request: str, leftovers: Collection[Leftover]) -> None:
-        """Keep what is still there of a request's images, instead of what was kept of it before."""
+        """Replace the list of a request's files that still exist."""
         with self._change() as tables:
             tables.delete(LEFTOVER, LEFTOVER.c.request == request)
             tables.insert(LEFTOVER, (asdict(leftover) for leftover in leftovers))
 
     def leftovers(self, request: str | None = None) -> list[Leftover]:
-        """Return the files of forgotten people that are still there, of one request or of all."""
+        """Return the files of forgotten people that still exist, of one request or of all."""
         condition = LEFTOVER.c.request == request if request else sa.true()
         with self._reading() as tables:
             rows = tables.read(LEFTOVER, condition, LEFTOVER.c.request, LEFTOVER.c.file)
             return [Leftover(**{name: value for name, value in row.items() if name != "seal"}) for row in rows]
 
     def forget_identity(self, request: str) -> None:
-        """Delete the person's name, and what people wrote, from all requests of a person; the keyed digest stays."""
+        """Delete a person's name and written texts from all of their requests; keep the keyed digest."""
         with self._change() as tables:
             (own,) = tables.read(REQUEST, REQUEST.c.id == request)
             of_person = REQUEST.c.person_digest == own["person_digest"]  # also those that were withdrawn or refused
@@ -414,7 +414,7 @@ def _engine_of(location: Path | str) -> sa.Engine:
 
 
 def _lock(connection: sa.Connection) -> None:
-    """Let one writer in at a time, as SQLite does; the end of the transaction lets go."""
+    """Lock the ledger for one writer until the end of the transaction, as SQLite does."""
     limit_waits(connection)
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 

@@ -1,4 +1,4 @@
-"""Deleting the rows of forgotten people at a site whose rows come from a loader."""
+"""Delete rows of forgotten people at a site with a loader."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dlfd_fleet.ledger.states import FORGOTTEN, TO_PURGE
 
 
 def purge_loaded(site: Site, loaded: LoadedRows, request: str, rows: Collection[Row]) -> Purge:
-    """Take rows out of the manifest, overwrite them where they are decoded, and delete them from the loader's storage.
+    """Remove rows from the manifest, overwrite their decoded copies, and delete them from the loader's storage.
 
-    Rows with the same content go, too, whosever they are said to be. The ledger is told first, so whatever ends this
-    midway, nobody trains on the rows, and the next call ends it.
+    Rows with the same content are deleted, too, whoever's they are. The ledger is written first. So if this is
+    interrupted, nobody trains on the rows, and the next call finishes it.
     """
     with site.storage_lock():
         return _purge(site, loaded, request, rows)
@@ -50,7 +50,7 @@ def _purge(site: Site, loaded: LoadedRows, request: str, rows: Collection[Row]) 
 
 
 def requests_in_storage(site: Site, loaded: LoadedRows) -> set[str]:
-    """Return the requests of forgotten people of whom the loader's own storage has a row.
+    """Return the requests of forgotten people with rows in the loader's storage.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Deleting what a site holds of forgotten people: after a release, and whenever it comes back."""
+"""Delete what a site holds of forgotten people, after a release and whenever it comes back."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _HEX = "hex:"
 def purge_request(site: Site, request: ForgetRequest) -> int:
     """Delete the images of a released request's person, and then the name; return how many images were deleted.
 
-    Images with the same bytes go too, whatever they are called and whosever they are said to be. The request waits
-    then until no device holds a model from before: :func:`complete_requests`. As long as a file cannot be deleted it
-    stays in PURGING, and the ledger keeps the file and the reason: :meth:`Ledger.leftovers`.
+    Images with the same bytes are deleted, too, under any name. Then the request waits until no device holds an older
+    model (:func:`complete_requests`). While a file cannot be deleted, the request stays in PURGING, and the ledger
+    keeps the file and the reason (:meth:`Ledger.leftovers`).
     """
     ledger, job, epoch = site.ledger, request.job, request.epoch
     if request.state is not RequestState.PURGING:
@@ -53,14 +53,14 @@ def purge_request(site: Site, request: ForgetRequest) -> int:
 
 
 def complete_requests(site: Site, epoch: int | None, reason: str) -> None:
-    """Close the purged requests that no device keeps open any more.
+    """Complete purged requests that no device keeps open.
 
     Parameters
     ----------
     epoch
         Greatest erasure epoch that has reached every device; None if the fleet has no devices.
     reason
-        How the devices stand, in words.
+        A sentence about the devices.
     """
     for request in site.ledger.requests(RequestState.ROLLING_OUT):
         if epoch is None or (request.epoch is not None and request.epoch <= epoch):
@@ -68,15 +68,15 @@ def complete_requests(site: Site, epoch: int | None, reason: str) -> None:
 
 
 def purge_site(site: Site) -> tuple[int, int]:
-    """End purges that were interrupted, delete images of forgotten people that came back, and the held model.
+    """Finish interrupted purges, delete images of forgotten people that came back, and delete the held model.
 
-    What cannot be deleted is in :meth:`Ledger.leftovers`, and tried again each time.
+    Files that cannot be deleted are in :meth:`Ledger.leftovers` and tried again each time.
 
     Returns
     -------
     tuple of int
-        Images deleted of requests that were not complete, and images deleted that had come back: under the name of
-        somebody who was forgotten, or a file that was purged once.
+        Numbers of images deleted for unfinished requests, and of images that had come back (a forgotten person's name,
+        or a purged file).
     """
     site.drop_held_model()  # this site may not have been told of a release yet
     ended = sum(purge_request(site, request) for request in site.ledger.requests(*TO_PURGE))
@@ -166,7 +166,7 @@ def _is_text(name: str) -> bool:
 
 
 def _in_words(done: Purge) -> str:
-    """Say what a purge did; without names of files, for the history is kept for ever."""
+    """Return a sentence about a purge, without names of files, because the history is kept."""
     words = [f"{done.deleted} images purged"]
     words += [f"{count} files not deleted: {reason}" for reason, count in sorted(Counter(done.kept.values()).items())]
     if done.stored:

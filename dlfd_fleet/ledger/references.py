@@ -1,14 +1,14 @@
-"""What reference models say of a site's images, in files beside its ledger, which a purge overwrites.
+"""Store reference models' answers in files beside a site's ledger, which a purge overwrites.
 
-What the models of one job say is a set. Its files are
+The answers of one job's models are a set. Its files are
 
-- ``references-KEY.json``: the job, how many models, the classes, and the number of the set;
-- ``references-KEY-people.npy``: a record a person, under the site's keyed digest: in whose half they are, and which
-  models were trained on them;
-- ``references-KEY-NN.npy``: what model NN says, a record a content, under the SHA-256 of its image.
+- ``references-KEY.json``: the job, the number of models, the classes, and the number of the set;
+- ``references-KEY-people.npy``: one record for each person, under the site's keyed digest: in which halves they are,
+  and which models were trained on them;
+- ``references-KEY-NN.npy``: answers of model NN, one record for each content, under the SHA-256 of its image.
 
-KEY is a digest of the job's name, for nothing out of a message becomes a path. Each file is written whole or not at
-all. A set counts once it has the answers of all of its models, and takes the place of those before it then.
+KEY is a digest of the job's name, because text from a message must not become a path. Each file is written whole or not
+at all. A set counts once it has the answers of all of its models; then it replaces earlier sets.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _BEING_WRITTEN = f".{_ALL}.new"
 
 
 class UnseenAccuracy(BaseModel):
-    """How often reference models were right about people never trained on, beside the model that they are of.
+    """Accuracy of reference models on people never trained on, compared with the model.
 
     Attributes
     ----------
     people
-        How many these people are.
+        Number of these people.
     model, references
-        Share of their images that the model, and the mean of half of the reference models, is right about.
+        Accuracy of the model, and of means of half of the reference models, on their images.
     too_poor
-        Whether the reference models are right so much less often that an erasure does not aim at what they say.
+        Whether the reference models are so much worse that an erasure does not use them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +56,7 @@ class UnseenAccuracy(BaseModel):
     too_poor: bool
 
     def sentence(self) -> str:
-        """Say it in words."""
+        """Return it as a sentence."""
         return (
             f"reference models are right about {self.references:.1%} of the images of {self.people} people never "
             f"trained on, and the model about {self.model:.1%}"
@@ -69,15 +69,15 @@ class ReferenceSet(BaseModel):
     Attributes
     ----------
     job
-        The job that makes its models.
+        The job that made its models.
     models
-        How many they are.
+        Number of models.
     classes
-        Of their answers.
+        Classes of the answers.
     number
-        Sets of a site are counted: the latest has the greatest.
+        Number of the set at this site; the latest has the greatest.
     unseen
-        How good they were when they were last compared with a model; None if they never were.
+        Their accuracy at the last comparison with a model; None if never compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,18 +90,18 @@ class ReferenceSet(BaseModel):
 
     @property
     def key(self) -> str:
-        """What stands for the job in names of files."""
+        """The digest of the job's name, for names of files."""
         return hashlib.sha256(self.job.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Membership:
-    """Of one person: a bit for each model.
+    """One person's halves and trainings, one bit for each model.
 
     Attributes
     ----------
     half
-        Whether the person is of the half that the model is trained on.
+        Whether the person is in the model's half.
     trained
         Whether the model was trained on them.
     """
@@ -111,15 +111,15 @@ class Membership:
 
 
 def halves(people: Iterable[str], models: int, order: Callable[[int, str], bytes]) -> dict[str, int]:
-    """Return in which models' halves each person is, a bit for each model.
+    """Return the models in whose half each person is, as one bit for each model.
 
-    The people are ordered anew for each pair of models and cut in the middle: the first of the pair has one half, the
-    second the other. Of an odd number either may have one more.
+    For each pair of models the people are ordered and cut in the middle; each model gets one half. With an odd number
+    either may get one more.
 
     Parameters
     ----------
     order
-        From the number of a pair and a person to bytes that nobody else can tell.
+        Maps the number of a pair and a person to secret bytes.
     """
     everybody, found = sorted(set(people)), dict[str, int]()
     for pair in range(models // 2):
@@ -145,17 +145,17 @@ class ReferenceFiles:
     # ------------------------------------------------------------------ making a set
 
     def begin(self, wanted: ReferenceSet, people: Callable[[], Mapping[str, int]]) -> ReferenceSet:
-        """Begin a set, unless it has begun, and return it; sets that were never finished are deleted.
+        """Begin a set if needed, delete unfinished ones, and return it.
 
         Parameters
         ----------
         people
-            Digests of the people who may be trained on now, and the models in whose half each one is.
+            Digests of the people who may be trained on, and the models in whose half each is.
 
         Raises
         ------
         DataError
-            If the set has begun otherwise, or the disk refuses.
+            If the set began with other values, or the disk refuses.
         """
         known = self._known()
         for found in known:
@@ -170,7 +170,7 @@ class ReferenceFiles:
         return new
 
     def note_trained(self, chosen: ReferenceSet, model: int, people: Collection[str]) -> None:
-        """Write down whom a model is trained on, before it is.
+        """Note on whom a model will be trained, before it is.
 
         Raises
         ------
@@ -194,7 +194,7 @@ class ReferenceFiles:
         trained: Sequence[bool],
         logits: NDArray[np.float32],
     ) -> None:
-        """Keep what a model says; a set that is finished by it takes the place of all others.
+        """Store a model's answers; a set that this completes replaces all others.
 
         Parameters
         ----------
@@ -213,7 +213,7 @@ class ReferenceFiles:
             self._delete([each for each in self._known() if each.job != chosen.job])
 
     def note_unseen(self, chosen: ReferenceSet, unseen: UnseenAccuracy) -> None:
-        """Keep how good a set's models are.
+        """Store the accuracy of a set's models.
 
         Raises
         ------
@@ -225,7 +225,7 @@ class ReferenceFiles:
     # ------------------------------------------------------------------ reading
 
     def missing(self, chosen: ReferenceSet) -> int:
-        """Return of how many models a set has no answers."""
+        """Return the number of models without answers in a set."""
         return sum(not self._file(chosen, f"{model:02}").exists() for model in range(chosen.models))
 
     def is_finished(self, chosen: ReferenceSet) -> bool:
@@ -249,7 +249,7 @@ class ReferenceFiles:
         return {digest: Membership(half, trained) for digest, half, trained in pairs if digest}
 
     def answers(self, chosen: ReferenceSet, model: int) -> tuple[dict[str, int], NDArray[Any]]:
-        """Return the place of each image by its SHA-256, and records with ``trained`` and ``logits`` ``(C,)``.
+        """Return the position of each image by its SHA-256, and records with ``trained`` and ``logits`` ``(C,)``.
 
         Raises
         ------
@@ -278,7 +278,7 @@ class ReferenceFiles:
         return [file for files in named for file in files]
 
     def purge(self, images: Container[str], people: Container[str]) -> None:
-        """Overwrite with zeros what is kept of some images and people, and delete what killed processes have left.
+        """Overwrite the records of some images and people with zeros, and delete files of killed processes.
 
         Parameters
         ----------
@@ -354,7 +354,7 @@ class ReferenceFiles:
 
     @contextmanager
     def _written(self, file: Path) -> Iterator[Any]:
-        """Give a new file, of this user alone, that takes another one's place when it is whole."""
+        """Yield a new file, readable only by this user, that replaces another one when it is complete."""
         with (
             whole_file(file, DataError) as new,
             open(new, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream,

@@ -1,4 +1,4 @@
-"""Reading the rows of a site's loader again: what has come into its storage, and what has gone."""
+"""Read the rows of a site's loader again, to find new and missing rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlfd_fleet.ledger.states import FORGOTTEN
 
 
 def refresh_rows(site: Site) -> tuple[int, int]:
-    """List what a site's loader has now; return how many rows have come, and how many have gone.
+    """Update a site's manifest from its loader; return the numbers of new and missing rows.
 
     A new row of a known person is of their split; one of a new person is of the split that the loader says, or is
     trained on. Rows of people who were forgotten, and rows that were purged, are not listed again.

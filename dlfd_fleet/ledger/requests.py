@@ -1,4 +1,4 @@
-"""What people decide about requests at a site: taking them in, extending, refusing and withdrawing them."""
+"""Enter, extend, refuse and withdraw requests at a site."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, Ground, RequestState
 
 JOINED = "asked at another site"
-"""Reason of a request that a site has joined in."""
+"""Reason of a request that a site has joined."""
 LONGEST_TEXT, LONGEST_NAME = 2000, 200
 
 
@@ -36,26 +36,26 @@ def request_forgetting(
     note: str = "",
     done_by: str = "",
 ) -> ForgetRequest:
-    """Accept a person's request to be forgotten, from anybody of whom the site has an image.
+    """Accept a person's request to be forgotten; the site must have an image of the person.
 
-    People who were never trained on may ask too: their images leave every audit at once, and are purged with the next
-    release. Nor does it matter whose images are the last ones of the site, or of a class there.
+    People who were never trained on may ask, too: their images leave every audit at once and are purged with the next
+    release. It may be the last person of the site, or of a class.
 
     Parameters
     ----------
     deadline_days
         Calendar days from the day of receipt to the deadline.
     received
-        The site's day on which the request came in; today when omitted.
+        Day of receipt. Default: today.
     verified_by, note
         How the person's identity was verified, and a note; both are deleted with the name.
     done_by
-        Who takes the request in.
+        Who enters the request.
 
     Raises
     ------
     LedgerError
-        If the person is unknown, or has asked before, or a day or a text cannot be right.
+        If the person is unknown or asked before, or a day or a text is not valid.
     """
     manifest, wanted = site.manifest(), canonical(identity)
     spelled = next((name for name in manifest.identities if canonical(name) == wanted), None)
@@ -93,7 +93,7 @@ def extend(
     Parameters
     ----------
     until, months
-        The new deadline, or how many months it is after the one that holds now.
+        The new deadline, or the months to add to the current one.
     reason
         Why more time is needed: the person must be told.
     noticed
@@ -102,7 +102,7 @@ def extend(
     Raises
     ------
     LedgerError
-        If it cannot be extended so.
+        If the law does not allow this extension.
     """
     found = _asked_here(site, request, "extended")
     if (until is None) == (months is None):
@@ -122,9 +122,9 @@ def extend(
 
 
 def refuse(site: Site, request: str, ground: Ground, *, reason: str, done_by: str = "") -> ForgetRequest:
-    """Refuse a request for good, as long as no job works on it; the person may ask again.
+    """Refuse a request while no job works on it; the person may ask again.
 
-    As after a withdrawal, the site trains on the person as before, and other sites that had joined in take theirs back.
+    As after a withdrawal, the site trains on the person again, and sites that had joined withdraw theirs.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def refuse(site: Site, request: str, ground: Ground, *, reason: str, done_by: st
 
 
 def withdraw(site: Site, request: str, *, done_by: str = "") -> ForgetRequest:
-    """Take a request back, as long as no job works on it.
+    """Withdraw a request while no job works on it.
 
     Raises
     ------
@@ -160,9 +160,9 @@ def withdraw(site: Site, request: str, *, done_by: str = "") -> ForgetRequest:
 
 
 def join_requests(site: Site, job: str, asked: Mapping[str, datetime]) -> list[ForgetRequest]:
-    """Accept, for this site too, the requests of people who asked at another site of the fleet, in whatever split.
+    """Accept at this site the requests of people who asked at another site, in any split.
 
-    A site cannot refuse them, not even for its last images: the person has asked.
+    A site cannot refuse them, even if these are its last images.
 
     Parameters
     ----------

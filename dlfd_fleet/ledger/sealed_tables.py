@@ -1,4 +1,4 @@
-"""The ledger's tables, and the seals that the site's key puts on them: on each row, and on the set of all rows."""
+"""Read and change the ledger's tables, with seals on each row and on the set of all rows."""
 
 from __future__ import annotations
 
@@ -100,23 +100,23 @@ _SEALED = (REQUEST, HISTORY, TOMBSTONE, LEFTOVER, TRAINED)
 
 
 class SealedTables:
-    """The tables of a ledger in one transaction; whoever has no key cannot change a row, add one or take one away.
+    """The tables of a ledger in one transaction. Without the key nobody can change, add or remove a row unnoticed.
 
-    Each row has a seal, an HMAC-SHA-256 of its columns. The head has one, too, over the epoch and the set of all rows.
-    The set is told by MSet-XOR-Hash (Clarke et al., Asiacrypt 2003), so a change costs as much as the rows that it
-    changes, however many there are.
+    Each row has a seal, an HMAC-SHA-256 of its columns. The head has a seal over the epoch and the set of all rows. The
+    set is hashed by MSet-XOR-Hash (Clarke et al., Asiacrypt 2003), so the cost of a change depends only on the changed
+    rows.
 
     Parameters
     ----------
     name
-        Of the ledger, for errors.
+        Name of the ledger in errors.
     create
         Make the tables of a new ledger.
 
     Raises
     ------
     LedgerError
-        If the head was changed by other means, or sealed with another key.
+        If the head was changed without the key, or sealed with another key.
     """
 
     def __init__(self, connection: sa.Connection, key: bytes, name: str, *, create: bool = False) -> None:
@@ -140,7 +140,7 @@ class SealedTables:
     def read(
         self, table: sa.Table, condition: sa.ColumnElement[bool], *order: sa.ColumnElement[Any]
     ) -> list[dict[str, Any]]:
-        """Return rows of a table; a :class:`LedgerError` names one that was changed by other means."""
+        """Return rows of a table; a :class:`LedgerError` names a row that was changed without the key."""
         found = self._connection.execute(sa.select(table).where(condition).order_by(*order)).mappings()
         rows = [dict(row) for row in found]
         for row in rows:
@@ -159,7 +159,7 @@ class SealedTables:
             self._toggle(row["seal"], 1)
 
     def update(self, table: sa.Table, condition: sa.ColumnElement[bool], values: Mapping[str, Any]) -> int:
-        """Change rows, and return how many; one that was changed by other means is not sealed anew."""
+        """Change rows and return their number; a row that was changed without the key is not sealed again."""
         rows = self.read(table, condition)
         for row in rows:
             new = {**row, **values}
@@ -171,17 +171,17 @@ class SealedTables:
         return len(rows)
 
     def delete(self, table: sa.Table, condition: sa.ColumnElement[bool]) -> None:
-        """Take rows away."""
+        """Delete rows."""
         for row in self.read(table, condition):
             self._toggle(row["seal"], -1)
         self._connection.execute(sa.delete(table).where(condition))
 
     def seal_head(self) -> None:
-        """Write the head, at the end of a change."""
+        """Write the head at the end of a change."""
         self._connection.execute(sa.update(HEAD).values(self._head()))
 
     def verify(self) -> None:
-        """Check the seal of every row, and that no row is missing or was put back."""
+        """Check the seal of every row, and that no row is missing or was restored."""
         rows, members, last = 0, _NO_ROWS, 0
         for table in _SEALED:
             for row in self.read(table, sa.true(), *table.primary_key):

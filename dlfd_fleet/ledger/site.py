@@ -1,4 +1,4 @@
-"""A site's folder: its card, its faces, its ledger and its key. Only the site's own processes open it."""
+"""Open a site's folder: its card, manifest, ledger and keys. Only the site's own processes use it."""
 
 from __future__ import annotations
 
@@ -35,38 +35,37 @@ LOG_FILE = "site.log"
 _STORAGE_LOCK = "storage.lock"
 _SHORTEST_SECRET = 16  # bytes
 SHORTEST_ID = 8
-"""Digits by which people may call a request."""
+"""Fewest digits of an id by which a request can be named."""
 MOST_MARKS = 16
-"""Of the jobs that one person's request was in, told in another job."""
+"""Most marks of earlier jobs that a site sends for one request."""
 
 
 class SiteCard(BaseModel):
-    """What a site is and where its faces are; ``site.json``.
+    """The content of ``site.json``: what the site is and where its rows are.
 
     Attributes
     ----------
     name
-        Known to the site only.
+        Name of the site; only the site knows it.
     id
-        What the coordinator calls the site: random, made with the folder.
+        Random id of the site for the coordinator, made with the folder.
     input
-        What the fleet's models take: shape, range, and how image files are brought to it.
+        Input of the fleet's models: shape, range, and how image files are converted.
     networks
-        Factories of networks, and their arguments, that this site builds when a message names them.
+        Factories of networks, with arguments, that this site builds if a message names them.
     multi_label
-        Whether the classes are labels, of which any number may apply to an image.
+        Whether the classes are labels, several of which may apply to an image.
     classes
         Names of the classes in the order of the fleet.
     manifest, root
-        The face set, under the site's folder unless absolute.
+        Manifest and image folder, relative to the site's folder.
     links
-        What becomes of images that are links out of the image folder: "refuse" them, or "follow" them; then a purge
-        deletes the file that the link leads to.
+        Images that are links out of the image folder: "refuse", or "follow"; then a purge also deletes the linked file.
     data
         The loader whose rows the manifest lists, and its arguments; without it the manifest lists image files.
     ledger
-        A SQLite file under the site's folder, or the URL of a PostgreSQL database (without a password: that is libpq's
-        to find, in ``PGPASSFILE`` or ``PGPASSWORD``).
+        A SQLite file under the site's folder, or the URL of a PostgreSQL database without a password (libpq takes it
+        from ``PGPASSFILE`` or ``PGPASSWORD``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,7 +102,7 @@ class SiteCard(BaseModel):
         return value
 
     def ledger_location(self, folder: Path) -> Path | str:
-        """Return where the ledger of a site in this folder is."""
+        """Return the location of the ledger of a site in this folder."""
         return self.ledger if "://" in self.ledger else folder / self.ledger
 
 
@@ -113,7 +112,7 @@ class Site:
     Raises
     ------
     ConfigurationError
-        If the folder is no site's, or its card is wrong.
+        If the folder is not a site's, or its card is not valid.
     LedgerError
         If its ledger cannot be used.
     """
@@ -132,7 +131,7 @@ class Site:
         self.ledger.close()
 
     def manifest(self) -> Manifest:
-        """Read the site's face set; a :class:`~dlfd_fleet.exceptions.DataError` names what is wrong with it."""
+        """Read the site's manifest; a :class:`~dlfd_fleet.exceptions.DataError` names a problem."""
         table = read_manifest(self.manifest_file, self.image_root, self.card.links, may_be_empty=True)
         return replace(table, loaded=self.loaded)
 
@@ -147,7 +146,7 @@ class Site:
 
     @contextmanager
     def storage_lock(self) -> Iterator[None]:
-        """Be the only process that changes what the site's loader has, or lists; the lock goes with the process."""
+        """Lock the loader's storage and rows for this process; the lock ends with the process."""
         with filelock.FileLock(self.folder / _STORAGE_LOCK):
             yield
 
@@ -158,11 +157,11 @@ class Site:
 
     @property
     def references(self) -> ReferenceFiles:
-        """What reference models say of the site's images."""
+        """The stored answers of reference models."""
         return ReferenceFiles(self.folder)
 
     def purge_references(self) -> None:
-        """Overwrite what reference models say of images that are purged, and whether these people were trained on.
+        """Overwrite reference answers for purged images, and whether these people were trained on.
 
         Raises
         ------
@@ -173,7 +172,7 @@ class Site:
         self.references.purge(self.ledger.tombstones(), people.keys())
 
     def usable_manifest(self) -> Manifest:
-        """Read the face set without images that were purged once and came back, under whatever name."""
+        """Read the manifest without images that were purged and came back, under any name."""
         manifest, tombstones = self.manifest(), self.ledger.tombstones()
         if not tombstones:
             return manifest
@@ -181,50 +180,50 @@ class Site:
         return replace(manifest, rows=tuple(row for row in manifest.rows if row not in returned))
 
     def drop_held_model(self) -> None:
-        """Delete the model of the last task, which may remember people whom a released model has forgotten."""
+        """Delete the held model, which may remember forgotten people."""
         for file in self.folder.glob(f"{HELD_MODEL_FILE}*"):  # and what was being written when a process was killed
             file.unlink(missing_ok=True)
 
     def raise_epoch(self, epoch: int) -> int:
-        """Note a release, and keep no model from before it; return the fleet's erasure epoch, which never falls."""
+        """Note a release and delete the held model; return the fleet's erasure epoch, which never falls."""
         if epoch > self.ledger.epoch():
             self.drop_held_model()  # first: whoever is killed before the epoch is written is told again
         return self.ledger.raise_epoch(epoch)
 
     def person_digest(self, identity: str) -> str:
-        """Return what stays of a name once it is forgotten: HMAC-SHA-256 of its canonical form under the site's key."""
+        """Return the keyed digest of a name: HMAC-SHA-256 of its canonical form under the site's key."""
         return hmac.digest(self._key, canonical(identity).encode(), "sha256").hex()
 
     def fleet_pseudonym(self, identity: str, job: str) -> str | None:
-        """Return what sites of one fleet call a person in one job; None without the fleet's secret.
+        """Return a person's pseudonym in one job; None without the fleet's secret.
 
-        HMAC-SHA-256 of the canonical identity under a secret that the coordinator does not have: it can neither tell
-        who it is nor test a guess, nor follow a person from one job to the next.
+        It is HMAC-SHA-256 of the canonical identity and the job under a secret that the coordinator does not have. So
+        the coordinator cannot test a guess or follow a person from job to job.
         """
         if self._fleet_secret is None:
             return None
         return hmac.digest(self._fleet_secret, f"{job}\n{canonical(identity)}".encode(), "sha256").hex()
 
     def job_request_id(self, request: str, job: str) -> str:
-        """Return what the coordinator calls a request in one job.
+        """Return the id of a request for the coordinator in one job.
 
-        Another one in each job, so that nobody outside this site can follow a request from one job to the next.
+        It differs in each job, so nobody outside this site can follow a request from job to job.
         """
         return hmac.digest(self._key, f"\0request\0{job}\0{request}".encode(), "sha256").hex()[:16]
 
     def place_in_halves(self, identity: str, job: str, pair: int) -> bytes:
-        """Return where a person comes when a job's reference models share out the people: nobody else can tell it."""
+        """Return a secret sort key of a person for the halves of a job's reference models."""
         return hmac.digest(self._key, f"\0half\0{job}\0{pair}\0{canonical(identity)}".encode(), "sha256")
 
     def find_request(self, named: str) -> ForgetRequest:
         """Return a request by its id, the beginning of that, the id that it had in a job, or the person's name.
 
-        Of a person's requests it is the one that stands, or the last one.
+        For a person's name it is the valid request, or the last one.
 
         Raises
         ------
         LedgerError
-            If there is none, or more than one.
+            If there is no request, or more than one.
         """
         for event in self.ledger.history():
             if event.job and self.job_request_id(event.request, event.job) == named:
@@ -244,9 +243,9 @@ class Site:
         return next(iter(found.values()))
 
     def job_marks(self, identity: str, job: str, taken_by: Sequence[str]) -> tuple[str, ...]:
-        """Return marks of the jobs that a person's request was in, for another job: sites compare them.
+        """Return marks of the jobs that a person's request was in; sites compare them in another job.
 
-        Keyed as :meth:`fleet_pseudonym` is, and always as many: what is missing is random, and in no order.
+        They are keyed like :meth:`fleet_pseudonym`. There are always as many, filled up at random and shuffled.
         """
         if self._fleet_secret is None:
             return ()
@@ -258,16 +257,16 @@ class Site:
         return tuple(sorted(mark.hex() for mark in marks))
 
     def gone(self, identities: Iterable[str]) -> frozenset[str]:
-        """Return those of some people who have ever asked to be forgotten: nobody may train on them."""
+        """Return those of these people who ever asked to be forgotten; nobody may train on them."""
         asked = self.ledger.person_digests()
         return frozenset(identity for identity in set(identities) if self.person_digest(identity) in asked)
 
     def note_trained(self, identities: Iterable[str]) -> None:
-        """Note that a model was trained on these people: they count as unseen never again, whatever a manifest says."""
+        """Note that a model was trained on these people; they never count as unseen again."""
         self.ledger.note_trained({self.person_digest(identity) for identity in set(identities)})
 
     def trained(self, identities: Iterable[str]) -> frozenset[str]:
-        """Return those of some people whom a model was trained on, as far as this site knows."""
+        """Return those of these people on whom a model is known to be trained."""
         digests = {identity: self.person_digest(identity) for identity in set(identities)}
         known = self.ledger.trained(set(digests.values()))
         return frozenset(identity for identity, digest in digests.items() if digest in known)
@@ -314,7 +313,7 @@ def create_site(folder: Path, card: SiteCard, fleet_secret: bytes | None = None)
     Raises
     ------
     ConfigurationError
-        If the folder is a site's already: a new key would forget who was forgotten.
+        If the folder is a site's already; with a new key it could not recognise forgotten people.
     """
     if (folder / CARD_FILE).exists():
         raise ConfigurationError(f"{folder} is a site's folder already; name another one.")
@@ -348,7 +347,7 @@ def site_folders(state_folder: Path) -> list[Path]:
 
 
 def _parts(name: str) -> list[str]:
-    """Split off numbers, so that site-10 comes after site-9; texts and numbers take turns."""
+    """Split a name into texts and numbers, so that site-10 comes after site-9."""
     return re.split(r"(\d+)", name)
 
 

@@ -1,4 +1,4 @@
-"""Making the folders of sites: one of a real fleet, or all of a simulated one."""
+"""Make the folder of a site, or of all sites of a simulated fleet."""
 
 from __future__ import annotations
 
@@ -62,34 +62,34 @@ def init_site(
     fleet_secret: Path | None = None,
     seed: int = 0,
 ) -> Site:
-    """Make the folder of a site: card, keys, empty ledger, and a manifest of its own; images stay where they are.
+    """Make the folder of a site: card, keys, empty ledger and manifest. Images are not moved.
 
     Parameters
     ----------
     manifest, root
-        The site's faces; of a manifest with sites, the rows of this one. The image folder is the manifest's own when
-        omitted.
+        The site's manifest; if it has sites, the rows of this site are used. Default image folder: that of the
+        manifest.
     loader
-        In the place of a manifest, what returns the site's rows; they are decoded into the folder.
+        Instead of a manifest, a loader of the site's rows, which are decoded into the folder.
     links
         Whether images may be links that leave the image folder; a purge deletes the file that they lead to.
     classes
-        All classes of the fleet in their order; those of the manifest when omitted.
+        All classes of the fleet in order. Default: those of the manifest.
     multi_label
-        Whether a cell of the manifest names any number of labels, and not one class.
+        Whether a cell of the manifest may hold several labels.
     model_input
-        What the fleet's models take.
+        Input of the fleet's models.
     networks
-        Factories of networks that the site builds when a message names them.
+        Factories of networks that the site builds if a message names them.
     validation_people, test_people
-        How many people are kept out of training for the gate and for the evidence, where the manifest does not say.
+        Numbers of people kept out of training for the gate and for the audit, if the manifest has no splits.
     trained_on
-        Whom the fleet's model was trained on before: they are of the split train, and the ledger keeps it, so that none
-        of them counts as unseen ever again.
+        People on whom the fleet's model was trained before. They get the split train, and the ledger notes them, so
+        none of them counts as unseen.
     ledger
         A file in the folder, or the URL of a PostgreSQL database.
     fleet_secret
-        File of the secret that the sites of a fleet share, to recognise a person who is at several of them.
+        File of the secret that sites of a fleet share, to recognise people whom several sites hold.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def init_site(
 
 
 def index_rows(folder: Path, loaded: LoadedRows) -> tuple[Manifest, tuple[str, ...]]:
-    """Decode a loader's rows into a site's folder; return their manifest, and their classes where their order is known.
+    """Decode a loader's rows into a site's folder; return their manifest, and their classes if the order is known.
 
     Raises
     ------
@@ -192,7 +192,7 @@ def _nothing_left_of_a_failure(folder: Path) -> Iterator[None]:
 
 
 def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
-    """Deal the people of the face set to sites, each with its own copy of its images; return the sites' names.
+    """Deal people to sites, each with its own copy of its images; return the sites' names.
 
     All folders appear at once, under ``state_folder/sites``, or none.
 
@@ -201,7 +201,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     ConfigurationError
         If there are sites already, or the folder cannot be written.
     DataError
-        If the face set is missing, damaged or too small, or an image that is trained on is among the unseen ones.
+        If the data set is missing, damaged or too small, or an image is both trained on and unseen.
     """
     folder = settings.state_folder / "sites"
     if folder.exists():
@@ -251,7 +251,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
 
 
 def _copy_to_site(manifest: Manifest, folder: Path, model_input: ModelInput) -> Component | None:
-    """Give a site its own copy of its rows: image files, or an NPZ file with its loader, which is returned."""
+    """Copy a site's rows: image files, or an NPZ file whose loader is returned."""
     if manifest.loaded is None:
         copy_images(manifest, folder)
         return None

@@ -1,4 +1,4 @@
-"""What a site may use each of its images for, and what whoever runs it should know of them."""
+"""Decide what a site may use each image for, and report remarks for its operator."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 
 FEWEST_TO_TRAIN = 2
-"""Batch normalisation cannot train on a single image."""
+"""Fewest images to train on; batch norm cannot train on one."""
 _MOST_NAMED = 10
 
 
 def site_uses(site: Site, rows: Sequence[Row], digests: Sequence[str | None]) -> tuple[ImageUse, ...]:
-    """Return what a site may use each image for now, given the SHA-256 of each row's file."""
+    """Return the current use of each image, given the SHA-256 of each row's file."""
     asked = site.gone({row.identity for row in rows})
     trained = site.trained({row.identity for row in rows if row.split not in ("", SPLITS[0])})
     return image_uses(rows, digests, asked, site.ledger.tombstones(), trained)
 
 
 def note_trained(site: Site, rows: Sequence[Row], uses: Sequence[ImageUse]) -> None:
-    """Note whom a site trains on, or has trained on: whoever is moved to another split later is not unseen there."""
+    """Note on whom a site trains or has trained, so that they never count as unseen."""
     site.note_trained(row.identity for row, use in zip(rows, uses, strict=True) if use.use in (Use.TRAIN, Use.FORGET))
 
 
 def remarks(manifest: Manifest, uses: Sequence[ImageUse], *, multi_label: bool = False) -> tuple[str, ...]:
-    """Return, in one sentence each, what whoever runs the site should know of its manifest."""
+    """Return sentences about the manifest for the site's operator."""
     return (
         *_of_the_table(manifest),
         *_of_clashes(manifest, uses),
@@ -41,7 +41,7 @@ def remarks(manifest: Manifest, uses: Sequence[ImageUse], *, multi_label: bool =
 
 
 def what_a_request_means(site: Site, request: ForgetRequest) -> tuple[str, ...]:
-    """Return in words what a new request takes up, and what is left to train on; digests are left to the job."""
+    """Return sentences: how many images a new request covers, and what is left to train on."""
     manifest = site.manifest()
     uses = site_uses(site, manifest.rows, [None] * len(manifest.rows))
     person = canonical(request.identity or "")

@@ -1,4 +1,4 @@
-"""The states of a forget request, which may follow which, and the words for what happens to a request."""
+"""Define the states of a request, their order, and the words of its history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class RequestState(StrEnum):
-    """How far a request is."""
+    """The state of a request."""
 
     ACCEPTED = "ACCEPTED"
     UNLEARNING = "UNLEARNING"
@@ -38,12 +38,12 @@ UNDER_WAY = (RequestState.UNLEARNING, RequestState.EVALUATING)
 TO_PURGE = (RequestState.RELEASED, RequestState.PURGING)
 FORGOTTEN = (RequestState.ROLLING_OUT, RequestState.COMPLETE)
 DROPPED = (RequestState.WITHDRAWN, RequestState.REFUSED)
-"""The person is trained on again as before, and may ask again."""
+"""States in which the person may be trained on and may ask again."""
 CLOSED = (RequestState.COMPLETE, *DROPPED)
 
 
 class Action(StrEnum):
-    """What happened to a request: one word for each row of the history."""
+    """The action of a history row."""
 
     ASKED = "asked"
     TAKEN = "taken by a job"
@@ -70,7 +70,7 @@ ACTIONS: Mapping[RequestState, Action] = {
     RequestState.WITHDRAWN: Action.WITHDRAWN,
     RequestState.REFUSED: Action.REFUSED,
 }
-"""What has happened to a request that came into a state."""
+"""The action that leads to each state."""
 
 
 class Ground(StrEnum):
@@ -101,4 +101,4 @@ GROUNDS: Mapping[Ground, str] = {
     Ground.NOT_OUR_DATA: "the data that we hold are not about the person who asked",
     Ground.IDENTITY_NOT_VERIFIED: "we could not verify who asked (Article 12(2) and 12(6) of the GDPR)",
 }
-"""What each ground means, as a part of a sentence."""
+"""The meaning of each ground, as part of a sentence."""

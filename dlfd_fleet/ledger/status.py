@@ -1,4 +1,4 @@
-"""What a site holds and how its requests stand, for the people who run it and who answer for its requests."""
+"""Report what a site holds and the state of its requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, Action, RequestState
 
 @dataclass(frozen=True)
 class SiteStatus:
-    """A site at a moment.
+    """The state of a site.
 
     Attributes
     ----------
@@ -30,26 +30,26 @@ class SiteStatus:
     requests
         Counts by state.
     open_requests, overdue
-        Requests that are neither complete nor withdrawn nor refused, and those of them whose deadline has passed.
+        Open requests, and those whose deadline has passed.
     left_out
-        Images in the manifest that are used for nothing but forgetting: of people who asked to be forgotten, copies of
-        those, images that were purged and came back, and unseen ones that are no longer unseen.
+        Images that are not used for their split: of people who asked, copies of these, purged images that came back,
+        and images that are no longer unseen.
     purged
-        Images that were purged so far, and are gone.
+        Number of purged images.
     leftovers
-        Files of purged people that are still there, and why.
+        Files of purged people that still exist, with the reason.
     undeletable
-        Sentences about image folders that a purge could not delete from.
+        Sentences about folders from which images cannot be deleted.
     unknown_labels
-        Images in the manifest by label, of labels that are none of the site's classes.
+        Numbers of images by label, for labels that are not among the site's classes.
     references
-        How many reference models the site has answers of, and of which job; empty if it has none.
+        Number of reference models with answers, and their job; empty if there are none.
     references_unseen
-        How good these models are, in one sentence; empty if that is not known.
+        A sentence about their accuracy; empty if not known.
     fleet_secret
-        Whether the site can recognise people who ask at other sites.
+        Whether the site has the fleet's secret, to recognise people who ask at other sites.
     remarks
-        What whoever runs the site should know of its manifest, in one sentence each.
+        Sentences about the manifest for the operator.
     """
 
     people: Mapping[str, int]
@@ -69,7 +69,7 @@ class SiteStatus:
 
 
 def site_status(site: Site, now: datetime) -> SiteStatus:
-    """Return how a site stands, after checking its ledger's seals.
+    """Check the ledger's seals, and return the state of a site.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def _how_good(unseen: UnseenAccuracy) -> str:
 
 
 def _undeletable(manifest: Manifest) -> tuple[str, ...]:
-    """Say in which folders this process may not delete images; a purge needs to."""
+    """Return sentences about folders in which this process may not delete images."""
     if manifest.loaded is not None:
         return ()
     known = dict[Path, Path]()
@@ -134,16 +134,16 @@ def find_requests(
     due_within: int | None = None,
     search: str = "",
 ) -> list[ForgetRequest]:
-    """Return a site's requests in the order in which somebody must see to them: open ones first, by their deadlines.
+    """Return a site's requests by urgency: open ones first, by deadline.
 
     Parameters
     ----------
     states
-        Requests in these states alone.
+        Only requests in these states.
     due_within
-        Open requests alone that are overdue, or due in so many days.
+        Only open requests that are overdue or due within this many days.
     search
-        Requests alone with this text in the name, the note, the way of verification or the id, in any spelling.
+        Only requests with this text in the name, the note, the way of verification or the id, in any spelling.
     """
     words, today = canonical(search), site_day(now)
 
@@ -178,7 +178,7 @@ def request_record(request: ForgetRequest, now: datetime) -> dict[str, Any]:
 
 
 def what_keeps_open(site: Site, request: ForgetRequest) -> str:
-    """Say what a request waits for, in sentences; nothing of one that is closed."""
+    """Return sentences about what an open request waits for; none for a closed one."""
     if request.state is RequestState.ACCEPTED:
         last = [event for event in site.ledger.history(request.id) if event.action is Action.RETURNED][-1:]
         why = f" The job {last[0].job} gave it back: {last[0].reason}." if last and last[0].job else ""

@@ -1,6 +1,6 @@
-"""What is left of purged images and rows: keyed digests of their contents.
+"""Keep keyed digests of purged images and rows.
 
-Numbers and small pictures can be guessed, and so can whose they are. Without the site's key nobody can test a guess.
+Numbers and small pictures can be guessed. Without the site's key nobody can test a guess.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ _LABEL = b"\xffcontent "  # no UTF-8 text has this byte, so no person's keyed di
 
 
 def content_digest(key: bytes, sha256: str) -> str:
-    """Return what a ledger keeps of a content: HMAC-SHA-256 of its SHA-256 under the site's key."""
+    """Return the keyed digest of a content: HMAC-SHA-256 of its SHA-256 under the site's key."""
     return hmac.digest(key, _LABEL + sha256.encode(), "sha256").hex()
 
 
 @dataclass(frozen=True)
 class Tombstones:
-    """The contents that were purged at a site, or are to be; one tells whether it has the SHA-256 of a content.
+    """The contents that were purged at a site or will be, tested by SHA-256.
 
     Attributes
     ----------
     requests
-        The requests that they were purged for, by their keyed digests.
+        The requests for which they were purged, by keyed digest.
     """
 
     requests: Mapping[str, str]

@@ -1,10 +1,10 @@
-"""Withdrawals and refusals of requests at one site, in which other sites have joined.
+"""Withdraw joined requests when the person withdraws, or is refused, at the first site.
 
-A refusal is told to the others as a withdrawal is: they joined in for that request alone.
+Other sites are told of a refusal as of a withdrawal, because they joined only for that request.
 
-A site joins in in a job, so jobs say which came first, and no clock has a part in it. Both sites mark the jobs that had
-taken up their request, under the fleet's secret: a mark that both have is of a job in which both asked, so who has
-withdrawn since has withdrawn what the other one joined in.
+A site joins in a job, so jobs decide which request came first, not clocks. Both sites send marks of the jobs that had
+taken up their request, keyed with the fleet's secret. A mark that both have stands for a job in which both asked. Then
+the withdrawn request is the one that the other site joined.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def _jobs_of_requests(site: Site) -> dict[str, list[str]]:
 
 
 def withdrawn_people(site: Site, job: str) -> dict[str, tuple[str, ...]]:
-    """Return who has withdrawn or was refused here and has not asked again, of those whom the fleet was told of.
+    """Return people who withdrew or were refused here, did not ask again, and of whom the fleet was told.
 
-    By pseudonym in a job, with marks of the jobs that had taken up their requests.
+    They are given by pseudonym in a job, with marks of the jobs that had taken up their requests.
     """
     asked, jobs, taken_by = site.ledger.person_digests(), _jobs_of_requests(site), dict[str, list[str]]()
     for request in site.ledger.requests(*DROPPED):
@@ -40,7 +40,7 @@ def withdrawn_people(site: Site, job: str) -> dict[str, tuple[str, ...]]:
 
 
 def joined_people(site: Site, job: str, requests: Iterable[ForgetRequest]) -> dict[str, tuple[str, ...]]:
-    """Return who of some requests has asked at another site only: by pseudonym in a job, with marks of their jobs."""
+    """Return the people of joined requests, by pseudonym in a job, with marks of their jobs."""
     jobs, found = _jobs_of_requests(site), dict[str, tuple[str, ...]]()
     for request in requests:
         name = site.fleet_pseudonym(request.identity, job) if request.identity is not None else None
@@ -51,13 +51,13 @@ def joined_people(site: Site, job: str, requests: Iterable[ForgetRequest]) -> di
 
 
 def withdraw_joined(site: Site, job: str, withdrawn: Mapping[str, Collection[str]]) -> None:
-    """Take back what this site has joined in, of people who have withdrawn, or were refused, where they had asked.
+    """Withdraw joined requests of people who withdrew, or were refused, at the site where they had asked.
 
     Parameters
     ----------
     withdrawn
-        The people's pseudonyms in this job, and marks of the jobs that they had asked in: what this site has joined in
-        in none of them is somebody else's request.
+        Pseudonyms in this job, with marks of the jobs in which they had asked. A request that was joined in none of
+        these jobs stays.
     """
     requests = site.ledger.requests(RequestState.ACCEPTED, RequestState.UNLEARNING)
     marks = joined_people(site, job, requests)

@@ -1,4 +1,14 @@
-"""Classifiers, their cards, and the files of both."""
+"""Build classifiers from their cards, and read and write both.
+
+A :class:`ModelCard` names the network, its input and its classes. :func:`build` makes a :class:`FeatureClassifier` of
+it, which gives features and logits in one pass::
+
+    card = ModelCard(architecture="resnet18", classes=("glasses", "none"), input=image_input(64))
+    features, logits = build(card).features_and_logits(images)
+
+A user's own network is named by its factory, ``package.module:callable``; :func:`permit` allows a process to build
+it.
+"""
 
 from dlfd_fleet.models.card import ModelCard, Name
 from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier, WrappedClassifier

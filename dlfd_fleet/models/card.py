@@ -1,4 +1,4 @@
-"""The card of a model: enough to build its network, to read its inputs and answers, and to know where it comes from."""
+"""Describe a model: its network, input, classes and origin."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.registry import ENTRY_NAME
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]\x{200C}\x{200D}]+$")]
-"""One line of any script, without what a terminal would obey."""
+"""One line of text without control characters."""
 
 ARCHITECTURE = f"^({COMPONENT}|{ENTRY_NAME.strip('^$')})$"
 Architecture = Annotated[str, Field(max_length=200, pattern=ARCHITECTURE)]
-"""A registered network, or a factory, ``package.module:callable``."""
+"""A registered network, or a factory ``package.module:callable``."""
 
 _Channel = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 _Channels = Annotated[tuple[_Channel, ...], Field(min_length=1, max_length=1024)]
@@ -24,27 +24,27 @@ _Array = TypeVar("_Array")
 
 
 class ModelCard(BaseModel):
-    """What a model file is: enough to build the network, and where the weights come from.
+    """The card of a model: how to build its network, and where its weights come from.
 
     Attributes
     ----------
     architecture
         One of :data:`~dlfd_fleet.models.NETWORKS`.
     arguments
-        What its factory is called with.
+        Arguments of its factory.
     feature_layer
         Name of the submodule whose output is the feature space; the input of the last linear layer when omitted. A
         registered network has its own.
     frozen
-        Submodules, and single parameters, that stay as they are: not trained, and sent to a site once. None of them
-        has learned from the fleet's people.
+        Submodules and parameters that are not trained, and sent to a site only once. They must not have learned from
+        the fleet's people.
     input
         Shape and range of one input.
     dropout
         Of the registered networks' head.
     mean, std
-        What inputs are normalised by in the model, one value or one a channel. When omitted, a registered network
-        takes 0.5 and 0.25, and a factory's takes the values as they are.
+        Mean and standard deviation that normalise inputs in the model, one value or one for each channel. Default: 0.5
+        and 0.25 for a registered network, and none for a factory's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,9 +65,9 @@ class ModelCard(BaseModel):
     epoch: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Erasure epoch: how many released erasures this model has behind it."""
     parent: Name | None = None
-    """SHA-256 of the weights that this model was unlearned from, or trained on from."""
+    """SHA-256 of the weights from which this model was unlearned or trained further."""
     began_with: Name | None = None
-    """What the first training of its weights began with, in words; None if nobody knows."""
+    """A sentence about the weights with which its first training started; None if unknown."""
     job: Name | None = None
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class ModelCard(BaseModel):
 
     @property
     def labels(self) -> int | None:
-        """How many labels an input has, or None if it has one class."""
+        """Number of labels, or None if an input has one class."""
         return len(self.classes) if self.multi_label else None
 
     @model_validator(mode="after")
@@ -92,15 +92,15 @@ class ModelCard(BaseModel):
         return self
 
     def freezes(self, array: str) -> bool:
-        """Tell whether an array of the network, by its name, stays as it is."""
+        """Tell whether the array of this name is frozen."""
         return lies_in(array, self.frozen)
 
     def trained(self, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
-        """Return the arrays that do not stay as they are, in their order."""
+        """Return the arrays that are not frozen, in their order."""
         return {name: array for name, array in arrays.items() if not self.freezes(name)}
 
     def frozen_of(self, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
-        """Return the arrays that stay as they are, in their order."""
+        """Return the frozen arrays, in their order."""
         return {name: array for name, array in arrays.items() if self.freezes(name)}
 
     @property

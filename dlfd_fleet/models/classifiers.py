@@ -1,7 +1,7 @@
-"""Classifiers whose features and logits come from one forward pass.
+"""Define classifiers that return features and logits from one forward pass.
 
-Inputs are float tensors ``(N, *shape)`` in [0, 1]; what the network makes of them first, a normalisation or another
-range, is part of the model, so that a bound on a change means the same to DLFD, to an attacker and to a device.
+Inputs are float tensors ``(N, *shape)`` in [0, 1]. Normalisation is part of the model, so a bound on a change of pixels
+means the same for every method and device.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _COLOURS = 3
 
 
 class FeatureClassifier(nn.Module, ABC):
-    """A classifier that gives its features beside its logits, in one forward pass.
+    """A classifier that returns features and logits in one forward pass.
 
     Attributes
     ----------
     frozen
-        Submodules of :attr:`network`, and single parameters, that stay as they are, whatever learns or forgets.
+        Submodules of :attr:`network`, and single parameters, that are never trained.
     """
 
     frozen: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class FeatureClassifier(nn.Module, ABC):
         return self
 
     def freeze(self, layers: Iterable[str] = ()) -> None:
-        """Freeze layers, and with them whatever takes no gradient already.
+        """Freeze layers, and all parameters that take no gradient already.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Weights as arrays, and the two files of a model: ``model.safetensors`` and ``card.json``."""
+"""Read and write a model's files, ``model.safetensors`` and ``card.json``, and its weights as arrays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_arrays(model: FeatureClassifier, arrays: Mapping[str, Tensor]) -> None:
     Raises
     ------
     ModelFileError
-        If they are not those of the network.
+        If they do not fit the network.
     """
     try:
         model.network.load_state_dict(dict(arrays))
@@ -59,7 +59,7 @@ def save_model(model: nn.Module, card: ModelCard, folder: Path) -> None:
     Raises
     ------
     ModelFileError
-        If the weights do not fit the card, and then nothing is written; or if the disk refuses.
+        If the weights do not fit the card (then nothing is written), or the disk refuses.
     """
     arrays = state_arrays(model)
     if reason := _why_not_of(card, arrays):
@@ -107,7 +107,7 @@ def card_of(folder: Path) -> ModelCard | None:
 
 
 def _why_not_of(card: ModelCard, arrays: Mapping[str, Tensor]) -> str | None:
-    """Return why arrays are not those of the network of a card, in words; None if they are."""
+    """Return why arrays do not fit the network of a card; None if they do."""
     whose = f"a {card.architecture} of {len(card.classes)} classes, which its card says it is"
     # A factory of somebody else's may look at its weights, which those of the meta device are not.
     with torch.device("cpu" if card.of_factory else "meta"), torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Layers of a network that stay as they are: those that take no gradient already, and those that somebody names."""
+"""Find and freeze layers of a network: named ones, and those without gradients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dlfd_fleet.exceptions import ModelFileError
 
 
 def without_gradients(network: nn.Module, known: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the outermost submodules none of whose parameters takes a gradient, and then single such parameters.
+    """Return the outermost submodules without any gradient, then single parameters without one.
 
-    Of a network without any gradient nobody has chosen layers: there are none.
+    Empty for a network without any gradient.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ def without_gradients(network: nn.Module, known: tuple[str, ...] = ()) -> tuple[
 
 
 def frozen_values(layers: Iterable[str], arrays: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return how many values each of some frozen layers has, of the arrays of a network by their names.
+    """Return the number of values in each of these frozen layers.
 
-    Of a layer that lies in another one of them, the outer one has the values.
+    A layer inside another of them counts with the outer one.
     """
     known, values = set(layers), Counter[str]()
     for name, array in arrays.items():
@@ -49,12 +49,12 @@ def frozen_values(layers: Iterable[str], arrays: Mapping[str, Tensor]) -> dict[s
 
 
 def stop_gradients(network: nn.Module, layers: Iterable[str]) -> None:
-    """Let these submodules, and single parameters, take no gradient.
+    """Stop the gradients of these submodules and parameters.
 
     Raises
     ------
     ModelFileError
-        If the network has none of such a name, or no parameter is left that takes a gradient.
+        If a name is unknown, or no parameter with a gradient is left.
     """
     modules, parameters = (
         dict(named(remove_duplicate=False)) for named in (network.named_modules, network.named_parameters)

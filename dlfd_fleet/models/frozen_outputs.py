@@ -1,8 +1,7 @@
-"""What the frozen layers that a network begins with make of each row: computed once in a training, not once an epoch.
+"""Compute outputs of a network's first frozen layers once in a training, not in each epoch.
 
-Frozen layers are in eval mode and nobody trains them, so they make the same of the same row in every epoch. That holds
-only where a row is the same in every epoch: not where it is changed at random before each step. What is kept is data of
-people. It is in memory alone, and goes with the training that made it.
+Frozen layers are in eval mode, so their output for a row is the same in every epoch, unless the row is augmented. The
+outputs are data of people. They stay in memory and are dropped after the training.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from dlfd_fleet.models.classifiers import FaceClassifier, FeatureClassifier
 
 MOST_BYTES = 128 * 2**20
-"""Of what is kept; where it would be more, it is computed in every epoch."""
+"""Most bytes of kept outputs; with more, nothing is kept."""
 # Of these the output follows from the input alone, whatever the mode.
 _WITHOUT_STATE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
@@ -29,23 +28,22 @@ _Forward = Callable[..., Any]
 
 @contextmanager
 def frozen_outputs_kept(model: nn.Module, rows: int, *, unchanged: bool) -> Iterator[Callable[[Tensor], None]]:
-    """Let a block train a model without computing twice what its first frozen layers make of a row.
+    """Keep outputs of a model's first frozen layers during a block.
 
-    It applies to a built-in network whose whole backbone is frozen; to an :class:`~torch.nn.Sequential` that begins
-    with frozen layers; and to any other network that gives its input, as it is, to a submodule that is frozen as a
-    whole. Every other network is computed as ever.
+    It applies to a built-in network with a frozen backbone, to an :class:`~torch.nn.Sequential` that starts with frozen
+    layers, and to a network that passes its input unchanged to a frozen submodule. For others nothing is kept.
 
     Parameters
     ----------
     rows
-        How many there are to train on.
+        Number of rows to train on.
     unchanged
-        Whether a row's input is the same whenever it is trained on; else nothing is kept.
+        Whether a row's input is always the same; otherwise nothing is kept.
 
     Yields
     ------
     Callable
-        To be called with the rows ``(N,)`` of each batch, before the model is called with their inputs.
+        Call it with the rows ``(N,)`` of each batch before calling the model.
     """
     kept = _Kept(rows)
     with ExitStack() as restored:

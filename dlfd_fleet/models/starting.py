@@ -1,4 +1,4 @@
-"""What fresh weights begin with: a file of arrays, or weights that torchvision has of its own networks."""
+"""Start training from a file of arrays, or from torchvision's weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def start(card: ModelCard, weights: str | None) -> FeatureClassifier:
-    """Build the network of a card as its training begins: fresh weights of torch's generator, and others over them.
+    """Build the network of a card with fresh weights, and load starting weights over them.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def start(card: ModelCard, weights: str | None) -> FeatureClassifier:
     Raises
     ------
     ModelFileError
-        If the weights cannot be read, or are not those of the network; the first array that does not fit is named.
+        If the weights cannot be read or do not fit; the first array that does not fit is named.
     """
     model = build(card)
     model.network.load_state_dict(given_weights(model, card, weights), strict=False)
@@ -48,7 +48,7 @@ def start(card: ModelCard, weights: str | None) -> FeatureClassifier:
 
 
 def given_weights(model: FeatureClassifier, card: ModelCard, weights: str | None) -> dict[str, Tensor]:
-    """Return the arrays that starting weights give to a network, under its own names; none without such weights.
+    """Return the arrays of starting weights, under the network's names; empty without such weights.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def given_weights(model: FeatureClassifier, card: ModelCard, weights: str | None
 
 
 def described(card: ModelCard, weights: str | None) -> str:
-    """Say in words what :func:`start` begins with: a file by its name and SHA-256, torchvision's weights by their name.
+    """Describe starting weights: a file by its name and SHA-256, torchvision's weights by their name.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def described(card: ModelCard, weights: str | None) -> str:
 
 
 def normalised(card: ModelCard, weights: str | None) -> ModelCard:
-    """Return a card that normalises inputs as torchvision's weights ask for, unless it says how itself.
+    """Return a card that normalises inputs as torchvision's weights require, unless it has its own values.
 
     Raises
     ------

@@ -1,5 +1,5 @@
-"""What MLflow finds by entry points: a deployment target, an evaluator, a run context.
+"""MLflow's plugins, found by entry points: a deployment target, an evaluator and a run context.
 
-MLflow imports these modules while it is being imported itself, so nothing is imported here, and little at the top of
-them.
+Use them through MLflow: ``mlflow deployments``, ``mlflow.models.evaluate``, and tags of runs that you start during a
+job. MLflow imports these modules during its own import, so they import little at the top.
 """

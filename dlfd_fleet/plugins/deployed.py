@@ -1,4 +1,4 @@
-"""What was deployed through MLflow, in the state folder: a name for a version that devices are offered."""
+"""Store deployments through MLflow in the state folder: names for versions that devices are offered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Deployment(BaseModel):
     job: str
     epoch: int
     publication: int
-    """Under which devices know it."""
+    """Number of the publication for devices."""
     deployed_at: datetime
 
 

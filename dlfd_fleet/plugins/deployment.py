@@ -55,7 +55,7 @@ rows of them in its range: an array, or JSON {"inputs": [...]}.
 
 
 class RefusedError(MlflowException, click.ClickException):  # type: ignore[misc]
-    """What MLflow's API expects, and what its command shows as one sentence."""
+    """The exception that MLflow's API expects; its command shows it as one sentence."""
 
     exit_code = 2
 

@@ -1,6 +1,6 @@
-"""What MLflow loads a registered model with: ONNX Runtime's answers, and the name of each one.
+"""Load a registered model in MLflow: ONNX Runtime's probabilities and the name of each answer.
 
-A copy of this file lies beside every registered model, so that it is served where dlfd-fleet is not installed.
+A copy of this file is stored with every registered model, so it can be served without dlfd-fleet.
 """
 
 import json
@@ -14,7 +14,7 @@ _APPLIES = 0.5
 
 
 class NamedAnswers:
-    """Adds ``answer``, what each input is: its class; of labels, those that apply, such as ``hat;glasses``, or none."""
+    """Adds ``answer``: the class of each input, or the labels that apply, such as ``hat;glasses``."""
 
     def __init__(self, path: str) -> None:
         self._model = mlflow.onnx._load_pyfunc(path)

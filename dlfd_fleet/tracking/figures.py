@@ -1,4 +1,4 @@
-"""Pictures of a job, as PNG bytes. Drawn off screen; no image of a person is ever in them."""
+"""Draw figures of a job as PNG bytes. They never contain images of people."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def person_scores(panels: Mapping[str, Losses]) -> bytes:
     Parameters
     ----------
     panels
-        By model, then by group: mean cross-entropy of a person's images in nats, ``(P,)``. People are numbered by it,
-        anew in each panel: nobody can be followed from one model to the next.
+        By model, then by group: mean cross-entropy of a person's images in nats, ``(P,)``. People are sorted and
+        numbered by it in each panel, so nobody can be followed between models.
     """
     figure = Figure(figsize=(5.0 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -68,12 +68,12 @@ def person_scores(panels: Mapping[str, Losses]) -> bytes:
 
 
 def trade_off(rounds: Mapping[int, Mapping[str, float]]) -> bytes:
-    """Draw utility against the attack, a point a round, with 95% bounds.
+    """Draw utility against the attack, one point a round, with 95% bounds.
 
     Parameters
     ----------
     rounds
-        By number of the round: the metrics of :func:`~dlfd_fleet.audit.gate_metrics`, each with an attack.
+        By round number: the metrics of :func:`~dlfd_fleet.audit.gate_metrics`, including an attack.
     """
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axis = figure.subplots()

@@ -1,4 +1,4 @@
-"""The ONNX flavor of MLflow, whose pyfunc names its answers."""
+"""Log ONNX models in MLflow so that their pyfunc names the answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES, _MULTI_LABEL = "dlfd.classes", "dlfd.multi_label"
 
 
 class NamedOnnx:
-    """What MLflow calls a flavor: the one of ONNX, but for what loads its pyfunc."""
+    """MLflow's ONNX flavor with another loader for its pyfunc."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
@@ -31,12 +31,12 @@ class NamedOnnx:
 
 
 def has_names(onnx_model: onnx.ModelProto) -> bool:
-    """Tell whether a file says what its classes are called."""
+    """Tell whether a file has names of its classes."""
     return _CLASSES in _metadata(onnx_model)
 
 
 def log_named(onnx_model: onnx.ModelProto, example: NDArray[Any], **options: Any) -> ModelInfo:
-    """Log a model whose file names its classes, or labels, with the signature of what its pyfunc takes and answers."""
+    """Log a model whose file names its classes or labels, with the signature of its pyfunc."""
     metadata = _metadata(onnx_model)
     classes = json.loads(metadata[_CLASSES])
     takes: list[ColSpec | TensorSpec] = [TensorSpec(example.dtype, (-1, *example.shape[1:]))]

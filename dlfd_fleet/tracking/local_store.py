@@ -1,7 +1,7 @@
-"""MLflow's SQLite store: made whole or not at all.
+"""Make MLflow's SQLite store, whole or not at all.
 
-MLflow makes its tables in some dozens of steps. A process that is killed between them leaves a store that MLflow can
-neither complete nor use. So a new store is made beside its place and renamed.
+MLflow makes its tables in dozens of steps. If the process is killed in between, MLflow can neither complete nor use the
+store. So a new store is made under another name and renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def prepare_store(uri: str) -> None:
     Raises
     ------
     TrackingError
-        If another process makes it and does not come to an end, or it cannot be written there.
+        If another process makes it and does not finish, or it cannot be written.
     """
     if not uri.startswith("sqlite:"):
         return

@@ -1,4 +1,4 @@
-"""What a job has to tell MLflow, on disk and in order until the server has taken it (SQLite)."""
+"""Keep a job's records for MLflow on disk (SQLite), in order, until the server has taken them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ _logged = sa.Table(  # what a job has logged, so that a job that goes over its s
 )
 METRICS, MODEL, REVOKE = "metrics", "model", "revoke"
 REGISTRY_KINDS = (MODEL, REVOKE)
-"""What the registry must know in the end: each job tries it again, even if it was refused."""
+"""Kinds that the registry must get: each job tries them again, even after a refusal."""
 _IF_DAMAGED = "delete it: MLflow never gets what waited in it, and nothing else is lost"
 _MOST_METRICS = 1000  # that MLflow takes in one request
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to tell."""
+    """One record."""
 
     sequence: int
     job: str
@@ -67,7 +67,7 @@ class Outbox:
     Raises
     ------
     OutboxError
-        Here and in every method, if the file cannot be written or read; what is in it stays.
+        In every method, if the file cannot be written or read. Its content stays.
     """
 
     def __init__(self, file: Path) -> None:
@@ -87,7 +87,7 @@ class Outbox:
             connection.execute(sa.insert(_entry).values(row))
 
     def put_metrics(self, job: str, fields: Mapping[str, Any]) -> None:
-        """Append metrics, unless the job has said the same of the same step before."""
+        """Append metrics, unless the job has recorded them for the same step before."""
         said = {name: value for name, value in fields.items() if name != "at"}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         row = {"job": job, "kind": METRICS, "fields": json.dumps(dict(fields))}
@@ -97,12 +97,12 @@ class Outbox:
                 connection.execute(sa.insert(_entry).values(row))
 
     def forget_logged(self, job: str) -> None:
-        """Let go of what a job has said: it has ended, and will not say it again."""
+        """Forget which metrics a job has recorded, because it has ended."""
         with self._transaction() as connection:
             connection.execute(sa.delete(_logged).where(_logged.c.job == job))
 
     def next(self) -> list[Entry]:
-        """Return the oldest entry that waits; if it is metrics, with those of its job that follow it directly."""
+        """Return the oldest waiting entry; metrics together with those of the same job that follow directly."""
         waiting = sa.select(_entry).where(_entry.c.refused.is_(None)).order_by(_entry.c.sequence)
         with self._transaction() as connection:
             row = connection.execute(waiting.limit(1)).mappings().first()
@@ -127,23 +127,22 @@ class Outbox:
         return entries
 
     def sent(self, sequences: Iterable[int]) -> None:
-        """Drop entries that the server has taken."""
+        """Delete entries that the server has taken."""
         with self._transaction() as connection:
             connection.execute(sa.delete(_entry).where(_entry.c.sequence.in_(list(sequences))))
 
     def refuse(self, sequence: int, reason: str) -> None:
-        """Set an entry aside that the server does not take; it is kept, with the reason."""
+        """Mark an entry as refused and keep it with the reason."""
         with self._transaction() as connection:
             connection.execute(sa.update(_entry).where(_entry.c.sequence == sequence).values(refused=reason))
 
     def try_again(self, champion: str | None, kinds: Iterable[str] | None = None) -> None:
-        """Let refused entries wait again, in their order: of these kinds, or all.
+        """Make refused entries wait again, in their order: of these kinds, or all.
 
         Parameters
         ----------
         champion
-            The job whose model the fleet runs now. A model of another one is registered, and the alias is left alone:
-            it has moved on since.
+            The job of the current champion. A model of another job is registered, but gets no alias.
         """
         chosen: sa.ColumnElement[bool] = _entry.c.refused.is_not(None)
         if kinds is not None:
@@ -158,14 +157,14 @@ class Outbox:
             connection.execute(sa.update(_entry).where(chosen).values(refused=None))
 
     def drop(self, sequence: int) -> Entry | None:
-        """Let go of an entry for good, and return it; None if there is no such entry."""
+        """Delete an entry and return it; None if there is no such entry."""
         found = next((entry for entry in self.entries() if entry.sequence == sequence), None)
         if found is not None:
             self.sent([sequence])
         return found
 
     def entries(self) -> list[Entry]:
-        """Return what was not taken, oldest first: it waits, or was refused; without content."""
+        """Return all waiting and refused entries, oldest first, without content."""
         columns = [column for column in _entry.c if column.name != "content"]
         with self._transaction() as connection:
             rows = connection.execute(sa.select(*columns).order_by(_entry.c.sequence)).mappings().all()
@@ -184,7 +183,7 @@ class Outbox:
         return bool(self._count(sa.and_(_entry.c.job == job, _entry.c.kind == kind, _entry.c.refused.is_not(None))))
 
     def holds(self, job: str, kind: str) -> bool:
-        """Tell whether an entry of this kind was not taken: it waits, or was refused."""
+        """Tell whether an entry of this kind waits or was refused."""
         return bool(self._count(sa.and_(_entry.c.job == job, _entry.c.kind == kind)))
 
     def refusals(self, job: str) -> list[str]:
@@ -212,7 +211,7 @@ class Outbox:
             return list(connection.execute(query).scalars())
 
     def forget_run(self, run_id: str) -> None:
-        """Let go of a run's id: there is no such run any more."""
+        """Forget a run's id, because the run no longer exists."""
         with self._transaction() as connection:
             connection.execute(sa.delete(_run).where(_run.c.run_id == run_id))
 
@@ -222,7 +221,7 @@ class Outbox:
             connection.execute(sa.insert(_run).values(server=server, job=job, site=site, run_id=run_id))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._engine.dispose()
 
     def _transaction(self) -> AbstractContextManager[sa.Connection]:

@@ -1,8 +1,8 @@
-"""A revoked version's bytes, deleted and shown to be gone.
+"""Delete the files of revoked versions, and search the artifact store for their digests.
 
-Deleting a model version deletes no bytes in MLflow, nor does deleting a logged model. So the files are deleted through
-the artifact API, which a server and a local store have alike; then the whole artifact folder of the experiment is
-searched for their digests; and only then the rows go, so that a purge that was interrupted is done again.
+MLflow deletes no bytes when a model version or a logged model is deleted. So a purge has three steps: delete the files
+through the artifact API, search the experiment's whole artifact folder for their digests, and delete the rows. An
+interrupted purge is repeated, because the rows go last.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, is_unknown
 
 WEIGHTS_FOLDER = "weights"
-"""Where a job's run has the files of its model that are not part of the logged model."""
+"""Folder of a job's run with model files that are not part of the logged model."""
 PURGED_TAG = "dlfd.purged."
-"""Tag of the registered model, followed by the version's number: what is left of it."""
+"""Tag of the registered model, followed by the version's number: what remains of it."""
 _DIGESTS_TAG = "dlfd.purging"
 _OF_WEIGHTS = (".onnx", ".ort", ".safetensors", ".data")
 
 
 class Purged(BaseModel):
-    """What is known of a version that is gone."""
+    """What is known of a purged version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,18 +45,18 @@ class Purged(BaseModel):
     reason: str
     at: datetime
     digests: tuple[str, ...]
-    """SHA-256 of its files with weights; none of them is in the artifact store any more."""
+    """SHA-256 of its files with weights; none is in the artifact store any more."""
     searched: int
-    """Files of the artifact store that were searched."""
+    """Number of searched files of the artifact store."""
 
 
 def purge(registry: Registry, versions: Iterable[RegisteredVersion]) -> list[Purged]:
-    """Delete revoked versions: bytes, then proof that they are gone, then their rows.
+    """Delete revoked versions: first the files, then a search for their digests, then the rows.
 
     Raises
     ------
     TrackingError
-        If one was not revoked before, or one of its digests is still in the store.
+        If one was not revoked, or one of its digests is still in the store.
     """
     purged, models = [], []
     for version in versions:
@@ -73,7 +73,7 @@ def purge(registry: Registry, versions: Iterable[RegisteredVersion]) -> list[Pur
 
 
 def _delete_bytes(registry: Registry, version: RegisteredVersion) -> Purged:
-    """Delete the files of a version, and keep a note with the registered model of what they were."""
+    """Delete the files of a version, and note their digests at the registered model."""
     client, uri = registry.client, registry.uri
     run = client.get_run(version.run_id)
     places = [(get_artifact_repository(run.info.artifact_uri, tracking_uri=uri), WEIGHTS_FOLDER)]
@@ -100,7 +100,7 @@ def _delete_bytes(registry: Registry, version: RegisteredVersion) -> Purged:
 
 
 def purged_versions(registry: Registry) -> list[Purged]:
-    """Return what is known of the versions that are gone, oldest first."""
+    """Return what is known of purged versions, oldest first."""
     if not registry.client.search_registered_models(f"name = '{registry.name}'"):
         return []
     tags = registry.client.get_registered_model(registry.name).tags
@@ -109,14 +109,14 @@ def purged_versions(registry: Registry) -> list[Purged]:
 
 
 def revoke_remembering(registry: Registry, job: str, epoch: int, *, also_purge: bool) -> None:
-    """Revoke every version that may remember whom a released model has forgotten.
+    """Revoke every version that may remember people whom a released model has forgotten.
 
     Parameters
     ----------
     job, epoch
-        Of the released model.
+        Job and epoch of the released model.
     also_purge
-        Whether the bytes of those that our jobs made are deleted as well.
+        Whether to delete the files of versions that our jobs made.
     """
     reason = f"under epoch {epoch} of job {job}"
     revoked = [registry.revoke(version, reason) for version in registry.versions() if version.remembers(epoch, job)]
@@ -127,7 +127,7 @@ def revoke_remembering(registry: Registry, job: str, epoch: int, *, also_purge: 
 def _digests(
     registry: Registry, version: RegisteredVersion, places: list[tuple[ArtifactRepository, str]]
 ) -> dict[str, int]:
-    """Return SHA-256 and size of every file with weights; kept as a tag, for a purge that is interrupted."""
+    """Return SHA-256 and size of every file with weights, kept as a tag for an interrupted purge."""
     known = version.tags.get(_DIGESTS_TAG)
     if known is not None:
         return {str(digest): int(size) for digest, size in json.loads(known).items()}
@@ -142,7 +142,7 @@ def _digests(
 
 
 def _prove_gone(store: ArtifactRepository, digests: Mapping[str, int], number: str) -> int:
-    """Search every file of the store; only one of the same size can have the same digest, so only those are read.
+    """Search every file of the store; only files of the same size are read.
 
     Raises
     ------
@@ -189,9 +189,9 @@ def _is_gone(registry: Registry, model_id: str) -> bool:
 
 
 def _collect(uri: str, models: list[str]) -> None:
-    """Remove what is left of deleted logged models from a local store, by MLflow's own collector.
+    """Remove deleted logged models from a local store, with MLflow's own collector.
 
-    A server's database is its operator's to collect (``mlflow gc``): what is left there are rows without bytes.
+    On a server the operator runs ``mlflow gc``; only rows without files remain there.
     """
     if not uri.startswith("sqlite:"):
         return

@@ -1,7 +1,7 @@
-"""Versions of the model in MLflow's registry: where each comes from, and which may run.
+"""Read and change versions of the model in MLflow's registry, and decide which may run.
 
-Stages are gone from MLflow: an alias says which version is the fleet's (``champion``), which waits for a person's word
-(``candidate``), and tags say the rest.
+MLflow has no stages any more. The alias ``champion`` marks the fleet's version, and ``candidate`` one that waits for a
+decision. Tags hold the rest.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dlfd_fleet.tracking.local_store import prepare_store
 JOB_TAG, SITE_TAG, EPOCH_TAG, REVOKED_TAG = "dlfd.job", "dlfd.site", "dlfd.epoch", "dlfd.revoked"
 ATTEMPT_TAG = "dlfd.attempt"
 REFUSED_TAG = "dlfd.refused."
-"""Tag of a job's run, followed by the site that it went on without: why."""
+"""Tag of a job's run, followed by a site that was left out: the reason."""
 KIND_TAG, VERDICT_TAG, PROMOTED_TAG = "dlfd.kind", "dlfd.verdict", "dlfd.promoted"
 CHAMPION, CANDIDATE = "champion", "candidate"
 ORIGINAL = "original"
-"""Kind of a model that was trained, and has forgotten nobody itself."""
+"""Kind of a model that was trained and not unlearned."""
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"})
 _LONGEST_REASON = 300
 
@@ -40,7 +40,7 @@ class RegisteredVersion:
     tags: Mapping[str, str]
     run_id: str
     model_id: str = ""
-    """Of the logged model that it was registered from."""
+    """Id of the logged model that it was registered from."""
     aliases: tuple[str, ...] = ()
 
     @property
@@ -60,21 +60,21 @@ class RegisteredVersion:
         return self.tags.get(REVOKED_TAG, "")
 
     def remembers(self, epoch: int, job: str) -> bool:
-        """Tell whether it may remember somebody whom the model of ``job`` and erasure epoch ``epoch`` has forgotten.
+        """Tell whether it may remember people whom the model of this job and erasure epoch has forgotten.
 
-        A candidate that was held has the epoch that the next release then got, and has forgotten other people.
+        A held candidate can have the same epoch as the next release and have forgotten other people.
         """
         erased = self.tags.get(KIND_TAG, ORIGINAL) != ORIGINAL
         return self.epoch < epoch or (self.epoch == epoch and erased and self.job != job)
 
 
 def why_not_promoted(version: RegisteredVersion, epoch: int) -> str | None:
-    """Return why a version may not become the champion, in one sentence; None if it may.
+    """Return a sentence why a version may not become the champion; None if it may.
 
     Parameters
     ----------
     epoch
-        The fleet's: of its champion, or the greatest that a device was ever given.
+        Epoch of the fleet: that of its champion, or the greatest that devices were given.
     """
     name = f"Version {version.version}"
     if not version.job:
@@ -91,14 +91,14 @@ def why_not_promoted(version: RegisteredVersion, epoch: int) -> str | None:
 
 
 def why_not_published(version: RegisteredVersion, epoch: int) -> str | None:
-    """Return why a version may not go to devices or anywhere else, in one sentence; None if it may.
+    """Return a sentence why a version may not be published or deployed; None if it may.
 
-    Whatever publishes a model asks this first.
+    All code that publishes a model calls this first.
 
     Parameters
     ----------
     epoch
-        As of :func:`why_not_promoted`.
+        As in :func:`why_not_promoted`.
     """
     reason = why_not_promoted(version, epoch)
     if reason is None and PROMOTED_TAG not in version.tags:
@@ -116,7 +116,7 @@ class Registry:
 
     @property
     def client(self) -> MlflowClient:
-        """MLflow's client; made late, because a local store creates its tables then."""
+        """MLflow's client, made on first use, because a local store then creates its tables."""
         if self._client is None:
             # MLflow 3.17 uses a loader strategy that SQLAlchemy 2.1 has deprecated; nobody here can act on that.
             warnings.filterwarnings("ignore", category=SADeprecationWarning, module=r"mlflow\.")
@@ -157,7 +157,7 @@ class Registry:
     def register(
         self, source: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str = ""
     ) -> RegisteredVersion:
-        """Make a version of a logged model; MLflow shows the description beside it, Markdown."""
+        """Make a version of a logged model, with a description in Markdown."""
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             self.client.create_registered_model(self.name)
         made = self.client.create_model_version(
@@ -166,7 +166,7 @@ class Registry:
         return _described(made, {})
 
     def promote(self, version: RegisteredVersion, by: str, why: str) -> None:
-        """Make a version the champion; it is a candidate no more."""
+        """Make a version the champion, and remove its alias ``candidate``."""
         self.tag(version, PROMOTED_TAG, f"by {by}: {why}")
         self.point(CHAMPION, version)
         if CANDIDATE in version.aliases:
@@ -181,7 +181,7 @@ class Registry:
         self.client.set_model_version_tag(self.name, version.version, name, value)
 
     def revoke(self, version: RegisteredVersion, reason: str) -> RegisteredVersion:
-        """Tag a version as one that never runs again, and take its aliases away; the first reason stays."""
+        """Tag a version as revoked and remove its aliases; the first reason stays."""
         reason = version.revoked or reason
         self.tag(version, REVOKED_TAG, reason)
         for alias in version.aliases:
@@ -191,7 +191,7 @@ class Registry:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into one sentence.
+    """Turn MLflow's exceptions into a :class:`TrackingError` of one sentence.
 
     Raises
     ------
@@ -214,15 +214,15 @@ def answers(uri: str) -> Iterator[None]:
 
 
 def http_status(error: MlflowException) -> int:
-    """Return the status that a server answered with, or would have."""
+    """Return the HTTP status of an error, or its equivalent."""
     return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
 
 
 def is_refusal(error: BaseException, codes: frozenset[str] = _REFUSALS) -> bool:
-    """Tell whether MLflow itself refuses for good.
+    """Tell whether MLflow itself refuses permanently.
 
-    Only its own codes count, in its own words. A gateway that answers 404 or 400 in its place, a proxy that asks for
-    a login and a database that is away are transient: MLflow's client names them by other codes.
+    Only MLflow's own error codes count. Answers of a gateway (404, 400), a proxy that asks for a login, and a missing
+    database are transient; MLflow's client uses other codes for them.
     """
     if isinstance(error, RestException):
         return error.json.get("error_code") in codes  # a number there is a gateway's status
@@ -230,12 +230,12 @@ def is_refusal(error: BaseException, codes: frozenset[str] = _REFUSALS) -> bool:
 
 
 def is_unknown(error: BaseException) -> bool:
-    """Tell whether MLflow itself says that there is no such thing."""
+    """Tell whether MLflow itself reports that something does not exist."""
     return is_refusal(error, frozenset({"RESOURCE_DOES_NOT_EXIST"}))
 
 
 def in_words(error: BaseException) -> str:
-    """Return the first line of an error, without the page that a gateway sent."""
+    """Return the first line of an error, without a gateway's HTML page."""
     text = str(error).strip().split("\n", 1)[0].split(". Response body:", 1)[0].strip()
     text = text or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"

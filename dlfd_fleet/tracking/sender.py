@@ -1,4 +1,7 @@
-"""How each kind of entry is sent to MLflow. Sent twice, it must come to the same: a process may die in between."""
+"""Send each kind of entry to MLflow.
+
+Sending twice has the effect of sending once, because a process may die in between.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,12 @@ _LONGEST_TAG = 8000  # characters that MLflow takes
 
 
 class Sender:
-    """Carries entries to one MLflow server, or to a local store.
+    """Sends entries to one MLflow server, or to a local store.
 
     Parameters
     ----------
     artifacts
-        Where a local store puts artifacts; a server decides itself.
+        Folder for artifacts of a local store; a server has its own.
     """
 
     def __init__(self, settings: TrackingSettings, uri: str, artifacts: Path, outbox: Outbox) -> None:
@@ -63,7 +66,7 @@ class Sender:
         return self.registry.client
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Send one entry; or several of metrics of one job, together."""
+        """Send one entry, or several entries with metrics of one job together."""
         entry = entries[0]
         match entry.kind:
             case "start":
@@ -86,9 +89,9 @@ class Sender:
                     self.client.set_terminated(run, entry.fields["status"], entry.fields["at"])
 
     def mend(self, job: str) -> bool:
-        """Put right, after a refusal, what can be; tell whether the next try may succeed.
+        """Repair what a refusal shows, and tell whether another try may succeed.
 
-        A run that is gone, because the server was set up anew for example, is forgotten, so that another one is made.
+        A run that no longer exists, for example on a new server, is forgotten, so that another one is made.
 
         Raises
         ------
@@ -217,7 +220,7 @@ class Sender:
         return self.registry.register(logged.model_uri, run, logged.model_id, fields["tags"], fields["description"])
 
     def _run(self, job: str, site: str = "", attempt: str = "") -> str:
-        """Return the run of a job, or of one of its sites or attempts below it; made when first needed."""
+        """Return the run of a job, or of one of its sites or attempts; make it on first use."""
         child = site or (f"attempt-{attempt}" if attempt else "")
         known = self._outbox.run_id(self.uri, job, child)
         if known:
@@ -248,10 +251,10 @@ class Sender:
 
 @contextmanager
 def _as_default(uri: str) -> Iterator[None]:
-    """Let MLflow's own functions talk to a server.
+    """Make MLflow's own functions use this server inside a block.
 
-    MLflow puts its address into the environment for child processes. There it would be a setting of whoever reads the
-    settings in this process next, so it goes back to what a user has set.
+    MLflow writes the address to the environment. There it would change this process's settings, so it is restored
+    afterwards.
     """
     before = {name: os.environ.get(name) for name in (MLFLOW_VARIABLE, "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
@@ -274,7 +277,7 @@ def _require_active(experiment: Experiment) -> None:
 
 
 def _is_superseded(version: RegisteredVersion, champion: RegisteredVersion) -> bool:
-    """Tell whether a version may remember somebody whom another one, the champion, has forgotten."""
+    """Tell whether a version may remember people whom the champion has forgotten."""
     if version.job == champion.job:
         return False
     erased = champion.tags.get(KIND_TAG, ORIGINAL) != ORIGINAL
@@ -291,7 +294,7 @@ def _read_onnx(file: str) -> onnx.ModelProto:
 
 
 def _storable(value: object) -> str:
-    """Return a text as every database takes it: PostgreSQL knows no NUL, and UTF-8 no half of a pair."""
+    """Return a text that every database accepts, without NUL and lone surrogates."""
     return str(value).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 

@@ -1,6 +1,6 @@
-"""How busy the coordinator's machine is during a job, as MLflow measures it, through the outbox.
+"""Record metrics of the coordinator's machine during a job, through the outbox.
 
-MLflow's own thread asks the server after each sample and stops when it does not answer; a job must not depend on that.
+MLflow's own thread stops when the server does not answer; this one does not need the server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a job says to MLflow. Nothing here waits for the server: a job must not stop, nor slow down, for its records."""
+"""Record a job in MLflow without waiting for the server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Tracker:
     Raises
     ------
     OutboxError
-        By whatever a job says, if it cannot be kept: the job cannot go on, and is resumed when there is room.
+        If a record cannot be written to disk. The job stops, and can be resumed when there is space.
     """
 
     def __init__(self, settings: TrackingSettings, state_folder: Path) -> None:
@@ -77,9 +77,9 @@ class Tracker:
     def log_metrics(
         self, job: str, metrics: Mapping[str, float], *, step: int, site: str | None = None, attempt: int | None = None
     ) -> None:
-        """Record metrics of a round: of the job, or of one site under its pseudonym, or of one attempt.
+        """Record metrics of a round for the job, for one site (by pseudonym), or for one attempt.
 
-        What a job says again, because it goes over its finished steps, is recorded once.
+        Metrics that a resumed job repeats are recorded once.
         """
         finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
         fields = {"metrics": finite, "step": step, "site": site or "", "attempt": str(attempt or "")}
@@ -87,22 +87,22 @@ class Tracker:
         self._notify()
 
     def set_tags(self, job: str, tags: Mapping[str, str]) -> None:
-        """Tag a job's run, to find it by."""
+        """Set tags of a job's run."""
         self._put(job, "tags", {"tags": dict(tags)})
 
     def describe(self, job: str, text: str) -> None:
-        """Say in words what a job was, Markdown: MLflow shows it at the head of its run."""
+        """Set the description of a job's run, in Markdown."""
         self.set_tags(job, {MLFLOW_RUN_NOTE: text})
 
     def log_dataset(self, job: str, name: str, profile: Mapping[str, Any], context: str) -> None:
-        """Record what a job worked on: counts, and a digest of exactly these counts.
+        """Record a job's data set: counts, and a digest of these counts.
 
         Parameters
         ----------
         profile
-            What may be seen: no name, no path, nothing of one person; its key ``sites`` says how many sites there are.
+            Counts without names, paths or data of single people. ``sites`` is the number of sites.
         context
-            What it was for, such as ``training``.
+            Its purpose, such as ``training``.
         """
         digest = hashlib.sha256(json.dumps(dict(profile), sort_keys=True).encode()).hexdigest()[:8]
         self._put(job, "dataset", {"name": name, "digest": digest, "profile": dict(profile), "context": context})
@@ -128,18 +128,18 @@ class Tracker:
         alias: str | None = None,
         description: str = "",
     ) -> None:
-        """Log and register a job's ONNX model, once however often it is asked, and move an alias to it.
+        """Log and register a job's ONNX model, once for any number of calls, and move an alias to it.
 
         Parameters
         ----------
         input_example
-            Synthetic images ``(N, S, S, 3)``, or other inputs; never a person's.
+            Synthetic inputs, such as images ``(N, S, S, 3)``; never those of a person.
         outputs
-            Number of probabilities an image.
+            Number of probabilities of an image.
         extra_files
-            Kept beside the model, by name.
+            Files to store with the model, by name.
         description
-            What MLflow shows of the version, Markdown.
+            Description of the version, in Markdown.
         """
         fields = {
             "file": str(onnx_file),
@@ -154,12 +154,12 @@ class Tracker:
         self._put(job, "model", fields)
 
     def revoke_older_versions(self, job: str, epoch: int, *, purge: bool = False) -> None:
-        """Revoke every version that may remember whom the model of a job and epoch has forgotten.
+        """Revoke every version that may remember people whom the model of this job and epoch has forgotten.
 
         Parameters
         ----------
         purge
-            Whether their bytes are deleted as well.
+            Whether to delete their files.
         """
         self._put(job, "revoke", {"epoch": epoch, "purge": purge})
 
@@ -185,22 +185,22 @@ class Tracker:
 
     @contextmanager
     def registry(self) -> Iterator[Registry]:
-        """Give the registry, while nothing is sent; what MLflow raises becomes a :class:`TrackingError`."""
+        """Lend the registry while nothing is sent; MLflow's exceptions become a :class:`TrackingError`."""
         with self._using_mlflow, _quiet_mlflow(), answers(self.uri):
             yield self._sender.registry
 
     @property
     def waiting(self) -> int:
-        """Entries that the server has not taken yet."""
+        """Number of entries that the server has not taken yet."""
         return self._outbox.waiting()
 
     @property
     def refused(self) -> int:
-        """Entries that MLflow itself refused; they are kept in the outbox with the reason."""
+        """Number of entries that MLflow refused; they stay in the outbox with the reason."""
         return self._outbox.refused()
 
     def owes_model(self, job: str) -> bool:
-        """Tell whether the registry does not know a job's model yet."""
+        """Tell whether the registry does not have a job's model yet."""
         return self._outbox.holds(job, "model")
 
     def refusals(self, job: str) -> list[str]:
@@ -209,11 +209,11 @@ class Tracker:
 
     @property
     def problem(self) -> str:
-        """Why nothing is sent now, in words; empty while entries are taken."""
+        """Why nothing is sent now; empty while entries are taken."""
         return self._problem
 
     def owed(self, job: str | None = None) -> list[str]:
-        """Return what the registry must know of a job's model, or of all, and does not have, in words."""
+        """Return sentences about what the registry still lacks of a job's model, or of all."""
         return [
             f"the {entry.kind} of {entry.job}: {entry.refused or self._problem or 'not sent yet'}"
             for entry in self._outbox.entries()
@@ -221,18 +221,18 @@ class Tracker:
         ]
 
     def try_again(self, champion: str | None, *, everything: bool = False) -> None:
-        """Let what MLflow refused be sent again: what the registry must know, or everything.
+        """Send refused entries again: those that the registry must get, or all.
 
         Parameters
         ----------
         champion
-            The job whose model the fleet runs now, if there is one: a late model of another one takes no alias.
+            The job of the current champion, if any. A late model of another job gets no alias.
         """
         self._outbox.try_again(champion, None if everything else REGISTRY_KINDS)
         self._wake.set()
 
     def flush(self, patience: float) -> int:
-        """Wait until everything is sent, or the server turns out not to answer; return what still waits.
+        """Wait until everything is sent or the server does not answer; return the number of waiting entries.
 
         Parameters
         ----------
@@ -246,7 +246,7 @@ class Tracker:
         return waiting
 
     def close(self) -> None:
-        """Stop sending; what is left waits for the next process."""
+        """Stop sending; remaining entries wait for the next process."""
         self._closing.set()
         self._wake.set()
         self._thread.join()

@@ -1,7 +1,7 @@
-"""What the coordinator and the sites both know: the messages, their bounds, and how models travel.
+"""Define the messages between coordinator and sites, their bounds, and how models travel.
 
-In go typed fields, arrays and audited samples; out come Flower's records, and the same again on the other side. A
-message that breaks its contract raises a :class:`~dlfd_fleet.exceptions.MessageError` that names the sender.
+A message packs typed fields, arrays and audited samples into Flower's records, and unpacks them on the other side. A
+message that breaks a bound raises a :class:`~dlfd_fleet.exceptions.MessageError` that names the sender.
 
 Examples
 --------

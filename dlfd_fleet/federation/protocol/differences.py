@@ -1,6 +1,6 @@
-"""Models that travel as differences from one that the other side holds: float16 halves the bytes, int8 quarters them.
+"""Send models as differences from one that the receiver holds, in float16 (half the bytes) or int8 (a quarter).
 
-The sender works on with what the difference stands for, not with what it rounded, so both sides have the same model.
+The sender continues with the model that the rounded difference gives, so both sides have the same model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _Array = TypeVar("_Array")
 
 
 def difference_of(model: Mapping[str, Tensor], base: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """Return what is sent of a model to somebody who holds ``base``, in its order; with ``float32`` the model itself.
+    """Return the arrays to send to a receiver that holds ``base``, in its order; with ``float32`` the model itself.
 
-    A difference is small, so few bits keep its leading digits; the model itself would lose its last ones. ``int8`` has
-    a scale of its own for each output channel. Vectors travel as they are: they are few, and a rounded difference can
-    turn a small variance negative. What ``model`` does not hold is left out.
+    Few bits keep the leading digits of a small difference. ``int8`` has a scale for each output channel. Vectors are
+    sent exactly: they are small, and rounding can make a small variance negative. Arrays that ``model`` does not have
+    are left out.
     """
     sent = dict[str, Tensor]()
     for name in base:  # Flower's LocalDpMod wants back the order that it saw
@@ -45,12 +45,12 @@ def difference_of(model: Mapping[str, Tensor], base: Mapping[str, Tensor], preci
 def model_of(
     difference: Mapping[str, Tensor], base: Mapping[str, Tensor], precision: Precision, sender: str
 ) -> dict[str, Tensor]:
-    """Return the model that :func:`difference_of` stands for, its arrays in the order of ``base``.
+    """Return the model of a :func:`difference_of`, with arrays in the order of ``base``.
 
     Raises
     ------
     MessageError
-        If an array of a difference is missing, or has another shape or type than it must have, naming the sender.
+        If an array is missing or has a wrong shape or type; the text names the sender.
     """
     if precision == "float32":
         return dict(difference)
@@ -68,7 +68,7 @@ def model_of(
 
 
 def without_frozen(sent: Mapping[str, _Array], card: ModelCard) -> dict[str, _Array]:
-    """Return what is sent of a model, or of a difference, without the arrays that are frozen by its card."""
+    """Return the arrays of a model or difference without those that its card freezes."""
     return {name: array for name, array in sent.items() if not card.freezes(name.removesuffix(_SCALE))}
 
 

@@ -1,8 +1,7 @@
-"""How a task names the model that it is about, so that a site which holds that model need not be sent it again.
+"""Name the model of a task, so that a site that holds it is not sent it again.
 
-The name is the model's digest (:func:`~dlfd_fleet.models.digest`). A task may carry the model under its name; leave it
-out; or carry the difference from another one, named too. Arrays that a difference leaves out are as in that one: of a
-model with frozen layers, their arrays.
+The name is the model's digest (:func:`~dlfd_fleet.models.digest`). A task can hold the model, leave it out, or hold a
+difference from another named model. Arrays that a difference leaves out, such as frozen ones, are those of that model.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, RecordDict
 
 MODEL_NOT_HELD = 1001
-"""Code of a site's error reply; none of Flower's own."""
+"""Error code of a site that does not hold the named model; not one of Flower's."""
 NOTHING_TO_TRAIN_ON = 1002
-"""Code of the reply of a site that has too few people for a half: it takes no part in this reference model."""
+"""Error code of a site with too few people in a half; it takes no part in this reference model."""
 NAMED, SHA256, KEPT = "model-named", "sha256", "kept"
-"""The record that names a task's model; its fields: the name, and whether the site keeps the model afterwards."""
+"""The record that names a task's model, with fields for the name and whether the site keeps the model."""
 DIFFERENCE, BASE, PRECISION = "model-difference", "base", "precision"
-"""The record of a difference; fields of the name: the model that it is from, and how it was rounded."""
+"""The record of a difference, and fields for its base model and its precision."""
 
 
 def name_of(records: RecordDict) -> str:

@@ -1,8 +1,8 @@
-"""What travels between the coordinator and the sites: one pydantic model a message kind.
+"""Define every message between the coordinator and the sites as a pydantic model.
 
-A message carries numbers, settings and arrays; never a name, a path or a pickled object. A site answers with counts,
-ids of requests that are of one job, and what the model says of its images (:class:`~dlfd_fleet.audit.SampleScores`),
-in which a person is a random number.
+A message holds numbers, settings and arrays, never a person's name, a path or a pickled object. A site answers with
+counts, with request ids that are valid in one job, and with the model's answers for its images
+(:class:`~dlfd_fleet.audit.SampleScores`), in which a person is a random number.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from dlfd_fleet.settings import AugmentationSettings, Precision, TrainingSetting
 
 
 class DevicesReached(BaseModel):
-    """How far erasures have come on the devices that run the fleet's models."""
+    """The progress of erasures on devices."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epoch: Count | None = None
     """Greatest erasure epoch that no device keeps open; None if the fleet has no devices."""
     reason: Sentence = "no device is registered with this fleet"
-    """How the devices stand, in counts and words."""
+    """A sentence about the devices, with counts."""
 
 
 class LedgerHead(BaseModel):
@@ -73,76 +73,76 @@ class LedgerHead(BaseModel):
 
 
 class PendingQuery(FleetMessage):
-    """Ask a site what it holds and how many people ask to be forgotten. No arrays."""
+    """Ask a site what it holds and which requests wait. It has no arrays."""
 
     TYPE: ClassVar[str] = "query.pending"
     LARGEST: ClassVar[int] = LARGEST_QUERY
     job: JobName
     take: bool = False
-    """Whether the job takes up the requests that wait: they are its own until it ends."""
+    """Whether the job takes up waiting requests; they belong to it until it ends."""
     resumed: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)] = ()
-    """Requests of this site that the job had taken up, before it was interrupted."""
+    """Requests of this site that the job had taken up before an interruption."""
     plan: bool = False
-    """Count the images to forget of the requests that wait, and take none of them up."""
+    """Whether to count the images of waiting requests without taking them up."""
     epoch: Count = 0
-    """The fleet's erasure epoch: a site that was away when it rose keeps no model from before, and works on none."""
+    """The fleet's erasure epoch. A site keeps and uses no model from before it."""
     ended: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
-    """Jobs whose end this site does not know: what they had taken up is :attr:`released`, or waits again."""
+    """Jobs of whose end this site was not told. Their requests are :attr:`released`, or wait again."""
     released: Annotated[dict[RequestId, Count], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
-    """Requests of this site that such a job's released model has forgotten, and its epoch."""
+    """Requests of this site that a released model of such a job has forgotten, with its epoch."""
     expired: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
-    """Jobs whose reference models are of a model that the fleet does not train on any more: their answers go."""
+    """Jobs whose reference models have expired; the site deletes their answers."""
     seen: LedgerHead | None = None
     """Where this site's ledger once was, by its own word; its :attr:`released` requests are all that there are then."""
     devices: DevicesReached | None = None
-    """A request whose images are purged is complete once devices have purged older models, too; None leaves it."""
+    """Progress on devices. A purged request is complete once devices have purged older models; None changes nothing."""
     asked: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
-    """People who asked at any site, and their deadlines: a site that has one of them too accepts the request."""
+    """People who asked at any site, with deadlines. A site that holds one of them accepts the request."""
     withdrawn: Annotated[dict[Pseudonym, MarksOfSites], Field(max_length=MOST_REQUESTS_EVER)] = Field(
         default_factory=dict
     )
-    """People who ask nowhere any more, and marks of the jobs that they had asked in.
+    """People who withdrew, with marks of the jobs in which they had asked.
 
-    A site whose joined request was in one of these jobs takes it back; the coordinator cannot make up a mark.
+    A site withdraws a joined request that was in one of these jobs. The coordinator cannot make a mark.
     """
 
 
 class RequestDates(FleetMessage):
-    """The site's days on which a request was received, and by which it is due: no time of day, which would name it."""
+    """The days on which a request was received and is due, without a time of day, which could identify it."""
 
     asked_at: Day
     deadline: Day
 
 
 class PendingReply(FleetMessage):
-    """Counts, never names."""
+    """What a site holds, in counts, and its requests in this job."""
 
     site: SiteId
     requests: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)]
-    """The requests that the job has taken up, under ids of this job's own."""
+    """Ids of the requests that the job has taken up, valid in this job."""
     dates: Annotated[dict[RequestId, RequestDates], Field(max_length=MOST_REQUESTS)]
-    """Of each of them."""
+    """Dates of each of them."""
     waiting: Count = 0
-    """How many other requests wait for the next job."""
+    """Number of other requests, which wait for the next job."""
     begun: Count = 0
     """Of a plan: how many more wait, for the site does not know how the job ended that had taken them up."""
     first_due: Day | None = None
     """Of a plan: the first day by which one of all these is due; None if there is none."""
     unsettled: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
-    """Earlier jobs that have taken up requests here, and whose end the site was not told."""
+    """Earlier jobs with requests of this site, of whose end it was not told."""
     people: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS)] = Field(default_factory=dict)
-    """Who asks, under a secret that only sites have, and the deadlines; empty at a site without that secret."""
+    """Pseudonyms of people who ask, with deadlines; empty at a site without the fleet's secret."""
     joined: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS)] = Field(default_factory=dict)
-    """Those of them who asked at another site and not here, and marks of the jobs that their request was in."""
+    """Those of them who asked only at another site, with marks of the jobs that their request was in."""
     withdrawn: Annotated[dict[Pseudonym, Marks], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
-    """Who asked here once and has withdrawn, and marks of the jobs that their request was in."""
+    """People who asked here and withdrew, with marks of the jobs that their request was in."""
     forget_images: Count
     answered_images: Count = 0
-    """Of the images to forget, those whose answers of reference models the site has, and people to compare with."""
+    """Number of images to forget for which references can measure forgetting."""
     class_images: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-    """Images to train on, one count a class; of labels, those that each applies to."""
+    """Numbers of images to train on, by class or by label."""
     labelled_images: Count | None = None
-    """Images to train on, where they have labels and so are no sum of those; None where each has one class."""
+    """Number of images to train on, if they have labels; None if each has one class."""
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     input: ModelInput
     epoch: Count = 0
@@ -150,7 +150,7 @@ class PendingReply(FleetMessage):
     ledger: LedgerHead | None = None
     """Where its ledger is; not said to a plan, which is asked again and again."""
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
-    """Digest of the model that an earlier job left at the site, or this one before it was resumed."""
+    """Digest of the model that the site holds; empty without one."""
 
     @model_validator(mode="after")
     def _one_count_a_class(self) -> Self:
@@ -169,7 +169,7 @@ class PendingReply(FleetMessage):
 
     @property
     def multi_label(self) -> bool:
-        """Whether the classes are labels, of which any number may apply to an image."""
+        """Whether the classes are labels, several of which may apply to an image."""
         return self.labelled_images is not None
 
     @property
@@ -179,28 +179,28 @@ class PendingReply(FleetMessage):
 
     @property
     def can_train(self) -> bool:
-        """Whether the site has enough images; one without them takes part in audits."""
+        """Whether the site has enough images to train; otherwise it takes part only in audits."""
         return self.retain_images >= FEWEST_TO_TRAIN
 
     @property
     def can_unlearn(self) -> bool:
-        """Whether an update of the site forgets somebody: it has trained on them, and can train on others."""
+        """Whether the site can unlearn: it has images to forget, and can train on others."""
         return self.can_train and self.forget_images > 0
 
     @property
     def has_references(self) -> bool:
-        """Whether the site can tell by itself when its people are forgotten: reference models answered for them all."""
+        """Whether reference models have answered for all images to forget, so that the site has its own gate."""
         return 0 < self.forget_images == self.answered_images
 
 
 class Reference(BaseModel):
-    """Which of a job's reference models a task is about; 2k and 2k + 1 are a pair, one for each half of the people."""
+    """A reference model of a job. 2k and 2k + 1 are a pair, one for each half of the people."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     number: Annotated[int, Field(ge=0, lt=MOST_REFERENCES)]
     models: Annotated[int, Field(ge=2, le=MOST_REFERENCES, multiple_of=2)]
-    """How many the job makes."""
+    """Number of reference models of the job."""
 
     @model_validator(mode="after")
     def _is_one_of_them(self) -> Self:
@@ -216,7 +216,7 @@ class FitTask(FleetMessage):
     job: JobName
     purpose: Literal["train", "repair", "relearn", "retrain", "reference"]
     reference: Reference | None = None
-    """Train on the images of the people of this model's half alone; the site decides who they are, and tells nobody."""
+    """Train only on the people of this reference model's half, whom only the site knows."""
     round: Count
     card: ModelCard
     training: TrainingSettings
@@ -225,14 +225,14 @@ class FitTask(FleetMessage):
     epochs: AtLeastOne
     learning_rate: Annotated[float, Field(gt=0.0, le=1e12)]
     final: bool = True
-    """Whether the model is read or audited before it is trained again: only then do batch-norm statistics matter."""
+    """Whether the model is measured before it is trained again; only then batch-norm statistics matter."""
     precision: Precision
     """Of the update that is sent back."""
     seed: Seed
 
 
 class FitResult(FleetMessage):
-    """The trained ``model`` arrays and what they took."""
+    """The trained ``model`` arrays and their cost."""
 
     epoch: Count
     """Of the model that it started from."""
@@ -242,23 +242,23 @@ class FitResult(FleetMessage):
 
     @property
     def weight(self) -> int:
-        """Images that the update counts by."""
+        """Number of images that the update counts by."""
         return self.examples
 
     def metrics(self) -> dict[str, float]:
-        """Return what is logged of it."""
+        """Return its metrics."""
         return self.model_dump(exclude={"epoch"})
 
 
 class Aim(StrEnum):
-    """What an unlearning site aims at, and whether it may leave a model as it is."""
+    """What an unlearning site aims at, and whether it may leave a model unchanged."""
 
     REFERENCES = "references"
-    """What the site's reference models say, where they have answered; it unlearns whatever its gate reads."""
+    """Aim at reference models, if they have answered; always unlearn."""
     TO_GATE = "to-gate"
-    """The same; a site within the gate of its reference models leaves the model as it is, and says so."""
+    """The same, but a site within its gate leaves the model unchanged and reports this."""
     WITHOUT_REFERENCES = "without-references"
-    """What the method does by itself, whatever reference models have said."""
+    """Use the method without reference models."""
 
 
 class UnlearnTask(FleetMessage):
@@ -269,9 +269,9 @@ class UnlearnTask(FleetMessage):
     round: Count
     card: ModelCard
     method: Name = "dlfd"
-    """One of :data:`~dlfd_fleet.unlearning.METHODS`, which the site must have."""
+    """Name of a method of :data:`~dlfd_fleet.unlearning.METHODS` that the site has."""
     augmentation: AugmentationSettings
-    """Of retain images."""
+    """Augmentation of retain images."""
     unlearning: UnlearningSettings
     aim: Aim = Aim.REFERENCES
     class_weights: Weights
@@ -281,7 +281,7 @@ class UnlearnTask(FleetMessage):
 
 
 class UnlearnResult(FleetMessage):
-    """The unlearned ``model`` arrays, what they forgot, and what it took; no arrays of a model within the gate."""
+    """The unlearned ``model`` arrays, their requests and cost; no arrays if the model was within the gate."""
 
     epoch: Count
     """Of the model that it started from."""
@@ -290,54 +290,54 @@ class UnlearnResult(FleetMessage):
     retain_examples: AtLeastOne
     steps: Count
     left: Finite | None = None
-    """Of what members have, the share that was left in the model that was sent, by the site's reference models."""
+    """Share that was left in the received model of what members have, by references."""
     retain_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Share of the retain images that the model that was sent predicts right; None where references cannot tell."""
+    """Accuracy of the received model on retain images; None without references."""
     retain_accuracy_after: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """The same of the model that the site returns; None where it returns none."""
+    """Accuracy of the returned model on retain images; None without a returned model."""
     done: bool = False
-    """Whether what is left is within the gate, so that nothing was unlearned."""
+    """Whether the received model was within the gate, so that nothing was unlearned."""
     seconds: Seconds
 
     @property
     def weight(self) -> int:
-        """Images that the update counts by."""
+        """Number of images that the update counts by."""
         return self.forget_examples
 
     def metrics(self) -> dict[str, float]:
-        """Return what is logged of it."""
+        """Return its metrics."""
         return self.model_dump(exclude={"epoch", "requests"}, exclude_none=True)
 
 
 class AuditTask(FleetMessage):
-    """Say of each image how well the ``model`` arrays predict it."""
+    """Predict the site's images with the ``model`` arrays, and return samples."""
 
     TYPE: ClassVar[str] = "evaluate.audit"
     job: JobName
     card: ModelCard
     roles: Annotated[tuple[Literal["retain", "forget", "validation", "test"], ...], Field(max_length=len(ROLES))]
     most_retain: AtLeastOne | None = None
-    """The most retain images, the same each time, classes in their shares; all of them if it is not said."""
+    """Most retain images, the same each time, with classes in their shares. Default: all."""
     references: bool = False
-    """Whether to say how that is beside what reference models say, where they have answered."""
+    """Whether to compare with reference models, if they have answered."""
     plan: bool = False
-    """Whether those are to be forgotten whose requests wait: as in :class:`PendingQuery`."""
+    """Whether people with waiting requests count as those to forget, as in :class:`PendingQuery`."""
 
 
 class AuditResult(FleetMessage):
-    """The audited samples come beside it."""
+    """The counts of an audit; the samples are in the same message."""
 
     shared: Count
-    """How many of the samples, the last ones, are of people whom every site holds."""
+    """Number of samples, at the end, of people whom every site holds."""
     withheld: Count = 0
-    """How many images of such people the site leaves out: it knows that they asked, or that it trains on the image."""
+    """Number of images of such people that the site leaves out, because they asked or are trained on."""
     references: ReferenceSums | None = None
-    """Sums over people of what the model says beside what the site's reference models say of them."""
+    """Sums over people that compare the model with the site's reference models."""
     seconds: Seconds
 
 
 class ReferenceTask(FleetMessage):
-    """Keep what a reference model, the ``model`` arrays, says of each of the site's images, and not the model."""
+    """Store the answers of a reference model (the ``model`` arrays) for the site's images, but not the model."""
 
     TYPE: ClassVar[str] = "evaluate.reference"
     job: JobName
@@ -346,34 +346,34 @@ class ReferenceTask(FleetMessage):
 
 
 class ReferenceResult(FleetMessage):
-    """What the model says stays at the site; here are counts."""
+    """Counts only; the answers stay at the site."""
 
     images: Count
     missing: Annotated[int, Field(ge=0, le=MOST_REFERENCES)]
-    """Of how many of the job's models the site has no answers yet."""
+    """Number of the job's models without answers at the site."""
     seconds: Seconds
 
 
 class UnseenTask(FleetMessage):
-    """Compare what reference models have said of people never trained on with what the ``model`` arrays say of them."""
+    """Compare the accuracy of reference models and of the ``model`` arrays on people never trained on."""
 
     TYPE: ClassVar[str] = "evaluate.unseen"
     job: JobName
     card: ModelCard
     max_drop: Annotated[float, Field(ge=0.0, le=1.0)]
-    """By how much less often reference models may be right."""
+    """Largest drop in accuracy that is accepted."""
 
 
 class UnseenResult(FleetMessage):
-    """Two accuracies, over all of these people at once."""
+    """Both accuracies, over all of these people together."""
 
     unseen: UnseenAccuracy | None
-    """None at a site without people never trained on, or without answers of reference models for them."""
+    """None at a site without such people, or without answers for them."""
     seconds: Seconds
 
 
 class FileAuditTask(FleetMessage):
-    """Say the same of the exported ONNX ``file`` (uint8 bytes), and how far it is from the ``model`` arrays."""
+    """Audit an exported ONNX ``file`` (uint8 bytes), and compare it with the ``model`` arrays."""
 
     TYPE: ClassVar[str] = "evaluate.file"
     job: JobName
@@ -384,10 +384,10 @@ class FileAuditTask(FleetMessage):
 
 
 class FileAuditResult(FleetMessage):
-    """The sampled answers of the file, and how near it is to torch."""
+    """The counts of a file's audit, and how close the file is to torch."""
 
     shared: Count
-    """How many of the samples, the last ones, are of people whom every site holds."""
+    """Number of samples, at the end, of people whom every site holds."""
     withheld: Count = 0
     """As in :class:`AuditResult`."""
     references: ReferenceSums | None = None
@@ -395,7 +395,7 @@ class FileAuditResult(FleetMessage):
     max_abs_difference: Difference
     images: Count
     agreeing: Count
-    """Images of which both say the same class; of labels, how many of all images' labels both say the same of."""
+    """Number of images, or of labels of all images, for which both give the same answer."""
     seconds: Seconds
 
 
@@ -406,16 +406,16 @@ class CalibrateTask(FleetMessage):
     job: JobName
     card: ModelCard
     images: AtLeastOne
-    """The most to measure on."""
+    """Most images to measure on."""
     seed: Seed
 
 
 class CalibrateResult(FleetMessage):
-    """Two numbers for each tensor; over all of a site's images at once, never of a single one."""
+    """The smallest and largest value of each tensor, over all of a site's images together."""
 
     ranges: Annotated[dict[TensorName, tuple[Finite, Finite]], Field(max_length=MOST_TENSORS)]
     images: Count
-    """0 at a site without images to train on; it has no ranges then."""
+    """Number of images; 0, without ranges, at a site that has none to train on."""
     seconds: Seconds
 
 
@@ -428,7 +428,7 @@ class SettleTask(FleetMessage):
     outcome: Literal["released", "returned"]
     """``returned``: the requests wait for the next job."""
     requests: Annotated[tuple[RequestId, ...], Field(max_length=MOST_REQUESTS)] = ()
-    """Those of this site that the released model has forgotten; any other of the job waits for the next one."""
+    """Requests of this site that the released model has forgotten; others of the job wait for the next one."""
     reason: Sentence
     epoch: Count
     purge: bool
@@ -438,11 +438,11 @@ class SettleTask(FleetMessage):
 
 
 class SettleResult(FleetMessage):
-    """How many requests were settled, and images purged."""
+    """Numbers of settled requests and purged images."""
 
     requests: Count
     purged_images: Count
     epoch: Count
-    """The fleet's erasure epoch, as the site knows it from now on: it works on no model under it."""
+    """The fleet's erasure epoch, as the site knows it now; it uses no model from before it."""
     ledger: LedgerHead | None = None
     """Where its ledger is now."""

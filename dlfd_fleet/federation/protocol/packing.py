@@ -1,4 +1,4 @@
-"""How a message is packed into Flower's records, and read again: fields as JSON, arrays, a file, audited samples."""
+"""Pack messages into Flower's records and read them again: fields as JSON, arrays, a file, audited samples."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Arrays = dict[str, Tensor]
 
 
 class FleetMessage(BaseModel):
-    """Base of all messages: frozen, strict about its fields, and every one of these has bounds."""
+    """Base class of all messages: frozen, with strict and bounded fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     LARGEST: ClassVar[int] = LARGEST_REPLY
-    """Bytes of the fields."""
+    """Largest size of the fields in bytes."""
 
     def to_records(self, samples: SampleScores | None = None, **arrays: Mapping[str, Tensor]) -> RecordDict:
         """Pack the fields, named arrays such as ``model=state_dict``, and audited samples."""
@@ -59,7 +59,7 @@ class FleetMessage(BaseModel):
         Raises
         ------
         MessageError
-            If a field is missing, unknown or wrong, naming it and the sender.
+            If a field is missing, unknown or not valid; the text names it and the sender.
         """
         body = records.get(_BODY)
         if not isinstance(body, ConfigRecord) or not isinstance(body.get(_FIELDS), str):
@@ -86,7 +86,7 @@ def arrays_of(records: RecordDict, name: str, sender: str) -> Arrays:
     Raises
     ------
     MessageError
-        If they are missing or cannot be read, naming the sender.
+        If they are missing or cannot be read; the text names the sender.
     """
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
@@ -113,12 +113,12 @@ def bytes_of(records: RecordDict, sender: str) -> bytes:
 
 
 def samples_of(records: RecordDict, classes: int, sender: str, *, multi_label: bool = False) -> SampleScores:
-    """Return the audited samples of a message; of as many classes, or labels, as the model has.
+    """Return the audited samples of a message, checked against the model's number of classes or labels.
 
     Raises
     ------
     MessageError
-        If a column is missing, of another type, shape or length, or holds what no site can have measured.
+        If a column is missing, has a wrong type, shape or length, or has impossible values.
     """
     answers = numbers_of_labels(classes) if multi_label else (classes,)
     columns = {name: value.numpy() for name, value in arrays_of(records, _SAMPLES, sender).items()}

@@ -1,7 +1,7 @@
-"""What the coordinator keeps: jobs and their finished steps, the models they made, and which of them is the champion.
+"""Store a coordinator's jobs, their finished steps, their models, and which model is the champion.
 
-A job is a plain function whose steps go through a :class:`Journal`: killed and started again, it goes on after the
-last finished one.
+A job is a plain function whose steps go through a :class:`Journal`. If it is killed and started again, it continues
+after the last finished step. Not stable: use ``dlfd-fleet job``.
 
 Examples
 --------

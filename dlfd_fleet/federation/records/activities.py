@@ -1,4 +1,4 @@
-"""What each site of a job does now."""
+"""Store the current activity of each site in a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlfd_fleet.federation.records.tables import SITE, Transaction
 
 
 class Activities:
-    """What the sites of all jobs do."""
+    """The activities of sites in all jobs."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction

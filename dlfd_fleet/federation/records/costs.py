@@ -1,4 +1,4 @@
-"""What steps of a job took: time, bytes in each direction, and what each site had of it."""
+"""Define the cost of a job's steps: time, bytes in each direction, and each site's share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlfd_fleet.report.contents import Phase
 
 
 class SiteCost(NamedTuple):
-    """What one site took: bytes of arrays that were sent to it and that it sent, and seconds that it says it worked."""
+    """The cost of one site: array bytes sent and received, and its reported seconds."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -28,7 +28,7 @@ class SiteCost(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step took.
+    """The cost of one step.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Where a job's files are: its model, its finished steps, its report."""
+"""Paths of a job's files: its model, its finished steps, its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a job: its record, its finished steps, what its sites do; and which job's model the fleet runs."""
+"""Define the records of a job: its state, finished steps, sites' activities, and the champion."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from dlfd_fleet.report.contents import (
 from dlfd_fleet.settings import Format
 
 JobKind = Literal["train", "erase", "references", "plan", "import"]
-"""A plan changes nothing. An import makes a model that exists already the champion; no site takes part in it."""
+"""A plan changes nothing. An import makes an existing model the champion, without any site."""
 JobStep = Literal["started", "judged", "exported", "released", "settled", "failed", "cancelled"]
 STEPS: tuple[JobStep, ...] = ("started", "judged", "exported", "released", "settled", "failed", "cancelled")
 FINAL_STEPS: frozenset[JobStep] = frozenset({"settled", "failed", "cancelled"})
 
 
 class ReferencesMade(BaseModel):
-    """The reference models of a job, as far as they are made, and what they took."""
+    """The reference models that a job has made, and their cost."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: int
-    """How many the job makes."""
+    """Number of reference models that the job makes."""
     made: int = 0
     rounds: int = 0
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class ReferencesMade(BaseModel):
     """Sites whose models are not."""
 
     def sentence(self) -> str:
-        """Say in words what was made, and what it took."""
+        """Return a sentence: what was made, and its cost."""
         many = str(self.made) if self.made == self.models else f"{self.made} of {self.models}"
         took = f"{self.rounds} rounds, {self.seconds:.1f} s, {self.bytes_sent / 1e6:.1f} MB"
         kept = f"{self.sites} of {self.of_sites} sites keep their answers"
@@ -62,7 +62,7 @@ class ReferencesMade(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """One job: how far it is, and what came out of it."""
+    """The record of a job: its state and its results."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -76,9 +76,9 @@ class JobRecord(BaseModel):
     """By column: original, unlearned, retrained."""
     verdict: Verdict | None = None
     formats: tuple[Format, ...] = ("fp32",)
-    """Of the released model's files."""
+    """Formats of the released model's files."""
     file_verdicts: dict[Format, Verdict] = {}
-    """Of each exported file that was attacked, those included that were not released."""
+    """Verdict of each audited file, also of files that were not released."""
     released: bool = False
     forgotten: tuple[str, ...] = ()
     """Requests that the released model has forgotten."""
@@ -92,7 +92,7 @@ class JobRecord(BaseModel):
     references: ReferencesMade | None = None
     """Its reference models, of a job that makes any."""
     proceedings: Proceedings = Proceedings()
-    """What the job's report shows beside this."""
+    """Further content of the job's report."""
 
     def changed(self, **changes: Unpack[RecordChanges]) -> JobRecord:
         """Return the record with these changes, checked as if it were read."""
@@ -152,7 +152,7 @@ class Notes(TypedDict, total=False):
 
 
 class Champion(BaseModel):
-    """Which job's model the fleet runs."""
+    """The job whose model is the champion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -162,7 +162,7 @@ class Champion(BaseModel):
 
 @dataclass(frozen=True)
 class Promotion:
-    """One move of the champion: which model, when, by whom and why."""
+    """One change of the champion: which model, when, by whom and why."""
 
     at: datetime
     job: str
@@ -173,7 +173,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """One step of a job that need not be done again: its result, and what it took."""
+    """A finished step of a job: its result and its cost."""
 
     name: str
     result: str
@@ -183,7 +183,7 @@ class FinishedStep:
 
 @dataclass(frozen=True)
 class SiteActivity:
-    """What a site does in a job, as the coordinator sees it."""
+    """The activity of a site in a job, as the coordinator sees it."""
 
     site: str
     doing: str

@@ -1,8 +1,8 @@
-"""The steps of a job: what is finished is on disk and is never done again.
+"""Keep the finished steps of a job on disk, so that none is done again.
 
-A job is a plain function whose costly or visible acts go through :class:`Journal`. Started again after its process
-died, the same function runs again: steps in the journal give back their results, and the first that is missing is done.
-What lies between steps must follow from their results alone.
+A job is a plain function whose costly or visible acts go through :class:`Journal`. After its process died, the same
+function runs again: finished steps return their results, and the first missing step is done. Code between steps must
+depend only on their results.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Merged:
-    """A model merged of several sites' updates, and the requests whose updates are in it.
+    """A model merged from several sites' updates, and the requests in it.
 
     Attributes
     ----------
     retained
-        By site: how many retain images it counts by, and the share of them that the model before was right about.
+        By site: its number of retain images, and the earlier model's accuracy on them.
     retained_after
-        The same of the merged model, where that is known without asking: it is the update of one site alone.
+        The same for the merged model, if it is the update of a single site.
     """
 
     arrays: Arrays
@@ -47,7 +47,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of the sites' images; of a file also how near it is to torch, over how many images."""
+    """Samples of a model or a file; for a file also its difference from torch and the number of images."""
 
     samples: SampleScores
     max_abs_difference: float = 0.0
@@ -60,7 +60,7 @@ class Answers:
 
 
 class Traffic(Protocol):
-    """What counts the array bytes of a job, and what each site took."""
+    """Counts the array bytes of a job and the cost of each site."""
 
     sent_bytes: int
     received_bytes: int
@@ -69,7 +69,7 @@ class Traffic(Protocol):
 
 @dataclass
 class Uncounted:
-    """Traffic of a job that has not begun."""
+    """Traffic of a job that has not started."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -83,13 +83,13 @@ class Journal:
     Attributes
     ----------
     store, job
-        Where steps are kept, and under which job; without a store every step is done and none is kept.
+        Store and job of the steps. Without a store every step is done and none is kept.
     traffic
-        Counts bytes; a step that is not done again adds what it took then.
+        Counts bytes; a finished step adds its earlier bytes.
     seconds
-        What all steps so far took, in this process and in those before it.
+        Seconds of all steps so far, in this process and earlier ones.
     costs
-        What each step took, in order.
+        Cost of each step, in order.
     """
 
     store: Store | None = None
@@ -103,7 +103,7 @@ class Journal:
         return self.store is not None and self.store.steps.find(self.job, name) is not None
 
     def drop_arrays(self, names: Collection[str]) -> None:
-        """Delete the arrays of finished steps: nothing needs them any more."""
+        """Delete the arrays of finished steps."""
         if self.store is not None:
             self.store.steps.drop_arrays(self.job, names)
 
@@ -113,7 +113,7 @@ class Journal:
             self.store.steps.abandon(self.job, kind)
 
     def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
-        """Do, or recall, a step that ends in a model."""
+        """Do a step that returns a model, or return its stored result."""
         done = self._step(
             name,
             compute,
@@ -125,7 +125,7 @@ class Journal:
         return done if isinstance(done, Merged) else Merged(done.arrays, *_MERGED.validate_json(done.result))
 
     def answers(self, name: str, compute: Callable[[], Answers]) -> Answers:
-        """Do, or recall, a step that ends in what a model says of images."""
+        """Do a step that returns samples, or return its stored result."""
         done = self._step(
             name,
             compute,
@@ -148,7 +148,7 @@ class Journal:
         return Answers(samples, *_PARITY.validate_json(done.result))
 
     def facts(self, name: str, kind: type[_T], compute: Callable[[], _T]) -> _T:
-        """Do, or recall, a step that ends in something that JSON can hold."""
+        """Do a step that returns a JSON value, or return its stored result."""
         adapter = TypeAdapter(kind)
         done = self._step(name, compute, lambda result: (adapter.dump_json(result), {}))
         return adapter.validate_json(done.result) if isinstance(done, FinishedStep) else done
@@ -156,12 +156,12 @@ class Journal:
     def _step(
         self, name: str, compute: Callable[[], _T], pack: Callable[[_T], tuple[bytes, Mapping[str, Tensor]]]
     ) -> _T | FinishedStep:
-        """Return a finished step, or what the step came to now.
+        """Return a finished step, or do it.
 
         Raises
         ------
         JobCancelledError
-            Before a step that is still to be done, if somebody asked for the job to be cancelled.
+            Before a step that is not finished, if the job was cancelled.
         """
         found = self.store.steps.find(self.job, name) if self.store else None
         if found is not None:

@@ -1,4 +1,4 @@
-"""The order of jobs and promotions: by time, whatever the clock does."""
+"""Keep jobs and promotions in order of time, also if the clock is changed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dlfd_fleet.federation.records.tables import JOB, PROMOTION
 
 
 def time_after_all(connection: sa.Connection) -> datetime:
-    """Return the time now, but always after every job and promotion there is.
+    """Return the current time, or a time after every existing job and promotion if that is later.
 
-    A clock that was wrong and is set right must not make a later job the earlier one: which models remember somebody,
-    and which job may go on, hang on that order.
+    Which models remember somebody, and which job may continue, depends on this order. So a corrected clock must not
+    change it.
     """
     written = (sa.select(sa.func.max(column)) for column in (JOB.c.started_at, PROMOTION.c.at))
     times = [datetime.fromisoformat(time) for time in map(connection.scalar, written) if time is not None]

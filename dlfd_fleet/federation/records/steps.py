@@ -1,7 +1,7 @@
-"""The finished steps of jobs: what each came to, and what it took.
+"""Store the results and costs of finished steps.
 
-Arrays are safetensors files in a job's folder, written beside their place and then renamed. Whenever a process dies, a
-step is finished or was never begun.
+Arrays are safetensors files in a job's folder, written under another name and renamed. So after a crash a step is
+either finished or not started.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Steps:
         self._transaction, self._folders = transaction, folders
 
     def find(self, job: str, name: str) -> FinishedStep | None:
-        """Return a finished step; None if it is still to be done."""
+        """Return a finished step; None if it is not finished."""
         condition = sa.and_(STEP.c.job == job, STEP.c.name == name)
         with self._transaction() as connection:
             row = connection.execute(sa.select(STEP).where(condition)).mappings().first()

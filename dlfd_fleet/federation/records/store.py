@@ -1,6 +1,6 @@
-"""The coordinator's file: the records of jobs, and under which settings each was started.
+"""Store records of jobs, and the settings with which each was started, in SQLite.
 
-It is one SQLite file, a transaction a change. What else a coordinator keeps has a module each beside this one.
+It is one SQLite file, with one transaction for each change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _IF_DAMAGED = "move the state folder away and start again"
 
 
 def require_folder(state_folder: Path) -> None:
-    """Refuse a state folder that is not there: a mistyped one is not an empty one.
+    """Refuse a state folder that does not exist, because it may be mistyped.
 
     Raises
     ------
@@ -102,17 +102,17 @@ class Store:
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._engine.dispose()
 
     @contextmanager
     def lock(self, patience: float = 3.0) -> Iterator[None]:
-        """Be the one coordinator of this state folder; the lock goes with the process, however it ends.
+        """Lock the state folder for one coordinator; the lock ends with the process.
 
         Parameters
         ----------
         patience
-            Seconds to try: who checks whether there is a coordinator holds the lock for a moment.
+            Seconds to try, because a check for a coordinator holds the lock briefly.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Store:
     # ------------------------------------------------------------------ jobs
 
     def new_job(self, kind: JobKind, settings: Settings) -> JobRecord:
-        """Start a job under a readable, unique name; its settings stay what they are now, also when it is resumed."""
+        """Start a job under a readable, unique name, and store its settings for resuming."""
         with self._transaction() as connection:
             now = time_after_all(connection)
             name = f"{kind}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -212,7 +212,7 @@ class Store:
             return connection.execute(sa.select(JOB.c.cancelled_at).where(JOB.c.job == job)).scalar() is not None
 
     def reopen(self, job: str) -> JobRecord:
-        """Let a job that failed or was cancelled go on from its last finished step."""
+        """Reopen a failed or cancelled job, to continue after its last finished step."""
         record = self.load(job).model_copy(update={"step": "started", "note": ""})
         with self._transaction() as connection:
             connection.execute(

@@ -1,7 +1,7 @@
-"""Which model the fleet and its devices run: the champion, what a person may promote or revoke, what devices may get.
+"""Decide which model the fleet and its devices use: champion, promotion, revocation and publication.
 
-In go a state folder and MLflow's registry; out comes one answer that both agree on. What remembers a forgotten person
-never becomes the champion again.
+It reads a state folder and MLflow's registry, and keeps both in agreement. A model that remembers a forgotten person
+never becomes the champion again. Not stable: use ``dlfd-fleet registry`` and ``publish``.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""Which model the fleet runs: the coordinator's note and the registry's alias, brought together."""
+"""Find the champion: compare the coordinator's note with the registry's alias."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dlfd_fleet.tracking.registry import why_not_published
 
 
 def agreed_champion(store: Store, tracker: Tracker, say: Callable[[str], None]) -> Champion | None:
-    """Return the registry's champion if it may run and we hold its model; else our own note.
+    """Return the registry's champion if it may run and we have its model; otherwise our own note.
 
-    A registry that lags behind (entries wait in the outbox) or names a model of another fleet is not followed. An alias
-    that a person has moved there is, and our note with it.
+    The registry is not followed if entries for it wait in the outbox, or if it names a model of another fleet. An alias
+    that a person moved is followed, and our note is changed.
 
     Parameters
     ----------

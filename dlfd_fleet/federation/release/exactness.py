@@ -1,8 +1,7 @@
-"""Whether training anew without people is exact: nothing that it begins with may have been trained on them.
+"""Check whether training anew without people is exact: its starting weights must not have seen them.
 
-Frozen layers stay as they are, and starting weights come from elsewhere: that nobody of the fleet was in their training
-is what the operator says. It is wrong where somebody has taken them from a model that this fleet has trained, and that
-shows as long as the coordinator has that model.
+The operator says that nobody of the fleet was in the training of frozen layers and starting weights. The coordinator
+can disprove this if they come from a model of this fleet that it still has.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from dlfd_fleet.models import MODEL_FILE, ModelCard, build_empty, card_of, given
 
 
 def why_not_exact(store: Store, card: ModelCard, arrays: Arrays, weights: str | None) -> str:
-    """Say why training a model anew would not be exact; nothing where nothing known speaks against it.
+    """Return why training a model anew would not be exact; empty if nothing is known against it.
 
     Parameters
     ----------
     card, arrays
-        The model that the fleet runs, whose frozen layers stay.
+        The fleet's model, whose frozen layers stay.
     weights
-        What fresh weights begin with (``model.weights``).
+        The starting weights (``model.weights``).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a person may do to registered versions: list, promote, revoke. The coordinator's note and the registry agree."""
+"""List, promote and revoke registered versions, and keep the coordinator's note and the registry in agreement."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SEND_PATIENCE = 60.0
 
 
 def registry_table(settings: Settings) -> Table:
-    """Return every registered version and what may be done with it; the purged ones too."""
+    """Return every registered version, also purged ones, and what may be done with it."""
     require_folder(settings.state_folder)
     epoch = fleet_epoch(settings)
     with open_registry(settings.tracking, settings.state_folder) as registry:
@@ -49,7 +49,7 @@ def registry_table(settings: Settings) -> Table:
 
 
 def promotion_table(settings: Settings) -> Table:
-    """Return every move of the champion: when, which model, by whom and why."""
+    """Return every change of the champion: when, which model, by whom and why."""
     table = Table("at", "job", "epoch", "by", "why")
     require_folder(settings.state_folder)
     with closing(Store(settings.state_folder)) as store:
@@ -69,12 +69,12 @@ def fleet_epoch(settings: Settings) -> int:
 def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVersion:
     """Make a registered version the champion, here and in the registry.
 
-    Versions that remember whom it has forgotten are revoked, as after a release.
+    As after a release, versions that may remember people whom it has forgotten are revoked.
 
     Raises
     ------
     JobError
-        If it may not run: it is under the fleet's epoch, revoked, or its verdict is FAIL; or we have not its files.
+        If it may not run (under the fleet's epoch, revoked, or FAIL), or we do not have its files.
     TrackingError
         If there is no such version, MLflow does not answer, or bytes of a revoked version are still there.
     """
@@ -129,7 +129,7 @@ def what_promoting_does(settings: Settings, number: str) -> list[str]:
 
 
 def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool, who: str = "") -> Purged | None:
-    """Revoke a version for good; and delete its bytes, there and in the state folder.
+    """Revoke a version permanently, and optionally delete its files in MLflow and the state folder.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool, wh
     Raises
     ------
     JobError
-        If it is the champion: a fleet without one could not even forget.
+        If it is the champion, because a fleet without one cannot forget anybody.
     TrackingError
         If there is no such version, MLflow does not answer, or the bytes are still there.
     """
@@ -195,7 +195,7 @@ def require_reason(reason: str) -> None:
 
 @contextmanager
 def _alone(settings: Settings) -> Iterator[tuple[Store, Tracker]]:
-    """Give the store and a tracker that has sent what waited, while no job runs."""
+    """Yield the store and a tracker that has sent waiting records, while no job runs."""
     require_folder(settings.state_folder)
     with (
         closing(Store(settings.state_folder)) as store,

@@ -1,4 +1,4 @@
-"""Which of the coordinator's models may go to devices, and how far erasures have come on them."""
+"""Decide which models may be published to devices, and report the progress of erasures there."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from dlfd_fleet.settings import Format, Settings
 def released_model(
     store: Store, settings: Settings, version: str, formats: Sequence[Format] | None = None
 ) -> ReleasedModel:
-    """Find a model that devices may run.
+    """Return a released model that may be published.
 
     Parameters
     ----------
     version
         A job's name, a version as the model's file says it, a number of the model registry, or ``champion``.
     formats
-        Files to publish; all that were released by default.
+        Formats to publish. Default: all that were released.
 
     Raises
     ------
     JobError
-        If there is none of this version, or it may not be published.
+        If there is no such version, or it may not be published.
     TrackingError
         If the registry is asked and does not answer.
     """
@@ -105,7 +105,7 @@ def why_not_file(settings: Settings, record: JobRecord, form: Format) -> str | N
 
 
 def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
-    """Return how far erasures up to an epoch have come on devices; a fleet that publishes to none has none.
+    """Return the progress of erasures up to an epoch on devices.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def devices_reached(settings: Settings, epoch: int) -> DevicesReached:
 
 
 def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None:
-    """Return how far a released model of an epoch has come to devices; None if this coordinator delivers to none.
+    """Return the progress of a released model on devices; None without a delivery.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Deleting the coordinator's own files of models that remember whom the champion has forgotten."""
+"""Delete the coordinator's files of models that may remember people whom the champion has forgotten."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dlfd_fleet.federation.records.store import Store
 
 
 def purge_remembering(store: Store) -> list[str]:
-    """Delete the arrays of ended jobs that may remember whom the champion has forgotten; return those jobs.
+    """Delete the arrays of ended jobs that may remember people whom the champion has forgotten; return these jobs.
 
-    A job's arrays go if it began before the champion's erasure epoch was first promoted; the job that made that epoch
-    keeps its own. Records, scores and figures stay. While a job is unfinished, nothing is deleted.
+    A job's arrays are deleted if it began before the champion's erasure epoch was first promoted, except those of the
+    job that made that epoch. Records, scores and figures stay. While a job is unfinished, nothing is deleted.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def purge_remembering(store: Store) -> list[str]:
 
 
 def delete_model(store: Store, job: str) -> bool:
-    """Delete every array of a job, its model's files and those of its steps; tell whether there were any.
+    """Delete every array of a job, of its model and its steps; return whether there were any.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a verdict lets happen to a model."""
+"""Decide by a verdict what may happen to a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dlfd_fleet.settings import Settings
 
 
 def may_release(verdict: Verdict, settings: Settings) -> bool:
-    """Tell whether a verdict moves the alias."""
+    """Tell whether a verdict allows a release."""
     policy = settings.release.on_inconclusive
     if verdict.outcome is Outcome.INCONCLUSIVE:
         return policy == "release" or (policy == "retrain" and verdict.exact)  # it is what that policy asks for
@@ -15,12 +15,12 @@ def may_release(verdict: Verdict, settings: Settings) -> bool:
 
 
 def may_retrain(settings: Settings) -> bool:
-    """Tell whether an erasure may retrain, to compare or to release what comes of it."""
+    """Tell whether an erasure may retrain, to compare or to release the result."""
     return settings.erasure.compare_retrain or may_release_retrained(settings)
 
 
 def may_release_retrained(settings: Settings) -> bool:
-    """Tell whether an erasure may release a retrained model, at first or in place of an unlearned one."""
+    """Tell whether an erasure may release a retrained model."""
     erasure = settings.erasure
     policy = erasure.retrain_after is not None or erasure.retrain_drift is not None
     asked = erasure.way != "unlearn" or erasure.fallback_retrain or policy

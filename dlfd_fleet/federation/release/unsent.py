@@ -1,4 +1,4 @@
-"""What MLflow does not have yet: show it, send it, or let go of it."""
+"""Show, send or drop records that MLflow has not taken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def unsent_table(settings: Settings) -> Table:
-    """Return every record that MLflow has not taken, oldest first: one that waits, or one that it refused."""
+    """Return every waiting or refused record, oldest first."""
     table = Table("record", "job", "what", "state")
     require_folder(settings.state_folder)
     if _file(settings).exists():
@@ -44,12 +44,12 @@ def unsent_table(settings: Settings) -> Table:
 
 
 def send_unsent(settings: Settings) -> str:
-    """Send what waits and what was refused, and return in words what came of it.
+    """Send waiting and refused records, and return a sentence about the result.
 
     Raises
     ------
     JobError
-        If a job works on the state folder: it sends by itself.
+        If a job is working on the state folder; it sends the records itself.
     TrackingError
         If MLflow does not answer, or refuses again.
     """
@@ -77,12 +77,12 @@ def _send(settings: Settings, champion: str | None, number: int) -> str:
 
 
 def drop_unsent(settings: Settings, record: int) -> str:
-    """Let go of one record for good, and return in words what MLflow will never know.
+    """Drop one record for ever, and return a sentence about what MLflow will not get.
 
     Raises
     ------
     JobError
-        If there is no such record, or a job works on the state folder.
+        If there is no such record, or a job is working on the state folder.
     """
     with _alone(settings), closing(Outbox(_file(settings))) as outbox:
         dropped = outbox.drop(record)

@@ -1,11 +1,12 @@
-"""What jobs are made of: asking the sites, rounds of updates, attacks on what comes out, and the erasure made of them.
+"""The parts of jobs: queries to sites, rounds of updates, audits, and an erasure that combines them.
 
-In go a :class:`Fleet` of connected nodes and the arrays of a model; out come arrays, scores and a verdict. Whatever one
-site sends, it is named and left out, and the round goes on.
+A round takes a :class:`Fleet` of connected nodes and the arrays of a model, and returns arrays. An audit returns
+scores. A site that sends something invalid is named and left out, and the round goes on. Not stable: a ServerApp of
+your own uses :class:`~dlfd_fleet.federation.FederatedUnlearning`.
 
 Examples
 --------
-An erasure by another method of the registry, in a ServerApp whose fleet has been asked who waits::
+An erasure by another method of the registry, in a ServerApp that has asked the fleet for its requests::
 
     job = JobContext(fleet=fleet, card=card, settings=settings, name="erase-1", progress=progress)
     rounds, audits = Rounds(job), Audits(job)

@@ -1,4 +1,4 @@
-"""Folding the sites' models into one, as they arrive: one running sum in float64, whatever the number of sites."""
+"""Merge the sites' models as they arrive, in one running sum in float64, and check each update."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dlfd_fleet.plain_text import visible
 
 
 class UpdateNorm(NamedTuple):
-    """L2 norms of an update: of what is trained, and of everything, the statistics of batch norm with it."""
+    """L2 norms of an update: of trained arrays, and of all arrays with batch-norm statistics."""
 
     trained: float
     whole: float
 
 
 def is_statistic(name: str) -> bool:
-    """Tell whether an array is one of batch norm's statistics, which are measured and not trained."""
+    """Tell whether an array is a batch-norm statistic."""
     return name.endswith(("running_mean", "running_var"))
 
 
 def check_update(
     arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor], sender: str, largest_ratio: float | None = None
 ) -> UpdateNorm:
-    """Return the L2 norms of a site's update; refuse a model that does not fit the one it started from.
+    """Check a site's model against the one it started from, and return the L2 norms of the update.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def check_update(
     sender
         Named in the error.
     largest_ratio
-        Largest L2 norm of the whole update, in norms of the reference; unlimited when omitted.
+        Largest L2 norm of the whole update, as a multiple of the reference's norm. Default: unlimited.
 
     Raises
     ------
@@ -87,18 +87,18 @@ def _norm(array: Tensor) -> float:
 
 
 def check_epoch(epoch: int, expected: int, sender: str) -> None:
-    """Refuse an update that was computed from a model of another erasure epoch: it may remember forgotten people."""
+    """Refuse an update from a model of another erasure epoch, which may remember forgotten people."""
     if epoch != expected:
         raise MessageError(f"{sender} sent an update of a model of epoch {epoch}, not of {expected}; it was refused.")
 
 
 def check_requests(said: Collection[str], asked: Collection[str], sender: str) -> None:
-    """Refuse an update of a site that says it has unlearned what it was not asked: it may be another site's request.
+    """Refuse an update that names requests that the site does not have in this job.
 
     Raises
     ------
     MessageError
-        If one of them is none that the site has counted when the job began.
+        If the site did not count one of them at the start of the job.
     """
     foreign = set(said) - set(asked)
     if foreign:
@@ -106,22 +106,22 @@ def check_requests(said: Collection[str], asked: Collection[str], sender: str) -
 
 
 def check_weight(weight: int, most: int, sender: str) -> None:
-    """Refuse an update that wants to count by more images than its site has said it holds."""
+    """Refuse an update that counts more images than its site reported."""
     if weight > most:
         raise MessageError(f"{sender} says its update counts by {weight} images, and it holds {most}; it was refused.")
 
 
 def odd_updates(norms: Mapping[int, float], ratio: float) -> dict[int, float]:
-    """Return the nodes whose update is out of line, and how many medians of the others' norms it has.
+    """Return the nodes whose update stands out, and its norm as a multiple of the others' median.
 
-    With fewer than three updates nobody can tell which of them is the odd one.
+    With fewer than three updates none can stand out.
 
     Parameters
     ----------
     norms
         L2 norms of the updates of one round, by node.
     ratio
-        Largest norm, in medians of the others'.
+        Largest norm, as a multiple of the others' median.
     """
     odd = {}
     for node, norm in norms.items():
@@ -132,7 +132,7 @@ def odd_updates(norms: Mapping[int, float], ratio: float) -> dict[int, float]:
 
 
 def shortened(arrays: Mapping[str, Tensor], base: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return what a model would be whose update from ``base`` were this share as long; integers stay."""
+    """Return a model whose update from ``base`` is scaled by this share; integers stay."""
     return {
         name: base[name] + share * (array - base[name]) if array.is_floating_point() else array
         for name, array in arrays.items()
@@ -152,7 +152,7 @@ class RunningMean:
         self.count = 0
 
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
-        """Fold in one model; the weight must be positive."""
+        """Add one model; the weight must be positive."""
         for name, array in arrays.items():
             if name in self._sum:
                 self._sum[name].add_(array, alpha=weight)

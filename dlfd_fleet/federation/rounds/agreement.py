@@ -1,4 +1,4 @@
-"""One answer of many: what each site says of its own people, and what most of them say of those whom all hold."""
+"""Combine the sites' answers for their own people with the majority's answers for people whom all hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def together(
     fleet: Fleet,
     heard: Mapping[int, tuple[AuditResult | FileAuditResult, SampleScores]],
 ) -> Answers:
-    """Join what each site says of its own people, and what most of them say of those whom all of them hold."""
+    """Join each site's answers for its own people, and the majority's answers for people whom all hold."""
     nodes = {fleet.name(node): node for node in sorted(heard)}
     own, shared, withholding = {}, {}, set[str]()
     for name, node in nodes.items():

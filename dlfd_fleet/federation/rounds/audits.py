@@ -1,4 +1,4 @@
-"""What a model says of the sites' images, pooled and scored: for a gate, for evidence, ranges of activations."""
+"""Audit a model or a file at the sites, pool the samples and score them; measure ranges for int8."""
 
 from __future__ import annotations
 
@@ -40,43 +40,44 @@ _GATE_RETAIN = 64  # a site
 
 @dataclass(frozen=True)
 class AuditedModel:
-    """A model with its evidence: what it says of each image, and the scores made of that."""
+    """A model with its evidence: samples of all images, and the scores."""
 
     arrays: Arrays
     samples: SampleScores
     scores: Scores
     own_test: Mapping[str, Tally] = field(default_factory=dict)
-    """What sites say of the test people whom each of them alone holds."""
+    """Accuracy on the test people whom each site alone holds, by site."""
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Each site that answered, in order, and how many samples are of people whom it alone holds; all hold the last."""
+    """Number of samples of people whom each site alone holds, in order; the last samples are of people whom all
+    hold."""
     retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    """By site: its retain images, and the share of them that the model is right about."""
+    """By site: number of retain images, and the model's accuracy on them."""
     references: Mapping[str, ReferenceSums] = field(default_factory=dict)
-    """What sites send of it beside what their reference models say."""
+    """By site: sums that compare it with reference models."""
 
     def at(self, sites: Collection[str]) -> SampleScores:
-        """Return what it says of the people whom these sites hold."""
+        """Return the samples of people whom these sites hold."""
         mine = np.repeat([site in sites for site in self.rows], list(self.rows.values()))
         return self.samples.rows(np.append(mine, np.ones(len(self.samples) - len(mine), np.bool_)).astype(np.bool_))
 
 
 @dataclass(frozen=True)
 class Audits:
-    """The audits that jobs are made of; each is one step of the job's journal."""
+    """The audits of a job; each is one step of its journal."""
 
     job: JobContext
 
     def audit(
         self, arrays: Arrays, title: str, step: str, at: frozenset[int] | None = None, *, plan: bool = False
     ) -> AuditedModel:
-        """Attack a model at every site, and score it on the people that no gate has used; one step of the job.
+        """Audit a model at every site, and score it on people whom no gate has used; one step of the job.
 
         Parameters
         ----------
         at
-            The nodes to ask, if not all of them: they do not keep the model in place of the one that they hold.
+            Nodes to ask. Default: all. These nodes do not keep the model.
         plan
-            Whether the people whose requests wait are those to be forgotten.
+            Whether people with waiting requests count as those to forget.
         """
         with self.job.progress.phase(title, len(self.job.fleet.wait_for_nodes() if at is None else at)) as advance:
             answers = self._answers(arrays, EVIDENCE, f"audit-{step}", advance, at=at, plan=plan)
@@ -85,12 +86,12 @@ class Audits:
     def audit_file(
         self, arrays: Arrays, content: bytes, name: str, step: str = "audit-file", at: frozenset[int] | None = None
     ) -> tuple[AuditedModel, Parity]:
-        """Attack an exported file at every site; return what came of it, and how near it is to torch; one step.
+        """Audit an exported file at every site, and compare it with torch; one step of the job.
 
         Parameters
         ----------
         name
-            What people call the file.
+            Name of the file in messages.
         at
             The nodes to ask, if not all of them.
         """
@@ -100,9 +101,9 @@ class Audits:
         return self._audited(arrays, answers), parity
 
     def beside(self, model: AuditedModel, other: AuditedModel) -> Scores:
-        """Return the scores of a model at the sites alone that answered for another one.
+        """Return the scores of a model at only those sites that answered for another one.
 
-        A site's people differ from another's, so two models are compared on people of the same sites.
+        So two models are compared on people of the same sites.
         """
         if model.rows.keys() <= other.rows.keys():
             return model.scores
@@ -143,10 +144,10 @@ class Audits:
         )
 
     def ranges(self, prepared: bytes) -> dict[str, tuple[float, float]]:
-        """Return the ranges of a prepared file's activations over retain images of the sites; one step of the job.
+        """Measure the ranges of a prepared file's activations on retain images of the sites; one step of the job.
 
-        Where sites can tell by reference models, the forgetting sites and a share of the others measure, if they
-        together have as many retain images as one site measures at most (``export.calibration_images``).
+        With references, the forgetting sites and a share of the others measure, if together they have
+        ``export.calibration_images`` retain images.
         """
         kind = dict[str, tuple[float, float]]
         return self.job.journal.facts("calibrate", kind, lambda: self._calibrate_at_few(prepared))
@@ -212,12 +213,12 @@ class Audits:
         return self.job.journal.facts(step, kind, compute)
 
     def unseen(self, arrays: Arrays, at: frozenset[int] | None = None) -> dict[str, UnseenAccuracy]:
-        """Ask sites how often their reference models are right about people never trained on, beside a model; one step.
+        """Ask sites to compare reference models and a model on people never trained on; one step of the job.
 
         Parameters
         ----------
         at
-            The nodes to ask, if not all of them. Of one that does not answer, or cannot tell, nothing is known.
+            Nodes to ask. Default: all. Nodes that do not answer, or have no references, are left out.
         """
         job, fleet, drop = self.job, self.job.fleet, self.job.settings.references.max_accuracy_drop
         records = UnseenTask(job=job.name, card=job.card, max_drop=drop).to_records(model=arrays)
@@ -239,7 +240,7 @@ class Audits:
         return job.journal.facts("compare-references", dict[str, UnseenAccuracy], compute)
 
     def gate_samples(self, arrays: Arrays, step: str) -> SampleScores:
-        """Return what a model says of the images that a gate may read, of retain images only some at each site."""
+        """Return a model's samples for a gate, with a sample of retain images at each site."""
         return self._answers(arrays, CHOOSING, step, lambda: None, _GATE_RETAIN).samples
 
     def _answers(

@@ -1,8 +1,8 @@
-"""How many images a site counts by: what it says, as far as the other sites and its own past make that plausible.
+"""Limit the number of images that a site counts by, by the other sites' numbers and its own past.
 
-A site's count is its weight in every average, its share of the class weights, and what the limit on forget requests is
-a share of. Nobody can count another site's images. So a count far above the others' gives no more than theirs, and
-what a site says must be as many images as it answers for in an audit.
+A site's count is its weight in averages, its share of the class weights, and the base of the limit on forget requests.
+Nobody can count another site's images. So a count far above the others' is replaced by their median, and it must match
+the images that the site answers for in an audit.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _MANY_UNSEEN = 10_000
 
 @dataclass(frozen=True)
 class Claim:
-    """What a site says that it holds, and what it counts by.
+    """The numbers that a site reports, and the number that it counts by.
 
     Attributes
     ----------
     retain, forget
-        Images that it trains on, and that it asks to forget.
+        Numbers of images that it trains on and asks to forget.
     weight
-        Images that it counts by; fewer than :attr:`retain` if that is implausible.
+        Number of images that it counts by; less than :attr:`retain` if that is implausible.
     doubt
-        Why, in words; empty if it counts by what it says.
+        Why it counts by less; empty if it does not.
     """
 
     retain: int
@@ -42,23 +42,23 @@ class Claim:
 
     @classmethod
     def of(cls, reply: PendingReply) -> Claim:
-        """Return the claim of a site that counts by what it says."""
+        """Return the claim of a site that counts by what it reports."""
         return cls(reply.retain_images, reply.forget_images, reply.retain_images)
 
 
 def claims_of(
     replies: Mapping[int, PendingReply], ratio: float, growth: float, before: Mapping[str, int]
 ) -> dict[int, Claim]:
-    """Return what each node's site counts by.
+    """Return the claim of each node's site.
 
     Parameters
     ----------
     ratio
-        Largest count, in medians of the other sites'; a site that says more counts by that median.
+        Largest count, as a multiple of the other sites' median; a site with more counts by that median.
     growth
-        Largest count, in those of the same site's last job; a site that says more counts by this many times that.
+        Largest count, as a multiple of the site's count in its last job; a site with more counts by that.
     before
-        What sites counted by in their last job, by site id.
+        Counts of sites in their last job, by site id.
     """
     claims = {}
     for node, reply in replies.items():
@@ -79,21 +79,21 @@ def claims_of(
 
 @dataclass(frozen=True)
 class PlausibleCounts:
-    """By how many images a site may count: see :func:`claims_of`."""
+    """Limits of counts, as in :func:`claims_of`."""
 
     ratio: float = math.inf
     growth: float = math.inf
     before: Mapping[str, int] = field(default_factory=dict)
 
     def claims(self, replies: Mapping[int, PendingReply]) -> dict[int, Claim]:
-        """Return what each node's site counts by."""
+        """Return the claim of each node's site."""
         return claims_of(replies, self.ratio, self.growth, self.before)
 
 
 def plausible_images(claims: Mapping[int, Claim]) -> int:
-    """Return how many images of people never trained on one site may hold, for nobody else can count them.
+    """Return the most images of people never trained on that one site may report.
 
-    They are as many as the whole fleet has trained on, or 10,000 if that is more.
+    It is the number that the whole fleet has trained on, or 10,000 if that is more.
     """
     return max(_MANY_UNSEEN, sum(claim.weight + claim.forget for claim in claims.values()))
 
@@ -101,18 +101,18 @@ def plausible_images(claims: Mapping[int, Claim]) -> int:
 def contradiction(
     claim: Claim, samples: SampleScores, roles: Collection[Role], most_retain: int | None, most_unseen: int
 ) -> str | None:
-    """Return in words how an audit of a site's images contradicts what it says that it holds; None if not.
+    """Return a sentence if a site's audit contradicts its reported numbers; None if not.
 
-    What is measured takes memory and time by rows, so none of them may be made up without end.
+    Rows take memory and time, so a site must not invent them without limit.
 
     Parameters
     ----------
     samples
-        What the site answers; of the roles that are asked for.
+        The site's samples of the asked roles.
     most_retain
-        How many retain images it was asked for; all of them when None.
+        Number of retain images that it was asked for; None for all.
     most_unseen
-        As of :func:`plausible_images`.
+        As in :func:`plausible_images`.
     """
     answered = {role: int(samples.of_role(role).sum()) for role in Role}
     if other := [role.value for role, count in answered.items() if count and role not in roles]:
@@ -130,7 +130,7 @@ def contradiction(
 
 
 def counted_rows(claim: Claim, samples: SampleScores) -> SampleScores:
-    """Return the rows that count: as many of retain images as the site counts by, if it says that it has more."""
+    """Return the rows that count, with at most as many retain images as the site counts by."""
     if claim.weight >= claim.retain:
         return samples
     retain = samples.of_role(Role.RETAIN)

@@ -1,6 +1,6 @@
-"""An erasure's federated part: rounds of unlearning that a gate reads and an attack judges.
+"""Run the federated part of an erasure: rounds of unlearning, a gate after each, and an audit.
 
-It reads top to bottom in the order of a job: unlearn at the sites that were asked; merge; repair; read; audit; judge.
+The code is in the order of a job: unlearn at the asked sites, merge, repair, measure, audit, judge.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GIVEN_UP = (
 
 
 ForgettingRound = Callable[[Rounds, Forgetting], Merged]
-"""What makes the sites that were asked forget, in one round: anything from a model to a model.
+"""One round of forgetting: a function from a model to a model.
 
 It returns the model after the round, and the requests whose updates are in it.
 """
@@ -54,19 +54,19 @@ It returns the model after the round, and the requests whose updates are in it.
 
 @dataclass(frozen=True)
 class AtAskedSites:
-    """The sites that were asked run a registered method on their images, and their models are merged.
+    """The asked sites run a registered method on their images, and their models are merged.
 
     Attributes
     ----------
     method
-        Name of one of :data:`~dlfd_fleet.unlearning.METHODS`; each site looks it up.
+        Name of a method of :data:`~dlfd_fleet.unlearning.METHODS`, which each site must have.
     """
 
     method: str = "dlfd"
 
     @classmethod
     def of(cls, settings: ErasureSettings, card: ModelCard) -> AtAskedSites:
-        """Return the method of a fleet's settings, for models of a card.
+        """Return the settings' method, for models of a card.
 
         Raises
         ------
@@ -85,9 +85,9 @@ class AtAskedSites:
 
 
 def with_settings_of_method(settings: Settings) -> Settings:
-    """Return settings whose ``erasure.unlearning`` is what sites will use: the method's own where nobody has set one.
+    """Return settings whose ``erasure.unlearning`` has the method's values where none were set.
 
-    A job keeps these, so that its report says what was done.
+    A job stores these, so that its report says what was done.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def with_settings_of_method(settings: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What an erasure's federated part came to, and what it took; ``requests`` are those that it has forgotten."""
+    """The result of an erasure's federated part; ``requests`` are those in the model."""
 
     model: AuditedModel
     verdict: Verdict
@@ -110,19 +110,19 @@ class Unlearned:
     effort: Effort
     requests: tuple[str, ...]
     relearned: tuple[AuditedModel, Effort] | None
-    """The model after further ordinary training, if that was tried."""
+    """The model after further ordinary training, if this was done."""
     readings: tuple[GateReading, ...]
-    """What the gate saw, in all attempts."""
+    """The gate's readings in all attempts."""
 
 
 @dataclass(frozen=True)
 class Attempted:
-    """The best round of an attempt: its rank, its model, and what the gate saw after each round.
+    """The best round of an attempt: its rank, its model, and the gate's readings.
 
     Attributes
     ----------
     given_up
-        Why the attempt was given up, in words; empty if it was not.
+        Why the attempt was given up; empty if it was not.
     """
 
     rank: tuple[bool, float, float]
@@ -155,16 +155,16 @@ class _ForgottenToGates:
 
 @dataclass(frozen=True)
 class Erasure:
-    """Rounds and audits, made into an erasure by a round that forgets.
+    """An erasure from rounds, audits and a round that forgets.
 
     Attributes
     ----------
     forget
-        The round that forgets; DLFD at the sites that were asked when omitted.
+        The round that forgets. Default: DLFD at the asked sites.
 
     Examples
     --------
-    Another method of the registry, at the same sites, under the same gate and judged by the same attacks::
+    Another method of the registry, with the same sites, gate and attacks::
 
         Erasure(Rounds(job), Audits(job), AtAskedSites("scrub")).run(original)
     """
@@ -179,11 +179,11 @@ class Erasure:
         return self.rounds.job
 
     def run(self, original: AuditedModel) -> Unlearned:
-        """Unlearn until the verdict is no longer FAIL, at most ``erasure.max_attempts`` times, each stronger.
+        """Unlearn until the verdict is not FAIL, at most ``erasure.max_attempts`` times, each time more.
 
-        Where sites can tell by reference models, one attempt to their gates comes before, unless a site says that its
-        reference models are too poor. If it fails, or costs retained people more than a verdict allows, be it by
-        chance, the rest is as if there were none: of few people references are poor, and so is what is aimed at.
+        With references, the first attempt goes to the sites' own gates, unless a site reports that its references are
+        too poor. If it fails, or costs retained people more than a verdict allows, even by chance, the other attempts
+        do not use references.
 
         Parameters
         ----------
@@ -272,13 +272,12 @@ class Erasure:
         return judge_without_each(verdict, before, after, original.own_test, candidate.own_test, audit)
 
     def relearn(self, model: AuditedModel, attempt: int) -> AuditedModel:
-        """Train on as any later round would, on retain images only, and attack again: what was only hidden comes back.
+        """Train further on retain images only, and audit again, because what was only hidden returns.
 
-        After the purge there is nobody left to attack with, so this is the last chance to see it. Where sites can tell
-        by reference models, the forgetting sites and a share of the others train, and only the forgetting sites are
-        asked, for nobody else has the people to attack. In a mean of fewer sites theirs count for more, not for less.
-        The attack is then beside the unseen people of these sites alone, and so is the original's that it is compared
-        with: fewer people, and wider bounds. Where these sites hold nobody unseen, all sites are asked.
+        After the purge the images for an attack are gone, so this is the last chance. With references, the forgetting
+        sites and a share of the others train, and only the forgetting sites audit. Their unseen people are the
+        comparison, for the original, too: fewer people, and wider bounds. If these sites hold nobody unseen, all sites
+        audit.
         """
         job, training, rounds = self.job, self.job.settings.training, self.job.settings.erasure.relearning_rounds
         asked = job.forgetting if job.sites_can_tell else None
@@ -292,16 +291,17 @@ class Erasure:
         return self.audits.audit(arrays, "Attacking it again", f"relearned-{attempt}", asked)
 
     def attempt(self, original: AuditedModel, number: int) -> Attempted:
-        """Run rounds of forgetting and repair from the original; return the best round.
+        """Run rounds of forgetting and repair from the original, and return the best round.
 
-        The paper's dynamic strategy with a fleet's gate: forget while forgotten people look more like members than
-        validation people do, then train on clean images only, with a cosine-decayed step. Rounds that only repair are
-        averaged (stochastic weight averaging, Izmailov et al. 2018), and the next goes on from their mean: single
-        rounds of small fleets differ by chance, and what the gate has seen the sites hold already. It stops when a
-        round brings nothing more to a model that is forgetful and useful enough. Without validation people the gate
-        has no attack: it forgets in the first round, and reads whether retained people are still known. Where no site
-        that was asked has anybody else to train on, there is nothing but repair: the audit says whether that has
-        forgotten them.
+        This is the paper's dynamic strategy with a fleet's gate. While forgotten people look more like members than
+        validation people do, a round forgets. Then rounds only train on clean images, with a cosine-decayed rate.
+        Rounds that only repair are averaged (stochastic weight averaging, Izmailov et al. 2018), because single rounds
+        of small fleets vary by chance. It stops when the model is within the gate and useful, and a round brings no
+        more.
+
+        Without validation people the gate has no attack: the first round forgets, and the gate only measures retained
+        people. If no asked site has anybody else to train on, there is only repair, and the audit tells whether it
+        forgot them.
         """
         return (
             self._attempt_to_gates(original, number)
@@ -310,7 +310,7 @@ class Erasure:
         )
 
     def _long_attempt(self, original: AuditedModel, number: int) -> Attempted:
-        """Return the best round of an attempt whose gate is the fleet's, as of :meth:`attempt`."""
+        """Return the best round of an attempt with the fleet's gate, as in :meth:`attempt`."""
         job, erasure = self.job, self.job.settings.erasure
         failed_at_gates = int(job.sites_can_tell)
         aim = Aim.WITHOUT_REFERENCES if failed_at_gates or job.references_too_poor else Aim.REFERENCES
@@ -349,7 +349,7 @@ class Erasure:
         return Attempted(best_rank, best, tuple(readings))
 
     def _attempt_to_gates(self, original: AuditedModel, number: int) -> Attempted:
-        """Forget at the sites that were asked, and nowhere else, until each of them says that its people are forgotten.
+        """Forget at the asked sites only, until each reports that its people are forgotten.
 
         A site reads that from what reference models say of these people, so no other site is asked. None repairs,
         unless the sites that were asked have lost more than half of what a model may lose
@@ -397,8 +397,8 @@ class Erasure:
     ) -> _ForgottenToGates:
         """Run rounds among the sites that were asked until each is done, or ``erasure.rounds`` of them.
 
-        A site that is done is not merged: the others' share of the mean grows. Of few images a gate reads much by
-        chance, so each site unlearns in the first round, whatever it reads, unless that follows a repair.
+        A site that is done is not merged, so the others' share grows. A gate on few images varies by chance, so each
+        site unlearns in the first round, unless that follows a repair.
         """
         requests, first, last, count = set[str](), dict[str, tuple[int, float]](), dict[str, tuple[int, float]](), 0
         reached = False
@@ -414,7 +414,7 @@ class Erasure:
         return _ForgottenToGates(arrays, frozenset(requests), count, first, last)
 
     def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
-        """Read the gate; of the same people as an earlier reading, for else the two could not be compared."""
+        """Read the gate on the same people as an earlier reading, so that both compare."""
         fleet, labels = self.job.fleet, self.job.card.labels
         try:
             reading = read_gate(samples, None if labels is None else samples.each_label(labels))
@@ -445,7 +445,7 @@ def _noted(reading: Reading, attempt: int, number: int) -> GateReading:
 
 
 def _lost(before: Mapping[str, tuple[int, float]], after: Mapping[str, tuple[int, float]]) -> float | None:
-    """Return by how much models are right less often about retain images, in the mean of those of sites in both."""
+    """Return the mean drop in accuracy on retain images, of sites that are in both."""
     sites = before.keys() & after.keys()
     images = sum(after[site][0] for site in sites)
     return sum(after[site][0] * (before[site][1] - after[site][1]) for site in sites) / images if images else None

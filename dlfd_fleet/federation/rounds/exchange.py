@@ -1,4 +1,4 @@
-"""A task for each of some nodes, and their replies, though SuperNodes and ClientApps may die in between."""
+"""Send tasks to nodes and receive their replies, also if SuperNodes or ClientApps die in between."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _T = TypeVar("_T")
 
 
 def activations(grid: Grid) -> dict[int, str]:
-    """Return the connected nodes, and when each one's SuperNode was let in: another time is another process."""
+    """Return the connected nodes, with the time at which each SuperNode connected; a new time means a new process."""
     nodes = _patiently(lambda: list(grid.get_nodes()))
     return {node.node_id: node.last_activated_at for node in nodes}
 
 
 def public_keys(grid: Grid) -> dict[int, str]:
-    """Return the fingerprints of the keys that connected nodes have shown their SuperLink.
+    """Return the fingerprints of connected nodes' keys.
 
-    A simulated node has none: its SuperLink puts random bytes in the place of a key.
+    Simulated nodes have none.
     """
     nodes = _patiently(lambda: list(grid.get_nodes()))
     keys = {node.node_id: bytes(node.public_key) for node in nodes}
@@ -70,8 +70,8 @@ def _patiently(call: Callable[[], _T]) -> _T:
 class Exchange:
     """Sends the tasks; :meth:`replies` takes what comes back.
 
-    A SuperNode that is started again has lost the task that it had pulled, and the SuperLink gives out none twice. So a
-    node whose SuperNode or ClientApp died is asked once more, when it is back.
+    A restarted SuperNode has lost its task, and the SuperLink sends no task twice. So a node whose SuperNode or
+    ClientApp died is asked once more when it is back.
 
     Parameters
     ----------
@@ -80,25 +80,25 @@ class Exchange:
     kind, tasks, group
         The messages' type, content by node, and group.
     short
-        What is sent first: tasks without the models that nodes hold, or with differences from these. A node that does
-        not hold its model after all is sent the task, and so is one that is asked again.
+        Tasks to send first: without models that nodes hold, or with differences from these. A node that does not hold
+        its model, or is asked again, is sent the whole task.
     return_seconds
         Longest wait for a node that died.
     notice
-        Told of a node that died, and when it is asked again.
+        Called when a node died and when it is asked again.
 
     Attributes
     ----------
     repeated
-        Nodes that were asked twice, for their process died.
+        Nodes that were asked twice because their process died.
     shortened
-        Nodes that were sent less than the task, and whether they held what was left out; they do until they deny it.
+        Nodes that were sent a short task, and whether they held the model.
     sent_bytes
-        Array bytes that were sent so far, by node.
+        Array bytes sent so far, by node.
     unanswered
-        Nodes that have not answered when :meth:`replies` ends, and why.
+        Nodes that have not answered when :meth:`replies` ends, with the reason.
     silent
-        Those of them that were there all the time, as far as is known.
+        Those of them that were connected all the time.
     """
 
     def __init__(
@@ -131,16 +131,16 @@ class Exchange:
         hopeless: frozenset[int] = frozenset(),
         hopeless_seconds: float = 0.0,
     ) -> Iterator[tuple[int, Message]]:
-        """Yield each node and its reply, or its error, as they arrive; each reply is dropped once it is used.
+        """Yield each node with its reply or error as it arrives; replies are not kept.
 
         Parameters
         ----------
         timeout
             Longest wait for all of them, seconds.
         enough, late_seconds
-            How many replies without an error shorten that wait, to at most this many seconds from then on; None: never.
+            After this number of replies without an error, wait at most this many seconds more; None: no limit.
         hopeless, hopeless_seconds
-            Nodes that are waited for only so long, once all others have answered.
+            Nodes for which to wait only this long after all others have answered.
         """
         deadline, poll, answered, limit = time.monotonic() + timeout, _SHORTEST_POLL, 0, timeout
         only_hopeless = False
@@ -225,7 +225,7 @@ class Exchange:
 
 
 def reason_of(error: Error) -> str:
-    """Return what a site's error says, without what Flower and Ray put around it: types, colours, a traceback."""
+    """Return the text of a site's error, without types, colours and tracebacks of Flower and Ray."""
     said = _COLOURS.sub("", error.reason or "")
     _, raised, words = said.rpartition(_RAISED)
     if raised:

@@ -1,4 +1,4 @@
-"""The sites as the coordinator sees them: send a task to each, take the replies as they come."""
+"""Send tasks to the sites of a fleet, and track which take part."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Member:
-    """A node that takes part in a job: what its site said when the job began, and what it counts by."""
+    """A node in a job: its site's first reply, and the number that it counts by."""
 
     reply: PendingReply
     claim: Claim
@@ -68,39 +68,39 @@ class Fleet:
     timeout
         Longest wait for the replies to one set of tasks, seconds.
     quorum
-        Share of the members whose replies a round needs.
+        Share of the members that must reply in a round.
     return_seconds
-        Longest wait for a member whose process died, or that lost its connection, before a round goes on without it.
+        Longest wait for a member whose process or connection was lost.
     late_seconds
-        Longest wait for the others once a quorum of those asked has answered; as long as for everybody when None.
+        Longest wait for the others after a quorum; None: :attr:`timeout`.
     members
-        Nodes that take part: those that answered the job's first question. All connected ones until then.
+        Nodes that take part: those that answered the job's first question. Before it, all connected ones.
     site_keys
-        Which key each site has.
+        The key of each site.
     notice
-        Told what sites do now, by site.
+        Called with a site's current activity.
     refused
-        Told which site the coordinator goes on without, and why, by its own decision: not of sites that are away.
+        Called with a site that the coordinator leaves out, and the reason; not for sites that are away.
     sent_bytes, received_bytes
         Array bytes so far, in both directions.
     sites_took
-        What each site took so far.
+        Cost of each site so far.
     admitted
-        What the members said when the job began, and what they count by; those expelled since are still here.
+        First replies and counts of the members, also of those that were expelled later.
     absent
-        Sites that did not answer or answered with an error, and why, in this job.
+        Sites that did not answer or sent an error in this job, with the reason.
     asked
-        Whether the job's first question was sent: any node may have taken up requests for the job since.
+        Whether the job's first question was sent; from then on nodes may have taken up requests.
     names
-        What each node's site calls itself, once it has said so.
+        Name of each node's site, once known.
     sites
-        The random id that each node has said it is, and that is its own.
+        The site id of each node, once checked.
     held
-        What is known of the models that nodes hold.
+        The models that nodes hold, as far as known.
     silent
-        Nodes that did not answer in time once: they are not asked again, but for how the job ended.
+        Nodes that once did not answer in time; they are only told how the job ended.
     without_half
-        Nodes that have said in the last exchange that too few of their people are of a reference model's half.
+        Nodes that reported in the last exchange that a reference model's half is too small.
     """
 
     grid: Grid
@@ -155,36 +155,36 @@ class Fleet:
     # ------------------------------------------------------------------ who takes part
 
     def introduce(self, node: int, reply: PendingReply) -> None:
-        """Note who a node is, and which model it holds, as it says."""
+        """Note a node's site and the model that it reports to hold."""
         self.sites[node] = reply.site
         self.names[node] = site_name(reply.site)
         self.held.note(node, reply.held)
 
     def narrow(self, nodes: Iterable[int]) -> None:
-        """Go on with these nodes alone."""
+        """Continue with these nodes only."""
         self.members = frozenset(nodes)
 
     def admit(self, replies: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> None:
-        """Go on with these nodes alone, on what they said; each counts by its claim, or by what it says without one."""
+        """Continue with these nodes only; each counts by its claim, or by its reported numbers without one."""
         known = claims or {}
         self.admitted = {node: Member(reply, known.get(node) or Claim.of(reply)) for node, reply in replies.items()}
         self.narrow(replies)
 
     def replies(self) -> dict[int, PendingReply]:
-        """Return what the members said when the job began."""
+        """Return the first replies of the members."""
         return {node: member.reply for node, member in self.admitted.items() if node in self.members}
 
     def claims(self) -> dict[int, Claim]:
-        """Return what each admitted node counts by."""
+        """Return the claim of each admitted node."""
         return {node: member.claim for node, member in self.admitted.items()}
 
     def requests_of(self, node: int) -> frozenset[str] | None:
-        """Return the requests that a node has counted when the job began, by their ids in this job; None if unknown."""
+        """Return a node's requests in this job, by their ids; None if unknown."""
         member = self.admitted.get(node)
         return frozenset(member.reply.requests) if member else None
 
     def name(self, node: int) -> str:
-        """Return what a node is called in logs, MLflow and reports: its site's random id, or Flower's of the node."""
+        """Return a node's name in logs, MLflow and reports: its site's random id, or Flower's node id."""
         return self.names.get(node) or self._recognised.get(node) or pseudonym(node)
 
     def keys(self) -> dict[int, str]:
@@ -194,9 +194,9 @@ class Fleet:
         return keys
 
     def wait_for_nodes(self, count: int = 1, patience: float = 60.0) -> tuple[int, ...]:
-        """Return the connected nodes that take part, in order, after waiting until there are enough.
+        """Wait until enough nodes are connected, and return those that take part, in order.
 
-        A member that is away is waited for too, at most :attr:`return_seconds`.
+        It also waits for members that are away, at most :attr:`return_seconds`.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class Fleet:
         return nodes
 
     def connected(self) -> tuple[int, ...]:
-        """Return every connected node, once members were waited for: also those that take no part in the job."""
+        """Wait for members, and return every connected node, also those that take no part."""
         return tuple(sorted({*self.wait_for_nodes(), *activations(self.grid)}))
 
     def exchange(
@@ -236,12 +236,11 @@ class Fleet:
         *,
         keep: bool = True,
     ) -> Iterator[Reply]:
-        """Send each node its task and yield the replies as they arrive; each is dropped once it is used.
+        """Send each node its task and yield replies as they arrive; replies are not kept.
 
-        A node that answers with an error, or not in time, is noted in :attr:`absent` and skipped: one bad site must not
-        end a job. One that does not answer in time is :attr:`silent` from then on: it costs a job one wait, not one a
-        round. One whose process died is asked once more when it is back. A model that a node holds is not sent, nor are
-        frozen arrays that it holds, by the card of the tasks' model.
+        A node that sends an error, or does not answer in time, is noted in :attr:`absent` and skipped. One that does
+        not answer in time is :attr:`silent` from then on, so it costs one wait for each job. One whose process died is
+        asked once more when it is back. Models and frozen arrays that a node holds are not sent.
 
         Parameters
         ----------
@@ -285,14 +284,14 @@ class Fleet:
         self.silent |= exchange.silent
 
     def worked(self, node: int, seconds: float) -> None:
-        """Note how long a node says that it has worked on a task."""
+        """Note the time that a node reports for a task."""
         self._count(node, SiteCost(seconds=seconds))
 
     def _count(self, node: int, cost: SiteCost) -> None:
         self.sites_took[self.name(node)] = self.sites_took.get(self.name(node), SiteCost()).plus(cost)
 
     def refuse(self, node: int, error: MessageError) -> None:
-        """Note that a reply breaks the contract; the site counts as absent."""
+        """Note that a reply is not valid; the site counts as absent."""
         self.exclude(node, f"was refused: {error}")
 
     def exclude(self, node: int, reason: str) -> None:
@@ -306,17 +305,17 @@ class Fleet:
         self.exclude(node, reason)
 
     def require_quorum(self, answered: int, what: str, able: int | None = None) -> None:
-        """Stop a job that too few sites take part in.
+        """Stop a job with too few sites.
 
         Parameters
         ----------
         able
-            How many members can do it; all of them when omitted.
+            Number of members that can do it. Default: all.
 
         Raises
         ------
         JobError
-            If fewer have answered than the quorum, or nobody.
+            If fewer than the quorum have answered, or none.
         """
         able = len(self.members) if able is None else able
         if not answered or answered < self.quorum * able:
@@ -325,12 +324,12 @@ class Fleet:
             )
 
     def why_absent(self) -> str:
-        """Return in words which sites are absent and why."""
+        """Return a sentence: which sites are absent and why."""
         reasons = [f"{sender} {reason.rstrip('.')}" for sender, reason in self.absent.items()]
         return "; ".join(reasons) or "no site replied"
 
     def tell_absences(self, missed: Callable[[str, str], None]) -> None:
-        """Tell a function from now on which site is absent, and why."""
+        """Call a function from now on for each absent site, with the reason."""
         self._missed.append(missed)
 
     def note_absent(self, site: str, reason: str) -> None:
@@ -371,10 +370,10 @@ class Fleet:
 
 
 def pseudonym(node: int) -> str:
-    """Return what a node is called before its site has said who it is: Flower's random node id, shortened."""
+    """Return a node's name before its site is known: Flower's random node id, shortened."""
     return f"node-{node % 16**8:08x}"
 
 
 def site_name(site: str) -> str:
-    """Return what a site is called in logs, MLflow and reports: the random id that it keeps."""
+    """Return a site's name in logs, MLflow and reports, made from its random id."""
     return f"site-{site}"

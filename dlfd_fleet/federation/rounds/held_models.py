@@ -1,4 +1,4 @@
-"""What the coordinator knows of the models that nodes hold, and what it sends in their place."""
+"""Track the models that nodes hold, to send differences instead of whole models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_MISSED = 2
 
 
 class HeldModels:
-    """What the coordinator knows of the models that nodes hold."""
+    """The models that nodes hold, as far as known."""
 
     def __init__(self) -> None:
         self._held = dict[int, str]()
@@ -25,11 +25,11 @@ class HeldModels:
         """Digests of the frozen arrays of models, by the models' names."""
 
     def note(self, node: int, name: str) -> None:
-        """Note the name of the model that a node says it holds; it may be empty."""
+        """Note the name of the model that a node reports to hold; it may be empty."""
         self._held[node] = name
 
     def offer(self, model: Arrays, base: Arrays, difference: Arrays, precision: Precision) -> None:
-        """Let nodes that hold ``base`` be sent ``difference`` in place of ``model``, until the next offer."""
+        """Send ``difference`` instead of ``model`` to nodes that hold ``base``, until the next offer."""
         names = digest(model), digest(base)
         records = RecordDict({DIFFERENCE: ArrayRecord.from_torch_state_dict(difference)})
         records[NAMED] = ConfigRecord({SHA256: names[0], BASE: names[1], PRECISION: precision})
@@ -38,9 +38,9 @@ class HeldModels:
     def without_held(
         self, tasks: Mapping[int, RecordDict], card: ModelCard | None = None, *, keep: bool = True
     ) -> dict[int, RecordDict]:
-        """Return tasks without the model that a node holds, or with its difference; each is named in ``tasks``, too.
+        """Return tasks without the model that a node holds, or with a difference from it.
 
-        A node that holds another model with the same frozen arrays, by the tasks' card, is sent the other arrays.
+        A node that holds another model with the same frozen arrays is sent only the other arrays.
 
         Parameters
         ----------
@@ -93,7 +93,7 @@ class HeldModels:
         return name
 
     def answered(self, node: int, task: RecordDict) -> None:
-        """Note that a node has done a task, and so holds its model if it keeps it."""
+        """Note that a node has done a task and holds its model, if it keeps it."""
         name = name_of(task)
         if name and is_kept(task):
             self._held[node] = name
@@ -101,7 +101,7 @@ class HeldModels:
     def gives_up(self, node: int, *, held: bool) -> bool:
         """Note whether a node held what a task left out; tell whether nothing is left out for it any more.
 
-        That is when it did not twice in a row: its disk may be full, or its processor adds otherwise.
+        This is so after two failures in a row: its disk may be full, or its processor rounds differently.
         """
         self._missed[node] = 0 if held else self._missed.get(node, 0) + 1
         return self._missed[node] == _MOST_MISSED

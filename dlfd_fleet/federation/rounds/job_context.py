@@ -1,4 +1,4 @@
-"""What the rounds and audits of one job share: its fleet, its model's card, its settings, its journal."""
+"""Hold what rounds and audits of one job share: fleet, model card, settings and journal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class SiteUpdate:
-    """An update that counts: of which round and site, what the site says of it, and how large it is.
+    """An accepted update: its round and site, the site's measurements, and its norms.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class SiteUpdate:
     site
         The site's name in logs, MLflow and reports.
     said
-        What the site measured: loss, seconds, images.
+        The site's measurements: loss, seconds, images.
     """
 
     purpose: str
@@ -49,32 +49,32 @@ class SiteUpdate:
     norm: UpdateNorm
 
     def metrics(self) -> dict[str, float]:
-        """Return what is logged of it, by name."""
+        """Return its metrics by name."""
         values = {**self.said, "update_norm": self.norm.whole, "weights_norm": self.norm.trained}
         return {f"{self.purpose}_{name}": value for name, value in values.items()}
 
 
 class Recorder(Protocol):
-    """Takes what a job measures and hears, as it comes."""
+    """Receives the measurements of a job."""
 
     def metrics(self, values: Mapping[str, float], step: int, attempt: int | None = None) -> None:
-        """Record metrics of a round, and of which attempt they are."""
+        """Record metrics of a round, with the number of the attempt."""
 
     def gate(self, values: Mapping[str, float], step: int, attempt: int) -> None:
-        """Record what the gate read after a round: :func:`~dlfd_fleet.audit.gate_metrics`."""
+        """Record the gate's reading after a round (:func:`~dlfd_fleet.audit.gate_metrics`)."""
 
     def update(self, update: SiteUpdate) -> None:
-        """Record what a site's update was."""
+        """Record a site's update."""
 
     def dataset(self, profile: Mapping[str, object], purpose: str) -> None:
-        """Record what the sites hold, in counts, and what for."""
+        """Record what the sites hold, in counts, and the purpose."""
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Record what is found by name."""
+        """Record tags."""
 
 
 class Unrecorded:
-    """Drops all of it: nobody has asked for it."""
+    """Records nothing."""
 
     def metrics(self, values: Mapping[str, float], step: int, attempt: int | None = None) -> None:
         """Drop the metrics."""
@@ -94,12 +94,12 @@ class Unrecorded:
 
 @dataclass(kw_only=True)
 class JobContext:
-    """What the rounds and audits of one job share.
+    """What rounds and audits of one job share.
 
     Attributes
     ----------
     fleet
-        The sites that take part, and what they said when the job began.
+        The sites that take part, with their first replies.
     card
         The model that travels.
     settings
@@ -107,15 +107,15 @@ class JobContext:
     name
         Name of the job, sent with every task.
     journal
-        The job's finished steps: each round and each audit is one. Nothing is kept when omitted.
+        The job's finished steps; each round and each audit is one. Default: nothing is kept.
     progress, recorder
         Where progress and metrics go.
     round
         Number of the current round of updates, from 1.
     references_too_poor
-        Whether a site that unlearns has said that its reference models are too poor to aim at.
+        Whether a site that unlearns has reported that its reference models are too poor.
     long_updates
-        By kind of round the nodes whose updates are shortened, and the largest norm that any had in the last one.
+        By kind of round: nodes whose updates are shortened, with their largest norm in the last round.
     """
 
     fleet: Fleet
@@ -131,7 +131,7 @@ class JobContext:
 
     @property
     def seed(self) -> int:
-        """The seed of the current round; each site makes its own of it."""
+        """The seed of the current round, from which each site makes its own."""
         return self.settings.seed * 1000 + self.round
 
     def next_round(self) -> int:
@@ -141,9 +141,9 @@ class JobContext:
 
     @property
     def sites_can_tell(self) -> bool:
-        """Whether each site that unlearns can tell by reference models when its people are forgotten.
+        """Whether each site that unlearns has its own gate by reference models.
 
-        None can by models that are too poor.
+        It is False if they are too poor.
         """
         members = [member.reply for member in self.fleet.admitted.values() if member.reply.can_unlearn]
         return bool(members) and not self.references_too_poor and all(reply.has_references for reply in members)
@@ -156,7 +156,7 @@ class JobContext:
     def sampled(self, what: str) -> frozenset[int]:
         """Return the forgetting nodes, and a random share of the others (``erasure.repair_share``), drawn for ``what``.
 
-        They are drawn by the sites' own ids, so a job that goes on under other nodes draws the same sites again.
+        They are drawn by site ids, so a resumed job draws the same sites.
         """
         asked, replies = self.forgetting, self.fleet.replies()
         others = sorted((reply.site, node) for node, reply in replies.items() if node not in asked)
@@ -168,13 +168,12 @@ class JobContext:
     def auditing_file(self, *, exact: bool) -> frozenset[int] | None:
         """Return the nodes that audit an exported file, or None for all of them.
 
-        Where sites can tell by reference models, the forgetting sites audit a file that says what torch says. Of one
-        that is quantised a share of the others does, too: their people may fare otherwise.
+        With references, the forgetting sites audit an fp32 file. A share of the others also audits a quantised file.
         """
         if not self.sites_can_tell:
             return None
         return self.forgetting if exact else self.sampled("audit-file")
 
     def effort(self) -> Effort:
-        """Return what the job took so far, in this process and in those before it."""
+        """Return the cost of the job so far, in all its processes."""
         return Effort(self.journal.seconds, self.fleet.sent_bytes + self.fleet.received_bytes)

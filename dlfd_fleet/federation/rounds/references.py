@@ -1,4 +1,4 @@
-"""Reference models of a fleet: trained one after the other on halves of the people, asked once, and deleted."""
+"""Train a fleet's reference models on halves of the people, let sites store their answers, and delete them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from dlfd_fleet.federation.rounds.rounds import Rounds, seed_of_reference
 from dlfd_fleet.models import start, state_arrays
 
 ROUND = "reference"
-"""Kind of the steps whose arrays are those of reference models."""
+"""Kind of steps with arrays of reference models."""
 _ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
 class References:
-    """What makes the reference models of a job.
+    """Makes the reference models of a job.
 
     Attributes
     ----------
     rounds
-        Of the job, on models of the champion's card.
+        Rounds of the job, on models of the champion's card.
     """
 
     rounds: Rounds
 
     def make(self, champion: Arrays, models: int) -> Iterator[dict[str, int]]:
-        """Train each model and let the sites keep what it says; several steps of the job.
+        """Train each model and let the sites store its answers, in several steps of the job.
 
-        A model begins with fresh weights of its own, and with the champion's frozen layers. Its arrays are deleted from
-        the job's steps once the sites have answered.
+        A model starts with fresh weights and the champion's frozen layers. Its arrays are deleted from the job's steps
+        once the sites have answered.
 
         Yields
         ------
         dict
-            After each model: of how many models so far each site that answered has no answers.
+            After each model: the number of models without answers at each site.
         """
         job = self.rounds.job
         for number in range(models):

@@ -1,7 +1,7 @@
-"""A site's side of every message: its images, its ledger, the model that it holds. Nothing here knows the coordinator.
+"""Answer the coordinator's messages at a site, with its images, its ledger and the model that it holds.
 
-In goes a task of :mod:`~dlfd_fleet.federation.protocol`, and the folder of the site that the node works on; out goes a
-result with counts, arrays or audited samples. Any ClientApp gets all of it by one call.
+A handler takes a task of :mod:`~dlfd_fleet.federation.protocol` and the site's folder. It returns counts, arrays or
+audited samples. One call adds all handlers to a ClientApp. Stable: :func:`add_unlearning`.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""A site's side of an audit: what a model or a file says of its images, and the ranges that int8 needs."""
+"""Audit a model or a file at a site, and measure ranges for int8."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MOST_RETAINED = 64  # people, beside what reference models say
 
 
 def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = None) -> tuple[AuditResult, SampleScores]:
-    """Say of each image how well a model predicts it."""
+    """Predict the site's images with a model, and return the samples to send."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles, task.most_retain, plan=task.plan)
@@ -57,7 +57,7 @@ def run_audit(site: Site, task: AuditTask, arrays: Arrays, own: Task | None = No
 def run_file_audit(
     site: Site, task: FileAuditTask, arrays: Arrays, content: bytes, own: Task | None = None
 ) -> tuple[FileAuditResult, SampleScores]:
-    """Audit the very file that ships, with the code that devices run it with, and compare it with torch."""
+    """Audit an exported file with the devices' own code, and compare it with torch."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     images, roles, shared, withheld = _audited(site, task.job, task.roles)
@@ -80,7 +80,7 @@ def run_file_audit(
 
 
 def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> CalibrateResult:
-    """Measure the ranges of activations on retain images; on nobody's who asked to be forgotten, whatever the job."""
+    """Measure the ranges of activations on retain images, never on those of people who asked to be forgotten."""
     from dlfd_fleet.export import calibrate
 
     started = time.perf_counter()
@@ -95,7 +95,7 @@ def run_calibration(site: Site, task: CalibrateTask, content: bytes) -> Calibrat
 
 
 def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelInput) -> NDArray[np.float32]:
-    """Return what a device says of images; not all of them are in memory at once."""
+    """Return a device's probabilities for images, without loading all of them."""
     parts = [
         model.predict(model_input.on_device(images.images[slice(start, start + _AT_ONCE)].numpy()))
         for start in range(0, max(1, len(images)), _AT_ONCE)
@@ -106,11 +106,10 @@ def _predicted(model: DeviceModel, images: IdentityDataset, model_input: ModelIn
 def _audited(
     site: Site, job: str, roles_asked: Sequence[str], most_retain: int | None = None, *, plan: bool = False
 ) -> tuple[IdentityDataset, NDArray[np.uint8], int, int]:
-    """Return the images of the roles that are asked for, each image's role, and how many of the last are everybody's.
+    """Return the images of the asked roles, their roles, and how many of the last ones every site holds.
 
-    Unseen people of no site in particular are held by every site; each site says what it sees, so that none of them
-    can say it alone. Last comes how many images of such people this site leaves out, for it knows that they are not
-    unseen.
+    Unseen people without a site are held by every site, and every site answers for them. The last value is the number
+    of such images that this site leaves out, because it knows that they are not unseen.
     """
     if Role.FORGET.value in roles_asked:
         refuse_job_that_lost_its_requests(site, job)
@@ -143,9 +142,9 @@ def _audited(
 def _sent(
     probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
 ) -> SampleScores:
-    """Return what is sent of an audit: coarse losses, numbers of people and an order of rows that are of it alone.
+    """Return the samples to send: coarse losses, and person numbers and an order that are new in each audit.
 
-    In the manifest's order an image could be followed by its place. The rows of people whom all sites hold stay last.
+    In the manifest's order an image could be followed by its position. Rows of people whom all sites hold stay last.
     """
     person = _random_numbers(images.identities)
     samples = SampleScores.from_probabilities(probabilities, images.labels.numpy(), person, roles)
@@ -158,9 +157,9 @@ def _sent(
 def _beside_references(
     site: Site, probabilities: NDArray[np.floating], images: IdentityDataset, roles: NDArray[np.uint8], shared: int
 ) -> ReferenceSums | None:
-    """Return sums of what is said beside what reference models say; None where these have not answered.
+    """Return sums that compare answers with those of reference models; None without references.
 
-    Of retained people some are enough; the same ones each time, for who is drawn is nobody's business.
+    A sample of retained people is enough; it is the same each time, so it reveals nothing new.
     """
     names = np.array(images.identities)
     retain = roles == ROLES.index(Role.RETAIN)
@@ -194,7 +193,7 @@ def _random_order(count: int) -> NDArray[np.intp]:
 
 
 def _random_numbers(identities: Sequence[str]) -> NDArray[np.int64]:
-    """Give each person a random number, anew at each audit: nobody is to be followed from one to the next."""
+    """Give each person a random number, new in each audit, so that nobody can be followed."""
     people = sorted(set(identities))
     numbers = dict(zip(people, np.random.default_rng().permutation(len(people)), strict=True))
     return np.array([numbers[identity] for identity in identities], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What a site's ClientApp answers: one handler a message, to be added to any app."""
+"""Add handlers for all messages to a site's ClientApp."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ _UPDATES = {task.TYPE: task for task in (messages.FitTask, messages.UnlearnTask)
 
 
 def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequence[Mod] = ()) -> ClientApp:
-    """Let an app answer the tasks of :class:`~dlfd_fleet.federation.FederatedUnlearning`, and return it.
+    """Make an app answer the tasks of :class:`~dlfd_fleet.federation.FederatedUnlearning`, and return it.
 
     Parameters
     ----------
     app
-        Any ClientApp. Its own handlers stay, for ours answer to actions of their own: ``train.fit``,
-        ``train.unlearn``, ``evaluate.audit``, ``evaluate.reference``, ``evaluate.unseen``, ``evaluate.file``,
-        ``evaluate.calibrate``, ``query.pending`` and ``query.settle``. Its own training must take its data from
-        ``task.training_data(context)``: once somebody has asked to be forgotten, a training handler that does not is
-        refused.
+        Any ClientApp. Its own handlers stay. Ours answer other actions: ``train.fit``, ``train.unlearn``,
+        ``evaluate.audit``, ``evaluate.reference``, ``evaluate.unseen``, ``evaluate.file``, ``evaluate.calibrate``,
+        ``query.pending`` and ``query.settle``. The app's own training must take its data from
+        ``task.training_data(context)``. Otherwise it is refused once somebody has asked to be forgotten.
     task
-        The model and the data of the fleet, and how it trains; when omitted, each site's ``site.json`` says it.
+        The model, data and training of the fleet. Default: those in each site's ``site.json``.
     update_mods
-        Flower mods around the two handlers that send a model, such as ``LocalDpMod``. Mods of the app itself go around
-        every handler, also those that send no arrays.
+        Flower mods around the two handlers that send a model, such as ``LocalDpMod``. Mods of the app itself wrap all
+        handlers, also those that send no arrays.
     """
     limit_torch_threads()
     log_errors_in_words()
@@ -62,7 +61,7 @@ def add_unlearning(app: ClientApp, task: Task | None = None, update_mods: Sequen
 
 
 def _watch_own_training(app: ClientApp, task: Task | None) -> None:
-    """Refuse unfiltered data in the app's own training handlers, those that it has and those that it will get."""
+    """Refuse unfiltered data in the app's own training handlers, existing and later ones."""
     watch, register = refuse_unfiltered(task), app.train
 
     def train(action: str = "default", *, mods: list[Mod] | None = None) -> Callable[..., ClientAppCallable]:
@@ -112,7 +111,7 @@ class Handlers:
         return _reply(message, result.to_records(model=model))
 
     def unlearn_to_gate(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Answer without an update where the model has forgotten: a Flower mod, for mods of an update expect one."""
+        """Answer without an update if the model has forgotten (a Flower mod, because mods of updates expect arrays)."""
         task = messages.UnlearnTask.from_records(message.content, COORDINATOR)
         with site_of_node(context, self.task) as site:
             arrays = arrays_of(message.content, MODEL, COORDINATOR)
@@ -128,14 +127,14 @@ class Handlers:
         return _reply(message, result.to_records(samples))
 
     def reference(self, message: Message, context: Context) -> Message:
-        """Keep what a reference model says of the site's images."""
+        """Store a reference model's answers for the site's images."""
         task = messages.ReferenceTask.from_records(message.content, COORDINATOR)
         with site_of_node(context, self.task) as site:
             arrays = arrays_of(message.content, MODEL, COORDINATOR)
             return _reply(message, references.run_reference(site, task, arrays, self.task).to_records())
 
     def unseen(self, message: Message, context: Context) -> Message:
-        """Compare what reference models have said of people never trained on with a model."""
+        """Compare reference models and a model on people never trained on."""
         task = messages.UnseenTask.from_records(message.content, COORDINATOR)
         with site_of_node(context, self.task) as site:
             arrays = arrays_of(message.content, MODEL, COORDINATOR)
@@ -165,7 +164,7 @@ class Handlers:
 
 
 def trained_only(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Send back no frozen array of an update: a Flower mod."""
+    """Remove frozen arrays from an update (a Flower mod)."""
     reply = call_next(message, context)
     if not reply.has_error() and MODEL in reply.content:
         task = _UPDATES[message.metadata.message_type].from_records(message.content, COORDINATOR)

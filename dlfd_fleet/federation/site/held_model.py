@@ -1,9 +1,9 @@
-"""A site keeps the last model that it was sent, so that the coordinator need not send it again, or only what changed.
+"""Keep the last model that a site was sent, so that only changes need to be sent.
 
-A model goes to a site to be audited, to be repaired, to be compared with its file: without this, whole each time. A
-task names it by its digest (:func:`~dlfd_fleet.models.digest`), which what a site has read, or made of a held model and
-a difference, must have. The file on the site's disk goes when the site learns of a release, for it may remember
-(:meth:`~dlfd_fleet.ledger.site.Site.raise_epoch`).
+A site needs one model several times: for an audit, for repair, for comparison with its file. A task names the model by
+its digest (:func:`~dlfd_fleet.models.digest`). The site checks the digest of the model that it holds, or that it makes
+from the held one and a difference. The file is deleted when the site learns of a release, because it may remember
+forgotten people (:meth:`~dlfd_fleet.ledger.site.Site.raise_epoch`).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from dlfd_fleet.settings import Precision
 
 
 def held_model(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Fill in the model that the coordinator left out of a task, or keep the one that it sent: a Flower mod.
+    """Add the held model to a task without one, or keep the one that was sent (a Flower mod).
 
-    A model is kept once its task is done, unless it is a reference model. A handler refuses one that may remember whom
-    a release has forgotten, and during a long task another job may have told the site of a release.
+    A model is kept after its task, unless it is a reference model. A handler may refuse it, or the site may learn of a
+    release during a long task; then it is not kept.
     """
     name = name_of(message.content)
     if not name:
@@ -67,7 +67,7 @@ def held_model(message: Message, context: Context, call_next: ClientAppCallable)
 
 
 def held_name(folder: Path) -> str:
-    """Return the name of the model that a site holds; empty without one."""
+    """Return the digest of the model that a site holds; empty without one."""
     try:
         with safe_open(folder / HELD_MODEL_FILE, "pt") as arrays:
             return str((arrays.metadata() or {}).get(SHA256, ""))
@@ -76,14 +76,14 @@ def held_name(folder: Path) -> str:
 
 
 def _model_of(content: RecordDict, file: Path, name: str) -> Arrays | None:
-    """Return the model of a task; None if it is neither in it nor held."""
+    """Return the model of a task; None if it is neither sent nor held."""
     if MODEL in content:
         return arrays_of(content, MODEL, COORDINATOR)
     return _stepped(content, file, name) if DIFFERENCE in content else _read(file, name)
 
 
 def _stepped(content: RecordDict, file: Path, name: str) -> Arrays | None:
-    """Return the model that a difference from the held one comes to; None if it is another one."""
+    """Return the held model plus a difference; None if the result has another digest."""
     named, difference = content.config_records[NAMED], arrays_of(content, DIFFERENCE, COORDINATOR)
     del content[DIFFERENCE]  # mods of updates expect one record of arrays
     base = _read(file, str(named[BASE]))
@@ -110,7 +110,7 @@ def _keep(file: Path, arrays: Mapping[str, Tensor], name: str) -> None:
 
 
 def _read(file: Path, name: str) -> Arrays | None:
-    """Return the held model if it is the one of this name, whatever the file says of itself."""
+    """Return the held model if its content has this digest."""
     try:
         with safe_open(file, "pt") as held:
             if (held.metadata() or {}).get(SHA256) != name:

@@ -1,4 +1,4 @@
-"""A site's decoded images, and what each may be used for now."""
+"""Load a site's decoded images, with the current use of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlfd_fleet.unlearning import (
 
 @dataclass(frozen=True)
 class UsedImages:
-    """A site's decoded images, in a file of its own, what each may be used for now, and the SHA-256 of each."""
+    """A site's decoded images in a file, with the current use and the SHA-256 of each."""
 
     images: IdentityDataset
     uses: tuple[ImageUse, ...]
@@ -34,21 +34,21 @@ class UsedImages:
         return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.TRAIN])
 
     def validation(self) -> IdentityDataset:
-        """Return the images of people never trained on whom a gate may read."""
+        """Return the images of people never trained on, for a gate."""
         return self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.VALIDATION])
 
     def note_trained(self, site: Site) -> None:
-        """Keep in the site's ledger whom it trains on: none of them is unseen to a model any more."""
+        """Note in the ledger on whom the site trains; these people are never unseen again."""
         note_trained(site, self.images.rows, self.uses)
 
     def forget(self, requests: Iterable[ForgetRequest]) -> IdentityDataset:
-        """Return the images that were trained on, of the people of these requests."""
+        """Return the images of the people of these requests that were trained on."""
         trained = self.images.select([index for index, use in enumerate(self.uses) if use.use is Use.FORGET])
         return trained.of_people(people_of(requests))
 
 
 def used_images(site: Site) -> UsedImages:
-    """Return the site's images; looked up once a process, and again when the manifest has changed."""
+    """Return the site's images, cached until the manifest changes."""
     file = site.manifest_file
     changed, card = file.stat().st_mtime_ns, site.card
     images, digests = _decoded(site.folder, changed, card.input, card.classes, card.multi_label)
@@ -74,10 +74,10 @@ def _decoded(
 
 
 def labelled(images: IdentityDataset) -> LabelledImages:
-    """Return images as training takes them."""
+    """Return images in the form for training."""
     return LabelledImages(images.images, images.labels)
 
 
 def with_people(images: IdentityDataset) -> LabelledImages:
-    """Return images as unlearning takes them, which counts by people."""
+    """Return images in the form for unlearning, with people."""
     return LabelledImages(images.images, images.labels, images.people)

@@ -1,4 +1,4 @@
-"""The requests that a job has taken up at a site."""
+"""Find the requests of a job at a site."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def requests_of_job(site: Site, job: str) -> list[ForgetRequest]:
 
 
 def requests_that_count(site: Site, job: str, *, plan: bool = False) -> list[ForgetRequest]:
-    """Return the requests that a job has taken up; of a plan, which takes none up, those that wait."""
+    """Return the requests that a job has taken up, or for a plan those that wait."""
     return site.ledger.requests(RequestState.ACCEPTED) if plan else requests_of_job(site, job)
 
 
 def people_of(requests: Iterable[ForgetRequest]) -> list[str]:
-    """Return whom requests are about, of those whose identity is not purged."""
+    """Return the people of requests whose names are not purged."""
     return [request.identity for request in requests if request.identity is not None]
 
 
 def refuse_job_that_lost_its_requests(site: Site, job: str) -> None:
-    """Do nothing for a job whose requests another job has now: what it would show is of fewer people than it says.
+    """Refuse a job whose requests another job has taken, because its result would cover fewer people than it says.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The model of a task, as a site works on it: of which epoch, with which weights, under which seed."""
+"""Load the model of a task at a site, and check its epoch and factory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loaded_model(site: Site, card: ModelCard, arrays: Arrays, own: Task | None =
     Raises
     ------
     JobError
-        If this site names no such network.
+        If this site does not name this network.
     MessageError
         If the arrays are not those of the card.
     ModelFileError
@@ -39,7 +39,7 @@ def loaded_model(site: Site, card: ModelCard, arrays: Arrays, own: Task | None =
 
 
 def _permit_if_named(site: Site, card: ModelCard, own: Task | None) -> None:
-    """Build no network by a factory, or with arguments, out of a message that this site does not name itself."""
+    """Refuse a factory or arguments in a message that this site does not name itself."""
     components = [*site.card.networks, *([own.network] if own and own.network else [])]
     named = {component.name: component.arguments for component in components}
     if card.architecture not in named:
@@ -56,12 +56,12 @@ def _permit_if_named(site: Site, card: ModelCard, own: Task | None) -> None:
 
 
 def refuse_old_models(site: Site, card: ModelCard) -> None:
-    """Work on no model that remembers people whom a release has forgotten.
+    """Refuse a model that may remember people whom a release has forgotten.
 
     Raises
     ------
     JobError
-        If the model is under the fleet's erasure epoch.
+        If the model is below the fleet's erasure epoch.
     """
     epoch = site.ledger.epoch()
     if card.epoch < epoch:
@@ -71,5 +71,5 @@ def refuse_old_models(site: Site, card: ModelCard) -> None:
 
 
 def site_seed(site: Site, seed: int) -> int:
-    """Give each site its own batches and noise, the same in every run."""
+    """Return a seed for this site, the same in every run."""
     return zlib.crc32(f"{seed}|{site.card.name}".encode()) % 2**31

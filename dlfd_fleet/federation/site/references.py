@@ -1,7 +1,7 @@
-"""A site's side of reference models: whom each is trained on, and what it says of the site's images.
+"""Draw the halves of reference models at a site, and store their answers.
 
-The site alone knows the halves. It writes down whom a model is trained on before it trains, and keeps what the model
-says of all its images: of those who were trained on and of everybody else. The models themselves it does not keep.
+Only the site knows the halves. It notes on whom a model is trained before it trains, and stores the model's answers for
+all of its images. It does not keep the models.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from dlfd_fleet.unlearning.training import predict_logits, predict_probabilities
 
 
 class TooFewInHalfError(JobError):
-    """A site takes no part in a reference model, for too few of its people are of the model's half."""
+    """Too few of a site's people are in a reference model's half, so the site takes no part."""
 
 
 def half_of(site: Site, task: FitTask, images: UsedImages) -> IdentityDataset:
-    """Return the images to train a reference model on: of the people of its half, who are written down as trained on.
+    """Return the images to train a reference model on, and note the people of its half as trained on.
 
     Raises
     ------
     TooFewInHalfError
-        If they are too few for a model: then nobody is trained on.
+        If there are too few images.
     DataError
-        If it cannot be written down.
+        If the note cannot be written.
     """
     if task.reference is None:
         raise JobError("The task is of no reference model, so that nobody is in its half.")
@@ -65,7 +65,7 @@ def half_of(site: Site, task: FitTask, images: UsedImages) -> IdentityDataset:
 
 
 def run_reference(site: Site, task: ReferenceTask, arrays: Arrays, own: Task | None = None) -> ReferenceResult:
-    """Keep what a reference model says of every image of the site, and not the model."""
+    """Store a reference model's answers for every image of the site."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     used, number, kept = used_images(site), task.reference.number, site.references
@@ -83,9 +83,9 @@ def run_reference(site: Site, task: ReferenceTask, arrays: Arrays, own: Task | N
 
 
 def compare_on_unseen(site: Site, task: UnseenTask, arrays: Arrays, own: Task | None = None) -> UnseenResult:
-    """Say how often reference models were right about people never trained on, beside a model, and keep it.
+    """Compare how often reference models and a model are right about people never trained on, and store the result.
 
-    A person to forget is OUT in one model of each pair, so means of one of each pair are compared.
+    A person is OUT in one model of each pair, so the means over one model of each pair are compared.
     """
     started = time.perf_counter()
     refuse_old_models(site, task.card)
@@ -111,13 +111,12 @@ def compare_on_unseen(site: Site, task: UnseenTask, arrays: Arrays, own: Task | 
 
 
 def reference_answers(site: Site, images: IdentityDataset) -> ReferenceAnswers | None:
-    """Return what the fleet's reference models say of some of a site's images, in their order.
+    """Return the reference models' answers for some of a site's images, in their order.
 
     Returns
     -------
     ReferenceAnswers or None
-        None where the site has no set of answers that is finished and of its classes. Of an image that came after the
-        models, no answer is known.
+        None if the site has no complete set with its classes. Images that are newer than the models have no answers.
     """
     kept = site.references
     chosen = kept.current()
@@ -142,9 +141,9 @@ def reference_answers(site: Site, images: IdentityDataset) -> ReferenceAnswers |
 
 
 def references_of(site: Site, forget: IdentityDataset, validation: IdentityDataset) -> References | None:
-    """Return what reference models say of people to forget and of validation people.
+    """Return the reference models' answers for people to forget and for validation people.
 
-    None where no model that never saw them has answered for any of the first; then an erasure has nothing to aim at.
+    None if no OUT model has answered for any person to forget; then an erasure cannot aim at references.
     """
     mine = reference_answers(site, forget)
     if mine is None or not mine.out.any():
@@ -154,13 +153,13 @@ def references_of(site: Site, forget: IdentityDataset, validation: IdentityDatas
 
 
 def answered_images(site: Site, forget: IdentityDataset, validation: IdentityDataset) -> int:
-    """Return for how many images to forget the site can tell by references whether they are forgotten."""
+    """Return the number of images to forget for which references can measure forgetting."""
     known = references_of(site, forget, validation) if len(forget) else None
     return 0 if known is None or known.validation is None else int(known.forget.out.any(dim=0).sum())
 
 
 def _begun(site: Site, task: FitTask | ReferenceTask, images: UsedImages) -> ReferenceSet:
-    """Return the set of a job; it begins with the first task that the site has of it, whichever that is."""
+    """Return the set of a job, which starts with the site's first task of that job."""
     models = task.reference.models if task.reference else 0
     wanted = ReferenceSet(job=task.job, models=models, classes=_classes_of(site))
 
@@ -181,7 +180,7 @@ def _classes_of(site: Site) -> tuple[str, ...]:
 
 
 def _right(probabilities: NDArray[np.floating], images: LabelledImages) -> NDArray[np.float64]:
-    """Return how much of each image ``(N,)`` is said right: 1 or 0; of labels, the share of them."""
+    """Return how much of each image ``(N,)`` is right: 1 or 0, or with labels the share of right labels."""
     right = decided(probabilities, multi_label=images.multi_label) == images.labels.numpy()
     share: NDArray[np.float64] = right.reshape(len(images), -1).mean(axis=1)
     return share

@@ -1,4 +1,4 @@
-"""A site's side of its forget requests: taking them up for a job, and writing into the ledger how it ended."""
+"""Take up a site's requests for a job, and note in the ledger how the job ended."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdr
 
 
 def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
-    """Say what the site holds, and take up the requests that wait for the job.
+    """Report what the site holds, and take up waiting requests for the job.
 
-    A job asks up to twice. Its first question takes up what waits. Then the coordinator knows who the site is, and says
-    how those jobs have ended whose end the site was not told: what a released model has forgotten is purged, and the
-    rest is taken up, too. What an earlier purge left, which a full disk had stopped, is purged as well.
+    A job asks up to twice. The first question takes up waiting requests. Then the coordinator knows the site, and tells
+    it how earlier jobs ended of whose end it was not told. Requests that a released model has forgotten are purged, and
+    the others are taken up. Purges that a full disk had stopped are finished, too.
     """
     ledger = site.ledger
     site.raise_epoch(query.epoch)
@@ -120,10 +120,9 @@ def _head(site: Site, job: str) -> LedgerHead:
 
 
 def settle(site: Site, task: SettleTask) -> SettleResult:
-    """Write how a job ended into the ledger, and purge the forgotten people's images once they are released.
+    """Note in the ledger how a job ended, and after a release purge the forgotten people's images.
 
-    Of a released job's requests, those that its model does not know of wait for the next job: their update came too
-    late, or was refused.
+    Requests whose update came too late or was refused are not in the released model; they wait for the next job.
     """
     ledger, settled = site.ledger, 0
     epoch = site.raise_epoch(task.epoch)

@@ -1,4 +1,4 @@
-"""Which site folder a node works on: named by the node's own configuration, never by a message."""
+"""Find the site folder of a node, by the node's own configuration, never by a message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def site_folder(context: Context) -> Path:
     """Return the folder of a node's site.
 
     A SuperNode names its folder: ``--node-config 'site-folder="/srv/site"'``. A virtual node of the Simulation Runtime
-    has the number of one of the folders under ``state_folder/sites``.
+    uses a folder under ``state_folder/sites`` by its number.
 
     Raises
     ------
@@ -48,18 +48,18 @@ def site_folder(context: Context) -> Path:
 
 @contextmanager
 def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
-    """Open the site of a node, and close its ledger again.
+    """Open the site of a node, and close its ledger afterwards.
 
-    Flower sends the text of an error to the coordinator. One that may name a person or a path is written into the
-    site's own ``site.log`` instead, and the coordinator learns its kind. The text begins with the site's id, as far as
-    its card can be read: a node that fails at a job's first question has not said yet who it is.
+    Flower sends the text of an error to the coordinator. A text that may name a person or a path goes to the site's
+    ``site.log`` instead, and the coordinator learns only the kind of error. The text begins with the site's id, if its
+    card can be read.
 
     Raises
     ------
     ConfigurationError
         If the node has no site.
     JobError
-        Instead of any other error, without its words.
+        In place of any other error, without its text.
     """
     folder = site_folder(context)
     try:
@@ -80,7 +80,7 @@ def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
 
 
 def _named(folder: Path) -> str:
-    """Return what an error of a site begins with; nothing if its card cannot be read."""
+    """Return the prefix of a site's errors; empty if its card cannot be read."""
     try:
         card = SiteCard.model_validate_json((folder / CARD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def _make_site(folder: Path, task: Task, loader: Component, context: Context) ->
     Raises
     ------
     FleetError
-        If the loader, or one of its rows, cannot be used; then there is no site.
+        If the loader or one of its rows cannot be used; then no site is made.
     """
     folder.mkdir(parents=True, exist_ok=True)  # the site's log says what is wrong, if something is
     try:
@@ -119,12 +119,12 @@ def _make_site(folder: Path, task: Task, loader: Component, context: Context) ->
 
 
 def _refuse_other_data(site: Site, task: Task) -> None:
-    """Refuse a site whose data are not what the app's task says.
+    """Refuse a site whose data differ from the app's task.
 
     Raises
     ------
     ConfigurationError
-        If its classes or its input are others.
+        If its classes or its input differ.
     """
     shapes = ((list(map(canonical, one.classes)), one.multi_label, one.input) for one in (site.card, task))
     if next(shapes) != next(shapes):
@@ -136,7 +136,7 @@ def _refuse_other_data(site: Site, task: Task) -> None:
 
 
 def _note(folder: Path, error: Exception) -> bool:
-    """Write an error into the site's log; return False if that cannot be written either."""
+    """Write an error to the site's log; return False if that fails."""
     # An OSError says what the site's operator can mend, as our own errors do; all others are defects.
     words = str(error) if isinstance(error, (FleetError, OSError)) else "".join(traceback.format_exception(error))
     try:

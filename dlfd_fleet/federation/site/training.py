@@ -1,4 +1,4 @@
-"""A site's side of a round: plain training, or unlearning, and the update that it sends."""
+"""Train or unlearn at a site in a round, and return the update."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from dlfd_fleet.unlearning.references import References
 
 
 def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) -> tuple[FitResult, Arrays]:
-    """Train on the retain images, a reference model on those of its half. Nobody who asked is trained on."""
+    """Train on retain images, or for a reference model on those of its half, without anybody who asked."""
     started = time.perf_counter()
     refuse_old_models(site, task.card)
     model = loaded_model(site, task.card, arrays, own)
@@ -79,7 +79,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) 
 
 
 def _weights(task: FitTask | UnlearnTask) -> torch.Tensor:
-    """Return the weights of the loss: of each class, or of both values of each label."""
+    """Return the loss weights of classes, or of both values of labels."""
     weights = torch.tensor(task.class_weights)
     return weights.view(-1, 2) if task.card.multi_label else weights
 
@@ -90,7 +90,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     Raises
     ------
     JobError
-        If this site does not have the method, or nobody to forget or to train on.
+        If this site does not have the method, or has nobody to forget or to train on.
     """
     from dlfd_fleet.unlearning.methods import METHODS  # of all messages only this one needs them
 
@@ -122,12 +122,12 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
 
 
 def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None = None) -> UnlearnResult | None:
-    """Return that a model has forgotten the people of this job's requests, as far as the site's references tell.
+    """Return a result without an update if the references show that the model has forgotten this job's people.
 
     Returns
     -------
     UnlearnResult or None
-        None if it has not, if the site has no answers of reference models for these people, or is not asked.
+        None if it has not forgotten, the site has no references for these people, or the task does not ask.
     """
     started = time.perf_counter()
     if task.aim is not Aim.TO_GATE:
@@ -143,7 +143,7 @@ def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
 
 @dataclass(frozen=True)
 class _Asked:
-    """Who of a site is to be forgotten in a job, and who stays; and what reference models say, if they have."""
+    """A site's images to forget and to retain in a job, with reference answers if there are any."""
 
     requests: tuple[ForgetRequest, ...]
     forget: LabelledImages
@@ -152,14 +152,14 @@ class _Asked:
     references: References | None = None
 
     def left(self, model: FeatureClassifier) -> float | None:
-        """Return of what members have, the share that is left in a model; None where references cannot tell."""
+        """Return the share that is left in a model of what members have; None without references."""
         if self.validation is None or self.references is None:
             return None
         shift = read_shift(model, self.forget, self.validation, self.references)
         return None if shift is None else shift.left
 
     def retain_accuracy(self, model: FeatureClassifier) -> float | None:
-        """Return the share of the retain images that a model predicts right; None where references cannot tell."""
+        """Return a model's accuracy on retain images; None without references."""
         if self.references is None:
             return None
         said = decided(predict_probabilities(model, self.retain), multi_label=self.retain.multi_label)
@@ -167,7 +167,7 @@ class _Asked:
 
 
 def _asked(site: Site, task: UnlearnTask) -> _Asked:
-    """Return who is to be forgotten; note in the ledger whom the site trains on.
+    """Return the images to forget and to retain, and note in the ledger on whom the site trains.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def _unlearned(
     outcome: UnlearnOutcome | None = None,
     seconds: float,
 ) -> UnlearnResult:
-    """Write into the ledger that the site has answered, and say what; without an outcome nothing was left to do."""
+    """Note in the ledger that the site has answered, and return the result."""
     for request in asked.requests:
         if request.state is RequestState.UNLEARNING:
             site.ledger.move(request.id, RequestState.EVALUATING, "the update was sent", job=task.job)
@@ -219,12 +219,12 @@ def _unlearned(
 
 
 def _train_own_way(train: Train, model: FeatureClassifier, retain: IdentityDataset, task: FitTask) -> float:
-    """Run the training loop of the app's task; return the loss that it tells, or 0.
+    """Run the training loop of the app's task; return its loss, or 0.
 
     Raises
     ------
     JobError
-        If it tells one that is no number.
+        If its loss is not a number.
     """
     model.train()
     rows = TrainingRows(retain, task.card.input)
@@ -238,5 +238,5 @@ def _train_own_way(train: Train, model: FeatureClassifier, retain: IdentityDatas
 
 
 def _augmentation(task: FitTask | UnlearnTask) -> Augment | None:
-    """Return the changes of images before each step; numbers have none that would leave their meaning."""
+    """Return the augmentation of images; None for numbers."""
     return augmentation(task.augmentation) if task.card.input.is_image else None

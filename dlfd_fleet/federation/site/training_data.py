@@ -1,4 +1,4 @@
-"""What a ClientApp's own training may train on, and the refusal of training that does not ask for it."""
+"""Give a ClientApp's own training its filtered rows, and refuse training that does not use them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlfd_fleet.model_input import ModelInput
 
 @dataclass
 class _Asked:
-    """Whether the handler of the current message has asked for what it may train on."""
+    """Whether the current message's handler has asked for its training rows."""
 
     asked: bool = False
 
@@ -32,9 +32,9 @@ _HANDLER: ContextVar[_Asked | None] = ContextVar("handler", default=None)
 
 
 class TrainingRows(Dataset[tuple[Tensor, int | Tensor]]):
-    """Rows of a site as its network takes them: values from low to high, and the number of the class.
+    """Rows of a site as its network takes them: values in its range, and the class number.
 
-    In its place stand 0 and 1 of each label ``(L,)``, float32, where an input has labels.
+    With labels, the class number is replaced by 0 and 1 for each label, ``(L,)``, float32.
     """
 
     def __init__(self, rows: IdentityDataset, model_input: ModelInput) -> None:
@@ -53,7 +53,7 @@ class TrainingRows(Dataset[tuple[Tensor, int | Tensor]]):
 
 
 def training_data(task: Task | None, context: Context) -> TrainingRows:
-    """Return what the site of a node may train on; see :meth:`~dlfd_fleet.federation.Task.training_data`."""
+    """Return the rows that a node's site may train on; see :meth:`~dlfd_fleet.federation.Task.training_data`."""
     if handler := _HANDLER.get():
         handler.asked = True
     with site_of_node(context, task) as site:
@@ -63,10 +63,10 @@ def training_data(task: Task | None, context: Context) -> TrainingRows:
 
 
 def refuse_unfiltered(task: Task | None) -> Mod:
-    """Return a mod that sends no update of training which has not asked for :func:`training_data`.
+    """Return a mod that refuses updates of training that has not called :func:`training_data`.
 
-    Training on everything at the site would bring back who has asked to be forgotten, and nobody would be unseen any
-    more. Only where everything may be trained on is it not refused.
+    Training on all rows would bring back people who asked to be forgotten, and nobody would be unseen. It is allowed
+    only if all rows may be trained on.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
