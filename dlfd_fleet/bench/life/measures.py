@@ -124,7 +124,7 @@ def seconds_of_queries(settings: Settings) -> float:
     with open_registry(settings.tracking, settings.state_folder) as registry:
         client = registry.client
         found = client.get_experiment_by_name(settings.tracking.experiment)
-        experiments, took = [found.experiment_id] if found else [], []
+        experiments, took = [found.experiment_id] if found else list[str](), list[float]()
         for _ in range(_QUERIES):
             started = time.perf_counter()
             registry.versions()

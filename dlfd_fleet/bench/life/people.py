@@ -28,7 +28,7 @@ def network() -> nn.Module:
 def rows_of(people: Sequence[str], seed: int) -> dict[str, NDArray[np.generic]]:
     """Return the rows of people, as an NPZ file has them; a person's name tells which point is theirs."""
     centres = np.random.default_rng(seed).normal(0.0, _CENTRES, (len(CLASSES), NUMBERS))
-    inputs, labels, names = [], [], []
+    inputs, labels, names = list[NDArray[np.float64]](), list[str](), list[str]()
     for person in people:
         own = np.random.default_rng([seed, *person.encode()])
         label = int(own.integers(len(CLASSES)))

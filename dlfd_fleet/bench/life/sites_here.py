@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -43,7 +43,7 @@ class SitesHere:
         for message in messages:
             self._sent += 1
             name, node = f"message-{self._sent}", message.metadata.dst_node_id
-            vars(message.metadata)["_message_id"] = name  # as a SuperLink sets it
+            message.metadata.__dict__["_message_id"] = name
             ids.append(name)
             if node in self._folders:
                 self._replies[name] = self._answer(message, node)
@@ -59,8 +59,8 @@ class SitesHere:
     def _answer(self, message: Message, node: int) -> Message:
         # As over a network: what a node does to its message nobody else sees.
         own = Message(RecordDict(dict(message.content)), node, message.metadata.message_type)
-        vars(own.metadata)["_message_id"] = message.metadata.message_id
-        config: dict[str, bool | float | int | str] = {"site-folder": str(self._folders[node])}
+        own.metadata.__dict__["_message_id"] = message.metadata.message_id
+        config: UserConfig = {"site-folder": str(self._folders[node])}
         context = Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
         try:
             return app(own, context)

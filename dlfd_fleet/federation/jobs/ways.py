@@ -95,7 +95,9 @@ class SinceTraining:
     @classmethod
     def of(cls, earlier: Iterable[JobRecord]) -> SinceTraining:
         """Return it, of a fleet's jobs so far, oldest first."""
-        erasures, then, now, trained = 0, None, None, False
+        erasures, trained = 0, False
+        then: float | None = None
+        now: float | None = None
         for record in (each for each in earlier if each.released):
             anew = record.proceedings.retrained if record.kind == "erase" else bool(record.proceedings.began_with)
             made = record.models.get("retrained" if record.kind == "erase" and anew else _MADE.get(record.kind, ""))
