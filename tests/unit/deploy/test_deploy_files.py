@@ -118,12 +118,12 @@ def test_kustomization_names_every_manifest():
     assert {volume["configMap"]["name"] for volume in volumes if "configMap" in volume} == made
 
 
-def test_in_compose_the_proxy_alone_is_published_and_the_superlink_is_reached_by_it_alone():
+def test_in_compose_proxy_and_delivery_alone_are_published_and_the_superlink_is_reached_by_the_proxy_alone():
     services = COMPOSE["services"]
     published = {
         name: port for name, service in services.items() for port in service.get("ports", []) if "127.0.0.1" not in port
     }
-    assert published == {"proxy": "9300:9300"}
+    assert published == {"proxy": "9300:9300", "delivery": "8300:8300"}
     networks = {name: set(service["networks"]) for name, service in services.items()}
     assert {name for name in networks if networks[name] & networks["superlink"]} == {"superlink", "proxy", "mlflow"}
     (between,) = networks["proxy"] & networks["superlink"]
@@ -132,6 +132,8 @@ def test_in_compose_the_proxy_alone_is_published_and_the_superlink_is_reached_by
         assert networks[site] < networks["proxy"]
         assert not networks[site] & (networks["superlink"] | networks["mlflow"] | networks["postgres"])
         assert "MLFLOW_TRACKING_URI" not in services[site].get("environment", {})
+    assert networks["delivery"].isdisjoint(set().union(*(networks[name] for name in networks if name != "delivery")))
+    assert not set(services["delivery"]["secrets"]) & set(services["superlink"]["secrets"])
 
 
 def test_in_kubernetes_the_proxy_alone_is_open_and_the_superlink_is_reached_by_it_alone():
