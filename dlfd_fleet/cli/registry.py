@@ -8,7 +8,7 @@ import typer
 
 from dlfd_fleet.cli.options import Config, Overrides, console, load
 
-app = typer.Typer(no_args_is_help=True, help="Registered versions: which may run, who promoted which, and revocation.")
+app = typer.Typer(no_args_is_help=True, help="Registered versions: list, promote and revoke them.")
 
 Version = Annotated[str, typer.Argument(help="Number of the version.")]
 
