@@ -7,9 +7,9 @@ original. 1 is left if nothing was unlearned, and 0 if the model never saw the f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from statistics import NormalDist, median_high, median_low
+from statistics import NormalDist, median
 from typing import Annotated, Self
 
 import numpy as np
@@ -85,8 +85,7 @@ def member_share(sites: Mapping[str, ReferenceSums]) -> MemberShare | None:
     """Return the share over the forgotten people of all sites, and without each; None if it cannot be computed.
 
     The share of retained people and the noise are medians over sites, so no single one of three sites or more decides
-    them. Of an even number of sites, the share takes the lower one in the middle and the noise the higher one: then
-    neither of two sites can hide a leak.
+    them. Of two sites the lower share and the higher noise count: then neither can hide a leak.
     """
     fleet = _Fleet.of(list(sites.values()))
     everybody = fleet.share()
@@ -145,13 +144,13 @@ class _Fleet:
         forget, retain = self.forget.sum(axis=0), self.retain[self.retain[:, _GAP] > 0.0]
         if level is None or not len(retain) or not forget[_GAP]:
             return None
-        spread, kept = median_high(noise[:, 0].tolist()), retain.sum(axis=0)
+        spread, kept = _middle(noise[:, 0].tolist(), max), retain.sum(axis=0)
         value, variance = level.share(forget)
         degrees = [self.unseen_sums()[0] - 2.0, max(1.0, noise[:, 1].sum() - 2.0)]
         return MemberShare(
             value=value,
             standard_error=_error([variance, spread / forget[_GAP]], degrees),
-            retained=median_low(level.share(part)[0] for part in retain),
+            retained=_middle([level.share(part)[0] for part in retain], min),
             retained_error=_error([level.share(kept)[1], spread / kept[_GAP]], degrees),
             level_error=math.sqrt(variance),
             people=int(forget[0]),
@@ -179,6 +178,10 @@ class _Fleet:
 
 
 _GAP = 3  # the column of _numbers
+
+
+def _middle(values: list[float], of_two: Callable[[list[float]], float]) -> float:
+    return of_two(values) if len(values) == 2 else median(values)
 
 
 def _numbers(part: MemberSums) -> tuple[float, ...]:

@@ -67,13 +67,15 @@ def judge_by_references(
         outcome, reasons = Outcome.INCONCLUSIVE, doubts
     else:
         outcome, reasons = Outcome.PASS, [f"{_said(left)}; {_attacker(left)}"]
+    # Of a PASS no single site decides. Of another verdict one may, and then its answers are no evidence.
+    rest = [] if outcome is Outcome.PASS else [each.e_value for each in without.values()]
     return Verdict(
         outcome=outcome,
         reasons=tuple(reasons),
         margin=margin,
         power=left.power,
         evidence=Evidence.REFERENCES,
-        e_value=min([left.e_value, *(each.e_value for each in without.values())]),
+        e_value=min([left.e_value, *rest]),
     )
 
 
@@ -115,7 +117,7 @@ def _undecided(left: Left, without: Mapping[str, Left]) -> list[str]:
         return [
             f"the answers of {site} alone decide: without it, {_said(each)}"
             for site, each in without.items()
-            if abs(each.value) >= HALF
+            if each.value >= HALF
         ]
     people, enough = f"{left.people} forgotten {'person' if left.people == 1 else 'people'}", what_decides(left)
     if left.says_nothing:
