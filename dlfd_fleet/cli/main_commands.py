@@ -47,7 +47,7 @@ def certify(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Try the whole procedure before anybody asks: how often the audit is right, and what an erasure costs."""
+    """Try the whole procedure before anybody asks."""
     from dlfd_fleet.bench.certify.command import certify_command
     from dlfd_fleet.data.sources import named
 

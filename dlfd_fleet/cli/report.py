@@ -18,7 +18,7 @@ def report(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write an erasure's report, an HTML file for people and its JSON, as far as is known now."""
+    """Write an erasure's report: HTML for people, and its JSON."""
     from dlfd_fleet.federation.jobs.command import opened
     from dlfd_fleet.federation.jobs.reporting import latest_erasure, outcome_sentence, said_in_short, write_report
 

@@ -43,9 +43,9 @@ def settings(tmp_path_factory):
     return small.model_copy(update={"references": small.references.model_copy(update={"models": 2})})
 
 
-def certify(settings, runs=2, budget="10m", confidence=0.9):
+def certify(settings, runs=2, budget="10m", confidence=0.9, width=200):
     out = io.StringIO()
-    certify_command(settings, runs, MARKED, confidence, budget, Console(file=out, width=200))
+    certify_command(settings, runs, MARKED, confidence, budget, Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -116,7 +116,8 @@ def test_mlflow_is_told_under_the_certificates_id(settings, tried):
 def test_a_second_start_makes_no_run_anew_and_keeps_the_id(settings, tried):
     known = read_procedure(settings.state_folder)
     results = {file: file.stat().st_mtime_ns for file in settings.state_folder.rglob("result.json")}
-    certify(settings, budget="0.000001s")
+    shown = certify(settings, budget="0.000001s", width=80)
+    assert all(value in shown for _, value in known.rows()), "a narrow terminal cuts a value off"
     again = read_procedure(settings.state_folder)
     assert again.model_copy(update={"made_at": known.made_at}) == known
     assert {file: file.stat().st_mtime_ns for file in settings.state_folder.rglob("result.json")} == results

@@ -156,8 +156,8 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _show(certificate: ProcedureCertificate, wanted: int, console: Console) -> None:
     table = Table(title=f"Procedure certificate {certificate.certificate}: {certificate.runs} of {wanted} runs")
-    table.add_column("what", no_wrap=True)
-    table.add_column(f"measured [exact {certificate.confidence:.0%} bounds]")
+    table.add_column("what")
+    table.add_column(plain(f"measured [exact {certificate.confidence:.0%} bounds]"), no_wrap=True)
     for name, value in certificate.rows():
         table.add_row(plain(name), plain(value))
     console.print(table)
