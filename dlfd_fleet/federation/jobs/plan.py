@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dlfd_fleet.audit import Role, expect
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
@@ -30,6 +31,18 @@ def plan(job: Coordinator, origin: Origin) -> None:
     note = ". ".join(said)
     job.progress.say(f"{note}.")
     job.advance("settled", note=note, epoch=card.epoch)
+
+
+def refuse_beside(unfinished: JobRecord) -> None:
+    """Refuse to plan while another kind of job is not finished.
+
+    Raises
+    ------
+    JobError
+        If it is another kind.
+    """
+    if unfinished.kind != "plan":
+        raise JobError(f"{unfinished.job} is not finished, and a plan goes on with nothing; see `job status`.")
 
 
 def _who(model: AuditedModel) -> str:
