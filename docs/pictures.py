@@ -1,6 +1,7 @@
 """Make the pictures of the docs from a real run: ``python docs/pictures.py STATE_FOLDER``, after ``dlfd-fleet demo``.
 
-Needs Chromium (Debian's package ``chromium``), which draws the erasure report as a reader sees it.
+Needs Chromium (Debian's package ``chromium``), which draws the erasure report and the desks as a reader sees them. For
+the desk of a site, more people ask in a copy of its folder.
 """
 
 from __future__ import annotations
@@ -9,9 +10,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from PIL import Image
+
+from dlfd_fleet.desk.access import rules_of
+from dlfd_fleet.desk.coordinator_desk import CoordinatorDesk
+from dlfd_fleet.desk.serving import LIMITS, guarded
+from dlfd_fleet.desk.site_desk import SiteDesk
+from dlfd_fleet.desk.starts import Starts
+from dlfd_fleet.device.connections import Server, listening
+from dlfd_fleet.ledger import Ground, Site, extend, refuse, request_forgetting, site_folders
+from dlfd_fleet.ledger.dates import site_day
+from dlfd_fleet.settings import Settings
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1000, 750
@@ -20,7 +35,7 @@ FIGURES = ("losses", "trade_off")
 
 
 def main(state: Path) -> None:
-    """Picture the beginning of the last erasure's report, and keep two of its figures."""
+    """Picture the beginning of the last erasure's report, and the desks; keep two of the report's figures."""
     chromium = shutil.which("chromium")
     reports = sorted(state.glob("coordinator/jobs/erase-*/report.html"))
     if chromium is None:
@@ -29,13 +44,62 @@ def main(state: Path) -> None:
         sys.exit(f"There is no erasure in {state}: dlfd-fleet demo makes one.")
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        shot = Path(folder) / "report.png"
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
-        command = [chromium, *options, f"--screenshot={shot}", reports[-1].resolve().as_uri()]
-        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words and files
-        keep(shot, "erasure-report")
+        picture(chromium, reports[-1].resolve().as_uri(), "erasure-report")
+        settings, site = Settings(state_folder=state), ask_more(site_folders(state)[0], Path(folder) / "site")
+        for name, desk, path in (
+            ("desk-site", SiteDesk(site, settings), "/"),
+            ("desk-lineage", CoordinatorDesk(settings, Starts(Path(folder) / "starts")), "/lineage"),
+        ):
+            with served(desk, settings) as address:
+                picture(chromium, address + path, name)
     for figure in FIGURES:
         keep(reports[-1].with_name(f"{figure}.png"), figure)
+
+
+def picture(chromium: str, address: str, name: str) -> None:
+    """Keep what the browser shows of an address."""
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder) / "shot.png"
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
+        command = [chromium, *options, f"--screenshot={shot}", address]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own words and files
+        keep(shot, name)
+
+
+def ask_more(folder: Path, copy: Path) -> Path:
+    """Let four more people of a site ask in a copy of its folder, and return that."""
+    shutil.copytree(folder, copy)
+    today = site_day(datetime.now(UTC))
+    with Site(copy) as site:
+        people = sorted(set(site.manifest().identities) - site.gone(site.manifest().identities))
+        asked = [
+            request_forgetting(
+                site,
+                person,
+                deadline_days=28,
+                received=today - timedelta(days),
+                verified_by="passport",
+                done_by="M. Ode",
+            )
+            for person, days in zip(people, (31, 24, 9, 2), strict=False)
+        ]
+        extend(site, asked[2].id, months=1, reason="Many requests came at once.", noticed=today, done_by="M. Ode")
+        refuse(site, asked[3].id, Ground.LEGAL_CLAIMS, reason="A court case.", done_by="M. Ode")
+    return copy
+
+
+@contextmanager
+def served(desk: SiteDesk | CoordinatorDesk, settings: Settings) -> Iterator[str]:
+    """Serve a desk, and give its address."""
+    rules = rules_of(settings.desk, "127.0.0.1", "M. Ode", over_tls=False)
+    with listening("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        server = Server(guarded(desk.application(), rules, desk.pages, port), LIMITS)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        thread.join()
 
 
 def keep(picture: Path, name: str) -> None:

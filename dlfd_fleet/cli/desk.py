@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlfd_fleet.cli.job import Federation, FlowerApp, SuperLink
 from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load
+
+if TYPE_CHECKING:
+    from dlfd_fleet.desk.coordinator_desk import CoordinatorDesk
+    from dlfd_fleet.desk.site_desk import SiteDesk
 
 
 def desk(
-    site: Annotated[Path, typer.Option("--site", help="The site's folder.")],
+    site: Annotated[
+        Path | None, typer.Option("--site", help="The site's folder; without it the desk is the coordinator's.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's needs a login.")] = (
         "127.0.0.1"
     ),
@@ -19,17 +26,31 @@ def desk(
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     by: By = None,
+    app: FlowerApp = None,
+    superlink: SuperLink = None,
+    federation_config: Federation = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Serve the desk as web pages until stopped: the requests of a site, with names."""
+    """Serve the desk as web pages until stopped: a site's requests, with names, or a fleet's jobs, without any."""
     from dlfd_fleet.desk.access import rules_of
     from dlfd_fleet.desk.serving import guarded, serve
-    from dlfd_fleet.desk.site_desk import SiteDesk
 
     settings = load(config, overrides).settings
     rules = rules_of(settings.desk, host, decided_by(by), over_tls=tls_certificate is not None)
-    one = SiteDesk(site, settings)
+    one: SiteDesk | CoordinatorDesk
+    if site is not None:
+        from dlfd_fleet.desk.site_desk import SiteDesk
+
+        one = SiteDesk(site, settings)
+    else:
+        from dlfd_fleet.desk.coordinator_desk import CoordinatorDesk
+        from dlfd_fleet.desk.starts import Starts, starting_options
+        from dlfd_fleet.federation.records.store import require_folder
+
+        require_folder(settings.state_folder)
+        options, variables = starting_options(settings, config, app, superlink, federation_config)
+        one = CoordinatorDesk(settings, Starts(settings.state_folder / "coordinator" / "starts", options, variables))
     name = f"[{host}]" if ":" in host else host
     console.print(
         f"The desk is at http{'s' if tls_certificate else ''}://{name}:{port}", soft_wrap=True, highlight=False

@@ -85,6 +85,32 @@ def watch(job: JobName = None, config: Config = None, overrides: Overrides = Non
         command.watch(store, command.choose(store, job).job, console)
 
 
+@app.command("export", epilog="Example: dlfd-fleet job export --from 2026-01-01 --to 2026-12-31 -o fleet-2026.zip")
+def export(
+    first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day: 2026-01-01.")],
+    last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, in UTC: 2026-12-31.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="ZIP archive to write.")],
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the jobs of a period, their requests, decisions and certificates as a signed archive; no name is in it."""
+    from dlfd_fleet.desk.fleet_records import write_fleet_records
+    from dlfd_fleet.federation.jobs.command import opened
+    from dlfd_fleet.federation.jobs.reporting import signer_file
+    from dlfd_fleet.ledger.dates import day_of
+    from dlfd_fleet.report import public_key_file
+
+    settings = load(config, overrides).settings
+    with opened(settings.state_folder) as store:
+        records = write_fleet_records(store, settings, output, day_of(first, "--from"), day_of(last, "--to"))
+        key = public_key_file(signer_file(settings, store.folder))
+    counts = ", ".join(f"{name} {number}" for name, number in records.predicate.rows.items())
+    console.print(f"{output} holds the records: {counts}.", soft_wrap=True, highlight=False)
+    console.print(
+        f"To verify it: dlfd-fleet forget export --verify {output} --key {key}", soft_wrap=True, highlight=False
+    )
+
+
 @app.command("cancel", epilog="Example: dlfd-fleet job cancel erase-20261128-120000-ab12")
 def cancel(
     job: Annotated[str, typer.Argument(help="Name of the job.")], config: Config = None, overrides: Overrides = None

@@ -94,7 +94,9 @@ def rules_of(settings: DeskSettings, host: str, user: str, *, over_tls: bool) ->
         raise ConfigurationError(
             f"At {host} the desk has no name of its own: set desk.hosts to the names that browsers reach it by."
         )
-    own = {"localhost", "127.0.0.1", "::1"} if is_loopback(host) else {host} if not everywhere else set[str]()
+    own = (
+        set[str]() if everywhere else {host} | ({"localhost", "127.0.0.1", "::1"} if is_loopback(host) else set[str]())
+    )
     return Rules(
         hosts=frozenset(name.casefold() for name in own | set(settings.hosts)),
         user=user,
@@ -168,9 +170,8 @@ class Access:
     def _find_user(self, request: Request, session: str) -> Response | None:
         state, rules = request.state, self.rules
         if rules.proxy is not None:
-            state.user = request.headers.get(rules.user_header, "").strip()
-            if not _is_from(request, rules.proxy) or not state.user or len(state.user) > LONGEST_NAME:
-                state.user = ""
+            state.user = _named(request, rules.user_header) if _is_from(request, rules.proxy) else ""
+            if not state.user:
                 return self._say(
                     request, 401, "The desk answers its reverse proxy alone, and that did not say who asks."
                 )
@@ -257,6 +258,16 @@ def _host_name(headers: Headers) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.rpartition(":")[0] if text.rpartition(":")[2].isdigit() and ":" in text else text
+
+
+def _named(request: Request, header: str) -> str:
+    """Return the user whom a header names, once; empty if it names none."""
+    given = request.headers.getlist(header)
+    try:
+        name = given[0].encode("latin-1").decode().strip() if len(given) == 1 else ""
+    except ValueError:
+        return ""
+    return name if name.isprintable() and len(name) <= LONGEST_NAME else ""
 
 
 def _is_from(request: Request, address: str) -> bool:

@@ -172,3 +172,27 @@ def test_the_first_tab_skips_to_the_content(keyboard):
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_somebody_logs_in_and_out(browser, folder, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("M. Ode a-token-that-nobody-guesses\n")
+    tokens.chmod(0o600)
+    settings = Settings(desk={"tokens": tokens})
+    desk, rules = SiteDesk(folder, settings), rules_of(settings.desk, "127.0.0.1", "", over_tls=False)
+    with served(lambda port: guarded(desk.application(), rules, desk.pages, port)) as address:
+        context = browser.new_context()
+        page = context.new_page()
+        keyboard = Keyboard(page)
+        page.goto(f"{address}/take-in")
+        assert faults_in_any_look(page) == []
+        keyboard.write("Your token", "a guess")
+        keyboard.press("Log in")
+        assert "Nobody has this token" in page.locator("#token-error").inner_text()
+        page.keyboard.type("a-token-that-nobody-guesses")
+        keyboard.press("Log in")
+        assert "You are M. Ode" in page.inner_text("header")
+        keyboard.press("Log out")
+        page.goto(address)
+        assert page.url == f"{address}/login"
+        context.close()

@@ -7,9 +7,10 @@ async function renew(part) {
   try {
     const answer = await fetch(part.dataset.live, { redirect: "error", cache: "no-store" });
     if (!answer.ok) throw new Error(String(answer.status));
-    goesOn = answer.headers.get("X-Goes-On") === "yes";
+    const isRead = part.contains(document.activeElement); // whoever has the focus in it keeps what they read
+    goesOn = isRead || answer.headers.get("X-Goes-On") === "yes";
     const text = await answer.text();
-    if (text !== part.dataset.last && !part.contains(document.activeElement)) {
+    if (text !== part.dataset.last && !isRead) {
       part.innerHTML = text;
       part.dataset.last = text;
     }

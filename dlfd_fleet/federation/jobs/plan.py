@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from dlfd_fleet.audit import Role, expect
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.due import waiting_at
 from dlfd_fleet.federation.jobs.erase import Origin
@@ -36,6 +37,18 @@ def plan(job: Coordinator, origin: Origin) -> None:
     note = ". ".join(said)
     job.progress.say(f"{note}.")
     job.advance("settled", note=note, epoch=card.epoch)
+
+
+def refuse_beside(unfinished: JobRecord) -> None:
+    """Refuse to plan while another kind of job is not finished.
+
+    Raises
+    ------
+    JobError
+        If it is another kind.
+    """
+    if unfinished.kind != "plan":
+        raise JobError(f"{unfinished.job} is not finished, and a plan goes on with nothing; see `job status`.")
 
 
 def _due(job: Coordinator, pending: Mapping[int, PendingReply]) -> str:

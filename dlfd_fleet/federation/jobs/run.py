@@ -12,7 +12,7 @@ from dlfd_fleet.exceptions import FleetError, JobCancelledError, JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import erase
 from dlfd_fleet.federation.jobs.pictures import outcome_tags
-from dlfd_fleet.federation.jobs.plan import plan
+from dlfd_fleet.federation.jobs.plan import plan, refuse_beside
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.references import references, refuse_no_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
@@ -71,8 +71,8 @@ def run_jobs(
         tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
-            if kind == "plan" and record.kind != "plan":
-                raise JobError(f"{record.job} is not finished, and a plan goes on with nothing; see `job status`.")
+            if kind == "plan":
+                refuse_beside(record)
             progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = carry_out(grid, store, tracker, progress, record)
         if given is not None and given.epoch != store.champions.epoch():

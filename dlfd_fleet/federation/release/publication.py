@@ -84,14 +84,20 @@ def why_not(store: Store, settings: Settings, record: JobRecord) -> str | None:
 def _why_revoked(settings: Settings, record: JobRecord) -> str | None:
     """Return the reason of a person who revoked a job's version in the registry, if one did."""
     from dlfd_fleet.tracking import open_registry
-    from dlfd_fleet.tracking.tracker import tracking_uri
 
-    uri = tracking_uri(settings.tracking, settings.state_folder)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return None  # nothing was ever registered
+    if not has_registry(settings):
+        return None
     with open_registry(settings.tracking, settings.state_folder) as registry:
         version = registry.version_of(record.job)
     return f"it is revoked: {version.revoked}" if version and version.revoked else None
+
+
+def has_registry(settings: Settings) -> bool:
+    """Tell whether anything may be registered: a store of this machine's own is made with the first version."""
+    from dlfd_fleet.tracking.tracker import tracking_uri
+
+    uri = tracking_uri(settings.tracking, settings.state_folder)
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def why_not_file(settings: Settings, record: JobRecord, form: Format) -> str | None:

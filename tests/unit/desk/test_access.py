@@ -243,6 +243,10 @@ def test_a_proxy_says_who_asks_and_nobody_else_may(desk):
         answer = desk(client=client, **settings).get("/", headers=headers)
         assert answer.status_code == 401
         assert "Nia" not in answer.text
+    one = desk(client=("10.0.0.5", 1), **settings)
+    assert one.get("/", headers=[("x-forwarded-user", "Nia"), ("x-forwarded-user", "Ode")]).status_code == 401
+    assert one.get("/", headers={"x-forwarded-user": "x" * 201}).status_code == 401
+    assert "You are <bdi>Zoë</bdi>" in one.get("/", headers={"x-forwarded-user": "Zoë".encode()}).text
     other = desk(client=("10.0.0.5", 1), user_header="X-User", **settings)
     assert other.get("/", headers=named).status_code == 401
     assert other.get("/", headers={"x-user": "Nia"}).status_code == 200
@@ -272,6 +276,10 @@ def test_a_form_of_one_user_of_a_proxy_is_none_of_another(desk):
 def test_an_address_that_would_be_open_is_refused(host, over_tls, settings, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         rules_of(DeskSettings(**settings), host, "ode", over_tls=over_tls)
+
+
+def test_another_address_of_this_machine_is_a_name_of_its_own():
+    assert "127.0.0.2" in rules_of(DeskSettings(), "127.0.0.2", "ode", over_tls=False).hosts
 
 
 def test_another_address_answers_under_its_own_name_alone():

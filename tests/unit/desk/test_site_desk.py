@@ -21,6 +21,7 @@ from dlfd_fleet.settings import Settings
 from tests.clinic import ask, forget, give_to_job, make_clinic, on_day
 from tests.command import run_command
 from tests.desk_client import Visitor, wrong
+from tests.desk_fleet import add_devices, fleet_settings, make_fleet
 
 TODAY = datetime.now(UTC).astimezone().date()
 HOSTILE = "<script>alert('a')</script>"
@@ -204,6 +205,20 @@ def test_a_request_of_another_site_is_answered_there(visitor, site):
     assert "that site writes to the person" in visitor.get(f"/requests/{joined.id}/letter").text
     answer = visitor.post(f"/requests/{joined.id}/extend", months="1", reason="r", noticed=str(TODAY))
     assert "was made at another site; it is extended there" in wrong(answer)["form"]
+
+
+def test_with_the_coordinator_on_this_machine_devices_are_named_and_sites_that_were_away(visitor, site, tmp_path):
+    settings = fleet_settings(tmp_path / "state")
+    make_fleet(settings).close()
+    add_devices(settings)
+    request = forget(site, ask(site, "bert"), job="erase-2", epoch=2)
+    text = visitor.get(f"/requests/{request.id}").text
+    assert "erase-2 is settled." in text
+    assert "Site site-9 was away: it did not answer &lt;script&gt;" in text
+    assert "Device camera-old was at epoch 1 when it last reported" in text
+    assert "Device camera-silent has never reported." in text
+    other = forget(site, ask(site, "cleo"), job="erase-of-another-fleet", epoch=1)
+    assert "erase-of-another-fleet is" not in visitor.get(f"/requests/{other.id}").text
 
 
 def test_an_archive_is_the_commands(visitor, folder, site, tmp_path):

@@ -1,0 +1,117 @@
+"""A coordinator's desk in a real browser: every flow by keyboard alone, and a page that changes with its job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dlfd_fleet.federation.records.store import Store
+from tests.desk_browser import Keyboard, chromium, faults_in_any_look, served
+from tests.desk_fleet import add_devices, desk_of, fleet_settings, make_fleet
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    made = fleet_settings(tmp_path_factory.mktemp("desk") / "state")
+    make_fleet(made).close()
+    add_devices(made)
+    os.mkfifo(made.state_folder / "waits")
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(settings):
+    with served(lambda port: desk_of(settings, port, str(settings.state_folder / "waits"))) as address:
+        yield address
+
+
+@pytest.fixture
+def store(settings):
+    opened = Store(settings.state_folder)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=[390, 1280])
+def keyboard(browser, url, request):
+    context = browser.new_context(viewport={"width": request.param, "height": 844})
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    yield Keyboard(page)
+    context.close()
+    assert not [text for text in said if "422" not in text]  # the browser names every status above 399
+
+
+def test_every_page_can_be_read_by_everybody(browser, url, store):
+    page = browser.new_page()
+    with store.lock():
+        for path in (
+            *("/", "/jobs", "/jobs/erase-2", "/jobs/erase-3", "/lineage", "/devices", "/records"),
+            *("/do/start/erase", "/do/cancel/erase-3", "/do/promote/1", "/nowhere"),
+        ):
+            page.goto(url + path)
+            assert faults_in_any_look(page) == [], path
+            assert "gone" not in page.title()
+    page.close()
+
+
+def test_a_job_is_started_with_a_reason_and_its_page_follows_it(keyboard, settings, store):
+    page = keyboard.page
+    keyboard.press("Start an erasure", "link")
+    keyboard.press("Go on")
+    assert "The reason is empty" in page.locator("#reason-error").inner_text()
+    page.keyboard.type("It is time.")  # the focus is there
+    keyboard.press("Go on")
+    assert "this will happen" in page.get_by_role("heading", level=1).inner_text()
+    assert faults_in_any_look(page) == []
+    keyboard.press("Start an erasure")
+    assert page.get_by_text("running", exact=True).is_visible()
+    page.get_by_text("asked for job start erase").wait_for()
+    with Path(settings.state_folder / "waits").open("w") as waits:  # the job ends when it has read this
+        waits.write("go on")
+    page.get_by_text("Error: there is no site.").wait_for()
+    assert page.get_by_text("ended", exact=True).is_visible()
+    assert store.decisions.all()[-1].why == "It is time."
+
+
+def test_a_running_job_is_followed_on_its_page(keyboard, store):
+    page = keyboard.page
+    with store.lock():
+        keyboard.press("Jobs", "link")
+        keyboard.press("erase-3", "link")
+        page.get_by_text("unlearning").wait_for()
+        store.activities.note("erase-3", {"site-1": "query.audit"})
+        page.get_by_text("auditing the model").wait_for()
+        store.activities.note("erase-3", {"site-1": "train.unlearn"})
+    page.get_by_text("started, interrupted").wait_for()
+
+
+def test_a_release_is_held_and_goes_on(keyboard, store):
+    keyboard.press("Devices", "link")
+    for button, shown in (("Hold the release", "paused"), ("Go on with the release", "running")):
+        keyboard.press(button, "link")
+        keyboard.write("Reason", "A fault of the camera.")
+        keyboard.press("Go on")
+        keyboard.press(button)
+        assert f": {shown}" in keyboard.page.inner_text("main")
+    assert [each.act for each in store.decisions.all()[-2:]] == ["hold", "go on"]
+
+
+def test_a_job_is_cancelled_after_a_second_look(keyboard, store):
+    keyboard.page.goto(f"{keyboard.page.url}jobs/erase-3")
+    keyboard.press("Cancel", "link")
+    keyboard.write("Reason", "The wrong people.")
+    keyboard.press("Go on")
+    keyboard.press("Cancel erase-3")
+    assert store.is_cancelled("erase-3")
+    assert store.decisions.all()[-1].why == "The wrong people."
