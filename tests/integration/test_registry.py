@@ -105,6 +105,17 @@ def test_an_alias_that_a_person_moved_is_followed_only_to_a_version_that_may_run
     assert [move.who for move in store.champions.history()] == ["job train-1", "the registry"]
 
 
+def test_a_registry_that_is_ahead_tells_of_a_state_folder_that_was_put_back(fleet):
+    settings, store = fleet(jobs=("train-1", "erase-held"))
+    client, said = client_of(f"sqlite:///{settings.state_folder / 'mlflow.db'}"), []
+    client.set_registered_model_alias("dlfd-fleet", "champion", "2")
+    store.folders.delete_arrays("erase-held")
+    with open_tracker(settings.tracking, settings.state_folder) as tracker:
+        assert agreed_champion(store, tracker, said.append) == Champion(job="train-1", epoch=0)
+    assert "is of the erasure epoch 1, and this coordinator is at 0" in said[0]
+    assert "put back from a backup" in said[0]
+
+
 def test_bytes_that_are_still_in_the_store_are_found(fleet):
     settings, _ = fleet(jobs=("train-1",))
     artifacts = settings.state_folder / "mlartifacts"

@@ -254,13 +254,16 @@ class Life:
             write_npz(file, {name: rows[name][rows["people"] == person] for name in rows.files})
 
     def _bring_back(self, number: int, state: State) -> None:
-        """Import the very rows of somebody who is forgotten again, under another name: no site may list them."""
+        """Import the very rows of somebody who is forgotten again, their name spelled otherwise: no site may list them.
+
+        Numbers are told by their person, too, so under another name they would be somebody else's.
+        """
         there = [pair for pair in self._forgotten(state) if pair[0] not in self._away(number)]
         if there:
             node, person = there[number % len(there)]
             with np.load(self.folder / "copies" / f"{person}.npz", allow_pickle=False) as rows:
                 arrays = {name: rows[name] for name in rows.files}
-            arrays["people"] = np.full(len(arrays["people"]), f"copy-{number:04d}")
+            arrays["people"] = np.full(len(arrays["people"]), person.upper())
             self._add_arrays(node, arrays)
 
     # ------------------------------------------------------------------ what is left of whom

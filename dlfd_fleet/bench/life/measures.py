@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry
 
-_QUERIES, _RUNS = 5, 50
+_QUERIES, _RUNS = 5, 5
 MEBIBYTE = 2**20
 
 
@@ -40,7 +40,7 @@ class Erasure:
     mlflow
         Mebibytes of MLflow's store and files.
     query
-        Seconds of two questions to MLflow: all versions of the model, and the last 50 erasures.
+        Seconds of two questions to MLflow: all versions of the model, and the last 5 erasures.
     """
 
     number: int

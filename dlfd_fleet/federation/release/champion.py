@@ -29,7 +29,15 @@ def agreed_champion(store: Store, tracker: Tracker, say: Callable[[str], None]) 
     except TrackingError as error:
         say(f"{error} Our own note of the champion is used.")
         return own
-    if own is None or version is None or not (store.folders.model(version.job) / ONNX_FILE).exists():
+    if own is None or version is None:
+        return own
+    if not (store.folders.model(version.job) / ONNX_FILE).exists():
+        if version.epoch > own.epoch:
+            say(
+                f"The registry's champion is of the erasure epoch {version.epoch}, and this coordinator is at "
+                f"{own.epoch}, and has not its files: was the state folder put back from a backup? The own champion "
+                "is used, and may remember whom the fleet has forgotten since."
+            )
         return own
     found = Champion(job=version.job, epoch=version.epoch)
     if found == own or tracker.owes_model(own.job):
