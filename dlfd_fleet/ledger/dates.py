@@ -59,7 +59,7 @@ def day_of(text: str, what: str) -> date:
             raise ValueError
         return date.fromisoformat(text)
     except ValueError:
-        raise LedgerError(f"{what} is '{text}', which is no day; write it as YEAR-MONTH-DAY: 2026-11-20.") from None
+        raise LedgerError(f"{what} is '{text}', not a day; write it as YEAR-MONTH-DAY, such as 2026-11-20.") from None
 
 
 def first_deadline(received: date, days: int, today: date) -> date:
