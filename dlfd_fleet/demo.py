@@ -25,6 +25,7 @@ from rich.table import Table
 
 from dlfd_fleet.data import Manifest, choose_people_to_forget
 from dlfd_fleet.exceptions import ConfigurationError, DeviceError, JobError
+from dlfd_fleet.federation.jobs.reporting import said_in_short
 from dlfd_fleet.federation.jobs.summary import summarise
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import LOCK_FILE, Store
@@ -230,10 +231,12 @@ class Demo:
             raise JobError("The training job left no champion model.")
         onnx_file = store.folders.model(champion.job) / "model.onnx"
         self.console.print(device_table(onnx_file, self.settings))
-        summary = summarise(record)
+        summary = summarise(record, said_in_short(store, record))
         table = Table(*summary.columns, title=summary.title)
         for row in summary.rows:
             table.add_row(*row)
+        for line in summary.lead:
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
         self.console.print(table)
         self.console.print(summary.footer)
         if not record.released:

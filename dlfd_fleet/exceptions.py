@@ -12,7 +12,19 @@ from pathlib import Path
 
 
 class FleetError(Exception):
-    """Base of every error that a user, an operator or a site can fix."""
+    """Base of every error that a user, an operator or a site can fix.
+
+    Parameters
+    ----------
+    sentence
+        What is wrong, where, and what to do.
+    field
+        Which part of a decision is wrong, as the function that takes it calls it; empty if it is none of them.
+    """
+
+    def __init__(self, sentence: str = "", field: str = "") -> None:
+        super().__init__(sentence)
+        self.field = field
 
 
 class ConfigurationError(FleetError):

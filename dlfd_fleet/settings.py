@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from pathlib import Path
@@ -153,6 +154,16 @@ def _mlflow_name(value: str, refused: frozenset[str]) -> str:
             f"it holds {wrong[0]!r}, which MLflow misreads in its filters and addresses; use letters, digits, blanks, "
             "'-', '_' and '.'"
         )
+    return value
+
+
+def _address(value: str | None) -> str | None:
+    """Refuse what is no address of one machine."""
+    if value is not None:
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError(f"'{value}' is no IP address, such as 10.0.0.5") from None
     return value
 
 
@@ -393,15 +404,32 @@ class ReferenceSettings(Section):
         return value
 
 
+class DueSettings(Section):
+    """When `job start erase --if-due` starts a job. One of the three is enough, if somebody waits."""
+
+    days_left: Annotated[int, Field(ge=0, le=366)] = Field(
+        14, description="The earliest deadline is at most so many days away: then there is time to try again."
+    )
+    batch: Count = Field(8, description="So many requests wait: together they cost little more than one.")
+    interval_days: Count = Field(7, description="So many days have passed since the last erasure began.")
+
+
 class ErasureSettings(Section):
     """The erasure job."""
 
     deadline_days: Annotated[int, Field(ge=1, le=366)] = Field(
         28, description="Calendar days from receipt to the deadline; 28 is never more than a month."
     )
+    due: DueSettings = Field(default_factory=DueSettings)
     way: Literal["unlearn", "retrain", "cheapest"] = Field(
         "unlearn",
         description="unlearn, retrain without the people (exact), or the cheapest of both.",
+    )
+    retrain_after: Count | None = Field(
+        None, description="Erasures by unlearning since the last full training after which the next one trains anew."
+    )
+    retrain_drift: Fraction | None = Field(
+        None, description="Test accuracy lost since the last full training above which the next erasure trains anew."
     )
     rounds: Count = Field(5, description="Most rounds of unlearning and repair in one attempt.")
     method: Annotated[str, name_in(_METHODS, "the package of another method must be installed here")] = Field(
@@ -525,6 +553,15 @@ class ReleaseSettings(Section):
         return value.expanduser().absolute() if value else None
 
 
+class StorageSettings(Section):
+    """What the coordinator's state folder keeps of jobs that have ended."""
+
+    prune: bool = Field(True, description="Delete models that nothing needs after each job.")
+    models: Count = Field(
+        5, description="Models of ended jobs that are kept beside the champion and those that wait for a decision."
+    )
+
+
 class ExportSettings(Section):
     """The files that devices run."""
 
@@ -591,7 +628,7 @@ class DeliverySettings(Section):
 
 
 class DeskSettings(Section):
-    """Templates and names for letters to people."""
+    """The desk: who may use it, and templates and names for letters to people."""
 
     letters: Path | None = Field(
         None,
@@ -600,6 +637,19 @@ class DeskSettings(Section):
     )
     sender: str = Field("", description="Name and address at the head of letters; default: the site's name.")
     authority: str = Field("", description="Supervisory authority in letters, with address.")
+    hosts: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="Names that browsers reach the desk by, beside its own address; separated by commas."
+    )
+    tokens: Path | None = Field(
+        None,
+        description="File of who may log in: a name, a blank and a token in a line, for its owner alone (mode 600).",
+    )
+    proxy: Annotated[str | None, AfterValidator(_address)] = Field(
+        None, description="IP address of the reverse proxy that says who asks; then the desk answers nobody else."
+    )
+    user_header: Annotated[str, Field(pattern="^[A-Za-z0-9-]{1,100}$")] = Field(
+        "X-Forwarded-User", description="Header in which the reverse proxy names the user."
+    )
 
 
 class TrackingSettings(Section):
@@ -639,6 +689,7 @@ class Settings(BaseSettings):
     fleet: FleetSettings = Field(default_factory=FleetSettings)
     bench: BenchSettings = Field(default_factory=BenchSettings)
     release: ReleaseSettings = Field(default_factory=ReleaseSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     export: ExportSettings = Field(default_factory=ExportSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     desk: DeskSettings = Field(default_factory=DeskSettings)

@@ -17,7 +17,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the job that the run's configuration names: ``job = "train"``, ``"erase"``, ``"references"`` or ``"plan"``.
 
-    ``fresh = true`` lets a training job begin with fresh weights in place of the champion's.
+    ``fresh = true`` lets a training job begin with fresh weights in place of the champion's; ``if_due = true`` lets an
+    erasure begin only if one is due.
     """
     kind = str(context.run_config.get("job", "erase"))
     if kind not in ("train", "erase", "references", "plan"):
@@ -29,5 +30,11 @@ def main(grid: Grid, context: Context) -> None:
         unlearning.make_references(grid)
     elif kind == "plan":
         unlearning.plan(grid)
-    else:
+    elif not context.run_config.get("if_due", False) or _is_due(unlearning, grid):
         unlearning.start(grid)
+
+
+def _is_due(unlearning: FederatedUnlearning, grid: Grid) -> bool:
+    due = unlearning.whether_due(grid)
+    unlearning.progress.say(due.why)
+    return due.is_due

@@ -28,6 +28,7 @@ from dlfd_fleet.audit.equivalence import Difference, accuracy_difference, auc_di
 from dlfd_fleet.audit.expected import Expected, expect
 from dlfd_fleet.audit.gate import Reading, gate_metrics, matched_auc, read_gate
 from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict, margin_in_words
+from dlfd_fleet.audit.rates import Rate
 from dlfd_fleet.audit.registry import ATTACKS, Attack, Need, Observation, possible_attacks
 from dlfd_fleet.audit.samples import Role, SampleScores
 from dlfd_fleet.audit.scores import (
@@ -73,6 +74,7 @@ __all__ = [
     "Need",
     "Observation",
     "Outcome",
+    "Rate",
     "Reading",
     "ReferenceLosses",
     "ReferenceSums",

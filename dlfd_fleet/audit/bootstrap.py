@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Floats = NDArray[np.float64]
+_NO_BOUNDS = 0.95
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -24,7 +25,14 @@ class Estimate(BaseModel):
     high: Unit
     standard_error: Annotated[float, Field(ge=0.0)]
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the bounds are as wide as all that there is: then neither they nor the value are a result."""
+        return self.high - self.low >= _NO_BOUNDS
+
     def __str__(self) -> str:
+        if self.says_nothing:
+            return f"{self.value:.3f}, with bounds that exclude nothing"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

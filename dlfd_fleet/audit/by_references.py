@@ -20,9 +20,6 @@ A site sends sums over its people (:class:`ReferenceSums`). The coordinator comp
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 from typing import Annotated, Self
 
 import numpy as np
@@ -41,6 +38,8 @@ LINE = 5
 _MOMENTS = LINE * (LINE + 1) // 2
 _LARGEST = (1.0, 14.0, 14.0, 196.0, 196.0)  # of an image
 _ROUNDING = 1e-6
+_ROUNDED = 1.01  # sums are sent with few digits
+_LEAST_GAP = 1e-6  # mean square of an image's gap; with less nobody is remembered
 
 Sum = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 _People = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -72,14 +71,14 @@ class MemberSums(BaseModel):
 
     @model_validator(mode="after")
     def _of_such_images(self) -> Self:
-        few = 1.0 + 1e-2  # sums are rounded
         wrong = {
-            "of people without images": self.people > self.images,
-            "of larger gaps than answers can have": self.weight > few * _MOST_GAP * self.images,
-            "of a gap that is not that of its images": self.weight**2 > few**3 * self.gap * self.images
-            or self.gap > few * _MOST_GAP * self.weight,
+            "of people without images": self.people > self.images or (self.images > 0 and not self.people),
+            "of larger gaps than answers can have": self.weight > _ROUNDED * _MOST_GAP * self.images,
+            "of a gap that is not that of its images": self.weight**2 > _ROUNDED**3 * self.gap * self.images
+            or self.gap > _ROUNDED * _MOST_GAP * self.weight
+            or 0.0 < self.gap < _LEAST_GAP * self.images,
             "of surer answers than there are": max(abs(self.predicted), abs(self.excess) / 2.0)
-            > few * _MOST_SAID * self.weight,
+            > _ROUNDED * _MOST_SAID * self.weight,
         }
         if said := [what for what, is_so in wrong.items() if is_so]:
             raise ValueError(f"the sums are {said[0]}")
@@ -114,14 +113,15 @@ class UnseenSums(BaseModel):
         # One person alone may have all of the images, and none has more.
         largest = [[_LARGEST[one] * _LARGEST[other] * images**2 for other in range(LINE)] for one in range(LINE)]
         bounded = all(
-            abs(each) <= most * images + _ROUNDING
+            abs(each) <= most * images * _ROUNDED + _ROUNDING
             for line in (self.line, self.half_line)
             for each, most in zip(line, _LARGEST, strict=True)
         ) and all(
-            abs(each) <= largest[one][other] * (1.0 + 1e-9) + _ROUNDING
+            abs(each) <= largest[one][other] * _ROUNDED + _ROUNDING and (one != other or each >= 0.0)
             for each, one, other in zip(self.products, *np.triu_indices(LINE), strict=True)
         )
-        if not bounded or images < 0.0 or self.people > images + _ROUNDING:
+        counted = self.people <= images + _ROUNDING and (self.people > 0 or not images)
+        if not bounded or images < 0.0 or not counted:
             raise ValueError("the sums are of surer answers than there are, or of people without images")
         return self
 
@@ -129,24 +129,6 @@ class UnseenSums(BaseModel):
     def images(self) -> float:
         """Number of images of these people."""
         return self.line[0]
-
-    @classmethod
-    def added(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
-        """Return the sums over the people of several sites."""
-        return cls(people=sum(part.people for part in parts), **_of_each(parts, math.fsum))
-
-    @classmethod
-    def middle(cls, parts: Sequence[UnseenSums]) -> UnseenSums:
-        """Return the median of what several sites report of the same people."""
-        # Not checked again: numbers in the middle of several sites' need not be those of any people.
-        return cls.model_construct(None, people=int(median(part.people for part in parts)), **_of_each(parts, median))
-
-
-def _of_each(parts: Sequence[UnseenSums], joined: Callable[[Iterable[float]], float]) -> dict[str, tuple[float, ...]]:
-    return {
-        name: tuple(joined(column) for column in zip(*(getattr(part, name) for part in parts), strict=True))
-        for name in ("line", "products", "half_line")
-    }
 
 
 class ReferenceSums(BaseModel):
@@ -224,6 +206,8 @@ def reference_sums(
     def member_sums(rows: NDArray[np.bool_]) -> MemberSums:
         rows = rows & usable
         weight = gap[rows]
+        if (weight**2).sum() < _LEAST_GAP * _ROUNDED * len(weight):
+            weight = np.zeros_like(weight)
         columns = {
             "weight": weight,
             "gap": weight**2,
@@ -303,9 +287,9 @@ def _unseen_sums(of_pairs: Floats, now: Floats, person: NDArray[np.int64]) -> Un
     upper = np.triu_indices(LINE)
     return UnseenSums(
         people=len(each),
-        line=tuple(each.sum(axis=0).tolist()),
-        products=tuple((each.T @ each)[upper].tolist()),
-        half_line=tuple(np.mean(half, axis=0).sum(axis=0).tolist()),
+        line=(float(len(now)), *map(_coarse, each.sum(axis=0)[1:])),
+        products=tuple(map(_coarse, (each.T @ each)[upper])),
+        half_line=(float(len(now)), *map(_coarse, np.mean(half, axis=0).sum(axis=0)[1:])),
     )
 
 

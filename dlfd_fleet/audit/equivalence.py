@@ -20,6 +20,7 @@ from dlfd_fleet.audit.samples import SampleScores
 from dlfd_fleet.exceptions import DataError
 
 _TWO_SIDED, _ONE_SIDED = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(0.95)
+_NO_BOUND = 0.49  # of AUC, on both sides: as wide as all that an AUC can be
 
 
 class Difference(BaseModel):
@@ -63,6 +64,8 @@ class Difference(BaseModel):
         return equivalence_power(self.standard_error, margin)
 
     def __str__(self) -> str:
+        if self.low <= -_NO_BOUND and self.high >= _NO_BOUND:
+            return f"{self.value:+.3f}, with bounds that exclude nothing"
         return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 

@@ -17,7 +17,13 @@ from dlfd_fleet.audit.bootstrap import Estimate
 from dlfd_fleet.audit.equivalence import Difference, equivalence_power
 from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict
 from dlfd_fleet.audit.scores import Scores
-from dlfd_fleet.audit.verdict_by_references import judge_by_references, leaks, left_by_references, why_not_by_references
+from dlfd_fleet.audit.verdict_by_references import (
+    judge_by_references,
+    leaks,
+    left_by_references,
+    left_without_each,
+    why_not_by_references,
+)
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -26,7 +32,10 @@ NOBODY_UNSEEN = "no unseen people were audited"
 _NOTHING_TO_COMPARE_WITH = (
     f"{NOBODY_UNSEEN}, nor a retrained model, so nothing says whether the forgotten people are still remembered"
 )
-_NO_BOUNDS = 0.99  # of an AUC
+_NOT_SEEN_AGAIN = (
+    "the model passes by reference models, but after further training they could not say what is left: too few people "
+    "never trained on were audited there"
+)
 _ROUNDING = 5e-4  # a drop of exactly the bound is allowed, whatever the rounding of its two terms
 
 
@@ -54,8 +63,11 @@ def judge(original: Scores, candidate: Scores, settings: AuditSettings, referenc
     """
     _require_forgotten(original, candidate)
     if (left := left_by_references(original, candidate)) is not None:
-        doubts = [drop.in_doubt for drop in _drops(original, candidate, settings) if drop.is_seen]
-        return judge_by_references(left, _utility_failures(original, candidate, settings), doubts, settings.margin)
+        failures, doubts = (
+            _utility_failures(original, candidate, settings),
+            _utility_doubts(original, candidate, settings),
+        )
+        return judge_by_references(left, failures, doubts, settings.margin, left_without_each(original, candidate))
     if original.mia_auc is None or candidate.mia_auc is None:
         return _judge_without_unseen(original, candidate, settings, reference)
     power = equivalence_power(candidate.mia_auc.standard_error, settings.margin)
@@ -224,16 +236,20 @@ def judge_relearned(
     """
     _require_forgotten(original, relearned)
     before, after = beside_reference(original, reference), beside_reference(relearned, reference)
-    if verdict.evidence is Evidence.REFERENCES and (left := left_by_references(original, relearned)) is not None:
-        found = leaks(left)
+    unknown, by_references = False, verdict.evidence is Evidence.REFERENCES
+    if by_references and (left := left_by_references(original, relearned)) is not None:
+        found = leaks(left, left_without_each(original, relearned))
     elif original.mia_auc is not None and relearned.mia_auc is not None:
-        found = _leaks(original.mia_auc, relearned.mia_auc, settings.margin)
+        found, unknown = _leaks(original.mia_auc, relearned.mia_auc, settings.margin), by_references
     elif before is not None and after is not None:
         found = _leaks_beside_reference(before, after, settings.margin)
     else:
-        return verdict  # it says itself that nothing could be measured
-    again = [f"after further training, {leak}" for leak in found]
-    return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(again)}) if again else verdict
+        found, unknown = [], by_references  # any other verdict says itself that nothing could be measured
+    if again := [f"after further training, {leak}" for leak in found]:
+        return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": tuple(again)})
+    if unknown and verdict.outcome is Outcome.PASS:
+        return verdict.model_copy(update={"outcome": Outcome.INCONCLUSIVE, "reasons": (_NOT_SEEN_AGAIN,)})
+    return verdict
 
 
 def judge_retrained(original: Scores, retrained: Scores, settings: AuditSettings) -> Verdict:
@@ -480,36 +496,29 @@ def _within(auc: Estimate, margin: float) -> bool:
     return 0.5 - margin < auc.value - half <= auc.value + half < 0.5 + margin
 
 
-def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
-    """List why equivalence is not shown: controls that do not work, or too few images."""
-    doubts, margin = list[str](), settings.margin
-    doubts += [drop.in_doubt for drop in _drops(original, candidate, settings) if drop.is_seen]
+def _utility_doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
+    doubts = [drop.in_doubt for drop in _drops(original, candidate, settings) if drop.is_seen]
     if candidate.unseen_classes < 2:
         doubts.append("the test people show one class only, so a collapse towards it cannot be seen")
+    return doubts
+
+
+def _doubts(original: Scores, candidate: Scores, settings: AuditSettings) -> list[str]:
+    """List why equivalence is not shown: controls that do not work, or too few images."""
+    doubts, margin = _utility_doubts(original, candidate, settings), settings.margin
     assert original.mia_auc is not None  # noqa: S101 - judge() has refused it
     assert candidate.mia_auc is not None  # noqa: S101
     if original.mia_auc.low <= 0.5:
         # A lead that bounds do not show may be memory as well.
         unknown = ": too few people to tell" if original.mia_auc.value >= 0.5 + margin else ""
-        doubts.append(
-            f"the attack may find nobody in the original model either{unknown} (AUC {_bounded(original.mia_auc)})"
-        )
+        doubts.append(f"the attack may find nobody in the original model either{unknown} (AUC {original.mia_auc})")
     control = candidate.control_auc
     if control is not None and not control.low <= 0.5 <= control.high:
-        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {_bounded(control)})")
+        doubts.append(f"the attack tells two groups of never-trained people apart (AUC {control})")
     if not _within(candidate.mia_auc, margin):
         images = f"{candidate.forget_images} forgotten and {candidate.unseen_images} unseen images"
         if candidate.mia_auc.value >= 0.5 + margin:
-            doubts.append(
-                f"{images} are of too few people to tell whether it leaks (AUC {_bounded(candidate.mia_auc)})"
-            )
+            doubts.append(f"{images} are of too few people to tell whether it leaks (AUC {candidate.mia_auc})")
         else:
-            doubts.append(
-                f"no leak was detected (AUC {_bounded(candidate.mia_auc)}), but {images} are too few to exclude one"
-            )
+            doubts.append(f"no leak was detected (AUC {candidate.mia_auc}), but {images} are too few to exclude one")
     return doubts
-
-
-def _bounded(auc: Estimate) -> str:
-    """Say an AUC with its bounds, or that these exclude nothing: from 0 to 1 they are no result."""
-    return str(auc) if auc.high - auc.low < _NO_BOUNDS else f"{auc.value:.3f}, with bounds that exclude nothing"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dlfd_fleet.audit.outcome import Evidence, Outcome, Verdict
 from dlfd_fleet.audit.scores import Scores
 from dlfd_fleet.audit.shares import HALF, Left
@@ -19,6 +21,15 @@ def left_by_references(original: Scores, model: Scores) -> Left | None:
     return Left.of(before, after) if covered else None
 
 
+def left_without_each(original: Scores, model: Scores) -> dict[str, Left]:
+    """Return what is left of forgotten people without all that one site sent, by site, where references can say it."""
+    before, after = original.member_share, model.member_share
+    if before is None or after is None:
+        return {}
+    pairs = {site: (before.without[site], after.without[site]) for site in before.without.keys() & after.without.keys()}
+    return {site: Left.of(*pair) for site, pair in sorted(pairs.items()) if pair[0].finds_members}
+
+
 def why_not_by_references(original: Scores, model: Scores) -> list[str]:
     """Say why reference models that have answered are not the evidence; nothing where there are none, or they are."""
     before, after = original.member_share, model.member_share
@@ -32,40 +43,56 @@ def why_not_by_references(original: Scores, model: Scores) -> list[str]:
     ]
 
 
-def judge_by_references(left: Left, failures: list[str], doubts: list[str], margin: float) -> Verdict:
-    """Judge by what is left; two-sided, for people who stand out by high losses are found, too.
+def judge_by_references(
+    left: Left, failures: list[str], doubts: list[str], margin: float, without: Mapping[str, Left] | None = None
+) -> Verdict:
+    """Judge by what is left. It is two-sided, because people who stand out by high losses are found, too.
+
+    One site alone cannot make a leak pass: the forgotten people of the others are judged without all that it sent, too.
 
     Parameters
     ----------
     failures, doubts
         What is wrong with the model's utility, and what may be.
     margin
-        Of AUC, for what else the verdict's reader compares.
+        Of the AUC; the verdict's reader sees it beside other scores.
+    without
+        What is left without each site (:func:`left_without_each`).
     """
-    failures, doubts = failures + leaks(left), doubts + _undecided(left)
+    without = without or {}
+    failures, doubts = failures + leaks(left, without), doubts + _undecided(left, without)
     if failures:
         outcome, reasons = Outcome.FAIL, failures
     elif doubts:
         outcome, reasons = Outcome.INCONCLUSIVE, doubts
     else:
         outcome, reasons = Outcome.PASS, [f"{_said(left)}; {_attacker(left)}"]
+    # Of a PASS no single site decides. Of another verdict one may, and then its answers are no evidence.
+    rest = [] if outcome is Outcome.PASS else [each.e_value for each in without.values()]
     return Verdict(
         outcome=outcome,
         reasons=tuple(reasons),
         margin=margin,
         power=left.power,
         evidence=Evidence.REFERENCES,
-        e_value=left.e_value,
+        e_value=min([left.e_value, *rest]),
     )
 
 
-def leaks(left: Left) -> list[str]:
-    """Say that forgotten people are shown to be remembered, or to stand out; nothing if neither is shown."""
+def leaks(left: Left, without: Mapping[str, Left]) -> list[str]:
+    """Say that forgotten people are shown to be remembered or conspicuous; nothing if neither is shown.
+
+    Parameters
+    ----------
+    without
+        What is left without each site (:func:`left_without_each`).
+    """
     if left.is_remembered:
-        return [f"forgotten people are still remembered: {_said(left)}; {_attacker(left)}"]
+        alone = [f"without {site}, {_said(each)}" for site, each in without.items() if each.value < HALF]
+        return ["; ".join([f"forgotten people are still remembered: {_said(left)}", _attacker(left), *alone])]
     if left.is_conspicuous:
         return [f"forgotten people are made conspicuous (losses above those of people never seen): {_said(left)}"]
-    return []
+    return [f"without {site}, {leak}" for site, each in without.items() for leak in leaks(each, {})]
 
 
 def _said(left: Left) -> str:
@@ -74,17 +101,24 @@ def _said(left: Left) -> str:
 
 def _attacker(left: Left) -> str:
     """Say what that is to an attacker who has such references."""
-    now, most, member = (left.chance(max(0.0, value)) for value in (left.value, left.high, 1.0))
+    most = max(abs(left.low), abs(left.high))
+    now, most, member = (left.chance(value) for value in (abs(left.value), most, 1.0))
     return (
         "an attacker with the same references tells one of them from a stranger in "
         f"{now:.0%} of cases ({most:.0%} at most), and a member of the original in {member:.0%}"
     )
 
 
-def _undecided(left: Left) -> list[str]:
+def _undecided(left: Left, without: Mapping[str, Left]) -> list[str]:
     """Say that it is not decided, what could have been seen, and what would decide it."""
+    if left.may_be_conspicuous:
+        return [f"forgotten people may be conspicuous (losses above those of people never seen): {_said(left)}"]
     if left.is_forgotten:
-        return []
+        return [
+            f"the answers of {site} alone decide: without it, {_said(each)}"
+            for site, each in without.items()
+            if each.value >= HALF
+        ]
     people, enough = f"{left.people} forgotten {'person' if left.people == 1 else 'people'}", what_decides(left)
     if left.says_nothing:
         return [f"{people} with so few images cannot show whether anything is left; {enough}"]

@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
-from dlfd_fleet.cli.main_commands import demo, unlearn
+from dlfd_fleet.cli.desk import desk
+from dlfd_fleet.cli.main_commands import certify, demo, prune, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import FleetError, file_refusal
 from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
@@ -36,11 +37,14 @@ app.command(
 app.add_typer(site.app, name="site", rich_help_panel=_SITE)
 app.add_typer(forget.app, name="forget", rich_help_panel=_SITE)
 app.add_typer(data.app, name="data", rich_help_panel=_SITE)
+app.command(rich_help_panel=_SITE, epilog="Example: dlfd-fleet desk --site /srv/site")(desk)
 app.add_typer(job.app, name="job", rich_help_panel=_COORDINATOR)
 app.command(rich_help_panel=_COORDINATOR, epilog="Example: dlfd-fleet report --output report.html")(report)
 app.add_typer(certificate.app, name="certificate", rich_help_panel=_COORDINATOR)
+app.command(rich_help_panel=_COORDINATOR, epilog="Example: dlfd-fleet certify --runs 20 --budget 2h")(certify)
 app.add_typer(registry.app, name="registry", rich_help_panel=_COORDINATOR)
 app.add_typer(outbox.app, name="outbox", rich_help_panel=_COORDINATOR)
+app.command(rich_help_panel=_COORDINATOR, epilog="Example: dlfd-fleet prune --dry-run")(prune)
 app.command("publish", rich_help_panel=_DEVICES, epilog="Example: dlfd-fleet publish champion --rings")(
     delivery.publish
 )

@@ -94,6 +94,19 @@ def memory(
     memory_command(load(config, overrides, {}).settings, counts, console)
 
 
+@app.command(epilog="Example: dlfd-fleet bench life --erasures 100 --budget 2h")
+def life(
+    erasures: Annotated[int, typer.Option(min=1, help="How many erasures the fleet lives through.")] = 100,
+    budget: Budget = "30m",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Let one fleet of 8 sites live through many erasures; run it again to go on where the budget ended."""
+    from dlfd_fleet.bench.life.command import life_command
+
+    life_command(load(config, overrides, {}).settings, erasures, budget, console)
+
+
 @app.command(epilog="Example: dlfd-fleet bench polling 1000")
 def polling(
     devices: Annotated[int, typer.Argument(min=1, help="Number of devices that poll.")],

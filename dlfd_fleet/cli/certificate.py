@@ -57,6 +57,8 @@ def _print(statement: Statement) -> None:
     from dlfd_fleet.audit import margin_in_words
 
     claims = statement.predicate
+    for line in (*claims.in_short, *filter(None, [claims.procedure])):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     margin = margin_in_words(claims.verdict.margin, claims.verdict.evidence)
     facts = {
         "job": claims.job,
@@ -88,6 +90,10 @@ def _print(statement: Statement) -> None:
 
 
 def _bounded(values: dict[str, float], name: str) -> str:
+    from dlfd_fleet.audit import Estimate
+    from dlfd_fleet.report.page import score_text
+
     if name not in values:
         return "-"
-    return f"{values[name]:.3f} [{values[f'{name}_low']:.3f}, {values[f'{name}_high']:.3f}]"
+    low, high = (values[f"{name}_{bound}"] for bound in ("low", "high"))
+    return score_text(Estimate(value=values[name], low=low, high=high, standard_error=0.0))

@@ -113,8 +113,8 @@ def serve(
 ) -> None:
     """Serve the repository and take devices' reports, until stopped; keeps the repository fresh meanwhile."""
     from dlfd_fleet.delivery.delivery import opened
-    from dlfd_fleet.delivery.server import check_tls
     from dlfd_fleet.delivery.server import serve as run
+    from dlfd_fleet.device.connections import check_tls
 
     check_tls(tls_certificate, tls_key)
     with opened(load(config, overrides).settings) as delivery:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import Config, Overrides, console, load
+from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load
 
 if TYPE_CHECKING:
     from datetime import date
@@ -25,7 +25,6 @@ Named = Annotated[
         help="Id of the request, 8 digits of it or more, the id that a job's report has for it, or the person's name.",
     ),
 ]
-By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; the login name by default.")]
 
 
 @app.command(
@@ -57,7 +56,7 @@ def request(
             received=None if received is None else _day(received, "--received"),
             verified_by=verified_by,
             note=note,
-            done_by=_name(by),
+            done_by=decided_by(by),
         )
         meaning = what_a_request_means(opened, accepted)
     console.print(f"Accepted as request {_short(accepted)}; to be done by {accepted.due}.")
@@ -138,7 +137,7 @@ def extend(
             months=months,
             reason=reason,
             noticed=_day(noticed, "--noticed"),
-            done_by=_name(by),
+            done_by=decided_by(by),
         )
     console.print(f"Request {_short(found)} is to be done by {found.due}.")
 
@@ -166,7 +165,7 @@ def refuse(
 
     chosen = Ground(_one_of(ground, list(Ground), "--ground"))
     with Site(site) as opened:
-        found = refuse_request(opened, opened.find_request(named).id, chosen, reason=reason, done_by=_name(by))
+        found = refuse_request(opened, opened.find_request(named).id, chosen, reason=reason, done_by=decided_by(by))
     console.print(
         f"Request {_short(found)} is refused; the person may be trained on again. Tell them, with the reason: "
         f"dlfd-fleet forget letter {_short(found)} --site {site} -o FILE",
@@ -182,7 +181,7 @@ def withdraw(named: Named, site: SiteFolder, by: By = None) -> None:
     from dlfd_fleet.ledger import withdraw as withdraw_request
 
     with Site(site) as opened:
-        found = withdraw_request(opened, opened.find_request(named).id, done_by=_name(by))
+        found = withdraw_request(opened, opened.find_request(named).id, done_by=decided_by(by))
     console.print(
         f"Request {_short(found)} is withdrawn; the person may be trained on again. Other sites that an earlier job "
         "told of it take theirs back in the next one."
@@ -213,7 +212,7 @@ def letter(
     chosen = None if stage is None else Stage(_one_of(stage, list(Stage), "--stage"))
     with Site(site) as opened:
         found = opened.find_request(named)
-        written = write_letter(opened, found, output, settings, stage=chosen, name=name, done_by=_name(by))
+        written = write_letter(opened, found, output, settings, stage=chosen, name=name, done_by=decided_by(by))
     console.print(f"The letter '{written}' of request {_short(found)} is in {output}.", soft_wrap=True, highlight=False)
 
 
@@ -278,20 +277,6 @@ def _short(request: ForgetRequest) -> str:
     from dlfd_fleet.ledger.site import SHORTEST_ID
 
     return request.id[:SHORTEST_ID]
-
-
-def _name(by: str | None) -> str:
-    """Return who decides."""
-    from getpass import getuser
-
-    from dlfd_fleet.exceptions import ConfigurationError
-
-    if by is not None and by.strip():
-        return by
-    try:
-        return getuser()
-    except (KeyError, OSError) as error:
-        raise ConfigurationError("This process has no login name; say who you are with --by NAME.") from error
 
 
 def _day(text: str, option: str) -> date:

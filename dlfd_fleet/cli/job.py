@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import Config, Overrides, console, load
+from dlfd_fleet.cli.options import Config, Overrides, console, decided_by, load
 
 app = typer.Typer(no_args_is_help=True, help="Training, erasure and references jobs of a fleet.")
 
@@ -35,6 +35,9 @@ def start(
     superlink: SuperLink = None,
     federation_config: Federation = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train from fresh weights, not from the champion's.")] = False,
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="Ask the sites first; erase only if it is due (erasure.due.*).")
+    ] = False,
 ) -> None:
     """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
     from dlfd_fleet.federation.jobs.command import submit
@@ -42,7 +45,9 @@ def start(
     if fresh and kind is not JobKind.TRAIN:
         what = "an erasure always begins with" if kind is JobKind.ERASE else "references are always of"
         raise typer.BadParameter(f"{what} the champion; --fresh is for `job start train`.")
-    submit(kind.value, app, superlink, federation_config, fresh=fresh)
+    if if_due and kind is not JobKind.ERASE:
+        raise typer.BadParameter("what can be due is an erasure; --if-due is for `job start erase`.")
+    submit(kind.value, app, superlink, federation_config, fresh=fresh, if_due=if_due)
 
 
 @app.command("plan", epilog="Example: dlfd-fleet job plan")
@@ -88,7 +93,7 @@ def cancel(
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
-        console.print(command.cancel(store, job), soft_wrap=True, highlight=False)
+        console.print(command.cancel(store, job, decided_by(None)), soft_wrap=True, highlight=False)
 
 
 @app.command("resume", epilog="Example: dlfd-fleet job resume")

@@ -30,6 +30,44 @@ def demo(
     run_demo(load(config, overrides, flags).settings, console)
 
 
+def certify(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A data source ('orl') or a file, in place of the fleet's own; by default what settings name."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs in all, those of earlier starts included.")] = 20,
+    marked: Annotated[int, typer.Option(help="People of a run whose labels are exchanged; half of them ask.")] = 16,
+    keep_labels: Annotated[
+        bool, typer.Option("--keep-labels", help="Exchange no labels: how the audit does on ordinary people.")
+    ] = False,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Of the exact bounds of every rate.")] = 0.95,
+    budget: Annotated[str, typer.Option(help="No run is begun after this time: 90s, 30m, 2h.")] = "2h",
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Try the whole procedure before anybody asks."""
+    from dlfd_fleet.bench.certify.command import certify_command
+    from dlfd_fleet.data.sources import named
+
+    flags: dict[str, object] = dict(named(data)) if data is not None else {}
+    settings = load(config, overrides, flags).settings
+    certify_command(settings, runs, marked, confidence, budget, console, exchange=not keep_labels)
+
+
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+) -> None:
+    """Delete models of ended jobs that the coordinator needs no more (storage.models); each job does it, too."""
+    from dlfd_fleet.federation.release.prune import prune_state
+
+    for sentence in prune_state(load(config, overrides).settings, dry_run=dry_run):
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+
 def unlearn(
     model: Annotated[Path, typer.Option(help="Folder of model.safetensors and card.json.")],
     data: Annotated[Path, typer.Option(help="Manifest, with people in the splits validation and test.")],

@@ -40,6 +40,7 @@ TrainedOnOption = Annotated[
         "or 'all' for everybody in the manifest. None of them counts as unseen.",
     ),
 ]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; the login name by default.")]
 console = PlainConsole()
 
 
@@ -52,3 +53,15 @@ def load(config: Path | None, overrides: list[str] | None, flags: dict[str, obje
             raise ConfigurationError(f"--set {without_passwords(text)} has no value; write --set KEY=VALUE.")
         values[key.strip()] = value
     return load_settings(config, values)
+
+
+def decided_by(by: str | None) -> str:
+    """Return who decides: the name that was given, or the login name."""
+    from getpass import getuser
+
+    if by is not None and by.strip():
+        return by
+    try:
+        return getuser()
+    except (KeyError, OSError) as error:
+        raise ConfigurationError("This process has no login name; say who you are with --by NAME.") from error

@@ -77,11 +77,13 @@ def revoke(
     overrides: Overrides = None,
 ) -> None:
     """Revoke a version: it never runs again. Its files are deleted, and the store is searched for them."""
+    from getpass import getuser
+
     from dlfd_fleet.federation.release import promotion
 
     settings = load(config, overrides).settings
     also_purge = settings.release.purge_revoked if purge is None else purge
-    purged = promotion.revoke(settings, version, reason, also_purge=also_purge)
+    purged = promotion.revoke(settings, version, reason, also_purge=also_purge, who=getuser())
     console.print(f"Version {version} is revoked.", highlight=False)
     if purged is not None:
         console.print(

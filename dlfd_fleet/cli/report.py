@@ -18,13 +18,13 @@ def report(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write an erasure's report, an HTML file for people and its JSON, as far as is known now."""
+    """Write an erasure's report: HTML for people, and its JSON."""
     from dlfd_fleet.federation.jobs.command import opened
-    from dlfd_fleet.federation.jobs.reporting import latest_erasure, outcome_sentence, write_report
+    from dlfd_fleet.federation.jobs.reporting import latest_erasure, outcome_sentence, said_in_short, write_report
 
     settings = load(config, overrides).settings
     with opened(settings.state_folder) as store:
-        for file in write_report(store, job, output, settings):
-            console.print(str(file), soft_wrap=True, highlight=False)
         record = store.load(job) if job is not None else latest_erasure(store)
-        console.print(outcome_sentence(record), soft_wrap=True, highlight=False, markup=False)
+        files = write_report(store, record.job, output, settings)
+        for line in (*(said_in_short(store, record) or ()), *map(str, files), outcome_sentence(record)):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -169,6 +169,62 @@ def refresh(site: Annotated[Path, typer.Argument(help="The site's folder.")]) ->
     console.print(f"{come} new rows, and {gone} rows are gone.")
 
 
+@app.command("reconcile", epilog="Example: dlfd-fleet site reconcile /srv/site")
+def reconcile(
+    site: Annotated[Path, typer.Argument(help="The site's folder.")],
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Say that nobody who was forgotten is left here, and take part again.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="With --confirm: how the people were found; it is kept.")] = "",
+    by: Annotated[str, typer.Option(help="Who says so; the login name by default.")] = "",
+) -> None:
+    """Say what a ledger lacks that was put back from a backup; exit code 1 as long as it is not reconciled."""
+    from getpass import getuser
+
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger import restored as put_back
+
+    with Site(site) as opened:
+        found = put_back.restored(opened)
+        if confirm:
+            put_back.reconcile(opened, reason, by or getuser())
+            console.print("The site takes part again.", highlight=False)
+            return
+    if found is None:
+        console.print("The ledger was not put back from a backup, as far as this site was told.", soft_wrap=True)
+        return
+    said = [f"{found.sentence()}.", *(f"{request}: epoch {epoch}" for request, epoch in sorted(found.lost.items()))]
+    if found.lost:
+        said.append(
+            "These ids are in the reports and certificates of their jobs, with the days of receipt. Find out who these "
+            "people are, by the site's letters, mails or records (`forget export`). For everybody of them who is in "
+            f"this folder again: dlfd-fleet forget request PERSON --site {site}"
+        )
+    said.append(f"Then: dlfd-fleet site reconcile {site} --confirm --reason 'how they were found'")
+    for line in said:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    raise typer.Exit(1)
+
+
+@app.command("prune", epilog="Example: dlfd-fleet site prune /srv/site --dry-run")
+def prune(
+    site: Annotated[Path, typer.Argument(help="The site's folder.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+) -> None:
+    """Delete rows that were decoded for other models, and what killed processes have left; no image, no request."""
+    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger.prune import prune_site
+
+    with Site(site) as opened:
+        pruned = prune_site(opened, dry_run=dry_run)
+    if not pruned.files:
+        console.print("There is nothing to delete.")
+        return
+    done = "Would delete" if dry_run else "Deleted"
+    what = f"{done} {', '.join(pruned.files)}, {pruned.bytes / 2**20:.1f} MiB."
+    console.print(what, soft_wrap=True, markup=False, highlight=False)
+
+
 @app.command("purge", epilog="Example: dlfd-fleet site purge /srv/site")
 def purge(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
     """End interrupted purges, and delete images that came back; exit code 1 if one could not be deleted."""

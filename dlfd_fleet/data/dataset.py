@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -123,6 +125,16 @@ def load_dataset(
     for key, content in decode(manifest, rows, keys, model_input):
         images[places[key]] = content
     return IdentityDataset(torch.from_numpy(images), labels, manifest.rows, names)
+
+
+def as_arrays(manifest: Manifest, model_input: ModelInput) -> dict[str, NDArray[Any]]:
+    """Return rows as an NPZ file of :func:`~dlfd_fleet.data.loaders.npz` holds them: inputs, labels, people."""
+    inputs = load_dataset(manifest, model_input=model_input).images[:].numpy()
+    return {
+        "inputs": inputs if model_input.is_image else model_input.on_device(inputs),
+        "labels": np.array([row.label for row in manifest.rows]),
+        "people": np.array([row.identity for row in manifest.rows]),
+    }
 
 
 def stored_dataset(

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import re
-import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -108,27 +107,6 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_CHECKS) ->
         Mount("/targets", _Targets(directory=targets, check_dir=False)),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
-
-
-def check_tls(certificate: Path | None, private_key: Path | None) -> None:
-    """Refuse a certificate and a key that cannot serve TLS. Without both, there is no TLS.
-
-    Raises
-    ------
-    DeliveryError
-        If one is missing, cannot be read, or the key is not the certificate's.
-    """
-    if certificate is None and private_key is None:
-        return
-    if certificate is None or private_key is None:
-        raise DeliveryError("TLS needs a certificate and its key: give both --tls-certificate and --tls-key.")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key)
-    except OSError as error:  # an SSLError is one, too
-        raise DeliveryError(
-            f"TLS cannot be served with {certificate} and {private_key} ({error}): give a certificate chain and the "
-            "private key of its first certificate, both in PEM."
-        ) from error
 
 
 def serve(

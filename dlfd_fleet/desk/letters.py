@@ -30,6 +30,10 @@ class Stage(StrEnum):
     FORGOTTEN = "forgotten"
 
 
+_ABOUT = {Stage.EXTENDED: Action.EXTENDED, Stage.REFUSED: Action.REFUSED, Stage.FORGOTTEN: Action.PURGED}
+"""What must have happened to a request before a letter says so."""
+
+
 def write_letter(
     site: Site,
     request: ForgetRequest,
@@ -59,15 +63,45 @@ def write_letter(
     """
     if file.is_dir():
         raise LedgerError(f"{file} is a folder; name a file for the letter.")
-    if has_joined(site, request):
-        raise LedgerError(f"Request {request.id} was made at another site, and that site writes to the person.")
-    events = site.ledger.history(request.id)
-    stage = stage or _stage_of(request, events)
-    page = _page(stage, _facts(site, request, events, stage, settings) | {"name": name or request.identity}, settings)
+    stage, page = _letter(site, request, settings, stage, name)
     with whole_file(file, LedgerError) as new:
         new.write_text(page, encoding="utf-8")
         site.ledger.note_letter(request.id, stage.value, done_by)
     return stage
+
+
+def print_letter(
+    site: Site,
+    request: ForgetRequest,
+    settings: DeskSettings,
+    *,
+    stage: Stage | None = None,
+    name: str | None = None,
+    done_by: str = "",
+) -> str:
+    """Return a letter as :func:`write_letter` writes it, and note it in the history."""
+    stage, page = _letter(site, request, settings, stage, name)
+    site.ledger.note_letter(request.id, stage.value, done_by)
+    return page
+
+
+def stages_of(site: Site, request: ForgetRequest) -> list[Stage]:
+    """Return what letters may say of a request; what it has come to comes last."""
+    if has_joined(site, request):
+        return []
+    done = {event.action for event in site.ledger.history(request.id)}
+    return [stage for stage in Stage if stage not in _ABOUT or _ABOUT[stage] in done]
+
+
+def _letter(
+    site: Site, request: ForgetRequest, settings: DeskSettings, stage: Stage | None, name: str | None
+) -> tuple[Stage, str]:
+    if has_joined(site, request):
+        raise LedgerError(f"Request {request.id} was made at another site, and that site writes to the person.")
+    events = site.ledger.history(request.id)
+    stage = stage or _stage_of(request, events)
+    facts = _facts(site, request, events, stage, settings) | {"name": name or request.identity}
+    return stage, _page(stage, facts, settings)
 
 
 def _stage_of(request: ForgetRequest, events: list[Event]) -> Stage:
@@ -87,9 +121,8 @@ def _facts(
 ) -> dict[str, Any]:
     """Return what a template may say, all of it for every stage: what is not known is None."""
     last = {event.action: event for event in events}
-    about = {Stage.EXTENDED: Action.EXTENDED, Stage.REFUSED: Action.REFUSED, Stage.FORGOTTEN: Action.PURGED}
-    decided = last.get(about[stage]) if stage in about else None
-    if stage in about and decided is None:
+    decided = last.get(_ABOUT[stage]) if stage in _ABOUT else None
+    if stage in _ABOUT and decided is None:
         raise LedgerError(
             f"Request {request.id} is {request.state} and was not {stage}; there is no such letter of it."
         )

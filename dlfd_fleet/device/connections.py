@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, cast
 
 import h11
@@ -297,6 +298,27 @@ def _say(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         logger.warning("No more files may be opened (%s): new connections wait.", error.strerror)
     else:
         loop.default_exception_handler(context)
+
+
+def check_tls(certificate: Path | None, private_key: Path | None) -> None:
+    """Refuse a certificate and a key that TLS cannot be served with; neither of them is no TLS.
+
+    Raises
+    ------
+    DeviceError
+        If one is missing, cannot be read, or the key is not the certificate's.
+    """
+    if certificate is None and private_key is None:
+        return
+    if certificate is None or private_key is None:
+        raise DeviceError("TLS needs a certificate and its key: give both --tls-certificate and --tls-key.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key)
+    except OSError as error:  # an SSLError is one, too
+        raise DeviceError(
+            f"TLS cannot be served with {certificate} and {private_key} ({error}): give a certificate chain and the "
+            "private key of its first certificate, both in PEM."
+        ) from error
 
 
 def listening(host: str, port: int) -> socket.socket:

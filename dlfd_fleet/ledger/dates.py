@@ -59,7 +59,9 @@ def day_of(text: str, what: str) -> date:
             raise ValueError
         return date.fromisoformat(text)
     except ValueError:
-        raise LedgerError(f"{what} is '{text}', not a day; write it as YEAR-MONTH-DAY, such as 2026-11-20.") from None
+        raise LedgerError(
+            f"{what} is '{text}', not a day; write it as YEAR-MONTH-DAY, such as 2026-11-20.", what.lstrip("-")
+        ) from None
 
 
 def first_deadline(received: date, days: int, today: date) -> date:
@@ -76,10 +78,11 @@ def first_deadline(received: date, days: int, today: date) -> date:
         If the request cannot have been received on that day.
     """
     if received > today:
-        raise LedgerError(f"The day of receipt, {received}, is in the future; today is {today}.")
+        raise LedgerError(f"The day of receipt, {received}, is in the future; today is {today}.", "received")
     if received < add_months(today, -12 * OLDEST_YEARS):
         raise LedgerError(
-            f"The day of receipt, {received}, is more than {OLDEST_YEARS} years ago; check its year (--received)."
+            f"The day of receipt, {received}, is more than {OLDEST_YEARS} years ago; check its year (--received).",
+            "received",
         )
     return received + timedelta(days=days)
 
@@ -99,11 +102,14 @@ def refuse_extension(due: date, first: date, current: date) -> None:
     """
     latest = add_months(first, MOST_MONTHS)
     if due <= current:
-        raise LedgerError(f"The request is due on {current} already; an extension must end after that, not on {due}.")
+        raise LedgerError(
+            f"The request is due on {current} already; an extension must end after that, not on {due}.", "until"
+        )
     if due > latest:
         raise LedgerError(
             f"The request may be extended to {latest} at most, {MOST_MONTHS} months after its first deadline {first}; "
-            f"{due} is later."
+            f"{due} is later.",
+            "until",
         )
 
 
@@ -116,11 +122,14 @@ def refuse_notice(noticed: date, received: date, current: date, today: date) -> 
         If the day is in the future, before the request, or after the deadline that is extended.
     """
     if noticed > today:
-        raise LedgerError(f"The day of the notice, {noticed}, is in the future; tell the person first.")
+        raise LedgerError(f"The day of the notice, {noticed}, is in the future; tell the person first.", "noticed")
     if noticed < received:
-        raise LedgerError(f"The day of the notice, {noticed}, is before the request was received, on {received}.")
+        raise LedgerError(
+            f"The day of the notice, {noticed}, is before the request was received, on {received}.", "noticed"
+        )
     if noticed > current:
         raise LedgerError(
             f"The day of the notice, {noticed}, is after the deadline {current}: a person must be told of an extension "
-            "before that, so this deadline stands."
+            "before that, so this deadline stands.",
+            "noticed",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import json
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from dlfd_fleet.ledger.states import ACTIONS, FOLLOWERS, FORGOTTEN, Action, Grou
 from dlfd_fleet.ledger.tombstones import Tombstones, content_digest
 
 _PORTION = 500  # values in one question; a database takes only so many
+_HEAD_LABEL = b"\xffhead of the ledger"  # no UTF-8 text has this byte, so it is no person's keyed digest
 _POSTGRESQL_LOCK = 0xD1FD  # any number, the same in every process
 
 
@@ -134,7 +137,7 @@ class Ledger:
         with self._change() as tables:
             earlier = self._read(tables, sa.and_(REQUEST.c.person_digest == person_digest, STANDING))
             if earlier:
-                raise LedgerError(_asked_before(identity, earlier[0]))
+                raise LedgerError(_asked_before(identity, earlier[0]), "identity")
             tables.insert(REQUEST, [row])
             self._append(tables, row["id"], Action.ASKED, RequestState.ACCEPTED, reason, done_by=done_by)
             return self._get(tables, row["id"])
@@ -246,6 +249,22 @@ class Ledger:
         """
         with self._reading() as tables:
             tables.verify()
+
+    def head(self, job: str) -> tuple[int, str]:
+        """Return how many rows the history has, and a keyed digest of the last one: another one in each job."""
+        with self._reading() as tables:
+            return tables.last, self._digest_at(tables, tables.last, job)
+
+    def holds(self, sequence: int, job: str, digest: str) -> bool:
+        """Tell whether this ledger was where it told a job that it is: one that was put back from before was not."""
+        with self._reading() as tables:
+            return sequence <= tables.last and hmac.compare_digest(self._digest_at(tables, sequence, job), digest)
+
+    def _digest_at(self, tables: SealedTables, sequence: int, job: str) -> str:
+        """Return a digest of one row of the history, of what never changes in it: a purge overwrites remarks."""
+        rows = tables.read(HISTORY, HISTORY.c.sequence == sequence) or [{}]
+        content = json.dumps([job, sequence, *(rows[0].get(name) for name in ("request", "at", "action", "state"))])
+        return hmac.digest(self._key, _HEAD_LABEL + content.encode(), "sha256").hex()
 
     def epoch(self) -> int:
         """Return the fleet's erasure epoch, as last told to this site."""

@@ -271,6 +271,12 @@ class ReferenceFiles:
         """
         self._delete([each for each in self._known() if each.job in jobs])
 
+    def unfinished(self) -> list[Path]:
+        """Return the files of sets that have not the answers of all of their models; what names a set comes first."""
+        sets = [each for each in self._known() if not self.is_finished(each)]
+        named = [(self._file(each), *sorted(self._folder.glob(f"{self._file(each).stem}-*"))) for each in sets]
+        return [file for files in named for file in files]
+
     def purge(self, images: Container[str], people: Container[str]) -> None:
         """Overwrite the records of some images and people with zeros, and delete files of killed processes.
 

@@ -62,14 +62,14 @@ def request_forgetting(
     if spelled is None and site.person_digest(identity) not in site.ledger.person_digests():
         near = get_close_matches(identity, manifest.identities, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
-        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}")
+        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}", "identity")
     today = site_day(datetime.now(UTC))
     received = received or today
     deadline = end_of(first_deadline(received, deadline_days, today))
     told = {
-        "verified_by": _text(verified_by, "How the identity was verified (--verified-by)"),
-        "note": _text(note, "The note (--note)"),
-        "done_by": _text(done_by, "Who takes the request in (--by)", LONGEST_NAME),
+        "verified_by": _text(verified_by, "verified_by", "How the identity was verified (--verified-by)"),
+        "note": _text(note, "note", "The note (--note)"),
+        "done_by": _text(done_by, "done_by", "Who takes the request in (--by)", LONGEST_NAME),
     }
     joined = _joined_request(site, identity)
     if joined is not None:
@@ -106,7 +106,7 @@ def extend(
     """
     found = _asked_here(site, request, "extended")
     if (until is None) == (months is None):
-        raise LedgerError("Say how long the request is extended: either --until DAY or --months 1 or 2.")
+        raise LedgerError("Say how long the request is extended: either --until DAY or --months 1 or 2.", "until")
     due = until if until is not None else add_months(found.due, months or 0)
     refuse_extension(due, found.first_deadline.date(), found.due)
     refuse_notice(noticed, found.received, found.due, site_day(datetime.now(UTC)))
@@ -115,8 +115,8 @@ def extend(
         end_of(due),
         "more time is needed",
         noticed=noticed,
-        done_by=_text(done_by, "Who extends the request (--by)", LONGEST_NAME),
-        remark=_text(reason, "The reason (--reason)", needed=True),
+        done_by=_text(done_by, "done_by", "Who extends the request (--by)", LONGEST_NAME),
+        remark=_text(reason, "reason", "The reason (--reason)", needed=True),
     )
     return site.ledger.get(found.id)
 
@@ -138,8 +138,8 @@ def refuse(site: Site, request: str, ground: Ground, *, reason: str, done_by: st
         RequestState.REFUSED,
         "refused by this site",
         ground=ground,
-        done_by=_text(done_by, "Who refuses the request (--by)", LONGEST_NAME),
-        remark=_text(reason, "The reason (--reason)", needed=True),
+        done_by=_text(done_by, "done_by", "Who refuses the request (--by)", LONGEST_NAME),
+        remark=_text(reason, "reason", "The reason (--reason)", needed=True),
     )
     return site.ledger.get(found.id)
 
@@ -154,7 +154,7 @@ def withdraw(site: Site, request: str, *, done_by: str = "") -> ForgetRequest:
     """
     found = site.ledger.get(request)
     _refuse_begun(found, "withdrawn")
-    name = _text(done_by, "Who takes the withdrawal in (--by)", LONGEST_NAME)
+    name = _text(done_by, "done_by", "Who takes the withdrawal in (--by)", LONGEST_NAME)
     site.ledger.move(request, RequestState.WITHDRAWN, "withdrawn by the person", done_by=name)
     return site.ledger.get(request)
 
@@ -236,13 +236,13 @@ def _refuse_begun(request: ForgetRequest, what: str) -> None:
         raise LedgerError(f"Request {request.id} cannot be {what}: {under_way}.")
 
 
-def _text(text: str, what: str, most: int = LONGEST_TEXT, *, needed: bool = False) -> str:
+def _text(text: str, field: str, what: str, most: int = LONGEST_TEXT, *, needed: bool = False) -> str:
     """Return a text that somebody wrote, if a ledger can keep it."""
     text = text.strip()
     if needed and not text:
-        raise LedgerError(f"{what} is empty; write it in a sentence.")
+        raise LedgerError(f"{what} is empty; write it in a sentence.", field)
     if len(text) > most:
-        raise LedgerError(f"{what} has {len(text)} characters; write {most} at most.")
+        raise LedgerError(f"{what} has {len(text)} characters; write {most} at most.", field)
     if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text):
-        raise LedgerError(f"{what} is no text; write it in UTF-8.")
+        raise LedgerError(f"{what} is no text; write it in UTF-8.", field)
     return text

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from dlfd_fleet.components import Component
@@ -256,17 +255,11 @@ def _copy_to_site(manifest: Manifest, folder: Path, model_input: ModelInput) -> 
     if manifest.loaded is None:
         copy_images(manifest, folder)
         return None
-    from dlfd_fleet.data.dataset import load_dataset
+    from dlfd_fleet.data.dataset import as_arrays
 
     loader = Component(name=_NPZ, arguments={"file": "rows.npz"})
-    inputs = load_dataset(manifest, model_input=model_input).images[:].numpy()
-    arrays = {
-        "inputs": inputs if model_input.is_image else model_input.on_device(inputs),
-        "labels": np.array([row.label for row in manifest.rows]),
-        "people": np.array([row.identity for row in manifest.rows]),
-    }
     folder.mkdir(parents=True)
-    write_npz(folder / "rows.npz", arrays)
+    write_npz(folder / "rows.npz", as_arrays(manifest, model_input))
     own, _ = index_rows(folder, LoadedRows(loader, model_input, folder=folder))
     pairs = zip(own.rows, manifest.rows, strict=True)
     write_manifest([replace(new, site=dealt.site, split=dealt.split) for new, dealt in pairs], folder / "manifest.csv")

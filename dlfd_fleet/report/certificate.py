@@ -26,6 +26,7 @@ from dlfd_fleet.report.envelope import (
     sign,
     verify_signature,
 )
+from dlfd_fleet.report.in_short import in_short
 
 __all__ = ["PAYLOAD_TYPE", "Statement", "issue", "read", "verify"]
 
@@ -75,6 +76,10 @@ class Predicate(Claims):
     epoch: Annotated[int, Field(ge=1)]
     parent_sha256: Sha256 | None
     """Of the weights that were unlearned from."""
+    in_short: tuple[str, ...] = ()
+    """Three lines: what was done, what was measured, what remains open; earlier releases have none."""
+    procedure: str = ""
+    """Whether the procedure was tried before, and what came of it, in words."""
     verdict: VerdictClaim
     scores: dict[str, dict[str, float]]
     """By model: original, unlearned, relearned, retrained."""
@@ -188,6 +193,8 @@ def _predicate(report: ErasureReport) -> Predicate:
         exactness=report.exactness,
         epoch=report.epoch,
         parent_sha256=report.parent,
+        in_short=in_short(report),
+        procedure=report.procedure,
         verdict=_claim(report.verdict),
         scores={name: model.scores.metrics() for name, model in report.models.items()},
         files={

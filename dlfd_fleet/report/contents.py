@@ -196,6 +196,9 @@ class ErasureReport(Proceedings):
     e_product: float | None = None
     """Of the e-values of all erasures so far that reference models judged, this one too; None if it is none of them."""
 
+    procedure: str = ""
+    """Whether this procedure was tried before, by which procedure certificate, and what came of it, in words."""
+
     @property
     def nothing_to_unlearn(self) -> bool:
         """Whether the fleet's model was trained on nobody who asked, so that the sites had only to purge."""

@@ -15,8 +15,10 @@ from pydantic import AwareDatetime, Field
 from dlfd_fleet.audit import Estimate
 from dlfd_fleet.report import words
 from dlfd_fleet.report.contents import AskedRequest, ErasureReport, Part
+from dlfd_fleet.report.in_short import in_short
 from dlfd_fleet.report.plots import gate_plot, loss_plot
-from dlfd_fleet.report.templates import BASE, ERASURE, SINGLE
+from dlfd_fleet.report.procedure import ProcedureCertificate
+from dlfd_fleet.report.templates import BASE, ERASURE, PROCEDURE, SINGLE
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -113,6 +115,7 @@ def render(
         .get_template("erasure")
         .render(
             report=report,
+            in_short=in_short(report, acknowledged_later),
             delivery=delivery,
             acknowledged_later=acknowledged_later,
             margin=report.verdict.margin if report.verdict else 0.0,
@@ -136,13 +139,18 @@ def render_single(**values: object) -> str:
     return _environment().get_template("single").render(values)
 
 
+def render_procedure(certificate: ProcedureCertificate) -> str:
+    """Return the page of a procedure certificate."""
+    return _environment().get_template("procedure").render(certificate=certificate)
+
+
 @cache
 def _environment() -> Environment:
     # Late: who only verifies certificates, with the device's extra, has no Jinja.
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     environment = Environment(
-        loader=DictLoader({"base": BASE, "erasure": ERASURE, "single": SINGLE}),
+        loader=DictLoader({"base": BASE, "erasure": ERASURE, "procedure": PROCEDURE, "single": SINGLE}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -154,8 +162,10 @@ def _environment() -> Environment:
 
 
 def score_text(value: Estimate | float | None) -> str:
-    """Return a score as people read it, with its bounds where it has them."""
-    return str(value) if isinstance(value, Estimate) else "-" if value is None else f"{value:.3f}"
+    """Return a score as people read it, with its bounds where it has them; one that is not known is no number."""
+    if isinstance(value, Estimate):
+        return "not known" if value.says_nothing else str(value)
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _moment(value: datetime | None) -> str:

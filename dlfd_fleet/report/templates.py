@@ -58,13 +58,13 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line) 
 </head>
 <body><main>
 {% macro verdict(outcome) %}<span class="verdict {{ outcome }}">{{ outcome }}</span>{% endmacro %}
-{% macro strip(estimate, margin) -%}
+{% macro strip(estimate, margin) -%}{% if not estimate.says_nothing %}
 <svg class="strip" viewBox="0 0 110 15" role="img" aria-label="{{ estimate }} on a scale from 0 to 1">
 <rect class="margin" x="{{ 5 + 100 * (0.5 - margin) }}" y="1" width="{{ 200 * margin }}" height="13"/>
 <line class="rail" x1="5" x2="105" y1="7.5" y2="7.5"/><line class="chance" x1="55" x2="55" y1="1" y2="14"/>
 <line class="bounds" x1="{{ 5 + 100 * estimate.low }}" x2="{{ 5 + 100 * estimate.high }}" y1="7.5" y2="7.5"/>
 <circle class="value" cx="{{ 5 + 100 * estimate.value }}" cy="7.5" r="3.2"/></svg>
-{%- endmacro %}
+{%- endif %}{% endmacro %}
 {% macro scores(models) %}
 <div class="wide"><table>
 <thead><tr><th>score</th>{% for name in models %}<th>{{ name }}</th>{% endfor %}</tr></thead>
@@ -90,7 +90,7 @@ ERASURE = """{% extends "base" %}
 <header>
 <p class="eyebrow">Erasure report · {{ report.job }}</p>
 <h1>{{ words.headline(report) }}</h1>
-<div class="lead">{% for paragraph in words.lead(report) %}<p>{{ paragraph }}</p>{% endfor %}</div>
+<div class="lead">{% for line in in_short %}<p>{{ line }}</p>{% endfor %}</div>
 <dl>
 <div><dt>Verdict</dt><dd>{{ verdict(report.verdict.outcome.value) if report.verdict else "none" }}</dd></div>
 <div><dt>Released</dt><dd>{{ (report.settled_at | moment) if report.released else "no" }}</dd></div>
@@ -102,6 +102,7 @@ ERASURE = """{% extends "base" %}
 </header>
 
 <section><h2>What was asked</h2>
+<p>{{ words.asked(report) }}</p>
 <p>The coordinator knows requests by ids of this job alone, and never a name. Who a request is of, only its site can tell: <code>dlfd-fleet forget show ID</code>.</p>
 <div class="wide"><table>
 <thead><tr><th>request</th><th>site</th><th>asked</th><th>deadline</th><th>result</th></tr></thead>
@@ -111,9 +112,9 @@ ERASURE = """{% extends "base" %}
 {%- endfor %}</tbody></table></div>
 </section>
 
-{% if report.nothing_to_unlearn %}<section><h2>What was done</h2>
-<p>The sites purged the images of the people who asked. None of them was trained on, so no model was changed, attacked or released.</p></section>
-{% else %}<section><h2>What was done</h2>
+<section><h2>What was done</h2>
+<p>{{ words.done(report) }}{% if report.exactness %} {{ report.exactness }}{% endif %}</p>
+{% if not report.nothing_to_unlearn %}
 {% for sentence in words.weights(report) %}<p>{{ sentence }}</p>{% endfor %}
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
 {% if report.way_chosen %}<p>{{ report.way_chosen }}</p>{% endif %}
@@ -145,13 +146,14 @@ trained on everybody else, for the model had lost some of its use{% endif %}.{% 
 <td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="bytes_to_sites") / 1e6) }}</td>
 <td class="number">{{ "%.1f" | format(report.phases.values() | sum(attribute="received_bytes") / 1e6) }}</td><td></td></tr>
 </tbody></table></div>{% endif %}
-</section>{% endif %}
+{% endif %}</section>
 
 <section><h2>The evidence</h2>
 {% if report.verdict %}
 <p>{{ verdict(report.verdict.outcome.value) }} at margin {{ words.margin(report.verdict) }}, power {{ "%.2f" | format(report.verdict.power) }}:</p>
 <ul>{% for reason in report.verdict.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
-{% if report.verdict.exact %}<p>The procedure is exact, whatever could be measured. {{ report.exactness }}</p>{% endif %}
+{% if words.measured(report) %}<p>{{ words.measured(report) }}</p>{% endif %}
+{% if report.procedure %}<p>{{ report.procedure }}</p>{% endif %}
 {% else %}<p>The job ended before anything was judged.</p>{% endif %}
 {% if tried %}
 <h3>Attacks that were tried</h3>
@@ -167,10 +169,10 @@ around it, the bar 95% bounds over people.</p>
 <div class="wide"><table>
 <thead><tr><th>on</th><th>AUC [95%], from 0 to 1</th><th>attack's accuracy [95%]</th></tr></thead>
 <tbody>{% for what, why, score in tried %}{% set auc = score.mia_auc or score.retain_auc %}{% if auc %}
-<tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ auc }}{{ strip(auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
+<tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ auc | score }}{{ strip(auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
 {%- endif %}{% endfor %}
 {% if control %}<tr><th scope="row">unlearned model, two groups never trained on<span class="why">the negative control: does the attack find a difference where there is none?</span></th>
-<td class="number">{{ control }}{{ strip(control, margin) }}</td><td>-</td></tr>{% endif %}
+<td class="number">{{ control | score }}{{ strip(control, margin) }}</td><td>-</td></tr>{% endif %}
 </tbody></table></div>{% endif %}
 
 <h3>Scores before and after</h3>
@@ -255,6 +257,29 @@ higher ones for people it never saw (unseen).</p>
 <code>certificate.json</code> names this digest and those of the files; to check it, with the key of a coordinator that you trust:{% endif %}</p>
 {% if report.released %}<pre><code>dlfd-fleet certificate verify certificate.json --key KEY.pub.pem --report report.json</code></pre>{% endif %}
 </footer>
+{% endblock %}
+"""
+
+PROCEDURE = """{% extends "base" %}
+{% block title %}Procedure certificate {{ certificate.certificate }}{% endblock %}
+{% block body %}
+<header>
+<p class="eyebrow">Procedure certificate · {{ certificate.certificate }}</p>
+<h1>{{ words.count(certificate.runs, "run") }} of training, erasure and audit on {{ certificate.data }}</h1>
+<p>In each run {{ certificate.marked }} people were marked. {% if certificate.labels == "exchanged" %}Their labels were exchanged, so that a model surely remembers those it is trained on.
+{% else %}They are ordinary people, with labels of their own. {% endif %}A fair coin said who of them was trained on, and then asked to be forgotten. The same audit judged the original, in which nothing is unlearned; the erased
+model; and one that was retrained without them. This is no certificate of an erasure, and nothing here proves that a model has forgotten.</p>
+</header>
+<section><h2>What was measured</h2>
+<p class="note">In brackets: exact {{ "%.0f" | format(100 * certificate.confidence) }}% bounds (Clopper and Pearson). SD: over runs. Made {{ certificate.made_at | moment }}.</p>
+<div class="wide"><table><tbody>{% for name, value in certificate.rows() %}
+<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
+</section>
+<section><h2>What it holds for</h2>
+<p>For erasures under the same settings, of about as many people, whose audits rest on the same evidence.{% if certificate.labels == "exchanged" %} People with exchanged labels are remembered better than most, and look like no stranger that the audit knows.{% endif %}</p>
+{{ settings_table(certificate.settings, "The " ~ certificate.settings | length ~ " settings that count") }}
+<p class="note">SHA-256 of these settings: <code>{{ certificate.settings_sha256 }}</code></p>
+</section>
 {% endblock %}
 """
 

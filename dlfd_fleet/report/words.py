@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, date
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dlfd_fleet.audit import Difference, Evidence, Outcome, Scores, Verdict, margin_in_words
-from dlfd_fleet.report.certificate import Statement, VerdictClaim
 from dlfd_fleet.report.contents import Compared, ErasureReport
+
+if TYPE_CHECKING:
+    from dlfd_fleet.report.certificate import Statement, VerdictClaim
 
 _COMPARED: dict[Compared, str] = {
     "mia_auc": "AUC of the attack",
@@ -106,14 +108,9 @@ def headline(report: ErasureReport) -> str:
     return f"{asked}: no model was released"
 
 
-def lead(report: ErasureReport) -> Iterator[str]:
-    """Say what happened for somebody who is no engineer, a paragraph each."""
-    yield f"{_asked(report)} {_done(report)}"
-    if report.exactness:
-        yield report.exactness
-    if measured := _measured(report):
-        yield measured
-    yield _deadline(report)
+def asked(report: ErasureReport) -> str:
+    """Say who asked when, and by when that was due."""
+    return f"{_asked(report)} {_deadline(report)}"
 
 
 def _asked(report: ErasureReport) -> str:
@@ -127,7 +124,8 @@ def _asked(report: ErasureReport) -> str:
     return f"{when}{count(report.requests, 'request')} to be forgotten{where}.{trained}"
 
 
-def _done(report: ErasureReport) -> str:
+def done(report: ErasureReport) -> str:
+    """Say what became of the model and the images, for somebody who is no engineer."""
     if report.nothing_to_unlearn:
         purged = count(report.purged_images, "image")
         return f"No model of the fleet was trained on them, so none had to change. The sites deleted {purged}."
@@ -166,7 +164,8 @@ def _why_not_released(report: ErasureReport) -> str:
     return "The new model is held back as a candidate, as the release policy asks."
 
 
-def _measured(report: ErasureReport) -> str:
+def measured(report: ErasureReport) -> str:
+    """Say what was measured, and how; nothing where nothing was."""
     released = "retrained" if report.retrained else "unlearned"
     before, after = (report.models.get(name) for name in ("original", released))
     if not before or not after or not report.verdict:
@@ -439,6 +438,8 @@ def certified(statement: Statement) -> Iterator[str]:
     )
     if claims.exactness:
         yield claims.exactness
+    if claims.procedure:
+        yield claims.procedure
     yield (
         "It proves that this statement was signed with that key and has not been changed since, and which files it is "
         "about."

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 Losses = Mapping[str, NDArray[np.float64]]
 _SMALLEST_LOSS = 1e-4
+_LETTERS_AN_INCH, _LINE_INCHES = 15.0, 0.17  # of text at 8 points
 _COLOURS = {"forget": "#c1272d", "retain": "#7f7f7f", "unseen": "#1f6fb4"}
 
 
@@ -117,9 +120,16 @@ def time_by_phase(seconds: Mapping[str, float]) -> bytes:
     return _png(figure)
 
 
-def score_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: str) -> bytes:
-    """Draw a table of scores with a note below it."""
-    figure = Figure(figsize=(3.0 + 2.3 * len(columns), 1.4 + 0.32 * len(rows)), layout="constrained")
+def score_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: str, lead: Sequence[str] = ()
+) -> bytes:
+    """Draw a table of scores with lines above it, and one under it."""
+    width = 3.0 + 2.3 * len(columns)
+    above = [part for line in lead for part in textwrap.wrap(line, round(_LETTERS_AN_INCH * width))]
+    room, height = _LINE_INCHES * (len(above) + 1 if above else 0), 1.4 + 0.32 * len(rows)
+    engine = ConstrainedLayoutEngine(rect=(0.0, 0.0, 1.0, height / (height + room)))
+    figure = Figure(figsize=(width, height + room), layout=engine)
+    figure.text(0.01, 0.99, "\n".join(above), fontsize=8, va="top")
     axis = figure.subplots()
     axis.set_axis_off()
     axis.set_title(title, fontsize=11, loc="left")

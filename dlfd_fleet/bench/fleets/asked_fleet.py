@@ -12,7 +12,7 @@ from dlfd_fleet.answers import decided
 from dlfd_fleet.audit import Observation
 from dlfd_fleet.bench.evidence import Baselines, observe
 from dlfd_fleet.bench.experiment import Experiment, labelled
-from dlfd_fleet.bench.fleets.asking import Asking
+from dlfd_fleet.bench.fleets.asking import Asking, Named
 from dlfd_fleet.bench.fleets.costs import Costs, metrics_of
 from dlfd_fleet.bench.fleets.made_models import JOB, MadeModels, made
 from dlfd_fleet.bench.fleets.methods import FEDERATED_METHODS, Situation
@@ -48,7 +48,7 @@ class AskedFleet:
     """
 
     seed: FederatedSeed
-    asking: Asking
+    asking: Asking | Named
 
     @property
     def settings(self) -> Settings:
@@ -88,20 +88,30 @@ class AskedFleet:
             wanted = [name for name in missing if self._needs_references(name) == references]
             if not wanted or time.monotonic() >= deadline or (references and self.seed.references is None):
                 continue
-            folder = self.settings.state_folder / ("with-references" if references else "without-references")
-            if not folder.exists():
-                begun = self.seed.with_references if references else self.seed.settings.state_folder
-                new = folder.with_name(f"{folder.name}.new")
-                shutil.rmtree(new, ignore_errors=True)
-                shutil.copytree(begun / "sites", new / "sites")
-                new.replace(folder)
-            settings = self.settings.model_copy(update={"state_folder": folder})
-            self._ask_to_be_forgotten(settings)
 
             def make(grid: Grid, wanted: list[str] = wanted) -> None:
                 self._make_models(grid, wanted, deadline)
 
-            self.seed.simulate(settings, make)
+            self.seed.simulate(self.when_asked(references=references), make)
+
+    def when_asked(self, *, references: bool) -> Settings:
+        """Return settings whose state folder has copies of the sites at which people ask, made if it is not there.
+
+        Parameters
+        ----------
+        references
+            Whether the sites have the answers of reference models.
+        """
+        folder = self.settings.state_folder / ("with-references" if references else "without-references")
+        if not folder.exists():
+            begun = self.seed.with_references if references else self.seed.settings.state_folder
+            new = folder.with_name(f"{folder.name}.new")
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(begun / "sites", new / "sites")
+            new.replace(folder)
+        settings = self.settings.model_copy(update={"state_folder": folder})
+        self._ask_to_be_forgotten(settings)
+        return settings
 
     @staticmethod
     def _needs_references(name: str) -> bool:
@@ -122,7 +132,7 @@ class AskedFleet:
             if time.monotonic() >= deadline:
                 return
             if not self.models.has(name):
-                self._retrain(name, number, grid, nodes, original)
+                self.retrain(name, number, grid, nodes, original)
             self._train_on(name, grid, nodes, self.models.load(name))
         methods = [name for name in self.seed.methods if name in wanted]
         if not methods:
@@ -145,7 +155,7 @@ class AskedFleet:
                 self.models.save(name, *made(seed.erasure(mine, name), forget))
             self._train_on(name, grid, nodes, self.models.load(name))
 
-    def _retrain(self, name: str, number: int, grid: Grid, nodes: frozenset[int], original: Arrays) -> None:
+    def retrain(self, name: str, number: int, grid: Grid, nodes: frozenset[int], original: Arrays) -> None:
         """Retrain as the original was trained; note what it took to be as accurate on test people as the original."""
         erasure, needed = self.seed.erasure(self.seed.fleet(grid, nodes)), list[Phase]()
         job, rounds = erasure.job, self.settings.training.rounds

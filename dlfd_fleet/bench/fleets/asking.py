@@ -58,6 +58,28 @@ class Asking:
         return choose_people_to_forget(dealt, names[: int(sites)], int(people) // int(sites))
 
 
+@dataclass(frozen=True)
+class Named:
+    """People who are named ask, wherever they are.
+
+    Attributes
+    ----------
+    folder
+        A name for files.
+    """
+
+    people: frozenset[str]
+    folder: str
+
+    def choose(self, dealt: Manifest, seed: int) -> dict[str, list[str]]:  # noqa: ARG002 - as of Asking
+        """Return who asks, by site."""
+        homes = {row.identity: row.site for row in dealt.rows if row.identity in self.people}
+        chosen = dict[str, list[str]]()
+        for person in sorted(homes):
+            chosen.setdefault(homes[person], []).append(person)
+        return chosen
+
+
 def _share(dealt: Manifest, share: float, seed: int) -> dict[str, list[str]]:
     """Draw a share of the trained people at random; each site keeps one at least."""
     homes = {row.identity: row.site for row in dealt.rows if row.site and row.split == "train"}

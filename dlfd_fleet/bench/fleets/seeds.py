@@ -7,6 +7,7 @@ cores; seconds of different methods compare, and are no forecast for sites that 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from dlfd_fleet.federation.protocol.messages import PendingQuery
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.rounds.audits import Audits
-from dlfd_fleet.federation.rounds.erasure import Erasure
+from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, ForgettingRound
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.federation.rounds.job_context import JobContext, SiteUpdate, Unrecorded
 from dlfd_fleet.federation.rounds.references import References
@@ -94,14 +95,18 @@ class FederatedSeed:
             return
         for fleet in self.asked:
             fleet.people  # noqa: B018 - what cannot be asked is said before anything is trained
+        self.prepare(references=self._needs_references, deadline=deadline)
+        for fleet in self.asked:
+            fleet.run(deadline)
+
+    def prepare(self, *, references: bool, deadline: float = math.inf) -> None:
+        """Deal the people to sites, train the original, perhaps make reference models, as far as that is not done."""
         if not (self.settings.state_folder / "sites").exists():
             deal_to_sites(self.settings, self.progress)
         if not self.models.has(ORIGINAL):
             self.simulate(self.settings, self._train)
-        if self._needs_references and self.references is None and time.monotonic() < deadline:
+        if references and self.references is None and time.monotonic() < deadline:
             self._make_references()
-        for fleet in self.asked:
-            fleet.run(deadline)
 
     @property
     def _needs_references(self) -> bool:
@@ -163,19 +168,26 @@ class FederatedSeed:
         return state_arrays(start(self.experiment.card, self.settings.model.weights))
 
     def erasure(self, fleet: Fleet, name: str = "", recorder: UpdateLengths | None = None) -> Erasure:
-        """Return the rounds and audits of a method, or of plain training without a name."""
+        """Return the rounds and audits of a method by its name, or of plain training without a name."""
         method = FEDERATED_METHODS.get(name)
+        if method is None:
+            return self.erasure_by(AtAskedSites(), fleet, self.settings, recorder)
+        return self.erasure_by(method.forget, fleet, method.set(self.settings), recorder)
+
+    def erasure_by(
+        self, forget: ForgettingRound, fleet: Fleet, settings: Settings, recorder: UpdateLengths | None = None
+    ) -> Erasure:
+        """Return the rounds and audits of a round that forgets, under these settings."""
         job = JobContext(
             fleet=fleet,
             card=self.experiment.card,
-            settings=method.set(self.settings) if method else self.settings,
+            settings=settings,
             name=JOB,
             progress=self.progress,
             journal=Journal(traffic=fleet),
             recorder=recorder or Unrecorded(),
         )
-        rounds, audits = Rounds(job), Audits(job)
-        return Erasure(rounds, audits, method.forget) if method else Erasure(rounds, audits)
+        return Erasure(Rounds(job), Audits(job), forget)
 
     def fleet(self, grid: Grid, nodes: frozenset[int] = frozenset()) -> Fleet:
         """Return a fleet that nobody has counted for; of these nodes, which say again what they hold."""

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.jobs.reporting import said_in_short
 from dlfd_fleet.federation.protocol.messages import (
     AuditTask,
     CalibrateTask,
@@ -66,7 +67,13 @@ _DOING = {
 
 
 def submit(
-    kind: JobKind, app: Path | None, superlink: str | None, federation_config: str | None, *, fresh: bool = False
+    kind: JobKind,
+    app: Path | None,
+    superlink: str | None,
+    federation_config: str | None,
+    *,
+    fresh: bool = False,
+    if_due: bool = False,
 ) -> None:
     """Hand a job to a SuperLink by ``flwr run``, and show its log until it ends.
 
@@ -80,6 +87,8 @@ def submit(
         Handed on to ``flwr run``, such as ``num-supernodes=4`` for simulated nodes.
     fresh
         Whether a training job begins with fresh weights in place of the champion's.
+    if_due
+        Whether an erasure begins only if one is due.
 
     Raises
     ------
@@ -90,7 +99,8 @@ def submit(
     if not (app / "pyproject.toml").exists():
         raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
     flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
-    run_config = f'job="{kind}"' + (" fresh=true" if fresh else "")  # an app knows the keys of its own pyproject.toml
+    # An app knows the keys of its own pyproject.toml.
+    run_config = f'job="{kind}"' + (" fresh=true" if fresh else "") + (" if_due=true" if if_due else "")
     arguments = ["run", str(app), *where, "--stream", "--run-config", run_config]
     arguments += ["--federation-config", federation_config] if federation_config else []
     environment, run = _FLOWER | dict(os.environ), None
@@ -162,33 +172,38 @@ def job_table(store: Store) -> Table:
         requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
         done = sum(phase.seconds for phase in store.steps.phases(record.job).values())
         minutes = f"{max(record.seconds, done) / 60:.1f}"
-        table.add_row(*map(plain, (record.job, _state(record, running), requests, verdict, epoch, minutes)))
+        table.add_row(*map(plain, (record.job, state_of(record, running), requests, verdict, epoch, minutes)))
     return table
 
 
 def job_status(store: Store, job: str) -> Group:
     """Return one job: how far it is, what each site does, and what came of it."""
-    record, now, running = store.load(job), datetime.now(UTC), store.is_locked()
-    sites = Table("site", "doing", "for")
-    for activity in _activities(store, job):
+    now, sites = datetime.now(UTC), Table("site", "doing", "for")
+    for activity in activities(store, job):
         since = f"{(now - activity.since).total_seconds():.0f} s"
         sites.add_row(*map(plain, (activity.site, activity.doing, since)))
-    steps = store.steps.names(job)
-    lines = [f"{record.job}: {_state(record, running)}"]
+    return Group(*map(plain, status_lines(store, job)), *([sites] if sites.row_count else []))
+
+
+def status_lines(store: Store, job: str) -> list[str]:
+    """Return in sentences how far a job is, and what came of it."""
+    record, running, steps = store.load(job), store.is_locked(), store.steps.names(job)
+    lines = [f"{record.job}: {state_of(record, running)}"]
     if record.step not in FINAL_STEPS and not running and record.kind != "import":
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
     if record.requests:
         lines.append(f"Requests: {record.requests}.")
-    if record.verdict:
+    if record.step in FINAL_STEPS and (said := said_in_short(store, record)):
+        lines += said
+    elif record.verdict:
         lines.append(record.verdict.sentence())
     if record.references and record.step != "settled":  # then its note says it
         lines.append(f"So far: {record.references.sentence()}.")
     if record.note:
         lines.append(record.note)
-    lines += [f"{site} {reason}" for site, reason in sorted(record.absent.items())]
-    return Group(*map(plain, lines), *([sites] if sites.row_count else []))
+    return lines + [f"{site} {reason}" for site, reason in sorted(record.absent.items())]
 
 
 def watch(store: Store, job: str, console: Console) -> None:
@@ -197,29 +212,45 @@ def watch(store: Store, job: str, console: Console) -> None:
         _watch_in_lines(store, job, console)
         return
     with Live(job_status(store, job), console=console, auto_refresh=False) as live:
-        while _goes_on(store, job):
+        while goes_on(store, job):
             time.sleep(_SECONDS_BETWEEN_DRAWINGS)
             live.update(job_status(store, job), refresh=True)
 
 
 def _watch_in_lines(store: Store, job: str, console: Console) -> None:
     said: Mapping[str, str] = {}
-    goes_on = True
-    while goes_on:
-        goes_on = _goes_on(store, job)
+    is_running = True
+    while is_running:
+        is_running = goes_on(store, job)
         now = {"steps": ", ".join(store.steps.names(job)[-1:])}
-        now |= {activity.site: activity.doing for activity in _activities(store, job)}
+        now |= {activity.site: activity.doing for activity in activities(store, job)}
         for name, value in now.items():
             if said.get(name, "") != value:
                 console.print(plain(f"{name}: {value}"), soft_wrap=True, highlight=False)
         said = now
-        if goes_on:
+        if is_running:
             time.sleep(_SECONDS_BETWEEN_DRAWINGS)
     console.print(job_status(store, job), soft_wrap=True, highlight=False)
 
 
-def cancel(store: Store, job: str) -> str:
+def cancel(store: Store, job: str, who: str = "", why: str = "") -> str:
     """Ask for a job to be cancelled, and return what happens now in words.
+
+    Raises
+    ------
+    JobError
+        If it has ended.
+    """
+    said = what_cancelling_does(store, job)
+    store.ask_to_cancel(job)
+    if not store.is_locked():
+        store.steps.abandon(job, REFERENCE_ROUND)
+    store.decisions.note("cancel", job, who, why)
+    return said
+
+
+def what_cancelling_does(store: Store, job: str) -> str:
+    """Say what happens if a job is cancelled now; it is not.
 
     Raises
     ------
@@ -229,9 +260,6 @@ def cancel(store: Store, job: str) -> str:
     record = store.load(job)
     if record.step in FINAL_STEPS:
         raise JobError(f"{job} is {record.step} already; there is nothing to cancel.")
-    store.ask_to_cancel(job)
-    if not store.is_locked():
-        store.steps.abandon(job, REFERENCE_ROUND)
     if record.released:
         when = "before its next step" if store.is_locked() else "when the next job starts"
         return f"{job} has released its model, and ends {when}; sites that it has not told learn it from the next job."
@@ -263,9 +291,9 @@ def reopen(store: Store, job: str | None) -> JobRecord:
     return store.reopen(record.job) if record.step in FINAL_STEPS or store.is_cancelled(record.job) else record
 
 
-def _activities(store: Store, job: str) -> Iterator[SiteActivity]:
+def activities(store: Store, job: str) -> Iterator[SiteActivity]:
     """Yield what sites do, in words, while there is a coordinator that waits for it."""
-    if not _goes_on(store, job):
+    if not goes_on(store, job):
         return
     for activity in store.activities.of(job):
         if activity.site.startswith("node-") and activity.doing == WAITING:
@@ -273,11 +301,13 @@ def _activities(store: Store, job: str) -> Iterator[SiteActivity]:
         yield replace(activity, doing=_DOING.get(activity.doing, activity.doing))
 
 
-def _goes_on(store: Store, job: str) -> bool:
+def goes_on(store: Store, job: str) -> bool:
+    """Tell whether there is a coordinator that works on a job."""
     return store.load(job).step not in FINAL_STEPS and store.is_locked()
 
 
-def _state(record: JobRecord, running: bool) -> str:
+def state_of(record: JobRecord, running: bool) -> str:
+    """Return how far a job is, in words."""
     if record.step in FINAL_STEPS:
         return f"{record.step}, released" if record.released else record.step
     return f"{record.step}, {'running' if running else 'interrupted'}"

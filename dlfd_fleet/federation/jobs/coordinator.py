@@ -13,6 +13,7 @@ from dlfd_fleet.federation.protocol.bounds import MOST_JOBS
 from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, PendingReply
 from dlfd_fleet.federation.records.job_record import JobRecord, JobStep, Notes, RecordChanges
 from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.records.site_ledgers import SiteLedgers
 from dlfd_fleet.federation.release.publication import devices_reached
 from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.counts import Claim, PlausibleCounts
@@ -41,6 +42,8 @@ class Coordinator:
         Writes the record; called at each change that a job which goes on must find.
     earlier
         Records of the fleet's other jobs, oldest first.
+    ledgers
+        Where sites' ledgers were when they were last heard of.
     models
         Audited models by column: original, unlearned, relearned, retrained.
     """
@@ -54,8 +57,10 @@ class Coordinator:
     keep: Callable[[JobRecord], None]
     recorder: Recorder
     earlier: Sequence[JobRecord] = ()
+    ledgers: SiteLedgers = field(default_factory=SiteLedgers)
     models: dict[str, AuditedModel] = field(default_factory=dict)
     _context: JobContext | None = None
+    _epoch_of_sites: int = 0
 
     def __post_init__(self) -> None:
         """Hear from the fleet who is absent: it is written at once, for a killed job must not forget it."""
@@ -63,8 +68,13 @@ class Coordinator:
 
     @property
     def epoch(self) -> int:
-        """The fleet's erasure epoch now."""
-        return self.read_epoch()
+        """The fleet's erasure epoch now; of a fresh model that no older one went into, the latest that sites know."""
+        return max(self.read_epoch(), self._epoch_of_sites)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether sites know a later epoch than the champion's: this state folder was put back from a backup."""
+        return self._epoch_of_sites > self.read_epoch()
 
     # ------------------------------------------------------------------ the record
 
@@ -163,8 +173,10 @@ class Coordinator:
             devices=self._devices_reached(self.epoch),
         )
         largest = self.settings.erasure.largest_forget_share if kind in ("erase", "plan") else 1.0
-        earlier = self._earlier_requests(first) if erasing else None
-        replies = ask_pending(fleet, query, largest, card, earlier, plausible)
+        earlier, anew = self._known_of_sites(first), kind == "train" and self.settings.training.start == "fresh"
+        replies = ask_pending(fleet, query, largest, card, earlier, plausible, behind=anew)
+        self.ledgers.note({site_name(reply.site): reply.ledger for reply in replies.values()})
+        self._epoch_of_sites = max((reply.epoch for reply in replies.values()), default=0) if anew else 0
         if not known:
             first = self.journal.facts(_ASKED, list[PendingReply], lambda: list(replies.values()))
         if len(first) < settings.least_sites:
@@ -182,13 +194,14 @@ class Coordinator:
         self.recorder.dataset(fleet_profile(first), "unlearning" if erasing else "training")
         return present
 
-    def _earlier_requests(self, first: Iterable[PendingReply]) -> dict[str, EarlierRequests]:
-        """Return what is known of each site's requests: from before this job was interrupted, and of earlier jobs."""
-        resumed = {site_name(reply.site): reply.requests for reply in first}
-        released = released_requests(self.earlier)
+    def _known_of_sites(self, first: Iterable[PendingReply]) -> dict[str, EarlierRequests]:
+        """Return what is known of each site: its requests in earlier jobs and in this one, and where its ledger was."""
+        erasing = self.record.kind == "erase"
+        resumed = {site_name(reply.site): reply.requests for reply in first} if erasing else {}
+        released, ledgers = released_requests(self.earlier), self.ledgers.known()
         return {
-            site: EarlierRequests(resumed.get(site, ()), released.get(site, {}))
-            for site in resumed.keys() | released.keys()
+            site: EarlierRequests(resumed.get(site, ()), released.get(site, {}), ledgers.get(site))
+            for site in resumed.keys() | released.keys() | ledgers.keys()
         }
 
     def _expired_references(self) -> tuple[str, ...]:
@@ -242,15 +255,18 @@ class Coordinator:
     ) -> Settled:
         """Tell every site how the job ended; one step of the job."""
         job, devices = self.record.job, self._devices_reached(epoch)
-        return self.journal.facts(
+        settled = self.journal.facts(
             "settle", Settled, lambda: settle(self.fleet, job, self.progress, outcome, reason, epoch, requests, devices)
         )
+        self.ledgers.note(settled.ledgers)
+        return settled
 
     def give_back(self, reason: str) -> None:
         """Let the requests of a job that ended early wait; a site that is away learns it from the next job."""
         if self.record.kind == "erase" and self.fleet.asked:
             try:
-                settle(self.fleet, self.record.job, self.progress, "returned", reason, self.epoch, ())
+                told = settle(self.fleet, self.record.job, self.progress, "returned", reason, self.epoch, ())
+                self.ledgers.note(told.ledgers)
             except FleetError as error:
                 self.progress.say(f"The sites could not be told that {self.record.job} has ended: {error}")
 

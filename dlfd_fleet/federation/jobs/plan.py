@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
 import numpy as np
 
 from dlfd_fleet.audit import Role, expect
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
+from dlfd_fleet.federation.jobs.due import waiting_at
 from dlfd_fleet.federation.jobs.erase import Origin
+from dlfd_fleet.federation.jobs.ways import SinceTraining
+from dlfd_fleet.federation.protocol.messages import PendingReply
+from dlfd_fleet.federation.records.due import erasure_due
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
 from dlfd_fleet.federation.rounds.audits import AuditedModel
 
@@ -26,10 +31,27 @@ def plan(job: Coordinator, origin: Origin) -> None:
         said += [_who(model), expect(model.scores, job.settings.audit.margin).sentence().rstrip(".")]
     elif asking:
         said.append("The champion was trained on none of them, so the sites have only to purge")
-    said += _costs(job.earlier)
+    said += [_due(job, pending), _way(job)]
+    said += last_costs(job.earlier)
     note = ". ".join(said)
     job.progress.say(f"{note}.")
     job.advance("settled", note=note, epoch=card.epoch)
+
+
+def _due(job: Coordinator, pending: Mapping[int, PendingReply]) -> str:
+    """Say whether `job start erase --if-due` would start a job now, by the same rule."""
+    now = datetime.now(UTC)
+    waiting = waiting_at(job.fleet, pending, (), now)
+    due = erasure_due(job.settings.erasure.due, waiting, job.earlier, now.astimezone().date())
+    return due.why.rstrip(".")
+
+
+def _way(job: Coordinator) -> str:
+    """Say how far the model is from its last full training, and whether the next erasure trains anew for that."""
+    since, erasure = SinceTraining.of(job.earlier), job.settings.erasure
+    if reason := since.why_retrain(erasure):
+        return f"The next erasure trains anew: {reason}"
+    return since.sentence()
 
 
 def _who(model: AuditedModel) -> str:
@@ -39,7 +61,7 @@ def _who(model: AuditedModel) -> str:
     return f"The champion was trained on {people} who ask, {len(rows)} images in all"
 
 
-def _costs(earlier: Iterable[JobRecord]) -> list[str]:
+def last_costs(earlier: Iterable[JobRecord]) -> list[str]:
     """Say what the last jobs took, of those that are over."""
     over = [record for record in earlier if record.step == "settled" and record.proceedings.phases]
     found = []

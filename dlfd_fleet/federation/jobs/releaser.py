@@ -17,7 +17,7 @@ from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
 from dlfd_fleet.federation.jobs.pictures import job_pictures
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
-from dlfd_fleet.federation.jobs.reporting import e_product, record_report, signer_of
+from dlfd_fleet.federation.jobs.reporting import e_product, record_report, said_in_short, signer_of
 from dlfd_fleet.federation.jobs.summary import describe, summarise
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
@@ -65,6 +65,12 @@ class FleetReleaser:
         kind = list[Champion]
         known = self.job.journal.facts("champion", kind, self._champions)
         if not known:
+            return None
+        if self.job.is_behind:
+            self.job.progress.say(
+                f"The champion is of the epoch {known[0].epoch}, and sites know {self.job.epoch}: no site works on it, "
+                "and the new model is compared with none."
+            )
             return None
         try:
             model, card = load_model(self.store.folders.model(known[0].job))
@@ -357,7 +363,7 @@ class FleetReleaser:
             outputs=len(card.classes),
             tags=tags,
             alias=alias,
-            description=describe(self.job.record),
+            description=describe(self.job.record, said_in_short(self.store, self.job.record)),
         )
 
     # ------------------------------------------------------------------ showing
@@ -387,8 +393,8 @@ class FleetReleaser:
 
     def draw(self) -> None:
         """Draw the table and the histograms, into the job's folder and into MLflow."""
-        table = summarise(self.job.record)
-        pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer)}
+        table = summarise(self.job.record, said_in_short(self.store, self.job.record))
+        pictures = {"scores": score_table(table.title, table.columns, table.rows, table.footer, table.lead)}
         pictures |= job_pictures(self.job.models, self.recorder.readings, self.store.steps.phases(self.job.record.job))
         for name, png in pictures.items():
             with whole_file(self.store.folders.made(self.job.record.job) / f"{name}.png", JobError) as new:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -27,12 +26,15 @@ from dlfd_fleet.report import (
     REPORT_FILE,
     DeliveryProgress,
     ErasureReport,
+    InShort,
+    in_short,
     issue,
     load_signer,
     render,
 )
 from dlfd_fleet.report.contents import Revoked
 from dlfd_fleet.report.page import without_moment
+from dlfd_fleet.report.procedure import tried
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker
 
@@ -66,7 +68,12 @@ def record_report(job: Coordinator, store: Store, tracker: Tracker) -> None:
 
 def signer_of(settings: Settings, store: Store) -> CryptoSigner:
     """Return what signs the coordinator's certificates, or raise an :class:`EvidenceError` if it cannot be used."""
-    return load_signer(settings.release.certificate_key or store.folder / "keys" / "certificate.pem")
+    return load_signer(signer_file(settings, store.folder))
+
+
+def signer_file(settings: Settings, folder: Path) -> Path:
+    """Return where the key of a coordinator is that works in a folder."""
+    return settings.release.certificate_key or folder / "keys" / "certificate.pem"
 
 
 def report_of(store: Store, record: JobRecord) -> ErasureReport:
@@ -83,6 +90,9 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         raise JobError(f"In {record.job} nobody asked to be forgotten, so there is nothing to report.")
     noted = record.proceedings
     earlier = [job for job in store.jobs() if job.released and job.started_at < record.started_at]
+    settings, verdict = store.settings_as_written(record.job), record.verdict
+    # Training anew is no procedure that was tried: nothing is unlearned.
+    judged = verdict is not None and not noted.retrained
     return ErasureReport(
         **dict(noted.model_copy(update={} if noted.phases else {"phases": store.steps.phases(record.job)})),
         job=record.job,
@@ -101,22 +111,30 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         revoked=tuple(
             Revoked(job=job.job, epoch=job.epoch) for job in earlier if record.released and job.epoch < record.epoch
         ),
-        settings=_governing(store.settings_as_written(record.job)),
+        settings=_governing(settings),
         seconds=record.seconds,
         e_product=e_product(store, record),
+        procedure=tried(store.folder.parent, settings, verdict.evidence) if judged and verdict else "",
     )
 
 
 def e_product(store: Store, record: JobRecord) -> float | None:
     """Return the product of the e-values of all erasures up to this one; None if references did not judge it.
 
-    Those that were not released count, too: to leave out what failed would make up evidence.
+    People whose job released nothing are in the next job as well, with the same references. Their evidence is not new,
+    so of a job that released something and those without a release before it the lowest value counts.
     """
     if record.verdict is None or record.verdict.e_value is None:
         return None
-    earlier = [job.verdict for job in store.jobs() if job.job != record.job and job.started_at < record.started_at]
-    known = [verdict.e_value for verdict in earlier if verdict is not None and verdict.e_value is not None]
-    return math.prod([*known, record.verdict.e_value])
+    product, of_same_people = 1.0, list[float]()
+    for job in (*store.jobs(), record):
+        if job is not record and (job.job == record.job or job.started_at >= record.started_at):
+            continue
+        if job.verdict is not None and job.verdict.e_value is not None:
+            of_same_people.append(job.verdict.e_value)
+        if job is record or (job.kind == "erase" and job.released):
+            product, of_same_people = product * min(of_same_people, default=1.0), []
+    return product
 
 
 def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress: ProgressDisplay, after: str) -> None:
@@ -125,38 +143,47 @@ def redraw_reports(store: Store, tracker: Tracker, settings: Settings, progress:
     Sites that were away have purged since, and devices; ``report.json`` and the certificate stay as they are. What
     cannot be drawn holds no job: it is said, and the next job tries again.
     """
-    for record in store.jobs():
-        file = store.folders.made(record.job) / PAGE_FILE
+    jobs = store.jobs()
+    for record in jobs:
+        file = store.folders.of(record.job) / PAGE_FILE
         if not (record.released and record.requests and record.step == "settled" and file.exists()):
             continue
         if record.job == after:  # drawn a moment ago
             continue
         try:
-            known = _content(store, record), _delivery(settings, record), _acknowledged_later(store, record)
-            if _is_drawn(file, *known):
+            known = _content(store, record), _delivery(settings, record), _acknowledged_later(jobs, record)
+            if _is_drawn(file, record.epoch, *known):
                 continue
             page = render(*known)
             if without_moment(page) != without_moment(file.read_text(encoding="utf-8")):
                 _write(file, page.encode())
                 tracker.log_file(record.job, f"erasure/{PAGE_FILE}", page.encode())
-            _write(file.with_suffix(_DRAWN), _digest_of(file, *known).encode())
+            _write(file.with_suffix(_DRAWN), _digest_of(file, record.epoch, *known).encode())
         except Exception as error:  # whatever is wrong with an old job, this one is over
             progress.say(f"The report of {record.job} is not drawn again: {error}")
 
 
 def _is_drawn(
-    file: Path, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
+    file: Path, epoch: int, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
 ) -> bool:
     """Tell whether a page was drawn of what is known now; drawing it takes about a second."""
     note = file.with_suffix(_DRAWN)
-    return note.exists() and note.read_text(encoding="utf-8") == _digest_of(file, content, delivery, acknowledged)
+    drawn = note.read_text(encoding="utf-8") if note.exists() else ""
+    return drawn == _digest_of(file, epoch, content, delivery, acknowledged)
 
 
 def _digest_of(
-    file: Path, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
+    file: Path, epoch: int, content: bytes, delivery: DeliveryProgress | str | None, acknowledged: Mapping[str, str]
 ) -> str:
-    """Return a digest of a page and of what it was drawn of, but for the moment that was."""
-    stand = delivery.model_dump(exclude={"as_of"}) if isinstance(delivery, DeliveryProgress) else delivery
+    """Return a digest of a page and of what it was drawn of, but for the moment that was.
+
+    A later release raises the least epoch that may run. Of a release that has that epoch already nothing is new by it:
+    else each release would draw the pages of all before it.
+    """
+    stand: object = delivery
+    if isinstance(delivery, DeliveryProgress):
+        least = min(delivery.minimum_epoch, epoch)
+        stand = delivery.model_copy(update={"minimum_epoch": least}).model_dump(exclude={"as_of"})
     return sha256(file.read_bytes() + content + repr((stand, acknowledged)).encode()).hexdigest()
 
 
@@ -192,7 +219,7 @@ def write_report(store: Store, job: str | None, output: Path | None, settings: S
     if data == page:
         raise JobError(f"{page} is to be an HTML page; name it with .html, and the JSON goes beside it.")
     delivery = delivery_progress(settings, record.epoch) if record.released else None
-    _write(page, render(content, delivery, _acknowledged_later(store, record)).encode())
+    _write(page, render(content, delivery, _acknowledged_later(store.jobs(), record)).encode())
     _write(data, content)
     return page, data
 
@@ -210,11 +237,11 @@ def _content(store: Store, record: JobRecord) -> bytes:
     return report_of(store, record).to_json()
 
 
-def _acknowledged_later(store: Store, record: JobRecord) -> dict[str, str]:
+def _acknowledged_later(jobs: Sequence[JobRecord], record: JobRecord) -> dict[str, str]:
     """Return the sites that a later job told of the release, and the first such job."""
     return {
         site: job.job
-        for job in reversed(store.jobs())
+        for job in reversed(jobs)
         if job.started_at > record.started_at
         for site, epoch in job.acknowledged.items()
         if record.released and epoch >= record.epoch
@@ -227,6 +254,13 @@ def latest_erasure(store: Store) -> JobRecord:
         if record.kind == "erase" and record.requests:
             return record
     raise JobError(f"There is no erasure in {store.folder.parent} yet; `dlfd-fleet job start erase` does one.")
+
+
+def said_in_short(store: Store, record: JobRecord) -> InShort | None:
+    """Say an erasure in three lines; None of any other job, and of one in which nobody asked."""
+    if record.kind != "erase" or not record.proceedings.asked:
+        return None
+    return in_short(report_of(store, record), _acknowledged_later(store.jobs(), record))
 
 
 def outcome_sentence(record: JobRecord) -> str:

@@ -16,12 +16,14 @@ from dlfd_fleet.federation.jobs.plan import plan
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.references import references, refuse_no_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
-from dlfd_fleet.federation.jobs.reporting import redraw_reports
+from dlfd_fleet.federation.jobs.reporting import redraw_reports, said_in_short
 from dlfd_fleet.federation.jobs.summary import describe
 from dlfd_fleet.federation.jobs.train import Given, train
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord
 from dlfd_fleet.federation.records.journal import Journal
+from dlfd_fleet.federation.records.site_ledgers import SITE_LEDGERS_FILE, SiteLedgers
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.federation.release.prune import prune
 from dlfd_fleet.federation.release.purge import purge_remembering
 from dlfd_fleet.federation.rounds.erasure import with_settings_of_method
 from dlfd_fleet.federation.rounds.fleet import Fleet
@@ -82,10 +84,15 @@ def run_jobs(
         if done is None or given is not None or not _is_wanted(done, kind, settings, store):
             if kind == "references":
                 refuse_no_references(settings)
-            chosen = _without_changes_of_faces(settings)
-            chosen = with_settings_of_method(chosen) if kind == "erase" else chosen
+            chosen = settings_of_job(kind, settings)
             done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen), given)
         return done
+
+
+def settings_of_job(kind: JobKind, settings: Settings) -> Settings:
+    """Return the settings that a job of a kind keeps: what they leave to the method and to the network is decided."""
+    chosen = _without_changes_of_faces(settings)
+    return with_settings_of_method(chosen) if kind == "erase" else chosen
 
 
 def _without_changes_of_faces(settings: Settings) -> Settings:
@@ -195,6 +202,7 @@ def _coordinator(
         store.save,
         recorder,
         tuple(other for other in store.jobs() if other.job != record.job),
+        SiteLedgers(store.folder / SITE_LEDGERS_FILE),
     )
 
 
@@ -226,7 +234,7 @@ def record_end(
     name = job.record.job
     try:
         tracker.set_tags(name, outcome_tags(job.record))
-        tracker.describe(name, describe(job.record))
+        tracker.describe(name, describe(job.record, said_in_short(store, job.record)))
         tracker.finish_job(name, status)
         waiting = tracker.flush(_SEND_PATIENCE)
         if waiting:
@@ -242,13 +250,17 @@ def record_end(
 
 
 def _purge(store: Store, settings: Settings, progress: ProgressDisplay) -> None:
-    """Delete our own files of models that remember; until its last step a job may need the one that it began with."""
-    if not settings.release.purge_revoked:
-        return
+    """Delete our own files of models that remember, and then of those that nothing needs.
+
+    While a job is unfinished nothing is deleted, for it may need any of them.
+    """
     try:
-        purged = purge_remembering(store)
+        purged = purge_remembering(store) if settings.release.purge_revoked else []
+        if purged:
+            many = f"The model files of {len(purged)} earlier jobs"
+            progress.say(f"{many}, which remember forgotten people, are deleted.")
+        pruned = prune(store, settings.storage.models) if settings.storage.prune else None
+        if pruned is not None and (pruned.jobs or pruned.files):
+            progress.say(pruned.sentence())
     except JobError as error:
         progress.say(str(error))
-        return
-    if purged:
-        progress.say(f"The model files of {len(purged)} earlier jobs, which remember forgotten people, are deleted.")

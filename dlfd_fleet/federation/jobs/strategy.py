@@ -14,9 +14,11 @@ from dlfd_fleet.audit import Verdict
 from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.app_errors import log_errors_in_words
+from dlfd_fleet.federation.jobs.due import ask_whether_due
 from dlfd_fleet.federation.jobs.run import run_jobs
 from dlfd_fleet.federation.jobs.train import Given
 from dlfd_fleet.federation.protocol.packing import Arrays
+from dlfd_fleet.federation.records.due import Due
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.champion import agreed_champion
@@ -177,6 +179,18 @@ class FederatedUnlearning:
             If there is no champion yet, no site answers, or too few of them do. The requests wait for the next start.
         """
         return self._result(run_jobs(grid, "erase", self.settings, self.progress))
+
+    def whether_due(self, grid: Grid) -> Due:
+        """Ask the sites what waits there, and tell whether an erasure is due by the settings (``erasure.due``).
+
+        Nothing changes: no request is taken up, and there is no job.
+
+        Raises
+        ------
+        JobError
+            If no site answers.
+        """
+        return ask_whether_due(grid, self.settings)
 
     def make_references(self, grid: Grid) -> JobResult:
         """Train reference models of the champion; each site keeps what they say, for erasures to come.

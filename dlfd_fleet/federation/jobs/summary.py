@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlfd_fleet.audit import SCORE_NAMES, gap_to_retrain, left_by_references
-from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobRecord
 from dlfd_fleet.plain_text import visible
+from dlfd_fleet.report import InShort
 from dlfd_fleet.report.contents import ModelResult
 from dlfd_fleet.report.page import SCORE_TITLES, score_text
 
@@ -17,14 +18,21 @@ from dlfd_fleet.report.page import SCORE_TITLES, score_text
 class Summary:
     """A table as text."""
 
+    lead: tuple[str, ...]
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     footer: str
 
 
-def summarise(record: JobRecord) -> Summary:
-    """Return the table of a job; a score from a sample carries its 95% bounds over people."""
+def summarise(record: JobRecord, said: InShort | None = None) -> Summary:
+    """Return the table of a job; a score from a sample carries its 95% bounds over people.
+
+    Parameters
+    ----------
+    said
+        The job in three lines, if it is an erasure: they come first.
+    """
     models = {name: model for name, model in record.models.items() if name != "relearned"}
     rows = [(SCORE_TITLES[name], *(_score(model, name) for model in models.values())) for name in SCORE_NAMES]
     again = record.models.get("relearned")
@@ -53,10 +61,10 @@ def summarise(record: JobRecord) -> Summary:
     title = record.job
     if counts is not None:
         title += f": {counts.forget_images} images forgotten, {counts.unseen_images} unseen"
-    footer = record.verdict.sentence() if record.verdict else record.note
+    footer = record.note
     if record.unsent:
         footer += f" MLflow does not answer: {record.unsent} records are kept, and the next job sends them."
-    return Summary(title, ("", *models), tuple(rows), footer)
+    return Summary(said or (), title, ("", *models), tuple(rows), footer)
 
 
 def _left(models: Mapping[str, ModelResult], original: ModelResult | None) -> dict[str, str]:
@@ -76,10 +84,19 @@ _DONE = {
 _SHOWN = ("test_accuracy", "retain_accuracy", "mia_auc")
 
 
-def describe(record: JobRecord) -> str:
-    """Return what a job was, with what evidence and where its report is: for people who read MLflow, Markdown."""
+def describe(record: JobRecord, said: InShort | None = None) -> str:
+    """Return what a job was, with what evidence and where its report is: for people who read MLflow, Markdown.
+
+    Parameters
+    ----------
+    said
+        The job in three lines, if it is an erasure; what is open changes until it is settled.
+    """
     lines = [_what_was_done(record)]
-    if record.verdict:
+    if said is not None:
+        lines.append(_as_written(said.measured))
+        lines += [_as_written(said.open)] if record.step in FINAL_STEPS else []
+    elif record.verdict:
         lines.append(_as_written(record.verdict.sentence()))
     elif record.note:
         lines.append(_as_written(f"{record.note[:1].upper()}{record.note[1:]}."))
@@ -87,7 +104,7 @@ def describe(record: JobRecord) -> str:
     before, after = record.models.get("original"), record.models.get(made)
     if before is not None and after is not None:
         parts = (f"{SCORE_TITLES[name]} {_score(after, name)} (before {_score(before, name)})" for name in _SHOWN)
-        lines.append(f"Measured: {', '.join(parts)}.")
+        lines.append(f"Scores: {', '.join(parts)}.")
     if record.kind == "erase" and record.requests:
         certificate = ", and `erasure/certificate.json`, signed" if record.released else ""
         lines.append(f"The report is among the artifacts of the job's run: `erasure/report.html`{certificate}.")

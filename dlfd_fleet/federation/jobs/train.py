@@ -145,6 +145,8 @@ def _given(job: Coordinator, card: ModelCard, found: tuple[ModelCard, AuditedMod
     exact = {
         name: begun[name] for name in card.frozen_of(arrays) if name in begun and _alike(arrays[name], begun[name])
     }
+    if parent is None:
+        job.note(began_with=began_with or "")
     return card.model_copy(update={"parent": parent, "began_with": began_with}), arrays | exact
 
 
@@ -202,6 +204,7 @@ def _beginning_anew(job: Coordinator, card: ModelCard) -> tuple[ModelCard, Array
     torch.manual_seed(job.settings.seed)
     card = normalised(card, weights)
     arrays = state_arrays(start(card, weights))
+    job.note(began_with=described(card, weights))
     return card.model_copy(update={"began_with": described(card, weights)}), arrays
 
 

@@ -20,8 +20,10 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.report.contents import Phase
-from dlfd_fleet.settings import AugmentationSettings, Settings
+from dlfd_fleet.settings import AugmentationSettings, ErasureSettings, Settings
 
+_MADE = {"train": "original", "erase": "unlearned"}
+"""Which of a job's models it releases."""
 _THERE_AND_BACK, _THERE_AND_BACK_FROZEN = 3.0, 2.0
 """A pass forward and backward, in passes forward: through layers that learn, and through frozen ones to the pixels."""
 
@@ -74,6 +76,64 @@ class Pace:
         return found
 
 
+@dataclass(frozen=True)
+class SinceTraining:
+    """What has become of the fleet's model since it was last trained from fresh weights.
+
+    Attributes
+    ----------
+    erasures
+        By unlearning, that were released since.
+    accuracy_then, accuracy_now
+        On test people: after that training, and of the model that was released last; None where nobody was unseen.
+    """
+
+    erasures: int
+    accuracy_then: float | None
+    accuracy_now: float | None
+
+    @classmethod
+    def of(cls, earlier: Iterable[JobRecord]) -> SinceTraining:
+        """Return it, of a fleet's jobs so far, oldest first."""
+        erasures, trained = 0, False
+        then: float | None = None
+        now: float | None = None
+        for record in (each for each in earlier if each.released):
+            anew = record.proceedings.retrained if record.kind == "erase" else bool(record.proceedings.began_with)
+            made = record.models.get("retrained" if record.kind == "erase" and anew else _MADE.get(record.kind, ""))
+            if made is not None:
+                now = made.scores.test_accuracy.value if made.scores.test_accuracy else None
+            if anew or not trained:  # a model that was imported, or made by a release before this one
+                erasures, then, trained = 0, now, True
+            elif record.kind == "erase" and record.models:
+                erasures += 1
+        return cls(erasures, then, now)
+
+    @property
+    def lost(self) -> float:
+        """Test accuracy that was lost since."""
+        if self.accuracy_then is None or self.accuracy_now is None:
+            return 0.0
+        return self.accuracy_then - self.accuracy_now
+
+    def why_retrain(self, settings: ErasureSettings) -> str:
+        """Say why the next erasure trains anew by the settings' policy; nothing if it does not."""
+        after, drift = settings.retrain_after, settings.retrain_drift
+        if after is not None and self.erasures >= after:
+            return f"{self.sentence()} (erasure.retrain_after is {after})"
+        if drift is not None and self.lost > drift:
+            return f"{self.sentence()} (erasure.retrain_drift is {drift:g})"
+        return ""
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        many = "1 erasure" if self.erasures == 1 else f"{self.erasures} erasures"
+        said = f"{many} by unlearning since the last full training"
+        if self.accuracy_then is None or self.accuracy_now is None:
+            return said
+        return f"{said}, and test accuracy was {self.accuracy_then:.3f} then and is {self.accuracy_now:.3f} now"
+
+
 def _each(*phases: Phase) -> float:
     return sum(phase.site_seconds for phase in phases) / sum(phase.steps for phase in phases)
 
@@ -103,6 +163,8 @@ def choose(
         Why training anew would not be exact, if so.
     """
     way = settings.erasure.way
+    if reason := SinceTraining.of(earlier).why_retrain(settings.erasure):
+        return Way(taken="retrain", why=f"The model is trained anew: {reason}.", doubt=doubt)
     if way == "unlearn":
         return Way(taken="unlearn", doubt=doubt)
     if way == "retrain":

@@ -46,6 +46,8 @@ Seconds = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 Difference = Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)]
 """A difference of two probabilities; rounding can make it slightly more than 1."""
 Pseudonym = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""Under a site's key."""
 SiteId = Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
 """A site's random id."""
 Mark = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -26,6 +26,7 @@ from dlfd_fleet.federation.protocol.bounds import (
     Count,
     Day,
     Difference,
+    Digest,
     Finite,
     JobName,
     Marks,
@@ -58,6 +59,19 @@ class DevicesReached(BaseModel):
     """A sentence about the devices, with counts."""
 
 
+class LedgerHead(BaseModel):
+    """How many rows the history of a site's ledger has, and a digest of the last one under the site's key and a job.
+
+    A later ledger of the site has been there; one that was put back from a backup has not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sequence: Count
+    job: JobName
+    digest: Digest
+
+
 class PendingQuery(FleetMessage):
     """Ask a site what it holds and which requests wait. It has no arrays."""
 
@@ -78,6 +92,8 @@ class PendingQuery(FleetMessage):
     """Requests of this site that a released model of such a job has forgotten, with its epoch."""
     expired: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
     """Jobs whose reference models have expired; the site deletes their answers."""
+    seen: LedgerHead | None = None
+    """Where this site's ledger once was, by its own word; its :attr:`released` requests are all that there are then."""
     devices: DevicesReached | None = None
     """Progress on devices. A purged request is complete once devices have purged older models; None changes nothing."""
     asked: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS_EVER)] = Field(default_factory=dict)
@@ -108,6 +124,10 @@ class PendingReply(FleetMessage):
     """Dates of each of them."""
     waiting: Count = 0
     """Number of other requests, which wait for the next job."""
+    begun: Count = 0
+    """Of a plan: how many more wait, for the site does not know how the job ended that had taken them up."""
+    first_due: Day | None = None
+    """Of a plan: the first day by which one of all these is due; None if there is none."""
     unsettled: Annotated[tuple[JobName, ...], Field(max_length=MOST_JOBS)] = ()
     """Earlier jobs with requests of this site, of whose end it was not told."""
     people: Annotated[dict[Pseudonym, Day], Field(max_length=MOST_REQUESTS)] = Field(default_factory=dict)
@@ -125,6 +145,10 @@ class PendingReply(FleetMessage):
     """Number of images to train on, if they have labels; None if each has one class."""
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     input: ModelInput
+    epoch: Count = 0
+    """Greatest erasure epoch that the site was ever told."""
+    ledger: LedgerHead | None = None
+    """Where its ledger is; not said to a plan, which is asked again and again."""
     held: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """Digest of the model that the site holds; empty without one."""
 
@@ -420,3 +444,5 @@ class SettleResult(FleetMessage):
     purged_images: Count
     epoch: Count
     """The fleet's erasure epoch, as the site knows it now; it uses no model from before it."""
+    ledger: LedgerHead | None = None
+    """Where its ledger is now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from dlfd_fleet.exceptions import JobError
@@ -40,3 +41,26 @@ class JobFolders:
     def steps(self, job: str) -> Path:
         """Return where the arrays of a job's steps are, or will be."""
         return self.of(job) / "steps"
+
+    def delete_arrays(self, job: str) -> bool:
+        """Delete a job's model and the arrays of its steps; tell whether there were any.
+
+        Each folder gets another name first: whoever is killed in between leaves no half of a model under its own.
+
+        Raises
+        ------
+        JobError
+            If they cannot be deleted.
+        """
+        there = [folder for folder in (self.model(job), self.steps(job)) if folder.exists()]
+        left = self.being_deleted(job)
+        for folder in (*left, *there):
+            try:
+                shutil.rmtree(folder if folder in left else folder.rename(folder.with_name(f".{folder.name}.deleted")))
+            except OSError as error:
+                raise JobError(f"Cannot delete {folder}: {error.strerror}; the next job tries again.") from error
+        return bool(there or left)
+
+    def being_deleted(self, job: str) -> list[Path]:
+        """Return the folders of a job that a killed process was deleting."""
+        return sorted(self.of(job).glob(".*.deleted"))

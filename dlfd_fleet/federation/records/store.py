@@ -21,6 +21,7 @@ from dlfd_fleet.database import sqlite_engine, transaction
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.records.activities import Activities
 from dlfd_fleet.federation.records.champions import Champions
+from dlfd_fleet.federation.records.decisions import Decisions
 from dlfd_fleet.federation.records.job_folders import JobFolders
 from dlfd_fleet.federation.records.job_record import (
     FINAL_STEPS,
@@ -29,7 +30,7 @@ from dlfd_fleet.federation.records.job_record import (
 )
 from dlfd_fleet.federation.records.order import time_after_all
 from dlfd_fleet.federation.records.steps import Steps
-from dlfd_fleet.federation.records.tables import COST, JOB, STORE, TABLES
+from dlfd_fleet.federation.records.tables import COST, DECISION, JOB, STORE, TABLES
 from dlfd_fleet.settings import Settings
 
 LOCK_FILE = "coordinator.lock"
@@ -60,8 +61,9 @@ class Store:
 
     Attributes
     ----------
-    folders, steps, activities, champions
-        Where a job's files are; its finished steps; what its sites do; which job's model the fleet runs.
+    folders, steps, activities, champions, decisions
+        Where a job's files are; its finished steps; what its sites do; which job's model the fleet runs; what people
+        decided.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Store:
         self.steps = Steps(self._transaction, self.folders)
         self.activities = Activities(self._transaction)
         self.champions = Champions(self._transaction)
+        self.decisions = Decisions(self._transaction)
         # Two jobs that start at once would both make the tables, unless one waits for the other.
         making = sqlite_engine(self.file, immediate=True)
         with transaction(making, self.file, JobError, _IF_DAMAGED) as connection:
@@ -89,6 +92,7 @@ class Store:
                 TABLES.create_all(connection)
                 connection.execute(sa.insert(STORE).values(version=_VERSION))
             COST.create(connection, checkfirst=True)
+            DECISION.create(connection, checkfirst=True)
             version = connection.execute(sa.select(STORE.c.version)).scalar() if not known or "store" in known else 0
         making.dispose()
         if version != _VERSION:

@@ -58,15 +58,26 @@ PROMOTION = sa.Table(  # MLflow's registry keeps no history of an alias
     sa.Column("who", sa.String, nullable=False),
     sa.Column("why", sa.String, nullable=False),
 )
-for _change in ("UPDATE", "DELETE"):
-    sa.event.listen(
-        PROMOTION,
-        "after_create",
-        sa.DDL(  # type: ignore[no-untyped-call]
-            f"CREATE TRIGGER promotion_no_{_change.lower()} BEFORE {_change} ON promotion "
-            "BEGIN SELECT RAISE(ABORT, 'the history of promotions is append-only'); END"
-        ),
-    )
+DECISION = sa.Table(  # beside the promotions: files of before there was a desk have no such table
+    "decision",
+    TABLES,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("act", sa.String, nullable=False),
+    sa.Column("about", sa.String, nullable=False),
+    sa.Column("who", sa.String, nullable=False),
+    sa.Column("why", sa.String, nullable=False),
+)
+for _table, _what in ((PROMOTION, "promotions"), (DECISION, "decisions")):
+    for _change in ("UPDATE", "DELETE"):
+        sa.event.listen(
+            _table,
+            "after_create",
+            sa.DDL(  # type: ignore[no-untyped-call]
+                f"CREATE TRIGGER {_table.name}_no_{_change.lower()} BEFORE {_change} ON {_table.name} "
+                f"BEGIN SELECT RAISE(ABORT, 'the history of {_what} is append-only'); END"
+            ),
+        )
 SITE = sa.Table(
     "site",
     TABLES,

@@ -19,8 +19,10 @@ from dlfd_fleet.tracking.purge import Purged, purge, purged_versions, revoke_rem
 from dlfd_fleet.tracking.registry import (
     CHAMPION,
     KIND_TAG,
+    ORIGINAL,
     VERDICT_TAG,
     RegisteredVersion,
+    Registry,
     why_not_promoted,
     why_not_published,
 )
@@ -76,17 +78,10 @@ def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVe
     TrackingError
         If there is no such version, MLflow does not answer, or bytes of a revoked version are still there.
     """
-    _require_reason(why)
+    require_reason(why)
     with _alone(settings) as (store, tracker):
-        champion = store.champions.current()
-        epoch = champion.epoch if champion else 0
         with tracker.registry() as registry:
-            version = registry.version(number)
-            reason = why_not_promoted(version, epoch)
-            if reason is None and not (store.folders.model(version.job) / ONNX_FILE).exists():
-                reason = f"This coordinator has no files of {version.job}; promote version {number} where it was made."
-            if reason is not None:
-                raise JobError(reason)
+            version = _may_be_promoted(store, registry, number)
             # The note first: if the registry cannot be told now, the next try tells it.
             store.champions.move(Champion(job=version.job, epoch=version.epoch), who, why)
             registry.promote(version, who, why)
@@ -98,7 +93,42 @@ def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVe
         return version
 
 
-def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) -> Purged | None:
+def _may_be_promoted(store: Store, registry: Registry, number: str) -> RegisteredVersion:
+    version = registry.version(number)
+    reason = why_not_promoted(version, store.champions.epoch())
+    if reason is None and not (store.folders.model(version.job) / ONNX_FILE).exists():
+        reason = f"This coordinator has no files of {version.job}; promote version {number} where it was made."
+    if reason is not None:
+        raise JobError(reason)
+    return version
+
+
+def what_promoting_does(settings: Settings, number: str) -> list[str]:
+    """Say what happens if a version is promoted; it is not.
+
+    Raises
+    ------
+    JobError, TrackingError
+        As :func:`promote`.
+    """
+    with (
+        closing(Store(settings.state_folder)) as store,
+        open_registry(settings.tracking, settings.state_folder) as registry,
+    ):
+        version, champion = _may_be_promoted(store, registry, number), store.champions.current()
+        said = [f"Version {number} of {version.job}, erasure epoch {version.epoch}, becomes the champion."]
+        if champion is not None:
+            said.append(f"It takes the place of {champion.job}, epoch {champion.epoch}.")
+        erased = version.tags.get(KIND_TAG, ORIGINAL) != ORIGINAL
+        gone = [one.version for one in registry.versions() if erased and one.remembers(version.epoch, version.job)]
+        gone = [each for each in gone if each != number]
+    if gone:
+        purging = ", and their files are deleted" if settings.release.purge_revoked else ""
+        said.append(f"What may remember people whom it has forgotten is revoked{purging}: version {', '.join(gone)}.")
+    return said
+
+
+def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool, who: str = "") -> Purged | None:
     """Revoke a version permanently, and optionally delete its files in MLflow and the state folder.
 
     Returns
@@ -113,15 +143,11 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
     TrackingError
         If there is no such version, MLflow does not answer, or the bytes are still there.
     """
-    _require_reason(reason)
+    require_reason(reason)
     with _alone(settings) as (store, tracker), tracker.registry() as registry:
-        version = registry.version(number)
-        champion = store.champions.current()
-        if CHAMPION in version.aliases or (champion is not None and champion.job == version.job):
-            raise JobError(
-                f"Version {number} is the champion; promote another version first, or run a job that makes one."
-            )
+        version = _may_be_revoked(store, registry, number)
         revoked = registry.revoke(version, reason)
+        store.decisions.note("revoke", f"version {number} of {version.job}", who, reason)
         if not also_purge:
             return None
         (purged,) = purge(registry, [revoked])
@@ -129,9 +155,42 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool) ->
         return purged
 
 
-def _require_reason(reason: str) -> None:
+def _may_be_revoked(store: Store, registry: Registry, number: str) -> RegisteredVersion:
+    version, champion = registry.version(number), store.champions.current()
+    if CHAMPION in version.aliases or (champion is not None and champion.job == version.job):
+        raise JobError(f"Version {number} is the champion; promote another version first, or run a job that makes one.")
+    return version
+
+
+def what_revoking_does(settings: Settings, number: str) -> list[str]:
+    """Say what happens if a version is revoked; it is not.
+
+    Raises
+    ------
+    JobError, TrackingError
+        As :func:`revoke`.
+    """
+    with (
+        closing(Store(settings.state_folder)) as store,
+        open_registry(settings.tracking, settings.state_folder) as registry,
+    ):
+        version = _may_be_revoked(store, registry, number)
+    said = [f"Version {number} of {version.job}, erasure epoch {version.epoch}, never runs again."]
+    if settings.release.purge_revoked:
+        said.append("Its files are deleted, here and in MLflow.")
+    return said
+
+
+def require_reason(reason: str) -> None:
+    """Refuse a decision without a reason.
+
+    Raises
+    ------
+    JobError
+        If it is empty.
+    """
     if not reason.strip():
-        raise JobError("The reason is empty: say why, for whoever asks later.")
+        raise JobError("The reason is empty: say why, for whoever asks later.", "reason")
 
 
 @contextmanager

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
-from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.records.store import Store
 
 
@@ -38,12 +35,6 @@ def delete_model(store: Store, job: str) -> bool:
     JobError
         If they cannot be deleted.
     """
-    folders = [store.folders.model(job), store.folders.steps(job)]
-    there = [folder for folder in folders if folder.exists()]
-    for folder in there:
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise JobError(f"Cannot delete {folder}: {error.strerror}; the next job tries again.") from error
+    deleted = store.folders.delete_arrays(job)
     store.steps.forget(job)
-    return bool(there)
+    return deleted

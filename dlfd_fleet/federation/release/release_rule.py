@@ -22,7 +22,9 @@ def may_retrain(settings: Settings) -> bool:
 def may_release_retrained(settings: Settings) -> bool:
     """Tell whether an erasure may release a retrained model."""
     erasure = settings.erasure
-    return erasure.way != "unlearn" or erasure.fallback_retrain or settings.release.on_inconclusive == "retrain"
+    policy = erasure.retrain_after is not None or erasure.retrain_drift is not None
+    asked = erasure.way != "unlearn" or erasure.fallback_retrain or policy
+    return asked or settings.release.on_inconclusive == "retrain"
 
 
 def retrain_instead(verdict: Verdict, settings: Settings) -> bool:

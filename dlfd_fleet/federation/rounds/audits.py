@@ -128,7 +128,7 @@ class Audits:
         settings = self.job.settings
         labels = self.job.card.labels
         scores = measure(samples, resamples=settings.audit.resamples, seed=settings.seed, labels=labels)
-        return scores.model_copy(update={"member_share": member_share(sums.values())})
+        return scores.model_copy(update={"member_share": member_share(sums)})
 
     def _collect_file(self, arrays: Arrays, content: bytes, name: str, at: frozenset[int] | None) -> Answers:
         job = self.job

@@ -203,15 +203,10 @@ class Erasure:
                 continue
             merged = attempted.merged
             candidate = self.audits.audit(merged.arrays, "Auditing the unlearned model", f"unlearned-{number}")
-            verdict, relearned = self._judge(original, candidate), None
             self.job.recorder.metrics(candidate.scores.metrics() | {"attempt": number}, self.job.round, number)
             after = self.job.effort()
             poor = number == to_gates and self._lost_too_much(original, candidate)
-            if verdict.outcome is not Outcome.FAIL and not poor and erasure.relearning_rounds:
-                again = self.relearn(candidate, number)
-                relearned = again, self.job.effort() - after
-                before_it = self.audits.beside(original, again)
-                verdict = judge_relearned(verdict, before_it, again.scores, self.job.settings.audit)
+            verdict, relearned = self.judged(original, candidate, number, train_on=not poor)
             passed = verdict.outcome is not Outcome.FAIL and not poor
             # Of failed attempts the one that the gate ranks best is shown: a stronger one can be the worse.
             if passed or attempted.rank > best_rank:
@@ -223,6 +218,31 @@ class Erasure:
                 best_rank = _WORST_RANK  # no gate of the fleet has ranked it
             self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
         return replace(best, readings=tuple(readings))
+
+    def judged(
+        self, original: AuditedModel, candidate: AuditedModel, number: int, *, train_on: bool = True
+    ) -> tuple[Verdict, tuple[AuditedModel, Effort] | None]:
+        """Judge a model, and judge it again after further training unless it has failed already.
+
+        Parameters
+        ----------
+        number
+            Of the attempt that it comes from.
+        train_on
+            Whether there is to be further training.
+
+        Returns
+        -------
+        tuple
+            The verdict; the model after further training and what that took, if it was tried.
+        """
+        verdict, before = self._judge(original, candidate), self.job.effort()
+        if verdict.outcome is Outcome.FAIL or not train_on or not self.job.settings.erasure.relearning_rounds:
+            return verdict, None
+        again = self.relearn(candidate, number)
+        before_it = self.audits.beside(original, again)
+        verdict = judge_relearned(verdict, before_it, again.scores, self.job.settings.audit)
+        return verdict, (again, self.job.effort() - before)
 
     def _leave_poor_references(self, original: AuditedModel) -> None:
         """Ask the sites that unlearn about their reference models; if one reports that they are too poor, use none."""

@@ -11,7 +11,14 @@ from typing import Literal
 
 from dlfd_fleet.data import balanced_weights, canonical, listed
 from dlfd_fleet.exceptions import JobError, MessageError
-from dlfd_fleet.federation.protocol.messages import DevicesReached, PendingQuery, PendingReply, SettleResult, SettleTask
+from dlfd_fleet.federation.protocol.messages import (
+    DevicesReached,
+    LedgerHead,
+    PendingQuery,
+    PendingReply,
+    SettleResult,
+    SettleTask,
+)
 from dlfd_fleet.federation.rounds.counts import Claim, PlausibleCounts, plausible_images
 from dlfd_fleet.federation.rounds.fleet import Fleet, site_name
 from dlfd_fleet.model_input import ModelInput
@@ -33,10 +40,13 @@ class EarlierRequests:
         Requests that the job had taken up before an interruption.
     released
         Requests that released models have forgotten, with epochs.
+    ledger
+        Where the site's ledger was at the last contact.
     """
 
     resumed: tuple[str, ...] = ()
     released: Mapping[str, int] = field(default_factory=dict)
+    ledger: LedgerHead | None = None
 
 
 def ask_pending(
@@ -46,12 +56,15 @@ def ask_pending(
     card: ModelCard | None = None,
     earlier: Mapping[str, EarlierRequests] | None = None,
     plausible: PlausibleCounts | None = None,
+    *,
+    behind: bool = False,
 ) -> dict[int, PendingReply]:
     """Ask every node what it holds and which requests wait; the answers are counts and pseudonyms.
 
     Nodes are asked a second time if, now that their sites are known, there is something to tell:
 
     - the end of earlier jobs to a site that was away then, and to each site what is known of its own requests alone;
+    - the last known state of its ledger, by which the site knows whether that was restored from a backup;
     - if sites share a secret, the pseudonyms of everybody who asked, so that other sites with the person join, and of
       people who withdrew, so that joined sites withdraw.
 
@@ -66,13 +79,17 @@ def ask_pending(
         By the name of a site: its requests in earlier jobs, and in this one before it was interrupted.
     plausible
         Limits of the images that a site counts by. Default: no limit.
+    behind
+        Whether sites may have been told of a later epoch: of a model that begins with fresh weights, which takes it.
 
     Raises
     ------
     JobError
-        If no node answers.
+        If no node answers, or one was told of a later erasure epoch than the question has.
     """
     replies = _query(fleet, dict.fromkeys(fleet.wait_for_nodes(), query))
+    if not behind:
+        _refuse_restored_coordinator(fleet, replies, query.epoch)
     everybody = query
     if query.take and len(replies) > 1:
         asked, withdrawn = _people(replies.values())
@@ -124,7 +141,27 @@ def _with_its_own(query: PendingQuery, reply: PendingReply, earlier: EarlierRequ
         query = query.model_copy(update={"resumed": earlier.resumed})
     if query.take and reply.unsettled:
         query = query.model_copy(update={"ended": reply.unsettled, "released": dict(earlier.released)})
+    if earlier.ledger is not None and not query.plan:
+        query = query.model_copy(update={"seen": earlier.ledger, "released": dict(earlier.released)})
     return query
+
+
+def _refuse_restored_coordinator(fleet: Fleet, replies: Mapping[int, PendingReply], epoch: int) -> None:
+    """Stop where sites have been told of a release that this coordinator does not know of.
+
+    Raises
+    ------
+    JobError
+        If one has: the champion here may remember whom the fleet has forgotten since.
+    """
+    ahead = {fleet.name(node): reply.epoch for node, reply in replies.items() if reply.epoch > epoch}
+    if ahead:
+        said = ", ".join(f"{site} {seen}" for site, seen in sorted(ahead.items()))
+        raise JobError(
+            f"This coordinator's erasure epoch is {epoch}, and sites were told of later ones ({said}): its state "
+            "folder was put back from a backup, and its champion may remember whom the fleet has forgotten since. "
+            "Restore a newer backup, or train a model that has seen none of them: `dlfd-fleet job start train --fresh`."
+        )
 
 
 def _refuse_shared_ids(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
@@ -304,6 +341,8 @@ class Settled:
 
     purged_images: int
     acknowledged: dict[str, int]
+    ledgers: dict[str, LedgerHead] = field(default_factory=dict)
+    """Where each site's ledger was afterwards."""
 
 
 def settle(
@@ -339,6 +378,7 @@ def settle(
         devices=devices,
     )
     forgotten, purged, acknowledged = frozenset(requests), 0, dict[str, int]()
+    ledgers = dict[str, LedgerHead]()
     own = {node: tuple(sorted(forgotten & (fleet.requests_of(node) or frozenset()))) for node in fleet.connected()}
     tasks = {node: task.model_copy(update={"requests": ids}).to_records() for node, ids in own.items()}
     with progress.phase("Settling the requests at the sites", len(tasks)) as advance:
@@ -353,7 +393,8 @@ def settle(
             purged += result.purged_images
             if reply.node in fleet.names:  # others were not asked who they are
                 acknowledged[reply.sender] = result.epoch
-    return Settled(purged, acknowledged)
+                ledgers |= {reply.sender: result.ledger} if result.ledger else {}
+    return Settled(purged, acknowledged, ledgers)
 
 
 def _check_purged(fleet: Fleet, node: int, images: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 
+from dlfd_fleet.exceptions import DataError, JobError
 from dlfd_fleet.federation.protocol.messages import (
     DevicesReached,
+    LedgerHead,
     PendingQuery,
     PendingReply,
     RequestDates,
@@ -18,8 +21,10 @@ from dlfd_fleet.federation.site.images import used_images
 from dlfd_fleet.federation.site.job_requests import requests_of_job, requests_that_count
 from dlfd_fleet.federation.site.references import answered_images
 from dlfd_fleet.ledger.entries import ForgetRequest
+from dlfd_fleet.ledger.prune import prune_site
 from dlfd_fleet.ledger.purge import complete_requests, purge_request
 from dlfd_fleet.ledger.requests import extend_joined, join_requests
+from dlfd_fleet.ledger.restored import compare_head
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import TO_PURGE, UNDER_WAY, RequestState
 from dlfd_fleet.ledger.withdrawals import joined_people, withdraw_joined, withdrawn_people
@@ -35,6 +40,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     ledger = site.ledger
     site.raise_epoch(query.epoch)
     site.references.drop(query.expired)
+    if query.seen is not None:
+        _refuse_restored(site, query.seen, query.released)
     ledger.verify()  # a withdrawal that nobody has made would let the job train on the person
     for request in ledger.requests(*TO_PURGE):
         purge_request(site, request)
@@ -65,6 +72,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     named = {name: each for each in asking if (name := site.fleet_pseudonym(each.identity or "", query.job))}
     images = used_images(site)
     retain = images.retain()
+    waiting = ledger.requests(RequestState.ACCEPTED)
+    begun = ledger.requests(*UNDER_WAY) if query.plan else []
     forget = images.forget(requests_that_count(site, query.job, plan=query.plan))
     return PendingReply(
         site=site.card.id,
@@ -73,7 +82,9 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
             ids[request]: RequestDates(asked_at=request.received, deadline=request.due)
             for request in sorted(requests, key=ids.__getitem__)
         },
-        waiting=len(ledger.requests(RequestState.ACCEPTED)),
+        waiting=len(waiting),
+        begun=len(begun),
+        first_due=min((request.due for request in (*waiting, *begun)), default=None) if query.plan else None,
         unsettled=tuple(sorted({request.job for request in others if request.job})),
         people={name: request.due for name, request in sorted(named.items())},
         joined=dict(sorted(joined_people(site, query.job, asking).items())),
@@ -84,8 +95,28 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         labelled_images=len(retain) if site.card.multi_label else None,
         classes=site.card.classes,
         input=site.card.input,
+        epoch=ledger.epoch(),
+        ledger=None if query.plan else _head(site, query.job),
         held=held_name(site.folder),
     )
+
+
+def _refuse_restored(site: Site, seen: LedgerHead, forgotten: dict[str, int]) -> None:
+    """Refuse to take part with a ledger that was put back from a backup: it does not know who was forgotten since.
+
+    Raises
+    ------
+    JobError
+        If it was.
+    """
+    found = compare_head(site, seen.sequence, seen.job, seen.digest, forgotten)
+    if found is not None:
+        raise JobError(found.sentence())
+
+
+def _head(site: Site, job: str) -> LedgerHead:
+    sequence, digest = site.ledger.head(job)
+    return LedgerHead(sequence=sequence, job=job, digest=digest)
 
 
 def settle(site: Site, task: SettleTask) -> SettleResult:
@@ -108,7 +139,10 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
         if task.purge:
             purge_request(site, ledger.get(request.id))
     _complete(site, task.devices)
-    return SettleResult(requests=settled, purged_images=ledger.count_purged(task.job), epoch=epoch)
+    purged = ledger.count_purged(task.job)
+    with suppress(DataError):  # what cannot be deleted now is tried again after the next job
+        prune_site(site)
+    return SettleResult(requests=settled, purged_images=purged, epoch=epoch, ledger=_head(site, task.job))
 
 
 def _complete(site: Site, devices: DevicesReached | None) -> None:

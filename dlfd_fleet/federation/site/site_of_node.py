@@ -16,6 +16,7 @@ from dlfd_fleet.configuration import load_settings
 from dlfd_fleet.data import canonical, listed
 from dlfd_fleet.exceptions import ConfigurationError, DataError, FleetError, JobError, MessageError
 from dlfd_fleet.federation.task import Task
+from dlfd_fleet.ledger.restored import restored
 from dlfd_fleet.ledger.site import CARD_FILE, LOG_FILE, Site, SiteCard, site_folders
 from dlfd_fleet.ledger.site_setup import init_site
 
@@ -65,6 +66,8 @@ def site_of_node(context: Context, task: Task | None = None) -> Iterator[Site]:
         if task is not None and task.loader is not None and not (folder / CARD_FILE).exists():
             _make_site(folder, task, task.loader, context)
         with Site(folder) as site:
+            if (found := restored(site)) is not None:
+                raise JobError(found.sentence())
             if task is not None:
                 _refuse_other_data(site, task)
             yield site

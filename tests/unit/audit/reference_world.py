@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlfd_fleet.audit import ReferenceLosses, ReferenceSums, reference_sums
+from dlfd_fleet.audit import MemberShare, ReferenceLosses, ReferenceSums, member_share, reference_sums
 from dlfd_fleet.audit.shift import Floats
 
 
@@ -14,6 +14,11 @@ def losses(confidences: Floats) -> Floats:
     """Turn confidences back into losses: -log of a logistic."""
     with np.errstate(invalid="ignore"):  # of answers that are not known
         return np.logaddexp(0.0, -np.asarray(confidences))
+
+
+def share_of(sums: list[ReferenceSums]) -> MemberShare | None:
+    """The share that sites, numbered in their order, show together."""
+    return member_share({str(number): each for number, each in enumerate(sums)})
 
 
 @dataclass

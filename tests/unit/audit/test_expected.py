@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dlfd_fleet.audit import Estimate, Evidence, Left, Scores, expect, member_share
+from dlfd_fleet.audit import Estimate, Evidence, Left, Scores, expect
 from dlfd_fleet.exceptions import DataError
-from tests.unit.audit.reference_world import World
+from tests.unit.audit.reference_world import World, share_of
 
 KNOWN = Estimate(value=0.9, low=0.9, high=0.9, standard_error=0.0)
 
@@ -34,12 +34,12 @@ def test_by_references_the_chance_foretold_is_how_often_it_is_so(asked):
     foretold, passed, failed = [], [], []
     for seed in range(40):
         world = World(seed, asked=asked, noise=1.5)
-        share = member_share(world.sums(world.model(1.0)))
+        share = share_of(world.sums(world.model(1.0)))
         said = expect(original(share, images=share.images), margin=0.1)
         assert said.evidence is Evidence.REFERENCES
         foretold.append((said.passes, said.fails))
-        passed.append(Left.of(share, member_share(world.sums(world.model(0.0)))).is_forgotten)
-        failed.append(Left.of(share, member_share(world.sums(world.model(1.0)))).is_remembered)
+        passed.append(Left.of(share, share_of(world.sums(world.model(0.0)))).is_forgotten)
+        failed.append(Left.of(share, share_of(world.sums(world.model(1.0)))).is_remembered)
     passes, fails = np.mean(foretold, axis=0)
     assert np.mean(passed) == pytest.approx(passes, abs=0.2)
     assert np.mean(failed) == pytest.approx(fails, abs=0.2)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dlfd_fleet.audit import (
     Estimate,
     Evidence,
+    Left,
     MemberShare,
     Outcome,
     Scores,
@@ -18,6 +19,7 @@ from dlfd_fleet.audit import (
     judge_trained,
     judge_without_each,
 )
+from dlfd_fleet.audit.verdict_by_references import judge_by_references
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.settings import AuditSettings
 
@@ -105,7 +107,11 @@ def test_a_collapse_from_before_the_erasure_is_not_laid_at_its_door(judged):
         (scores(auc=0.62, error=0.2), scores(auc=0.51), "may find nobody in the original"),
         (scores(auc=0.70, error=0.2), scores(auc=0.62, error=0.1), "may find nobody in the original"),
         # One forgotten person: the bounds hold everything, and nothing can be told of either model.
-        (scores(auc=1.0, error=0.5), scores(auc=0.51), "model either: too few people to tell (AUC 1.000 [0.020, 1.000"),
+        (
+            scores(auc=1.0, error=0.5),
+            scores(auc=0.51),
+            "model either: too few people to tell (AUC 1.000, with bounds that",
+        ),
         (scores(auc=1.0, error=0.5), scores(auc=1.0, error=0.5), "are of too few people to tell whether it leaks (AUC"),
         (ORIGINAL, scores(auc=0.51, control=0.7), "never-trained"),
         (ORIGINAL, scores(auc=0.51, unseen_classes=1), "one class only"),
@@ -314,7 +320,7 @@ MEMBERS = scores(auc=0.5, error=0.2, share=share(0.7))
 @pytest.mark.parametrize(
     ("value", "error", "outcome", "words"),
     [
-        (0.0, 0.1, Outcome.PASS, "0% [-23%, 23%] is left of the forgotten people"),
+        (0.0, 0.1, Outcome.PASS, "0% [-24%, 24%] is left of the forgotten people"),
         (0.7, 0.1, Outcome.FAIL, "forgotten people are still remembered"),
         (-0.7, 0.1, Outcome.FAIL, "made conspicuous"),
         (0.2, 0.2, Outcome.INCONCLUSIVE, "the least that is told from nothing is 71%; it takes about"),
@@ -384,6 +390,35 @@ def test_what_comes_back_by_further_training_is_found_by_references():
     worse = judge_relearned(verdict, MEMBERS, scores(share=share(0.7)), SETTINGS)
     assert worse.outcome is Outcome.FAIL
     assert "after further training, forgotten people are still remembered" in worse.sentence()
+
+
+@pytest.mark.parametrize("auc", [0.6, None])
+def test_a_pass_by_references_does_not_stand_if_they_cannot_say_what_comes_back(auc):
+    verdict = judge(MEMBERS, scores(share=share(0.0)), SETTINGS)
+    unseen = {} if auc else {"unseen_images": 0}
+    again = scores(auc=auc, error=0.2, share=None).model_copy(update=unseen)
+    after = judge_relearned(verdict, MEMBERS, again, SETTINGS)
+    assert after.outcome is Outcome.INCONCLUSIVE
+    assert "after further training they could not say what is left" in after.sentence()
+
+
+def test_by_references_too_test_people_of_one_class_are_a_doubt():
+    one = {"unseen_classes": 1}
+    verdict = judge(MEMBERS.model_copy(update=one), scores(share=share(0.0), unseen_classes=1), SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "the test people show one class only" in verdict.sentence()
+
+
+def test_people_who_probably_stand_out_by_high_losses_do_not_pass():
+    verdict = judge(MEMBERS, scores(share=share(-0.63, 0.17)), SETTINGS)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "forgotten people may be conspicuous" in verdict.sentence()
+
+
+def test_an_attacker_who_looks_for_high_losses_is_counted_too():
+    found = Left(-0.4, 0.1, 0.05, 8, 0.5)
+    (reason,) = judge_by_references(found, [], [], 0.1).reasons
+    assert f"in {found.chance(0.4):.0%} of cases ({found.chance(-found.low):.0%} at most)" in reason
 
 
 @given(st.floats(-2.0, 2.0), st.floats(0.06, 1.0))

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise, takewhile
@@ -44,6 +45,15 @@ def pods():
     return [document for document in MANIFESTS if document["kind"] in ("StatefulSet", "Deployment")]
 
 
+def timed():
+    """The pods that a CronJob starts, as others are described."""
+    return [
+        {**document, "spec": document["spec"]["jobTemplate"]["spec"]}
+        for document in MANIFESTS
+        if document["kind"] == "CronJob"
+    ]
+
+
 def unit(file):
     parser = configparser.RawConfigParser(strict=False, delimiters="=")
     parser.optionxform = str
@@ -59,7 +69,7 @@ def commands():
             words = shlex.split(words[2].split(" exec ")[1])
         if words:
             yield f"compose {name}", words
-    for document in pods():
+    for document in (*pods(), *timed()):
         for container in document["spec"]["template"]["spec"]["containers"]:
             if "command" in container:
                 yield f"kubernetes {container['name']}", container["command"]
@@ -103,16 +113,17 @@ def test_kustomization_names_every_manifest():
             file = (DEPLOY / entry.split("=")[-1]).resolve()
             assert file.is_file()
             assert file.is_relative_to(DEPLOY)  # kustomize reads nothing above its own folder
-    volumes = [volume for document in pods() for volume in document["spec"]["template"]["spec"].get("volumes", [])]
+    specs = [document["spec"]["template"]["spec"] for document in (*pods(), *timed())]
+    volumes = [volume for spec in specs for volume in spec.get("volumes", [])]
     assert {volume["configMap"]["name"] for volume in volumes if "configMap" in volume} == made
 
 
-def test_in_compose_the_proxy_alone_is_published_and_the_superlink_is_reached_by_it_alone():
+def test_in_compose_proxy_and_delivery_alone_are_published_and_the_superlink_is_reached_by_the_proxy_alone():
     services = COMPOSE["services"]
     published = {
         name: port for name, service in services.items() for port in service.get("ports", []) if "127.0.0.1" not in port
     }
-    assert published == {"proxy": "9300:9300"}
+    assert published == {"proxy": "9300:9300", "delivery": "8300:8300"}
     networks = {name: set(service["networks"]) for name, service in services.items()}
     assert {name for name in networks if networks[name] & networks["superlink"]} == {"superlink", "proxy", "mlflow"}
     (between,) = networks["proxy"] & networks["superlink"]
@@ -121,6 +132,8 @@ def test_in_compose_the_proxy_alone_is_published_and_the_superlink_is_reached_by
         assert networks[site] < networks["proxy"]
         assert not networks[site] & (networks["superlink"] | networks["mlflow"] | networks["postgres"])
         assert "MLFLOW_TRACKING_URI" not in services[site].get("environment", {})
+    assert networks["delivery"].isdisjoint(set().union(*(networks[name] for name in networks if name != "delivery")))
+    assert not set(services["delivery"]["secrets"]) & set(services["superlink"]["secrets"])
 
 
 def test_in_kubernetes_the_proxy_alone_is_open_and_the_superlink_is_reached_by_it_alone():
@@ -133,7 +146,8 @@ def test_in_kubernetes_the_proxy_alone_is_open_and_the_superlink_is_reached_by_i
     }
     assert reached_by == {
         ("proxy", 9300): None,
-        ("superlink", 9299): [{"podSelector": {"matchLabels": {"app": "proxy"}}}],
+        # The second is no site's: it starts erasures, as an operator does.
+        ("superlink", 9299): [{"podSelector": {"matchLabels": {"app": name}}} for name in ("proxy", "erase")],
         ("mlflow", 5000): [{"podSelector": {"matchLabels": {"app": "superlink"}}}],
         ("postgres", 5432): [{"podSelector": {"matchLabels": {"app": "mlflow"}}}],
     }
@@ -184,7 +198,7 @@ def test_the_certificate_has_the_names_that_sites_and_the_proxy_connect_to():
     assert {str(Path(file).parent) for file in secrets} == {"deploy/keys", "deploy/keys/nodes"}  # these very ones
 
 
-@pytest.mark.parametrize("document", pods(), ids=named)
+@pytest.mark.parametrize("document", [*pods(), *timed()], ids=named)
 def test_pods_run_without_privileges(document):
     pod = document["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
@@ -238,7 +252,7 @@ def test_the_image_has_a_folder_of_its_users_wherever_a_named_volume_is_mounted(
         assert named | above <= set(folders)  # Docker makes what is missing above a mount, as root's
 
 
-@pytest.mark.parametrize("document", pods(), ids=named)
+@pytest.mark.parametrize("document", [*pods(), *timed()], ids=named)
 def test_a_file_is_mounted_into_a_folder_of_the_pods_user(document):
     for container in document["spec"]["template"]["spec"]["containers"]:
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -247,7 +261,7 @@ def test_a_file_is_mounted_into_a_folder_of_the_pods_user(document):
             assert "subPath" not in mount or str(Path(mount["mountPath"]).parent) in mounts
 
 
-@pytest.mark.parametrize("document", pods(), ids=named)
+@pytest.mark.parametrize("document", [*pods(), *timed()], ids=named)
 def test_a_cluster_does_not_look_elsewhere_for_an_image_that_is_built_here(document):
     for container in document["spec"]["template"]["spec"]["containers"]:
         assert (":" in container["image"]) == ("imagePullPolicy" not in container)
@@ -257,7 +271,7 @@ def test_a_cluster_does_not_look_elsewhere_for_an_image_that_is_built_here(docum
 def test_the_namespace_is_there_before_its_secrets_and_these_before_what_reads_them():
     read = {
         volume["secret"]["secretName"]
-        for document in pods()
+        for document in (*pods(), *timed())
         for volume in document["spec"]["template"]["spec"].get("volumes", [])
         if "secret" in volume
     }
@@ -329,6 +343,25 @@ def test_units_are_hardened(file):
     strict = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "CapabilityBoundingSet": ""}
     assert {key: service[key] for key in strict} == strict
     assert service["User"] == "dlfd-fleet"
+
+
+def test_every_night_somebody_asks_whether_an_erasure_is_due():
+    (cron,) = timed()
+    (container,) = cron["spec"]["template"]["spec"]["containers"]
+    service = DEPLOY / "systemd" / "dlfd-fleet-erase.service"
+    words = shlex.split(unit(service)["Service"]["ExecStart"])
+    for command in (container["command"], words):
+        assert command[1:5] == ["job", "start", "erase", "--if-due"]
+    assert unit(service)["Service"]["Type"] == "oneshot"
+    timer = unit(service.with_suffix(".timer"))
+    assert timer["Install"]["WantedBy"] == "timers.target"
+    assert timer["Timer"]["Persistent"] == "true"
+    assert timer["Timer"]["OnCalendar"] == "*-*-* 02:00:00"
+    # It finds the SuperLink by the same file as the SuperLink's own container, under its name in the cluster.
+    connections = tomllib.loads((DEPLOY / "flower-config.toml").read_text())["superlink"]
+    (port,) = (each["spec"]["ports"][0]["port"] for each in MANIFESTS if named(each) == "Service-superlink")
+    assert connections["superlink"]["address"] == f"superlink:{port}"
+    assert "--superlink=superlink" in container["command"]
 
 
 @pytest.mark.parametrize("file", [file for file in UNITS if "/flower-" in file.read_text()], ids=lambda file: file.stem)

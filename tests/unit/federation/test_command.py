@@ -152,3 +152,18 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_p
             command.submit("erase", tmp_path, None, None)
     with pytest.raises(JobError, match="There is no Flower app"):
         command.submit("erase", tmp_path / "nowhere", None, None)
+
+
+def test_what_cancelling_does_is_said_before_and_who_did_it_is_kept(store):
+    record = store.new_job("erase", Settings())
+    said = command.what_cancelling_does(store, record.job)
+    assert not store.is_cancelled(record.job)
+    assert not store.decisions.all()
+    assert command.cancel(store, record.job, "ode", "the wrong people") == said
+    (decision,) = store.decisions.all()
+    assert (decision.act, decision.about, decision.who, decision.why) == (
+        "cancel",
+        record.job,
+        "ode",
+        "the wrong people",
+    )

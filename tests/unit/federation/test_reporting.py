@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
 from dlfd_fleet.audit import Evidence, Outcome, Verdict
 from dlfd_fleet.cli import app
 from dlfd_fleet.exceptions import EvidenceError, JobError
+from dlfd_fleet.federation.jobs import reporting
 from dlfd_fleet.federation.jobs.reporting import latest_erasure, report_of, write_report
 from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.report import DeliveryProgress
 from dlfd_fleet.report.contents import AskedRequest, Proceedings
 from dlfd_fleet.settings import Settings
 
@@ -116,11 +120,52 @@ def by_references(e_value, outcome=Outcome.PASS):
     )
 
 
-def test_the_evidence_of_all_erasures_adds_up_whether_they_were_released_or_not(store):
+def test_the_evidence_of_all_erasures_adds_up_and_that_of_the_same_people_counts_once(store):
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    verdicts = [by_references(8.0), by_references(0.25, Outcome.FAIL), None, by_references(10.0)]
-    jobs = [
-        job(store, requests=1, verdict=verdict, started_at=start + timedelta(days=day))
-        for day, verdict in enumerate(verdicts)
+    ends = [  # e-value, whether a model was released, product so far
+        (8.0, True, 8.0),
+        (3.0, False, 24.0),  # held: its people are in the next job
+        (0.25, False, 2.0),
+        (5.0, True, 2.0),
+        (None, True, None),
+        (10.0, True, 20.0),
     ]
-    assert [report_of(store, each).e_product for each in jobs] == [8.0, 2.0, None, 20.0]
+    jobs = [
+        job(
+            store,
+            kind="erase",
+            requests=1,
+            verdict=by_references(value) if value else None,
+            released=released,
+            started_at=start + timedelta(days=day),
+        )
+        for day, (value, released, _) in enumerate(ends)
+    ]
+    assert [report_of(store, each).e_product for each in jobs] == [product for *_, product in ends]
+
+
+def test_a_later_release_draws_no_page_of_an_earlier_one_for_the_floor_alone(store, monkeypatch):
+    """Else a job of a fleet that lives for years takes a second longer with each release."""
+    settings, drawn, asked = settings_of(store), [], Counter()
+    for number in range(3):
+        record = job(store, step="settled", released=True, epoch=number + 1, requests=1)
+        for name in ("report.html", "report.json"):
+            (store.folders.made(record.job) / name).write_bytes(report_of(store, record).to_json())
+    counts = {"minimum_epoch": 3, "devices": 1, "purged": 1, "retired": 0}
+    stand = DeliveryProgress(as_of=datetime.now(UTC), published_at=None, excepted={}, waiting={}, **counts)
+    monkeypatch.setattr(reporting, "render", lambda content, *_: drawn.append(content) or "page")
+    read = Store.jobs
+    monkeypatch.setattr(Store, "jobs", lambda self: asked.update(["jobs"]) or read(self))
+    tracker = SimpleNamespace(log_file=lambda *_: None)
+
+    def redraw(**changes):
+        drawn.clear()
+        asked.clear()
+        monkeypatch.setattr(reporting, "delivery_progress", lambda *_: stand.model_copy(update=changes))
+        reporting.redraw_reports(store, tracker, settings, SimpleNamespace(say=pytest.fail), after="")
+        return len(drawn)
+
+    assert redraw() == 3
+    assert redraw(minimum_epoch=4) == 0
+    assert asked["jobs"] == 1  # however many pages there are
+    assert redraw(minimum_epoch=4, purged=0, waiting={"camera": "holds epoch 2"}) == 3

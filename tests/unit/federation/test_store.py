@@ -108,7 +108,9 @@ def test_the_history_of_promotions_says_who_and_why_and_cannot_be_changed(tmp_pa
     store.champions.move(Champion(job="erase-2", epoch=1), "ada", "looked at it")
     moves = [(move.job, move.epoch, move.who, move.why) for move in Store(tmp_path).champions.history()]
     assert moves == [("train-1", 0, "job train-1", "a training job"), ("erase-2", 1, "ada", "looked at it")]
-    for change in ("UPDATE promotion SET who = 'eve'", "DELETE FROM promotion"):
+    store.decisions.note("cancel", "erase-2", "ada", "the wrong people")
+    changes = ("UPDATE promotion SET who = 'eve'", "DELETE FROM promotion", "DELETE FROM decision")
+    for change in changes:
         with sqlite3.connect(store.file) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
             connection.execute(change)
 

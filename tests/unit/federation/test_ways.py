@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 
 import pytest
 import torch
 
-from dlfd_fleet.federation.jobs.ways import choose
+from dlfd_fleet.federation.jobs.ways import SinceTraining, choose
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.federation.release.release_rule import may_release_retrained
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard
-from dlfd_fleet.report.contents import GateReading, Phase, Proceedings, SiteShare
+from dlfd_fleet.report.contents import GateReading, ModelResult, Phase, Proceedings, SiteShare
 from dlfd_fleet.settings import Settings
+from tests.erasure_report import scores
 
 INPUT = image_input(32)
 CARD = ModelCard(architecture="resnet18", classes=("no", "yes"), input=INPUT, frozen=("backbone",))
@@ -118,3 +121,57 @@ def test_what_is_not_exact_is_not_taken_for_its_cost():
 @pytest.mark.parametrize("way", ["unlearn", "retrain"])
 def test_a_way_that_is_set_is_taken(way):
     assert chosen(way, earlier=()).taken == way
+
+
+def released(kind, accuracy, *, began_with="", retrained=False):
+    made = "original" if kind == "train" else "retrained" if retrained else "unlearned"
+    measured = scores(0.5)
+    test = measured.test_accuracy.model_copy(update={"value": accuracy})
+    measured = measured.model_copy(update={"test_accuracy": test})
+    return JobRecord(
+        job=f"{kind}-1",
+        kind=kind,
+        step="settled",
+        started_at=datetime(2026, 11, 3, tzinfo=UTC),
+        released=True,
+        models={made: ModelResult(scores=measured, seconds=1.0, bytes_sent=1)},
+        proceedings=Proceedings(began_with=began_with, retrained=retrained),
+    )
+
+
+FRESH, GOES_ON = released("train", 0.9, began_with="random weights"), released("train", 0.88)
+UNLEARNED, ANEW = released("erase", 0.85), released("erase", 0.91, retrained=True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "erasures", "lost"),
+    [
+        ((), 0, 0.0),
+        ((FRESH,), 0, 0.0),
+        ((GOES_ON,), 0, 0.0),  # by a release that did not note what it began with
+        ((FRESH, UNLEARNED, GOES_ON, UNLEARNED), 2, 0.05),
+        ((FRESH, UNLEARNED, ANEW), 0, 0.0),
+        ((FRESH, UNLEARNED, ANEW, UNLEARNED), 1, 0.06),
+        ((FRESH, UNLEARNED, FRESH), 0, 0.0),
+        ((FRESH, UNLEARNED.model_copy(update={"released": False}), record("plan")), 0, 0.0),
+    ],
+)
+def test_what_became_of_the_model_since_it_was_trained_in_full(earlier, erasures, lost):
+    since = SinceTraining.of(earlier)
+    assert (since.erasures, round(since.lost, 6)) == (erasures, lost)
+
+
+@pytest.mark.parametrize(
+    ("erasure", "reason"),
+    [
+        ({"retrain_after": 2}, "2 erasures by unlearning since the last full training.*retrain_after is 2"),
+        ({"retrain_drift": 0.03}, "test accuracy was 0.900 then and is 0.850 now .*retrain_drift is 0.03"),
+        ({"retrain_after": 3, "retrain_drift": 0.06}, None),
+        ({}, None),
+    ],
+)
+def test_a_policy_says_when_to_train_anew_in_place_of_unlearning(erasure, reason):
+    way = chosen("unlearn", earlier=(FRESH, UNLEARNED, UNLEARNED), **erasure)
+    assert way.taken == ("retrain" if reason else "unlearn")
+    assert reason is None or re.search(reason, way.why)
+    assert may_release_retrained(Settings(erasure=erasure)) is bool(erasure)

@@ -1,0 +1,54 @@
+"""What people decided about jobs and versions: when, who, what and why. Nothing is changed or taken out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import sqlalchemy as sa
+
+from dlfd_fleet.federation.records.tables import DECISION, Transaction
+
+Act = Literal["plan", "start", "cancel", "hold", "go on", "promote", "revoke"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision of a person.
+
+    Attributes
+    ----------
+    about
+        The job, the version of the registry, or the publication that it is about.
+    who
+        As they call themselves.
+    """
+
+    at: datetime
+    act: Act
+    about: str
+    who: str
+    why: str
+
+
+class Decisions:
+    """The decisions of a coordinator's people, but for promotions, which the champion's history has."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    def note(self, act: Act, about: str, who: str, why: str) -> None:
+        """Append a decision."""
+        row = {"at": datetime.now(UTC).isoformat(), "act": act, "about": about, "who": who, "why": why}
+        with self._transaction() as connection:
+            connection.execute(sa.insert(DECISION).values(row))
+
+    def all(self) -> list[Decision]:
+        """Return every decision, oldest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(DECISION).order_by(DECISION.c.number)).mappings().all()
+        return [
+            Decision(datetime.fromisoformat(row["at"]), row["act"], row["about"], row["who"], row["why"])
+            for row in rows
+        ]

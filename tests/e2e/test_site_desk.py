@@ -1,0 +1,174 @@
+"""A site's desk in a real browser: every flow by keyboard alone, on a phone and on a desk, by day and by night."""
+
+from __future__ import annotations
+
+import zipfile
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dlfd_fleet.desk.access import rules_of
+from dlfd_fleet.desk.serving import guarded
+from dlfd_fleet.desk.site_desk import SiteDesk
+from dlfd_fleet.ledger import Action, RequestState, Site
+from dlfd_fleet.settings import Settings
+from tests.clinic import ask, forget, give_to_job, make_clinic, on_day
+from tests.desk_browser import Keyboard, chromium, faults, faults_in_any_look, served
+
+TODAY = datetime.now(UTC).astimezone().date()
+HOSTILE = "Zoë <script>document.title='gone'</script>"
+PEOPLE = ("Anna Berg", "Bert", "Cleo", "Dora", "Emil", HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A site where one request is overdue, one is with a job, one waits for devices and one has a hostile name."""
+    made = make_clinic(tmp_path_factory.mktemp("desk") / "clinic", PEOPLE)
+    with Site(made) as site:
+        with on_day(TODAY - timedelta(40)):
+            ask(site, "Cleo", note="<b>by phone</b>", done_by="ode")
+        with on_day(TODAY - timedelta(22)):
+            give_to_job(site, ask(site, "Dora", done_by="ode"))
+        forget(site, ask(site, "Emil", done_by="ode"))
+        ask(site, HOSTILE, note="<img src=x onerror=alert(1)>", done_by="<i>ode</i>")
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    desk, settings = SiteDesk(folder, Settings(state_folder=folder.parent / "state")), Settings()
+    rules = rules_of(settings.desk, "127.0.0.1", "M. Ode", over_tls=False)
+    with served(lambda port: guarded(desk.application(), rules, desk.pages, port)) as address:
+        yield address
+
+
+@pytest.fixture
+def keyboard(browser, url):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, accept_downloads=True, locale="en-US")
+    page = context.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    yield Keyboard(page)
+    context.close()
+    assert not [text for text in said if "422" not in text]  # the browser names every status above 399
+
+
+def test_every_page_can_be_read_by_everybody(browser, url, folder):
+    with Site(folder) as site:
+        waiting, with_job = (site.find_request(name).id for name in ("Cleo", "Dora"))
+        hostile = site.find_request(HOSTILE).id
+    page = browser.new_page()
+    actions = [f"/requests/{waiting}/{name}" for name in ("extend", "refuse", "withdraw", "letter")]
+    for path in (
+        *("/", "/take-in", "/records", "/nowhere"),
+        *(f"/requests/{one}" for one in (waiting, with_job, hostile)),
+        *actions,
+    ):
+        page.goto(url + path)
+        assert faults_in_any_look(page) == [], path
+        assert "gone" not in page.title()
+        assert page.get_by_role("main").count() == 1
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_request_is_taken_in_extended_and_withdrawn_by_keyboard_alone(keyboard, folder, width):
+    page = keyboard.page
+    page.set_viewport_size({"width": width, "height": 844})
+    keyboard.press("Take a request in", "link")
+    keyboard.write("Person", "Ana Berg")
+    keyboard.write_day("Received on", TODAY - timedelta(3))
+    keyboard.write("How the identity was verified", "passport")
+    keyboard.press("Take in")
+    assert faults(page) == []
+    assert page.title().startswith("Error:")
+    wrong = page.get_by_label("Person")
+    assert wrong.evaluate("one => one === document.activeElement")  # the focus is where something is to be done
+    assert (
+        "did you mean 'Anna Berg'?"
+        in page.locator(f"#{wrong.get_attribute('aria-describedby').split()[-1]}").inner_text()
+    )
+    assert wrong.input_value() == "Ana Berg"  # what was typed stays
+    assert page.get_by_label("How the identity was verified").input_value() == "passport"
+    page.keyboard.press("Control+a")
+    page.keyboard.type("ANNA berg")
+    keyboard.press("Take in")
+    assert "Noted: asked" in page.get_by_role("status").inner_text()
+    assert "Anna" not in page.url
+    keyboard.press("Extend", "link")
+    keyboard.write("Reason", "Many requests came at once.")
+    keyboard.write_day("The person was told on", TODAY + timedelta(2))
+    keyboard.press("Extend")
+    assert "is in the future; tell the person first" in page.locator("#noticed-error").inner_text()
+    assert page.get_by_label("Reason").input_value() == "Many requests came at once."
+    page.keyboard.type(f"{TODAY:%m%d%Y}")
+    keyboard.press("Extend")
+    assert "Noted: extended" in page.get_by_role("status").inner_text()
+    keyboard.press("Withdraw", "link")
+    keyboard.press("Withdraw")
+    assert "Noted: withdrawn" in page.get_by_role("status").inner_text()
+    with Site(folder) as site:
+        events = site.ledger.history(site.find_request("Anna Berg").id)
+    assert [(event.action, event.done_by) for event in events] == [
+        (action, "M. Ode") for action in (Action.ASKED, Action.EXTENDED, Action.WITHDRAWN)
+    ]
+    assert events[1].noticed == TODAY
+
+
+def test_a_request_is_found_refused_and_answered_by_a_letter(keyboard, folder):
+    page = keyboard.page
+    with Site(folder) as site:
+        request = ask(site, "Bert")
+    page.reload()
+    keyboard.write("Find a person", "bErT")
+    keyboard.press("Find")
+    assert "bert" not in page.url.casefold()
+    assert faults(page) == []
+    keyboard.press(request.id[:8], "link")
+    keyboard.press("Refuse", "link")
+    keyboard.press("Refuse")
+    assert "--ground is ''" in page.locator("#ground-error").inner_text()
+    page.keyboard.press("Space")  # the focus is on the first ground
+    keyboard.write("Reason", "It is in a book.")
+    keyboard.press("Refuse")
+    assert "Noted: refused" in page.get_by_role("status").inner_text()
+    keyboard.press("write the letter", "link")
+    keyboard.reach("Open the letter", "button")
+    with page.context.expect_page() as opened:
+        page.keyboard.press("Enter")
+    letter = opened.value
+    letter.wait_for_load_state()
+    assert "Dear Bert," in letter.inner_text("body")
+    assert "It is in a book." in letter.inner_text("body")
+    with Site(folder) as site:
+        assert site.ledger.get(request.id).state is RequestState.REFUSED
+        assert site.ledger.history(request.id)[-1].action is Action.LETTER
+
+
+def test_an_archive_of_a_period_is_taken_away(keyboard, tmp_path):
+    keyboard.press("Records", "link")
+    keyboard.write_day("First day", TODAY - timedelta(60))
+    keyboard.write_day("Last day", TODAY)
+    keyboard.reach("Make the archive", "button")
+    with keyboard.page.expect_download() as download:
+        keyboard.page.keyboard.press("Enter")
+    download.value.save_as(tmp_path / "records.zip")
+    with zipfile.ZipFile(tmp_path / "records.zip") as archive:
+        assert b"Cleo" not in archive.read("requests.csv")
+        assert "manifest.json" in archive.namelist()
+
+
+def test_the_first_tab_skips_to_the_content(keyboard):
+    page = keyboard.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
