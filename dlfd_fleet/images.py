@@ -23,7 +23,7 @@ from dlfd_fleet.exceptions import ImageError
 from dlfd_fleet.model_input import ModelInput
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, in Pillow's names. Its other readers are little used and little tested; EPS even starts a program."""
+"""Pillow's names of the formats that are read. Its other readers are less tested; EPS even starts a program."""
 
 LEAST_SIDE = 8
 """Smallest side of an image, pixels: under it there is nothing to recognise."""
@@ -163,9 +163,7 @@ def _check_size(width: int, height: int) -> None:
     if min(width, height) < LEAST_SIDE:
         raise _UnusableImageError(f"{shown}; the smallest side that is read is {LEAST_SIDE} pixels")
     if max(width, height) > LARGEST_RATIO * min(width, height):
-        raise _UnusableImageError(
-            f"{shown}; no side may be more than {LARGEST_RATIO} times the other: cut out what it is to show"
-        )
+        raise _UnusableImageError(f"{shown}; no side may be more than {LARGEST_RATIO} times the other: crop it")
 
 
 def _check_frames(image: Image.Image) -> None:

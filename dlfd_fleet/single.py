@@ -68,14 +68,14 @@ _GOVERNING: dict[str, Any] = {
 
 
 class Result(BaseModel):
-    """What was done and what is known of it; ``report.json``."""
+    """The result of ``dlfd-fleet unlearn``; the content of ``report.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     original: Scores
     unlearned: Scores
     relearned: Scores | None
-    """Of the unlearned model after further training, unless ``erasure.relearning_rounds`` is 0."""
+    """Scores of the unlearned model after further training, unless ``erasure.relearning_rounds`` is 0."""
     verdict: Verdict
     success: bool
     """Whether the method's own gate was satisfied, if it has one, and the verdict is no FAIL."""
@@ -84,11 +84,11 @@ class Result(BaseModel):
     """Name of the unlearning method."""
     method_title: str
     method_package: str
-    """Where it comes from: distribution and version."""
+    """Distribution and version of the method's package."""
     method_settings: dict[str, Any]
     """Its own hyper-parameters; the shared ones are in the settings under ``unlearning``."""
     settings: dict[str, Any]
-    """What it ran under, by dotted key."""
+    """The settings, by dotted key."""
     forgotten_people: int
     forgotten_images: int
     seconds: float
@@ -264,7 +264,7 @@ def _split(table: Manifest, manifest: Path, people: Collection[str], card: Model
 
     retain = used(Use.TRAIN)
     if not len(retain):
-        raise DataError("Everybody is to be forgotten; there is nobody left to keep the model useful for.")
+        raise DataError("Everybody is to be forgotten; leave people to train on.")
     copies = sum(use.why is LeftOut.COPIED for use in uses)
     return People(retain, used(Use.FORGET), used(Use.VALIDATION), used(Use.TEST), copies)
 

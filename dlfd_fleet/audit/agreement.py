@@ -49,7 +49,7 @@ def agreed(
     agreeing = [site for site, count in zip(alike, odd, strict=True) if count <= max(1.0, _ODD_ROWS * rows)]
     if 2 * len(agreeing) <= len(witnesses):
         raise DataError(
-            f"The sites {', '.join(witnesses)} say different things of the people whom all of them hold, and nobody "
+            f"The sites {', '.join(witnesses)} report different answers for people whom all of them hold, and nobody "
             "can tell who is right; people of one site only need its name in the column 'site' of its manifest."
         )
     distance = dict(zip(alike, odd + np.abs(losses - middle).sum(axis=1), strict=True))

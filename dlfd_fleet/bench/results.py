@@ -66,9 +66,11 @@ def show_results(
     for failure in failures:
         console.print(plain(f"Failed: {failure}"), soft_wrap=True)
     if failures and not rows:
-        raise JobError("Everything that was begun failed, as said above; mend that, and run the same command again.")
+        raise JobError("Everything that was started failed, as shown above; fix it, and run the same command again.")
     if not rows:
-        raise JobError("The budget ended before anything was measured; run again to go on, or give more: --budget 1h.")
+        raise JobError(
+            "The budget ended before anything was measured; run the command again, or raise the budget: --budget 1h."
+        )
     summaries = summarise(rows)
     heading = f"{title}, {SOURCES.find(settings.data.source).title(settings.data)}, {_machine()}"
     # A log has no width of its own; a narrow terminal gets the means, and finds the bounds in the files.

@@ -72,7 +72,7 @@ def main() -> None:
 
 def _end(interruption: Interruption) -> NoReturn:
     end(own_children())
-    PlainConsole(stderr=True).print("Interrupted; the next start goes on from here or starts clean.")
+    PlainConsole(stderr=True).print("Interrupted; run the command again to continue or start over.")
     sys.exit(interruption.exit_code)
 
 

@@ -62,7 +62,7 @@ def publish(
         _say(target)
     _say(
         f"Publication {done.sequence}: {model.version}, epoch {model.epoch}. "
-        + ("Nobody may take it before `dlfd-fleet rollout start`." if rings else "Every device may take it.")
+        + ("No device gets it before `dlfd-fleet rollout start`." if rings else "Every device may take it.")
     )
 
 

@@ -25,15 +25,17 @@ def input_of(size: str, channels: int, fit: str, value_range: str, numbers: str 
         If one of them cannot be used.
     """
     if numbers is not None and not re.fullmatch(r"\d{1,7}(x\d{1,7})*", numbers.strip()):
-        raise ConfigurationError(f"--numbers {numbers} is no shape; write 30, or 8x8 for a table of them.")
+        raise ConfigurationError(f"--numbers {numbers} is not a shape; write 30, or 8x8 for a table.")
     sides = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size.strip())
     if not sides:
-        raise ConfigurationError(f"--image-size {size} is no size; write 64, or 48x64 for height and width.")
+        raise ConfigurationError(f"--image-size {size} is not a size; write 64, or 48x64 for height and width.")
     ends = value_range.split(",")
     try:
         low, high = (float(end) for end in ends)
     except ValueError as error:
-        raise ConfigurationError(f"--value-range {value_range} is none; write two numbers, such as -1,1.") from error
+        raise ConfigurationError(
+            f"--value-range {value_range} is not a range; write two numbers, such as -1,1."
+        ) from error
     try:
         if numbers is not None:
             shape = tuple(int(side) for side in numbers.strip().split("x"))
@@ -73,13 +75,13 @@ def rows_of(
     given = [one for one in (manifest, loader, parquet, npz, image_folders) if one is not None]
     if len(given) != 1:
         raise ConfigurationError(
-            "Say once where the site's rows come from: --manifest, --image-folders, --parquet, --npz or --loader."
+            "Name the site's rows in exactly one way: --manifest, --image-folders, --parquet, --npz or --loader."
         )
     if manifest is not None:
         return manifest
     if image_folders is not None:
         if folders not in get_args(FolderOrder):
-            raise ConfigurationError(f"--folders {folders} is no order; write {' or '.join(get_args(FolderOrder))}.")
+            raise ConfigurationError(f"--folders {folders} is not valid; write {' or '.join(get_args(FolderOrder))}.")
         return folders_manifest(image_folders, cast("FolderOrder", folders), "follow" if follow_links else "refuse")
     if loader is not None:
         return component(loader, loader_arguments)
@@ -100,7 +102,7 @@ def component(name: str, arguments: str) -> Component:
     try:
         table = json.loads(arguments)
     except ValueError as error:
-        raise ConfigurationError(f'{arguments} is no table in JSON; write, for example, {{"width": 32}}.') from error
+        raise ConfigurationError(f'{arguments} is not a JSON table; write, for example, {{"width": 32}}.') from error
     try:
         return Component.model_validate({"name": name, "arguments": table})
     except ValidationError as error:

@@ -166,7 +166,7 @@ def refresh(site: Annotated[Path, typer.Argument(help="The site's folder.")]) ->
 
     with Site(site) as opened:
         come, gone = refresh_rows(opened)
-    console.print(f"{come} rows have come, and {gone} have gone.")
+    console.print(f"{come} new rows, and {gone} rows are gone.")
 
 
 @app.command("reconcile", epilog="Example: dlfd-fleet site reconcile /srv/site")

@@ -124,7 +124,9 @@ def _spelling_notices(
         if rows and name not in rows:
             first, row = next(iter(rows.items()))
             ours, theirs = told_apart((name, first))
-            sentence = f"{ours} is read as {theirs} of row {row}: one {kind}; if they are two, name them apart"
+            sentence = (
+                f"{ours} is read as {theirs} of row {row}: one {kind}; if they are two, give them different names"
+            )
             notices.append(Problem(number, column, sentence, notice=True))
         rows.setdefault(name, number)
     return notices
@@ -159,5 +161,5 @@ def _image_problems(
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     row, person = contents.setdefault(digest, (number, identity))
     if person != identity:
-        return [Problem(number, "image", f"'{name}' is the very image of row {row} under another person")]
+        return [Problem(number, "image", f"'{name}' is the same image as row {row} under another person")]
     return []

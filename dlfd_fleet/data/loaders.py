@@ -130,7 +130,7 @@ class _ParquetRows:
         kind = self._schema.field(self._image).type
         if not (types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
             raise DataError(
-                f"{self._file}, column '{self._image}': it holds {kind} and no bytes of images; give a file in Hugging "
+                f"{self._file}, column '{self._image}': it holds {kind}, not bytes of images; give a file in Hugging "
                 "Face's layout, or list image files in a manifest."
             )
 

@@ -209,11 +209,11 @@ def cell_problems(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     elif _ELSEWHERE.match(image):
         yield "image", f"'{image}' is no path on this machine; give one under the image folder"
     elif any(len(part.encode()) > _LONGEST_FILE_NAME for part in path.parts):
-        yield "image", "the path has a longer name than file systems take"
+        yield "image", "a name in the path is longer than file systems allow"
     elif image == ".":
         yield "image", "'.' is the image folder itself; give a path under it"
     if split in MISSING:
-        yield "split", f"'{split}' is how programs write an empty cell; leave it empty, or use {', '.join(SPLITS)}"
+        yield "split", f"'{split}' means an empty cell; leave it empty, or use {', '.join(SPLITS)}"
     elif split and split not in SPLITS:
         yield "split", f"'{split}' is no split; use {', '.join(SPLITS)} or leave it empty"
     if cells.get("site"):
@@ -232,7 +232,7 @@ def site_name(name: str) -> str:
         If it is not valid; the text says why.
     """
     if name in MISSING:
-        raise ValueError(f"'{name}' is how programs write an empty cell; give the site another name")
+        raise ValueError(f"'{name}' means an empty cell; give the site another name")
     return plain_name(name)
 
 
@@ -257,7 +257,7 @@ def _name_problem(column: str, cell: str) -> str:
         return ""
     if name in MISSING or (column == "identity" and name == "none"):
         other = "'none'" if column == "label" and name.casefold() == "none" else "another spelling"
-        return f"'{name}' is how programs write an empty cell; give the {column}, or use {other} if it is meant"
+        return f"'{name}' means an empty cell; give the {column}, or use {other} if it is meant"
     if _SPREADSHEET_ERROR.fullmatch(name):
         return f"'{name}' is an error of a spreadsheet; give the {column}"
     if _SHORTENED_NUMBER.fullmatch(name):

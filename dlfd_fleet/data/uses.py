@@ -150,7 +150,7 @@ def leak_sentence(row: Row, other: Row, why: LeftOut | None) -> str:
         )
     same = f"{row.image} of '{row.identity}' has the same bytes as {other.image} of '{other.identity}'"
     if why is LeftOut.COPIED:
-        return f"{same}, who asked to be forgotten: it is neither trained on nor unseen, and is purged with that one."
+        return f"{same}, who asked to be forgotten: it is not used, and will be purged with that image."
     return (
         f"{same}, in the split '{row.split}' here and in '{other.split}' there; remove one of the two, or put both "
         "people in one split."

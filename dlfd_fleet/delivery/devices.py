@@ -168,7 +168,7 @@ class DeviceStore:
         if found.retired is not None:
             raise DeliveryError(f"The device {found.name} is retired already: {found.retired}.")
         if not reason.strip():
-            raise DeliveryError("The reason is empty: say why the device counts no more; it is signed and kept.")
+            raise DeliveryError("The reason is empty: say why the device is retired; it is signed and kept.")
         statement = {"device": found.id, "reason": reason, "time": now.isoformat()}
         envelope = Envelope(json.dumps(statement, sort_keys=True).encode(), RETIREMENT_TYPE, {})
         envelope.sign(signer)
@@ -232,7 +232,7 @@ class DeviceStore:
             raise ReportRefusedError(f"The device {row['name']} is retired.")
         report = verified_report(envelope, SSlibKey.from_dict(keyid, json.loads(row["public_key"])))
         if report.nonce == row["last_nonce"]:  # of whatever time: its device did not hear that it was taken
-            raise ReportRepeatedError(f"This report of {row['name']} came before: it counts once.")
+            raise ReportRepeatedError(f"This report of {row['name']} was received before: it counts once.")
         if report.time - now > _AHEAD:
             raise ReportRefusedError(
                 f"The report of {row['name']} is of {report.time:%Y-%m-%d %H:%M %Z}, which is in the future: set the "
@@ -246,7 +246,7 @@ class DeviceStore:
         try:
             self._keep(report, now, window)
         except IntegrityError as error:
-            raise ReportRepeatedError(f"This report of {row['name']} came before: it counts once.") from error
+            raise ReportRepeatedError(f"This report of {row['name']} was received before: it counts once.") from error
         return report
 
     def _keep(self, report: DeviceReport, now: datetime, window: timedelta) -> None:

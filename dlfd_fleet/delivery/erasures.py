@@ -73,14 +73,16 @@ def _standing(device: Device, epoch: int, epochs: dict[str, int], now: datetime)
     if device.alarms:
         first = device.alarms[0]
         return Standing(
-            device, "open", f"ALARM since {first.at:%Y-%m-%d %H:%M}: {first.said}; retire the key when it is cleared up"
+            device,
+            "open",
+            f"ALARM since {first.at:%Y-%m-%d %H:%M}: {first.said}; find the cause, then retire the device",
         )
     old = [digest for digest in report.installed if epochs.get(digest, -1) < epoch] if report else []
     if report is not None and report.floor >= epoch and not old:
         return Standing(device, "purged", f"has purged, as it reported on {report.time:%Y-%m-%d %H:%M}")
     if report is not None and report.floor >= epoch:
-        return Standing(device, "open", f"still holds {len(old)} files from before, or that nobody knows")
+        return Standing(device, "open", f"still holds {len(old)} older or unknown files")
     if device.lease_is_over(now):
-        return Standing(device, "excepted", "EXCEPTION: has not purged; its lease has run out, so it answers no more")
+        return Standing(device, "excepted", "EXCEPTION: has not purged; its lease is over, so it no longer answers")
     said = f"was at epoch {report.floor} when it last reported, {report.time:%Y-%m-%d %H:%M}" if report else ""
     return Standing(device, "open", said or "has never reported")

@@ -92,7 +92,7 @@ class KeyRing:
                 raise DeliveryError(f"The key {file} cannot be read: {error.strerror}.") from error
             except (ValueError, TypeError) as error:
                 raise DeliveryError(
-                    f"{file} is no unencrypted private key in PEM: take it out of the folder."
+                    f"{file} is not an unencrypted private key in PEM: remove it from the folder."
                 ) from error
 
 

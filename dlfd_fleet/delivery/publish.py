@@ -134,7 +134,7 @@ def _prepare(model: ReleasedModel, form: Format, file: Path) -> _Prepared:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     if model.digests.get(form, sha256) != sha256:
         raise DeliveryError(
-            f"{file} is not the file that was attacked at the sites, it was changed since: it is not published."
+            f"{file} is not the file that was audited at the sites: it was changed and is not published."
         )
     if (loaded.version, loaded.epoch) != (model.version, model.epoch):
         raise DeliveryError(

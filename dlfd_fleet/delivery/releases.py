@@ -58,7 +58,7 @@ def _release(name: str, custom: object) -> Release:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DeliveryError(f"What is signed of {name} breaks the contract: {where}: {first['msg']}.") from error
+        raise DeliveryError(f"The signed data of {name} are not valid: {where}: {first['msg']}.") from error
 
 
 def _sign_of(target: TargetFile, release: Release) -> None:

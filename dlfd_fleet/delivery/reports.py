@@ -30,7 +30,7 @@ def open_envelope(content: bytes) -> tuple[Envelope, str]:
         if not _KEYID.fullmatch(keyid):
             raise ValueError("no key id")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, FormatError) as error:
-        raise ReportRefusedError("This is no DSSE envelope with one signature.") from error
+        raise ReportRefusedError("This is not a DSSE envelope with one signature.") from error
     if envelope.payload_type != REPORT_TYPE:
         raise ReportRefusedError(f"The envelope holds no device report ({REPORT_TYPE}).")
     return envelope, keyid
@@ -50,7 +50,7 @@ def verified_report(envelope: Envelope, key: SSlibKey) -> DeviceReport:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ReportRefusedError(f"The report breaks the contract: {where}: {first['msg']}.") from error
+        raise ReportRefusedError(f"The report is not valid: {where}: {first['msg']}.") from error
     except (VerificationError, ValueError, TypeError) as error:
         raise ReportRefusedError(f"The report is not signed by the device {key.keyid[:12]}.") from error
     if report.device != key.keyid:

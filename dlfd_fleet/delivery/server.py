@@ -87,7 +87,7 @@ def application(delivery: Delivery, seconds: float = _SECONDS_BETWEEN_CHECKS) ->
             return _refused(str(error), 400)
         except FleetError as error:
             logger.warning("%s", error)
-            return _refused("Reports cannot be kept now: send it again later.", 503)
+            return _refused("The report cannot be stored now: send it again later.", 503)
         return Response(status_code=204)
 
     @asynccontextmanager
@@ -169,7 +169,7 @@ def _keep_up(delivery: Delivery, seconds: float, over: threading.Event) -> None:
         except FleetError as error:
             lines = [str(error)]
         except Exception:  # a defect of ours, or a machine without memory: the next check may go well
-            logger.exception("The upkeep of the repository failed by a defect")
+            logger.exception("The upkeep of the repository failed because of a bug")
             lines = []
         for line in lines:
             if line not in said:

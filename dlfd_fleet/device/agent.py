@@ -206,7 +206,7 @@ class Agent:
         try:
             return Slot(target=target, sha256=sha256, data_sha256=data_sha256, release=release)
         except ValidationError as error:
-            raise UpdateRefusedError(f"{target} is signed with a digest that is none: {sha256:.80}.") from error
+            raise UpdateRefusedError(f"{target} is signed with an invalid digest: {sha256:.80}.") from error
 
     def _bring(self, slot: Slot) -> None:
         if not install.is_whole(self._folder, slot):

@@ -110,7 +110,7 @@ def check_lease(until: datetime | None, now: datetime) -> None:
         If it has run out.
     """
     if until == NEVER:
-        raise NoAnswerError("This device has a lease, and has never heard from its coordinator: update it first.")
+        raise NoAnswerError("This device has a lease, and was never in contact with its coordinator: update it first.")
     if until is not None and now >= until:
         raise NoAnswerError(
             f"The lease ran out at {until:%Y-%m-%d %H:%M} UTC: this device answers again when it has heard from its "

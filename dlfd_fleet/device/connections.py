@@ -152,7 +152,7 @@ class Connection(H11Protocol):
         self.refuse(HTTPStatus.BAD_REQUEST, f"This is no request: {msg}")
 
     def refuse(self, status: HTTPStatus, sentence: str) -> None:
-        """Say why, if nothing is said yet, and end the connection."""
+        """Send the reason, unless an answer has started, and close the connection."""
         if self.transport.is_closing():
             return
         if self.cycle is not None and not self.cycle.response_complete:
@@ -171,7 +171,7 @@ class Connection(H11Protocol):
         self._wait("reading", self._limits.stalled_seconds)
 
     def _wait(self, what: str, seconds: float) -> None:
-        """Give the client so long, from when this wait began; what arrives meanwhile does not lengthen it."""
+        """Wait for the client at most this long, whatever arrives meanwhile."""
         if self._waits_for == what and self._timer is not None:
             return
         self._stop_waiting()
@@ -292,7 +292,7 @@ class Server(uvicorn.Server):
 
 
 def _say(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say in a line that no more files may be opened, which asyncio tells with a traceback; and the rest as ever."""
+    """Log in one line, without asyncio's traceback, that no more files may be opened; log the rest as usual."""
     error = context.get("exception")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         logger.warning("No more files may be opened (%s): new connections wait.", error.strerror)
@@ -337,11 +337,11 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise DeviceError(f"Cannot listen on {host}:{port}: {os.strerror(error.errno or errno.EIO)}.") from error
     except UnicodeError as error:
-        raise DeviceError(f"Cannot listen on {host}:{port}: this is no name of a host.") from error
+        raise DeviceError(f"Cannot listen on {host}:{port}: this is not a host name.") from error
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as its user may; return how many."""
+    """Raise this process's limit of open files to its maximum, and return it."""
     if os.name == "nt":
         return 512  # of Windows' C library
     import resource

@@ -188,6 +188,6 @@ def _check_signature(session: onnxruntime.InferenceSession, card: _Card, file: P
     outputs = [("probabilities", "tensor(float)", [len(card.classes)])]
     if described(session.get_inputs()) != inputs or described(session.get_outputs()) != outputs:
         raise DeviceError(
-            f"The model {file} does not take the images or give the probabilities that its metadata tells of: "
+            f"The model {file} does not take the images or give the probabilities that its metadata names: "
             "export it again with dlfd-fleet."
         )

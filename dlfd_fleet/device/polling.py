@@ -1,4 +1,4 @@
-"""The loop of an agent: poll, wait, poll again, until somebody stops it."""
+"""Run an agent's loop: poll and wait until stopped."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _FIRST_SECONDS = 10.0
 
 
 def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: Callable[[str], object]) -> None:
-    """Poll until stopped; say what has changed since the last poll.
+    """Poll until stopped, and print what changed since the last poll.
 
     Parameters
     ----------
     interval
-        Seconds between two polls, about; longer after failures.
+        Mean seconds between polls; longer after failures.
     stopped
-        Ends the loop, at the latest when the poll has ended that is under way.
+        Ends the loop, after the current poll.
     """
     generator, failures, said = random.Random(), 0, ""  # noqa: S311 - spreads polls, guards nothing
     stopped.wait(
@@ -39,7 +39,7 @@ def keep_polling(agent: Agent, interval: float, stopped: threading.Event, say: C
             words = f"{error} "
         except Exception:  # a defect of ours must keep the device neither from answering nor from hearing of erasures
             failures += 1
-            words = "This poll failed by a defect, of which the traceback tells. "
+            words = "This poll failed because of a bug; see the traceback. "
             traceback.print_exc()
         words += _state(agent)
         if words != said:

@@ -1,4 +1,4 @@
-"""Rows of numbers in a file, for a model that takes no images: JSON, or CSV as spreadsheets write it."""
+"""Read rows of numbers from JSON or CSV files, for a model without images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dlfd_fleet.model_input import ModelInput
 from dlfd_fleet.plain_text import visible
 
 _DELIMITERS = ";\t,"
-"""The first of them that is in the first line; a decimal comma is none where semicolons are."""
+"""Delimiters, of which the first in the first line is used; with semicolons a comma is a decimal comma."""
 _MOST_SHOWN = 40  # characters of a cell in a sentence
 
 
 def read_rows(file: Path, model_input: ModelInput) -> NDArray[Any]:
-    """Read the rows of a file as a model takes them, float32 ``(N, *shape)``.
+    """Read the rows of a file as model inputs, float32 ``(N, *shape)``.
 
-    A ``.json`` file holds one row or a list of rows. A ``.csv`` file has a line a row; a first line without any number
-    is its header.
+    A ``.json`` file has one row or a list of rows. A ``.csv`` file has one row in each line; a first line without
+    numbers is the header.
 
     Raises
     ------
     DeviceError
-        If the file cannot be read, or a row is not of the model's shape and range; the first such row is named.
+        If the file cannot be read, or a row does not have the model's shape and range; the first such row is named.
     """
     readers = {".json": _read_json, ".csv": _read_csv}
     reader = readers.get(file.suffix.lower())
@@ -41,7 +41,7 @@ def read_rows(file: Path, model_input: ModelInput) -> NDArray[Any]:
     except OSError as error:
         raise DeviceError(f"Cannot read the rows {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DeviceError(f"Cannot read the rows {file}: they are no UTF-8 text.") from error
+        raise DeviceError(f"Cannot read the rows {file}: they are not UTF-8 text.") from error
     except ValueError as error:
         raise DeviceError(f"The rows of {file} cannot be used: {error}.") from error
 

@@ -1,7 +1,6 @@
-"""HTTP for programs on the device: the Open Inference Protocol, behind uvicorn with limits of its own.
+"""Serve predictions over HTTP (Open Inference Protocol) on uvicorn, with limits.
 
-uvicorn, and h11 that it reads HTTP with, add a megabyte to a device's installation of some 200; a framework on top
-would add two more and do nothing here that one function does not.
+uvicorn and h11 add 1 MB to an installation of about 200 MB. A web framework would add 2 MB more and is not needed.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from dlfd_fleet.exceptions import DeviceError
 logger = logging.getLogger(__name__)
 LIMITS = Limits(connections=128)
 MOST_REQUESTS = 32
-"""Inference requests at once, each with a whole body."""
+"""Most inference requests at once."""
 _AT_WORK = 2
-"""Of these, the ones that are read and answered; the others wait."""
+"""How many of them are read and answered at once; the others wait."""
 _MOST_BYTES = 4 * LARGEST_REQUEST
-"""Of all bodies together."""
+"""Most bytes of all bodies together."""
 _Answer = tuple[bytes, int | None]
 """A body, and how much of it is JSON; None for all of it."""
 _JSON_LENGTH = "Inference-Header-Content-Length"
@@ -111,7 +110,7 @@ class _Service:
         except NoAnswerError as error:
             status, answer = HTTPStatus.SERVICE_UNAVAILABLE, _error(error)
         except Exception:
-            logger.exception("A request could not be answered, by a defect")
+            logger.exception("A request could not be answered because of a bug")
             status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, _error("This device could not answer: see its log.")
         body, json_length = answer
         headers = {
@@ -130,7 +129,7 @@ class _Service:
         if scope["method"] == "GET":
             return self._get(path)
         if scope["method"] != "POST":
-            raise _RequestError(HTTPStatus.NOT_IMPLEMENTED, "There are GET and POST here.", ends=True)
+            raise _RequestError(HTTPStatus.NOT_IMPLEMENTED, "Only GET and POST are allowed.", ends=True)
         return await self._post(path, headers, receive)
 
     def _get(self, path: str) -> _Answer:
@@ -153,10 +152,10 @@ class _Service:
             raise _RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must not be compressed.", ends=True)
         length = _number(headers, "Content-Length")
         if length is None:
-            raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is: Content-Length.", ends=True)
+            raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "Send the length of the body in Content-Length.", ends=True)
         json_length = _number(headers, _JSON_LENGTH)
         if self._requests >= MOST_REQUESTS:
-            raise _RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "This device answers others: try again.", ends=True)
+            raise _RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "This device is busy: try again.", ends=True)
         body = bytearray()
         try:
             await self._read_body(body, length, receive)
@@ -186,7 +185,7 @@ class _Service:
                 raise _ClientGoneError
             chunk, more = message.get("body", b""), message.get("more_body", False)
             if self._bytes + len(chunk) > _MOST_BYTES:
-                raise _RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "This device answers others: try again.", ends=True)
+                raise _RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "This device is busy: try again.", ends=True)
             self._bytes += len(chunk)
             body += chunk
 
@@ -224,7 +223,7 @@ def _path(target: str) -> str:
     try:
         return urlsplit(target).path.rstrip("/")
     except ValueError as error:
-        raise _RequestError(HTTPStatus.BAD_REQUEST, "The address of the request is none.", ends=True) from error
+        raise _RequestError(HTTPStatus.BAD_REQUEST, "The address of the request is not valid.", ends=True) from error
 
 
 def _number(headers: dict[str, str], header: str) -> int | None:

@@ -1,8 +1,7 @@
-"""What a device learns from the coordinator's TUF repository: releases, the rollout, and files that were signed.
+"""Read and verify releases, the rollout and files from the coordinator's TUF repository.
 
-No more than TUF: which epochs may still run is the device's own floor, which is kept outside of the folder here. TUF by
-itself accepts old model bytes that newer metadata lists, a folder that was wiped, and, after the timestamp's and the
-snapshot's keys were replaced together, lower versions.
+This is plain TUF; the device's floor is kept elsewhere. TUF alone accepts old model bytes in newer metadata, a deleted
+folder, and lower versions after the keys of timestamp and snapshot were replaced together.
 """
 
 from __future__ import annotations
@@ -34,36 +33,36 @@ _LOOKS_LIKE = (
     (tuf.UnsignedMetadataError, "it lacks signatures of the fleet's keys: tampered metadata, or a wrong key"),
     (
         tuf.ExpiredMetadataError,
-        "it has expired: somebody holds newer metadata back (a freeze), the coordinator has stopped to refresh it, or "
+        "it has expired: somebody holds newer metadata back (a freeze), the coordinator no longer refreshes it, or "
         "the clock here is wrong",
     ),
-    (tuf.BadVersionNumberError, "its version is not the one to come: a rollback, or parts that do not belong together"),
+    (tuf.BadVersionNumberError, "its version is not the next one: a rollback, or parts that do not belong together"),
     (tuf.LengthOrHashMismatchError, "it is not what was signed: tampered, or parts that do not belong together"),
-    (tuf.DownloadLengthMismatchError, "it is longer than it may be: tampered, or endless data"),
+    (tuf.DownloadLengthMismatchError, "it is longer than allowed: tampered, or endless data"),
     (tuf.RepositoryError, "it is damaged"),
 )
 
 
 class UpdateClient:
-    """Reads one repository; every word of it is verified from the trusted root on.
+    """Reads one repository and verifies everything from the trusted root.
 
     Parameters
     ----------
     folder
-        What was verified so far; it is made if need be. One process at a time may use it.
+        Folder of verified metadata, made if needed. Only one process at a time may use it.
     url
         Address of the repository, with ``metadata/`` and ``targets/`` under it.
     root
         Bytes of the ``root.json`` that came with the device.
     limits
-        Most that is taken.
+        Limits of size and time.
 
     Raises
     ------
     UpdateRefusedError
         If the root is no root.
     UpdateUnreachableError
-        If the folder cannot be used, or the address is none.
+        If the folder cannot be used, or the address is not valid.
     """
 
     def __init__(self, folder: Path, url: str, root: bytes, *, limits: UpdateLimits = _LIMITS) -> None:
@@ -78,7 +77,7 @@ class UpdateClient:
         self._updater()
 
     def refresh(self) -> None:
-        """Fetch and verify what the repository says now; on an error, what was verified before stays.
+        """Fetch and verify the current metadata; on an error the earlier metadata stay.
 
         Raises
         ------
@@ -96,12 +95,12 @@ class UpdateClient:
         self._keep_clock(now)
 
     def releases(self) -> list[tuple[str, Release]]:
-        """Return each model target's name and what was signed of it, newest first.
+        """Return each model target's name and signed release, newest first.
 
         Raises
         ------
         UpdateRefusedError
-            If one of them breaks the contract.
+            If one of them is not valid.
         """
         found = []
         for name in self._listed():
@@ -112,16 +111,16 @@ class UpdateClient:
         return sorted(found, key=lambda pair: (-pair[1].epoch, -pair[1].sequence, pair[0]))
 
     def floor(self) -> int:
-        """Return the least epoch that may run, as far as the releases say."""
+        """Return the lowest epoch that may run, by the releases."""
         return max((release.minimum_epoch for _, release in self.releases()), default=0)
 
     def rollout(self) -> Rollout | None:
-        """Return who may take the newest release; None if there is no rollout. It is fetched if it has changed.
+        """Return the rollout of the newest release; None without one. It is fetched if it has changed.
 
         Raises
         ------
         UpdateRefusedError, UpdateUnreachableError
-            As of :meth:`refresh`. The releases and the floor stay readable.
+            As in :meth:`refresh`. Releases and floor stay readable.
         """
         with self._said("The rollout is refused"):
             target = self._updated.get_targetinfo(ROLLOUT_TARGET)
@@ -137,7 +136,7 @@ class UpdateClient:
         try:
             return Rollout.model_validate_json(content)
         except ValidationError as error:
-            raise UpdateRefusedError(f"{ROLLOUT_TARGET} breaks the contract: {_first(error)}.") from error
+            raise UpdateRefusedError(f"{ROLLOUT_TARGET} is not valid: {_first(error)}.") from error
 
     def sha256(self, target: str) -> str:
         """Return a target's signed digest."""
@@ -148,20 +147,20 @@ class UpdateClient:
         return self._target(target).length
 
     def download(self, target: str, to: Path) -> None:
-        """Bring a target's bytes to a place on disk, whole and verified.
+        """Download a target to a file, whole and verified.
 
-        A broken download goes on where it ended; its beginning lies at ``to`` with ``.part`` after the name. The name
-        of the target is never part of a path here.
+        An interrupted download continues from ``to`` with the suffix ``.part``. The target's name is never used as a
+        path.
 
         Parameters
         ----------
         to
-            The new file; one that is there is replaced at once.
+            The new file; an existing one is replaced atomically.
 
         Raises
         ------
         UpdateRefusedError
-            If other bytes come than those signed.
+            If the bytes differ from those signed.
         UpdateUnreachableError
             If the repository does not answer or breaks off, or the disk refuses.
         """
@@ -170,7 +169,7 @@ class UpdateClient:
             download(self._fetcher, self._address(info), info, to)
 
     def trust_clock(self) -> None:
-        """Forget what the clock said before, because it was ahead then: the device's owner may say so, nobody else."""
+        """Forget earlier times, because the clock was ahead; only the device's owner may do this."""
         with self._said("The time cannot be forgotten"):
             self._clock.unlink(missing_ok=True)
 
@@ -232,7 +231,7 @@ class UpdateClient:
         try:
             release = Release.model_validate(custom)
         except ValidationError as error:
-            raise UpdateRefusedError(f"What is signed of {name} breaks the contract: {_first(error)}.") from error
+            raise UpdateRefusedError(f"The signed data of {name} are not valid: {_first(error)}.") from error
         if not name.startswith(f"{MODELS_FOLDER}/{release.epoch}-{release.sequence}/"):
             raise UpdateRefusedError(
                 f"{name} is signed as epoch {release.epoch}, publication {release.sequence}: it is not what its name "

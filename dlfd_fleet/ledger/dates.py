@@ -60,7 +60,7 @@ def day_of(text: str, what: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise LedgerError(
-            f"{what} is '{text}', which is no day; write it as YEAR-MONTH-DAY: 2026-11-20.", what.lstrip("-")
+            f"{what} is '{text}', not a day; write it as YEAR-MONTH-DAY, such as 2026-11-20.", what.lstrip("-")
         ) from None
 
 

@@ -217,7 +217,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     refuse_leaks(manifest)
     names = sorted({row.site for row in manifest.rows if row.site})
     if not names:
-        raise DataError("Nobody of the face set is left to train on; lower data.test_people or data.validation_people.")
+        raise DataError("Nobody is left to train on; lower data.test_people or data.validation_people.")
     try:
         refuse_alike(names)
     except ValueError as error:
@@ -225,7 +225,7 @@ def deal_to_sites(settings: Settings, progress: ProgressDisplay) -> list[str]:
     classes = manifest.labels if data.multi_label else manifest.classes
     refuse_wrong_classes(classes, multi_label=data.multi_label)
     if why := too_few(classes, multi_label=data.multi_label):
-        raise ConfigurationError(f"The face set cannot be learnt from: {why}.")
+        raise ConfigurationError(f"The data set cannot be used for training: {why}.")
     networks = settings.model.components
     new = folder.with_name("sites.new")
     try:

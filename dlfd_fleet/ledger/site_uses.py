@@ -55,7 +55,7 @@ def _of_the_table(manifest: Manifest) -> Iterator[str]:
         yield f"These spellings are read as one name: {', '.join(told_apart(names))}."
     unsaid = sum(not row.split for row in manifest.rows)
     if unsaid:
-        yield f"{unsaid} images have no split: each has its person's, and a person without any is trained on."
+        yield f"{unsaid} images have no split; each gets its person's split, or 'train' if the person has none."
 
 
 def _of_clashes(manifest: Manifest, uses: Sequence[ImageUse]) -> Iterator[str]:

@@ -107,7 +107,7 @@ def site_status(site: Site, now: datetime) -> SiteStatus:
 def _how_good(unseen: UnseenAccuracy) -> str:
     sentence = unseen.sentence()
     said = sentence[0].upper() + sentence[1:]
-    return f"{said}: too little to aim at, so an erasure takes the long way." if unseen.too_poor else f"{said}."
+    return f"{said}: too low, so an erasure does not use the references." if unseen.too_poor else f"{said}."
 
 
 def _undeletable(manifest: Manifest) -> tuple[str, ...]:

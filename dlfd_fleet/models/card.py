@@ -73,7 +73,7 @@ class ModelCard(BaseModel):
     @model_validator(mode="after")
     def _answers_something(self) -> ModelCard:
         if len(self.classes) < 2 and not self.multi_label:
-            raise ValueError("a classifier has two classes or more, or labels")
+            raise ValueError("a classifier needs at least two classes, or labels")
         return self
 
     @property
@@ -88,7 +88,7 @@ class ModelCard(BaseModel):
             if values is not None and len(values) not in (1, self.input.shape[0]):
                 raise ValueError(f"{name} has {len(values)} values, and the input {self.input.shape[0]} channels")
         if self.std is not None and 0.0 in self.std:
-            raise ValueError("std holds a 0, by which nothing can be divided")
+            raise ValueError("std has a 0; use values above 0")
         return self
 
     def freezes(self, array: str) -> bool:

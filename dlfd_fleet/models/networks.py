@@ -1,8 +1,8 @@
-"""The registry of networks: torchvision backbones with the paper's head, and factories that somebody has permitted.
+"""The registry of networks: torchvision backbones with the paper's head, and permitted factories.
 
-A card names a network; only what is registered is built, so that no card and no message runs code that nobody here
-has named. Settings (``model.architecture``), a site's ``site.json`` and a task in an app's code name a factory as
-``package.module:callable``, and :func:`permit` registers it.
+A card names a network. Only registered networks are built, so no card or message can run other code. Settings
+(``model.architecture``), a site's ``site.json`` and a task name a factory as ``package.module:callable``, and
+:func:`permit` registers it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Network:
     Attributes
     ----------
     name
-        What cards and settings call it.
+        Name in cards and settings.
     build
-        From a card to the network with fresh weights of torch's generator.
+        Maps a card to the network with fresh weights from torch's generator.
     starts_random
-        Whether all that its building takes from random numbers are weights: then it can be built without them.
+        Whether only its weights use random numbers; then it can be built without them.
     channels_last
-        Whether it may be run with its images in channels-last order.
+        Whether it supports images in channels-last order.
     """
 
     name: str
@@ -64,17 +64,17 @@ ARCHITECTURES: tuple[str, ...] = ("resnet18", "densenet121", "efficientnet_b0", 
 
 
 def permit(factory: Factory | str) -> str:
-    """Let this process build networks by a factory; return its name, ``package.module:callable``.
+    """Allow this process to build networks by a factory, and return its name ``package.module:callable``.
 
     Parameters
     ----------
     factory
-        A function or a class at the top of a module, or its name; one of a name is imported when it is first built.
+        A function or class at the top of a module, or its name. A name is imported on first use.
 
     Raises
     ------
     ModelFileError
-        If it cannot be imported by its name, as a lambda cannot.
+        If it cannot be imported by name, such as a lambda.
     """
     try:
         name = factory if isinstance(factory, str) else name_of(factory)
@@ -96,21 +96,21 @@ def build(card: ModelCard) -> FeatureClassifier:
     Raises
     ------
     ModelFileError
-        If nobody has permitted it here, it cannot be imported or raises, or what it makes is no classifier of the
-        card's input and classes that can be trained.
+        If it is not permitted, cannot be imported, raises, or does not make a trainable classifier of the card's input
+        and classes.
     """
     return _frozen(_network_of(card).build(card), card)
 
 
 def with_frozen(card: ModelCard) -> ModelCard:
-    """Return a card that lists all that is frozen in its network: what it names, and what its factory has frozen.
+    """Return a card that lists all frozen layers: those that it names, and those that its factory froze.
 
-    A card is made so, once, and every side goes by it.
+    It is made once, and all sides use it.
 
     Raises
     ------
     ModelFileError
-        If it names a layer that its network does not have, or nothing is left to train.
+        If it names an unknown layer, or nothing is left to train.
     """
     if not card.of_factory and not card.frozen:
         return card
@@ -118,7 +118,7 @@ def with_frozen(card: ModelCard) -> ModelCard:
 
 
 def build_empty(card: ModelCard) -> FeatureClassifier:
-    """Build the network of a card without any weights: all of them are to be loaded."""
+    """Build the network of a card without weights, to load them."""
     network = _network_of(card)
     if not network.starts_random:
         return _frozen(network.build(card), card)
@@ -133,7 +133,7 @@ def _frozen(model: FeatureClassifier, card: ModelCard) -> FeatureClassifier:
 
 
 def to_best_device(model: FeatureClassifier) -> FeatureClassifier:
-    """Move a model to the GPU where there is one; built-in ones with channels last, a sixth faster on CPUs too."""
+    """Move a model to the GPU if there is one; built-in ones use channels last, which is faster on CPUs, too."""
     moved = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     # A network of somebody else's may read its activations as they lie in memory.
     return moved.to(memory_format=torch.channels_last) if isinstance(model, FaceClassifier) else moved
@@ -211,7 +211,7 @@ def _check(model: WrappedClassifier, card: ModelCard) -> None:
     if features.shape[0] != 2 or not features.shape[1]:
         raise ModelFileError(
             f"The feature layer '{model.feature_layer}' of {name} gives {tuple(features.shape)} for two inputs; name "
-            "a layer that gives each input features of its own."
+            "a layer whose output has one row for each input."
         )
     if not logits.requires_grad:
         raise ModelFileError(f"No gradient comes back from the answers of {name}, so it can neither learn nor forget.")

@@ -78,7 +78,7 @@ def why_not_promoted(version: RegisteredVersion, epoch: int) -> str | None:
     """
     name = f"Version {version.version}"
     if not version.job:
-        return f"{name} was not made by a job of dlfd-fleet, so nobody knows whom it remembers."
+        return f"{name} was not made by a job of dlfd-fleet, so it is not known whom it remembers."
     if version.revoked:
         return f"{name} is revoked ({version.revoked}); it never runs again."
     if version.epoch < epoch:
@@ -205,7 +205,7 @@ def answers(uri: str) -> Iterator[None]:
     except MlflowException as error:
         if http_status(error) in (401, 403):
             raise TrackingError(
-                f"MLflow at {uri} refuses who asks; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                f"MLflow at {uri} refuses the login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
                 "MLFLOW_TRACKING_TOKEN."
             ) from error
         raise TrackingError(f"MLflow at {uri} does not answer ({error.error_code}).") from error

@@ -314,13 +314,13 @@ class _Rounds:
         if len(self.trace) == 1:
             reasons.append("the time was up before the first round")
         elif self.best == 0:
-            reasons.append(f"no round was useful enough{self._closest()}, so the original is given back")
+            reasons.append(f"no round was useful enough{self._closest()}, so the original is returned")
         settings = self.session.settings
         if reading.remembered(settings.gate, settings.reference_gate):
             reasons.append(
                 f"the gate still tells forgotten from validation people: AUC {reading.attack_auc:.3f}"
                 if reading.shift is None
-                else f"of what the model remembers {reading.shift.left:.0%} is left, by models that never saw them"
+                else f"of what the model knew {reading.shift.left:.0%} is left, by models that never saw them"
             )
         lost = self.trace[0].reading.retain_accuracy - reading.retain_accuracy
         if lost > settings.max_utility_drop:

@@ -48,7 +48,7 @@ def test_an_interrupted_demo_goes_on_where_it_stood(fleet):
 
     code, text = run_until(fleet, training, signal.SIGINT)
     assert code == 130, text
-    assert "Interrupted; the next start goes on from here" in text
+    assert "Interrupted; run the command again" in text
     assert "Traceback" not in text
     assert fleet.phase() == "dealt"
 

@@ -364,7 +364,7 @@ def test_reports_wait_when_the_database_cannot_be_used(delivery, monkeypatch):
 
     monkeypatch.setattr(DeviceStore, "receive", damaged)
     with running(delivery) as url:
-        assert post(url, b"{}") == (503, "Reports cannot be kept now: send it again later.")
+        assert post(url, b"{}") == (503, "The report cannot be stored now: send it again later.")
 
 
 def test_the_upkeep_outlives_a_defect(delivery, monkeypatch):

@@ -147,9 +147,9 @@ def broken_contract(repository: TufRepository) -> None:
         (mixed, "do not belong together"),
         (replaced_root, "wrong key"),
         (path_traversal, "path traversal"),
-        (digest_that_is_none, "a digest that is none"),
+        (digest_that_is_none, "an invalid digest"),
         (damaged, "damaged"),
-        (broken_contract, "breaks the contract"),
+        (broken_contract, "are not valid"),
     ],
     ids=[
         "timestamp-key",

@@ -172,5 +172,5 @@ def test_device_with_a_lease_that_never_heard_from_its_coordinator_does_not_answ
     site.change_settings(lease_days=7.0, url="http://127.0.0.1:9")
     agent = site.started()
     refused(agent, "does not answer", UpdateUnreachableError)
-    with pytest.raises(NoAnswerError, match="never heard"):
+    with pytest.raises(NoAnswerError, match="never in contact"):
         agent.answering.loaded()

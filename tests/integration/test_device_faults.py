@@ -164,7 +164,7 @@ def test_defect_in_a_poll_is_told_and_stops_neither_the_answers_nor_the_polls(si
     agent = Defective(site.folder())
     keep_polling(agent, 0.01, stopped, said.append)
     assert runs(agent, "1", 1)
-    assert "failed by a defect" in said[0]
+    assert "failed because of a bug" in said[0]
     assert said[1] == "Runs version 1 (fp32), epoch 1."
     assert "ZeroDivisionError: a defect of ours" in capfd.readouterr().err
 

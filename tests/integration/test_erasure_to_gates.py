@@ -124,7 +124,7 @@ def test_what_retained_people_lost_is_read_where_the_last_round_has_not_reached_
     assert [task.roles for task in asked_of(grid, AuditTask)].count(("retain",)) == 4
     said = " ".join(out.getvalue().split())
     assert "Retained people of the sites that were asked lost" in said
-    assert ("this erasure takes the long way" in said) != mended
+    assert ("this erasure does not use them" in said) != mended
     aims = [task.aim for task in asked_of(grid, UnlearnTask)]
     assert aims == [Aim.REFERENCES] * 2 + [Aim.TO_GATE if mended else Aim.WITHOUT_REFERENCES] * 2
     assert record.proceedings.attempts == (1 if mended else 2)
@@ -206,7 +206,7 @@ def test_where_a_sites_references_are_too_poor_the_erasure_is_the_long_one_at_on
     said = " ".join(out.getvalue().split())
     assert re.search(
         r"At site-\w{8} reference models are right about [\d.]+% of the images of 2 people never trained on, and the "
-        r"model about [\d.]+%\. That is too little to aim at, so this erasure takes the long way\.",
+        r"model about [\d.]+%\. They are too poor to aim at, so this erasure does not use them\.",
         said,
     )
     assert {record.models[name].sites for name in ("original", "unlearned", "relearned")} == {2}

@@ -82,7 +82,7 @@ def test_who_was_never_trained_on_is_purged_at_every_site_without_an_erasure(tra
     (first, _), before = people(trained, 0, "test"), champion(trained)
     ask(trained, 0, first.upper())
     record = run_job(trained, "erase")
-    assert record.note == "no model was trained on anybody who asks; 6 images purged at the sites"
+    assert record.note == "nobody who asks was trained on; 6 images purged at the sites"
     with closing(Store(trained.state_folder)) as store:
         report = report_of(store, record)
     assert (report.purged_images, set(report.served)) == (6, {request.request for request in report.asked})

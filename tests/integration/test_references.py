@@ -311,7 +311,7 @@ def test_a_job_says_at_its_end_where_its_models_are_too_poor_to_aim_at(fleet, mo
     # Sites hold the champion, which they were sent to train on and to audit.
     compared = [m for m in grid.seen if m.metadata.message_type == "evaluate.unseen" and m.has_content()]
     assert not any(MODEL in message.content for message in compared)
-    poor = [folder for folder in site_folders(fleet.state_folder) if "too little" in status_of(folder)]
+    poor = [folder for folder in site_folders(fleet.state_folder) if "does not use the references" in status_of(folder)]
     assert len(poor) == 1
 
 

@@ -188,7 +188,7 @@ def test_a_protected_server_on_postgresql_registers_promotes_revokes_and_purges(
     assert REVOKED_TAG not in client_of(protected_server.uri).get_model_version("dlfd-fleet", "2").tags
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a wrong one")
-    with pytest.raises(TrackingError, match="refuses who asks") as refused:
+    with pytest.raises(TrackingError, match="refuses the login") as refused:
         promote(settings, "2", "ada", "again")
     written = [file.read_bytes() for file in settings.state_folder.rglob("*") if file.is_file()]
     written += [protected_server.log.encode(), caplog.text.encode(), str(refused.value).encode()]

@@ -31,7 +31,7 @@ def test_each_number_of_sites_is_measured_and_drawn(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "ten", "0,10", "10,-1"])
 def test_numbers_that_are_none_are_one_sentence(tmp_path, text):
-    with pytest.raises(ConfigurationError, match="is no list of numbers of sites; write 10,100,1000"):
+    with pytest.raises(ConfigurationError, match="is not a list of numbers of sites; write 10,100,1000"):
         sites_command(Settings(state_folder=tmp_path), text, Console(file=io.StringIO()))
 
 
@@ -48,8 +48,8 @@ def test_the_memory_of_a_first_epoch_is_measured(tmp_path):
 
 
 def test_a_memory_bench_of_numbers_or_of_no_images_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigurationError, match="'1' is no list of numbers of images; write 10,100,1000"):
+    with pytest.raises(ConfigurationError, match="'1' is not a list of numbers of images; write 10,100,1000"):
         memory_command(Settings(state_folder=tmp_path), "1", Console(file=io.StringIO()))
-    with pytest.raises(ConfigurationError, match=r"This bench draws images; leave data\.numbers out"):
+    with pytest.raises(ConfigurationError, match=r"This bench draws images; do not set data\.numbers"):
         measure_site(Settings(data={"numbers": (30,)}), 10, tmp_path / "site")
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from dlfd_fleet.ledger import SiteCard, create_site
 from dlfd_fleet.model_input import image_input
 
 PATIENCE = 120.0
-SENTENCE = "Interrupted; the next start goes on from here or starts clean.\n"
+SENTENCE = "Interrupted; run the command again to continue or start over.\n"
 SIMULATION = """
 import os, signal, sys, threading, time
 import dlfd_fleet.cli as cli

@@ -25,5 +25,5 @@ def parse_counts(text: str, what: str, *, least: int = 1) -> list[int]:
     except ValueError:
         counts = []
     if not counts or counts[0] < least:
-        raise ConfigurationError(f"'{text}' is no list of numbers of {what}; write 10,100,1000.")
+        raise ConfigurationError(f"'{text}' is not a list of numbers of {what}; write 10,100,1000.")
     return counts

@@ -88,7 +88,7 @@ def measure_site(settings: Settings, images: int, folder: Path) -> SiteMemory:
     """
     taken, training = settings.data.input, settings.training
     if not taken.is_image:
-        raise ConfigurationError("This bench draws images; leave data.numbers out.")
+        raise ConfigurationError("This bench draws images; do not set data.numbers.")
     with peak_memory(torch.device("cpu")) as peak:
         started = time.perf_counter()
         size = dict(zip(("channels", "height", "width"), taken.shape, strict=True))
@@ -113,7 +113,7 @@ def measure_site(settings: Settings, images: int, folder: Path) -> SiteMemory:
             run_fit(site, task, state_arrays(build(card)))
         ended = time.perf_counter()
     if not peak.bytes:
-        raise ConfigurationError("Only Linux tells the highest memory of a process; run this bench there.")
+        raise ConfigurationError("Only Linux reports the peak memory of a process; run this bench there.")
     data = images * int(np.prod(taken.shape)) / _MEBIBYTE
     return SiteMemory(images, data, peak.bytes / _MEBIBYTE, decoded - started, ended - decoded)
 

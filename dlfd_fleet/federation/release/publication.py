@@ -179,5 +179,5 @@ def _registered(store: Store, settings: Settings, number: str) -> JobRecord:
     with open_registry(settings.tracking, settings.state_folder) as registry:
         version = registry.version(number)
     if not version.job:
-        raise JobError(f"Version {number} was not made by a job of dlfd-fleet, so nobody knows whom it remembers.")
+        raise JobError(f"Version {number} was not made by a job of dlfd-fleet, so it is not known whom it remembers.")
     return store.load(version.job)

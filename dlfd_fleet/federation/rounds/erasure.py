@@ -40,8 +40,8 @@ from dlfd_fleet.unlearning.methods import METHODS
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
 _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 _GIVEN_UP = (
-    "Retained people lost {:.3f} also after the repair, and {:g} is allowed (audit.max_retain_drop). What reference "
-    "models say is too little to aim at here, so this erasure takes the long way."
+    "Retained people lost {:.3f} also after the repair, and {:g} is allowed (audit.max_retain_drop). The reference "
+    "models are too poor to aim at here, so this erasure does not use them."
 )
 
 
@@ -149,7 +149,7 @@ class _ForgottenToGates:
     last: Mapping[str, tuple[int, float]]
 
     def lost(self) -> float | None:
-        """Return the mean share of retain images that it is not right about any more; None where nobody knows."""
+        """Return the mean drop in accuracy on retain images; None if unknown."""
         return _lost(self.first, self.last)
 
 
@@ -175,7 +175,7 @@ class Erasure:
 
     @property
     def job(self) -> JobContext:
-        """What rounds and audits share."""
+        """The context that rounds and audits share."""
         return self.rounds.job
 
     def run(self, original: AuditedModel) -> Unlearned:
@@ -245,7 +245,7 @@ class Erasure:
         return verdict, (again, self.job.effort() - before)
 
     def _leave_poor_references(self, original: AuditedModel) -> None:
-        """Ask the sites that unlearn how good their reference models are; where one says too poor, aim at none."""
+        """Ask the sites that unlearn about their reference models; if one reports that they are too poor, use none."""
         job = self.job
         if not job.sites_can_tell:
             return
@@ -254,7 +254,7 @@ class Erasure:
         job.references_too_poor = bool(poor)
         if poor:
             site, worst = max(poor.items(), key=lambda each: each[1].model - each[1].references)
-            why = f"At {site} {worst.sentence()}. That is too little to aim at, so this erasure takes the long way."
+            why = f"At {site} {worst.sentence()}. They are too poor to aim at, so this erasure does not use them."
             if len(poor) > 1:
                 why += f" So it is at {len(poor) - 1} of the other sites that were asked."
             job.progress.say(why)

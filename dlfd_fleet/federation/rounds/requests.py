@@ -1,4 +1,4 @@
-"""The forget requests of a job: asking the sites for them at its start, and telling the sites how it ended."""
+"""Ask sites for their requests at the start of a job, and tell them how it ended."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from dlfd_fleet.models import ModelCard
 from dlfd_fleet.plain_text import visible
 from dlfd_fleet.progress import ProgressDisplay
 
-NOTHING_TO_UNLEARN = "no model was trained on anybody who asks"
+NOTHING_TO_UNLEARN = "nobody who asks was trained on"
 _WORDS_SHOWN = 200
 
 
 @dataclass(frozen=True)
 class EarlierRequests:
-    """What a coordinator knows of one site's requests from earlier on; told to that site alone.
+    """One site's requests from earlier jobs; told only to that site.
 
     Attributes
     ----------
     resumed
-        Requests that the job had taken up, before it was interrupted.
+        Requests that the job had taken up before an interruption.
     released
-        Requests that released models have forgotten, and their epochs.
+        Requests that released models have forgotten, with epochs.
     ledger
-        Where the site's ledger was when it was last heard of.
+        Where the site's ledger was at the last contact.
     """
 
     resumed: tuple[str, ...] = ()
@@ -59,26 +59,26 @@ def ask_pending(
     *,
     behind: bool = False,
 ) -> dict[int, PendingReply]:
-    """Ask every node what it holds and who asks to be forgotten; counts and keyed pseudonyms only.
+    """Ask every node what it holds and which requests wait; the answers are counts and pseudonyms.
 
-    Nodes are asked a second time where there is something to tell, now that it is known which site each one is:
+    Nodes are asked a second time if, now that their sites are known, there is something to tell:
 
     - the end of earlier jobs to a site that was away then, and to each site what is known of its own requests alone;
-    - where its ledger once was: the site knows whether it was put back from a backup;
-    - where sites share a secret, the pseudonyms of everybody who asked, so that other sites that have the person forget
-      too, and of those who have withdrawn since, so that sites which had joined in do not.
+    - the last known state of its ledger, by which the site knows whether that was restored from a backup;
+    - if sites share a secret, the pseudonyms of everybody who asked, so that other sites with the person join, and of
+      people who withdrew, so that joined sites withdraw.
 
     Parameters
     ----------
     largest_share
-        Largest share of the fleet's training images that one site may ask to forget in a job; one that asks for more
-        takes no part.
+        Largest share of the fleet's training images that one site may ask to forget; a site that asks for more takes no
+        part.
     card
-        Of the model that the job works on; a site of other classes or another input takes no part.
+        Card of the job's model; a site with other classes or another input takes no part.
     earlier
         By the name of a site: its requests in earlier jobs, and in this one before it was interrupted.
     plausible
-        How many images a site may count by; as many as it says when omitted.
+        Limits of the images that a site counts by. Default: no limit.
     behind
         Whether sites may have been told of a later epoch: of a model that begins with fresh weights, which takes it.
 
@@ -121,7 +121,7 @@ def ask_pending(
 def _refuse_large_shares(
     fleet: Fleet, replies: dict[int, PendingReply], claims: Mapping[int, Claim], largest: float
 ) -> None:
-    """Leave out sites that ask to forget too large a share; what they ask for makes no other share smaller."""
+    """Leave out sites that ask to forget too large a share; their images do not reduce other shares."""
     trained = sum(claim.weight for claim in claims.values())
     while replies:
         total = trained + sum(reply.forget_images for reply in replies.values())
@@ -165,21 +165,21 @@ def _refuse_restored_coordinator(fleet: Fleet, replies: Mapping[int, PendingRepl
 
 
 def _refuse_shared_ids(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
-    """Leave out sites that count the same request: ids are random, so one of them took it from the other."""
+    """Leave out sites that report the same request id; ids are random, so one of them copied it."""
     owners: dict[str, list[int]] = {}
     for node, reply in replies.items():
         for request in set(reply.requests):
             owners.setdefault(request, []).append(node)
     for node in sorted({node for nodes in owners.values() if len(nodes) > 1 for node in nodes}):
         del replies[node]
-        fleet.exclude(node, "counts a request that another site counts, too")
+        fleet.exclude(node, "reports a request that another site reports, too")
 
 
 def _people(replies: Iterable[PendingReply]) -> tuple[dict[str, date], dict[str, tuple[str, ...]]]:
-    """Return who asks at any site, and who has withdrawn where they had asked and asks nowhere else.
+    """Return people who ask at any site, and people who withdrew and ask nowhere else.
 
-    What a site has joined in falls if it was in a job together with a request that is withdrawn now, or with one that
-    falls for that: it may have joined in through another site that had.
+    A joined request is withdrawn if it was in a job together with a withdrawn request, or with a joined one that is
+    withdrawn.
     """
     asked, own = dict[str, date](), dict[str, date]()
     withdrawn, joined = dict[str, set[str]](), dict[str, list[frozenset[str]]]()
@@ -205,12 +205,12 @@ def _people(replies: Iterable[PendingReply]) -> tuple[dict[str, date], dict[str,
 
 
 def _leave_out_other_shapes(fleet: Fleet, replies: dict[int, PendingReply]) -> None:
-    """Leave out sites whose classes or input most others do not have.
+    """Leave out sites whose classes or input differ from those of most sites.
 
     Raises
     ------
     JobError
-        If no more than half of them agree: then nobody can tell which is right.
+        If at most half of them agree.
     """
     shapes = {node: _compared(reply) for node, reply in replies.items()}
     if not shapes:
@@ -237,7 +237,7 @@ def _compared(one: PendingReply | ModelCard) -> tuple[tuple[str, ...], bool, Mod
 
 
 def fits(reply: PendingReply, card: ModelCard) -> bool:
-    """Tell whether a site has the classes or labels, however spelled, and the input of a model."""
+    """Tell whether a site has the classes or labels (in any spelling) and the input of a model."""
     return _compared(reply) == _compared(card)
 
 
@@ -286,12 +286,12 @@ def _query(fleet: Fleet, queries: Mapping[int, PendingQuery]) -> dict[int, Pendi
 def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> tuple[float, ...]:
     """Return a weight for each class, inverse to its share of the images that the fleet trains on.
 
-    Of labels, two for each: where it does not apply and where it does.
+    For labels there are two weights each: for 0 and for 1.
 
     Parameters
     ----------
     claims
-        How many images each node counts by; as many as it says when omitted.
+        Images that each node counts by. Default: its reported number.
     """
     counts = []
     for node, reply in pending.items():
@@ -309,10 +309,10 @@ def class_weights(pending: Mapping[int, PendingReply], claims: Mapping[int, Clai
 
 
 def forgotten_without_update(pending: Mapping[int, PendingReply]) -> frozenset[str]:
-    """Return the requests that a released model has forgotten though their site sends no update.
+    """Return the requests that a released model has forgotten without an update of their site.
 
-    Nobody has trained on the images of people who were always unseen; and a site without anybody else to train on
-    cannot unlearn by itself, so that the rounds of the others forget its people, and its audit says whether they have.
+    These are people who were never trained on. They are also people of a site without anybody else to train on: the
+    other sites' rounds forget them, and this site's audit tells whether they did.
     """
     return frozenset(request for reply in pending.values() if not reply.can_unlearn for request in reply.requests)
 
@@ -323,21 +323,21 @@ def someone_to_unlearn(pending: Mapping[int, PendingReply]) -> bool:
     Raises
     ------
     JobError
-        If somebody was, and no site has anybody else to train on.
+        If somebody was, but no site has anybody else to train on.
     """
     if not any(reply.forget_images for reply in pending.values()):
         return False
     if not any(reply.can_train for reply in pending.values()):
         raise JobError(
-            "Everybody whom the sites train on asks to be forgotten, and no model can be made of nobody: add people at "
-            "a site, or withdraw the model and its versions by hand (dlfd-fleet registry revoke); the requests wait."
+            "Everybody whom the sites train on asks to be forgotten, so nobody is left to train on: add people at a "
+            "site, or revoke the model's versions (dlfd-fleet registry revoke); the requests wait."
         )
     return True
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What the sites answered to the end of a job: images purged, and the epoch that each one knows."""
+    """The sites' answers at the end of a job: purged images, and the epoch that each knows."""
 
     purged_images: int
     acknowledged: dict[str, int]
@@ -355,19 +355,19 @@ def settle(
     requests: Iterable[str],
     devices: DevicesReached | None = None,
 ) -> Settled:
-    """Tell every site how a job ended; those whose requests a released model has forgotten purge their images.
+    """Tell every site how a job ended; after a release, sites purge the images of forgotten people.
 
-    Those that take no part in it are told, too: they may have taken up requests, which wait again then, and they may
-    hold a model that remembers.
+    Sites that take no part are told, too: they may have taken up requests, which then wait again, and may hold a model
+    that remembers.
 
     Parameters
     ----------
     epoch
         The fleet's erasure epoch from now on.
     requests
-        Those that the released model has forgotten; each site is told its own alone.
+        Requests that the released model has forgotten; each site is told only its own.
     devices
-        How far erasures have come on devices; when omitted, no request is closed.
+        Progress of erasures on devices. Default: no request is completed.
     """
     task = SettleTask(
         job=job,
@@ -398,10 +398,10 @@ def settle(
 
 
 def _check_purged(fleet: Fleet, node: int, images: int) -> None:
-    """Refuse a made-up number of purged images: a certificate says it.
+    """Refuse an impossible number of purged images, because a certificate will state it.
 
-    A site that has no request in the job purges nothing for it. How many images another one has is not known, for
-    people who were never trained on may ask, too.
+    A site without a request in the job purges nothing. The number at another site is limited, not known exactly,
+    because people who were never trained on may ask, too.
     """
     requests = fleet.requests_of(node)
     most = plausible_images(fleet.claims()) if requests is None or requests else 0

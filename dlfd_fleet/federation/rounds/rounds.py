@@ -1,4 +1,4 @@
-"""One round of each kind: what goes out to the sites, what may come back, and how it becomes one model."""
+"""Run one round of each kind: send tasks, check updates, and merge them into one model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dlfd_fleet.settings import Precision, UnlearningSettings
 Purpose = Literal["train", "repair", "relearn", "retrain", "reference"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
 _STRONGER = 1.5
-"""Passes of an attempt, in passes of the one before it."""
+"""Passes of an attempt, as a multiple of the attempt before."""
 _DRIFT = 1.5
 """By how much updates of the others may be smaller than in the round before."""
 _TITLES = {"train": "Training the original model", "retrain": "Retraining without the forgotten people"}
@@ -41,16 +41,16 @@ _TITLES = {"train": "Training the original model", "retrain": "Retraining withou
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What a round that forgets is given.
+    """The input of a round that forgets.
 
     Attributes
     ----------
     arrays
         The model to unlearn from.
     attempt
-        From 1; a later one is to forget more.
+        Number of the attempt, from 1; a later one forgets more.
     aim
-        What sites aim at, and whether one whose people are forgotten leaves the model as it is.
+        What sites aim at, and whether a site within its gate leaves the model unchanged.
     advance
         Called for each reply.
     """
@@ -63,7 +63,7 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The rounds of updates that jobs are made of; each is one step of the job's journal."""
+    """The rounds of updates of a job; each is one step of its journal."""
 
     job: JobContext
 
@@ -82,12 +82,11 @@ class Rounds:
         Parameters
         ----------
         reference
-            Which reference model it is, if it is one: each site trains it on half of its people.
+            The reference model to train, if any; each site trains it on half of its people.
         after
             Called with the model after each round.
         held
-            Of a reference model, which nodes do not keep: the model that they hold meanwhile. They are sent differences
-            from it.
+            For a reference model: the model that nodes hold. They are sent differences from it.
         """
         training = self.job.settings.training
         which = f"{reference.number + 1} of {reference.models}" if reference else ""
@@ -117,14 +116,14 @@ class Rounds:
     ) -> Arrays:
         """Return the mean of all sites' models after plain training on their retain images; one step of the job.
 
-        One that is not ``final`` is good for nothing but another such round.
+        A model that is not ``final`` must only be used for another such round.
 
         Parameters
         ----------
         reference, held
-            As of :meth:`train`.
+            As in :meth:`train`.
         at
-            The nodes that train, if not all of them do.
+            Nodes that train. Default: all.
         """
         number = self.job.next_round()
 
@@ -186,7 +185,7 @@ class Rounds:
     def unlearning_round(self, forgetting: Forgetting, method: str, settings: UnlearningSettings) -> Merged:
         """Return the mean of the forgetting sites' models after a method of unlearning; one step of the job.
 
-        Each attempt trains half as long again as the one before it.
+        Each attempt trains 1.5 times as long as the one before.
 
         Parameters
         ----------
@@ -220,10 +219,10 @@ class Rounds:
         )
 
     def _unlearn(self, arrays: Arrays, task: UnlearnTask, advance: Advance) -> Merged:
-        """Merge what the forgetting sites unlearn, weighted by the images that each forgets.
+        """Merge the forgetting sites' models, weighted by the images that each forgets.
 
-        Only they are merged: an average over all sites would dilute what few of them unlearn. Nor is a site that has
-        nothing left to unlearn; where all of them have not, the model is what it was.
+        Only they are merged, because an average over all sites would weaken the unlearning. A site with nothing left to
+        unlearn is not merged. If no site has anything left, the model does not change.
         """
         fleet = self.job.fleet
         nodes, replies = fleet.wait_for_nodes(), fleet.replies()
@@ -256,13 +255,12 @@ class Rounds:
         arrays: Arrays,
         advance: Advance,
     ) -> tuple[RunningMean, dict[int, _Update]]:
-        """Return the mean of the updated models of the nodes that are asked, and what each says of its own.
+        """Return the mean of the asked nodes' models, and each node's result.
 
-        An update weighs by the images that its site says it is of; at most by those that it said it holds, and by those
-        that it counts by. Replies are folded in as they come, so an update that is out of line with the others' shows
-        only when all are in; then the round is done again. If the site has as many times the images of the others, its
-        update is shortened to what any site's may be; else the site is left out. A site whose updates were shortened
-        once is expected to have such again, so later rounds of that kind are done once.
+        An update is weighted by its images, at most by those that its site reported and counts by. Updates are added as
+        they arrive, so one that stands out is found only at the end; then the round is repeated. If the site has as
+        many times the images of the others, its update is shortened to the limit; otherwise the site is left out. After
+        a site's update was shortened once, later rounds of that kind shorten it at once.
         """
         job, nodes, refused = self.job, set(asked), set[int]()
         purpose = task.purpose if isinstance(task, FitTask) else "distancing"
@@ -327,15 +325,17 @@ class Rounds:
     def _checked(
         self, reply: Reply, task: FitTask | UnlearnTask, expected: type[_Update], arrays: Arrays
     ) -> tuple[_Update, Arrays | None, UpdateNorm]:
-        """Return what a site says of its update, its trained arrays and their norms; refuse what cannot count.
+        """Return a site's result, its trained arrays and their norms; refuse what is not valid.
 
-        A site that has nothing left to unlearn, and was asked whether it has, sends no arrays.
+        A site within its gate sends no arrays, if it was asked about that.
         """
         result = expected.from_records(reply.records, reply.sender)
         self.job.fleet.worked(reply.node, result.seconds)
         done = isinstance(result, UnlearnResult) and result.done
         if done and not (isinstance(task, UnlearnTask) and task.aim is Aim.TO_GATE):
-            raise MessageError(f"{reply.sender} says that nothing is left to unlearn, and cannot know; it was refused.")
+            raise MessageError(
+                f"{reply.sender} says that nothing is left to unlearn, but was not asked that; it was refused."
+            )
         model = None if done else self.trained_arrays(reply, task, arrays)
         check_epoch(result.epoch, self.job.card.epoch, reply.sender)
         said, largest = self.job.fleet.admitted[reply.node].reply, None
@@ -350,7 +350,7 @@ class Rounds:
         return result, model, norm
 
     def trained_arrays(self, reply: Reply, task: FitTask | UnlearnTask, arrays: Arrays) -> Arrays:
-        """Return what a site sends of the model that it makes of another one: all that is not frozen.
+        """Return the arrays of a site's update: all that are not frozen.
 
         Raises
         ------
@@ -363,16 +363,16 @@ class Rounds:
         return model_of(update, card.trained(arrays), task.precision, reply.sender)
 
     def as_sent(self, model: Arrays, base: Arrays) -> Arrays:
-        """Return a model as nodes will have it that hold ``base``, and let them be sent no more than the difference.
+        """Return the model that nodes which hold ``base`` will have, and send them only the difference.
 
-        What is frozen is as in ``base``.
+        Frozen arrays are those of ``base``.
         """
         return self._rounded(model, base, self.job.settings.fleet.update_precision)
 
     def beside_held(self, model: Arrays, held: Arrays) -> Arrays:
-        """Return a reference model as nodes will have it that hold another model.
+        """Return the reference model that nodes which hold another model will have.
 
-        It is no small change of that one, so its difference travels in float16 at least.
+        Its difference from that model is large, so it is sent in float16 at least.
         """
         exact = self.job.settings.references.update_precision == "float32"
         return self._rounded(model, held, "float32" if exact else "float16")
@@ -387,7 +387,7 @@ class Rounds:
         return sent
 
     def _class_weights(self) -> tuple[float, ...]:
-        """Return the weights of the classes over the sites that still take part, by what they count by."""
+        """Return the class weights over the sites that still take part, by their counts."""
         fleet = self.job.fleet
         said = {node: member.reply for node, member in fleet.admitted.items()}
         return class_weights(fleet.replies() or said, fleet.claims())
@@ -399,6 +399,6 @@ def cosine(number: int, total: int) -> float:
 
 
 def seed_of_reference(seed: int, reference: Reference, number: int) -> int:
-    """Return the seed of a reference model's round; round 0 makes its fresh weights. No other model has one of them."""
+    """Return the seed of a reference model's round, which no other model has; round 0 is for its fresh weights."""
     text = f"reference {seed} {reference.number} {number}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

@@ -1,7 +1,7 @@
-"""Which SuperNode key each site has: who says that it is a site must have the key that the site had before.
+"""Bind each site's id to its SuperNode's key: a node that uses the id must have the same key as before.
 
-A site's id is no secret: reports and MLflow show it. A key is one: a SuperNode signs each of its calls with it, and a
-SuperLink that asks for registered keys lets nobody else in.
+A site's id is public: reports and MLflow show it. Its key is secret: a SuperNode signs each call with it, and a
+SuperLink with registered keys accepts nobody else.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class SiteKeys:
     Attributes
     ----------
     file
-        Where they are kept, a line a site; without a file they are known as long as the process lives.
+        File with one line for each site. Without a file they are kept in memory.
     bound
-        Whether keys outlive a SuperNode's process. Flower makes a new one at each start where none is registered.
+        Whether keys are registered. Otherwise Flower makes a new key at each start.
     """
 
     file: Path | None = None
@@ -37,12 +37,12 @@ class SiteKeys:
     _known: dict[str, str] = field(default_factory=dict)
 
     def refused(self, claimed: Mapping[int, str], keys: Mapping[int, str], before: Mapping[str, int]) -> dict[int, str]:
-        """Return the nodes that are not the sites that they say they are, and why; note the keys of new sites.
+        """Return nodes that are not the sites that they claim to be, with the reason; note the keys of new sites.
 
         Parameters
         ----------
         claimed
-            The id that each node says is its own.
+            The site id that each node claims.
         keys
             Fingerprints of nodes' keys; simulated nodes have none.
         before
@@ -95,7 +95,7 @@ class SiteKeys:
         return next((site for site, owned in known.items() if owned == key), None)
 
     def may_be(self, site: str, key: str | None) -> bool:
-        """Tell whether nothing speaks against a node with this key being a site.
+        """Tell whether a node with this key can be a site.
 
         Raises
         ------
@@ -124,8 +124,8 @@ class SiteKeys:
             return dict(line.split() for line in lines if line.strip() and not line.startswith("#"))
         except (OSError, ValueError) as error:
             raise JobError(
-                f"{self.file} cannot be read ({error}); each line is a site's id and the SHA-256 of its key. Mend the "
-                "line, or delete it: then the site's next key is noted."
+                f"{self.file} cannot be read ({error}); each line is a site's id and the SHA-256 of its key. Correct "
+                "the line, or delete it: then the site's next key is noted."
             ) from error
 
     def _write(self, known: dict[str, str]) -> None:

@@ -51,7 +51,7 @@ def half_of(site: Site, task: FitTask, images: UsedImages) -> IdentityDataset:
         If the note cannot be written.
     """
     if task.reference is None:
-        raise JobError("The task is of no reference model, so that nobody is in its half.")
+        raise JobError("The task names no reference model.")
     chosen, retain = _begun(site, task, images), images.retain()
     number, digests, members = task.reference.number, _digests_of(site, retain), site.references.people(chosen)
     half = retain.of_people(

@@ -233,7 +233,7 @@ def _train_own_way(train: Train, model: FeatureClassifier, retain: IdentityDatas
     model.eval()
     loss = 0.0 if told is None else float(told)
     if not math.isfinite(loss):
-        raise JobError(f"The training loop of this app's task came to a loss of {loss}; the model is broken.")
+        raise JobError(f"The training loop of this app's task returned a loss of {loss}; the model is broken.")
     return loss
 
 

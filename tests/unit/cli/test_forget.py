@@ -78,12 +78,12 @@ def test_who_decides_is_the_login_name_unless_it_is_said(folder):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["request", "anna", "--received", "20.11.2026"], "--received is '20.11.2026', which is no day"),
+        (["request", "anna", "--received", "20.11.2026"], "--received is '20.11.2026', not a day"),
         (["request", "anna", "--received", "2999-01-01"], "is in the future"),
         (["request", "anna", "--set", "erasure.deadline_days=1000000000"], "'erasure.deadline_days' (flag) is"),
         (
             ["extend", "bert", "--months", "1", "--reason", "x", "--noticed", "now"],
-            "--noticed is 'now', which is no day",
+            "--noticed is 'now', not a day",
         ),
         (["extend", "bert", "--reason", "x", "--noticed", str(TODAY)], "either --until DAY or --months 1 or 2"),
         (["extend", "bert", "--until", "9999-12-31", "--reason", "x", "--noticed", str(TODAY)], "2 months after"),

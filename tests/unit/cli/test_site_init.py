@@ -85,7 +85,7 @@ def test_a_storage_that_still_holds_rows_is_shown(clinic, tmp_path, capsys):
         table.write("ella,70,120,well\n")
     capsys.readouterr()
     assert run("site", "refresh", tmp_path / "clinic") == 0
-    assert "1 rows have come, and 0 have gone." in capsys.readouterr().out
+    assert "1 new rows, and 0 rows are gone." in capsys.readouterr().out
 
 
 def test_files_of_images_and_folders_make_sites(synthetic_faces, tmp_path, capsys):
@@ -111,18 +111,18 @@ def test_files_of_images_and_folders_make_sites(synthetic_faces, tmp_path, capsy
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ((), "Say once where the site's rows come from: --manifest, --image-folders, --parquet, --npz or --loader"),
-        (("--npz", "a.npz", "--manifest", "a.csv"), "Say once where the site's rows come from"),
+        ((), "Name the site's rows in exactly one way: --manifest, --image-folders, --parquet, --npz or --loader"),
+        (("--npz", "a.npz", "--manifest", "a.csv"), "Name the site's rows in exactly one way"),
         (("--loader", "nowhere"), "'nowhere', name: String should match"),
         (("--loader", "no_such_package:load"), "The loader 'no_such_package:load' cannot be imported"),
-        (("--loader", "a:b", "--loader-arguments", "{"), "{ is no table in JSON"),
+        (("--loader", "a:b", "--loader-arguments", "{"), "{ is not a JSON table"),
         (
             ("--image-folders", ".", "--folders", "class/person"),
-            "--folders class/person is no order; write person/label",
+            "--folders class/person is not valid; write person/label",
         ),
         (("--image-folders", "nothing"), "There is no image in folders of the form nothing/PERSON/LABEL"),
         (("--npz", "none.npz"), "none.npz: No such file or directory."),
-        (("--npz", "none.npz", "--numbers", "3,4"), "--numbers 3,4 is no shape; write 30, or 8x8"),
+        (("--npz", "none.npz", "--numbers", "3,4"), "--numbers 3,4 is not a shape; write 30, or 8x8"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence_and_leaves_no_folder(tmp_path, capsys, monkeypatch, options, sentence):

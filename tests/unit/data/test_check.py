@@ -23,7 +23,7 @@ def test_spellings_that_are_read_as_one_name_are_told_with_their_rows_and_are_no
     found = check_manifest(synthetic_faces, None, {"Class-0", "Class-1"}, silent)
     assert [(one.row, one.column, one.notice) for one in found] == [(3, "identity", True), (4, "label", True)]
     assert found[0].sentence == (
-        "'PERSON-00000 ' is read as 'person-00000' of row 2: one person; if they are two, name them apart"
+        "'PERSON-00000 ' is read as 'person-00000' of row 2: one person; if they are two, give them different names"
     )
 
 
@@ -33,7 +33,7 @@ def test_spellings_that_look_alike_are_told_by_their_characters(synthetic_faces,
     write_manifest(rows, synthetic_faces)
     [notice] = check_manifest(synthetic_faces, None, None, silent)
     assert notice.sentence == (
-        "'Zoe\\u0308' is read as 'Zo\\xeb' of row 2: one person; if they are two, name them apart"
+        "'Zoe\\u0308' is read as 'Zo\\xeb' of row 2: one person; if they are two, give them different names"
     )
 
 
@@ -66,7 +66,7 @@ def test_every_problem_is_listed_with_its_row(synthetic_faces, silent):
         (5, "label"): "'a hat' is no class",
         (7, "split"): "in split 'test' here and in no split in row 6",
         (50, "image"): "listed in row 6 already",
-        (51, "image"): "the very image of row 10 under another person",
+        (51, "image"): "the same image as row 10 under another person",
     }
     by_place = {(row, column): sentence for row, column, sentence in found}
     for place, sentence in expected.items():

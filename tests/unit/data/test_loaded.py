@@ -73,7 +73,7 @@ SENTENCES = {
     "more people": "names 2 people for 1 rows; name one for each",
     "more splits": "names 2 splits for 1 rows; name one for each",
     "split": "row 0: split: 'holdout' is no split; use train, validation, test or leave it empty",
-    "nobody": "row 0: identity: 'nan' is how programs write an empty cell",
+    "nobody": "row 0: identity: 'nan' means an empty cell",
     "no pair": r"gives a ndarray; give \(input, label\), or a mapping",
     "column": "has no column 'label'; it has image: name the right one as input_name or label_name",
     "row": r"row 0: it cannot be read \(KeyError: 0\)",

@@ -72,7 +72,7 @@ def test_names_of_classes_are_those_that_hugging_face_notes(tmp_path):
     [
         ({"person": "who"}, {}, "has no column 'who'; it has image, identity, label"),
         ({"split": "part"}, {}, "has no column 'part'"),
-        ({}, {"image": ["a.png"] * 10}, "column 'image': it holds string and no bytes of images"),
+        ({}, {"image": ["a.png"] * 10}, "column 'image': it holds string, not bytes of images"),
         (
             {},
             {"image": [{"bytes": None, "path": "a.png"}] * 10},

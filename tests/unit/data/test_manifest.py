@@ -74,9 +74,9 @@ def test_site_and_split_columns_may_be_absent(tmp_path):
         ("image,identity,label\na.png,anna,yes,more\n", "row 2 has more cells than the header"),
         (
             "image,identity,label,site\na.png,anna,yes,nan\n",
-            "row 2, column 'site': 'nan' is how programs write an empty",
+            "row 2, column 'site': 'nan' means an empty",
         ),
-        ("image,identity,label,split\na.png,anna,yes,None\n", "row 2, column 'split': 'None' is how programs write"),
+        ("image,identity,label,split\na.png,anna,yes,None\n", "row 2, column 'split': 'None' means an empty cell"),
         ("image,identity,label\n", "has no rows"),
     ],
 )

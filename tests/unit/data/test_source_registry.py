@@ -122,7 +122,7 @@ def test_a_root_that_is_not_there_is_said_before_the_source_is_asked(tmp_path):
         ((), "The data source 'ours' has no image"),
         (
             (Row("a.png", "anna", "x"), Row("b.png", "nan", "x")),
-            "'ours', image 2, identity: 'nan' is how programs write",
+            "'ours', image 2, identity: 'nan' means an empty cell",
         ),
         ((Row("../a.png", "anna", "x"),), "'ours', image 1, image: '../a.png' leaves the image folder"),
     ],

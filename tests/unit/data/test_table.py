@@ -77,10 +77,10 @@ def test_fractions_stay_as_they_are_and_their_neighbours_too(tmp_path):
 
 
 WRONG_CELLS = {
-    "a person called nan": ("a.png,nan,yes", "identity", "'nan' is how programs write an empty cell"),
+    "a person called nan": ("a.png,nan,yes", "identity", "'nan' means an empty cell"),
     "a person called none": ("a.png,none,yes", "identity", "use another spelling"),
     "a class called None": ("a.png,anna,None", "label", "or use 'none' if it is meant"),
-    "a class called NULL": ("a.png,anna,NULL", "label", "'NULL' is how programs write an empty cell"),
+    "a class called NULL": ("a.png,anna,NULL", "label", "'NULL' means an empty cell"),
     "an error of a spreadsheet": ("a.png,#REF!,yes", "identity", "'#REF!' is an error of a spreadsheet"),
     "a shortened number": ("a.png,1.23457E+14,yes", "identity", "format the column as text"),
     "blanks": ("a.png,  ,yes", "identity", "the cell is empty"),
@@ -95,7 +95,7 @@ WRONG_CELLS = {
     "a line end in a name": ('a.png,"an\nna",yes', "identity", "control character U+000A"),
     "a letter that was lost": ("a.png,Zo\ufffd,yes", "identity", "a letter that was lost"),
     "a long cell": (f"a.png,anna,{'x' * 1001}", "label", "the cell has 1,001 characters"),
-    "a long name of a file": (f"{'x' * 256},anna,yes", "image", "longer name than file systems take"),
+    "a long name of a file": (f"{'x' * 256},anna,yes", "image", "longer than file systems allow"),
 }
 
 

@@ -60,7 +60,7 @@ def test_who_was_trained_on_cannot_be_among_the_unseen_people(tmp_path, monkeypa
         ("none.txt", b" \n", "names nobody; give one identity a line, or 'all'"),
         ("none.csv", b"identity\n", "names nobody"),
         ("none.csv", b"person\nanna\n", "list of people .*none.csv lacks the column 'identity'"),
-        ("none.txt", b"anna\nnan\n", "none.txt, row 2: 'nan' is how programs write an empty cell"),
+        ("none.txt", b"anna\nnan\n", "none.txt, row 2: 'nan' means an empty cell"),
         ("none.txt", b"anna\nM\xfcller\n", "row 2 is not UTF-8 text"),
         ("none.txt", b"PK\x03\x04", "it is a spreadsheet"),
     ],

@@ -161,7 +161,7 @@ TWO_SIGNATURES = b'{"payload":"AA==","payloadType":"x","signatures":[{"keyid":"a
     ],
 )
 def test_what_is_no_envelope(store, content):
-    with pytest.raises(ReportRefusedError, match="no DSSE envelope"):
+    with pytest.raises(ReportRefusedError, match="not a DSSE envelope"):
         store.receive(content, NOW, DAY)
 
 
@@ -171,7 +171,7 @@ def test_an_envelope_of_something_else(store, camera):
 
 
 def test_a_report_that_breaks_the_contract(store, camera):
-    with pytest.raises(ReportRefusedError, match="breaks the contract"):
+    with pytest.raises(ReportRefusedError, match="is not valid"):
         store.receive(enveloped(camera, b'{"device": "x"}'), NOW, DAY)
 
 
@@ -188,7 +188,7 @@ def test_attacks_of_one_device_do_not_fill_the_database(store, camera):
 def test_an_odd_key_id_is_one_sentence(store, camera, keyid):
     envelope = json.loads(signed_report(camera, NOW))
     envelope["signatures"][0]["keyid"] = keyid
-    with pytest.raises(ReportRefusedError, match=r"no DSSE envelope"):
+    with pytest.raises(ReportRefusedError, match=r"not a DSSE envelope"):
         store.receive(json.dumps(envelope).encode(), NOW, DAY)
 
 
@@ -214,7 +214,7 @@ ABSURD = [
 @pytest.mark.parametrize(("field", "value"), ABSURD, ids=[field for field, _ in ABSURD])
 def test_absurd_numbers_texts_and_times_are_refused(store, camera, field, value):
     payload = json.dumps(report_of(camera, NOW).model_dump(mode="json") | {field: "HERE"}).replace('"HERE"', value)
-    with pytest.raises(ReportRefusedError, match="breaks the contract"):
+    with pytest.raises(ReportRefusedError, match="is not valid"):
         store.receive(enveloped(camera, payload.encode()), NOW, DAY)
     assert store.find("camera-1").report is None
 
@@ -385,8 +385,8 @@ def test_a_device_that_purged_closes_it(store, camera):
     ("fields", "why"),
     [
         ({"floor": 1, "epoch": 1, "installed": (OLD,), "purged": ()}, "was at epoch 1"),
-        ({"installed": (NEW, OLD)}, "still holds 1 files"),
-        ({"installed": (NEW, "a" * 64)}, "or that nobody knows"),
+        ({"installed": (NEW, OLD)}, "still holds 1 older"),
+        ({"installed": (NEW, "a" * 64)}, "older or unknown files"),
     ],
 )
 def test_a_device_that_still_holds_something_keeps_it_open(store, camera, fields, why):

@@ -170,7 +170,7 @@ def test_a_file_that_was_exchanged_after_its_audit_is_not_published(delivery, mo
     made = model(1, formats=("fp32", "int8"))
     attacked = {form: hashlib.sha256(file.read_bytes()).hexdigest() for form, file in made.files.items()}
     small_model(made.files["int8"], version=made.version, epoch=1, seed=99)
-    with pytest.raises(DeliveryError, match="not the file that was attacked"):
+    with pytest.raises(DeliveryError, match="not the file that was audited"):
         put(delivery, ReleasedModel(made.version, 1, made.files, attacked))
     assert served(delivery) == set()
     put(delivery, ReleasedModel(made.version, 1, {"fp32": made.files["fp32"]}, attacked))

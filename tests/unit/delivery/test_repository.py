@@ -275,7 +275,7 @@ def test_an_old_key_signs_nothing_after_its_replacement(world, role):
 
 def test_a_file_that_is_no_key(world):
     (keys_of(world.simulator) / "note.pem").write_text("not a key")
-    with pytest.raises(DeliveryError, match=r"note.pem is no unencrypted private key"):
+    with pytest.raises(DeliveryError, match=r"note.pem is not an unencrypted private key"):
         world.simulator.repository.refresh()
 
 

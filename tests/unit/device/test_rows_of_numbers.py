@@ -96,7 +96,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, name, content, why
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     with pytest.raises(DeviceError, match=r"^Cannot read the rows .*none\.json: No such file or directory\.$"):
         read_rows(tmp_path / "none.json", VISIT)
-    with pytest.raises(DeviceError, match=r"^Cannot read the rows .*: they are no UTF-8 text\.$"):
+    with pytest.raises(DeviceError, match=r"^Cannot read the rows .*: they are not UTF-8 text\.$"):
         read_rows(write(tmp_path, "rows.csv", b"1,2,\xff"), VISIT)
     with pytest.raises(DeviceError, match=r"^The model takes 3 numbers from -4 to 4: give .*face\.png as a \.json or"):
         read_rows(write(tmp_path, "face.png", b""), VISIT)

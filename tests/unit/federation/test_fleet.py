@@ -89,7 +89,7 @@ def test_sites_that_count_the_same_request_are_both_left_out():
     third = REPLY.model_copy(update={"site": "2" * 8, **asking("r3")})
     fleet = Fleet(ScriptedGrid({1: REPLY.to_records(), 2: other.to_records(), 3: third.to_records()}), timeout=1.0)
     assert ask_pending(fleet, QUERY) == {3: third}
-    assert set(fleet.absent.values()) == {"counts a request that another site counts, too"}
+    assert set(fleet.absent.values()) == {"reports a request that another site reports, too"}
 
 
 def test_a_fleet_without_an_answer_says_who_is_absent_and_why():

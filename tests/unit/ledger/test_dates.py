@@ -111,6 +111,6 @@ def test_a_day_is_the_sites_own_wherever_it_is(name, day):
     "text", ["20.11.2026", "2026-11-31", "2026-1-1", "20261120", "2026-W47-5", "", "\u0662\u0660\u0662\u0666-11-20"]
 )
 def test_what_is_no_day_is_one_sentence(text):
-    with pytest.raises(LedgerError, match=r"^--received is '.*', which is no day; write it as YEAR-MONTH-DAY"):
+    with pytest.raises(LedgerError, match=r"^--received is '.*', not a day; write it as YEAR-MONTH-DAY"):
         day_of(text, "--received")
     assert day_of("2028-02-29", "--received") == date(2028, 2, 29)

@@ -338,7 +338,7 @@ def test_a_site_is_made_of_people_and_not_of_spellings(tmp_path, synthetic_faces
         ({"ledger": "postgresql+psycopg://me:secret@host/ledger"}, ConfigurationError, "'ledger': it holds a password"),
         ({"ledger": "mysql+none://host/ledger"}, LedgerError, "The ledger's URL"),
         ({"name": "a/b"}, ConfigurationError, "'name'"),
-        ({"name": "nan"}, ConfigurationError, "'nan' is how programs write an empty cell; give the site another name"),
+        ({"name": "nan"}, ConfigurationError, "'nan' means an empty cell; give the site another name"),
     ],
 )
 def test_a_site_that_cannot_be_made_says_why_and_is_none(tmp_path, synthetic_faces, changes, error, sentence):
@@ -421,7 +421,7 @@ def test_a_row_without_a_split_or_in_another_one_is_forgotten_with_its_person(tm
     folder = make_site(tmp_path / "clinic", rows)
     draw_images(folder)
     with Site(folder) as site:
-        assert "1 images have no split: each has its person's" in site_status(site, datetime.now(UTC)).remarks[0]
+        assert "1 images have no split; each gets its person's split" in site_status(site, datetime.now(UTC)).remarks[0]
         request = request_forgetting(site, "anna", deadline_days=30)
         assert what_a_request_means(site, request)[0] == "The request is about 3 images, 2 of them trained on here."
         assert site_status(site, datetime.now(UTC)).left_out == 3

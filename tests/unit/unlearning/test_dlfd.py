@@ -209,7 +209,7 @@ def test_a_useless_model_is_rolled_back_and_is_no_success():
     assert outcome.chosen_step == 0
     assert digest(state_arrays(outcome.model)) == before
     assert not outcome.success
-    assert "given back" in " ".join(outcome.failures)
+    assert "is returned" in " ".join(outcome.failures)
 
 
 def test_without_an_attack_there_is_one_round_of_distancing_and_repair_until_it_is_useful():
@@ -231,7 +231,7 @@ def test_what_people_who_stay_lose_is_repaired_before_it_is_a_success():
     assert outcome.success
     outcome = run(small_classifier(), [Reading(0.9, 0.8), *[lost] * 3])
     assert not outcome.success
-    assert "(accuracy on retained people 0.800, under 0.960), so the original is given back" in outcome.failures[0]
+    assert "(accuracy on retained people 0.800, under 0.960), so the original is returned" in outcome.failures[0]
 
 
 def test_a_drop_within_the_noise_of_few_people_is_no_drop():
