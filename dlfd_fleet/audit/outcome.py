@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from dlfd_fleet.audit.shares import HALF
 
-EXACT = "The procedure is exact: the model was trained without the forgotten people, from weights that never saw them."
+EXACT = (
+    "The procedure is exact: the model was trained without the forgotten people, from weights that never saw them, as "
+    "far as is known."
+)
+_SAID_TO_BE_EXACT = (
+    "The model was trained without the forgotten people, from weights that are said to have never seen them."
+)
 
 
 class Outcome(StrEnum):
@@ -51,7 +57,9 @@ class Verdict(BaseModel):
         """Return the verdict as a sentence that claims no more than was measured."""
         margin = margin_in_words(self.margin, self.evidence)
         measured = f"{self.outcome}: {'; '.join(self.reasons)} (margin {margin}, power {self.power:.2f})."
-        return f"{measured} {EXACT}" if self.exact else measured
+        if not self.exact:
+            return measured
+        return f"{measured} {_SAID_TO_BE_EXACT if self.outcome is Outcome.FAIL else EXACT}"
 
 
 def margin_in_words(margin: float, evidence: Evidence) -> str:

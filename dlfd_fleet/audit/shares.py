@@ -281,8 +281,8 @@ class Left:
 
     @property
     def says_nothing(self) -> bool:
-        """Whether the bounds are too wide for a result."""
-        return self.standard_error > _NO_RESULT
+        """Whether the bounds are too wide for a result: they exclude neither half nor as far below zero."""
+        return self.standard_error > _NO_RESULT and not self.is_remembered and not self.is_conspicuous
 
     @property
     def power(self) -> float:

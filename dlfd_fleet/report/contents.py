@@ -205,6 +205,14 @@ class ErasureReport(Proceedings):
         return not self.released and bool(self.served)
 
     @property
+    def judged_by_usefulness(self) -> bool:
+        """Whether of a model retrained in place of an unlearned one only usefulness was judged, because it is exact.
+
+        Earlier releases judged each so, and did not say whether it is exact.
+        """
+        return self.retrained and self.way == "unlearn" and (self.exact or not self.exactness)
+
+    @property
     def settings_sha256(self) -> str:
         """Digest of the settings."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()

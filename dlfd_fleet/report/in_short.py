@@ -58,7 +58,7 @@ def _measured(report: ErasureReport) -> str:
     more = len(verdict.reasons) - 1
     others = f", and {words.count(more, 'other reason')} (see The evidence in the report)" if more > 0 else ""
     said = f"{verdict.outcome}: {verdict.reasons[0].rstrip('.')}{others}. "
-    if report.retrained and report.way == "unlearn" and verdict.outcome is Outcome.PASS:
+    if report.judged_by_usefulness and verdict.outcome is Outcome.PASS:
         return f"{said}Only its usefulness was judged."
     return said + how_sure(verdict)
 

@@ -8,7 +8,7 @@ from datetime import UTC, date
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dlfd_fleet.audit import Difference, Evidence, Outcome, Scores, Verdict, margin_in_words
+from dlfd_fleet.audit import Difference, Evidence, Outcome, Scores, Verdict, left_by_references, margin_in_words
 from dlfd_fleet.report.contents import Compared, ErasureReport
 
 if TYPE_CHECKING:
@@ -171,13 +171,15 @@ def measured(report: ErasureReport) -> str:
     if not before or not after or not report.verdict:
         return ""
     verdict = report.verdict
-    instead = report.retrained and report.way == "unlearn"
-    said = outcome(verdict, retrained=instead)
-    if verdict.evidence is Evidence.REFERENCES and not instead:
+    said, left = outcome(verdict, usefulness=report.judged_by_usefulness), None
+    if verdict.evidence is Evidence.REFERENCES and not report.judged_by_usefulness:
+        left = left_by_references(before.scores, after.scores)
+    if left is not None:
+        bounds = "Its bounds exclude nothing." if left.says_nothing else "The brackets are one-sided 95% bounds."
         return (
             "Reference models, half of which never saw the people who asked, say what the fleet's model would say of "
             "them had it never seen them, and had it been trained on them. What was measured is how much of that "
-            f"difference is left: {verdict.reasons[0]}. The brackets are one-sided 95% bounds. {said}"
+            f"difference is left, as a share of what the original shows of its members: {left}. {bounds} {said}"
         )
     if not before.scores.mia_auc or not after.scores.mia_auc:
         return f"{_measured_without_unseen(report, before.scores, after.scores)} {said}"
@@ -211,10 +213,10 @@ def margin(verdict: Verdict) -> str:
     return margin_in_words(verdict.margin, verdict.evidence) + of_auc
 
 
-def outcome(verdict: Verdict | VerdictClaim, *, retrained: bool = False) -> str:
-    """Say what a verdict means; of a model retrained in place of another only usefulness is judged."""
+def outcome(verdict: Verdict | VerdictClaim, *, usefulness: bool = False) -> str:
+    """Say what a verdict means, also of a model of which only usefulness was judged."""
     measure = f"margin {margin_in_words(verdict.margin, verdict.evidence)}, power {verdict.power:.2f}"
-    if retrained and verdict.outcome == Outcome.PASS:
+    if usefulness and verdict.outcome == Outcome.PASS:
         return f"It was trained without them, so only its usefulness was judged, and is within the rules ({measure})."
     if verdict.outcome == Outcome.PASS:
         return f"The audit passed: no difference that matters was detected ({measure})."
@@ -340,7 +342,7 @@ def limits(report: ErasureReport, acknowledged_later: Mapping[str, str]) -> Iter
         yield "How useful the model is was measured on people whom it is trained on, which flatters it."
     if report.way == "retrain" and unlearned and unlearned.scores.unseen_images:
         yield "By chance people never trained on may be easier or harder to recognise than those who asked."
-    elif report.way == "retrain":
+    elif report.way == "retrain" or (verdict and verdict.evidence is Evidence.REFERENCES):
         pass
     elif "retrained" in report.models:
         yield "The comparison is with one retrained model; another training run would differ by chance."
@@ -428,13 +430,16 @@ def certified(statement: Statement) -> Iterator[str]:
     claims = statement.predicate
     verdict = claims.verdict
     done = sum(1 for request in claims.requests if request.served)
-    instead = claims.model == "retrained" and claims.way == "unlearn"
+    # One that is not exact was judged by the attack as well. Older certificates do not say whether it is exact.
+    only_usefulness = (
+        claims.model == "retrained" and claims.way == "unlearn" and (verdict.exact or not claims.exactness)
+    )
     kind = "unlearned" if claims.model == "unlearned" else "trained anew without the people"
     yield (
         f"The holder of the key stated on {day(claims.issued_at)}: in job {claims.job} the model of epoch "
         f"{claims.epoch} was {kind} for {count(done, 'request')} of {len(claims.requests)}, and was judged "
         f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
-        f"{outcome(verdict, retrained=instead)}"
+        f"{outcome(verdict, usefulness=only_usefulness)}"
     )
     if claims.exactness:
         yield claims.exactness

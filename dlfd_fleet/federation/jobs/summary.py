@@ -47,8 +47,9 @@ def summarise(record: JobRecord, said: InShort | None = None) -> Summary:
             rows.append(("the same after further training", *(cells.get(name, "-") for name in models)))
     if left := _left(models, models.get("original")):
         rows.append(("left of what members show", *(left.get(name, "-") for name in models)))
-        if again is not None:
-            cells = {"unlearned": _left({"again": again}, models.get("original")).get("again", "-")}
+        original = models.get("original")
+        if again is not None and original is not None and again.sites == original.sites:  # else of other people
+            cells = {"unlearned": _left({"again": again}, original).get("again", "-")}
             rows.append(("the same after further training", *(cells.get(name, "-") for name in models)))
     retrained = models.get("retrained")
     if retrained is not None:

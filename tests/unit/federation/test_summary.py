@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 import pytest
 
 from dlfd_fleet.audit import Outcome, Verdict
-from dlfd_fleet.federation.jobs.summary import describe
+from dlfd_fleet.federation.jobs.summary import describe, summarise
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.report.contents import ModelResult
 from tests.erasure_report import scores
+from tests.unit.report.test_erasure_report import share
 
 VERDICT = Verdict(outcome=Outcome.FAIL, reasons=("site <b>a</b> [said](http://x) *so*\x1b[2J",), margin=0.1, power=0.5)
 
@@ -60,3 +61,15 @@ def test_of_a_model_that_was_trained_anew_its_own_scores_are_shown():
 def test_what_a_site_said_is_shown_as_it_is_and_no_markup():
     said = describe(job(requests=1, verdict=VERDICT))
     assert r"site \<b\>a\</b\> \[said\](http://x) \*so\*\\x1b\[2J" in said
+
+
+@pytest.mark.parametrize(("sites", "rows"), [(4, 2), (2, 1)])
+def test_what_is_left_after_further_training_is_shown_beside_the_original_of_the_same_sites_alone(sites, rows):
+    models = {
+        name: ModelResult(
+            scores=scores(0.5).model_copy(update={"member_share": share(left)}), seconds=1.0, bytes_sent=1, sites=at
+        )
+        for name, left, at in (("original", 1.0, 4), ("unlearned", 0.0, 4), ("relearned", 0.1, sites))
+    }
+    names = [row[0] for row in summarise(job(requests=1, models=models)).rows]
+    assert sum(name in ("left of what members show", "the same after further training") for name in names) == rows

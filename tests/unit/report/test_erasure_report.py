@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dlfd_fleet.audit import Outcome, Verdict
+from dlfd_fleet.audit import MemberShare, Outcome, Verdict, judge
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report import DeliveryProgress, ErasureReport, render
 from dlfd_fleet.report.contents import ModelResult
-from tests.erasure_report import ASKED, make_report, scores
+from dlfd_fleet.settings import AuditSettings
+from tests.erasure_report import ASKED, estimate, make_report, scores
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "line", "circle"}
 
@@ -373,3 +374,69 @@ def test_a_report_of_training_anew_that_is_not_exact_says_why_not():
     text = read_words(**trained_anew(exact=False, exactness=doubt, verdict=verdict))
     assert doubt in text
     assert "The procedure is exact" not in text
+
+
+def test_one_retrained_in_place_of_another_that_is_not_exact_was_judged_by_the_attack_and_the_report_says_so():
+    doubt = "Training anew is not exact: the starting weights are those of train-1."
+    verdict = Verdict(outcome=Outcome.PASS, reasons=("no difference",), margin=0.1, power=0.5)
+    text = read_words(retrained=True, exactness=doubt, verdict=verdict)
+    assert "only its usefulness was judged" not in text
+    assert "Only its usefulness was judged" not in text
+    assert "only its usefulness was judged" in read_words(retrained=True, verdict=verdict)  # before that was asked
+
+
+def share(value, error=0.1):
+    """What a model shows of 40 images of eight forgotten people."""
+    return MemberShare(
+        value=value,
+        standard_error=error,
+        retained=1.0,
+        retained_error=0.1,
+        level_error=0.05,
+        people=8,
+        images=40,
+        noise=1.0,
+        gap=40.0,
+    )
+
+
+def by_references(value, error=0.1, **changes):
+    models = {name: model for name, model in make_report().models.items() if name in ("original", "unlearned")}
+    before, after = (
+        models[name].scores.model_copy(update={"member_share": each})
+        for name, each in (("original", share(1.0)), ("unlearned", share(value, error).model_copy(update=changes)))
+    )
+    return {
+        "models": {
+            "original": models["original"].model_copy(update={"scores": before}),
+            "unlearned": models["unlearned"].model_copy(update={"scores": after}),
+        },
+        "verdict": judge(before, after, AuditSettings()),
+    }
+
+
+def test_a_report_by_references_says_what_is_left_whatever_the_first_reason_is():
+    poor = by_references(0.0)
+    worse = estimate(0.5)
+    scores = poor["models"]["unlearned"].scores.model_copy(update={"test_accuracy": worse, "balanced_accuracy": worse})
+    models = poor["models"] | {"unlearned": poor["models"]["unlearned"].model_copy(update={"scores": scores})}
+    verdict = judge(models["original"].scores, scores, AuditSettings())
+    assert verdict.reasons[0].startswith("test accuracy fell")
+    text = read_words(models=models, verdict=verdict, released=False)
+    assert "as a share of what the original shows of its members: 0% [-17%, 17%]. The brackets are" in text
+    assert "the comparison is with people never trained on" not in text
+
+
+def test_bounds_that_exclude_nothing_are_not_called_a_result_and_a_fail_is():
+    assert "Its bounds exclude nothing." in read_words(**by_references(0.1, 0.9))
+    text = read_words(**by_references(2.5, 0.8), released=False)
+    assert "250% [" in text
+    assert "Its bounds exclude nothing." not in text
+
+
+def test_what_is_said_to_be_exact_and_leaks_is_not_called_exact():
+    told = by_references(1.0)
+    verdict = told["verdict"].model_copy(update={"exact": True})
+    assert verdict.outcome is Outcome.FAIL
+    assert "The procedure is exact" not in verdict.sentence()
+    assert "from weights that are said to have never seen them" in verdict.sentence()
