@@ -43,7 +43,7 @@ from dlfd_fleet.files import whole_file
 from dlfd_fleet.ledger import RequestState, Site, refresh_rows, request_forgetting, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.ledger.states import DROPPED, FORGOTTEN, TO_PURGE
-from dlfd_fleet.models import load_model
+from dlfd_fleet.models import load_model, permit
 from dlfd_fleet.progress import ProgressDisplay
 from dlfd_fleet.settings import DataSettings, ModelSettings, Settings
 
@@ -133,6 +133,7 @@ class Life:
                 append_row(self.utility_file, self._utility(number))
 
     def _begin(self) -> None:
+        permit(self.settings.model.architecture)
         if not (self.settings.state_folder / "sites").exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             names = [f"person-{number:05d}" for number in range(_PEOPLE + 2 * _UNSEEN)]
