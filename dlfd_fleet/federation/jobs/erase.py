@@ -145,7 +145,7 @@ def _instead(
     exactness = f"Training anew is not exact: {way.doubt}." if way.doubt else _why_exact(card, weights)
     job.note(retrained=True, exact=not way.doubt, exactness=exactness)
     verdict = job.judge_retrained(original.scores, retrained.scores)
-    if way.taken == "retrain" and verdict.outcome is not Outcome.FAIL:
+    if verdict.outcome is not Outcome.FAIL:
         own, audit = (original.own_test, retrained.own_test), job.settings.audit
         verdict = judge_without_each(verdict, original.scores, retrained.scores, *own, audit)
     # Of what is frozen it is what the first training began with, whatever fresh weights begin with now.
