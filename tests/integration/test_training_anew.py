@@ -197,3 +197,21 @@ def test_a_model_that_fails_its_audit_is_not_released_though_it_is_exact(fleet):
     record = run_job(by(fleet, "retrain").model_copy(update={"audit": collapsed}), "erase")
     assert (record.verdict.outcome, record.verdict.exact, record.released) == (Outcome.FAIL, True, False)
     assert states(fleet) == {RequestState.ACCEPTED}
+
+
+def test_a_model_that_is_trained_anew_in_place_of_an_unlearned_one_is_judged_without_each_site_too(fleet, monkeypatch):
+    """Pooled accuracy may hide what the model does to everybody but one site's people, however it was made."""
+
+    def failing(verdict, *_):
+        return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": ("without the people of one site",)})
+
+    monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.judge_without_each", failing)
+    settings = by(fleet, "unlearn", rounds=1, relearning_rounds=0).model_copy(
+        update={
+            "release": fleet.release.model_copy(update={"on_inconclusive": "retrain"}),
+            "audit": fleet.audit.model_copy(update={"margin": 0.01}),
+        }
+    )
+    record = run_job(settings, "erase")
+    assert (record.proceedings.way, record.proceedings.retrained) == ("unlearn", True)
+    assert (record.verdict.outcome, record.released) == (Outcome.FAIL, False)

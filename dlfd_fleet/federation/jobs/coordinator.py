@@ -155,7 +155,8 @@ class Coordinator:
     def pending(self, card: ModelCard | None = None) -> dict[int, PendingReply]:
         """Ask the sites what they hold and how many people ask to be forgotten; of those that the model's card fits.
 
-        A job that is resumed asks again, for its nodes may have new ids; it goes on with what the sites said at first.
+        A job that is resumed asks again, for its nodes may have new ids; it goes on with what the sites said at first:
+        what all of them said is ``fleet.said`` then, and what is returned are those that are there now.
         """
         kind, job, fleet = self.record.kind, self.record.job, self.fleet
         erasing = kind == "erase"
@@ -189,7 +190,7 @@ class Coordinator:
         present = {nodes[reply.site]: reply for reply in first if reply.site in nodes}
         said = dict(enumerate(first))
         claims = {said[number].site: claim for number, claim in plausible.claims(said).items()}
-        fleet.admit(present, {node: claims[reply.site] for node, reply in present.items()})
+        fleet.admit(present, {node: claims[reply.site] for node, reply in present.items()}, first)
         self._note_sites(first, claims)
         self.recorder.dataset(fleet_profile(first), "unlearning" if erasing else "training")
         return present

@@ -11,7 +11,6 @@ import torch
 from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_relearned, judge_without_each
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.ways import Way, choose
-from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.release.release_rule import (
     may_release,
@@ -66,14 +65,14 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     card, erasure = origin.card, job.erasure(origin.card)
     if job.settings.model.weights and may_retrain(job.settings):
         start(card, job.settings.model.weights)  # weights that are gone are said before anybody unlearns
-    pending = job.pending(card)
-    asked = tuple(request for reply in pending.values() for request in reply.requests)
+    job.pending(card)
+    asked = tuple(request for reply in job.fleet.said for request in reply.requests)
     if not asked:
         where = " at the sites that take part; requests at the others wait" if job.record.absent else ""
         job.advance("settled", note=f"nobody asks to be forgotten{where}", epoch=card.epoch)
         return
     job.advance(job.record.step, requests=len(asked))
-    if not someone_to_unlearn(pending):
+    if not someone_to_unlearn(dict(enumerate(job.fleet.said))):
         settled = job.settle("released", NOTHING_TO_UNLEARN, card.epoch, asked)
         note = f"{NOTHING_TO_UNLEARN}; {settled.purged_images} images purged at the sites"
         job.note(purged_images=settled.purged_images, settled_at=datetime.now(UTC))
@@ -87,7 +86,7 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
         **method.described(method.unlearner_at_site),
     )
     releaser.prepare()
-    way = _way(job, origin, releaser, tuple(pending.values()))
+    way = _way(job, origin, releaser)
     original = erasure.audits.audit(origin.arrays, "Attacking the original model", "original")
     job.note_model("original", original, origin.effort)
 
@@ -121,14 +120,14 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     _release(job, releaser, new, arrays, verdict, forgotten, asked)
 
 
-def _way(job: Coordinator, origin: Origin, releaser: Releaser, replies: tuple[PendingReply, ...]) -> Way:
+def _way(job: Coordinator, origin: Origin, releaser: Releaser) -> Way:
     """Choose between unlearning and training anew, where a retrained model may be released; one step of the job."""
     if not may_release_retrained(job.settings):
         return Way(taken="unlearn")
 
     def chosen() -> Way:
         doubt = releaser.why_not_exact(origin)
-        return choose(job.settings, origin.card, origin.arrays, replies, job.earlier, doubt)
+        return choose(job.settings, origin.card, origin.arrays, job.fleet.said, job.earlier, doubt)
 
     way = job.journal.facts("way", Way, chosen)
     job.note(way=way.taken, way_chosen=way.why)
@@ -145,7 +144,7 @@ def _instead(
     exactness = f"Training anew is not exact: {way.doubt}." if way.doubt else _why_exact(card, weights)
     job.note(retrained=True, exact=not way.doubt, exactness=exactness)
     verdict = job.judge_retrained(original.scores, retrained.scores)
-    if way.taken == "retrain" and verdict.outcome is not Outcome.FAIL:
+    if verdict.outcome is not Outcome.FAIL:
         own, audit = (original.own_test, retrained.own_test), job.settings.audit
         verdict = judge_without_each(verdict, original.scores, retrained.scores, *own, audit)
     # Of what is frozen it is what the first training began with, whatever fresh weights begin with now.

@@ -19,7 +19,6 @@ from dlfd_fleet.federation.jobs.pictures import job_pictures
 from dlfd_fleet.federation.jobs.recorder import TrackedJob
 from dlfd_fleet.federation.jobs.reporting import e_product, record_report, said_in_short, signer_of
 from dlfd_fleet.federation.jobs.summary import describe, summarise
-from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import Champion, JobKind
@@ -60,7 +59,7 @@ class FleetReleaser:
 
     # ------------------------------------------------------------------ the champion
 
-    def audited_champion(self, pending: Mapping[int, PendingReply]) -> tuple[ModelCard, AuditedModel] | None:
+    def audited_champion(self) -> tuple[ModelCard, AuditedModel] | None:
         """Return the model that the fleet runs, attacked at the sites of today; None if a new one has none to beat."""
         kind = list[Champion]
         known = self.job.journal.facts("champion", kind, self._champions)
@@ -78,7 +77,7 @@ class FleetReleaser:
             self._refuse_another_network(known[0].job, error)
             self.job.progress.say(f"{error} The new model begins with fresh weights, and is compared with none.")
             return None
-        if not all(fits(reply, card) for reply in pending.values()):
+        if not all(fits(reply, card) for reply in self.job.fleet.said):
             self.job.progress.say(
                 "The champion has other classes or another input; the new model begins with fresh weights, and is "
                 "compared with none."
@@ -166,8 +165,19 @@ class FleetReleaser:
         self.job.advance("settled", note="imported")
 
     def export(self, card: ModelCard, arrays: Arrays) -> Path:
-        """Write the model and its ONNX file into the job's folder; one step of the job."""
+        """Write the model and its ONNX file into the job's folder; one step of the job.
+
+        Raises
+        ------
+        JobError
+            If the job has exported another model before it was interrupted: that one may be out.
+        """
         file = self.store.folders.model(self.job.record.job) / ONNX_FILE
+        if self.job.journal.is_done("export") and digest(state_arrays(load_model(file.parent)[0])) != digest(arrays):
+            raise JobError(
+                f"Before {self.job.record.job} was interrupted it exported another model than it has now; cancel it "
+                "and start another job."
+            )
         self.job.journal.facts("export", int, lambda: self._export(card, arrays, file))
         self.job.advance("exported")
         return file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,6 @@ from dlfd_fleet.exceptions import JobCancelledError, JobError, ModelFileError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.references import make_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
-from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.audits import AuditedModel
@@ -66,10 +64,10 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
     if given is not None:  # first of all: a job that is killed has nowhere else to find it
         kept = Merged(given.arrays, (given.parent,) if given.parent else ())
         job.journal.merged(_GIVEN, lambda: kept)
-    pending = job.pending()
-    found = releaser.audited_champion(pending)
+    job.pending()
+    found = releaser.audited_champion()
     champion = found[1] if found else None
-    card = new_card(job, pending)
+    card = new_card(job)
     if job.journal.is_done(_GIVEN):
         card, arrays = _given(job, card, found)
     elif found is not None and job.settings.training.start == "champion":
@@ -226,7 +224,7 @@ def _going_on(card: ModelCard, before: ModelCard, champion: AuditedModel) -> tup
     return card.model_copy(update=updates), dict(champion.arrays)
 
 
-def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard:
+def new_card(job: Coordinator) -> ModelCard:
     """Return the card of a new model that the sites' data asks for.
 
     Raises
@@ -236,7 +234,7 @@ def new_card(job: Coordinator, pending: Mapping[int, PendingReply]) -> ModelCard
     ModelFileError
         If its network cannot be built here, or has no layer that is to be frozen.
     """
-    shape, model = agreed_shape(pending.values()), job.settings.model
+    shape, model = agreed_shape(job.fleet.said), job.settings.model
     card = ModelCard(
         architecture=model.architecture,
         classes=shape.classes,

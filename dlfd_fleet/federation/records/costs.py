@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -74,7 +75,15 @@ def phase_of(costs: Iterable[Cost]) -> Phase:
     )
 
 
-def difference(after: Mapping[str, SiteCost], before: Mapping[str, SiteCost]) -> dict[str, SiteCost]:
-    """Return what sites took between two moments, of those that took anything."""
+def difference(
+    after: Mapping[str, SiteCost], before: Mapping[str, SiteCost], seconds: float = math.inf
+) -> dict[str, SiteCost]:
+    """Return what sites took between two moments, of those that took anything.
+
+    Parameters
+    ----------
+    seconds
+        Time between the two: no site has worked longer, whatever it says.
+    """
     took = {site: cost.plus(before.get(site, SiteCost()), -1) for site, cost in after.items()}
-    return {site: cost for site, cost in took.items() if any(cost)}
+    return {site: cost._replace(seconds=min(cost.seconds, seconds)) for site, cost in took.items() if any(cost)}

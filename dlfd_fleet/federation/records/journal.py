@@ -7,9 +7,11 @@ depend only on their results.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -23,6 +25,9 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.costs import Cost, SiteCost, difference
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.models import digest
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -36,13 +41,19 @@ class Merged:
     retained
         By site: its number of retain images, and the earlier model's accuracy on them.
     retained_after
-        The same for the merged model, if it is the update of a single site.
+        The same of the merged model, where that is known without asking: it is the update of one site alone.
+    long_updates
+        By site: the largest norm that an update may have in the next round of this kind, of those that are shortened.
+    base
+        Digest of the model that the updates are of; empty where nobody compares it.
     """
 
     arrays: Arrays
     requests: tuple[str, ...] = ()
     retained: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     retained_after: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    long_updates: Mapping[str, float] = field(default_factory=dict)
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Answers:
     """By site, in order: how many of the samples are of people whom it alone holds; the last ones all sites hold."""
     references: Mapping[str, ReferenceSums] = field(default_factory=dict)
     """By site: sums beside what its reference models say, where they have answered."""
+    asked_of: str = ""
+    """Digest of the model or the file; empty where nobody compares it."""
 
 
 class Traffic(Protocol):
@@ -112,23 +125,46 @@ class Journal:
         if self.store is not None:
             self.store.steps.abandon(self.job, kind)
 
-    def merged(self, name: str, compute: Callable[[], Merged]) -> Merged:
-        """Do a step that returns a model, or return its stored result."""
+    def merged(self, name: str, compute: Callable[[], Merged], base: Arrays | None = None) -> Merged:
+        """Do, or recall, a step that ends in a model.
+
+        Parameters
+        ----------
+        base
+            The model that the updates are of: a step that was of another one is done again.
+        """
+        of = self._digest(base)
         done = self._step(
             name,
-            compute,
+            lambda: replace(compute(), base=of),
             lambda result: (
-                _MERGED.dump_json((result.requests, dict(result.retained), dict(result.retained_after))),
+                _MERGED.dump_json(
+                    (
+                        result.requests,
+                        dict(result.retained),
+                        dict(result.retained_after),
+                        dict(result.long_updates),
+                        result.base,
+                    )
+                ),
                 result.arrays,
             ),
+            lambda found: _fits(Merged({}, *_MERGED.validate_json(found.result)).base, of),
         )
         return done if isinstance(done, Merged) else Merged(done.arrays, *_MERGED.validate_json(done.result))
 
-    def answers(self, name: str, compute: Callable[[], Answers]) -> Answers:
-        """Do a step that returns samples, or return its stored result."""
+    def answers(self, name: str, compute: Callable[[], Answers], asked_of: Arrays | bytes | None = None) -> Answers:
+        """Do, or recall, a step that ends in what a model says of images.
+
+        Parameters
+        ----------
+        asked_of
+            The model or the file: a step that was about another one is done again.
+        """
+        of = self._digest(asked_of)
         done = self._step(
             name,
-            compute,
+            lambda: replace(compute(), asked_of=of),
             lambda result: (
                 _PARITY.dump_json(
                     (
@@ -137,15 +173,14 @@ class Journal:
                         result.agreeing,
                         dict(result.rows),
                         dict(result.references),
+                        result.asked_of,
                     )
                 ),
                 _columns(result.samples),
             ),
+            lambda found: _fits(_recalled(found).asked_of, of),
         )
-        if isinstance(done, Answers):
-            return done
-        samples = SampleScores(**{column: array.numpy() for column, array in done.arrays.items()})
-        return Answers(samples, *_PARITY.validate_json(done.result))
+        return done if isinstance(done, Answers) else _recalled(done)
 
     def facts(self, name: str, kind: type[_T], compute: Callable[[], _T]) -> _T:
         """Do a step that returns a JSON value, or return its stored result."""
@@ -153,10 +188,24 @@ class Journal:
         done = self._step(name, compute, lambda result: (adapter.dump_json(result), {}))
         return adapter.validate_json(done.result) if isinstance(done, FinishedStep) else done
 
+    def _digest(self, of: Arrays | bytes | None) -> str:
+        if of is None or self.store is None:
+            return ""
+        return hashlib.sha256(of).hexdigest() if isinstance(of, bytes) else digest(of)
+
     def _step(
-        self, name: str, compute: Callable[[], _T], pack: Callable[[_T], tuple[bytes, Mapping[str, Tensor]]]
+        self,
+        name: str,
+        compute: Callable[[], _T],
+        pack: Callable[[_T], tuple[bytes, Mapping[str, Tensor]]],
+        stands: Callable[[FinishedStep], bool] = lambda _: True,
     ) -> _T | FinishedStep:
         """Return a finished step, or do it.
+
+        Parameters
+        ----------
+        stands
+            Whether a finished step is of what the job has now; else it is done again.
 
         Raises
         ------
@@ -164,6 +213,10 @@ class Journal:
             Before a step that is not finished, if the job was cancelled.
         """
         found = self.store.steps.find(self.job, name) if self.store else None
+        if self.store and found is not None and not stands(found):
+            logger.warning("The step '%s' of %s was of another model, and is done again", name, self.job)
+            self.store.steps.drop(self.job, name)
+            found = None
         if found is not None:
             self.seconds += found.cost.seconds
             self.traffic.sent_bytes += found.cost.sent_bytes
@@ -175,7 +228,7 @@ class Journal:
         before, sites = self._bytes(), dict(self.traffic.sites_took)
         result = compute()
         seconds, own = time.perf_counter() - started, time.process_time() - own
-        cost = Cost(seconds, self._bytes() - before, own, difference(self.traffic.sites_took, sites))
+        cost = Cost(seconds, self._bytes() - before, own, difference(self.traffic.sites_took, sites, seconds))
         if self.store:
             text, arrays = pack(result)
             self.store.steps.finish(self.job, FinishedStep(name, text.decode(), dict(arrays), cost))
@@ -188,11 +241,25 @@ class Journal:
 
 
 _RETAINED = dict[str, tuple[int, float]]
-_MERGED = TypeAdapter(tuple[tuple[str, ...], _RETAINED, _RETAINED])
-# A step of an earlier release has no sums.
-_PARITY = TypeAdapter(
-    tuple[float, int, int, dict[str, int]] | tuple[float, int, int, dict[str, int], dict[str, ReferenceSums]]
+_SUMS = dict[str, ReferenceSums]
+# Steps of earlier releases have no long updates, no sums, and no digests.
+_MERGED = TypeAdapter(
+    tuple[tuple[str, ...], _RETAINED, _RETAINED] | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str]
 )
+_PARITY = TypeAdapter(
+    tuple[float, int, int, dict[str, int]]
+    | tuple[float, int, int, dict[str, int], _SUMS]
+    | tuple[float, int, int, dict[str, int], _SUMS, str]
+)
+
+
+def _fits(found: str, wanted: str) -> bool:
+    return found in ("", wanted) or not wanted
+
+
+def _recalled(step: FinishedStep) -> Answers:
+    samples = SampleScores(**{column: array.numpy() for column, array in step.arrays.items()})
+    return Answers(samples, *_PARITY.validate_json(step.result))
 
 
 def _columns(samples: SampleScores) -> dict[str, Tensor]:

@@ -92,6 +92,19 @@ class Steps:
             }
             connection.execute(sa.insert(COST).values(cost))
 
+    def drop(self, job: str, name: str) -> None:
+        """Delete a finished step of a job, which is to be done again.
+
+        Raises
+        ------
+        JobError
+            If its arrays cannot be deleted.
+        """
+        with self._transaction() as connection:
+            for table in (COST, STEP):
+                connection.execute(sa.delete(table).where(table.c.job == job, table.c.name == name))
+        self._delete_files(job, [name])
+
     def drop_arrays(self, job: str, names: Collection[str]) -> None:
         """Delete the arrays of some finished steps of a job, which are done all the same.
 

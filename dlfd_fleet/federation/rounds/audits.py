@@ -95,7 +95,7 @@ class Audits:
         at
             The nodes to ask, if not all of them.
         """
-        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name, at))
+        answers = self.job.journal.answers(step, lambda: self._collect_file(arrays, content, name, at), content)
         agreement = answers.agreeing / (answers.images * (self.job.card.labels or 1)) if answers.images else None
         parity = Parity(answers.max_abs_difference, answers.images, agreement, None, None)
         return self._audited(arrays, answers), parity
@@ -264,7 +264,7 @@ class Audits:
             plan=plan,
         )
         return job.journal.answers(
-            step, lambda: self._agreeing(task, AuditResult, advance, at, keep=at is None, model=arrays)[1]
+            step, lambda: self._agreeing(task, AuditResult, advance, at, keep=at is None, model=arrays)[1], arrays
         )
 
     def _agreeing(

@@ -314,7 +314,7 @@ class Erasure:
         job, erasure = self.job, self.job.settings.erasure
         failed_at_gates = int(job.sites_can_tell)
         aim = Aim.WITHOUT_REFERENCES if failed_at_gates or job.references_too_poor else Aim.REFERENCES
-        pending = {node: member.reply for node, member in job.fleet.admitted.items()}
+        pending = dict(enumerate(job.fleet.said))
         reading = self._read(original.samples)
         self._say_what_the_gate_reads(reading)
         readings = [_noted(reading, number, 0)]
@@ -362,7 +362,7 @@ class Erasure:
         whole.
         """
         job, erasure = self.job, self.job.settings.erasure
-        pending = {node: member.reply for node, member in job.fleet.admitted.items()}
+        pending = dict(enumerate(job.fleet.said))
         total = erasure.rounds * sum(reply.can_unlearn for reply in pending.values())
         with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
             forgotten = self._rounds_to_gates(original.arrays, number, advance)

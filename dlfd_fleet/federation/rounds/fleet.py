@@ -86,7 +86,10 @@ class Fleet:
     sites_took
         Cost of each site so far.
     admitted
-        First replies and counts of the members, also of those that were expelled later.
+        What the members said when the job began, and what they count by; those expelled since are still here.
+    said
+        What every site of the job said when it began, those included that have not come back since. What a job does
+        follows from this, and never from who answers now: else a job that is resumed would go on another way.
     absent
         Sites that did not answer or sent an error in this job, with the reason.
     asked
@@ -116,6 +119,7 @@ class Fleet:
     sites_took: dict[str, SiteCost] = field(default_factory=dict)
     received_bytes: int = 0
     admitted: dict[int, Member] = field(default_factory=dict, init=False)
+    said: tuple[PendingReply, ...] = field(default=(), init=False)
     absent: dict[str, str] = field(default_factory=dict, init=False)
     asked: bool = field(default=False, init=False)
     names: dict[int, str] = field(default_factory=dict, init=False)
@@ -164,9 +168,20 @@ class Fleet:
         """Continue with these nodes only."""
         self.members = frozenset(nodes)
 
-    def admit(self, replies: Mapping[int, PendingReply], claims: Mapping[int, Claim] | None = None) -> None:
-        """Continue with these nodes only; each counts by its claim, or by its reported numbers without one."""
-        known = claims or {}
+    def admit(
+        self,
+        replies: Mapping[int, PendingReply],
+        claims: Mapping[int, Claim] | None = None,
+        said: Iterable[PendingReply] | None = None,
+    ) -> None:
+        """Go on with these nodes alone, on what they said; each counts by its claim, or by what it says without one.
+
+        Parameters
+        ----------
+        said
+            What all sites said when the job began; nobody else did when omitted.
+        """
+        known, self.said = claims or {}, tuple(replies.values() if said is None else said)
         self.admitted = {node: Member(reply, known.get(node) or Claim.of(reply)) for node, reply in replies.items()}
         self.narrow(replies)
 

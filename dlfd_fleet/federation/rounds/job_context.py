@@ -115,7 +115,8 @@ class JobContext:
     references_too_poor
         Whether a site that unlearns has reported that its reference models are too poor.
     long_updates
-        By kind of round: nodes whose updates are shortened, with their largest norm in the last round.
+        By kind of round the sites whose updates are shortened, and the largest norm that any may have in the next one,
+        as the last finished one says.
     """
 
     fleet: Fleet
@@ -127,7 +128,7 @@ class JobContext:
     recorder: Recorder = field(default_factory=Unrecorded)
     round: int = 0
     references_too_poor: bool = False
-    long_updates: dict[str, dict[int, float]] = field(default_factory=dict)
+    long_updates: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -143,10 +144,10 @@ class JobContext:
     def sites_can_tell(self) -> bool:
         """Whether each site that unlearns has its own gate by reference models.
 
-        It is False if they are too poor.
+        None can by models that are too poor. A site that is away counts as it did when the job began.
         """
-        members = [member.reply for member in self.fleet.admitted.values() if member.reply.can_unlearn]
-        return bool(members) and not self.references_too_poor and all(reply.has_references for reply in members)
+        asked = [reply for reply in self.fleet.said if reply.can_unlearn]
+        return bool(asked) and not self.references_too_poor and all(reply.has_references for reply in asked)
 
     @property
     def forgetting(self) -> frozenset[int]:
@@ -156,14 +157,17 @@ class JobContext:
     def sampled(self, what: str) -> frozenset[int]:
         """Return the forgetting nodes, and a random share of the others (``erasure.repair_share``), drawn for ``what``.
 
-        They are drawn by site ids, so a resumed job draws the same sites.
+        They are drawn by the sites' own ids, from all that were there when the job began, so a job that goes on under
+        other nodes draws the same sites again. In place of one that is away another one is drawn.
         """
-        asked, replies = self.forgetting, self.fleet.replies()
-        others = sorted((reply.site, node) for node, reply in replies.items() if node not in asked)
+        nodes = {reply.site: node for node, reply in self.fleet.replies().items()}
+        others = sorted(reply.site for reply in self.fleet.said if not reply.forget_images)
         count = math.ceil(self.settings.erasure.repair_share * len(others))
         generator = np.random.default_rng([*f"{self.settings.seed} {self.name} {what}".encode()])
-        chosen = generator.choice(len(others), count, replace=False).tolist() if count else []
-        return asked.union(others[place][1] for place in chosen)
+        drawn = generator.choice(len(others), count, replace=False).tolist() if count else []
+        drawn += [place for place in generator.permutation(len(others)).tolist() if place not in drawn]
+        there = [nodes[others[place]] for place in drawn if others[place] in nodes]
+        return self.forgetting.union(there[:count])
 
     def auditing_file(self, *, exact: bool) -> frozenset[int] | None:
         """Return the nodes that audit an exported file, or None for all of them.

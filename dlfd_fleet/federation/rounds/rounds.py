@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, TypeVar
 
@@ -134,7 +134,21 @@ class Rounds:
                 return Merged(self.as_sent(mean, arrays))
             return Merged(mean | self.job.card.frozen_of(arrays) if held is None else self.beside_held(mean, held))
 
-        return self.job.journal.merged(f"{purpose}-{number}", compute).arrays
+        # Fresh weights, and those of references, are not compared: the journal does not keep them.
+        base = arrays if purpose in ("repair", "relearn") else None
+        return self._finished(f"{purpose}-{number}", purpose, compute, base).arrays
+
+    def _finished(self, step: str, purpose: str, compute: Callable[[], Merged], base: Arrays | None = None) -> Merged:
+        """Do, or recall, a round, and whose updates of this kind are shortened from then on."""
+        job = self.job
+
+        def with_long_updates() -> Merged:
+            merged = compute()
+            return replace(merged, long_updates=job.long_updates.get(purpose, {}))
+
+        merged = job.journal.merged(step, with_long_updates, base)
+        job.long_updates[purpose] = merged.long_updates
+        return merged
 
     def _fit(self, arrays: Arrays, task: FitTask, advance: Advance, at: frozenset[int] | None) -> Arrays:
         job, fleet = self.job, self.job.fleet
@@ -200,7 +214,7 @@ class Rounds:
             task = self._unlearn_task(forgetting, method, settings)
             return self._unlearn(forgetting.arrays, task, forgetting.advance)
 
-        return self.job.journal.merged(f"distancing-{number}", compute)
+        return self._finished(f"distancing-{number}", "distancing", compute, forgetting.arrays)
 
     def _unlearn_task(self, forgetting: Forgetting, method: str, settings: UnlearningSettings) -> UnlearnTask:
         job = self.job
@@ -257,16 +271,20 @@ class Rounds:
     ) -> tuple[RunningMean, dict[int, _Update]]:
         """Return the mean of the asked nodes' models, and each node's result.
 
-        An update is weighted by its images, at most by those that its site reported and counts by. Updates are added as
-        they arrive, so one that stands out is found only at the end; then the round is repeated. If the site has as
-        many times the images of the others, its update is shortened to the limit; otherwise the site is left out. After
-        a site's update was shortened once, later rounds of that kind shorten it at once.
+        An update weighs by the images that its site says it is of; at most by those that it said it holds, and by those
+        that it counts by. Replies are folded in as they come, so an update that is out of line with the others' shows
+        only when all are in; then the round is done again. If the site has as many times the images of the others, its
+        update is shortened to what any site's may be; else the site is left out. A site whose updates were shortened
+        once is expected to have such again, so later rounds of that kind are done once: it is shortened at once to what
+        any site's was in the round before, at most 1.5 times what any site's may be now. What it sends counts as in the
+        first round: its site is left out where its images do not explain that.
         """
         job, nodes, refused = self.job, set(asked), set[int]()
         purpose = task.purpose if isinstance(task, FitTask) else "distancing"
         longest = dict(job.long_updates.get(purpose, {}))
         while True:
-            mean, results, norms = RunningMean(), dict[int, _Update](), dict[int, float]()
+            mean, results, updates = RunningMean(), dict[int, _Update](), list[SiteUpdate]()
+            norms, sent = dict[int, float](), dict[int, float]()
             tasks = dict.fromkeys(sorted(nodes), task.to_records(model=arrays))
             keep = isinstance(task, UnlearnTask) or task.reference is None
             for reply in job.fleet.exchange(task.TYPE, tasks, str(job.round), job.card, keep=keep):
@@ -279,42 +297,45 @@ class Rounds:
                     continue
                 results[reply.node] = result
                 if model is not None:
-                    norms[reply.node] = min(norm.whole, longest.get(reply.node, norm.whole))
+                    sent[reply.node] = norm.whole
+                    norms[reply.node] = min(norm.whole, longest.get(reply.sender, norm.whole))
                     weight = result.weight
                     if isinstance(task, FitTask):
                         weight = min(weight, job.fleet.admitted[reply.node].claim.weight)
                     if norms[reply.node] < norm.whole:
                         model = shortened(model, arrays, norms[reply.node] / norm.whole)
                     mean.add(model, weight)
-                job.recorder.update(SiteUpdate(purpose, job.round, reply.sender, result.metrics(), norm))
-            odd = odd_updates(norms, job.settings.fleet.update_ratio)
-            odd = {node: ratio for node, ratio in odd.items() if ratio > self._tolerated(node, longest)}
-            explained = {node for node, ratio in odd.items() if ratio <= self._explained(node, norms)}
-            refused |= odd.keys() - explained
-            if not odd:
+                updates.append(SiteUpdate(purpose, job.round, reply.sender, result.metrics(), norm))
+            odd = odd_updates(sent, job.settings.fleet.update_ratio)
+            unexplained = {node: ratio for node, ratio in odd.items() if ratio > self._explained(node, sent)}
+            long = odd_updates(norms, job.settings.fleet.update_ratio)
+            long = {node: ratio for node, ratio in long.items() if ratio > self._tolerated(node, longest)}
+            if not unexplained and not long:
+                for update in updates:
+                    job.recorder.update(update)
                 job.recorder.metrics({"refused_updates": len(refused)}, job.round)
-                if longest:
-                    job.long_updates[purpose] = {node: self._longest(node, norms) for node in longest if node in norms}
+                listed = {node for node in norms if job.fleet.name(node) in longest and len(norms) > 1}
+                job.long_updates[purpose] = {job.fleet.name(node): self._longest(node, norms) for node in listed}
                 return mean, results
-            for node, ratio in odd.items():
-                if node in explained:
-                    longest[node] = self._longest(node, norms)
+            for node, ratio in unexplained.items():
+                job.fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
+            for node, ratio in long.items():
+                if node not in unexplained:
+                    longest[job.fleet.name(node)] = self._longest(node, norms)
                     job.progress.say(
                         f"{job.fleet.name(node)} has many images, and sent an update {ratio:.1f} times as large as the "
                         "median of the others': it is shortened."
                     )
-                else:
-                    job.fleet.expel(node, f"sent an update {ratio:.1f} times as large as the median of the others'")
-            nodes -= odd.keys() - explained
+            refused |= unexplained.keys()
+            nodes -= unexplained.keys()
 
     def _longest(self, node: int, norms: Mapping[int, float]) -> float:
-        """Return the largest norm of any site's update, as the other sites' of a round say, if there are any."""
-        others = [norm for other, norm in norms.items() if other != node]
-        return self.job.settings.fleet.update_ratio * median(others) if others else math.inf
+        """Return the largest norm of any site's update, as the other sites' of a round say."""
+        return self.job.settings.fleet.update_ratio * median(norm for other, norm in norms.items() if other != node)
 
-    def _tolerated(self, node: int, longest: Mapping[int, float]) -> float:
+    def _tolerated(self, node: int, longest: Mapping[str, float]) -> float:
         """Return the largest norm in medians: of an update that was shortened by an earlier round's a little more."""
-        return self.job.settings.fleet.update_ratio * (_DRIFT if node in longest else 1.0)
+        return self.job.settings.fleet.update_ratio * (_DRIFT if self.job.fleet.name(node) in longest else 1.0)
 
     def _explained(self, node: int, norms: Mapping[int, float]) -> float:
         """Return the largest norm in medians that a site may have for its images: with so many it takes more steps."""
