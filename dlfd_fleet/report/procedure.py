@@ -133,7 +133,8 @@ class ProcedureCertificate(Part):
                 yield f"{model} less retrained: {words_of}", str(self.distances[f"{model}.{what}"])
         yield from self._costs()
         rested = ", ".join(f"{_RESTED[one]} ({count})" for one, count in self.evidence.items())
-        yield "verdicts rest on", f"{rested}; {self.asked:.1f} people asked in a run"
+        yield "people who asked in a run", f"{self.asked:.1f}"
+        yield "verdicts rest on", rested
 
     def _costs(self) -> Iterator[tuple[str, str]]:
         costs = self.costs
