@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 BUILD := build
 
-.PHONY: demo test test-oldest bench lint docs clean
+.PHONY: demo test test-oldest test-containers bench lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/dlfd-fleet demo
@@ -17,6 +17,10 @@ test: $(INSTALLED)
 # The unit tests on the oldest versions that pyproject.toml allows.
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/unit
+
+# deploy/compose.yaml in containers of podman; tests/containers/test_compose.py names the variables.
+test-containers: $(INSTALLED)
+	$(BIN)/python -m pytest -x -o log_cli=true -o log_cli_level=INFO tests/containers
 
 bench: $(INSTALLED)
 	$(BIN)/dlfd-fleet bench methods --seeds 2 --budget 20m
