@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 from dlfd_fleet.delivery import rollout
 from dlfd_fleet.delivery.delivery import RolloutStep
@@ -57,7 +56,7 @@ class Actions:
         """
         settings = self.settings
         if act == "start" and about in KINDS:
-            return self._start_action(cast("Kind", about))
+            return self._start_action(about)
         if act == "cancel" and about:
             return Action(f"Cancel {about}", lambda: self._cancelling(about), lambda *by: self._cancel(about, *by))
         if act in {"hold", "go-on"} and not about:

@@ -82,7 +82,7 @@ class CoordinatorDesk:
             records, running = store.jobs(), store.is_locked()
             champion, unfinished = store.champions.current(), store.unfinished()
             last = next((each for each in reversed(records) if each.proceedings.asked), None)
-            facts = {
+            facts: dict[str, Any] = {
                 "champion": champion,
                 "current": self._facts(store, unfinished[-1]) if unfinished else None,
                 "running": running,
