@@ -90,7 +90,7 @@ def test_a_running_job_is_followed_on_its_page(keyboard, store):
         keyboard.press("Jobs", "link")
         keyboard.press("erase-3", "link")
         page.get_by_text("unlearning").wait_for()
-        store.activities.note("erase-3", {"site-1": "query.audit"})
+        store.activities.note("erase-3", {"site-1": "evaluate.audit"})
         page.get_by_text("auditing the model").wait_for()
         store.activities.note("erase-3", {"site-1": "train.unlearn"})
     page.get_by_text("started, interrupted").wait_for()
