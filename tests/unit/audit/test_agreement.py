@@ -68,7 +68,7 @@ def test_a_site_that_leaves_nobody_out_cannot_be_outvoted_by_one_that_lies_about
 
 
 def test_of_two_that_differ_nobody_can_tell_who_lies():
-    with pytest.raises(DataError, match="site-1, site-2 say different things"):
+    with pytest.raises(DataError, match="site-1, site-2 report different answers"):
         agreed({"site-1": said(1), "site-2": said(2, loss=0.01)})
     nobody = said(2).rows(slice(0))
     everybody, liars = agreed({"site-1": said(1), "site-2": nobody})  # who holds none of these people is no witness
