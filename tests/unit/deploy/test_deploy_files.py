@@ -20,6 +20,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from flwr.cli.flower_config import read_superlink_connection
+from sqlalchemy import make_url
 
 from dlfd_fleet.ledger import Site
 
@@ -92,6 +93,13 @@ def test_programs_take_the_flags_that_they_are_given(where, words):
     given = {word.split("=")[0] for word in words if word.startswith("--")}
     assert given
     assert given <= known_flags(*program), where
+
+
+def test_nobody_waits_for_a_database_that_was_cut_off():
+    """The kernel would send again for a quarter of an hour; in tests/containers the network is cut."""
+    addresses = [re.search(r"postgresql\S+", word) for _, words in commands() for word in words]
+    asked = [make_url(found[0]).query.keys() for found in addresses if found]
+    assert asked == [{"connect_timeout", "tcp_user_timeout"}] * 2
 
 
 def test_compose_is_valid():
