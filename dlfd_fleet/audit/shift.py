@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlfd_fleet.audit.bootstrap import student_widening
 from dlfd_fleet.exceptions import DataError
 
 Floats = NDArray[np.float64]
 _LEAST = 1e-6
+_ONE_SIDED = NormalDist().inv_cdf(0.95)
 _LEAST_OF_MEMBERS = 0.1  # under it reference models show no difference that a share could be taken of
 
 
@@ -44,7 +47,7 @@ class Shift:
     Attributes
     ----------
     value, standard_error
-        Mean over people minus that of people never trained on.
+        Mean over people minus that of people never trained on. 1.96 errors are a 95% bound for any number of people.
     of_members
         Difference of IN models, which were trained on these people, from OUT models.
     people
@@ -60,6 +63,11 @@ class Shift:
     def left(self) -> float:
         """Share that is left of what members have: 1 for a member, 0 for a person never seen."""
         return self.value / max(self.of_members, _LEAST_OF_MEMBERS)
+
+    @property
+    def left_for_sure(self) -> float:
+        """Lower bound of :attr:`left`, one-sided 95%: for few people, much can be left by chance."""
+        return (self.value - _ONE_SIDED * self.standard_error) / max(self.of_members, _LEAST_OF_MEMBERS)
 
 
 def confidence(loss: Floats) -> Floats:
@@ -99,7 +107,7 @@ def shift_from_out(
     members = _by_person(_mean(references, trained=True) - _mean(references, trained=False), person)
     return Shift(
         value=float(mine.mean() - others.mean()),
-        standard_error=math.hypot(_standard_error(mine), _standard_error(others)),
+        standard_error=_standard_error(mine, others),
         of_members=float(members.mean()) if len(members) else 0.0,
         people=len(mine),
     )
@@ -124,6 +132,13 @@ def _by_person(value: Floats, person: NDArray[np.int64]) -> Floats:
     return means
 
 
-def _standard_error(values: Floats) -> float:
-    """Return the standard error of a mean; 0 for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+def _standard_error(one: Floats, other: Floats) -> float:
+    """Return the standard error of the difference of two means, widened to Student's t for few people.
+
+    Both have one spread, for a single person has none. It is infinite if nobody has.
+    """
+    degrees = len(one) + len(other) - 2
+    if degrees < 1:
+        return math.inf
+    spread = (((one - one.mean()) ** 2).sum() + ((other - other.mean()) ** 2).sum()) / degrees
+    return math.sqrt(float(spread) * (1.0 / len(one) + 1.0 / len(other))) * student_widening(degrees)

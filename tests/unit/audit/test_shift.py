@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm, ttest_ind
 
 from dlfd_fleet.audit import ReferenceLosses, shift_from_out
 from dlfd_fleet.audit.shift import confidence
@@ -75,8 +76,40 @@ def test_people_count_alike_however_many_images_they_have():
     )
 
 
-def test_the_standard_error_is_that_of_a_mean_over_people():
-    model, references, person, *unseen = world(0.0)
-    drawn = np.random.default_rng(0).normal(0.0, 1.0, PEOPLE)
-    shift = shift_from_out(losses(confidence(model) + drawn[person]), references, person, *unseen)
-    assert shift.standard_error == pytest.approx(drawn.std(ddof=1) / np.sqrt(PEOPLE), abs=1e-6)
+def test_the_standard_error_is_that_of_two_samples_of_people():
+    model, references, person, of_unseen, others, unseen = world(0.0)
+    drawn = [np.random.default_rng(seed).normal(0.0, 1.0, count) for seed, count in enumerate((PEOPLE, UNSEEN))]
+    told = (
+        losses(confidence(loss) + each[of])
+        for loss, each, of in ((model, drawn[0], person), (of_unseen, drawn[1], unseen))
+    )
+    shift = shift_from_out(next(told), references, person, next(told), others, unseen)
+    bound = ttest_ind(*drawn).confidence_interval(0.95)
+    assert 2 * norm.ppf(0.975) * shift.standard_error == pytest.approx(bound.high - bound.low, rel=1e-4)
+
+
+def test_a_single_person_is_never_seen_or_remembered_only_beyond_what_others_differ_by():
+    model, references, person, of_unseen, others, unseen = world(0.0)
+    loud = losses(confidence(of_unseen) + np.random.default_rng(1).normal(0.0, 2.0, UNSEEN)[unseen])
+    rows = person == 0
+    one = ReferenceLosses(references.loss[:, rows], references.trained[:, rows])
+    for memory, sure in ((1.0, False), (4.0, True)):
+        mine = losses(confidence(model[rows]) + 2.0 * memory)
+        shift = shift_from_out(mine, one, person[rows], loud, others, unseen)
+        assert shift.left > 0.1
+        assert (shift.left_for_sure > 0.1) == sure
+
+
+def test_of_a_person_and_another_never_trained_on_nothing_is_sure():
+    model, references, person, of_unseen, others, unseen = world(2.0)
+    mine, other = person == 0, unseen == 0
+    shift = shift_from_out(
+        model[mine],
+        ReferenceLosses(references.loss[:, mine], references.trained[:, mine]),
+        person[mine],
+        of_unseen[other],
+        ReferenceLosses(others.loss[:, other], others.trained[:, other]),
+        unseen[other],
+    )
+    assert shift.left == pytest.approx(2.0, abs=1e-6)
+    assert shift.left_for_sure == -np.inf
