@@ -1,4 +1,4 @@
-"""A user's own app on a SuperLink with two SuperNodes, by the commands of docs/tutorials/own-fleet.md."""
+"""A user's own app on a SuperLink with four SuperNodes, by the commands of docs/tutorials/own-fleet.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.integration.fleet_in_process import small_settings
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "quickstart"
 BIN = Path(sys.executable).parent
-SITES = 2
+SITES = 4
 
 
 class OwnFleet:
