@@ -1,5 +1,6 @@
 """The ServerApp: its own FedAvg, whose model the fleet takes over, and the erasure."""
 
+import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -19,6 +20,7 @@ def main(grid: Grid, context: Context) -> None:
     elif context.run_config["job"] == "references":
         result = unlearning.make_references(grid)
     else:
+        torch.manual_seed(0)  # the same first weights in each run
         begin = unlearning.arrays() or ArrayRecord(Net().state_dict())
         strategy = FedAvg(fraction_evaluate=0.0)
         trained = strategy.start(grid, begin, num_rounds=int(context.run_config["rounds"]))
