@@ -121,12 +121,19 @@ class SiteKeys:
             return self._known
         try:
             lines = self.file.read_text(encoding="utf-8").splitlines()
-            return dict(line.split() for line in lines if line.strip() and not line.startswith("#"))
         except (OSError, ValueError) as error:
-            raise JobError(
-                f"{self.file} cannot be read ({error}); each line is a site's id and the SHA-256 of its key. Correct "
-                "the line, or delete it: then the site's next key is noted."
-            ) from error
+            raise JobError(f"{self.file} cannot be read: {error}. Put it right, or delete it.") from error
+        known = dict[str, str]()
+        for number, line in enumerate(lines, start=1):
+            words = [] if line.startswith("#") else line.split()
+            if len(words) not in {0, 2}:
+                raise JobError(
+                    f"{self.file} cannot be read: line {number} is not a site's id and the SHA-256 of its key. Correct "
+                    "the line, or delete it: then the site's next key is noted."
+                )
+            if words:
+                known[words[0]] = words[1]
+        return known
 
     def _write(self, known: dict[str, str]) -> None:
         self._known = known

@@ -69,5 +69,5 @@ def test_keys_that_are_of_one_process_are_not_kept(file):
 @pytest.mark.parametrize("content", ["0a1b2c3d\n", "0a1b2c3d one two\n", "\x00\x01\x02"])
 def test_a_damaged_file_is_one_sentence(file, content):
     file.write_text(content)
-    with pytest.raises(JobError, match=r"site-keys\.txt cannot be read .* Correct the line, or delete it"):
+    with pytest.raises(JobError, match=r"site-keys\.txt cannot be read: line 1 is .* Correct the line, or delete it"):
         SiteKeys(file).refused({1: SITE}, {1: KEY}, {})
