@@ -93,10 +93,10 @@ def add_devices(settings: Settings) -> None:
         delivery.change_rollout("start")
 
 
-def desk_of(settings: Settings, port: int = 8400, waits_for: str = "/dev/null"):
-    """Return the desk of a fleet, whose jobs are started by a small program of ours, which reads a file to its end."""
+def desk_of(settings: Settings, port: int = 8400, waits_for: str = "/dev/null", starts: Starts | None = None):
+    """Return the desk of a fleet. By default a small program of ours starts its jobs, and reads a file to its end."""
     program = (sys.executable, "-c", PROGRAM, waits_for)
-    starts = Starts(settings.state_folder / "coordinator" / "starts", program=program)
+    starts = starts or Starts(settings.state_folder / "coordinator" / "starts", program=program)
     desk = CoordinatorDesk(settings, starts)
     rules = rules_of(settings.desk, "127.0.0.1", "M. Ode", over_tls=False)
     return guarded(desk.application(), rules, desk.pages, port)

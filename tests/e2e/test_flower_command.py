@@ -1,4 +1,4 @@
-"""`flwr run .` runs the same job on a SuperLink: deal, train, ask, erase, each by the command a person would type."""
+"""`flwr run .` runs the same job on a SuperLink: deal, train, ask, erase, by the commands that a person would type."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from dlfd_fleet.configuration import load_settings
+from dlfd_fleet.desk.starts import Starts, starting_options
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
+from tests.desk_client import Visitor
+from tests.desk_fleet import desk_of
+from tests.e2e.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -90,5 +95,19 @@ def test_train_ask_and_erase_by_command(fleet, superlink):
         assert request.state is RequestState.COMPLETE
         assert person not in site.manifest().identities
 
-    again = flwr_run(superlink, "erase")
-    assert Store(fleet.state).jobs()[-1].note == "nobody asks to be forgotten", again.stdout
+    assert "nobody asks to be forgotten" in started_at_a_desk(fleet, superlink, "erase")
+    assert Store(fleet.state).jobs()[-1].note == "nobody asks to be forgotten"
+
+
+def started_at_a_desk(fleet, environment, job):
+    """Press the button of the coordinator's desk, wait until the command that it starts has ended; return its log."""
+    settings = load_settings(fleet.config).settings
+    options, variables = starting_options(settings, fleet.config, ROOT, None, "num-supernodes=2")
+    starts = Starts(settings.state_folder / "coordinator" / "starts", options, variables | environment)
+    visitor = Visitor(desk_of(settings, starts=starts))
+    page = visitor.post(f"/do/start/{job}", reason="The week is over.", sure="yes").headers["location"]
+    (name,) = starts.names()
+    assert page.endswith(name)
+    wait_until(lambda: not starts.read(name).running, "the job's end")
+    assert job in visitor.get(page).text
+    return starts.read(name).log
