@@ -444,7 +444,7 @@ class ErasureSettings(Section):
         description="With references: share of the other sites that take part in repair, in further training, and in "
         "the audit of each file.",
     )
-    learning_rate: Positive = Field(0.015, description="SGD step of the first repair; cosine decay.")
+    learning_rate: Positive = Field(0.015, description="SGD step at the start of the first repair; it falls to 0.")
     augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
     relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
@@ -494,8 +494,8 @@ class FleetSettings(Section):
     )
     update_ratio: Annotated[float, Field(gt=1.0, le=1e12)] = Field(
         5.0,
-        description="Largest L2 norm of an update, as a multiple of the others' median. A longer one is shortened if "
-        "the site has as many times the images; otherwise the site is left out.",
+        description="Largest L2 norm of an update, as a multiple of the others' median. A longer one is shortened; "
+        "above the square of this, the site is left out.",
     )
     update_precision: Precision = Field(
         "float32", description="How models travel: exact (float32), or as differences in float16 or int8."

@@ -130,7 +130,7 @@ def fit(
     Parameters
     ----------
     cosine
-        Whether the learning rate falls to 0 over the epochs, along half a cosine (Loshchilov & Hutter 2017).
+        Whether the learning rate falls to 0 over the steps, along half a cosine (Loshchilov & Hutter 2017).
     class_weights
         Weights in the loss, as in :func:`classification_loss`. Default: 1.
     augment
@@ -146,7 +146,10 @@ def fit(
     torch.manual_seed(seed)  # dropout
     own = optimizer(trained(model), learning_rate) if optimizer else None
     steps = own or optimizer_of(model, settings, learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, epochs) if cosine else None
+    schedule = None
+    if cosine:
+        count = epochs * math.ceil(len(train) / settings.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(steps, count)
     mean_loss = 0.0
     model.train()
     with frozen_outputs_kept(model, len(train), unchanged=augment is None) as begin:
@@ -162,10 +165,10 @@ def fit(
                 steps.zero_grad(set_to_none=True)
                 torch.autograd.backward(cost)
                 steps.step()
+                if schedule is not None:
+                    schedule.step()
                 total += cost.detach() * len(rows)
             mean_loss = float(total) / len(train)
-            if schedule is not None:
-                schedule.step()
     model.eval()
     return mean_loss
 

@@ -25,11 +25,10 @@ from dlfd_fleet.exceptions import DataError, JobError
 from dlfd_fleet.federation.protocol.messages import Aim
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
-from dlfd_fleet.federation.rounds.aggregation import RunningMean
 from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.job_context import Effort, JobContext
 from dlfd_fleet.federation.rounds.requests import forgotten_without_update
-from dlfd_fleet.federation.rounds.rounds import Forgetting, Rounds, cosine
+from dlfd_fleet.federation.rounds.rounds import Forgetting, Rounds
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import Advance
 from dlfd_fleet.report.contents import GateReading
@@ -294,10 +293,10 @@ class Erasure:
         """Run rounds of forgetting and repair from the original, and return the best round.
 
         This is the paper's dynamic strategy with a fleet's gate. While forgotten people look more like members than
-        validation people do, a round forgets. Then rounds only train on clean images, with a cosine-decayed rate.
-        Rounds that only repair are averaged (stochastic weight averaging, Izmailov et al. 2018), because single rounds
-        of small fleets vary by chance. It stops when the model is within the gate and useful, and a round brings no
-        more.
+        validation people do, a round forgets. Then rounds only repair: all sites train on clean images. A repair that
+        makes the model less useful is undone, and the next one has a quarter of its rate; after one that helps, the
+        rate is halved. It stops when the model is within the gate and has lost no more than half of what it may lose
+        (``erasure.unlearning.max_utility_drop``).
 
         Without validation people the gate has no attack: the first round forgets, and the gate only measures retained
         people. If no asked site has anybody else to train on, there is only repair, and the audit tells whether it
@@ -318,25 +317,23 @@ class Erasure:
         reading = self._read(original.samples)
         self._say_what_the_gate_reads(reading)
         readings = [_noted(reading, number, 0)]
-        bound = UtilityBound.under(reading, erasure.unlearning.max_utility_drop)
+        most_drop = erasure.unlearning.max_utility_drop
+        bound, half = UtilityBound.under(reading, most_drop), UtilityBound.under(reading, most_drop / 2.0)
         # Over few people the attack is noise to a tenth; like the verdict, the gate asks that its lead is halved.
         lead = 0.0 if reading.attack_auc is None else reading.attack_auc - 0.5
         gate = max(erasure.unlearning.gate, lead / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
         able = any(reply.can_unlearn for reply in pending.values())
-        best_rank, averaged = _WORST_RANK, RunningMean()
+        best_rank, rate = _WORST_RANK, erasure.learning_rate
         total = erasure.rounds * sum(reply.can_unlearn + reply.can_train for reply in pending.values())
         with job.progress.phase(f"Unlearning, attempt {number}", total) as advance:
             for index in range(erasure.rounds):
                 # Whatever a gate over few people reads, nobody is forgotten without a round that forgets.
-                if able and (index == 0 or reading.remembered(gate)):
+                forgets, kept, before = index == 0 or reading.remembered(gate), arrays, reading
+                if forgets and able:
                     forgotten = self.forget(self.rounds, Forgetting(arrays, number - failed_at_gates, aim, advance))
                     arrays, requests = forgotten.arrays, requests.union(forgotten.requests)
-                    averaged = RunningMean()
-                rate = erasure.learning_rate * cosine(index, erasure.rounds)
-                repaired = self.rounds.fit_round(arrays, "repair", erasure.repair_epochs, rate, advance)
-                averaged.add(repaired, 1.0)
-                arrays = repaired if averaged.count == 1 else self.rounds.as_sent(averaged.value(), arrays)
+                arrays = self.rounds.fit_round(arrays, "repair", erasure.repair_epochs, rate, advance)
                 samples = self.audits.gate_samples(arrays, f"gate-{job.round}")
                 reading = self._read(samples, like=reading)
                 job.recorder.gate(gate_metrics(samples, reading) | {"attempt": number}, job.round, number)
@@ -344,8 +341,12 @@ class Erasure:
                 rank = checkpoint_rank(reading, bound, gate)
                 if rank > best_rank:
                     best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
-                elif best_rank >= _GOOD_ENOUGH:
+                if checkpoint_rank(reading, half, gate) >= _GOOD_ENOUGH:
                     break
+                if not forgets:
+                    helped = reading.usefulness >= before.usefulness
+                    rate *= 0.5 if helped else 0.25
+                    arrays, reading = (arrays, reading) if helped else (kept, before)
         return Attempted(best_rank, best, tuple(readings))
 
     def _attempt_to_gates(self, original: AuditedModel, number: int) -> Attempted:

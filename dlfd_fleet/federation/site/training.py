@@ -66,6 +66,7 @@ def run_fit(site: Site, task: FitTask, arrays: Arrays, own: Task | None = None) 
             epochs=task.epochs,
             learning_rate=task.learning_rate,
             seed=site_seed(site, task.seed),
+            cosine=task.purpose == "repair",  # A round that ends at a large rate leaves a trained model worse.
             class_weights=_weights(task),
             augment=_augmentation(task),
             loss=own.loss if own else None,

@@ -1,11 +1,14 @@
-"""Batch-norm statistics are those of all images, whatever the batches they are taken in."""
+"""Batch-norm statistics are those of all images, whatever the batches; a rate falls to 0 over the steps."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from dlfd_fleet.settings import TrainingSettings
 from dlfd_fleet.unlearning import LabelledImages, recalibrate
-from dlfd_fleet.unlearning.training import moved_statistics
+from dlfd_fleet.unlearning.training import fit, moved_statistics
 
 
 def bright(count, kinds):
@@ -69,3 +72,30 @@ def test_statistics_move_with_the_weights_as_those_of_ones_own_images_do():
         kept, alone = statistics(before)[name], statistics(own_only)[name]
         assert (moved[name] - true[name]).abs().max() < 0.5 * (kept - true[name]).abs().max()
         assert (moved[name] - true[name]).abs().max() < 0.5 * (alone - true[name]).abs().max()
+
+
+def test_the_rate_falls_to_0_along_half_a_cosine_over_the_steps_of_all_epochs():
+    rates, network = [], nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+
+    class Noted(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    def train(**changes):
+        rates.clear()
+        settings = TrainingSettings(batch_size=8)
+        fit(
+            network,
+            bright(20, 2),
+            settings,
+            epochs=2,
+            learning_rate=0.1,
+            seed=0,
+            optimizer=lambda weights, rate: Noted(weights, lr=rate),
+            **changes,
+        )
+        return list(rates)
+
+    assert train(cosine=True) == pytest.approx([0.05 * (1.0 + math.cos(math.pi * step / 6)) for step in range(6)])
+    assert train() == [0.1] * 6
