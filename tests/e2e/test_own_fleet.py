@@ -36,9 +36,7 @@ class OwnFleet:
         settings = small_settings(self.state, folder / "unused.csv")
         erasure = settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0})
         tracking = settings.tracking.model_copy(update={"uri": f"sqlite:///{folder / 'mlflow.db'}"})
-        # Of eighteen drawings a site that forgets may send five times what the others do: that is not what is tested.
-        bounds = settings.fleet.model_copy(update={"update_ratio": 1000.0})
-        settings = settings.model_copy(update={"erasure": erasure, "tracking": tracking, "fleet": bounds})
+        settings = settings.model_copy(update={"erasure": erasure, "tracking": tracking})
         write_settings(settings, folder / "fleet.json")
         home = folder / "flwr"
         home.mkdir()

@@ -273,11 +273,11 @@ class Rounds:
 
         An update weighs by the images that its site says it is of; at most by those that it said it holds, and by those
         that it counts by. Replies are folded in as they come, so an update that is out of line with the others' shows
-        only when all are in; then the round is done again. If the site has as many times the images of the others, its
-        update is shortened to what any site's may be; else the site is left out. A site whose updates were shortened
-        once is expected to have such again, so later rounds of that kind are done once: it is shortened at once to what
-        any site's was in the round before, at most 1.5 times what any site's may be now. What it sends counts as in the
-        first round: its site is left out where its images do not explain that.
+        only when all are in; then the round is done again. The update is shortened to ``fleet.update_ratio`` medians of
+        the others'. If it is longer than that ratio squared, and the site has not as many times the images of the
+        others, the site is left out. A site whose updates were shortened once is expected to have such again, so later
+        rounds of that kind are done once: it is shortened at once to what any site's was in the round before, at most
+        1.5 times what any site's may be now. What it sends is judged as in the first round.
         """
         job, nodes, refused = self.job, set(asked), set[int]()
         purpose = task.purpose if isinstance(task, FitTask) else "distancing"
@@ -307,7 +307,7 @@ class Rounds:
                     mean.add(model, weight)
                 updates.append(SiteUpdate(purpose, job.round, reply.sender, result.metrics(), norm))
             odd = odd_updates(sent, job.settings.fleet.update_ratio)
-            unexplained = {node: ratio for node, ratio in odd.items() if ratio > self._explained(node, sent)}
+            unexplained = {node: ratio for node, ratio in odd.items() if ratio > self._longest_sent(node, sent)}
             long = odd_updates(norms, job.settings.fleet.update_ratio)
             long = {node: ratio for node, ratio in long.items() if ratio > self._tolerated(node, longest)}
             if not unexplained and not long:
@@ -323,8 +323,8 @@ class Rounds:
                 if node not in unexplained:
                     longest[job.fleet.name(node)] = self._longest(node, norms)
                     job.progress.say(
-                        f"{job.fleet.name(node)} has many images, and sent an update {ratio:.1f} times as large as the "
-                        "median of the others': it is shortened."
+                        f"{job.fleet.name(node)} sent an update {ratio:.1f} times as large as the median of the "
+                        f"others': it is shortened to {job.settings.fleet.update_ratio:g} times."
                     )
             refused |= unexplained.keys()
             nodes -= unexplained.keys()
@@ -337,11 +337,14 @@ class Rounds:
         """Return the largest norm in medians: of an update that was shortened by an earlier round's a little more."""
         return self.job.settings.fleet.update_ratio * (_DRIFT if self.job.fleet.name(node) in longest else 1.0)
 
-    def _explained(self, node: int, norms: Mapping[int, float]) -> float:
-        """Return the largest norm in medians that a site may have for its images: with so many it takes more steps."""
+    def _longest_sent(self, node: int, norms: Mapping[int, float]) -> float:
+        """Return above how many medians a site is left out: a site with many images takes more steps."""
         images = {other: self.job.fleet.admitted[other].claim.weight for other in norms}
-        usual = median(count for other, count in images.items() if other != node)
-        return self.job.settings.fleet.update_ratio * max(1.0, images[node] / max(usual, 1.0))
+        usual, ratio = (
+            median(count for other, count in images.items() if other != node),
+            self.job.settings.fleet.update_ratio,
+        )
+        return ratio * max(ratio, images[node] / max(usual, 1.0))
 
     def _checked(
         self, reply: Reply, task: FitTask | UnlearnTask, expected: type[_Update], arrays: Arrays

@@ -81,6 +81,17 @@ class Job:
         return self.context.fleet.absent
 
 
+def test_a_long_update_of_a_site_with_few_images_is_shortened_and_the_site_stays(monkeypatch):
+    monkeypatch.setitem(IMAGES, "large", 10)
+    job = Job()
+    assert job.round(0.1, 0.1 * (LIMIT**2 - 1.0)) == pytest.approx(LIMIT)
+    assert not job.absent
+    assert f"the others': it is shortened to {LIMIT:g} times." in job.out.getvalue()
+    job.round(0.1, 0.1 * (LIMIT**2 + 1.0))
+    ((_, reason),) = job.absent.items()
+    assert "times as large as the median of the others'" in reason
+
+
 def test_a_site_that_was_shortened_once_may_not_send_anything_from_then_on():
     job = Job()
     assert job.round(0.1, 0.8) == pytest.approx(LIMIT)
