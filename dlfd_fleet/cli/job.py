@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import Config, Overrides, console, decided_by, load
+from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load
 
 app = typer.Typer(no_args_is_help=True, help="Training, erasure and references jobs of a fleet.")
 
@@ -113,13 +113,16 @@ def export(
 
 @app.command("cancel", epilog="Example: dlfd-fleet job cancel erase-20261128-120000-ab12")
 def cancel(
-    job: Annotated[str, typer.Argument(help="Name of the job.")], config: Config = None, overrides: Overrides = None
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    by: By = None,
+    config: Config = None,
+    overrides: Overrides = None,
 ) -> None:
     """Stop a job before its next step; its requests wait for the next one."""
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
-        console.print(command.cancel(store, job, decided_by(None)), soft_wrap=True, highlight=False)
+        console.print(command.cancel(store, job, decided_by(by)), soft_wrap=True, highlight=False)
 
 
 @app.command("resume", epilog="Example: dlfd-fleet job resume")

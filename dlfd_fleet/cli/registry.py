@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import Config, Overrides, console, load
+from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load
 
 app = typer.Typer(no_args_is_help=True, help="List, promote, revoke and import registered versions.")
 
@@ -50,15 +50,14 @@ def import_model(
 def promote(
     version: Version,
     reason: Annotated[str, typer.Option(help="Why; it is kept in the history.")],
+    by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Make a version the champion; not one that remembers forgotten people, is revoked, or failed its audit."""
-    from getpass import getuser
-
     from dlfd_fleet.federation.release import promotion
 
-    promoted = promotion.promote(load(config, overrides).settings, version, getuser(), reason)
+    promoted = promotion.promote(load(config, overrides).settings, version, decided_by(by), reason)
     console.print(
         f"Version {version} of job {promoted.job}, epoch {promoted.epoch}, is the champion.",
         soft_wrap=True,
@@ -73,17 +72,16 @@ def revoke(
     purge: Annotated[
         bool | None, typer.Option("--purge/--keep-files", help="Delete its files; default: release.purge_revoked.")
     ] = None,
+    by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Revoke a version: it never runs again. Its files are deleted, and the store is searched for them."""
-    from getpass import getuser
-
     from dlfd_fleet.federation.release import promotion
 
     settings = load(config, overrides).settings
     also_purge = settings.release.purge_revoked if purge is None else purge
-    purged = promotion.revoke(settings, version, reason, also_purge=also_purge, who=getuser())
+    purged = promotion.revoke(settings, version, reason, also_purge=also_purge, who=decided_by(by))
     console.print(f"Version {version} is revoked.", highlight=False)
     if purged is not None:
         console.print(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dlfd_fleet.cli.options import Classes, FollowLinks, MultiLabel, TrainedOnOption, console
+from dlfd_fleet.cli.options import By, Classes, FollowLinks, MultiLabel, TrainedOnOption, console, decided_by
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and purge the folder of a site.")
 
@@ -176,18 +176,16 @@ def reconcile(
         bool, typer.Option("--confirm", help="Say that nobody who was forgotten is left here, and take part again.")
     ] = False,
     reason: Annotated[str, typer.Option(help="With --confirm: how the people were found; it is kept.")] = "",
-    by: Annotated[str, typer.Option(help="Who says so; the login name by default.")] = "",
+    by: By = None,
 ) -> None:
     """Say what a ledger lacks that was put back from a backup; exit code 1 as long as it is not reconciled."""
-    from getpass import getuser
-
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import restored as put_back
 
     with Site(site) as opened:
         found = put_back.restored(opened)
         if confirm:
-            put_back.reconcile(opened, reason, by or getuser())
+            put_back.reconcile(opened, reason, decided_by(by))
             console.print("The site takes part again.", highlight=False)
             return
     if found is None:

@@ -127,6 +127,7 @@ class Fleet:
     held: HeldModels = field(default_factory=HeldModels, init=False)
     silent: frozenset[int] = field(default=frozenset(), init=False)
     without_half: frozenset[int] = field(default=frozenset(), init=False)
+    _narrowed: bool = field(default=False, init=False)
     _recognised: dict[int, str] = field(default_factory=dict, init=False)
     """What nodes are called that have failed before they said who they are."""
     _keys: dict[int, str] = field(default_factory=dict, init=False)
@@ -166,7 +167,7 @@ class Fleet:
 
     def narrow(self, nodes: Iterable[int]) -> None:
         """Continue with these nodes only."""
-        self.members = frozenset(nodes)
+        self.members, self._narrowed = frozenset(nodes), True
 
     def admit(
         self,
@@ -216,11 +217,13 @@ class Fleet:
         Raises
         ------
         JobError
-            If none connects in time.
+            If none connects in time, or every member was left out.
         """
-        began = time.monotonic()
+        began, everybody = time.monotonic(), not self.members and not self._narrowed
+        if not self.members and self._narrowed:
+            raise JobError(f"No site is left: {self.why_absent()}.")
         while True:
-            there = {node for node in activations(self.grid) if not self.members or node in self.members}
+            there = {node for node in activations(self.grid) if everybody or node in self.members}
             self._given_up -= there
             nodes = tuple(sorted(there - self.silent))
             away, waited = self.members - self._given_up - self.silent - there, time.monotonic() - began
@@ -316,7 +319,7 @@ class Fleet:
 
     def expel(self, node: int, reason: str) -> None:
         """Note that a member takes no part any more, and why."""
-        self.members -= {node}
+        self.narrow(self.members - {node})
         self.exclude(node, reason)
 
     def require_quorum(self, answered: int, what: str, able: int | None = None) -> None:

@@ -226,6 +226,14 @@ def test_a_quorum_is_of_the_members_and_an_expelled_one_is_none_any_more():
         Fleet(ScriptedGrid({}), timeout=1.0, members=frozenset({1, 2, 3})).require_quorum(0, "trained")
 
 
+def test_a_fleet_whose_last_member_was_left_out_asks_nobody_else():
+    fleet = Fleet(ScriptedGrid({1: REPLY.to_records(), 2: REPLY.to_records()}), timeout=1.0, members=frozenset({1}))
+    assert fleet.wait_for_nodes() == (1,)
+    fleet.expel(1, "sent an update 40.0 times as large")
+    with pytest.raises(JobError, match=rf"No site is left: {pseudonym(1)} sent an update 40.0 times as large."):
+        fleet.wait_for_nodes()
+
+
 def test_a_silent_site_costs_a_job_one_wait_and_is_still_told_the_end(silent):
     """It answered the first question; the rounds after its first silence do not ask it, and the quorum counts it."""
     other = REPLY.model_copy(update={"site": OTHER, **asking("r2")})
