@@ -30,8 +30,10 @@ def settings(tmp_path, monkeypatch):
 
 
 def test_a_life_that_was_killed_goes_on_and_nobody_is_lost_or_comes_back(settings, tmp_path):
-    with mock.patch.object(Life, "_measured", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        life_command(settings, 2, "1h", Console(file=io.StringIO()))  # after the erasure, and before its row
+    # After the erasure, and after its release was published; both before its row.
+    for place, name in ((Life, "_measured"), (of_life, "append_row")):
+        with mock.patch.object(place, name, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            life_command(settings, 2, "1h", Console(file=io.StringIO()))
     out = io.StringIO()
     life_command(settings, 2, "1h", Console(file=out, width=120))
     assert "people who were lost" in out.getvalue()

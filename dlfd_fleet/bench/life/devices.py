@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
+from dlfd_fleet.delivery import releases
 from dlfd_fleet.delivery.delivery import KEYS, Delivery, opened
 from dlfd_fleet.delivery.publish import publish
 from dlfd_fleet.delivery.repository import TRUSTED_ROOT
@@ -62,7 +63,11 @@ class Devices:
         if champion is None:
             return 0
         with opened(self._settings) as delivery:
-            publish(delivery.repository, delivery.devices, released_model(store, self._settings, champion.job))
+            model = released_model(store, self._settings, champion.job)
+            # It is there after a life that was killed, and after an erasure that released nothing.
+            listed = releases.listed(delivery.repository.read()).values()
+            if model.version not in {release.version for release in listed}:
+                publish(delivery.repository, delivery.devices, model)
             polling = [name for name in _NAMES if name == _NAMES[0] or number % (_SKIPPED + 1) == 0]
             with _served(delivery) as port:
                 return sum(self._is_wrong(name, port, champion.epoch) for name in polling)
