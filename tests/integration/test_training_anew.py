@@ -199,13 +199,22 @@ def test_a_model_that_fails_its_audit_is_not_released_though_it_is_exact(fleet):
     assert states(fleet) == {RequestState.ACCEPTED}
 
 
+def _failing(verdict, *_):
+    return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": ("without the people of one site",)})
+
+
+@pytest.mark.parametrize("way", ["unlearn", "retrain"])
+def test_a_file_is_judged_without_each_site_too(fleet, monkeypatch, way):
+    monkeypatch.setattr("dlfd_fleet.federation.jobs.releaser.judge_without_each", _failing)
+    record = run_job(by(fleet, way, rounds=1, relearning_rounds=0), "erase")
+    assert (record.released, record.verdict.outcome) == (False, Outcome.FAIL)
+    assert record.proceedings.files["fp32"].verdict.reasons == ("without the people of one site",)
+    assert states(fleet) == {RequestState.ACCEPTED}
+
+
 def test_a_model_that_is_trained_anew_in_place_of_an_unlearned_one_is_judged_without_each_site_too(fleet, monkeypatch):
     """Pooled accuracy may hide what the model does to everybody but one site's people, however it was made."""
-
-    def failing(verdict, *_):
-        return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": ("without the people of one site",)})
-
-    monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.judge_without_each", failing)
+    monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.judge_without_each", _failing)
     settings = by(fleet, "unlearn", rounds=1, relearning_rounds=0).model_copy(
         update={
             "release": fleet.release.model_copy(update={"on_inconclusive": "retrain"}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dlfd_fleet.audit import Outcome, Verdict, judge
+from dlfd_fleet.audit import Outcome, Verdict, judge, judge_without_each
 from dlfd_fleet.data import drawn_inputs
 from dlfd_fleet.exceptions import ExportError, FleetError, JobError, ModelFileError
 from dlfd_fleet.export import Parity, content_of, export_onnx, export_variant, no_inputs, prepare
@@ -319,12 +319,16 @@ class FleetReleaser:
         original, scores, audits = self.job.models.get("original"), audited.scores, self.job.audits(card)
         if original is None or not scores.forget_images:
             return None
-        before = audits.beside(original, audited)
+        before, settings = audits.beside(original, audited), self.job.settings.audit
         if card.kind == "retrained":
-            return self.job.judge_retrained(before, scores)
-        retrained = self.job.models.get("retrained")
-        reference = audits.beside(retrained, audited) if retrained else None
-        return judge(before, scores, self.job.settings.audit, reference)
+            verdict = self.job.judge_retrained(before, scores)
+        else:
+            retrained = self.job.models.get("retrained")
+            reference = audits.beside(retrained, audited) if retrained else None
+            verdict = judge(before, scores, settings, reference)
+        if verdict.outcome is Outcome.FAIL:
+            return verdict
+        return judge_without_each(verdict, before, scores, original.own_test, audited.own_test, settings)
 
     def release(self, card: ModelCard, arrays: Arrays, forgotten: tuple[str, ...] = ()) -> None:
         """Make the model, which has forgotten these requests, the champion, here and in the registry."""
