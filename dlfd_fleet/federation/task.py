@@ -36,6 +36,11 @@ class Train(Protocol):
             The network that the task's factory made, on the best device, in train mode.
         data
             The rows to train on, as :meth:`Task.training_data` returns them.
+        epochs
+            Passes over them.
+        learning_rate
+            Of this round. In a repair it is the rate to start with, and should fall to 0: a repair that ends at a large
+            rate makes a trained network worse.
 
         Returns
         -------
