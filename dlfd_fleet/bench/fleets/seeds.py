@@ -156,7 +156,10 @@ class FederatedSeed:
                     pass
                 return {}
 
-            _, took = made(self.erasure(self.fleet(grid, nodes)), train)
+            # As after the job that trained it, sites hold the original: references go to them as differences from it.
+            holding = self.fleet(grid, nodes)
+            self.erasure(holding).audits.gate_samples(original, ORIGINAL)
+            _, took = made(self.erasure(holding), train)
             (new / _REFERENCES_FILE).write_text(took.model_dump_json(indent=1), encoding="utf-8")
 
         self.simulate(settings, make)
