@@ -20,6 +20,9 @@ from dlfd_fleet.unlearning import (
     LabelledImages,
 )
 
+_Key = tuple[int, ModelInput, tuple[str, ...], bool]
+_Decoded = tuple[IdentityDataset, tuple[str | None, ...]]
+
 
 @dataclass(frozen=True)
 class UsedImages:
@@ -51,20 +54,23 @@ def used_images(site: Site) -> UsedImages:
     """Return the site's images, cached until the manifest changes."""
     file = site.manifest_file
     changed, card = file.stat().st_mtime_ns, site.card
-    images, digests = _decoded(site.folder, changed, card.input, card.classes, card.multi_label)
+    key, latest = (changed, card.input, card.classes, card.multi_label), _latest(site.folder)
+    if key not in latest:
+        latest.clear()  # whom a purge has deleted must not stay in memory
+        latest[key] = _decoded(site.folder, card.input, card.classes, multi_label=card.multi_label)
+    images, digests = latest[key]
     uses = site_uses(site, images.rows, digests)
     rows = tuple(of_who_asked(row, use) for row, use in zip(images.rows, uses, strict=True))
     return UsedImages(replace(images, rows=rows), uses, digests)
 
 
 @lru_cache(maxsize=64)
-def _decoded(
-    folder: Path,
-    _changed: int,
-    model_input: ModelInput,
-    classes: tuple[str, ...],
-    multi_label: bool,
-) -> tuple[IdentityDataset, tuple[str | None, ...]]:
+def _latest(_folder: Path) -> dict[_Key, _Decoded]:
+    """Return where the images of a site's folder are kept as long as its manifest does not change."""
+    return {}
+
+
+def _decoded(folder: Path, model_input: ModelInput, classes: tuple[str, ...], *, multi_label: bool) -> _Decoded:
     with Site(folder) as site:
         manifest = site.usable_manifest()
         digests = image_digests(manifest)

@@ -1,5 +1,8 @@
 """A site's images are in a file of its own folder, which a purge overwrites."""
 
+import gc
+import weakref
+
 import pytest
 
 from dlfd_fleet.data.inputs import StoredInputs
@@ -38,3 +41,17 @@ def test_the_pixels_of_a_forgotten_person_are_nowhere_in_the_sites_folder(site):
     with Site(site.folder) as again:
         left = used_images(again).images
     assert (left.images[:] == others).all()
+
+
+def test_a_process_that_goes_on_holds_no_rows_of_a_manifest_that_has_changed(site):
+    """A site's process may live on, as in a simulation: whom a purge has deleted does not stay in its memory."""
+    held = weakref.ref(used_images(site).images.images)
+    person = next(row.identity for row in site.manifest().rows if row.split == "train")
+    request = request_forgetting(site, person, deadline_days=30)
+    for state in (RequestState.UNLEARNING, RequestState.EVALUATING, RequestState.RELEASED):
+        site.ledger.move(request.id, state, "as a job does", job="job-1", epoch=1)
+    purge_request(site, site.ledger.get(request.id))
+    kept = weakref.ref(used_images(site).images.images)
+    gc.collect()
+    assert held() is None
+    assert kept() is used_images(site).images.images  # and is not read again for each message
