@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -66,15 +67,13 @@ class LabelledImages:
         return images, self.labels[rows].to(device)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the rows of one shuffled epoch; a last batch of one image joins the batch before it.
+        """Yield the rows of one shuffled epoch, in batches of at most this size that differ by at most one image.
 
-        Batch normalisation cannot train on a single image.
+        Batch normalisation needs two images, and takes a wild step where a last batch has only two or three: of 50
+        faces of 32 pixels in batches of 16, the last two gave gradients a thousand times as large as the others did.
         """
         rows = torch.randperm(len(self), generator=generator)
-        parts = list(torch.split(rows, size))
-        if len(parts) > 1 and len(parts[-1]) == 1:
-            parts[-2:] = [torch.cat(parts[-2:])]
-        yield from parts
+        yield from torch.tensor_split(rows, max(1, min(math.ceil(len(rows) / size), len(rows) // 2)))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from dlfd_fleet.settings import TrainingSettings
@@ -30,6 +32,18 @@ def test_a_last_batch_of_one_image_does_not_break_maps_of_one_pixel():
     recalibrate(network, bright(129, 3))
     recalibrate(network, bright(1, 1))
     assert torch.isfinite(network[1].running_var).all()
+
+
+@given(count=st.integers(1, 200), size=st.integers(1, 40))
+def test_batches_of_an_epoch_hold_each_image_once_and_are_of_one_size(count, size):
+    """A last batch of two or three images would be a step on the batch statistics of two or three images."""
+    data = LabelledImages(torch.zeros(count, 1), torch.zeros(count).long())
+    batches = list(data.batches(size, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat(batches).tolist()) == list(range(count))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(2, count)
+    assert max(sizes) <= max(size, 3)  # three images in batches of one are one batch
 
 
 def two_layers():
