@@ -476,6 +476,7 @@ def test_an_erasure_ends_though_every_container_dies_every_network_is_cut_and_th
         code, out = fleet.end(fleet.begin("job", "resume", "--app", "/app"))
     answers = ("superlink", "dlfd-fleet", "registry", "list")
     wait_until(lambda: not fleet.inside(*answers, check=False).returncode, "MLflow reaches its database again")
+    fleet.inside("superlink", "dlfd-fleet", "outbox", "send")  # what the job could not tell MLflow
     fleet.follow(ERASE.splitlines()[-1])
     check_erased(fleet, person, 2)
 
