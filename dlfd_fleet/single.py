@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dlfd_fleet.audit import Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
+from dlfd_fleet.audit import Outcome, Reading, Role, SampleScores, Scores, Verdict, judge, judge_relearned, measure
 from dlfd_fleet.audit.samples import ROLES
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.cores import limit_torch_threads
@@ -57,6 +57,7 @@ from dlfd_fleet.unlearning import (
     recalibrate,
 )
 
+_UNCHANGED = "the model is the original, to the bit: nothing was forgotten"
 _GOVERNING: dict[str, Any] = {
     "seed": True,
     "unlearning": True,
@@ -136,6 +137,8 @@ def unlearn_people(
 ) -> Result:
     """Make a model forget people, audit it on people never trained on if there are any, and write it with its report.
 
+    If the method gives the original back, the verdict is FAIL and only the report is written.
+
     Parameters
     ----------
     model_path
@@ -208,10 +211,18 @@ def unlearn_people(
     samples = [_samples(one, faces) for one in (original, model)]
     again = _relearned(model, faces, settings, progress)
     described = known.described(chosen.unlearner)
-    result = _judged(outcome, samples, again, faces, described, digest(state_arrays(original)), settings, card.labels)
+    parent = digest(state_arrays(original))
+    result = _judged(outcome, samples, again, faces, described, parent, settings, card.labels)
+    unchanged = digest(state_arrays(model)) == parent
+    if unchanged:
+        failed = result.verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": (_UNCHANGED,)})
+        reasons = (*outcome.failures, *failed.reasons)
+        result = result.model_copy(update={"verdict": failed, "success": False, "reasons": reasons})
     new = output.with_name(f".{output.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    save_model(model, card.model_copy(update={"kind": "unlearned", "parent": result.parent}), new)
+    new.mkdir(parents=True)
+    if not unchanged:  # the original under the name of a model that has forgotten would be taken for one
+        save_model(model, card.model_copy(update={"kind": "unlearned", "parent": parent}), new)
     _write_report(result, samples, new)
     new.replace(output)  # whole or not at all
     return result

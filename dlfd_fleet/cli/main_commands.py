@@ -84,6 +84,7 @@ def unlearn(
     """Make one model on this machine forget people; no fleet. Exit code 1 if it did not succeed."""
     from dlfd_fleet.audit import SCORE_NAMES
     from dlfd_fleet.data import TrainedOn
+    from dlfd_fleet.models import MODEL_FILE
     from dlfd_fleet.progress import ConsoleProgress
     from dlfd_fleet.report.page import score_text
     from dlfd_fleet.single import unlearn_people
@@ -99,6 +100,7 @@ def unlearn(
         table.add_row("MIA AUC after further training", "-", score_text(result.relearned.mia_auc))
     console.print(table)
     console.print(f"{result.verdict.outcome.value}: {'; '.join(result.reasons)}.", highlight=False)
-    console.print(f"Model and report: {output}", soft_wrap=True)
+    written = "Model and report" if (output / MODEL_FILE).exists() else "Report, and no model"
+    console.print(f"{written}: {output}", soft_wrap=True)
     if not result.success:
         raise typer.Exit(1)

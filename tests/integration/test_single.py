@@ -17,6 +17,7 @@ from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.single import unlearn_people
 from dlfd_fleet.unlearning import METHODS, Candidate, Method
+from dlfd_fleet.unlearning.session import Session
 from tests.command import run_command
 from tests.small_networks import small_networks
 
@@ -169,6 +170,22 @@ def test_copies_of_who_is_to_be_forgotten_are_not_kept_and_any_spelling_of_the_n
 
 def no_layer(problem):
     raise RuntimeError("no such layer")
+
+
+def gives_the_original_back(problem):
+    return Session(problem).outcome((), 0, ("no round was useful enough, so the original is returned",))
+
+
+def test_the_original_is_not_written_as_a_model_that_has_forgotten(world, silent, monkeypatch):
+    folder, faces, person = world
+    METHODS.reload()
+    METHODS.register(Method("ours", "Ours", "none", (Candidate(gives_the_original_back),)))
+    result = in_this_process(folder, faces, person, silent, method="ours")
+    METHODS.reload()
+    assert (result.success, result.verdict.outcome) == (False, "FAIL")
+    assert result.verdict.reasons == ("the model is the original, to the bit: nothing was forgotten",)
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["report.html", "report.json"]
+    assert "nothing was forgotten" in (folder / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
