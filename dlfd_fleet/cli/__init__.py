@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -18,10 +19,26 @@ from dlfd_fleet.plain_text import PlainConsole, visible
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # they would print local variables, and with them people's names
     help="Right to be forgotten for federated fleets.",
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dlfd-fleet {version('dlfd-fleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Right to be forgotten for federated fleets."""
+
+
 _TRY, _SITE, _COORDINATOR, _DEVICES, _MEASURE = (
     "Try it",
     "At a site",
@@ -58,7 +75,7 @@ def main() -> None:
     """Run the command; a person's mistake is one sentence and exit code 2, a signal one and 128 + its number."""
     with interruptible() as interruption:
         try:
-            app()
+            app(prog_name="dlfd-fleet")
         except BaseException as error:
             if interruption:
                 _end(interruption)

@@ -26,14 +26,15 @@ def check(
 
     Spellings that are read as one name are listed too, and are no problem.
     """
-    from dlfd_fleet.data import Links, check_manifest, class_names
+    from dlfd_fleet.data import Links, check_manifest, class_names, read_manifest
     from dlfd_fleet.progress import ConsoleProgress
 
     links: Links = "follow" if follow_links else "refuse"
     names, progress = class_names(classes, multi_label=multi_label), ConsoleProgress(PlainConsole(stderr=True))
     found = check_manifest(manifest, root, names, progress, links, multi_label=multi_label)
     problems, notices = ([one for one in found if one.notice is kind] for kind in (False, True))
-    for title, listed in (("problems", problems), ("spellings are read as another one", notices)):
+    wrong = "problem" if len(problems) == 1 else "problems"
+    for title, listed in ((wrong, problems), ("spellings are read as another one", notices)):
         if listed:
             table = Table("row", "column", "problem", title=f"{manifest}: {len(listed)} {title}")
             for one in listed:
@@ -41,7 +42,14 @@ def check(
             console.print(table)
     if problems:
         raise typer.Exit(2)
-    console.print(f"{manifest}: no problem found.")
+    read = read_manifest(manifest, root, links)
+    of_people = f"{len(read.rows)} images of {len(read.by_person())} people"
+    console.print(
+        f"{manifest}: no problem found. {of_people}; classes: {', '.join(names or read.classes)}.",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 @app.command("synthesize", epilog="Example: dlfd-fleet data synthesize faces --people 60 --images 8 --image-size 32")

@@ -119,8 +119,12 @@ def serve(
     check_tls(tls_certificate, tls_key)
     with opened(load(config, overrides).settings) as delivery:
         delivery.repository.read()
-        _say(f"Serving {delivery.repository.served} at http{'s' if tls_certificate else ''}://{host}:{port}")
-        run(delivery, host, port, tls_certificate, tls_key)
+        where = f"http{'s' if tls_certificate else ''}://{host}:{port}"
+
+        def begun() -> None:
+            _say(f"Serving {delivery.repository.served} at {where}")
+
+        run(delivery, host, port, tls_certificate, tls_key, begun=begun)
 
 
 @app.command("enroll", epilog="Example: dlfd-fleet delivery enroll camera/device.pub --name camera --canary")

@@ -52,7 +52,9 @@ def desk(
         options, variables = starting_options(settings, config, app, superlink, federation_config)
         one = CoordinatorDesk(settings, Starts(settings.state_folder / "coordinator" / "starts", options, variables))
     name = f"[{host}]" if ":" in host else host
-    console.print(
-        f"The desk is at http{'s' if tls_certificate else ''}://{name}:{port}", soft_wrap=True, highlight=False
-    )
-    serve(guarded(one.application(), rules, one.pages, port), host, port, tls_certificate, tls_key)
+
+    def begun() -> None:
+        place = f"http{'s' if tls_certificate else ''}://{name}:{port}"
+        console.print(f"The desk is at {place}", soft_wrap=True, highlight=False)
+
+    serve(guarded(one.application(), rules, one.pages, port), host, port, tls_certificate, tls_key, begun)

@@ -19,7 +19,7 @@ def demo(
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of splits, training and noise.")] = None,
 ) -> None:
-    """Run the main job on the embedded faces: train, forget four people, prove it, export, predict on a device."""
+    """Train a fleet on embedded faces, forget four people, measure."""
     from dlfd_fleet.demo import run_demo
 
     flags: dict[str, object] = {}
@@ -81,7 +81,10 @@ def unlearn(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make one model on this machine forget people; no fleet. Exit code 1 if it did not succeed."""
+    """Make one model forget people, without a fleet.
+
+    Exit code 1 means that it did not succeed.
+    """
     from dlfd_fleet.audit import SCORE_NAMES
     from dlfd_fleet.data import TrainedOn
     from dlfd_fleet.models import MODEL_FILE

@@ -34,8 +34,8 @@ _NO_TABLES = {
     b"PARE": "it is an encrypted Parquet file; decrypt it first",
 }
 _WHOLE_IMAGES = (
-    "the column 'image' holds whole images, as Hugging Face writes them, and no paths; write each to a file, and list "
-    "its path (docs/reference/data.md shows how)"
+    "the column 'image' holds whole images, as Hugging Face writes them, and no paths; `dlfd-fleet site init "
+    "--parquet` takes such a file, or write each image to a file and list its path (docs/reference/data.md)"
 )
 _MOST_SHOWN = 60  # characters of a cell in a sentence
 _EXCEL_FIRST_LINE = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)

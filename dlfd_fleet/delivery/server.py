@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -116,8 +116,14 @@ def serve(
     certificate: Path | None = None,
     private_key: Path | None = None,
     limits: Limits = LIMITS,
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve a delivery until the process is stopped; over TLS with a certificate.
+
+    Parameters
+    ----------
+    begun
+        Called once the address is its own.
 
     Raises
     ------
@@ -130,6 +136,7 @@ def serve(
     except DeviceError as error:
         raise DeliveryError(str(error)) from error
     with listener:
+        begun()
         server(delivery, limits, ssl_certfile=certificate, ssl_keyfile=private_key).run([listener])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -19,8 +20,15 @@ def guarded(application: Starlette, rules: Rules, pages: Pages, port: int) -> Ac
     return Access(application, rules, pages, f"desk-{port}")  # cookies are of a host, whatever its port
 
 
-def serve(desk: Access, host: str, port: int, certificate: Path | None, private_key: Path | None) -> None:
+def serve(
+    desk: Access, host: str, port: int, certificate: Path | None, private_key: Path | None, begun: Callable[[], None]
+) -> None:
     """Serve a desk until somebody stops the process; with a certificate, over TLS.
+
+    Parameters
+    ----------
+    begun
+        Called once the address is its own.
 
     Raises
     ------
@@ -33,6 +41,7 @@ def serve(desk: Access, host: str, port: int, certificate: Path | None, private_
     except DeviceError as error:
         raise ConfigurationError(str(error)) from error
     with listener:
+        begun()
         # Whoever wants to name another address than their own would only have to send a header.
         options = {"ssl_certfile": certificate, "ssl_keyfile": private_key, "proxy_headers": False}
         Server(desk, LIMITS, **options).run([listener])

@@ -157,6 +157,8 @@ def delivery_progress(settings: Settings, epoch: int) -> DeliveryProgress | None
 def _find(store: Store, settings: Settings, version: str) -> JobRecord:
     jobs = store.jobs()
     champion = store.champions.current()
+    if version == "champion" and champion is None:
+        raise JobError("There is no champion yet; run a training job first (`dlfd-fleet job start train`).")
     name = champion.job if version == "champion" and champion else version
     found = next((record for record in jobs if record.job == name), None)
     if found is None and name.isdecimal():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from dlfd_fleet.cli import main
 from dlfd_fleet.configuration import descriptions
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.ledger import Site, site_folders
+from tests.clinic import make_clinic
 from tests.command import environment_of, run_command
 
 
@@ -94,10 +97,32 @@ def test_the_bench_measures_the_faces_that_the_settings_name_unless_told_otherwi
     assert "people" in refused(run_command("bench", "methods", "--data", "orl", *options))
 
 
+def test_the_version_is_told_and_a_shell_completes_commands(monkeypatch):
+    assert run_command("--version").stdout == f"dlfd-fleet {version('dlfd-fleet')}\n"
+    asked = {"_DLFD_FLEET_COMPLETE": "complete_bash", "COMP_WORDS": "dlfd-fleet forg", "COMP_CWORD": "1"}
+    assert run_command(**asked).stdout.split() == ["forget"]
+
+
+@pytest.mark.parametrize("words", [("desk", "--by", "M. Ode", "--site"), ("delivery", "serve")])
+def test_a_port_that_is_taken_is_told_and_no_address_before_it(words, tmp_path):
+    state = ("--set", f"state_folder={tmp_path / 'state'}")
+    if words[0] == "desk":
+        words += (make_clinic(tmp_path / "clinic"),)
+    else:
+        assert run_command("delivery", "init", *state).returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refusal = run_command(*words, *state, "--port", port)
+    assert f"Cannot listen on 127.0.0.1:{port}: Address already in use." in refused(refusal)
+    assert "http" not in refusal.stdout
+
+
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
     sound = run_command("data", "check", synthetic_faces)
     assert sound.returncode == 0
-    assert "no problem found" in sound.stdout
+    manifest = read_manifest(synthetic_faces)
+    counted = f"{len(manifest.rows)} images of {len(manifest.by_person())} people"
+    assert sound.stdout.endswith(f"no problem found. {counted}; classes: {', '.join(manifest.classes)}.\n")
     rows = read_manifest(synthetic_faces).rows
     (synthetic_faces.parent / rows[3].image).unlink()
     write_manifest([*rows, rows[0]], synthetic_faces)

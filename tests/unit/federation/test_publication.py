@@ -56,10 +56,15 @@ def test_a_released_model_is_found_by_its_job_its_version_and_as_the_champion(st
     assert list(released_model(store, settings, name, ["int8"]).files) == ["int8"]
 
 
-@pytest.mark.parametrize("version", ["champion", "no-such-job", "3-abc"])
+@pytest.mark.parametrize("version", ["no-such-job", "3-abc"])
 def test_a_version_that_is_none(store, settings, version):
     with pytest.raises(JobError, match="There is no version"):
         released_model(store, settings, version)
+
+
+def test_before_any_training_there_is_no_champion_to_publish(store, settings):
+    with pytest.raises(JobError, match="There is no champion yet; run a training job first"):
+        released_model(store, settings, "champion")
 
 
 def test_a_model_that_was_not_released(store, settings):
