@@ -93,11 +93,18 @@ def submit(
     Raises
     ------
     JobError
-        If there is no app, ``flwr run`` fails, or the run does.
+        If there is no app or no SuperLink, ``flwr run`` fails, or the run does.
     """
     app = app or _APP
     if not (app / "pyproject.toml").exists():
         raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
+    configuration = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"  # as Flower looks for it
+    if not superlink and not federation_config and not configuration.exists():
+        raise JobError(
+            f"Flower has no configuration here ({configuration}), and would simulate a fleet on this machine. Set "
+            "FLWR_HOME to the folder of yours, or name one of its SuperLinks with --superlink; to simulate, give "
+            "--federation-config num-supernodes=N."
+        )
     flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
     # An app knows the keys of its own pyproject.toml.
     run_config = f'job="{kind}"' + (" fresh=true" if fresh else "") + (" if_due=true" if if_due else "")

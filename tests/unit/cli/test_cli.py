@@ -117,6 +117,12 @@ def test_a_port_that_is_taken_is_told_and_no_address_before_it(words, tmp_path):
     assert "http" not in refusal.stdout
 
 
+def test_a_job_is_not_simulated_because_nobody_has_named_a_superlink(tmp_path):
+    said = refused(run_command("job", "start", "erase", FLWR_HOME=tmp_path / "none"))
+    assert f"Flower has no configuration here ({tmp_path / 'none' / 'config.toml'})" in said
+    assert not (tmp_path / "none").exists()
+
+
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
     sound = run_command("data", "check", synthetic_faces)
     assert sound.returncode == 0

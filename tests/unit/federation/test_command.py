@@ -124,6 +124,8 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_p
         (tmp_path / "code").write_text(str(code))
         (tmp_path / "status").write_text(status)
 
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text("")
     (tmp_path / "flwr").write_text(FLWR.format(folder=tmp_path))
     (tmp_path / "flwr").chmod(0o755)
     monkeypatch.setattr(command.sys, "executable", str(tmp_path / "python"))
