@@ -17,6 +17,7 @@ from dlfd_fleet.model_input import image_input
 from dlfd_fleet.progress import ProgressDisplay
 
 _ANY_INPUT = image_input(32)
+_MANY_ROWS = 10  # of fewer, each is named
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +56,7 @@ def check_manifest(
     Raises
     ------
     DataError
-        If the table itself cannot be read.
+        If the table itself cannot be read, or none of its many images is there.
     """
     folder = (root or file.parent).absolute()
     rows = list(read_cells(file, folder))
@@ -63,6 +64,8 @@ def check_manifest(
         return [Problem(1, "image", "no rows follow the header; list at least one image")]
     if not folder.is_dir():
         raise DataError(f"There is no image folder {folder}; name the right one with --root.")
+    if len(rows) >= _MANY_ROWS and not any(_is_there(folder, cells["image"]) for _, cells in rows):
+        raise DataError(f"None of the {len(rows)} images of {file} is in {folder}; name their folder with --root.")
     problems = []
     images: dict[str, int] = {}
     contents: dict[str, tuple[int, str]] = {}
@@ -82,6 +85,13 @@ def check_manifest(
             problems += own
             advance()
     return sorted(problems)
+
+
+def _is_there(folder: Path, image: str) -> bool:
+    try:
+        return bool(image) and (folder / image).exists()
+    except (OSError, ValueError):  # no name of a file
+        return False
 
 
 def _label_problems(

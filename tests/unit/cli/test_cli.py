@@ -123,6 +123,12 @@ def test_a_job_is_not_simulated_because_nobody_has_named_a_superlink(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_root_that_holds_none_of_the_images_is_one_sentence(synthetic_faces, tmp_path):
+    said = refused(run_command("data", "check", synthetic_faces, "--root", tmp_path))
+    count = len(read_manifest(synthetic_faces).rows)
+    assert f"None of the {count} images of {synthetic_faces} is in {tmp_path}; name their folder with --root." in said
+
+
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
     sound = run_command("data", "check", synthetic_faces)
     assert sound.returncode == 0
