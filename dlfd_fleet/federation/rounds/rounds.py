@@ -340,10 +340,8 @@ class Rounds:
     def _longest_sent(self, node: int, norms: Mapping[int, float]) -> float:
         """Return above how many medians a site is left out: a site with many images takes more steps."""
         images = {other: self.job.fleet.admitted[other].claim.weight for other in norms}
-        usual, ratio = (
-            median(count for other, count in images.items() if other != node),
-            self.job.settings.fleet.update_ratio,
-        )
+        usual = median(count for other, count in images.items() if other != node)
+        ratio = self.job.settings.fleet.update_ratio
         return ratio * max(ratio, images[node] / max(usual, 1.0))
 
     def _checked(
