@@ -95,8 +95,9 @@ def test_train_ask_and_erase_by_command(fleet, superlink):
         assert request.state is RequestState.COMPLETE
         assert person not in site.manifest().identities
 
-    assert "nobody asks to be forgotten" in started_at_a_desk(fleet, superlink, "erase")
-    assert Store(fleet.state).jobs()[-1].note == "nobody asks to be forgotten"
+    said = started_at_a_desk(fleet, superlink, "erase")
+    assert Store(fleet.state).jobs()[-1].note == "nobody asks to be forgotten", said
+    assert "Successfully started run" in said
 
 
 def started_at_a_desk(fleet, environment, job):

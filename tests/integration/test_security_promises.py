@@ -262,7 +262,7 @@ def test_a_curious_coordinator_cannot_follow_people_by_place_number_id_or_time(f
     grids = []
     for _ in range(2):
         with monkeypatch.context() as patch:
-            grids.append(Curious(fleet, patch, audits=8))
+            grids.append(Curious(fleet, patch, audits=6))
             with pytest.raises(JobError, match="Only 0 of 2 sites answered"):
                 run_job(fleet, "erase", grids[-1])
 
