@@ -36,6 +36,19 @@ def served(desk_on) -> Iterator[str]:
 
 
 @contextmanager
+def keyboard_at(browser, url, **context) -> Iterator[Keyboard]:
+    """Open a desk in a context of its own; in the end its pages must have reported no error but refused forms."""
+    opened = browser.new_context(**context)
+    page, said = opened.new_page(), []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    yield Keyboard(page)
+    opened.close()
+    assert not [text for text in said if "422" not in text]  # the browser names every status above 399
+
+
+@contextmanager
 def chromium() -> Iterator:
     """Start Debian's Chromium; without it the test is skipped."""
     if CHROMIUM is None:

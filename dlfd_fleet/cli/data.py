@@ -44,8 +44,9 @@ def check(
         raise typer.Exit(2)
     read = read_manifest(manifest, root, links)
     of_people = f"{len(read.rows)} images of {len(read.by_person())} people"
+    kind, found_names = ("labels", read.labels) if multi_label else ("classes", read.classes)
     console.print(
-        f"{manifest}: no problem found. {of_people}; classes: {', '.join(names or read.classes)}.",
+        f"{manifest}: no problem found. {of_people}; {kind}: {', '.join(names or found_names)}.",
         soft_wrap=True,
         markup=False,
         highlight=False,

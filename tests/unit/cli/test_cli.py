@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -127,6 +128,16 @@ def test_a_root_that_holds_none_of_the_images_is_one_sentence(synthetic_faces, t
     said = refused(run_command("data", "check", synthetic_faces, "--root", tmp_path))
     count = len(read_manifest(synthetic_faces).rows)
     assert f"None of the {count} images of {synthetic_faces} is in {tmp_path}; name their folder with --root." in said
+
+
+def test_data_check_names_labels_where_a_cell_holds_several(synthetic_faces):
+    rows = read_manifest(synthetic_faces).rows
+    write_manifest(
+        [replace(row, label="glasses;beard" if row.label == "class-0" else "hat") for row in rows], synthetic_faces
+    )
+    assert run_command("data", "check", synthetic_faces, "--multi-label").stdout.endswith(
+        "; labels: beard, glasses, hat.\n"
+    )
 
 
 def test_data_check_lists_problems_and_ends_with_2(synthetic_faces):
