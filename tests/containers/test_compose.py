@@ -46,6 +46,8 @@ WHOLE = bool(os.environ.get("WHOLE_IMAGE"))  # pip install in the image, which t
 SHORT = bool(os.environ.get("SHORT"))
 PATIENCE = 900.0
 SECONDS_CUT_OFF = 60
+SECONDS_UNTIL_MISSED = 180.0  # a SuperLink waits for two heartbeats of 30 s; and the container is started again
+ENDED_WITH_ITS_CONTAINER = (137, 255)  # killed with it; or podman found none that runs
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 log = logging.getLogger("containers")
 
@@ -166,9 +168,21 @@ class Fleet:
         return said
 
     def inside(self, service, *words, check=True):
-        """Run a command in a container; return what it says."""
-        process = run("podman", "exec", self.container(service), *words, check=check)
-        return process if not check else process.stdout
+        """Run a command in a container; return what it says.
+
+        A SuperNode that comes back before the SuperLink has missed it is refused, and ends; so does its container, with
+        whatever runs in it. A command that is to succeed is then run again, for as long as the SuperLink may need.
+        """
+        command = ("podman", "exec", self.container(service), *words)
+        if not check:
+            return run(*command, check=False)
+        deadline = time.monotonic() + SECONDS_UNTIL_MISSED
+        while (process := run(*command, check=False)).returncode in ENDED_WITH_ITS_CONTAINER:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        assert not process.returncode, f"{' '.join(command)} ended with {process.returncode}:\n{process.stdout}"
+        return process.stdout
 
     @staticmethod
     def container(service):
