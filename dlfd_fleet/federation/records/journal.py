@@ -8,11 +8,12 @@ depend only on their results.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -188,6 +189,17 @@ class Journal:
         done = self._step(name, compute, lambda result: (adapter.dump_json(result), {}))
         return adapter.validate_json(done.result) if isinstance(done, FinishedStep) else done
 
+    def facts_of(self, asked_of: Arrays | bytes, name: str, kind: type[_T], compute: Callable[[], _T]) -> _T:
+        """Do, or recall, a step that ends in a JSON value about a model or a file; of another one it is done again."""
+        of, adapter = self._digest(asked_of), TypeAdapter(_FactsOf[kind])  # type: ignore[valid-type]
+        done = self._step(
+            name,
+            lambda: _FactsOf(of, compute()),
+            lambda result: (adapter.dump_json(result), {}),
+            lambda found: _about(found) == of,
+        )
+        return (adapter.validate_json(done.result) if isinstance(done, FinishedStep) else done).facts
+
     def _digest(self, of: Arrays | bytes | None) -> str:
         if of is None or self.store is None:
             return ""
@@ -242,6 +254,16 @@ class Journal:
 
 _RETAINED = dict[str, tuple[int, float]]
 _SUMS = dict[str, ReferenceSums]
+
+
+@dataclass(frozen=True)
+class _FactsOf(Generic[_T]):
+    """A JSON value, and the digest of the model or the file that it is about."""
+
+    of: str
+    facts: _T
+
+
 # Steps of earlier releases have no long updates, no sums, and no digests.
 _MERGED = TypeAdapter(
     tuple[tuple[str, ...], _RETAINED, _RETAINED] | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str]
@@ -251,6 +273,12 @@ _PARITY = TypeAdapter(
     | tuple[float, int, int, dict[str, int], _SUMS]
     | tuple[float, int, int, dict[str, int], _SUMS, str]
 )
+
+
+def _about(step: FinishedStep) -> object:
+    """Return the digest in the result of :meth:`Journal.facts_of`; steps of earlier releases have none."""
+    result = json.loads(step.result)
+    return result.get("of") if isinstance(result, dict) else None
 
 
 def _fits(found: str, wanted: str) -> bool:

@@ -150,7 +150,7 @@ class Audits:
         ``export.calibration_images`` retain images.
         """
         kind = dict[str, tuple[float, float]]
-        return self.job.journal.facts("calibrate", kind, lambda: self._calibrate_at_few(prepared))
+        return self.job.journal.facts_of(prepared, "calibrate", kind, lambda: self._calibrate_at_few(prepared))
 
     def _calibrate_at_few(self, prepared: bytes) -> dict[str, tuple[float, float]]:
         """Return the ranges of a share of the sites, if these have images enough and answer; of all sites if not."""
@@ -210,7 +210,7 @@ class Audits:
                 if len(samples)
             }
 
-        return self.job.journal.facts(step, kind, compute)
+        return self.job.journal.facts_of(arrays, step, kind, compute)
 
     def unseen(self, arrays: Arrays, at: frozenset[int] | None = None) -> dict[str, UnseenAccuracy]:
         """Ask sites to compare reference models and a model on people never trained on; one step of the job.
@@ -237,7 +237,7 @@ class Audits:
                     told[reply.sender] = result.unseen
             return told
 
-        return job.journal.facts("compare-references", dict[str, UnseenAccuracy], compute)
+        return job.journal.facts_of(arrays, "compare-references", dict[str, UnseenAccuracy], compute)
 
     def gate_samples(self, arrays: Arrays, step: str) -> SampleScores:
         """Return a model's samples for a gate, with a sample of retain images at each site."""

@@ -45,6 +45,14 @@ def test_a_round_that_began_with_another_model_is_done_again(resumed):
     assert [relearned(ONE, 1.0), relearned(ONE, 2.0), relearned(OTHER, 3.0), relearned(OTHER, 4.0)] == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize(("one", "other"), [(ONE, OTHER), (b"a file", b"another file")])
+def test_what_sites_said_of_another_model_or_file_is_asked_again(resumed, one, other):
+    def said(about, value):
+        return resumed().facts_of(about, "gate-2", dict[str, int], lambda: {"site-a": value})["site-a"]
+
+    assert [said(one, 1), said(one, 2), said(other, 3), said(other, 4)] == [1, 1, 3, 3]
+
+
 def test_a_step_that_an_earlier_release_has_finished_stands(resumed):
     journal = resumed()
     assert asked(journal, None, 1) == 1
