@@ -13,7 +13,7 @@ from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, j
 from dlfd_fleet.cli.desk import desk
 from dlfd_fleet.cli.main_commands import certify, demo, prune, unlearn
 from dlfd_fleet.cli.report import report
-from dlfd_fleet.exceptions import FleetError, file_refusal
+from dlfd_fleet.exceptions import DataError, FleetError, file_refusal
 from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
 from dlfd_fleet.plain_text import PlainConsole, visible
 
@@ -70,9 +70,32 @@ app.add_typer(rollout.app, name="rollout", rich_help_panel=_DEVICES)
 app.add_typer(bench.app, name="bench", rich_help_panel=_MEASURE)
 app.add_typer(config.app, name="config", rich_help_panel=_MEASURE)
 
+_DATA_PAGE = "docs/reference/data.md"
+PAGES = {
+    "bench": "docs/how-to/compare.md",
+    "certificate": "docs/how-to/evidence.md",
+    "certify": "docs/how-to/certify.md",
+    "config": "docs/how-to/operate.md#settings",
+    "data": _DATA_PAGE,
+    "delivery": "docs/how-to/delivery.md",
+    "demo": "docs/tutorials/demo.md",
+    "desk": "docs/how-to/desk.md",
+    "forget": "docs/how-to/requests.md",
+    "job": "docs/how-to/operate.md",
+    "outbox": "docs/how-to/mlflow.md",
+    "prune": "docs/how-to/operate.md#disk-space",
+    "publish": "docs/how-to/delivery.md",
+    "registry": "docs/how-to/mlflow.md",
+    "report": "docs/how-to/evidence.md",
+    "rollout": "docs/how-to/delivery.md",
+    "site": "docs/how-to/site.md",
+    "unlearn": "docs/how-to/tensors.md",
+}
+"""The page that explains each command, and with it what the command refuses."""
+
 
 def main() -> None:
-    """Run the command; a person's mistake is one sentence and exit code 2, a signal one and 128 + its number."""
+    """Run the command; a mistake is one sentence with its page and exit code 2, a signal one and 128 + its number."""
     with interruptible() as interruption:
         try:
             app(prog_name="dlfd-fleet")
@@ -80,7 +103,7 @@ def main() -> None:
             if interruption:
                 _end(interruption)
             if isinstance(error, FleetError):
-                _refuse(str(error))
+                _refuse(str(error), _page_of(error))
             refusal = file_refusal(error)
             if refusal:
                 _refuse(refusal)
@@ -93,7 +116,15 @@ def _end(interruption: Interruption) -> NoReturn:
     sys.exit(interruption.exit_code)
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _page_of(error: FleetError) -> str | None:
+    if isinstance(error, DataError):
+        return _DATA_PAGE
+    return next((PAGES[word] for word in sys.argv[1:] if word in PAGES), None)
+
+
+def _refuse(sentence: str, page: str | None = None) -> NoReturn:
     words = Text.assemble(("Error:", "red"), f" {visible(sentence)}")
+    if page is not None:
+        words.append(f" See {page}.", "dim")
     PlainConsole(stderr=True).print(words, soft_wrap=True, highlight=False)
     sys.exit(2)

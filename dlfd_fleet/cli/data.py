@@ -56,16 +56,16 @@ def check(
 @app.command("synthesize", epilog="Example: dlfd-fleet data synthesize faces --people 60 --images 8 --image-size 32")
 def synthesize(
     folder: Annotated[Path, typer.Argument(help="Folder for images and manifest.csv; must be empty or absent.")],
-    people: Annotated[int, typer.Option(min=1)] = 40,
+    people: Annotated[int, typer.Option(min=1, help="Number of people.")] = 40,
     images: Annotated[int, typer.Option(min=1, help="Images of each person.")] = 10,
-    image_size: Annotated[int, typer.Option(min=16)] = 64,
-    classes: Annotated[int, typer.Option(min=2)] = 2,
+    image_size: Annotated[int, typer.Option(min=16, help="Side of an image in pixels.")] = 64,
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 2,
     contrast: Annotated[float, typer.Option(min=0.0, max=1.0, help="How dark the eyewear is.")] = 1.0,
     grain: Annotated[
         float, typer.Option(min=0.0, max=128.0, help="Standard deviation of the pixel noise, of 255.")
     ] = 8.0,
     mislabelled: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of wrong labels.")] = 0.0,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random draws.")] = 0,
 ) -> None:
     """Make a synthetic face set of any size and difficulty."""
     from dlfd_fleet.data import synthesize

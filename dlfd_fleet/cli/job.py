@@ -60,11 +60,13 @@ def plan(app: FlowerApp = None, superlink: SuperLink = None, federation_config: 
 
 @app.command("list", epilog="Example: dlfd-fleet job list")
 def list_jobs(config: Config = None, overrides: Overrides = None) -> None:
-    """List the jobs of a state folder."""
-    from dlfd_fleet.federation.jobs.command import job_table, opened
+    """List the jobs of a state folder, and say what waited when `job start erase --if-due` last asked the sites."""
+    from dlfd_fleet.federation.jobs.command import job_table, last_answer, opened
 
-    with opened(load(config, overrides).settings.state_folder) as store:
+    settings = load(config, overrides).settings
+    with opened(settings.state_folder) as store:
         console.print(job_table(store))
+        console.print(last_answer(store, settings.erasure.due), soft_wrap=True, highlight=False)
 
 
 @app.command("status", epilog="Example: dlfd-fleet job status")

@@ -35,7 +35,7 @@ _NO_TABLES = {
 }
 _WHOLE_IMAGES = (
     "the column 'image' holds whole images, as Hugging Face writes them, and no paths; `dlfd-fleet site init "
-    "--parquet` takes such a file, or write each image to a file and list its path (docs/reference/data.md)"
+    "--parquet` takes such a file, or write each image to a file and list its path"
 )
 _MOST_SHOWN = 60  # characters of a cell in a sentence
 _EXCEL_FIRST_LINE = re.compile(r"sep=([,;\t|])\r?\n", re.IGNORECASE)

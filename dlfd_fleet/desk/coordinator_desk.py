@@ -88,6 +88,7 @@ class CoordinatorDesk:
                 "running": running,
                 "last": last,
                 "due": _due(records),
+                "answer": command.last_answer(store, self.settings.erasure.due),
                 "today": datetime.now(UTC).date(),
                 "away": last.absent if last else {},
                 "planned": next((each for each in reversed(records) if each.kind == "plan"), None),
@@ -289,7 +290,7 @@ class CoordinatorDesk:
 
 
 def _due(records: list[JobRecord]) -> list[dict[str, Any]]:
-    """Return the requests of the last erasure or plan that no model has forgotten yet, the first due ones first."""
+    """Return the requests of the last erasure that no model has forgotten yet, the first due ones first."""
     last = next((each for each in reversed(records) if each.kind == "erase" and each.proceedings.asked), None)
     if last is None:
         return []

@@ -89,7 +89,7 @@ def show(file: ModelArgument) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error of the user's is one sentence on stderr and exit code 2.
+    """Run the command; an error of the user's is one sentence on stderr, its page, and exit code 2.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="dlfd-fleet-device")
     except DeviceError as error:
-        _say(error)
+        _say(f"{error} See docs/how-to/device.md.")
         sys.exit(2)
     except OSError as error:
         refusal = file_refusal(error)

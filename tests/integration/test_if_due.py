@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from dlfd_fleet.configuration import write_settings
+from dlfd_fleet.federation.jobs.command import last_answer
 from dlfd_fleet.federation.jobs.due import ask_whether_due
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
 from dlfd_fleet.federation.records.store import Store
@@ -73,6 +74,9 @@ def test_nothing_is_started_before_it_is_due_and_everything_waits_as_it_did(flee
     assert f"Nothing is due: 2 requests wait, the first is due on {asked[0].due}." in said
     assert [record.kind for record in Store(fleet.state_folder).jobs()] == ["train"]
     assert states_of(fleet) == [RequestState.ACCEPTED] * 2
+    assert f"2 requests wait, the first is due on {asked[0].due}" in last_answer(
+        Store(fleet.state_folder), DueSettings()
+    )
     replies = [message for message in grid.seen if message.metadata.message_type == PendingQuery.TYPE]
     assert len(replies) == 4  # one question and one answer of each site
 
@@ -80,7 +84,9 @@ def test_nothing_is_started_before_it_is_due_and_everything_waits_as_it_did(flee
 def test_an_erasure_starts_once_it_is_due(fleet, monkeypatch):
     a_person_asks_at_each_site(fleet)
     started_if_due(with_due(fleet, batch=2), InProcessGrid(fleet), monkeypatch)
-    assert [record.kind for record in Store(fleet.state_folder).jobs()] == ["train", "erase"]
+    store = Store(fleet.state_folder)
+    assert [record.kind for record in store.jobs()] == ["train", "erase"]
+    assert f"{store.jobs()[-1].job} has asked them since" in last_answer(store, DueSettings())
     assert RequestState.ACCEPTED not in states_of(fleet)
 
 

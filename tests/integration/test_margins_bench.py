@@ -64,7 +64,8 @@ def test_what_is_made_is_not_made_again(measured):
 
 def test_too_few_models_and_unknown_methods_are_refused_in_a_sentence():
     few = run_command("bench", "margins", "--models", 2)
-    assert (few.returncode, few.stderr.strip().splitlines()[-1]) == (2, "Error: --models is 2; choose from 3 to 120.")
+    assert few.returncode == 2
+    assert few.stderr.splitlines()[-1].startswith("Error: --models is 2; choose from 3 to 120.")
     unknown = run_command("bench", "margins", "--methods", "nobody")
     assert unknown.returncode == 2
     assert "nobody" in unknown.stderr

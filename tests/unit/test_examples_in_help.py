@@ -36,5 +36,12 @@ def test_the_help_of_a_command_ends_with_an_example_that_it_takes(typed):
     command.make_context(typed, words[length:])  # a usage error if it does not take them
 
 
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_the_help_of_a_command_says_what_it_does_and_what_each_argument_and_option_is(typed):
+    command = COMMANDS[typed]
+    assert command.help
+    assert not [parameter.name for parameter in command.params if not parameter.help]
+
+
 def test_the_help_of_the_program_fits_a_screen():
     assert len(run_command("--help", TERMINAL_WIDTH=80, COLUMNS=80).stdout.splitlines()) <= 45

@@ -31,11 +31,13 @@ from dlfd_fleet.federation.protocol.messages import (
     UnlearnTask,
     UnseenTask,
 )
+from dlfd_fleet.federation.records.due import Waiting, erasure_due
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord, SiteActivity
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.rounds.fleet import WAITING
 from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
 from dlfd_fleet.plain_text import plain, visible
+from dlfd_fleet.settings import DueSettings
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
 _FLOWER = {
@@ -181,6 +183,27 @@ def job_table(store: Store) -> Table:
         minutes = f"{max(record.seconds, done) / 60:.1f}"
         table.add_row(*map(plain, (record.job, state_of(record, running), requests, verdict, epoch, minutes)))
     return table
+
+
+def last_answer(store: Store, due: DueSettings) -> str:
+    """Say what the sites answered when ``job start erase --if-due`` last asked them, when that was, and what is due.
+
+    Once an erasure or a plan has asked them again, the answer is old, and that job is named.
+    """
+    known = Waiting.read(store.folder)
+    if known is None:
+        return "It is not known here what waits at the sites: `dlfd-fleet job start erase --if-due` asks them."
+    said = f"On {known.asked_at.astimezone():%Y-%m-%d %H:%M} the sites last said what waits."
+    records = store.jobs()
+    # A job that failed before the question may have gone on after it.
+    ends = {record.job: record.proceedings.settled_at or record.started_at for record in records}
+    since = [each.job for each in records if each.kind in {"erase", "plan"} and ends[each.job] > known.asked_at]
+    if not since:
+        return f"{said} {erasure_due(due, known, records, datetime.now().astimezone().date()).why}"
+    many = "1 request" if known.requests == 1 else f"{known.requests or 'No'} requests"
+    first = f", the first due on {known.first_due}" if known.first_due else ""
+    where = f"`dlfd-fleet job status {since[-1]}` says what it heard."
+    return f"{said} {many} waited then{first}. {since[-1]} has asked them since: {where}"
 
 
 def job_status(store: Store, job: str) -> Group:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from dlfd_fleet.cli import main
+from dlfd_fleet.cli import PAGES, main
 from dlfd_fleet.configuration import descriptions
 from dlfd_fleet.data import read_manifest, write_manifest
 from dlfd_fleet.ledger import Site, site_folders
 from tests.clinic import make_clinic
 from tests.command import environment_of, run_command
+from tests.unit.test_examples_in_help import COMMANDS
+from tests.unit.test_repository_files import ROOT, anchors
 
 
 def refused(result):
@@ -83,6 +85,43 @@ def test_config_show_says_what_each_setting_is_and_cuts_no_name(coloured, widest
 )
 def test_a_wrong_setting_is_one_sentence(arguments, sentence):
     assert sentence in refused(run_command("config", "show", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        (("config", "show", "--set", "seed"), "docs/how-to/operate.md#settings"),
+        (("site", "status", "none"), "docs/how-to/site.md"),
+        (("forget", "list", "--site", "none"), "docs/how-to/requests.md"),
+        (("desk", "--site", "none"), "docs/how-to/desk.md"),
+        (("data", "check", "none.csv"), "docs/reference/data.md"),
+        (("bench", "methods", "--data", "none.csv"), "docs/reference/data.md"),  # what is wrong is the data
+        (("bench", "margins", "--models", "2"), "docs/how-to/compare.md"),
+        (("unlearn", "--model", "none", "--data", "a.csv", "--forget", "x", "--output", "y"), "docs/how-to/tensors.md"),
+        (("demo", "--set", "data.source=none"), "docs/tutorials/demo.md"),
+        (("certify", "--runs", "2"), "docs/how-to/certify.md"),
+        (("job", "list"), "docs/how-to/operate.md"),
+        (("report",), "docs/how-to/evidence.md"),
+        (("certificate", "show", "none"), "docs/how-to/evidence.md"),
+        (("registry", "list"), "docs/how-to/mlflow.md"),
+        (("outbox", "list"), "docs/how-to/mlflow.md"),
+        (("prune",), "docs/how-to/operate.md#disk-space"),
+        (("publish", "champion"), "docs/how-to/delivery.md"),
+        (("delivery", "status"), "docs/how-to/delivery.md"),
+        (("rollout", "start"), "docs/how-to/delivery.md"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_error_names_the_page_that_explains_it(words, page, tmp_path):
+    said = refused(run_command(*words, DLFD_FLEET_STATE_FOLDER=tmp_path / "none"))
+    assert said.endswith(f" See {page}.\n")
+    path, _, anchor = page.partition("#")
+    assert not anchor or anchor in anchors(ROOT / path)
+    assert (ROOT / path).exists()
+
+
+def test_every_command_is_explained_on_a_page():
+    assert {words.split()[1] for words in COMMANDS if words.startswith("dlfd-fleet ")} == {*PAGES}
 
 
 def test_a_wrong_environment_variable_is_one_sentence():

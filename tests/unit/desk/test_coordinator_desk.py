@@ -14,6 +14,7 @@ import pytest
 
 from dlfd_fleet.desk.starts import Starts, starting_options
 from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.federation.records.due import SiteWaiting, Waiting
 from dlfd_fleet.report import load_public_key
 from dlfd_fleet.report.archive import verify_archive
 from dlfd_fleet.settings import Settings
@@ -52,6 +53,18 @@ def test_the_first_page_says_what_is_due_and_what_goes_on(visitor, store):
     assert "unlearning" in text
     assert 'data-live="/jobs/erase-3/live"' in text
     assert "<code>site-9</code> did not answer" in text
+
+
+def test_the_first_page_and_the_list_of_jobs_say_what_the_sites_said_when_they_were_last_asked(
+    visitor, store, settings
+):
+    assert "`dlfd-fleet job start erase --if-due` asks them" in visitor.get("/").text
+    asked_at = datetime.now(UTC) + timedelta(hours=1)  # after the jobs of this fleet
+    sites = {"site-1": SiteWaiting(requests=3, first_due=TODAY + timedelta(20))}
+    Waiting(asked_at=asked_at, sites=sites).write(store.folder)
+    said = f"On {asked_at.astimezone():%Y-%m-%d %H:%M} the sites last said what waits. Nothing is due: 3 requests wait"
+    assert said in visitor.get("/").text
+    assert said in run_command("job", "list", "--set", f"state_folder={settings.state_folder}").stdout
 
 
 def test_a_job_is_shown_with_what_each_site_does_as_long_as_somebody_waits_for_it(visitor, store):
@@ -131,8 +144,8 @@ def test_what_the_command_refuses_is_refused_with_its_sentence_and_nothing_is_no
         answer = visitor.post(path, reason="r", sure="yes")
         assert answer.status_code == 422
         told = ("--set", f"state_folder={settings.state_folder}", "--set", "tracking.uri=http://127.0.0.1:9")
-        said = run_command(*words, *told).stderr.strip().removeprefix("Error: ")
-        assert wrong(answer)["form"] == said, path
+        said = run_command(*words, *told).stderr
+        assert said.startswith(f"Error: {wrong(answer)['form']} See docs/"), path
     assert not store.decisions.all()
 
 
@@ -238,7 +251,7 @@ def test_records_of_a_day_to_come_are_refused(visitor, settings, tmp_path):
     answer = visitor.post("/records", from_=str(TODAY), to=str(TODAY + timedelta(1)))
     told = ("--from", TODAY, "--to", TODAY + timedelta(1), "-o", tmp_path / "a.zip")
     said = run_command("job", "export", *told, "--set", f"state_folder={settings.state_folder}").stderr
-    assert said.strip() == f"Error: {wrong(answer)['to']}"
+    assert said.startswith(f"Error: {wrong(answer)['to']} See docs/")
     assert not (tmp_path / "a.zip").exists()
 
 

@@ -88,7 +88,7 @@ def test_what_is_wrong_is_the_commands_sentence_beside_its_field_and_what_was_ty
     assert answer.status_code == 422
     assert wrong(answer).keys() == {field}
     said = run_command("forget", "request", *command, "--site", folder).stderr
-    assert said.strip() == f"Error: {wrong(answer)[field]}"
+    assert said == f"Error: {wrong(answer)[field]} See docs/how-to/requests.md.\n"
     assert "note" in form or "a &lt;note&gt;</textarea>" in answer.text
     assert f'value="{form["identity"]}"' in answer.text
     assert not site.ledger.requests()

@@ -87,7 +87,8 @@ def test_show_prints_what_the_model_says_of_itself(capfd, exported, monkeypatch)
 def test_missing_model_is_one_sentence(capfd, tmp_path, command):
     code, out, err = run(capfd, command[0], tmp_path / "none.onnx", *command[1:])
     assert (code, out) == (2, "")
-    assert err == f"Cannot read the model {tmp_path / 'none.onnx'}: No such file or directory.\n"
+    problem = f"Cannot read the model {tmp_path / 'none.onnx'}: No such file or directory."
+    assert err == f"{problem} See docs/how-to/device.md.\n"
 
 
 def test_no_thread_is_refused(capfd, exported, faces):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from rich.console import Console
@@ -12,9 +12,10 @@ from rich.console import Console
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.records.costs import Cost
+from dlfd_fleet.federation.records.due import SiteWaiting, Waiting
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
-from dlfd_fleet.settings import Settings
+from dlfd_fleet.settings import DueSettings, Settings
 
 
 @pytest.fixture
@@ -169,3 +170,44 @@ def test_what_cancelling_does_is_said_before_and_who_did_it_is_kept(store):
         "ode",
         "the wrong people",
     )
+
+
+ASKED_AT = datetime(2026, 12, 10, 2, 30, tzinfo=UTC)
+WAITING = Waiting(
+    asked_at=ASKED_AT,
+    sites={
+        "site-1": SiteWaiting(requests=2, first_due=date(2400, 1, 3)),
+        "site-2": SiteWaiting(requests=0, first_due=None),
+    },
+    away={"site-3": "does not answer"},
+)
+
+
+def test_what_the_sites_said_last_is_said_with_its_time_and_what_the_rule_says_now(store):
+    assert "asks them" in command.last_answer(store, DueSettings())
+    WAITING.write(store.folder)
+    said = command.last_answer(store, DueSettings())
+    assert said.startswith(
+        f"On {ASKED_AT.astimezone():%Y-%m-%d %H:%M} the sites last said what waits. Nothing is due: "
+    )
+    assert "2 requests wait, the first is due on 2400-01-03" in said
+    assert said.endswith("What waits at site-3 is not known: it does not answer.")
+    assert "An erasure is due: 2 requests wait" in command.last_answer(store, DueSettings(batch=2))
+
+
+@pytest.mark.parametrize(("kind", "asks"), [("erase", True), ("plan", True), ("train", False)])
+def test_an_answer_is_old_once_a_job_has_asked_again(store, kind, asks):
+    WAITING.write(store.folder)
+    change(store, store.new_job(kind, Settings()), started_at=ASKED_AT - timedelta(hours=1))
+    assert "has asked" not in command.last_answer(store, DueSettings())
+    later = change(store, store.new_job(kind, Settings()), started_at=ASKED_AT + timedelta(hours=1))
+    said = command.last_answer(store, DueSettings())
+    assert (f"{later.job} has asked them since: `dlfd-fleet job status {later.job}` says" in said) is asks
+    assert ("2 requests waited then, the first due on 2400-01-03" in said) is asks
+
+
+def test_an_answer_is_old_once_a_job_that_failed_before_it_has_served_the_requests(store):
+    WAITING.write(store.folder)
+    record = change(store, store.new_job("erase", Settings()), started_at=ASKED_AT - timedelta(hours=1))
+    change(store, record.noted(settled_at=ASKED_AT + timedelta(hours=1)), step="settled")
+    assert f"{record.job} has asked them since" in command.last_answer(store, DueSettings())
