@@ -64,7 +64,7 @@ def _way(job: Coordinator) -> str:
     since, erasure = SinceTraining.of(job.earlier), job.settings.erasure
     if reason := since.why_retrain(erasure):
         return f"The next erasure trains anew: {reason}"
-    return since.sentence()
+    return ". ".join(filter(None, (since.sentence(), since.advice(erasure))))
 
 
 def _who(model: AuditedModel) -> str:

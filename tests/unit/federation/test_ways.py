@@ -162,6 +162,15 @@ def test_what_became_of_the_model_since_it_was_trained_in_full(earlier, erasures
 
 
 @pytest.mark.parametrize(
+    ("erasures", "erasure", "advised"),
+    [(24, {}, False), (25, {}, True), (25, {"retrain_after": 30}, False), (25, {"retrain_drift": 0.1}, False)],
+)
+def test_after_many_erasures_a_plan_says_that_no_setting_trains_anew(erasures, erasure, advised):
+    said = SinceTraining.of((FRESH, *[UNLEARNED] * erasures)).advice(Settings(erasure=erasure).erasure)
+    assert ("erasure.retrain_after" in said) is advised
+
+
+@pytest.mark.parametrize(
     ("erasure", "reason"),
     [
         ({"retrain_after": 2}, "2 erasures by unlearning since the last full training.*retrain_after is 2"),
