@@ -148,6 +148,8 @@ class Proceedings(Part):
     """Which way the job took at first."""
     way_chosen: str = ""
     """Why that one, in a sentence, where there was a choice."""
+    anew_failed: str = ""
+    """Why a model that was trained anew at first failed, so that the job unlearned; empty if none did."""
     retrained: bool = False
     """Whether the model was trained anew, without the forgotten people: at first, or because unlearning did not do."""
     exact: bool = False

@@ -203,6 +203,36 @@ def _failing(verdict, *_):
     return verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": ("without the people of one site",)})
 
 
+def test_where_training_anew_fails_the_job_unlearns_and_it_is_not_tried_again_before_the_next_training(
+    fleet, monkeypatch
+):
+    """Else each job would fail in the same way, and nobody who asks would be forgotten."""
+    monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.judge_without_each", _failing)
+    settings, out = by(fleet, "cheapest", rounds=1, relearning_rounds=0), io.StringIO()
+    record = run_job(settings, "erase", out=out)
+    noted = record.proceedings
+    assert (noted.way, noted.retrained, noted.exact, record.released) == ("unlearn", False, False, True)
+    assert set(record.models) == {"original", "retrained", "unlearned"}
+    assert champion(fleet)[0].kind == "unlearned"
+    for told in (noted.way_chosen, (files_of(fleet, record) / "report.html").read_text(encoding="utf-8")):
+        assert "without the people of one site" in told
+        assert "so the model is unlearned" in told
+    a_person_asks_at_each_site(fleet)
+    second = run_job(settings, "erase").proceedings
+    assert (second.way, "retrain" in second.phases) == ("unlearn", False)
+    assert f"Training it anew failed in {record.job}" in second.way_chosen
+    run_job(settings, "train")
+    monkeypatch.undo()
+    a_person_asks_at_each_site(fleet)
+    assert run_job(settings, "erase").proceedings.way == "retrain"
+
+
+def test_a_model_is_trained_anew_for_as_many_rounds_as_are_in_the_one_that_it_replaces(fleet):
+    run_job(fleet, "train")
+    record = run_job(by(fleet, "retrain"), "erase")
+    assert record.proceedings.phases["retrain"].steps == 2 * fleet.training.rounds
+
+
 @pytest.mark.parametrize("way", ["unlearn", "retrain"])
 def test_a_file_is_judged_without_each_site_too(fleet, monkeypatch, way):
     monkeypatch.setattr("dlfd_fleet.federation.jobs.releaser.judge_without_each", _failing)

@@ -10,7 +10,7 @@ import torch
 
 from dlfd_fleet.audit import Outcome, Verdict, gap_to_retrain, judge, judge_relearned, judge_without_each
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
-from dlfd_fleet.federation.jobs.ways import Way, choose
+from dlfd_fleet.federation.jobs.ways import Way, choose, rounds_anew
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.release.release_rule import (
     may_release,
@@ -101,20 +101,23 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
     if way.taken == "retrain":
         retrained = _retrain(job, card, original)
         _record_gaps(job, card, retrained)
-        new, verdict = _instead(job, new, original, retrained, way)
-        _release(job, releaser, new, retrained.arrays, verdict, asked, asked)
-        return
+        anew, verdict = _instead(job, new, original, retrained, way)
+        if verdict.outcome is not Outcome.FAIL or job.settings.erasure.way == "retrain":
+            _release(job, releaser, anew, retrained.arrays, verdict, asked, asked)
+            return
+        # It would fail again in the next job, and people would wait for ever.
+        _unlearn_after_all(job, way, verdict)
     unlearned = erasure.run(original)
     job.note_model("unlearned", unlearned.model, unlearned.effort)
     job.note(attempts=unlearned.attempts, readings=unlearned.readings)
     if unlearned.relearned is not None:
         job.note_model("relearned", *unlearned.relearned)
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests
-    if retrain_instead(verdict, job.settings) or job.settings.erasure.compare_retrain:
-        retrained = _retrain(job, card, original)
+    if _may_retrain_now(job, verdict) or job.settings.erasure.compare_retrain:
+        retrained = job.models["retrained"] if "retrained" in job.models else _retrain(job, card, original)
         _record_gaps(job, card, retrained)
         verdict = _beside_retrained(job, card, verdict, retrained)
-        if retrain_instead(verdict, job.settings):
+        if _may_retrain_now(job, verdict):
             new, verdict = _instead(job, new, original, retrained, way)
             arrays, forgotten = retrained.arrays, asked  # nobody trained on any of them
     _release(job, releaser, new, arrays, verdict, forgotten, asked)
@@ -134,6 +137,18 @@ def _way(job: Coordinator, origin: Origin, releaser: Releaser) -> Way:
     if way.why:
         job.progress.say(way.why)
     return way
+
+
+def _may_retrain_now(job: Coordinator, verdict: Verdict) -> bool:
+    """Tell whether a model is trained anew in place of an unlearned one; where that has failed already, it is not."""
+    return retrain_instead(verdict, job.settings) and not job.record.proceedings.anew_failed
+
+
+def _unlearn_after_all(job: Coordinator, way: Way, verdict: Verdict) -> None:
+    """Note that the model that was trained anew has failed, and that the job unlearns."""
+    why = f"{way.why} That model failed ({verdict.sentence().rstrip('.')}), so the model is unlearned."
+    job.note(way="unlearn", way_chosen=why, anew_failed=verdict.sentence(), retrained=False, exact=False, exactness="")
+    job.progress.say(f"The model that was trained anew fails: {verdict.sentence()} So the job unlearns.")
 
 
 def _instead(
@@ -179,13 +194,13 @@ def _release(
 
 
 def _retrain(job: Coordinator, card: ModelCard, original: AuditedModel) -> AuditedModel:
-    """Train anew without the people who asked, for ``training.rounds`` rounds: to compare, or to release."""
+    """Train anew without the people who asked: to compare, or to release."""
     torch.manual_seed(job.settings.seed + 1)
     # What is frozen nobody has trained: it stays as it is, also if the starting weights are others by now.
     fresh = state_arrays(start(card, job.settings.model.weights)) | card.frozen_of(original.arrays)
     context = job.context(card)
     before = context.effort()
-    arrays = job.rounds(card).train(fresh, "retrain")
+    arrays = job.rounds(card).train(fresh, "retrain", rounds=rounds_anew(job.settings, job.earlier))
     effort = context.effort() - before
     model = job.audits(card).audit(arrays, "Attacking the retrained model", "retrained")
     job.note_model("retrained", model, effort)

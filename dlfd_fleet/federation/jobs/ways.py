@@ -90,28 +90,44 @@ class SinceTraining:
         By unlearning, that were released since.
     accuracy_then, accuracy_now
         On test people: after that training, and of the model that was released last; None where nobody was unseen.
+    rounds
+        Of training that are in the model: of that training, and of those that went on from it since. 0 if unknown.
+    failed_in
+        The last erasure since then that trained anew, and whose model failed; empty if there is none.
     """
 
     erasures: int
     accuracy_then: float | None
     accuracy_now: float | None
+    rounds: int = 0
+    failed_in: str = ""
 
     @classmethod
     def of(cls, earlier: Iterable[JobRecord]) -> SinceTraining:
         """Return it, of a fleet's jobs so far, oldest first."""
-        erasures, trained = 0, False
+        erasures, rounds, trained, failed_in = 0, 0, False, ""
         then: float | None = None
         now: float | None = None
-        for record in (each for each in earlier if each.released):
+        for record in earlier:
+            if record.proceedings.anew_failed:
+                failed_in = record.job
+            if not record.released:
+                continue
             anew = record.proceedings.retrained if record.kind == "erase" else bool(record.proceedings.began_with)
             made = record.models.get("retrained" if record.kind == "erase" and anew else _MADE.get(record.kind, ""))
+            phase = record.proceedings.phases.get("train" if record.kind == "train" else "retrain")
+            more = phase.steps if phase and (anew or record.kind == "train") else 0
             if made is not None:
                 now = made.scores.test_accuracy.value if made.scores.test_accuracy else None
             if anew or not trained:  # a model that was imported, or made by a release before this one
-                erasures, then, trained = 0, now, True
+                erasures, rounds, then, trained = 0, more, now, True
             elif record.kind == "erase" and record.models:
                 erasures += 1
-        return cls(erasures, then, now)
+            else:
+                rounds += more
+            if anew or record.kind == "train":
+                failed_in = ""
+        return cls(erasures, then, now, rounds, failed_in)
 
     @property
     def lost(self) -> float:
@@ -121,7 +137,12 @@ class SinceTraining:
         return self.accuracy_then - self.accuracy_now
 
     def why_retrain(self, settings: ErasureSettings) -> str:
-        """Say why the next erasure trains anew by the settings' policy; nothing if it does not."""
+        """Say why the next erasure trains anew by the settings' policy; nothing if it does not.
+
+        Where that was tried and failed, it is not tried again until the fleet has trained.
+        """
+        if self.failed_in:
+            return ""
         after, drift = settings.retrain_after, settings.retrain_drift
         if after is not None and self.erasures >= after:
             return f"{self.sentence()} (erasure.retrain_after is {after})"
@@ -130,7 +151,9 @@ class SinceTraining:
         return ""
 
     def advice(self, settings: ErasureSettings) -> str:
-        """Say which settings would train anew, after many erasures without such a policy; else nothing."""
+        """Say what keeps a model of many erasures from being trained anew; nothing if nothing does."""
+        if self.failed_in:
+            return f"Training it anew failed in {self.failed_in}, and is tried again once the fleet has trained"
         policy = settings.retrain_after is not None or settings.retrain_drift is not None
         if policy or self.erasures < _MANY_ERASURES:
             return ""
@@ -173,15 +196,16 @@ def choose(
     doubt
         Why training anew would not be exact, if so.
     """
-    way = settings.erasure.way
-    if reason := SinceTraining.of(earlier).why_retrain(settings.erasure):
+    way, since = settings.erasure.way, SinceTraining.of(earlier)
+    if reason := since.why_retrain(settings.erasure):
         return Way(taken="retrain", why=f"The model is trained anew: {reason}.", doubt=doubt)
-    if way == "unlearn":
-        return Way(taken="unlearn", doubt=doubt)
     if way == "retrain":
         return Way(taken="retrain", why="The model is trained anew, as erasure.way asks.", doubt=doubt)
+    if way == "unlearn" or since.failed_in:
+        why = "" if way == "unlearn" else f"The model is unlearned. {since.advice(settings.erasure)}."
+        return Way(taken="unlearn", why=why, doubt=doubt)
     pace, sent = Pace.of(earlier), _sizes(settings, card, arrays)
-    anew = retraining(settings, sent, replies, pace)
+    anew = retraining(sent, replies, pace, rounds_anew(settings, earlier))
     rounds = expected_rounds(settings, replies, earlier)
     unlearned = unlearning(settings, card, sent, replies, pace, rounds)
     by_unlearning = f"{unlearned.sentence()} {rounds.sentence()}"
@@ -222,9 +246,17 @@ def _sizes(settings: Settings, card: ModelCard, arrays: Arrays) -> Sizes:
     )
 
 
-def retraining(settings: Settings, sizes: Sizes, replies: Sequence[PendingReply], pace: Pace | None) -> Expected:
+def rounds_anew(settings: Settings, earlier: Iterable[JobRecord]) -> int:
+    """Return for how many rounds a model is trained anew: at least as many as are in the one that it replaces.
+
+    With fewer it would know retained people less, and fail for that.
+    """
+    return max(settings.training.rounds, SinceTraining.of(earlier).rounds)
+
+
+def retraining(sizes: Sizes, replies: Sequence[PendingReply], pace: Pace | None, rounds: int) -> Expected:
     """Return what training anew is expected to cost: fresh weights to each site, then each round, then the audit."""
-    rounds, sites = settings.training.rounds, sum(reply.can_train for reply in replies)
+    sites = sum(reply.can_train for reply in replies)
     there = sites * (sizes.whole + (rounds - 1) * sizes.step)
     back, audit = sites * rounds * sizes.step, len(replies) * sizes.step
     images = _images(replies)

@@ -137,6 +137,7 @@ class Notes(TypedDict, total=False):
     method: str
     way: Literal["unlearn", "retrain"]
     way_chosen: str
+    anew_failed: str
     retrained: bool
     exact: bool
     exactness: str

@@ -76,6 +76,7 @@ class Rounds:
         reference: Reference | None = None,
         after: Callable[[Arrays], None] = lambda _: None,
         held: Arrays | None = None,
+        rounds: int | None = None,
     ) -> Arrays:
         """Run federated averaging (McMahan et al. 2017), weighted by examples, with a cosine-decayed step.
 
@@ -87,14 +88,17 @@ class Rounds:
             Called with the model after each round.
         held
             For a reference model: the model that nodes hold. They are sent differences from it.
+        rounds
+            How many, if not ``training.rounds``.
         """
         training = self.job.settings.training
+        total = rounds or training.rounds
         which = f"{reference.number + 1} of {reference.models}" if reference else ""
         title = _TITLES.get(purpose, f"Training reference model {which}")
-        with self.job.progress.phase(title, training.rounds * len(self.job.fleet.admitted)) as advance:
-            for number in range(training.rounds):
-                rate = training.learning_rate * cosine(number, training.rounds)
-                final = number == training.rounds - 1
+        with self.job.progress.phase(title, total * len(self.job.fleet.admitted)) as advance:
+            for number in range(total):
+                rate = training.learning_rate * cosine(number, total)
+                final = number == total - 1
                 arrays = self.fit_round(
                     arrays, purpose, training.local_epochs, rate, advance, final=final, reference=reference, held=held
                 )

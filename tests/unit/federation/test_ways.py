@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import pytest
 import torch
 
-from dlfd_fleet.federation.jobs.ways import SinceTraining, choose
+from dlfd_fleet.federation.jobs.ways import SinceTraining, choose, rounds_anew
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.release.release_rule import may_release_retrained
@@ -159,6 +159,40 @@ UNLEARNED, ANEW = released("erase", 0.85), released("erase", 0.91, retrained=Tru
 def test_what_became_of_the_model_since_it_was_trained_in_full(earlier, erasures, lost):
     since = SinceTraining.of(earlier)
     assert (since.erasures, round(since.lost, 6)) == (erasures, lost)
+
+
+def with_steps(record, name, steps):
+    phases = {name: Phase(steps=steps, seconds=1.0, sent_bytes=0, site_seconds=1.0)}
+    return record.model_copy(update={"proceedings": record.proceedings.model_copy(update={"phases": phases})})
+
+
+@pytest.mark.parametrize(
+    ("earlier", "rounds"),
+    [
+        ((), 5),
+        ((with_steps(FRESH, "train", 3),), 5),
+        ((with_steps(FRESH, "train", 5), UNLEARNED, with_steps(GOES_ON, "train", 3)), 8),
+        ((with_steps(FRESH, "train", 9), with_steps(ANEW, "retrain", 6), with_steps(GOES_ON, "train", 1)), 7),
+        ((with_steps(FRESH, "train", 5), with_steps(UNLEARNED, "retrain", 5)), 5),  # it was only compared
+    ],
+)
+def test_a_model_is_trained_anew_for_the_rounds_that_are_in_it_and_no_fewer_than_are_set(earlier, rounds):
+    assert rounds_anew(Settings(training={"rounds": 5}), earlier) == rounds
+
+
+FAILED = UNLEARNED.model_copy(
+    update={"job": "erase-7", "proceedings": UNLEARNED.proceedings.model_copy(update={"anew_failed": "FAIL: so."})}
+)
+
+
+@pytest.mark.parametrize("erasure", [{"way": "cheapest"}, {"retrain_after": 1}, {"retrain_drift": 0.01}])
+def test_training_anew_that_has_failed_waits_for_the_next_training(erasure):
+    way = erasure.pop("way", "unlearn")
+    assert chosen(way, earlier=(FRESH, UNLEARNED), **erasure).taken == "retrain"
+    assert chosen(way, earlier=(FRESH, UNLEARNED, FAILED), **erasure).taken == "unlearn"
+    assert chosen(way, earlier=(FRESH, UNLEARNED, FAILED, GOES_ON), **erasure).taken == "retrain"
+    assert "erase-7" in SinceTraining.of((FRESH, FAILED)).advice(Settings().erasure)
+    assert chosen("retrain", earlier=(FRESH, FAILED)).taken == "retrain"
 
 
 @pytest.mark.parametrize(
