@@ -388,6 +388,8 @@ def test_with_training_the_models_are_made_once_the_new_one_is_released(fleet):
     assert record.released
     assert record.note.startswith("trained; test accuracy is ")
     assert record.note.endswith("2 of 2 sites keep their answers, and 2 can aim at them")
+    # Each of the two is trained as long as the champion, which went on from an earlier training.
+    assert record.references.rounds == 2 * 2 * ROUNDS
     assert not is_on_disk(fleet, weights_of(grid))
     # The next training makes others; answers of the ones before are dropped with the next question.
     first = [said.logits for said, _ in answers(fleet)]

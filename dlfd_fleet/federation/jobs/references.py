@@ -5,6 +5,7 @@ from __future__ import annotations
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.erase import Origin
+from dlfd_fleet.federation.jobs.ways import rounds_anew
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import ReferencesMade
 from dlfd_fleet.federation.rounds.references import References
@@ -27,12 +28,17 @@ def references(job: Coordinator, origin: Origin) -> None:
     job.pending(origin.card)
     if origin.card.frozen:
         job.audits(origin.card).audit(origin.arrays, "Auditing the champion", "champion")
-    note = make_references(job, origin.card, origin.arrays)
+    note = make_references(job, origin.card, origin.arrays, rounds_anew(job.settings, job.earlier))
     job.advance("settled", note=note, epoch=origin.card.epoch)
 
 
-def make_references(job: Coordinator, card: ModelCard, champion: Arrays) -> str:
+def make_references(job: Coordinator, card: ModelCard, champion: Arrays, rounds: int) -> str:
     """Make the reference models of a champion in a job whose sites have been asked; return in words what they took.
+
+    Parameters
+    ----------
+    rounds
+        Of training for each, as many as are in the champion: with fewer they would be too poor to aim at.
 
     Raises
     ------
@@ -40,14 +46,14 @@ def make_references(job: Coordinator, card: ModelCard, champion: Arrays) -> str:
         If no site has the answers of all of them in the end.
     """
     models, context = job.settings.references.models, job.context(card)
-    before, rounds, sites = context.effort(), context.round, tuple[str, ...]()
+    before, first, sites = context.effort(), context.round, tuple[str, ...]()
     job.advance(job.record.step, references=ReferencesMade(models=models))
-    for made, missing in enumerate(References(job.rounds(card)).make(champion, models), 1):
+    for made, missing in enumerate(References(job.rounds(card)).make(champion, models, rounds), 1):
         took, sites = context.effort() - before, tuple(sorted(site for site, none in missing.items() if not none))
         done = ReferencesMade(
             models=models,
             made=made,
-            rounds=context.round - rounds,
+            rounds=context.round - first,
             seconds=took.seconds,
             bytes_sent=took.sent_bytes,
             sites=len(sites),

@@ -12,6 +12,7 @@ from dlfd_fleet.exceptions import JobCancelledError, JobError, ModelFileError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.references import make_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
+from dlfd_fleet.federation.jobs.ways import SinceTraining
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
 from dlfd_fleet.federation.rounds.audits import AuditedModel
@@ -99,12 +100,18 @@ def _with_references(job: Coordinator, card: ModelCard, arrays: Arrays) -> str:
     if not (job.record.released and job.settings.references.with_training and job.settings.references.models):
         return ""
     try:
-        return f"; {make_references(job, card, arrays)}"
+        return f"; {make_references(job, card, arrays, _rounds_in_the_model(job))}"
     except JobCancelledError:
         raise
     except JobError as error:
         job.journal.abandon(REFERENCE_ROUND)
         return f"; there are no reference models: {error}"
+
+
+def _rounds_in_the_model(job: Coordinator) -> int:
+    """Return how many rounds of training are in the model that this job has trained, as far as is known."""
+    before = 0 if job.record.proceedings.began_with else SinceTraining.of(job.earlier).rounds
+    return before + job.settings.training.rounds
 
 
 def _said(scores: Scores) -> str:

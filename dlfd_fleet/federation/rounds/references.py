@@ -30,11 +30,16 @@ class References:
 
     rounds: Rounds
 
-    def make(self, champion: Arrays, models: int) -> Iterator[dict[str, int]]:
+    def make(self, champion: Arrays, models: int, rounds: int | None = None) -> Iterator[dict[str, int]]:
         """Train each model and let the sites store its answers, in several steps of the job.
 
         A model starts with fresh weights and the champion's frozen layers. Its arrays are deleted from the job's steps
         once the sites have answered.
+
+        Parameters
+        ----------
+        rounds
+            Of training for each, if not ``training.rounds``.
 
         Yields
         ------
@@ -45,7 +50,7 @@ class References:
         for number in range(models):
             reference, before = Reference(number=number, models=models), job.round
             fresh = self.rounds.beside_held(self._fresh(champion, reference), champion)
-            trained = self.rounds.train(fresh, "reference", reference, held=champion)
+            trained = self.rounds.train(fresh, "reference", reference, held=champion, rounds=rounds)
             missing = job.journal.facts(f"{_ANSWERS}-{number}", dict[str, int], self._asking(trained, reference))
             job.journal.drop_arrays([f"{ROUND}-{each}" for each in range(before + 1, job.round + 1)])
             yield {site: count - (models - 1 - number) for site, count in missing.items()}
