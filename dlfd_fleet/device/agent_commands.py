@@ -124,9 +124,16 @@ def status(
         return
     table = Table("", "", show_header=False)
     for key, value in rows.items():
-        shown = ", ".join(value) if isinstance(value, list) else str(value)
-        table.add_row(key.replace("_", " "), Text(shown, overflow="fold"))
+        table.add_row(key.replace("_", " "), Text(_in_words(value), overflow="fold"))
     PlainConsole().print(table)
+
+
+def _in_words(value: object) -> str:
+    if value is None:  # the epoch, which only a model has
+        return "no model yet"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _say(line: str) -> None:

@@ -75,6 +75,15 @@ def test_device_is_made_updated_asked_and_predicts(capfd, fleet, tmp_path):
     assert "lease until" in out
 
 
+def test_status_of_a_device_without_a_model_is_in_words(capfd, fleet, tmp_path):
+    folder = made(capfd, fleet, tmp_path / "device")
+    code, out, _ = run(capfd, "status", folder)
+    rows = dict([cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if "│" in line)
+    assert (code, rows["epoch"], rows["answers"], rows["healthy"]) == (0, "no model yet", "no", "no")
+    assert "None" not in out
+    assert json.loads(run(capfd, "status", folder, "--json")[1])["epoch"] is None
+
+
 def test_refused_update_is_one_sentence_and_the_device_goes_on(capfd, fleet, tmp_path):
     repository, _ = fleet
     folder = made(capfd, fleet, tmp_path / "device")
