@@ -1,7 +1,7 @@
 """Errors of dlfd-fleet whose message is for a person.
 
-Each message is one sentence: what is wrong, where, and what to do. The commands print it and end with exit code 2;
-any other exception is a bug and keeps its traceback.
+Each message is one sentence: what is wrong, where, and what to do. The commands print it and end with exit code 2, or 1
+if they did their work and its result is bad; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 
 class FleetError(Exception):
@@ -20,7 +21,14 @@ class FleetError(Exception):
         What is wrong, where, and what to do.
     field
         Which part of a decision is wrong, as the function that takes it calls it; empty if it is none of them.
+
+    Attributes
+    ----------
+    exit_code
+        What a command ends with.
     """
+
+    exit_code = 2
 
     def __init__(self, sentence: str = "", field: str = "") -> None:
         super().__init__(sentence)
@@ -65,6 +73,14 @@ class JobError(FleetError):
 
 class JobCancelledError(JobError):
     """A job was cancelled."""
+
+
+class VerdictError(JobError):
+    """A job did its work, but the verdict on its model is FAIL, so nothing was released."""
+
+    exit_code = 1
+    BEGINNING: ClassVar[str] = "The verdict is FAIL"
+    """Of each message: Flower hands on the words of an error, and not its class."""
 
 
 class OutboxError(JobError):

@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
     elif kind == "plan":
         unlearning.plan(grid)
     elif not context.run_config.get("if_due", False) or _is_due(unlearning, grid):
-        unlearning.start(grid)
+        unlearning.start(grid).raise_for_verdict()
 
 
 def _is_due(unlearning: FederatedUnlearning, grid: Grid) -> bool:

@@ -95,7 +95,10 @@ PAGES = {
 
 
 def main() -> None:
-    """Run the command; a mistake is one sentence with its page and exit code 2, a signal one and 128 + its number."""
+    """Run the command; a mistake is one sentence with its page and exit code 2, a signal one and 128 + its number.
+
+    What each code means is in docs/how-to/operate.md.
+    """
     with interruptible() as interruption:
         try:
             app(prog_name="dlfd-fleet")
@@ -103,7 +106,7 @@ def main() -> None:
             if interruption:
                 _end(interruption)
             if isinstance(error, FleetError):
-                _refuse(str(error), _page_of(error))
+                _refuse(str(error), _page_of(error), error.exit_code)
             refusal = file_refusal(error)
             if refusal:
                 _refuse(refusal)
@@ -122,9 +125,9 @@ def _page_of(error: FleetError) -> str | None:
     return next((PAGES[word] for word in sys.argv[1:] if word in PAGES), None)
 
 
-def _refuse(sentence: str, page: str | None = None) -> NoReturn:
+def _refuse(sentence: str, page: str | None = None, exit_code: int = 2) -> NoReturn:
     words = Text.assemble(("Error:", "red"), f" {visible(sentence)}")
     if page is not None:
         words.append(f" See {page}.", "dim")
     PlainConsole(stderr=True).print(words, soft_wrap=True, highlight=False)
-    sys.exit(2)
+    sys.exit(exit_code)

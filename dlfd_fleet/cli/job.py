@@ -120,7 +120,7 @@ def cancel(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Stop a job before its next step; its requests wait for the next one."""
+    """End a job before its next step, for good; its requests wait for the next one."""
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
@@ -129,14 +129,16 @@ def cancel(
 
 @app.command("resume", epilog="Example: dlfd-fleet job resume")
 def resume(
-    job: Annotated[str | None, typer.Argument(help="Name of the job; the latest that is not settled.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(help="Name of the job; the latest that is neither settled nor cancelled.")
+    ] = None,
     app: FlowerApp = None,
     superlink: SuperLink = None,
     federation_config: Federation = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Go on with a job that was interrupted, failed or cancelled, from its last finished step."""
+    """Go on with a job that was interrupted or failed, from its last finished step; a cancelled job is over."""
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:

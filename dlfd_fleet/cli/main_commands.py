@@ -19,7 +19,11 @@ def demo(
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of splits, training and noise.")] = None,
 ) -> None:
-    """Train a fleet on embedded faces, forget four people, measure."""
+    """Train a fleet on embedded faces, forget four people, measure.
+
+    Exit code 1 means that the verdict is FAIL.
+    """
+    from dlfd_fleet.audit import Outcome
     from dlfd_fleet.demo import run_demo
 
     flags: dict[str, object] = {}
@@ -27,7 +31,9 @@ def demo(
         flags["erasure.compare_retrain"] = True
     if seed is not None:
         flags["seed"] = seed
-    run_demo(load(config, overrides, flags).settings, console)
+    record = run_demo(load(config, overrides, flags).settings, console)
+    if record.verdict is not None and record.verdict.outcome is Outcome.FAIL:
+        raise typer.Exit(1)
 
 
 def certify(

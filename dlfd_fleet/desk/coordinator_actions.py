@@ -138,9 +138,14 @@ def _lineage_after(_: object) -> str:
 def _what_starting_does(store: Store, kind: Kind) -> list[str]:
     records, champion = store.jobs(), store.champions.current()
     if kind == "plan":
-        for record in store.unfinished():
+        for record in store.interrupted():
             refuse_beside(record)
-    said = [f"{record.job} is not finished: it goes on first." for record in store.unfinished()]
+    said = [
+        f"{record.job} was cancelled: it is ended first."
+        if store.is_cancelled(record.job)
+        else f"{record.job} is not finished: it goes on first."
+        for record in store.unfinished()
+    ]
     if store.is_locked():
         said.append("A coordinator works on this state folder now: until that has ended, another job ends at once.")
     begins = f"the champion, {champion.job} of epoch {champion.epoch}" if champion else "fresh weights"

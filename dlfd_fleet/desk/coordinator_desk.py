@@ -101,7 +101,7 @@ class CoordinatorDesk:
         """Show all jobs, newest first."""
         with self._store() as store:
             records, running = store.jobs()[::-1], store.is_locked()
-        rows = [_job_row(record, running) for record in records[:_MOST_JOBS]]
+            rows = [_job_row(record, command.state_of(store, record, running)) for record in records[:_MOST_JOBS]]
         return self.pages.show(request, "coordinator/jobs.html", jobs=rows, more=max(0, len(records) - _MOST_JOBS))
 
     def job(self, request: Request) -> Response:
@@ -261,7 +261,7 @@ class CoordinatorDesk:
         now = datetime.now(UTC)
         return {
             "job": record.job,
-            "state": command.state_of(record, store.is_locked()),
+            "state": command.state_of(store, record, store.is_locked()),
             "lines": command.status_lines(store, record.job)[1:],
             "sites": [
                 {"site": each.site, "doing": each.doing, "seconds": int((now - each.since).total_seconds())}
@@ -302,10 +302,10 @@ def _due(records: list[JobRecord]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["due"], row["request"]))
 
 
-def _job_row(record: JobRecord, running: bool) -> dict[str, Any]:
+def _job_row(record: JobRecord, state: str) -> dict[str, Any]:
     return {
         "job": record.job,
-        "state": command.state_of(record, running),
+        "state": state,
         "began": record.started_at,
         "requests": record.requests,
         "verdict": record.verdict.outcome.value if record.verdict else "",

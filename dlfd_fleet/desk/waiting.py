@@ -30,11 +30,12 @@ def _of_the_job(settings: Settings, job: str) -> list[str]:
 
     try:
         with opened(settings.state_folder) as store:
-            record, running = store.load(job), store.is_locked()
+            record = store.load(job)
+            state = state_of(store, record, store.is_locked())
     except FleetError:  # another fleet's state folder
         return []
     away = [f"Site {site} was away: it {reason}." for site, reason in sorted(record.absent.items())]
-    return [f"{job} is {state_of(record, running)}.", *away]
+    return [f"{job} is {state}.", *away]
 
 
 def _of_devices(settings: Settings, epoch: int) -> list[str]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.data import synthesize
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import VerdictError
 from dlfd_fleet.federation.jobs import command, releaser, run
 from dlfd_fleet.federation.protocol.messages import FitResult, FitTask, PendingQuery, PendingReply
 from dlfd_fleet.federation.records.store import Store
@@ -99,7 +99,7 @@ class EverybodyTurned(MisbehavingGrid):
 def test_a_trained_model_that_is_worse_than_the_champion_is_not_released(settings):
     before = champion_of(settings)
     grid = EverybodyTurned(settings, LIAR, {FitTask.TYPE}, turned_round)
-    with pytest.raises(JobError, match=r"is not released\. The champion stays\. FAIL: .*accuracy fell by"):
+    with pytest.raises(VerdictError, match=r"^The verdict is FAIL: .*accuracy fell by.* the champion stays\.$"):
         run_job(settings, "train", grid)
     assert champion_of(settings) == before
     record = jobs_of(settings)[-1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import closing
 
 import pytest
 from flwr.app import Context, RecordDict
 
 from dlfd_fleet.configuration import write_settings
-from dlfd_fleet.federation.jobs.command import last_answer
+from dlfd_fleet.federation.jobs.command import cancel, last_answer
 from dlfd_fleet.federation.jobs.due import ask_whether_due
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
 from dlfd_fleet.federation.records.store import Store
@@ -125,6 +126,15 @@ def test_a_job_that_was_interrupted_is_due_and_its_requests_are_counted(fleet):
     due = ask_whether_due(InProcessGrid(fleet), fleet)
     assert due.is_due
     assert re.match(r"erase-\S+ was interrupted, and goes on\.", due.why)
+
+
+def test_a_job_that_was_cancelled_is_not_due(fleet):
+    with interrupted_before("asked"):
+        run_job(fleet, "erase")
+    with closing(Store(fleet.state_folder)) as store:
+        cancel(store, store.unfinished()[0].job)
+    due = ask_whether_due(InProcessGrid(fleet), fleet)
+    assert (due.is_due, due.why) == (False, "Nothing is due: nobody asks to be forgotten.")
 
 
 def test_requests_of_a_job_whose_end_a_site_does_not_know_wait_too(fleet):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dlfd_fleet.cli import app
 from dlfd_fleet.data import write_manifest
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobCancelledError, JobError
 from dlfd_fleet.federation import FederatedUnlearning
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.protocol.held_names import DIFFERENCE, NOTHING_TO_TRAIN_ON
@@ -256,11 +256,12 @@ def test_a_cancelled_job_keeps_no_model(fleet):
     assert run_job(fleet, "erase").note == "nobody asks to be forgotten"
     assert store.load(record.job).step == "cancelled"
     assert all(said is None for said, _ in answers(fleet))
-    # Taken up again, it makes the model anew that it had begun.
-    command.reopen(store, record.job)
+    # It is over: the next one makes all models anew.
+    with pytest.raises(JobError, match=f"{record.job} was cancelled"):
+        command.reopen(store, record.job)
     again = InProcessGrid(fleet)
-    assert run_job(fleet, "references", again).job == record.job
-    assert {task.reference.number for task, _ in tasks_of(again)} == {1}
+    assert run_job(fleet, "references", again).job != record.job
+    assert {task.reference.number for task, _ in tasks_of(again)} == {0, 1}
     assert all(said is not None for said, _ in answers(fleet))
 
 
@@ -422,8 +423,12 @@ def test_a_cancelled_training_that_had_released_its_model_keeps_no_reference_mod
         if finished.name == f"reference-{ROUNDS + 1}":
             Store(settings.state_folder).ask_to_cancel(job)
 
-    with mock.patch.object(Steps, "finish", cancelling):
-        record = run_job(settings, "train", grid)
+    with (
+        mock.patch.object(Steps, "finish", cancelling),
+        pytest.raises(JobCancelledError, match=r"train-\S+ was cancelled after the release"),
+    ):
+        run_job(settings, "train", grid)
+    record, _ = record_of(fleet)
     assert (record.step, record.released) == ("cancelled", True)
     assert not is_on_disk(fleet, weights_of(grid))
 

@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobError, VerdictError
 from dlfd_fleet.federation.jobs.reporting import said_in_short
 from dlfd_fleet.federation.protocol.messages import (
     AuditTask,
@@ -49,9 +49,10 @@ _FLOWER = {
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flower's log
 _STARTED = re.compile(r"started run (\d+)")
 _AFTERWARDS = (
-    " On the coordinator's machine `dlfd-fleet job status` says how far the job is; `dlfd-fleet job resume` goes on "
-    "from its last finished step."
+    " On the coordinator's machine `dlfd-fleet job status` says how far the job is; unless it was cancelled, "
+    "`dlfd-fleet job resume` goes on from its last finished step."
 )
+_RAISED = re.compile(r"\w+ failed with exception: ")  # Flower's words before those of an error
 _APP = Path(__file__).resolve().parents[3]
 _SECONDS_BETWEEN_DRAWINGS = 1.0
 _DOING = {
@@ -94,6 +95,8 @@ def submit(
 
     Raises
     ------
+    VerdictError
+        If the run says that the verdict is FAIL.
     JobError
         If there is no app or no SuperLink, ``flwr run`` fails, or the run does.
     """
@@ -128,6 +131,8 @@ def submit(
     asked = [flwr, "list", *where, "--run-id", run[1], "--format", "json"]
     answer = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     status, details = _run_status(answer.stdout)
+    if (said := _RAISED.sub("", details, count=1)).startswith(VerdictError.BEGINNING):
+        raise VerdictError(f"{said}.")
     if status != "finished:completed":
         raise JobError(f"Flower says of the run {run[1]}: {details or status}.{_AFTERWARDS}")
 
@@ -181,7 +186,7 @@ def job_table(store: Store) -> Table:
         requests, epoch = str(record.requests or ""), str(record.epoch) if record.released else ""
         done = sum(phase.seconds for phase in store.steps.phases(record.job).values())
         minutes = f"{max(record.seconds, done) / 60:.1f}"
-        table.add_row(*map(plain, (record.job, state_of(record, running), requests, verdict, epoch, minutes)))
+        table.add_row(*map(plain, (record.job, state_of(store, record, running), requests, verdict, epoch, minutes)))
     return table
 
 
@@ -218,8 +223,10 @@ def job_status(store: Store, job: str) -> Group:
 def status_lines(store: Store, job: str) -> list[str]:
     """Return in sentences how far a job is, and what came of it."""
     record, running, steps = store.load(job), store.is_locked(), store.steps.names(job)
-    lines = [f"{record.job}: {state_of(record, running)}"]
-    if record.step not in FINAL_STEPS and not running and record.kind != "import":
+    lines = [f"{record.job}: {state_of(store, record, running)}"]
+    if record.step not in FINAL_STEPS and store.is_cancelled(job):
+        lines.append("It was cancelled, and " + ("stops before its next step." if running else "the next job ends it."))
+    elif record.step not in FINAL_STEPS and not running and record.kind != "import":
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
@@ -299,26 +306,36 @@ def what_cancelling_does(store: Store, job: str) -> str:
 
 
 def reopen(store: Store, job: str | None) -> JobRecord:
-    """Return the job to go on with: an unfinished one as it is, a failed or cancelled one reopened.
+    """Return the job to go on with: an unfinished one as it is, a failed one reopened.
 
     Raises
     ------
     JobError
-        If there is none, it is settled, or a later job has released a model that it does not start from.
+        If there is none, it is settled or was cancelled, or a later job has released a model that it does not start
+        from.
     """
     records = store.jobs()
     waiting = [record for record in records if record.step != "settled" and record.kind != "import"]
+    waiting = [record for record in waiting if not _is_cancelled(store, record)]
     if job is None and not waiting:
-        raise JobError("Every job is settled; `dlfd-fleet job start` starts another one.")
+        raise JobError("Every job is settled or cancelled; `dlfd-fleet job start` starts another one.")
     record = waiting[-1] if job is None else store.load(job)
     if record.step == "settled":
         raise JobError(f"{record.job} is settled; there is nothing to go on with.")
+    if _is_cancelled(store, record):
+        again = "dlfd-fleet job plan" if record.kind == "plan" else f"dlfd-fleet job start {record.kind}"
+        raise JobError(f"{record.job} was cancelled, and a cancelled job is over; start another one: `{again}`.")
     if record.kind == "import":
         raise JobError(f"{record.job} is an import: the next job ends one that was killed; import a failed one again.")
     for later in records:
         if later.released and later.started_at > record.started_at:
             raise JobError(f"{later.job} has released another model since {record.job} began; start a new job.")
-    return store.reopen(record.job) if record.step in FINAL_STEPS or store.is_cancelled(record.job) else record
+    return store.reopen(record.job) if record.step in FINAL_STEPS else record
+
+
+def _is_cancelled(store: Store, record: JobRecord) -> bool:
+    """Tell whether somebody has cancelled a job, also one that is to be ended yet."""
+    return record.step == "cancelled" or store.is_cancelled(record.job)
 
 
 def activities(store: Store, job: str) -> Iterator[SiteActivity]:
@@ -336,8 +353,10 @@ def goes_on(store: Store, job: str) -> bool:
     return store.load(job).step not in FINAL_STEPS and store.is_locked()
 
 
-def state_of(record: JobRecord, running: bool) -> str:
+def state_of(store: Store, record: JobRecord, running: bool) -> str:
     """Return how far a job is, in words."""
     if record.step in FINAL_STEPS:
         return f"{record.step}, released" if record.released else record.step
-    return f"{record.step}, {'running' if running else 'interrupted'}"
+    if running:
+        return f"{record.step}, running"
+    return f"{record.step}, {'cancelled' if store.is_cancelled(record.job) else 'interrupted'}"

@@ -31,8 +31,8 @@ def ask_whether_due(grid: Grid, settings: Settings) -> Due:
     with closing(Store(settings.state_folder)) as store:
         if store.is_locked():
             return Due(False, "Nothing is started: another job works on this state folder.")
-        if unfinished := store.unfinished():
-            return Due(True, f"{unfinished[-1].job} was interrupted, and goes on.")
+        if interrupted := store.interrupted():
+            return Due(True, f"{interrupted[-1].job} was interrupted, and goes on.")
         earlier, now = store.jobs(), datetime.now(UTC)
         keys = SiteKeys(store.folder / SITE_KEYS_FILE, settings.fleet.registered_keys)
         fleet = Fleet.under(settings.fleet, grid, keys)

@@ -63,6 +63,8 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
     ):
         _refuse_where_somebody_was_forgotten(store, tracker, progress)
         if waiting := store.unfinished():
+            if store.is_cancelled(waiting[-1].job):
+                raise JobError(f"{waiting[-1].job} was cancelled, and the next job ends it: import the model then.")
             raise JobError(
                 f"{waiting[-1].job} was interrupted, and goes on from the champion that it began with; end it first "
                 "by `dlfd-fleet job resume`, or by `job cancel` and the next job."

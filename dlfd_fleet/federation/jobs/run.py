@@ -36,6 +36,7 @@ from dlfd_fleet.tracking import Tracker, open_tracker
 from dlfd_fleet.tracking.registry import REFUSED_TAG
 from dlfd_fleet.tracking.system_metrics import sampled_system
 
+_CANCELLED: dict[JobKind, str] = {"erase": "cancelled: the requests wait for the next job"}
 _SEND_PATIENCE = 180.0  # a new store makes its tables first; one that does not answer ends the wait at once
 
 
@@ -58,6 +59,10 @@ def run_jobs(
     JobError
         If another coordinator works on the state folder, or the job cannot go on; then it is failed, and its requests
         wait for the next one. Killed or interrupted, it is resumed by the next call.
+    JobCancelledError
+        If somebody cancelled it.
+    VerdictError
+        If a trained model is worse than the champion.
     """
     store = Store(settings.state_folder)
     with closing(store), store.lock(), open_tracker(settings.tracking, settings.state_folder) as tracker:
@@ -71,9 +76,12 @@ def run_jobs(
         tracker.try_again(champion.job if champion else None)
         done = None
         for record in store.unfinished():
-            if kind == "plan":
-                refuse_beside(record)
-            progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
+            if store.is_cancelled(record.job):
+                progress.say(f"Ending {record.job}, which was cancelled.")
+            else:
+                if kind == "plan":
+                    refuse_beside(record)
+                progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = carry_out(grid, store, tracker, progress, record)
         if given is not None and given.epoch != store.champions.epoch():
             raise JobError(
@@ -86,6 +94,8 @@ def run_jobs(
                 refuse_no_references(settings)
             chosen = settings_of_job(kind, settings)
             done = carry_out(grid, store, tracker, progress, store.new_job(kind, chosen), given)
+        if done.step == "cancelled":
+            raise JobCancelledError(f"{done.job} was {done.note}.")
         return done
 
 
@@ -158,7 +168,7 @@ def carry_out(
             )
         else:
             job.give_back(str(error))
-            job.advance("cancelled", note="cancelled: the requests wait for the next job")
+            job.advance("cancelled", note=_CANCELLED.get(record.kind, "cancelled"))
     except Exception as error:
         status = "FAILED"
         _abandon_references(store, record.job, progress)

@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from dlfd_fleet.audit import Verdict
+from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.configuration import load_settings
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobError, VerdictError
 from dlfd_fleet.federation.app_errors import log_errors_in_words
 from dlfd_fleet.federation.jobs.due import ask_whether_due
 from dlfd_fleet.federation.jobs.run import run_jobs
@@ -53,6 +53,17 @@ class JobResult(Result):
     def verdict(self) -> Verdict | None:
         """The verdict; None where nothing had to be judged, as when nobody asks to be forgotten."""
         return self.record.verdict
+
+    def raise_for_verdict(self) -> None:
+        """Fail if the verdict is FAIL; then the run fails, and ``dlfd-fleet job start`` ends with exit code 1.
+
+        Raises
+        ------
+        VerdictError
+            If it is.
+        """
+        if self.verdict is not None and self.verdict.outcome is Outcome.FAIL:
+            raise VerdictError(f"The verdict is {self.verdict.sentence()} No model is released; the requests wait.")
 
     def sentence(self) -> str:
         """Say in words how it ended, and which sites took no part."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlfd_fleet.audit import Outcome, Scores, judge_trained, judge_without_each
-from dlfd_fleet.exceptions import JobCancelledError, JobError, ModelFileError
+from dlfd_fleet.exceptions import JobCancelledError, JobError, ModelFileError, VerdictError
 from dlfd_fleet.federation.jobs.coordinator import Coordinator
 from dlfd_fleet.federation.jobs.references import make_references
 from dlfd_fleet.federation.jobs.releaser import FleetReleaser
@@ -86,8 +86,8 @@ def train(job: Coordinator, releaser: FleetReleaser, given: Given | None = None)
         verdict = judge_without_each(verdict, champion.scores, model.scores, *own, job.settings.audit)
     if verdict.outcome is Outcome.FAIL:
         job.advance("judged", verdict=verdict)
-        stays = "The champion stays" if champion else "There is no champion yet"
-        raise JobError(f"The trained model is not released. {stays}. {verdict.sentence()}")
+        stays = "the champion stays" if champion else "there is no champion yet"
+        raise VerdictError(f"The verdict is {verdict.sentence()} The trained model is not released; {stays}.")
     releaser.release_or_hold(card, arrays)
     job.advance("settled", note=f"trained; {_said(model.scores)}{_with_references(job, card, arrays)}")
 

@@ -200,6 +200,10 @@ class Store:
         """Return jobs that have not come to their last step."""
         return [record for record in self.jobs() if record.step not in FINAL_STEPS]
 
+    def interrupted(self) -> list[JobRecord]:
+        """Return unfinished jobs that nobody has cancelled: the next job goes on with these, and ends the others."""
+        return [record for record in self.unfinished() if not self.is_cancelled(record.job)]
+
     def ask_to_cancel(self, job: str) -> None:
         """Note that a job is to stop before its next step."""
         with self._transaction() as connection:
@@ -212,7 +216,7 @@ class Store:
             return connection.execute(sa.select(JOB.c.cancelled_at).where(JOB.c.job == job)).scalar() is not None
 
     def reopen(self, job: str) -> JobRecord:
-        """Reopen a failed or cancelled job, to continue after its last finished step."""
+        """Reopen a failed job, to continue after its last finished step."""
         record = self.load(job).model_copy(update={"step": "started", "note": ""})
         with self._transaction() as connection:
             connection.execute(

@@ -140,6 +140,8 @@ def prune_state(settings: Settings, *, dry_run: bool = False) -> list[str]:
     require_folder(settings.state_folder)
     with closing(Store(settings.state_folder)) as store, store.lock():
         if unfinished := store.unfinished():
+            if store.is_cancelled(unfinished[-1].job):
+                raise JobError(f"{unfinished[-1].job} was cancelled, and the next job ends it: prune after that.")
             raise JobError(
                 f"{unfinished[-1].job} is not finished, and may need any model: `dlfd-fleet job resume` goes on with "
                 "it, `dlfd-fleet job cancel` ends it."

@@ -6,9 +6,10 @@ import io
 import logging
 
 import pytest
+from flwr.supercore.exit.exit_code import EXIT_CODE_HELP, ExitCode
 from flwr.supercore.logger import log
 
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobCancelledError, JobError
 from dlfd_fleet.federation import app_errors
 
 
@@ -18,6 +19,7 @@ def logged(monkeypatch):
     flower, words = logging.getLogger("flwr"), io.StringIO()
     monkeypatch.setattr(flower, "filters", [])
     monkeypatch.setattr(flower, "handlers", [logging.StreamHandler(words)])
+    monkeypatch.setattr(app_errors, "_IN_WORDS", app_errors.OneSentence())  # one a process
     app_errors.log_errors_in_words()
     return words
 
@@ -30,13 +32,22 @@ def raised(error):
         log(logging.ERROR, "%s raised an exception", "ServerApp", exc_info=caught)
 
 
-def test_what_a_person_can_mend_is_one_sentence(logged):
-    raised(JobError("There is no champion; train first."))
-    assert logged.getvalue() == "There is no champion; train first.\n"
+def end_of_an_app():
+    """End an app as Flower's runtimes do after any error."""
+    for code in (ExitCode.SERVERAPP_EXCEPTION, ExitCode.SIMULATION_EXCEPTION):
+        log(logging.ERROR, f"Exit Code: {code}\n\n{EXIT_CODE_HELP[code]}\n\nFor more information, visit: <...>")
+
+
+@pytest.mark.parametrize("error", [JobError("There is no champion; train first."), JobCancelledError("It was ended.")])
+def test_what_a_person_can_mend_is_one_sentence(logged, error):
+    raised(error)
+    end_of_an_app()
+    assert logged.getvalue() == f"{error}\n"
 
 
 def test_what_only_a_programmer_can_mend_keeps_its_traceback(logged):
     raised(ZeroDivisionError("division by zero"))
     log(logging.INFO, "Round %s", 1)
+    end_of_an_app()
     assert "ServerApp raised an exception\nTraceback" in logged.getvalue()
-    assert logged.getvalue().endswith("division by zero\nRound 1\n")
+    assert "division by zero\nRound 1\nExit Code" in logged.getvalue()

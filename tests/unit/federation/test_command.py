@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.exceptions import JobError
+from dlfd_fleet.exceptions import JobError, VerdictError
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.federation.records.due import SiteWaiting, Waiting
@@ -93,20 +93,31 @@ def test_cancelling_is_asked_for_once_and_only_of_a_job_that_goes_on(store):
         command.cancel(store, record.job)
 
 
-def test_a_failed_or_cancelled_job_is_reopened_and_a_settled_one_is_not(store):
-    with pytest.raises(JobError, match="Every job is settled"):
+def test_a_failed_job_is_reopened_and_a_settled_one_is_not(store):
+    with pytest.raises(JobError, match="Every job is settled or cancelled"):
         command.reopen(store, None)
     record = change(store, store.new_job("erase", Settings()), step="failed", note="no site")
     assert command.reopen(store, None).step == "started"
-    store.ask_to_cancel(record.job)
-    assert command.reopen(store, record.job).job == record.job
-    assert not store.is_cancelled(record.job)
     later = store.new_job("erase", Settings())
     change(store, later, step="settled", released=True, started_at=record.started_at + timedelta(seconds=1))
     with pytest.raises(JobError, match="has released another model since"):
         command.reopen(store, record.job)
     with pytest.raises(JobError, match="is settled"):
         command.reopen(store, later.job)
+
+
+@pytest.mark.parametrize("step", ["started", "cancelled"])
+def test_a_cancelled_job_is_over_and_nobody_takes_it_up_again(store, step):
+    failed = change(store, store.new_job("train", Settings()), step="failed", note="no site")
+    record = store.new_job("erase", Settings())
+    command.cancel(store, record.job)
+    change(store, record, step=step)  # the next job ends it first
+    with pytest.raises(JobError, match=rf"{record.job} was cancelled.*start another one: `dlfd-fleet job start erase`"):
+        command.reopen(store, record.job)
+    assert store.is_cancelled(record.job)
+    assert "job resume" not in shown(command.job_status(store, record.job))
+    assert "interrupted" not in shown(command.job_table(store))
+    assert command.reopen(store, None).job == failed.job
 
 
 FLWR = """#!/bin/sh
@@ -151,8 +162,14 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_p
         (0, '"', "", "the run 42: unknown"),
     ):
         flower(code, status, details)
-        with pytest.raises(JobError, match=said):
+        with pytest.raises(JobError, match=said) as refused:
             command.submit("erase", tmp_path, None, None)
+        assert refused.value.exit_code == 2
+    for runtime in ("ServerApp", "Simulation"):
+        flower(0, "finished:failed", f"{runtime} failed with exception: The verdict is FAIL: it leaks.")
+        with pytest.raises(VerdictError, match=r"^The verdict is FAIL: it leaks\.$") as failed:
+            command.submit("erase", tmp_path, None, None)
+        assert failed.value.exit_code == 1
     with pytest.raises(JobError, match="There is no Flower app"):
         command.submit("erase", tmp_path / "nowhere", None, None)
 

@@ -26,3 +26,4 @@ def main(grid: Grid, context: Context) -> None:
         trained = strategy.start(grid, begin, num_rounds=int(context.run_config["rounds"]))
         result = unlearning.adopt(grid, trained.arrays)
     print(result.sentence())
+    result.raise_for_verdict()  # after FAIL the run fails, too

@@ -1,0 +1,83 @@
+"""How a run of the ServerApp ends: `flwr run` and `job start` fail with what it raises."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from dlfd_fleet.configuration import write_settings
+from dlfd_fleet.exceptions import JobCancelledError, VerdictError
+from dlfd_fleet.federation.jobs.command import cancel
+from dlfd_fleet.federation.records.steps import Steps
+from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.ledger import RequestState, Site, site_folders
+from server.app import app as server_app
+from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, be_a_server, trained_fleet
+from tests.small_networks import small_networks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    with small_networks():
+        be_a_server()
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return trained_fleet(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def fleet(trained, tmp_path):
+    settings = trained.model_copy(update={"state_folder": tmp_path / "state"})
+    shutil.copytree(trained.state_folder, settings.state_folder)
+    return settings
+
+
+def run(settings, kind, monkeypatch):
+    write_settings(settings, settings.state_folder / "fleet.json")
+    monkeypatch.setenv("DLFD_FLEET_CONFIG", str(settings.state_folder / "fleet.json"))
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"job": kind})
+    server_app(InProcessGrid(settings), context)
+
+
+def cancelling_after(step, monkeypatch, settings):
+    finish = Steps.finish
+
+    def then_cancelled(self, job, finished):
+        finish(self, job, finished)
+        if finished.name == step:
+            with closing(Store(settings.state_folder)) as store:
+                cancel(store, job)
+
+    monkeypatch.setattr(Steps, "finish", then_cancelled)
+
+
+def test_an_erasure_whose_verdict_is_fail_fails(fleet, monkeypatch):
+    a_person_asks_at_each_site(fleet)
+    strict = fleet.model_copy(update={"audit": fleet.audit.model_copy(update={"min_gain_over_majority": 0.5})})
+    with pytest.raises(VerdictError, match=r"^The verdict is FAIL: .*collapsed.* the requests wait\.$"):
+        run(strict, "erase", monkeypatch)
+    with closing(Store(fleet.state_folder)) as store:
+        assert (store.jobs()[-1].step, store.jobs()[-1].released) == ("settled", False)
+    for folder in site_folders(fleet.state_folder):
+        with Site(folder) as site:
+            assert {request.state for request in site.ledger.requests()} == {RequestState.ACCEPTED}
+
+
+def test_a_first_training_that_is_cancelled_ends_with_a_sentence_of_its_own(fleet, monkeypatch):
+    shutil.rmtree(fleet.state_folder / "coordinator")  # no champion yet
+    cancelling_after("asked", monkeypatch, fleet)
+    with pytest.raises(JobCancelledError, match=r"^train-\S+ was cancelled\.$"):
+        run(fleet, "train", monkeypatch)
+
+
+def test_an_erasure_that_is_cancelled_says_that_its_requests_wait(fleet, monkeypatch):
+    a_person_asks_at_each_site(fleet)
+    cancelling_after("audit-original", monkeypatch, fleet)
+    with pytest.raises(JobCancelledError, match=r"^erase-\S+ was cancelled: the requests wait for the next job\.$"):
+        run(fleet, "erase", monkeypatch)
