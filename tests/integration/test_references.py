@@ -428,7 +428,7 @@ def test_a_cancelled_training_that_had_released_its_model_keeps_no_reference_mod
         pytest.raises(JobCancelledError, match=r"train-\S+ was cancelled after the release"),
     ):
         run_job(settings, "train", grid)
-    record, _ = record_of(fleet)
+    record = Store(settings.state_folder).jobs()[-1]
     assert (record.step, record.released) == ("cancelled", True)
     assert not is_on_disk(fleet, weights_of(grid))
 
