@@ -200,20 +200,41 @@ def letter(
     name: Annotated[
         str | None, typer.Option(help="Whom the letter is to; by default the ledger's name, as long as it has one.")
     ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="DAY", help="Before an extension is recorded: the new deadline it will have.")
+    ] = None,
+    months: Annotated[int | None, typer.Option(min=1, max=2, help="Or so many months after the deadline.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Of that extension: why more time is needed.")] = None,
     by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write a letter to the person, and note in the history that it was printed."""
+    """Write a letter to the person, and note in the history that it was printed.
+
+    With --months or --until, and --reason, it tells of an extension before that is recorded.
+    """
     from dlfd_fleet.desk import Stage, write_letter
-    from dlfd_fleet.ledger import Site
+    from dlfd_fleet.ledger import Site, plan_extension
 
     settings = load(config, overrides).settings.desk
     chosen = None if stage is None else Stage(_one_of(stage, list(Stage), "--stage"))
     with Site(site) as opened:
         found = opened.find_request(named)
-        written = write_letter(opened, found, output, settings, stage=chosen, name=name, done_by=decided_by(by))
+        planned = None
+        if any(given is not None for given in (until, months, reason)):
+            last = None if until is None else _day(until, "--until")
+            planned = plan_extension(opened, found.id, until=last, months=months, reason=reason or "")
+        written = write_letter(
+            opened, found, output, settings, stage=chosen, name=name, planned=planned, done_by=decided_by(by)
+        )
     console.print(f"The letter '{written}' of request {_short(found)} is in {output}.", soft_wrap=True, highlight=False)
+    if planned is not None:
+        console.print(
+            f"It is a draft: nothing is recorded. Send it by {found.due}. Then record it: dlfd-fleet forget extend "
+            f"{_short(found)} --site {site} --until {planned.due} --noticed DAY --reason …",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 @app.command(

@@ -14,7 +14,7 @@ from dlfd_fleet.exceptions import ConfigurationError, LedgerError
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.ledger.dates import site_day
 from dlfd_fleet.ledger.entries import PURGED_TEXT, Event, ForgetRequest
-from dlfd_fleet.ledger.requests import has_joined
+from dlfd_fleet.ledger.requests import Extension, has_joined
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import FORGOTTEN, GROUNDS, Action, RequestState
 from dlfd_fleet.report.words import day
@@ -42,6 +42,7 @@ def write_letter(
     *,
     stage: Stage | None = None,
     name: str | None = None,
+    planned: Extension | None = None,
     done_by: str = "",
 ) -> Stage:
     """Write a letter to the person of a request, note it in the history, and return its stage.
@@ -52,6 +53,8 @@ def write_letter(
         What the letter says; what the request has come to when omitted.
     name
         Whom it is to; the ledger's name, as long as it has one, when omitted. It is not kept.
+    planned
+        An extension that is to be recorded once the person was told. The letter tells of it, and is not noted.
 
     Raises
     ------
@@ -63,10 +66,11 @@ def write_letter(
     """
     if file.is_dir():
         raise LedgerError(f"{file} is a folder; name a file for the letter.")
-    stage, page = _letter(site, request, settings, stage, name)
+    stage, page = _letter(site, request, settings, stage, name, planned)
     with whole_file(file, LedgerError) as new:
         new.write_text(page, encoding="utf-8")
-        site.ledger.note_letter(request.id, stage.value, done_by)
+        if planned is None:
+            site.ledger.note_letter(request.id, stage.value, done_by)
     return stage
 
 
@@ -77,11 +81,13 @@ def print_letter(
     *,
     stage: Stage | None = None,
     name: str | None = None,
+    planned: Extension | None = None,
     done_by: str = "",
 ) -> str:
-    """Return a letter as :func:`write_letter` writes it, and note it in the history."""
-    stage, page = _letter(site, request, settings, stage, name)
-    site.ledger.note_letter(request.id, stage.value, done_by)
+    """Return a letter as :func:`write_letter` writes it, and note it in the history unless it is of a plan."""
+    stage, page = _letter(site, request, settings, stage, name, planned)
+    if planned is None:
+        site.ledger.note_letter(request.id, stage.value, done_by)
     return page
 
 
@@ -94,13 +100,20 @@ def stages_of(site: Site, request: ForgetRequest) -> list[Stage]:
 
 
 def _letter(
-    site: Site, request: ForgetRequest, settings: DeskSettings, stage: Stage | None, name: str | None
+    site: Site,
+    request: ForgetRequest,
+    settings: DeskSettings,
+    stage: Stage | None,
+    name: str | None,
+    planned: Extension | None,
 ) -> tuple[Stage, str]:
     if has_joined(site, request):
         raise LedgerError(f"Request {request.id} was made at another site, and that site writes to the person.")
     events = site.ledger.history(request.id)
-    stage = stage or _stage_of(request, events)
-    facts = _facts(site, request, events, stage, settings) | {"name": name or request.identity}
+    if planned is not None and stage not in (None, Stage.EXTENDED):
+        raise LedgerError(f"--months, --until and --reason are of the letter 'extended' alone, not of '{stage}'.")
+    stage = Stage.EXTENDED if planned is not None else stage or _stage_of(request, events)
+    facts = _facts(site, request, events, stage, settings, planned) | {"name": name or request.identity}
     return stage, _page(stage, facts, settings)
 
 
@@ -117,14 +130,22 @@ def _stage_of(request: ForgetRequest, events: list[Event]) -> Stage:
 
 
 def _facts(
-    site: Site, request: ForgetRequest, events: list[Event], stage: Stage, settings: DeskSettings
+    site: Site,
+    request: ForgetRequest,
+    events: list[Event],
+    stage: Stage,
+    settings: DeskSettings,
+    planned: Extension | None,
 ) -> dict[str, Any]:
     """Return what a template may say, all of it for every stage: what is not known is None."""
     last = {event.action: event for event in events}
     decided = last.get(_ABOUT[stage]) if stage in _ABOUT else None
-    if stage in _ABOUT and decided is None:
+    if planned is not None:
+        decided = None  # an earlier extension
+    elif stage in _ABOUT and decided is None:
+        before = "; to tell the person before, add --months or --until, and --reason" if stage is Stage.EXTENDED else ""
         raise LedgerError(
-            f"Request {request.id} is {request.state} and was not {stage}; there is no such letter of it."
+            f"Request {request.id} is {request.state} and was not {stage}; there is no such letter of it{before}."
         )
     if decided is not None and decided.remark == PURGED_TEXT:
         raise LedgerError(f"The reason in this letter was deleted with the name; {request.id} was forgotten since.")
@@ -135,8 +156,8 @@ def _facts(
         "reference": request.id,
         "received": request.received,
         "first_due": request.first_deadline.date(),
-        "due": request.due,
-        "reason": decided.remark if decided else "",
+        "due": planned.due if planned else request.due,
+        "reason": planned.reason if planned else decided.remark if decided else "",
         "ground": GROUNDS[decided.ground] if decided and decided.ground else "",
         "noticed": decided.noticed if decided else None,
         "released": _day_of(last.get(Action.FORGOTTEN)),

@@ -21,8 +21,8 @@ from dlfd_fleet.desk.records import KEY_FILE, write_records
 from dlfd_fleet.desk.routes import application, archive_answer, refused
 from dlfd_fleet.desk.waiting import what_the_fleet_says
 from dlfd_fleet.exceptions import FleetError, LedgerError
-from dlfd_fleet.ledger import Site, extend, refuse, request_forgetting, withdraw
-from dlfd_fleet.ledger.dates import MOST_MONTHS, add_months, day_of, site_day
+from dlfd_fleet.ledger import Site, extend, plan_extension, refuse, request_forgetting, withdraw
+from dlfd_fleet.ledger.dates import day_of, latest_deadline, site_day
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.requests import has_joined
 from dlfd_fleet.ledger.site import SHORTEST_ID
@@ -139,6 +139,7 @@ class SiteDesk:
                 means=what_a_request_means(site, found) if is_new and found.identity else (),
                 done=events[-1] if request.query_params.get("done") else None,
                 may=self._may(site, found),
+                spent=_why_not_extended(found) if not has_joined(site, found) else "",
             )
 
     def extend(self, request: Request) -> Response:
@@ -149,20 +150,24 @@ class SiteDesk:
             if request.method == "POST":
                 months, until = values.get("months", ""), values.get("until", "")
                 try:
-                    extend(
-                        site,
-                        found.id,
-                        until=day_of(until, "--until") if until else None,
-                        months=int(months) if months in {"1", "2"} else None,
-                        reason=values.get("reason", ""),
-                        noticed=day_of(values.get("noticed", ""), "--noticed"),
-                        done_by=request.state.user,
-                    )
+                    asked: dict[str, Any] = {
+                        "until": day_of(until, "--until") if until else None,
+                        "months": int(months) if months in {"1", "2"} else None,
+                        "reason": values.get("reason", ""),
+                    }
+                    if values.get("draft"):
+                        planned = plan_extension(site, found.id, **asked)
+                        return _document(print_letter(site, found, self.settings.desk, planned=planned))
+                    noticed = day_of(values.get("noticed", ""), "--noticed")
+                    extend(site, found.id, **asked, noticed=noticed, done_by=request.state.user)
                     return _to(found)
                 except FleetError as refusal:
                     error = refusal
-            latest = add_months(found.first_deadline.date(), MOST_MONTHS)
-            facts = {"latest": latest, "today": _today()}
+            facts = {
+                "latest": latest_deadline(found.first_deadline.date()),
+                "today": _today(),
+                "spent": _why_not_extended(found),
+            }
             return self._form(request, "site/extend.html", error, {"months": "1"}, one=self._of(site, found), **facts)
 
     def refuse(self, request: Request) -> Response:
@@ -213,7 +218,7 @@ class SiteDesk:
                         name=values.get("name", "").strip() or None,
                         done_by=request.state.user,
                     )
-                    return HTMLResponse(page, headers={"Content-Security-Policy": DOCUMENT_POLICY})
+                    return _document(page)
                 except FleetError as refusal:
                     error = refusal
             last = stages[-1].value if stages else ""
@@ -280,7 +285,7 @@ class SiteDesk:
         here, waits = not has_joined(site, found), found.state is RequestState.ACCEPTED
         may = {
             "letter": "Letter" if stages_of(site, found) else "",
-            "extend": "Extend" if here and found.is_open else "",
+            "extend": "Extend" if here and found.is_open and not _why_not_extended(found) else "",
             "refuse": "Refuse" if here and waits else "",
             "withdraw": "Withdraw" if waits else "",
         }
@@ -289,6 +294,18 @@ class SiteDesk:
 
 def _to(found: ForgetRequest) -> Response:
     return RedirectResponse(f"/requests/{found.id}?done=yes", 303)
+
+
+def _document(page: str) -> Response:
+    return HTMLResponse(page, headers={"Content-Security-Policy": DOCUMENT_POLICY})
+
+
+def _why_not_extended(found: ForgetRequest) -> str:
+    """Say why an open request cannot be extended; nothing if it can, or is closed."""
+    first = found.first_deadline.date()
+    if not found.is_open or found.due < latest_deadline(first):
+        return ""
+    return f"It cannot be extended any more: {found.due} is two months after its first deadline, {first}."
 
 
 def _today() -> Any:

@@ -16,7 +16,15 @@ from dlfd_fleet.ledger.entries import Event, ForgetRequest
 from dlfd_fleet.ledger.ledger import Ledger
 from dlfd_fleet.ledger.purge import complete_requests, purge_request, purge_site
 from dlfd_fleet.ledger.refresh import refresh_rows
-from dlfd_fleet.ledger.requests import extend, join_requests, refuse, request_forgetting, withdraw
+from dlfd_fleet.ledger.requests import (
+    Extension,
+    extend,
+    join_requests,
+    plan_extension,
+    refuse,
+    request_forgetting,
+    withdraw,
+)
 from dlfd_fleet.ledger.site import Site, SiteCard, create_site, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites, init_site
 from dlfd_fleet.ledger.states import Action, Ground, RequestState
@@ -25,6 +33,7 @@ from dlfd_fleet.ledger.status import SiteStatus, site_status
 __all__ = [
     "Action",
     "Event",
+    "Extension",
     "ForgetRequest",
     "Ground",
     "Ledger",
@@ -39,6 +48,7 @@ __all__ = [
     "extend",
     "init_site",
     "join_requests",
+    "plan_extension",
     "purge_request",
     "purge_site",
     "refresh_rows",

@@ -87,6 +87,11 @@ def first_deadline(received: date, days: int, today: date) -> date:
     return received + timedelta(days=days)
 
 
+def latest_deadline(first: date) -> date:
+    """Return the last day to which a request may be extended, by the deadline before any extension."""
+    return add_months(first, MOST_MONTHS)
+
+
 def refuse_extension(due: date, first: date, current: date) -> None:
     """Refuse a new deadline that is not later, or later than the law allows.
 
@@ -100,7 +105,7 @@ def refuse_extension(due: date, first: date, current: date) -> None:
     LedgerError
         If the new one is refused.
     """
-    latest = add_months(first, MOST_MONTHS)
+    latest = latest_deadline(first)
     if due <= current:
         raise LedgerError(
             f"The request is due on {current} already; an extension must end after that, not on {due}.", "until"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 
 from dlfd_fleet.data import canonical
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.dates import (
-    MOST_MONTHS,
     add_months,
     end_of,
     first_deadline,
+    latest_deadline,
     refuse_extension,
     refuse_notice,
     site_day,
@@ -104,21 +105,56 @@ def extend(
     LedgerError
         If the law does not allow this extension.
     """
-    found = _asked_here(site, request, "extended")
+    planned = plan_extension(site, request, until=until, months=months, reason=reason, noticed=noticed)
+    site.ledger.extend(
+        request,
+        end_of(planned.due),
+        "more time is needed",
+        noticed=noticed,
+        done_by=_text(done_by, "done_by", "Who extends the request (--by)", LONGEST_NAME),
+        remark=planned.reason,
+    )
+    return site.ledger.get(request)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """An extension that the law allows: the new deadline, and why more time is needed."""
+
+    due: date
+    reason: str
+
+
+def plan_extension(
+    site: Site,
+    request: str,
+    *,
+    until: date | None = None,
+    months: int | None = None,
+    reason: str,
+    noticed: date | None = None,
+) -> Extension:
+    """Return what :func:`extend` would record, and record nothing: the person must be told of it first.
+
+    Parameters
+    ----------
+    noticed
+        As of :func:`extend`; today when omitted.
+
+    Raises
+    ------
+    LedgerError
+        If the law does not allow this extension, or the request is closed.
+    """
+    found, today = _asked_here(site, request, "extended"), site_day(datetime.now(UTC))
+    if not found.is_open:
+        raise LedgerError(f"Request {request} is {found.state}; its deadline cannot be extended any more.")
     if (until is None) == (months is None):
         raise LedgerError("Say how long the request is extended: either --until DAY or --months 1 or 2.", "until")
     due = until if until is not None else add_months(found.due, months or 0)
     refuse_extension(due, found.first_deadline.date(), found.due)
-    refuse_notice(noticed, found.received, found.due, site_day(datetime.now(UTC)))
-    site.ledger.extend(
-        found.id,
-        end_of(due),
-        "more time is needed",
-        noticed=noticed,
-        done_by=_text(done_by, "done_by", "Who extends the request (--by)", LONGEST_NAME),
-        remark=_text(reason, "reason", "The reason (--reason)", needed=True),
-    )
-    return site.ledger.get(found.id)
+    refuse_notice(noticed or today, found.received, found.due, today)
+    return Extension(due, _text(reason, "reason", "The reason (--reason)", needed=True))
 
 
 def refuse(site: Site, request: str, ground: Ground, *, reason: str, done_by: str = "") -> ForgetRequest:
@@ -191,7 +227,7 @@ def extend_joined(site: Site, job: str, asked: Mapping[str, datetime]) -> None:
         deadline = None if name is None else asked.get(name)
         if deadline is None or not has_joined(site, request):
             continue
-        latest = add_months(request.first_deadline.date(), MOST_MONTHS)
+        latest = latest_deadline(request.first_deadline.date())
         if request.due < deadline.date() <= latest:
             site.ledger.extend(request.id, deadline, "extended at another site")
 

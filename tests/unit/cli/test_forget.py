@@ -13,7 +13,9 @@ import pytest
 from dlfd_fleet.cli import main
 from dlfd_fleet.cli.request_tables import history_table, request_facts, requests_table
 from dlfd_fleet.ledger import Site
+from dlfd_fleet.ledger.dates import add_months
 from dlfd_fleet.plain_text import PlainConsole
+from dlfd_fleet.report.words import day
 from tests.clinic import ask, forget, make_clinic
 from tests.command import run_command
 
@@ -67,6 +69,28 @@ def test_a_request_is_taken_in_extended_shown_answered_and_exported(folder, tmp_
     assert "REFUSED" in forgot("list", *site, "--state", "refused")
     assert "There is no such request." in forgot("list", *site, "--state", "accepted")
     forgot("request", "anna", *site)
+
+
+def test_a_person_is_told_of_an_extension_before_it_is_recorded(folder, tmp_path):
+    site, letter, planned = ("--site", folder), tmp_path / "letter.html", ("--months", "2", "--reason", "many requests")
+    forgot("request", "anna", *site)
+    due = TODAY + timedelta(days=28)
+    said = forgot("letter", "anna", *site, "-o", letter, *planned)
+    assert "is a draft: nothing is recorded" in said
+    assert "Then record it: dlfd-fleet forget extend" in said
+    page = letter.read_text()
+    assert "We need more time" in page
+    assert day(add_months(due, 2)) in page
+    assert "many requests" in page
+    with Site(folder) as opened:
+        assert len(opened.ledger.history()) == 1
+        assert opened.find_request("anna").due == due
+    wrong = "--months, --until and --reason are of the letter 'extended' alone"
+    assert wrong in forgot("letter", "anna", *site, "-o", letter, *planned, "--stage", "received", code=2)
+    assert "The reason (--reason) is empty" in forgot("letter", "anna", *site, "-o", letter, "--months", "1", code=2)
+    assert "either --until DAY or --months" in forgot("letter", "anna", *site, "-o", letter, "--reason", "x", code=2)
+    said = forgot("letter", "anna", *site, "-o", letter, "--stage", "extended", code=2)
+    assert "to tell the person before, add --months or --until, and --reason" in said
 
 
 def test_who_decides_is_the_login_name_unless_it_is_said(folder):

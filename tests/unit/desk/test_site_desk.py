@@ -14,6 +14,7 @@ from dlfd_fleet.desk.access import rules_of
 from dlfd_fleet.desk.serving import guarded
 from dlfd_fleet.desk.site_desk import SiteDesk
 from dlfd_fleet.ledger import Action, RequestState, Site
+from dlfd_fleet.ledger.dates import add_months
 from dlfd_fleet.ledger.requests import join_requests
 from dlfd_fleet.report import load_public_key
 from dlfd_fleet.report.archive import verify_archive
@@ -187,6 +188,37 @@ def test_a_letter_opens_as_a_page_in_which_nothing_runs_and_is_noted(visitor, si
     assert site.ledger.history(request.id)[-1].done_by == "M. Ode"
     named = visitor.post(f"/requests/{request.id}/letter", stage="", name="Somebody <else>")
     assert "Somebody &lt;else&gt;" in named.text
+
+
+def test_the_letter_of_an_extension_is_drawn_before_anything_is_recorded(visitor, site):
+    request = ask(site)
+    path = f"/requests/{request.id}/extend"
+    answer = visitor.post(path, months="1", reason="many <requests>", draft="yes")
+    assert "We need more time" in answer.text
+    assert "many &lt;requests&gt;" in answer.text
+    assert answer.headers["content-security-policy"].endswith("sandbox")
+    assert "is empty" in wrong(visitor.post(path, months="1", draft="yes"))["reason"]
+    assert [event.action for event in site.ledger.history(request.id)] == [Action.ASKED]
+    assert "after the deadline" not in visitor.get(path).text
+
+
+def test_an_extension_is_not_offered_once_its_two_months_are_used_up(visitor, site):
+    request = ask(site)
+    path, latest = f"/requests/{request.id}/extend", add_months(request.due, 2)
+    told = {"reason": "many requests", "noticed": str(TODAY)}
+    visitor.post(path, months="1", **told)
+    assert path in visitor.get(f"/requests/{request.id}").text
+    visitor.post(path, months="", until=str(latest), **told)
+    due = site.find_request("anna").due
+    why = f"It cannot be extended any more: {due} is two months after its first deadline, {request.due}."
+    page = visitor.get(f"/requests/{request.id}").text
+    assert path not in page
+    assert why in page
+    assert why in visitor.get(path).text
+    assert '<form method="post" novalidate' not in visitor.get(path).text
+    answer = visitor.post(path, months="1", **told)
+    assert answer.status_code == 422
+    assert why in answer.text
 
 
 def test_after_the_purge_there_is_no_name_and_a_letter_says_that_it_is_done(visitor, site):
