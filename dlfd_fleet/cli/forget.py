@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load
+from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load, say_archive
 
 if TYPE_CHECKING:
     from datetime import date
@@ -244,7 +244,10 @@ def letter(
 def export(
     site: Annotated[Path | None, typer.Option("--site", help="The site's folder.")] = None,
     first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day: 2026-01-01.")] = None,
-    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day: 2026-12-31.")] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--to", metavar="DAY", help="Last day: 2026-12-31. If it is to come, the archive ends today."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="ZIP archive to write.")] = None,
     with_names: Annotated[
         bool, typer.Option("--with-names", help="Write names and texts, too, of people who are not purged yet.")
@@ -271,9 +274,9 @@ def export(
     from dlfd_fleet.report import public_key_file
 
     with Site(site) as opened:
-        records = write_records(opened, output, _day(first, "--from"), _day(last, "--to"), with_names=with_names)
-    counts = ", ".join(f"{name} {number}" for name, number in records.predicate.rows.items())
-    console.print(f"{output} holds the records: {counts}.", soft_wrap=True, highlight=False)
+        end = _day(last, "--to")
+        records = write_records(opened, output, _day(first, "--from"), end, with_names=with_names)
+    say_archive(output, records, end)
     if with_names:
         console.print(f"It holds names: delete {output} when they must be forgotten.", soft_wrap=True, highlight=False)
     public = public_key_file(site / KEY_FILE)

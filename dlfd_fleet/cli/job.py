@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load
+from dlfd_fleet.cli.options import By, Config, Overrides, console, decided_by, load, say_archive
 
 app = typer.Typer(no_args_is_help=True, help="Training, erasure and references jobs of a fleet.")
 
@@ -90,7 +90,9 @@ def watch(job: JobName = None, config: Config = None, overrides: Overrides = Non
 @app.command("export", epilog="Example: dlfd-fleet job export --from 2026-01-01 --to 2026-12-31 -o fleet-2026.zip")
 def export(
     first: Annotated[str, typer.Option("--from", metavar="DAY", help="First day: 2026-01-01.")],
-    last: Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, in UTC: 2026-12-31.")],
+    last: Annotated[
+        str, typer.Option("--to", metavar="DAY", help="Last day, in UTC: 2026-12-31. If it is to come, it ends today.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="ZIP archive to write.")],
     config: Config = None,
     overrides: Overrides = None,
@@ -104,10 +106,10 @@ def export(
 
     settings = load(config, overrides).settings
     with opened(settings.state_folder) as store:
-        records = write_fleet_records(store, settings, output, day_of(first, "--from"), day_of(last, "--to"))
+        end = day_of(last, "--to")
+        records = write_fleet_records(store, settings, output, day_of(first, "--from"), end)
         key = public_key_file(signer_file(settings, store.folder))
-    counts = ", ".join(f"{name} {number}" for name, number in records.predicate.rows.items())
-    console.print(f"{output} holds the records: {counts}.", soft_wrap=True, highlight=False)
+    say_archive(output, records, end)
     console.print(
         f"To verify it: dlfd-fleet forget export --verify {output} --key {key}", soft_wrap=True, highlight=False
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from dlfd_fleet.configuration import LoadedSettings, load_settings
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.passwords import without_passwords
 from dlfd_fleet.plain_text import PlainConsole
+
+if TYPE_CHECKING:
+    from dlfd_fleet.report.archive import Records
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="A setting, as KEY=VALUE; may be repeated.")]
@@ -53,6 +57,14 @@ def load(config: Path | None, overrides: list[str] | None, flags: dict[str, obje
             raise ConfigurationError(f"--set {without_passwords(text)} has no value; write --set KEY=VALUE.")
         values[key.strip()] = value
     return load_settings(config, values)
+
+
+def say_archive(output: Path, records: Records, end: date) -> None:
+    """Say what an archive holds, and how far it goes where its period goes on until a later day."""
+    counts = ", ".join(f"{name} {number}" for name, number in records.predicate.rows.items())
+    console.print(f"{output} holds the records: {counts}.", soft_wrap=True, highlight=False)
+    if (today := records.predicate.end) < end:
+        console.print(f"It ends today, {today}: the period goes on until {end}.", soft_wrap=True, highlight=False)
 
 
 def decided_by(by: str | None) -> str:

@@ -183,8 +183,8 @@ class CoordinatorDesk:
                 begin, end = day_of(values.get("from", ""), "--from"), day_of(values.get("to", ""), "--to")
                 with self._store() as store, tempfile.TemporaryDirectory() as folder:
                     file = Path(folder) / "records.zip"
-                    write_fleet_records(store, self.settings, file, begin, end)
-                    return archive_answer(file, f"fleet-{begin}-{end}.zip")
+                    records = write_fleet_records(store, self.settings, file, begin, end)
+                    return archive_answer(file, f"fleet-{begin}-{records.predicate.end}.zip")
             except FleetError as error:
                 status, errors = refused(error)
         else:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.reporting import signer_of
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.report import CERTIFICATE_FILE
-from dlfd_fleet.report.archive import Cell, Records, Table, refuse_period, write_archive
+from dlfd_fleet.report.archive import Cell, Records, Table, last_day, write_archive
 from dlfd_fleet.settings import Settings
 
 CERTIFICATES = "certificates"
@@ -31,21 +30,15 @@ class _Period:
 def write_fleet_records(store: Store, settings: Settings, file: Path, begin: date, end: date) -> Records:
     """Write what a coordinator knows of a period as a signed archive, and return its manifest.
 
-    A job belongs to the day on which it began. Days are in UTC, as in reports. No name is in it, for the coordinator
-    has none; a site leads from a request's id in a job to the person.
+    A job belongs to the day on which it began. Days are in UTC, as in reports. A period that goes on ends today. No
+    name is in it, for the coordinator has none; a site leads from a request's id in a job to the person.
 
     Raises
     ------
-    JobError
-        If the period is not over yet.
     EvidenceError
-        If the period is none, the key cannot be used, or the archive cannot be written.
+        If the period is none or has not begun, the key cannot be used, or the archive cannot be written.
     """
-    refuse_period(begin, end)
-    if end > (today := datetime.now(UTC).date()):
-        raise JobError(
-            f"The period ends on {end}, after today, {today}: nobody knows yet what happens until then.", "to"
-        )
+    end = last_day(begin, end, datetime.now(UTC).date())
     period = _Period(begin, end)
     jobs = [record for record in store.jobs() if period.holds(record.started_at)]
     return write_archive(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.dates import site_day
 from dlfd_fleet.ledger.entries import Event, ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import CLOSED, Action
-from dlfd_fleet.report.archive import Cell, Records, Table, refuse_period, write_archive
+from dlfd_fleet.report.archive import Cell, Records, Table, last_day, write_archive
 from dlfd_fleet.report.certificate import read
 from dlfd_fleet.report.keys import load_signer
 
@@ -34,8 +33,9 @@ class _Period:
 def write_records(site: Site, file: Path, begin: date, end: date, *, with_names: bool = False) -> Records:
     """Write a site's records of a period as a signed archive, and return its manifest.
 
-    They are as the ledger stood at the end of the last day, so they are the same bytes whenever they are written. Names
-    and what people wrote are left out: the archive outlives the purge that deletes them.
+    They are as the ledger stood at the end of the last day, so they are the same bytes whenever they are written. A
+    period that goes on ends today. Names and what people wrote are left out: the archive outlives the purge that
+    deletes them.
 
     Parameters
     ----------
@@ -45,13 +45,11 @@ def write_records(site: Site, file: Path, begin: date, end: date, *, with_names:
     Raises
     ------
     LedgerError
-        If the ledger was tampered with, or the period is not over yet.
+        If the ledger was tampered with.
     EvidenceError
-        If the period is none, a certificate cannot be read, or the archive cannot be written.
+        If the period is none or has not begun, a certificate cannot be read, or the archive cannot be written.
     """
-    refuse_period(begin, end)
-    if end > (today := site_day(datetime.now(UTC))):
-        raise LedgerError(f"The period ends on {end}, after today, {today}: nobody knows yet what happens until then.")
+    end = last_day(begin, end, site_day(datetime.now(UTC)))
     site.ledger.verify()
     period, history = _Period(begin, end), site.ledger.history()
     inside = [event for event in history if period.holds(event)]

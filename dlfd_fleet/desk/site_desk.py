@@ -234,8 +234,8 @@ class SiteDesk:
                 begin, end = day_of(values.get("from", ""), "--from"), day_of(values.get("to", ""), "--to")
                 with Site(self.folder) as site, tempfile.TemporaryDirectory() as folder:
                     file = Path(folder) / "records.zip"
-                    write_records(site, file, begin, end, with_names=values.get("with_names") == "yes")
-                    return archive_answer(file, f"{begin}-{end}.zip")
+                    records = write_records(site, file, begin, end, with_names=values.get("with_names") == "yes")
+                    return archive_answer(file, f"{begin}-{records.predicate.end}.zip")
             except FleetError as refusal:
                 error = refusal
         key = public_key_file(self.folder / KEY_FILE)

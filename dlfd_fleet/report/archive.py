@@ -162,6 +162,22 @@ def refuse_period(begin: date, end: date) -> None:
         raise EvidenceError(f"The period begins on {begin}; name a day from {_FIRST_YEAR} on.")
 
 
+def last_day(begin: date, end: date, today: date) -> date:
+    """Return the last day of an archive: that of its period, or today while the period goes on.
+
+    Raises
+    ------
+    EvidenceError
+        If the period is none, or has not begun.
+    """
+    refuse_period(begin, end)
+    if begin > today:
+        raise EvidenceError(
+            f"The period begins on {begin}, after today, {today}: nobody knows yet what happens then.", "from"
+        )
+    return min(end, today)
+
+
 def _contents(file: Path) -> dict[str, bytes]:
     """Return the files of an archive by name; never more than the archive's own size."""
     try:

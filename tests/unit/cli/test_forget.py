@@ -58,7 +58,9 @@ def test_a_request_is_taken_in_extended_shown_answered_and_exported(folder, tmp_
     for words in ("letter printed", "It waits for the next erasure job", str(due), request):
         assert words in shown
     archive = tmp_path / "archive.zip"
-    said = forgot("export", *site, "--from", received, "--to", TODAY, "-o", archive)
+    end = TODAY + timedelta(days=20)
+    said = forgot("export", *site, "--from", received, "--to", end, "-o", archive)
+    assert f"It ends today, {TODAY}: the period goes on until {end}." in said
     assert "decisions 1, history 3, jobs 0, requests 1" in said
     verified = forgot("export", "--verify", archive, "--key", folder / "records.pub.pem")
     assert "Verified: every file is as the holder of this key signed it." in verified

@@ -247,11 +247,24 @@ def test_records_are_the_commands_and_are_signed(visitor, store, settings, tmp_p
     ]
 
 
-def test_records_of_a_day_to_come_are_refused(visitor, settings, tmp_path):
-    answer = visitor.post("/records", from_=str(TODAY), to=str(TODAY + timedelta(1)))
-    told = ("--from", TODAY, "--to", TODAY + timedelta(1), "-o", tmp_path / "a.zip")
+def test_records_of_a_period_that_goes_on_end_today(visitor, settings, tmp_path):
+    answer = visitor.post("/records", from_=str(TODAY), to=str(TODAY + timedelta(30)))
+    assert answer.headers["content-disposition"] == f'attachment; filename="fleet-{TODAY}-{TODAY}.zip"'
+    told = ("--from", TODAY, "--to", TODAY + timedelta(30), "-o", tmp_path / "a.zip")
+    done = run_command("job", "export", *told, "--set", f"state_folder={settings.state_folder}")
+    assert f"It ends today, {TODAY}: the period goes on until {TODAY + timedelta(30)}." in done.stdout
+    assert (tmp_path / "a.zip").read_bytes() == answer.content
+    key = settings.state_folder / "coordinator" / "keys" / "certificate.pub.pem"
+    assert verify_archive(tmp_path / "a.zip", load_public_key(key)).predicate.end == TODAY
+
+
+def test_records_of_a_period_to_come_are_refused(visitor, settings, tmp_path):
+    begin, end = TODAY + timedelta(1), TODAY + timedelta(2)
+    answer = visitor.post("/records", from_=str(begin), to=str(end))
+    told = ("--from", begin, "--to", end, "-o", tmp_path / "a.zip")
     said = run_command("job", "export", *told, "--set", f"state_folder={settings.state_folder}").stderr
-    assert said.startswith(f"Error: {wrong(answer)['to']} See docs/")
+    assert said.startswith(f"Error: {wrong(answer)['from']} See docs/")
+    assert f"begins on {begin}, after today" in said
     assert not (tmp_path / "a.zip").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import zipfile
 from datetime import date
@@ -135,8 +136,21 @@ def test_certificates_of_the_periods_jobs_are_in_it_as_they_are(site, written):
         written(NOVEMBER)
 
 
-def test_a_period_that_is_not_over_and_a_ledger_that_was_changed_are_refused(site, tmp_path):
-    with on_day(date(2026, 11, 29)), pytest.raises(LedgerError, match="ends on 2026-11-30, after today, 2026-11-29"):
+def test_a_period_that_goes_on_ends_today_and_its_archive_says_so(written):
+    today = date(2026, 11, 29)
+    found = written(NOVEMBER, today)
+    assert found["bytes"] == written((NOVEMBER[0], today))["bytes"]
+    manifest = json.loads(base64.b64decode(found["manifest.json"]["payload"]))
+    assert manifest["predicate"]["end"] == "2026-11-29"
+    assert found["requests.json"][0]["due"] == "2026-11-26"
+    assert found["requests.json"][0]["overdue"]
+
+
+def test_a_period_to_come_and_a_ledger_that_was_changed_are_refused(site, tmp_path):
+    with (
+        on_day(date(2026, 10, 31)),
+        pytest.raises(EvidenceError, match="begins on 2026-11-01, after today, 2026-10-31"),
+    ):
         write_records(site, tmp_path / "archive.zip", *NOVEMBER)
     with site.ledger._engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM history WHERE action = 'refused'")

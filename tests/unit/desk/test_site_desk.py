@@ -274,7 +274,7 @@ def test_an_archive_is_the_commands(visitor, folder, site, tmp_path):
         ("", TODAY, "from", "--from is ''"),
         (TODAY, "x", "to", "--to is 'x'"),
         (TODAY, TODAY - timedelta(1), "form", "ends before it begins"),
-        (TODAY, TODAY + timedelta(1), "form", "after today"),
+        (TODAY + timedelta(1), TODAY + timedelta(2), "from", "after today"),
     ],
 )
 def test_a_period_that_is_none_is_refused(visitor, begin, end, field, sentence):
