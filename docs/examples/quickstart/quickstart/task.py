@@ -48,7 +48,7 @@ class Photos:
     def __getitem__(self, index):
         file = self.files[index]
         pixels = np.array(Image.open(file).convert("RGB").resize((32, 32)))
-        return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0, CLASSES.index(file.name.rpartition("-")[0])
+        return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0, file.name.rpartition("-")[0]
 
     def delete(self, indices):
         for index in indices:
