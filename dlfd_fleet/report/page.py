@@ -109,7 +109,7 @@ def render(
         If it is no report that this release can read.
     """
     report = ErasureReport.from_json(content)
-    unlearned, tried = report.models.get("unlearned"), tuple(words.attacks(report))
+    judged, tried = "retrained" if report.retrained else "unlearned", tuple(words.attacks(report))
     return (
         _environment()
         .get_template("erasure")
@@ -122,7 +122,8 @@ def render(
             tried=tried,
             measured="retrained" in report.models or any(scores.mia_auc for _, _, scores in tried),
             beside=not any(scores.mia_auc for _, _, scores in tried),
-            control=unlearned.scores.control_auc if unlearned else None,
+            judged=judged,
+            control=report.models[judged].scores.control_auc if judged in report.models else None,
             # What a copy that is thrown away is good for tells nobody anything; its attack is among those tried.
             columns={name: model.scores for name, model in report.models.items() if name != "relearned"},
             compared=tuple(words.comparison(report)),
@@ -162,9 +163,9 @@ def _environment() -> Environment:
 
 
 def score_text(value: Estimate | float | None) -> str:
-    """Return a score as people read it, with its bounds where it has them; one that is not known is no number."""
+    """Return a score as people read it, with its bounds; bounds that exclude nothing are none."""
     if isinstance(value, Estimate):
-        return "not known" if value.says_nothing else str(value)
+        return f"{value.value:.3f} [no bounds]" if value.says_nothing else str(value)
     return "-" if value is None else f"{value:.3f}"
 
 

@@ -171,7 +171,7 @@ around it, the bar 95% bounds over people.</p>
 <tbody>{% for what, why, score in tried %}{% set auc = score.mia_auc or score.retain_auc %}{% if auc %}
 <tr><th scope="row">{{ what }}<span class="why">{{ why }}</span></th><td class="number">{{ auc | score }}{{ strip(auc, margin) }}</td><td class="number">{{ score.mia_accuracy | score }}</td></tr>
 {%- endif %}{% endfor %}
-{% if control %}<tr><th scope="row">unlearned model, two groups never trained on<span class="why">the negative control: does the attack find a difference where there is none?</span></th>
+{% if control %}<tr><th scope="row">{{ judged }} model, two groups never trained on<span class="why">the negative control: does the attack find a difference where there is none?</span></th>
 <td class="number">{{ control | score }}{{ strip(control, margin) }}</td><td>-</td></tr>{% endif %}
 </tbody></table></div>{% endif %}
 

@@ -73,7 +73,7 @@ def _left(models: Mapping[str, ModelResult], original: ModelResult | None) -> di
     if original is None:
         return {}
     found = {name: left_by_references(original.scores, model.scores) for name, model in models.items()}
-    return {name: "not known" if left.says_nothing else str(left) for name, left in found.items() if left is not None}
+    return {name: str(left) for name, left in found.items() if left is not None}
 
 
 _DONE = {

@@ -202,6 +202,8 @@ def test_a_model_that_policy_holds_is_said_to_be_a_candidate():
 
 def test_a_retrained_model_is_judged_by_its_usefulness_only():
     text = read_words(retrained=True)
+    assert "retrained model, two groups never trained on" in text
+    assert "unlearned model, two groups never trained on" in read_words()
     assert "replaced on 7 November 2026 by a model that was trained anew without them" in text
     assert "only its usefulness was judged" in text
     assert "no difference that matters" not in text

@@ -110,9 +110,9 @@ def test_the_terminal_the_page_and_the_certificate_begin_with_the_same_three_lin
     assert said.measured.replace("[", r"\[") in describe(record, said)
 
 
-def test_bounds_from_0_to_1_are_no_result_anywhere():
-    unknown = Estimate(value=0.5, low=0.0, high=1.0, standard_error=0.5)
-    assert score_text(unknown) == "not known"
+def test_a_value_without_bounds_is_shown_as_in_the_verdict_and_bounds_from_0_to_1_nowhere():
+    unknown = Estimate(value=0.512, low=0.0, high=1.0, standard_error=0.5)
+    assert score_text(unknown) == "0.512 [no bounds]"
     assert score_text(Estimate(value=0.5, low=0.1, high=0.9, standard_error=0.2)) == "0.500 [0.100, 0.900]"
     assert "[" not in str(Difference(model=0.5, reference=0.5, standard_error=0.7, references=1))
     models = {
@@ -123,8 +123,12 @@ def test_bounds_from_0_to_1_are_no_result_anywhere():
         for known in [("mia_auc", "mia_accuracy", "test_accuracy", "forget_accuracy", "control_auc")]
     }
     report = make_report(models=models, losses={}, readings=(), files={}, verdict=judged(Outcome.INCONCLUSIVE))
-    assert "[0.000, 1.000]" not in render(report.to_json())
+    page = render(report.to_json())
+    assert "[0.000, 1.000]" not in page
+    assert page.count("0.512 [no bounds]") > 5
     record = JobRecord(
         job=report.job, kind="erase", step="settled", started_at=report.started_at, requests=2, models=models
     )
     assert "[0.000, 1.000]" not in str(summarise(record)) + describe(record)
+    assert "MIA AUC 0.512 [no bounds] (before 0.512 [no bounds])" in describe(record).replace("\\", "")
+    assert ("MIA AUC", *["0.512 [no bounds]"] * 3) in summarise(record).rows
