@@ -8,11 +8,12 @@ through :class:`PlainConsole`, and what a site has sent goes through :func:`visi
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi, surrogates, separators of lines
@@ -50,8 +51,25 @@ def plain(text: str, style: str = "") -> Text:
     return Text(visible(text), style=style)
 
 
+def narrow_table(*headings: str, folded: Collection[str]) -> Table:
+    """Return a table without lines, which leaves 80 columns to its cells.
+
+    Parameters
+    ----------
+    folded
+        Columns of running text, which take what the others leave; names, which people copy, stay in one piece.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading not in folded)
+    return table
+
+
 class PlainConsole(Console):
-    """A console that shows every string as it is: no markup, no emoji codes, nothing that a terminal obeys."""
+    """A console that shows every string as it is: no markup, no emoji codes, nothing that a terminal obeys.
+
+    Nor does it cut a word off that is wider than its column of a table.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, **settings})
@@ -62,6 +80,8 @@ class PlainConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render anything else, such as a :class:`~rich.text.Text`; its line breaks are its own."""
+        for column in renderable.columns if isinstance(renderable, Table) else ():
+            column.overflow = column.overflow if column.no_wrap else "fold"
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

@@ -11,7 +11,7 @@ from dlfd_fleet.delivery.delivery import Delivery
 from dlfd_fleet.delivery.devices import Device
 from dlfd_fleet.delivery.erasures import published_epochs, standings
 from dlfd_fleet.device.contract import Rollout
-from dlfd_fleet.plain_text import plain
+from dlfd_fleet.plain_text import narrow_table, plain
 
 _ID_SHOWN = 12
 
@@ -78,7 +78,9 @@ def _releases(contents: Contents) -> Table:
 
 
 def _devices(devices: list[Device]) -> Table:
-    table = Table("device", "id", "runs", "epoch", "floor", "healthy", "last report", "", title="Devices")
+    folded = {"device", "runs", "last report", ""}
+    table = narrow_table("device", "id", "runs", "epoch", "floor", "healthy", "last report", "", folded=folded)
+    table.title = "Devices"
     for device in devices:
         report = device.report
         said = (
@@ -100,7 +102,7 @@ def _erasure(delivery: Delivery, epoch: int) -> RenderableType:
     title = f"Erasure epoch {epoch}: " + (f"kept open by {len(waiting)} of {len(stand)} devices" if waiting else "over")
     if not waiting and not exceptions:
         return f"{title} on {len(stand)} devices."
-    table = Table("device", "id", "why")
+    table = narrow_table("device", "id", "why", folded={"device", "why"})
     for each in (*waiting, *exceptions):
         table.add_row(plain(each.device.name), each.device.id[:_ID_SHOWN], plain(each.reason))
     return Group(f"{title}.", table)

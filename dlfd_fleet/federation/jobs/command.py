@@ -36,7 +36,7 @@ from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRe
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.rounds.fleet import WAITING
 from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
-from dlfd_fleet.plain_text import plain, visible
+from dlfd_fleet.plain_text import narrow_table, plain, visible
 from dlfd_fleet.settings import DueSettings
 
 # Flower would else build an environment for every run; ours is the one that this command was installed into.
@@ -176,10 +176,7 @@ def choose(store: Store, job: str | None) -> JobRecord:
 
 def job_table(store: Store) -> Table:
     """Return all jobs, oldest first."""
-    table = Table()
-    table.add_column("job", no_wrap=True)
-    for column in ("state", "requests", "verdict", "epoch", "minutes"):
-        table.add_column(column)
+    table = narrow_table("job", "state", "requests", "verdict", "epoch", "minutes", folded={"state"})
     running = store.is_locked()
     for record in store.jobs():
         verdict = record.verdict.outcome.value if record.verdict else ""

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from rich.table import Table
+from rich.text import Text
 
 from dlfd_fleet.exceptions import JobError, TrackingError
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import Champion
 from dlfd_fleet.federation.records.store import Store, require_folder
 from dlfd_fleet.federation.release.purge import delete_model, purge_remembering
-from dlfd_fleet.plain_text import plain
+from dlfd_fleet.plain_text import narrow_table, plain
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import Tracker, open_registry, open_tracker
 from dlfd_fleet.tracking.purge import Purged, purge, purged_versions, revoke_remembering
@@ -36,21 +37,23 @@ def registry_table(settings: Settings) -> Table:
     epoch = fleet_epoch(settings)
     with open_registry(settings.tracking, settings.state_folder) as registry:
         versions, purged = registry.versions(), purged_versions(registry)
-    table = Table("version", "alias", "epoch", "verdict", "job", "may run")
+    last = "job, and may it run?"
+    table = narrow_table("version", "alias", "epoch", "verdict", last, folded={"alias", last})
     for gone in purged:
-        table.add_row(*map(plain, (gone.version, "", str(gone.epoch), "", gone.job, f"purged: {gone.reason}")))
+        said = Text("\n").join([plain(gone.job), plain(f"No, it is purged: {gone.reason}.")])
+        table.add_row(plain(gone.version), "", str(gone.epoch), "", said)
     for version in versions:
         reason = why_not_published(version, epoch)
         verdict = version.tags.get(VERDICT_TAG, "")
         aliases = ", ".join(version.aliases)
-        cells = (version.version, aliases, str(version.epoch), verdict, version.job, reason or "yes")
-        table.add_row(*map(plain, cells))
+        said = Text("\n").join([plain(version.job or "-"), plain(f"No. {reason}" if reason else "Yes.")])
+        table.add_row(*map(plain, (version.version, aliases, str(version.epoch), verdict)), said)
     return table
 
 
 def promotion_table(settings: Settings) -> Table:
     """Return every change of the champion: when, which model, by whom and why."""
-    table = Table("at", "job", "epoch", "by", "why")
+    table = narrow_table("at", "job", "epoch", "by", "why", folded={"by", "why"})
     require_folder(settings.state_folder)
     with closing(Store(settings.state_folder)) as store:
         for move in store.champions.history():

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from dlfd_fleet.exceptions import JobError, TrackingError
 from dlfd_fleet.federation.records.store import Store, require_folder
+from dlfd_fleet.plain_text import narrow_table
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_tracker
 from dlfd_fleet.tracking.outbox import REGISTRY_KINDS, Outbox
@@ -30,7 +31,7 @@ _KINDS = {
 
 def unsent_table(settings: Settings) -> Table:
     """Return every waiting or refused record, oldest first."""
-    table = Table("record", "job", "what", "state")
+    table = narrow_table("record", "job", "what", "state", folded={"what", "state"})
     require_folder(settings.state_folder)
     if _file(settings).exists():
         with closing(Outbox(_file(settings))) as outbox:
