@@ -86,7 +86,7 @@ def test_an_import_waits_for_no_interrupted_job_and_is_resumed_by_the_next_one_a
     erasure = store.new_job("erase", settings)
     with pytest.raises(JobError, match=f"{erasure.job} was interrupted, and goes on from the champion"):
         import_model(settings, str(model), silent)
-    store.save(erasure.at("cancelled"))
+    store.save(erasure.at("failed"))
 
     def killed(*_):
         raise KeyboardInterrupt
