@@ -134,7 +134,7 @@ def submit(
     if (said := _RAISED.sub("", details, count=1)).startswith(VerdictError.BEGINNING):
         raise VerdictError(f"{said}.")
     if status != "finished:completed":
-        raise JobError(f"Flower says of the run {run[1]}: {details or status}.{_AFTERWARDS}")
+        raise JobError(f"Flower says of the run {run[1]}: {said or status}.{_AFTERWARDS}")
 
 
 def _run_status(text: str) -> tuple[str, str]:

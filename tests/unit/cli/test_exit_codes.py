@@ -33,4 +33,7 @@ def test_a_job_that_was_started_or_taken_up_again_ends_with_its_verdict(monkeypa
     monkeypatch.setattr(command, "submit", failed)
     for words in (("start", "erase"), ("start", "train"), ("resume", "--set", f"state_folder={tmp_path}")):
         done = run_command("job", *words)
-        assert (done.returncode, done.stderr) == (code, "Error: The verdict is FAIL: it leaks. See docs/how-to/operate.md.\n")
+        assert (done.returncode, done.stderr) == (
+            code,
+            "Error: The verdict is FAIL: it leaks. See docs/how-to/operate.md.\n",
+        )
