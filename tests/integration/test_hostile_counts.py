@@ -44,6 +44,13 @@ def settings(tmp_path_factory):
     return settings
 
 
+@pytest.fixture(scope="module")
+def asked(settings):
+    """The fleet once a person has asked at each site."""
+    a_person_asks_at_each_site(settings)
+    return settings
+
+
 def champion_of(settings):
     with closing(Store(settings.state_folder)) as store:
         return store.champions.current()
@@ -121,21 +128,19 @@ def ancient(message, answer):
 
 
 @pytest.mark.parametrize("spoil", [overflowing, ancient])
-def test_numbers_and_dates_that_overflow_are_one_sites_own_and_the_job_goes_on(settings, spoil, monkeypatch):
-    if spoil is overflowing:
-        a_person_asks_at_each_site(settings)
+def test_numbers_and_dates_that_overflow_are_one_sites_own_and_the_job_goes_on(asked, spoil, monkeypatch):
     monkeypatch.setattr(
         run, "erase", lambda job, origin, _releaser: job.pending(origin.card) and job.advance("settled")
     )
-    record = run_job(settings, "erase", MisbehavingGrid(settings, LIAR, {PendingQuery.TYPE}, spoil))
+    record = run_job(asked, "erase", MisbehavingGrid(asked, LIAR, {PendingQuery.TYPE}, spoil))
     assert record.step == "settled"
     ((site, reason),) = [(site, reason) for site, reason in record.absent.items() if "was refused" in reason]
     assert f"was refused: {site} sent a wrong PendingReply" in reason
     assert len(record.proceedings.sites) == 2
 
 
-def test_a_report_that_cannot_be_drawn_holds_no_job_and_any_job_can_be_cancelled(settings, monkeypatch):
-    calm = settings.model_copy(update={"audit": settings.audit.model_copy(update={"max_accuracy_drop": 1.0})})
+def test_a_report_that_cannot_be_drawn_holds_no_job_and_any_job_can_be_cancelled(asked, monkeypatch):
+    calm = asked.model_copy(update={"audit": asked.audit.model_copy(update={"max_accuracy_drop": 1.0})})
 
     def broken(*_):
         raise OverflowError("date value out of range \x1b[2J")
@@ -145,9 +150,9 @@ def test_a_report_that_cannot_be_drawn_holds_no_job_and_any_job_can_be_cancelled
     assert (record.step, record.released) == ("settled", True)
     assert record.note.endswith(r"; its report cannot be drawn: OverflowError: date value out of range \x1b[2J")
 
-    with closing(Store(settings.state_folder)) as store:
+    with closing(Store(asked.state_folder)) as store:
         # As the release before left it: it fails at its report, whoever resumes it.
         store.save(record.model_copy(update={"step": "released"}))
         assert "ends when the next job starts" in command.cancel(store, record.job)
     assert run_job(calm, "erase").note == "nobody asks to be forgotten"
-    assert [job.step for job in jobs_of(settings)[-2:]] == ["cancelled", "settled"]
+    assert [job.step for job in jobs_of(asked)[-2:]] == ["cancelled", "settled"]
