@@ -445,7 +445,10 @@ class ErasureSettings(Section):
         "the audit of each file.",
     )
     learning_rate: Positive = Field(0.015, description="SGD step at the start of the first repair; it falls to 0.")
-    augmentation: AugmentationSettings = Field(AugmentationSettings(flip=0.5, shift=4, light=0.2))
+    augmentation: AugmentationSettings = Field(
+        AugmentationSettings(flip=0.5, shift=4, light=0.2),
+        description="Of images in an erasure without references; with references it is that of training.",
+    )
     relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
     )
@@ -510,7 +513,7 @@ class BenchSettings(Section):
     learning_rate: Positive = Field(0.02, description="SGD step of that training; cosine decay.")
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(flip=0.5, shift=4, light=0.2),
-        description="Weight decay of that training and of every method.",
+        description="Random changes of images, in that training and in every method.",
     )
     forget_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.2, description="Share of the trained people to forget."

@@ -127,6 +127,13 @@ def test_what_retained_people_lost_is_read_where_the_last_round_has_not_reached_
     assert ("this erasure does not use them" in said) != mended
     aims = [task.aim for task in asked_of(grid, UnlearnTask)]
     assert aims == [Aim.REFERENCES] * 2 + [Aim.TO_GATE if mended else Aim.WITHOUT_REFERENCES] * 2
+    # Images are changed as in training, and otherwise only where there is nothing to aim at.
+    changed = [task.augmentation for kind in (UnlearnTask, FitTask) for task in asked_of(grid, kind)]
+    as_in_training, without = settings.training.augmentation, settings.erasure.augmentation
+    assert as_in_training != without
+    assert changed == [as_in_training] * 2 + [as_in_training if mended else without] * 2 + [as_in_training] * 2 + (
+        [] if mended else [without] * 2
+    )
     assert record.proceedings.attempts == (1 if mended else 2)
     audited = [task.roles for task in asked_of(grid, AuditTask)].count(("retain", "forget", "validation", "test"))
     assert audited == 4  # the original, and one unlearned model, at two sites

@@ -379,7 +379,13 @@ class Erasure:
                 arrays = self.rounds.as_sent(arrays, original.arrays) if several else arrays
                 at = job.sampled(f"repair-{number}")
                 arrays = self.rounds.fit_round(
-                    arrays, "repair", erasure.repair_epochs, erasure.learning_rate, advance, at=at
+                    arrays,
+                    "repair",
+                    erasure.repair_epochs,
+                    erasure.learning_rate,
+                    advance,
+                    at=at,
+                    augmentation=job.settings.training.augmentation,
                 )
                 left = _lost(original.retained, self.audits.retained(arrays, f"gate-{job.round}", at))
                 if left is not None:
@@ -405,7 +411,9 @@ class Erasure:
         reached = False
         while not reached and count < self.job.settings.erasure.rounds:
             aim = Aim.TO_GATE if repaired or count else Aim.REFERENCES
-            forgotten = self.forget(self.rounds, Forgetting(arrays, number, aim, advance))
+            # Targets make it forget. Changes of images that its training did not make would only cost retained people.
+            augmentation = self.job.settings.training.augmentation
+            forgotten = self.forget(self.rounds, Forgetting(arrays, number, aim, advance, augmentation))
             requests.update(forgotten.requests)
             reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
             arrays, last = forgotten.arrays, dict(forgotten.retained)

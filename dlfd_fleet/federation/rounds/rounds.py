@@ -28,7 +28,7 @@ from dlfd_fleet.federation.rounds.fleet import Reply
 from dlfd_fleet.federation.rounds.job_context import JobContext, SiteUpdate
 from dlfd_fleet.federation.rounds.requests import class_weights
 from dlfd_fleet.progress import Advance
-from dlfd_fleet.settings import Precision, UnlearningSettings
+from dlfd_fleet.settings import AugmentationSettings, Precision, UnlearningSettings
 
 Purpose = Literal["train", "repair", "relearn", "retrain", "reference"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
@@ -53,12 +53,15 @@ class Forgetting:
         What sites aim at, and whether a site within its gate leaves the model unchanged.
     advance
         Called for each reply.
+    augmentation
+        Of the images that sites train on. Default: ``erasure.augmentation``.
     """
 
     arrays: Arrays
     attempt: int
     aim: Aim
     advance: Advance
+    augmentation: AugmentationSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Rounds:
         reference: Reference | None = None,
         held: Arrays | None = None,
         at: frozenset[int] | None = None,
+        augmentation: AugmentationSettings | None = None,
     ) -> Arrays:
         """Return the mean of all sites' models after plain training on their retain images; one step of the job.
 
@@ -128,11 +132,13 @@ class Rounds:
             As in :meth:`train`.
         at
             Nodes that train. Default: all.
+        augmentation
+            As in :meth:`fit_task`.
         """
         number = self.job.next_round()
 
         def compute() -> Merged:
-            task = self.fit_task(purpose, epochs, rate, final=final, reference=reference)
+            task = self.fit_task(purpose, epochs, rate, final=final, reference=reference, augmentation=augmentation)
             mean = self._fit(arrays, task, advance, at)
             if task.reference is None:
                 return Merged(self.as_sent(mean, arrays))
@@ -178,10 +184,24 @@ class Rounds:
         return mean.value()
 
     def fit_task(
-        self, purpose: Purpose, epochs: int, rate: float, *, final: bool = True, reference: Reference | None = None
+        self,
+        purpose: Purpose,
+        epochs: int,
+        rate: float,
+        *,
+        final: bool = True,
+        reference: Reference | None = None,
+        augmentation: AugmentationSettings | None = None,
     ) -> FitTask:
-        """Return the task of plain training in the current round."""
+        """Return the task of plain training in the current round.
+
+        Parameters
+        ----------
+        augmentation
+            Default: ``erasure.augmentation`` for repair, ``training.augmentation`` for all else.
+        """
         job, settings = self.job, self.job.settings
+        usual = (settings.erasure if purpose == "repair" else settings.training).augmentation
         return FitTask(
             job=job.name,
             purpose=purpose,
@@ -189,7 +209,7 @@ class Rounds:
             round=job.round,
             card=job.card,
             training=settings.training,
-            augmentation=(settings.erasure if purpose == "repair" else settings.training).augmentation,
+            augmentation=augmentation or usual,
             class_weights=self._class_weights(),
             epochs=epochs,
             learning_rate=rate,
@@ -228,7 +248,7 @@ class Rounds:
             round=job.round,
             card=job.card,
             method=method,
-            augmentation=job.settings.erasure.augmentation,
+            augmentation=forgetting.augmentation or job.settings.erasure.augmentation,
             unlearning=settings.model_copy(update={"epochs": epochs}),
             aim=forgetting.aim,
             class_weights=self._class_weights(),
