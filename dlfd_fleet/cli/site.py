@@ -113,10 +113,11 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     from dlfd_fleet.data import listed
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import site_status as read_status
+    from dlfd_fleet.ledger.restored import restored
 
     now = datetime.now(UTC)
     with Site(site) as opened:
-        card, status = opened.card, read_status(opened, now)
+        card, status, put_back = opened.card, read_status(opened, now), restored(opened)
     what = "labels " if card.multi_label else ""
     table = Table(title=f"{card.name} ({card.input.sentence()}; {what}{listed(card.classes)})")
     for column in ("split", "people", "images"):
@@ -126,6 +127,8 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     console.print(table)
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.requests.items())) or "none"
     console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger is as its seals say.")
+    if put_back is not None:
+        console.print(put_back.sentence(), soft_wrap=True, markup=False, highlight=False)
     console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")
     if status.references:
         kept = f"Reference models whose answers are kept: {status.references}. {status.references_unseen}".strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dlfd_fleet.desk.pages import Pages
 from dlfd_fleet.exceptions import FleetError, file_refusal
 
 _STATIC = Path(__file__).with_name("static")
+_OPTION_IS_EMPTY, _OPTION_IS = re.compile(r"^--[a-z-]+ is ''(?=[,;])"), re.compile(r"^--[a-z-]+ is")
 _WORDS = {404: "There is no such page.", 405: "This page takes no such request."}
 
 
@@ -42,8 +44,12 @@ def application(pages: Pages, routes: Sequence[BaseRoute]) -> Starlette:
 
 
 def refused(error: FleetError) -> tuple[int, dict[str, str]]:
-    """Return the status of a page that refuses a form, and the sentence under the field that is wrong."""
-    return 422, {error.field or "form": str(error)}
+    """Return the status of a page that refuses a form, and the sentence under the field that is wrong.
+
+    There a sentence need not name the option of the command line that the field is.
+    """
+    sentence = _OPTION_IS_EMPTY.sub("This is empty", str(error))
+    return 422, {error.field or "form": _OPTION_IS.sub("This is", sentence)}
 
 
 def archive_answer(file: Path, name: str) -> Response:

@@ -25,6 +25,7 @@ from dlfd_fleet.ledger import Site, extend, plan_extension, refuse, request_forg
 from dlfd_fleet.ledger.dates import day_of, latest_deadline, site_day
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.requests import has_joined
+from dlfd_fleet.ledger.restored import restored
 from dlfd_fleet.ledger.site import SHORTEST_ID
 from dlfd_fleet.ledger.site_uses import what_a_request_means
 from dlfd_fleet.ledger.states import GROUNDS, Ground, RequestState
@@ -79,7 +80,7 @@ class SiteDesk:
         now = datetime.now(UTC)
         with Site(self.folder) as site:
             found = find_requests(site, now)
-            rows = [self._row(site, each, now) for each in found]
+            rows, put_back = [self._row(site, each, now) for each in found], restored(site)
         late = [row for row in rows if row["overdue"]]
         soon = [row for row in rows if row["open"] and not row["overdue"] and row["days"] <= SOON_DAYS]
         later = [row for row in rows if row["open"] and row not in late and row not in soon]
@@ -87,9 +88,10 @@ class SiteDesk:
         return self.pages.show(
             request,
             "site/requests.html",
-            groups={"Overdue": late, f"Due within {SOON_DAYS} days": soon, "Open": later},
+            groups={"Overdue": late, f"Due within {SOON_DAYS} days": soon, "Due later": later},
             closed=closed[:_MOST_CLOSED],
             more=max(0, len(closed) - _MOST_CLOSED),
+            put_back=put_back.sentence() if put_back else "",
         )
 
     def search(self, request: Request) -> Response:
@@ -314,11 +316,11 @@ def _today() -> Any:
 
 def _ground(text: str) -> Ground:
     if text not in list(Ground):
-        raise LedgerError(f"--ground is '{text}'; write one of {', '.join(Ground)}.", "ground")
+        raise LedgerError("No ground is chosen; choose one of these.", "ground")
     return Ground(text)
 
 
 def _stage(text: str) -> Stage | None:
     if text and text not in list(Stage):
-        raise LedgerError(f"--stage is '{text}'; write one of {', '.join(Stage)}.", "stage")
+        raise LedgerError("There is no such letter; choose one of these.", "stage")
     return Stage(text) if text else None

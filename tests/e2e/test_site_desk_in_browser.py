@@ -129,7 +129,7 @@ def test_a_request_is_found_refused_and_answered_by_a_letter(keyboard, folder):
     keyboard.press(request.id[:8], "link")
     keyboard.press("Refuse", "link")
     keyboard.press("Refuse")
-    assert "--ground is ''" in page.locator("#ground-error").inner_text()
+    assert "No ground is chosen" in page.locator("#ground-error").inner_text()
     page.keyboard.press("Space")  # the focus is on the first ground
     keyboard.write("Reason", "It is in a book.")
     keyboard.press("Refuse")

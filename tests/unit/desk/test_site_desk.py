@@ -16,6 +16,7 @@ from dlfd_fleet.desk.site_desk import SiteDesk
 from dlfd_fleet.ledger import Action, RequestState, Site
 from dlfd_fleet.ledger.dates import add_months
 from dlfd_fleet.ledger.requests import join_requests
+from dlfd_fleet.ledger.restored import Restored
 from dlfd_fleet.report import load_public_key
 from dlfd_fleet.report.archive import verify_archive
 from dlfd_fleet.settings import Settings
@@ -89,7 +90,8 @@ def test_what_is_wrong_is_the_commands_sentence_beside_its_field_and_what_was_ty
     assert answer.status_code == 422
     assert wrong(answer).keys() == {field}
     said = run_command("forget", "request", *command, "--site", folder).stderr
-    assert said == f"Error: {wrong(answer)[field]} See docs/how-to/requests.md.\n"
+    # A field is called by its label, and not by its option.
+    assert re.sub(r"--[a-z-]+ is", "This is", said) == f"Error: {wrong(answer)[field]} See docs/how-to/requests.md.\n"
     assert "note" in form or "a &lt;note&gt;</textarea>" in answer.text
     assert f'value="{form["identity"]}"' in answer.text
     assert not site.ledger.requests()
@@ -147,14 +149,14 @@ def test_a_request_is_extended_refused_and_withdrawn(visitor, site):
     ("path", "form", "field", "sentence"),
     [
         ("extend", {"months": "1", "noticed": str(TODAY)}, "reason", "The reason (--reason) is empty"),
-        ("extend", {"months": "1", "reason": "r"}, "noticed", "--noticed is ''"),
+        ("extend", {"months": "1", "reason": "r"}, "noticed", "This is empty, not a day"),
         ("extend", {"months": "", "reason": "r", "noticed": str(TODAY)}, "until", "either --until DAY or --months"),
         ("extend", {"months": "1", "until": "2026-01-01", "noticed": str(TODAY)}, "until", "either --until DAY"),
         ("extend", {"months": "", "until": "2099-01-01", "reason": "r", "noticed": str(TODAY)}, "until", "at most"),
-        ("refuse", {"reason": "r"}, "ground", "--ground is ''; write one of"),
+        ("refuse", {"reason": "r"}, "ground", "No ground is chosen; choose one of these"),
         ("refuse", {"ground": "archiving"}, "reason", "The reason (--reason) is empty"),
         ("letter", {"stage": "forgotten"}, "form", "was not forgotten"),
-        ("letter", {"stage": "x"}, "stage", "--stage is 'x'"),
+        ("letter", {"stage": "x"}, "stage", "There is no such letter; choose one of these"),
     ],
 )
 def test_a_decision_that_is_refused_changes_nothing(visitor, site, path, form, field, sentence):
@@ -271,14 +273,24 @@ def test_an_archive_is_the_commands(visitor, folder, site, tmp_path):
 @pytest.mark.parametrize(
     ("begin", "end", "field", "sentence"),
     [
-        ("", TODAY, "from", "--from is ''"),
-        (TODAY, "x", "to", "--to is 'x'"),
+        ("", TODAY, "from", "This is empty"),
+        (TODAY, "x", "to", "This is 'x'"),
         (TODAY, TODAY - timedelta(1), "form", "ends before it begins"),
         (TODAY + timedelta(1), TODAY + timedelta(2), "from", "after today"),
     ],
 )
 def test_a_period_that_is_none_is_refused(visitor, begin, end, field, sentence):
     assert sentence in wrong(visitor.post("/records", from_=str(begin), to=str(end)))[field]
+
+
+def test_a_ledger_that_was_put_back_from_a_backup_is_said_on_the_first_page_and_by_the_command(visitor, folder):
+    assert "put back from a backup" not in visitor.get("/").text
+    noticed = Restored(noticed_at=datetime.now(UTC), sequence=9, digest="0" * 64, rows=3, lost={"1": 2})
+    (folder / "restored.json").write_text(noticed.model_dump_json())
+    told = noticed.sentence()
+    assert told in visitor.get("/").text
+    said = " ".join(run_command("site", "status", folder).stdout.split())
+    assert told in said
 
 
 def test_whatever_people_wrote_is_shown_and_not_obeyed(visitor, site):
