@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dlfd_fleet.data.classes import labels_in, listed
-from dlfd_fleet.data.identity import canonical, told_apart
+from dlfd_fleet.data.identity import canonical, told_apart, without_typography
 from dlfd_fleet.data.image_files import Links, image_file
 from dlfd_fleet.data.manifest import cell_problems, read_cells
 from dlfd_fleet.exceptions import DataError, ImageError
@@ -138,8 +138,24 @@ def _spelling_notices(
                 f"{ours} is read as {theirs} of row {row}: one {kind}; if they are two, give them different names"
             )
             notices.append(Problem(number, column, sentence, notice=True))
+        elif not rows:
+            notices += _nearly_alike(number, column, name, kind, spelled)
         rows.setdefault(name, number)
     return notices
+
+
+def _nearly_alike(
+    number: int, column: str, name: str, kind: str, spelled: dict[tuple[str, str], dict[str, int]]
+) -> list[Problem]:
+    """Name a new person or class whose name differs from an earlier one by accents, dashes or apostrophes alone."""
+    before = spelled.setdefault((f"{column}, nearly", without_typography(name)), {})
+    first = next(iter(before.items()), None)
+    before.setdefault(name, number)
+    if first is None:
+        return []
+    ours, theirs = told_apart((name, first[0]))
+    sentence = f"{ours} is another {kind} than {theirs} of row {first[1]}; if they are one, spell the name alike"
+    return [Problem(number, column, sentence, notice=True)]
 
 
 def _link_problems(number: int, name: str, folder: Path, links: Links) -> list[Problem]:

@@ -17,6 +17,7 @@ _UNSEEN = frozenset(
     )
     for code in codes
 )
+_APOSTROPHES = frozenset("\u2018\u2019\u201b\u02bc\u2032\u00b4`'")
 _UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})  # control and format characters, halves of pairs
 # The capitals of the Turkish i with a dot and without one fold to different letters; here all of them are one letter.
 _LETTERS = str.maketrans({"\N{LATIN SMALL LETTER DOTLESS I}": "i"})
@@ -40,6 +41,28 @@ def canonical(name: str) -> str:
         if folded == name:
             return folded
         name = folded
+
+
+def without_typography(name: str) -> str:
+    r"""Return the canonical form without accents, with plain dashes, apostrophes and digits.
+
+    Names that have it in common are two people, and may be one whose name a word processor has changed.
+
+    Examples
+    --------
+    >>> without_typography("Zo\u00eb O\u2019Brien\u2010Smith") == without_typography("Zoe O'Brien-Smith")
+    True
+    """
+    letters = unicodedata.normalize("NFD", canonical(name))
+    return "".join(_plain(letter) for letter in letters if not unicodedata.combining(letter))
+
+
+def _plain(letter: str) -> str:
+    if letter in _APOSTROPHES:
+        return "'"
+    if unicodedata.category(letter) == "Pd" or letter == "\N{MINUS SIGN}":
+        return "-"
+    return str(unicodedata.digit(letter, letter))
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

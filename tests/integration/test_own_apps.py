@@ -117,6 +117,13 @@ def requests_of(settings):
     return Counter(states), epochs
 
 
+def test_an_own_fleet_takes_the_settings_of_its_environment(tmp_path, silent, monkeypatch):
+    monkeypatch.setenv("DLFD_FLEET_STATE_FOLDER", str(tmp_path / "state"))
+    monkeypatch.setenv("DLFD_FLEET_TRAINING__ROUNDS", "9")
+    settings = FederatedUnlearning(task=TASK, progress=silent).settings
+    assert (settings.training.rounds, settings.state_folder) == (9, tmp_path / "state")
+
+
 def test_an_own_fleet_trains_forgets_trains_on_and_forgets_again(trained, tmp_path):
     settings, unlearning = trained
     grid = InProcessGrid(settings, app=own_app())

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
 from dlfd_fleet.data import check_manifest, read_manifest, write_manifest
 from dlfd_fleet.data.manifest import Row
 
@@ -25,6 +27,32 @@ def test_spellings_that_are_read_as_one_name_are_told_with_their_rows_and_are_no
     assert found[0].sentence == (
         "'PERSON-00000 ' is read as 'person-00000' of row 2: one person; if they are two, give them different names"
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("O'Brien", "O\u2019Brien"),
+        ("Anna-Maria", "Anna\u2011Maria"),
+        ("Anna-Maria", "Anna\u2013Maria"),
+        ("Jose", "Jos\u00e9"),
+        ("patient 3", "patient \u0663"),
+    ],
+)
+def test_two_names_that_a_word_processor_may_have_made_of_one_are_told_once(synthetic_faces, silent, one, other):
+    rows = list(read_manifest(synthetic_faces).rows)
+    rows = [Row(row.image, (one, other)[number % 2], row.label) for number, row in enumerate(rows)]
+    write_manifest(rows, synthetic_faces)
+    [notice] = check_manifest(synthetic_faces, None, None, silent)
+    assert (notice.row, notice.column, notice.notice) == (3, "identity", True)
+    assert notice.sentence.endswith("of row 2; if they are one, spell the name alike")
+
+
+def test_names_that_differ_by_their_letters_are_not_told(synthetic_faces, silent):
+    rows = list(read_manifest(synthetic_faces).rows)
+    rows = [Row(row.image, ("p-1", "p1", "p_1", "p 1")[number % 4], row.label) for number, row in enumerate(rows)]
+    write_manifest(rows, synthetic_faces)
+    assert check_manifest(synthetic_faces, None, None, silent) == []
 
 
 def test_spellings_that_look_alike_are_told_by_their_characters(synthetic_faces, silent):
