@@ -30,19 +30,19 @@ _USER_ALONE = re.compile(
 )
 _WEB_USER = re.compile(r"https?:/+[^/@?#]*@", re.IGNORECASE)
 _WEB_KEY = re.compile(r"https?:/\S*[?&;#](?:key|code)=[^\s&;#]", re.IGNORECASE)
-_SECRET = (
+_LONG = (
     r"[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|credentials?|signature|"
     r"(?:private|api|access|account|shared|storage|subscription|functions?)[-_]?key)"
 )
 _SHORT = r"(?:[\w.-]*[_.-])?(?:pass|pw|sig|sas|jwt|auth|authorization|cookie|session(?:_?id)?)"
 _BEGINS = r"(?:^|[?&;,#{(\s='\"])"  # where a name begins: in a URL's query, in a driver's list of options
-_NAMED = re.compile(rf"{_BEGINS}(?:{_SECRET}|{_SHORT})\s*=\s*['\"{{]?[^\s&;'\"}}]", re.IGNORECASE)
+_NAMED = re.compile(rf"{_BEGINS}(?:{_LONG}|{_SHORT})\s*=\s*['\"{{]?[^\s&;'\"}}]", re.IGNORECASE)
 # In JSON, and in YAML or a header of HTTP. Without the quotation marks or the blank, module:callable is a name.
-_NAMED_IN_JSON = re.compile(rf"['\"](?:{_SECRET}|{_SHORT})['\"]\s*:\s*['\"][^'\"]", re.IGNORECASE)
+_NAMED_IN_JSON = re.compile(rf"['\"](?:{_LONG}|{_SHORT})['\"]\s*:\s*['\"][^'\"]", re.IGNORECASE)
 _NAMED_IN_A_LINE = re.compile(
-    rf"{_BEGINS}(?:{_SECRET}|(?:proxy-)?authorization|(?:set-)?cookie):\s+['\"]?[^\s'\"]", re.IGNORECASE
+    rf"{_BEGINS}(?:{_LONG}|(?:proxy-)?authorization|(?:set-)?cookie):\s+['\"]?[^\s'\"]", re.IGNORECASE
 )
-_OPTION = re.compile(rf"(?<![\w-])--?{_SECRET}\s+[^\s-]", re.IGNORECASE)
+_OPTION = re.compile(rf"(?<![\w-])--?{_LONG}\s+[^\s-]", re.IGNORECASE)
 _LOGIN = re.compile(r"\b(?:basic|bearer)\s+(?=[^\s\d]*\d)[\w+/.~=-]{8,}", re.IGNORECASE)
 _PATTERNS = (
     *(_IN_USER, _IN_HALF_A_URL, _IN_ORACLES_USER, _USER_ALONE, _WEB_USER, _WEB_KEY),

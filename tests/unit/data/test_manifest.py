@@ -87,9 +87,7 @@ def test_a_wrong_table_is_refused_with_its_row(tmp_path, text, sentence):
         read_manifest(file)
 
 
-@pytest.mark.parametrize(
-    "nothing", ["\\N", "-nan", "-NaN", "1.#QNAN", "-1.#IND", "#NA", "<na>", "nil", "NIL", "?"]
-)
+@pytest.mark.parametrize("nothing", ["\\N", "-nan", "-NaN", "1.#QNAN", "-1.#IND", "#NA", "<na>", "nil", "NIL", "?"])
 @pytest.mark.parametrize("column", ["identity", "label", "split"])
 def test_what_programs_write_for_a_missing_value_is_refused_with_its_row(tmp_path, nothing, column):
     cells = {"image": "a.png", "identity": "anna", "label": "yes", "split": "train"} | {column: nothing}
