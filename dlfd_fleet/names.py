@@ -6,6 +6,20 @@ import unicodedata
 from collections.abc import Iterable
 
 LONGEST_NAME = 63
+LONGEST_IN_BYTES = 192
+"""Most bytes of a name in UTF-8: file systems take 255, and a file's suffixes need some of them."""
+UNSEEN = frozenset(
+    chr(code)
+    for codes in (
+        (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x3164, 0xFFA0),
+        range(0x180B, 0x1810),
+        range(0xFE00, 0xFE10),
+        range(0xE0000, 0xE1000),
+    )
+    for code in codes
+)
+"""Characters that nobody sees though their category does not say so: fillers, joiners and variation selectors."""
+
 _SIGNS = "-_. "
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³")}
 """Devices on Windows, whatever suffix follows."""
@@ -38,12 +52,14 @@ def refuse_alike(names: Iterable[str]) -> None:
 
 
 def _why_not(name: str) -> str | None:
-    wrong = [sign for sign in name if not (_is_letter_or_digit(sign) or _is_mark(sign) or sign in _SIGNS)]
+    wrong = [ascii(sign) if sign in UNSEEN else repr(sign) for sign in name if not _may_hold(sign)]
+    size = len(name.encode(errors="replace"))
     composed = unicodedata.normalize("NFC", name)
     checks = {
         "it is empty": not name,
         f"it has {len(name)} characters, more than {LONGEST_NAME}": len(name) > LONGEST_NAME,
-        f"it holds {''.join(wrong[:1])!r}; use letters, digits, blanks, '-', '_' and '.'": bool(wrong),
+        f"its letters take {size} bytes, more than {LONGEST_IN_BYTES}; shorten it": size > LONGEST_IN_BYTES,
+        f"it holds {''.join(wrong[:1])}; use letters, digits, blanks, '-', '_' and '.'": bool(wrong),
         "it must begin with a letter or a digit": not _is_letter_or_digit(name[:1] or "-"),
         f"it ends with {name[-1:]!r}, which some systems drop": name.endswith((".", " ")),
         f"write its letters in one piece each (NFC): {composed!r}": name != composed,
@@ -52,9 +68,9 @@ def _why_not(name: str) -> str | None:
     return next((why for why, holds in checks.items() if holds), None)
 
 
+def _may_hold(sign: str) -> bool:
+    return sign in _SIGNS or (unicodedata.category(sign)[0] in "LNM" and sign not in UNSEEN)
+
+
 def _is_letter_or_digit(sign: str) -> bool:
     return unicodedata.category(sign)[0] in "LN"
-
-
-def _is_mark(sign: str) -> bool:
-    return unicodedata.category(sign)[0] == "M"

@@ -19,22 +19,40 @@ WHY_REFUSED = (
 _IN_USER = re.compile(r"[a-z][a-z0-9+.-]{0,30}:[/\\]+[^/@:]*:[^@]*@", re.IGNORECASE)
 # The same without a scheme, or without its slashes: a URL that was mistyped holds the password all the same.
 _IN_HALF_A_URL = re.compile(r"(?:^|[\s='\"\[({,;])(?://)?[^/@:\s\\]*:[^/@\s\\]+@")
-# A web server's user alone may be a token.
-_WEB_USER = re.compile(r"https?:/+[^/@?#]*@", re.IGNORECASE)
-_WEB_KEY = re.compile(r"https?:/\S*[?&;#](?:key|code)=[^\s&;#]", re.IGNORECASE)
-_NAMED = re.compile(
-    r"(?:^|[?&;,#{(\s'\"])"  # where a name begins: in a URL's query, in a driver's list of options
-    r"(?:[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|credentials?|signature|private[-_]?key|"
-    r"api[-_]?key|access[-_]?key)|(?:[\w.-]*[_.-])?(?:pass|pw|sig|sas|jwt|auth|authorization|cookie|session(?:_?id)?))"
-    r"\s*=\s*['\"{]?[^\s&;'\"}]",
+# Oracle's own way to write them: user/password@host.
+_IN_ORACLES_USER = re.compile(r"\boracle[\w+:]{0,40}:/*[^/@:\s]{1,200}/[^/@\s]+@", re.IGNORECASE)
+# A user alone may be a token, but where people have names or the part before the @ names a container.
+_USER_ALONE = re.compile(
+    r"(?<![\w+.-])(?!(?:ssh|sftp|scp|ftps?|git|rsync|smb|hdfs|abfss?|wasbs?|postgres(?:ql)?|cockroachdb|redshift|mysql|"
+    r"mariadb|mssql|oracle|trino|presto|hive|(?:git|svn|hg|bzr)\+ssh)(?:\+\w+)?:)"
+    r"[a-z][a-z0-9+.-]{0,30}://[^/@?#\s]+@",
     re.IGNORECASE,
 )
-_PATTERNS = (_IN_USER, _IN_HALF_A_URL, _WEB_USER, _WEB_KEY, _NAMED)
+_WEB_USER = re.compile(r"https?:/+[^/@?#]*@", re.IGNORECASE)
+_WEB_KEY = re.compile(r"https?:/\S*[?&;#](?:key|code)=[^\s&;#]", re.IGNORECASE)
+_LONG = (
+    r"[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|credentials?|signature|"
+    r"(?:private|api|access|account|shared|storage|subscription|functions?)[-_]?key)"
+)
+_SHORT = r"(?:[\w.-]*[_.-])?(?:pass|pw|sig|sas|jwt|auth|authorization|cookie|session(?:_?id)?)"
+_BEGINS = r"(?:^|[?&;,#{(\s='\"])"  # where a name begins: in a URL's query, in a driver's list of options
+_NAMED = re.compile(rf"{_BEGINS}(?:{_LONG}|{_SHORT})\s*=\s*['\"{{]?[^\s&;'\"}}]", re.IGNORECASE)
+# In JSON, and in YAML or a header of HTTP. Without the quotation marks or the blank, module:callable is a name.
+_NAMED_IN_JSON = re.compile(rf"['\"](?:{_LONG}|{_SHORT})['\"]\s*:\s*['\"][^'\"]", re.IGNORECASE)
+_NAMED_IN_A_LINE = re.compile(
+    rf"{_BEGINS}(?:{_LONG}|(?:proxy-)?authorization|(?:set-)?cookie):\s+['\"]?[^\s'\"]", re.IGNORECASE
+)
+_OPTION = re.compile(rf"(?<![\w-])--?{_LONG}\s+[^\s-]", re.IGNORECASE)
+_LOGIN = re.compile(r"\b(?:basic|bearer)\s+(?=[^\s\d]*\d)[\w+/.~=-]{8,}", re.IGNORECASE)
+_PATTERNS = (
+    *(_IN_USER, _IN_HALF_A_URL, _IN_ORACLES_USER, _USER_ALONE, _WEB_USER, _WEB_KEY),
+    *(_NAMED, _NAMED_IN_JSON, _NAMED_IN_A_LINE, _OPTION, _LOGIN),
+)
 _MOST_DECODINGS = 5
 
 
 def holds_password(text: str) -> bool:
-    """Tell whether a text holds a password, a token or a key: in a URL, also percent-encoded, or as ``name=value``.
+    """Tell whether a text holds a password, a token or a key: in a URL, also percent-encoded, or beside its name.
 
     Examples
     --------

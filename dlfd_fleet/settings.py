@@ -56,7 +56,7 @@ def _table(value: object) -> object:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError('it is no table in JSON, such as {"width": 32}') from error
 
 

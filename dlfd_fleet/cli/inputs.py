@@ -103,6 +103,11 @@ def component(name: str, arguments: str) -> Component:
         table = json.loads(arguments)
     except ValueError as error:
         raise ConfigurationError(f'{arguments} is not a JSON table; write, for example, {{"width": 32}}.') from error
+    except RecursionError as error:
+        raise ConfigurationError(
+            f"The arguments of '{name}' nest lists or tables too deeply; write a flat table, for example, "
+            '{"width": 32}.'
+        ) from error
     try:
         return Component.model_validate({"name": name, "arguments": table})
     except ValidationError as error:

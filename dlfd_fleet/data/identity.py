@@ -6,17 +6,8 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-# Characters that nobody sees though their category does not say so: fillers, joiners and variation selectors.
-_UNSEEN = frozenset(
-    chr(code)
-    for codes in (
-        (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x3164, 0xFFA0),
-        range(0x180B, 0x1810),
-        range(0xFE00, 0xFE10),
-        range(0xE0000, 0xE1000),
-    )
-    for code in codes
-)
+from dlfd_fleet.names import UNSEEN
+
 _APOSTROPHES = frozenset("\u2018\u2019\u201b\u02bc\u2032\u00b4`'")
 _UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})  # control and format characters, halves of pairs
 # The capitals of the Turkish i with a dot and without one fold to different letters; here all of them are one letter.
@@ -85,4 +76,4 @@ def _folded(name: str) -> str:
 
 
 def _is_unseen(letter: str) -> bool:
-    return letter in _UNSEEN or unicodedata.category(letter) in _UNSEEN_CATEGORIES
+    return letter in UNSEEN or unicodedata.category(letter) in _UNSEEN_CATEGORIES

@@ -146,7 +146,7 @@ class _ParquetRows:
         try:
             noted = json.loads((self._schema.metadata or {}).get(b"huggingface", b"{}"))
             names = noted["info"]["features"][label]["names"]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None
         return tuple(map(str, names)) if isinstance(names, list) else None
 

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("image", "identity", "label")
 OPTIONAL = ("site", "split")
-MISSING = ("nan", "NaN", "NAN", "NaT", "None", "NONE", "null", "NULL", "NA", "<NA>", "N/A", "n/a", "#N/A")
+MISSING = frozenset(
+    (
+        *("nan", "NaN", "NAN", "-nan", "-NaN", "NaT", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND", "-nan(ind)"),
+        *("None", "NONE", "null", "NULL", "nil", "NIL", "\\N", "?"),
+        *("NA", "<NA>", "<na>", "N/A", "n/a", "#N/A", "#N/A N/A", "#NA"),
+    )
+)
 """Texts that programs write for a missing value; they are no names of people."""
+
+# Where these stand for a person, nobody is known; a class may be called so, such as "-" beside "+".
+_NOBODY = frozenset({"none", "-"})
 
 _LONGEST_CELL = 1000
 _LONGEST_FILE_NAME = 255  # bytes
@@ -255,7 +264,7 @@ def _name_problem(column: str, cell: str) -> str:
         return "the cell is empty"
     if column == "image":
         return ""
-    if name in MISSING or (column == "identity" and name == "none"):
+    if name in MISSING or (column == "identity" and name in _NOBODY):
         other = "'none'" if column == "label" and name.casefold() == "none" else "another spelling"
         return f"'{name}' means an empty cell; give the {column}, or use {other} if it is meant"
     if _SPREADSHEET_ERROR.fullmatch(name):

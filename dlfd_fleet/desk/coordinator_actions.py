@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from dlfd_fleet.delivery import rollout
-from dlfd_fleet.delivery.delivery import RolloutStep
 from dlfd_fleet.delivery.delivery import opened as opened_delivery
 from dlfd_fleet.delivery.status import rollout_line
 from dlfd_fleet.desk.starts import KINDS, Kind, Starts
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.jobs.plan import last_costs, refuse_beside
-from dlfd_fleet.federation.records.decisions import Act
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release import promotion
+from dlfd_fleet.federation.release.rollout_decisions import change_rollout
 from dlfd_fleet.settings import Settings
 
 
@@ -100,13 +100,13 @@ class Actions:
             command.cancel(store, job, who, why)
         return f"/jobs/{job}"
 
-    def _rollout_action(self, step: RolloutStep) -> Action:
+    def _rollout_action(self, step: Literal["pause", "resume"]) -> Action:
         rules = {"pause": rollout.paused, "resume": rollout.resumed}
-        words: dict[str, tuple[str, Act, str]] = {
-            "pause": ("Hold the release", "hold", "No more devices take it; those that have it keep it."),
-            "resume": ("Go on with the release", "go on", "Devices take it again, as far as its rollout has come."),
+        words = {
+            "pause": ("Hold the release", "No more devices take it; those that have it keep it."),
+            "resume": ("Go on with the release", "Devices take it again, as far as its rollout has come."),
         }
-        title, act_word, meaning = words[step]
+        title, meaning = words[step]
 
         def foresee() -> list[str]:
             with opened_delivery(self.settings) as delivery:
@@ -117,10 +117,7 @@ class Actions:
                 return [rollout_line(current), meaning]
 
         def act(who: str, why: str) -> str:
-            with opened_delivery(self.settings) as delivery:
-                changed = delivery.change_rollout(step)
-            with self._store() as store:
-                store.decisions.note(act_word, f"publication {changed.sequence}", who, why)
+            change_rollout(self.settings, step, who, why)
             return "/devices"
 
         return Action(title, foresee, act)

@@ -30,9 +30,9 @@ from dlfd_fleet.desk.starts import Starts
 from dlfd_fleet.exceptions import FleetError
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.jobs.reporting import signer_file
+from dlfd_fleet.federation.records.decisions import require_reason
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
-from dlfd_fleet.federation.release import promotion
 from dlfd_fleet.federation.release.publication import has_registry
 from dlfd_fleet.ledger.dates import day_of
 from dlfd_fleet.report import CERTIFICATE_FILE, PAGE_FILE
@@ -207,7 +207,7 @@ class CoordinatorDesk:
         try:
             foreseen = action.foresee()
             if request.method == "POST":
-                promotion.require_reason(form.get("reason", ""))
+                require_reason(form.get("reason", ""))
                 sure = True
                 if form.get("sure") == "yes":
                     return RedirectResponse(action.act(request.state.user, form["reason"].strip()), 303)

@@ -27,6 +27,7 @@ from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.promotion import fleet_epoch
 from dlfd_fleet.federation.release.publication import released_model
 from dlfd_fleet.model_input import ModelInput
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.plugins.deployed import Deployment, Deployments, new_deployment
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.tracking import open_registry
@@ -65,12 +66,12 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except FleetError as error:
-        raise RefusedError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        raise RefusedError(visible(str(error)), error_code=INVALID_PARAMETER_VALUE) from error
     except OSError as error:
         refusal = file_refusal(error)
         if refusal is None:
             raise
-        raise RefusedError(refusal, error_code=INVALID_PARAMETER_VALUE) from error
+        raise RefusedError(visible(refusal), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 class FleetDeploymentClient(BaseDeploymentClient):
@@ -190,7 +191,8 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: dict
         model = DeviceModel(_model_folder(settings, version.job) / ONNX_FILE)
         image = model.input.random(1)
         (answer,) = model.named(model.predict(image))
-        click.echo(f"{name}: {flavor or 'onnx'} {model.version}, epoch {model.epoch}, answers '{answer}' to noise.")
+        said = f"{name}: {flavor or 'onnx'} {model.version}, epoch {model.epoch}, answers '{answer}' to noise."
+        click.echo(visible(said))
 
 
 def target_help() -> str:

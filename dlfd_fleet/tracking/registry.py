@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import SADeprecationWarning
 
 from dlfd_fleet.exceptions import FleetError, TrackingError
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.local_store import prepare_store
 
@@ -235,10 +236,9 @@ def is_unknown(error: BaseException) -> bool:
 
 
 def in_words(error: BaseException) -> str:
-    """Return the first line of an error, without a gateway's HTML page."""
+    """Return the first line of an error as plain text, without a gateway's HTML page."""
     text = str(error).strip().split("\n", 1)[0].split(". Response body:", 1)[0].strip()
-    text = text or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+    return visible(text or type(error).__name__, _LONGEST_REASON)
 
 
 def _described(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredVersion:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dlfd_fleet.current_job import set_current_job
 from dlfd_fleet.exceptions import OutboxError, TrackingError
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking.outbox import MODEL, REGISTRY_KINDS, REVOKE, Entry, Outbox
 
@@ -314,7 +315,7 @@ class Tracker:
         try:
             self._sender.send(entries)
         except TrackingError as error:
-            return str(error)
+            return visible(str(error))
         except MlflowException as error:
             if not is_refusal(error):
                 raise

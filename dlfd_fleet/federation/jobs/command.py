@@ -142,7 +142,7 @@ def _run_status(text: str) -> tuple[str, str]:
         (run,) = json.loads(text)["runs"]
         details = str(run["status-details"]).strip().rstrip(".")
         return str(run["status"]), "" if details == "N/A" else details
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "unknown", ""
 
 

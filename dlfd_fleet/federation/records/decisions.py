@@ -8,9 +8,10 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.records.tables import DECISION, Transaction
 
-Act = Literal["plan", "start", "cancel", "hold", "go on", "promote", "revoke"]
+Act = Literal["plan", "start", "cancel", "hold", "go on", "abort", "promote", "revoke"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,15 @@ class Decisions:
             Decision(datetime.fromisoformat(row["at"]), row["act"], row["about"], row["who"], row["why"])
             for row in rows
         ]
+
+
+def require_reason(reason: str) -> None:
+    """Refuse a decision without a reason.
+
+    Raises
+    ------
+    JobError
+        If it is empty.
+    """
+    if not reason.strip():
+        raise JobError("The reason is empty: say why, for whoever asks later.", "reason")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlfd_fleet.exceptions import JobError, TrackingError
+from dlfd_fleet.federation.records.decisions import require_reason
 from dlfd_fleet.federation.records.job_folders import ONNX_FILE
 from dlfd_fleet.federation.records.job_record import Champion
 from dlfd_fleet.federation.records.store import Store, require_folder
@@ -182,18 +183,6 @@ def what_revoking_does(settings: Settings, number: str) -> list[str]:
     if settings.release.purge_revoked:
         said.append("Its files are deleted, here and in MLflow.")
     return said
-
-
-def require_reason(reason: str) -> None:
-    """Refuse a decision without a reason.
-
-    Raises
-    ------
-    JobError
-        If it is empty.
-    """
-    if not reason.strip():
-        raise JobError("The reason is empty: say why, for whoever asks later.", "reason")
 
 
 @contextmanager

@@ -117,6 +117,10 @@ def test_files_of_images_and_folders_make_sites(synthetic_faces, tmp_path, capsy
         (("--loader", "no_such_package:load"), "The loader 'no_such_package:load' cannot be imported"),
         (("--loader", "a:b", "--loader-arguments", "{"), "{ is not a JSON table"),
         (
+            ("--loader", "a:b", "--loader-arguments", f'{{"a":{"[" * 20_000}{"]" * 20_000}}}'),
+            "The arguments of 'a:b' nest lists or tables too deeply",
+        ),
+        (
             ("--image-folders", ".", "--folders", "class/person"),
             "--folders class/person is not valid; write person/label",
         ),

@@ -24,6 +24,9 @@ def nobody(monkeypatch):
         ("registry", "promote", "1", "--reason", "r"),
         ("registry", "revoke", "1", "--reason", "r"),
         ("job", "cancel", "erase-1"),
+        ("rollout", "pause", "--reason", "r"),
+        ("rollout", "resume", "--reason", "r"),
+        ("rollout", "abort", "--reason", "r"),
         ("site", "reconcile", "{site}", "--confirm", "--reason", "r"),
     ],
 )

@@ -30,7 +30,8 @@ def write_parquet(file, rows=10, label=lambda number: ("no", "yes")[number % 2],
     } | columns
     made = pyarrow.table(table)
     if metadata:
-        made = made.replace_schema_metadata({"huggingface": json.dumps(metadata)})
+        noted = metadata if isinstance(metadata, str) else json.dumps(metadata)
+        made = made.replace_schema_metadata({"huggingface": noted})
     files.write_table(made, file, row_group_size=4)
     return file
 
@@ -65,6 +66,11 @@ def test_names_of_classes_are_those_that_hugging_face_notes(tmp_path):
     assert parquet(str(file)).classes == ("none", "hat")
     assert parquet(str(file), classes=["a", "b"]).classes == ["a", "b"]
     assert parquet(str(write_parquet(tmp_path / "plain.parquet"))).classes is None
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", '{"info": 1}', "[" * 50_000 + "]" * 50_000])
+def test_what_hugging_face_notes_otherwise_is_left_aside(tmp_path, noted):
+    assert parquet(str(write_parquet(tmp_path / "faces.parquet", metadata=noted))).classes is None
 
 
 @pytest.mark.parametrize(

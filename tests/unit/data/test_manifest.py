@@ -87,6 +87,32 @@ def test_a_wrong_table_is_refused_with_its_row(tmp_path, text, sentence):
         read_manifest(file)
 
 
+@pytest.mark.parametrize("nothing", ["\\N", "-nan", "-NaN", "1.#QNAN", "-1.#IND", "#NA", "<na>", "nil", "NIL", "?"])
+@pytest.mark.parametrize("column", ["identity", "label", "split"])
+def test_what_programs_write_for_a_missing_value_is_refused_with_its_row(tmp_path, nothing, column):
+    cells = {"image": "a.png", "identity": "anna", "label": "yes", "split": "train"} | {column: nothing}
+    file = tmp_path / "manifest.csv"
+    file.write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
+    with pytest.raises(DataError, match=f"row 2, column '{column}': '.*' means an empty cell"):
+        read_manifest(file)
+
+
+def test_a_dash_is_no_person_and_may_be_a_class(tmp_path):
+    file = tmp_path / "manifest.csv"
+    file.write_text("image,identity,label\na.png,anna,-\nb.png,bert,+\n")
+    assert read_manifest(file).classes == ("+", "-")
+    file.write_text("image,identity,label\na.png,-,yes\n")
+    with pytest.raises(DataError, match="row 2, column 'identity': '-' means an empty cell"):
+        read_manifest(file)
+
+
+@pytest.mark.parametrize("name", ["Na", "Nil Smith", "Null", "Nan"])
+def test_names_of_people_that_look_like_one_are_left_alone(tmp_path, name):
+    file = tmp_path / "manifest.csv"
+    file.write_text(f"image,identity,label\na.png,{name},yes\n")
+    assert read_manifest(file).identities == (name,)
+
+
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
 def test_missing_and_unreadable_files_are_named(tmp_path, name):
     with pytest.raises(DataError, match="There is no manifest"):

@@ -138,8 +138,8 @@ def test_what_the_command_refuses_is_refused_with_its_sentence_and_nothing_is_no
         ("/do/cancel/nobody", ("job", "cancel", "nobody")),
         ("/do/promote/3", ("registry", "promote", "3", "--reason", "r")),
         ("/do/revoke/3", ("registry", "revoke", "3", "--reason", "r")),
-        ("/do/hold", ("rollout", "pause")),
-        ("/do/go-on", ("rollout", "resume")),
+        ("/do/hold", ("rollout", "pause", "--reason", "r")),
+        ("/do/go-on", ("rollout", "resume", "--reason", "r")),
     ):
         answer = visitor.post(path, reason="r", sure="yes")
         assert answer.status_code == 422
@@ -201,6 +201,26 @@ def test_a_release_is_held_and_goes_on(visitor, store, settings):
     visitor.post("/do/go-on", reason="mended", sure="yes")
     assert ": running" in visitor.get("/devices").text
     assert [(each.act, each.why) for each in store.decisions.all()] == [("hold", "a fault"), ("go on", "mended")]
+
+
+def test_the_commands_of_a_rollout_keep_who_and_why_as_the_buttons_do(visitor, store, settings):
+    add_devices(settings)
+    told = ("--by", "M. Ode", "--set", f"state_folder={settings.state_folder}")
+    assert "--reason" in run_command("rollout", "pause", *told).stderr
+    assert "The reason is empty" in run_command("rollout", "pause", "--reason", " ", *told).stderr
+    assert ": running" in visitor.get("/devices").text
+    for step, why in (("pause", "a fault"), ("resume", "mended"), ("abort", "worse")):
+        done = run_command("rollout", step, "--reason", why, *told)
+        assert done.returncode == 0, done.stderr
+    by_commands = store.decisions.all()
+    assert [(each.act, each.about, each.who, each.why) for each in by_commands] == [
+        ("hold", "publication 2", "M. Ode", "a fault"),
+        ("go on", "publication 2", "M. Ode", "mended"),
+        ("abort", "publication 2", "M. Ode", "worse"),
+    ]
+    assert run_command("rollout", "resume", "--reason", "r", *told).returncode == 2
+    assert store.decisions.all() == by_commands
+    assert "worse" in visitor.get("/").text
 
 
 def test_the_lineage_has_every_model_and_its_verdict_also_where_mlflow_does_not_answer(visitor):

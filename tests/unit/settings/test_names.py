@@ -26,6 +26,8 @@ PLAIN = [
     "9",
     "St. Mary",
     "x" * 63,
+    "\u00fc" * 63,
+    "\u6771" * 63,
     "console",
     "erase-20261127-125606-b4ec",
 ]
@@ -52,6 +54,11 @@ WRONG = [
     "a\u200bb",
     "a\u00a0b",
     "a\ud800",
+    "\u3164",
+    "a\u034f",
+    "a\u115f",
+    "a\ufe0f",
+    "\U00020000" * 63,
     "nul",
     "CON",
     "aux.txt",
@@ -96,6 +103,11 @@ def test_whatever_is_taken_is_one_folder_under_its_parent(tmp_path_factory, name
     parent = tmp_path_factory.mktemp("names")
     (parent / name).mkdir()
     assert [each.name for each in parent.iterdir()] == [name]
+
+
+def test_a_letter_that_nobody_sees_is_shown_by_its_code():
+    with pytest.raises(ValueError, match=r"it holds '\\u3164'; use letters"):
+        plain_name("a\u3164")
 
 
 def test_two_names_that_differ_in_case_are_refused():

@@ -150,6 +150,14 @@ def test_a_dotted_key_without_end_is_one_short_sentence(tmp_path):
         assert len(str(refused.value)) < 300
 
 
+@pytest.mark.parametrize("key", ["data.loader_arguments", "model.arguments"])
+def test_a_table_in_json_nested_without_end_is_one_short_sentence(key):
+    text = '{"a":' + "[" * 50_000 + "]" * 50_000 + "}"
+    with pytest.raises(ConfigurationError, match="it is no table in JSON") as refused:
+        load_settings(overrides={key: text}, environment={})
+    assert len(str(refused.value)) < 400
+
+
 def test_a_value_nested_without_end_is_one_sentence_from_a_program_too():
     deep = []
     for _ in range(100_000):
