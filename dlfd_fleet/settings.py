@@ -52,12 +52,26 @@ def _asking(value: str) -> str:
 
 def _table(value: object) -> object:
     """Take a table from a flag or a variable, where it is JSON."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise ValueError('it is no table in JSON, such as {"width": 32}') from error
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError('it is no table in JSON, such as {"width": 32}') from error
+    _refuse_passwords_in(value)
+    return value
+
+
+def _refuse_passwords_in(value: object) -> None:
+    """Refuse a text in a table that holds a password, by itself or beside its name."""
+    left: list[tuple[str, object]] = [("", value)]
+    while left:
+        name, part = left.pop()
+        if isinstance(part, str) and (holds_password(part) or holds_password(f"{name}={part}")):
+            raise ValueError(WHY_REFUSED)
+        if isinstance(part, dict):
+            left += [(str(key), each) for key, each in part.items()]
+        elif isinstance(part, list | tuple):
+            left += [(name, each) for each in part]
 
 
 def _height_and_width(value: object) -> object:

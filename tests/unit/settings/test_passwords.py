@@ -164,3 +164,25 @@ def test_an_error_of_the_library_shows_no_secret_either(tmp_path):
     with pytest.raises(LedgerError, match="holds a password") as refused:
         shared_engine(HOLDING[4], "The ledger's URL", LedgerError)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"password": "hunter2"},
+        {"url": "postgresql://ada:hunter2@h/db"},
+        {"source": {"headers": [{"api_key": "hunter2"}]}},
+    ],
+)
+@pytest.mark.parametrize("key", ["data.loader_arguments", "model.arguments"])
+def test_a_password_in_a_table_of_arguments_is_refused_without_being_said(tmp_path, table, key):
+    section, name = key.split(".")
+    file = tmp_path / "fleet.json"
+    file.write_text(json.dumps({section: {name: table}}))
+    for arguments in ((file, None, {}), (None, {key: json.dumps(table)}, {})):
+        with pytest.raises(ConfigurationError) as refused:
+            load_settings(*arguments)
+        assert "hunter2" not in str(refused.value)
+        assert key in str(refused.value)
+    file.write_text(json.dumps({section: {name: {"width": 32, "tokens": 5, "columns": ["a", "b"]}}}))
+    load_settings(file, None, {})
