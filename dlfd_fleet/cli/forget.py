@@ -39,6 +39,9 @@ def request(
     ] = None,
     verified_by: Annotated[str, typer.Option(help="How the identity was verified; purged with the name.")] = "",
     note: Annotated[str, typer.Option(help="A note; purged with the name.")] = "",
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="Record that the site has no image of the person: received and answered.")
+    ] = False,
     by: By = None,
     config: Config = None,
     overrides: Overrides = None,
@@ -57,8 +60,17 @@ def request(
             verified_by=verified_by,
             note=note,
             done_by=decided_by(by),
+            no_data=no_data,
         )
-        meaning = what_a_request_means(opened, accepted)
+        meaning = () if no_data else what_a_request_means(opened, accepted)
+    if no_data:
+        console.print(
+            f"Request {_short(accepted)} is recorded as received and answered: no data of this person is held. Tell "
+            f"them: dlfd-fleet forget letter {_short(accepted)} --site {site} -o FILE",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
     console.print(f"Accepted as request {_short(accepted)}; to be done by {accepted.due}.")
     for sentence in meaning:
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
@@ -175,13 +187,18 @@ def refuse(
 
 
 @app.command("withdraw", epilog="Example: dlfd-fleet forget withdraw anna --site /srv/site")
-def withdraw(named: Named, site: SiteFolder, by: By = None) -> None:
+def withdraw(
+    named: Named,
+    site: SiteFolder,
+    reason: Annotated[str, typer.Option(help="Why, if the person said so; purged with the name.")] = "",
+    by: By = None,
+) -> None:
     """Take a request back, as long as no job works on it."""
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import withdraw as withdraw_request
 
     with Site(site) as opened:
-        found = withdraw_request(opened, opened.find_request(named).id, done_by=decided_by(by))
+        found = withdraw_request(opened, opened.find_request(named).id, reason=reason, done_by=decided_by(by))
     console.print(
         f"Request {_short(found)} is withdrawn; the person may be trained on again. Other sites that an earlier job "
         "told of it take theirs back in the next one."
@@ -195,7 +212,9 @@ def letter(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to print.")],
     stage: Annotated[
         str | None,
-        typer.Option(help="received, extended, refused or forgotten; by default what the request has come to."),
+        typer.Option(
+            help="received, extended, refused, withdrawn, no-data or forgotten; by default what it has come to."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Whom the letter is to; by default the ledger's name, as long as it has one.")
@@ -254,12 +273,13 @@ def export(
     ] = False,
     verify: Annotated[Path | None, typer.Option(help="Check an archive instead, offline.")] = None,
     key: Annotated[Path | None, typer.Option(help="Of --verify: public key (PEM) of the site that you trust.")] = None,
+    by: By = None,
 ) -> None:
     """Write a site's records of a period as a signed archive, or verify one; exit code 2 if it does not hold."""
     from dlfd_fleet.exceptions import ConfigurationError
 
     if verify is not None:
-        if key is None or site or first or last or output or with_names:
+        if key is None or site or first or last or output or with_names or by:
             raise ConfigurationError("To verify an archive, write --verify ARCHIVE --key PUBLIC.pem, and nothing else.")
         _verify_archive(verify, key)
         return
@@ -275,7 +295,9 @@ def export(
 
     with Site(site) as opened:
         end = _day(last, "--to")
-        records = write_records(opened, output, _day(first, "--from"), end, with_names=with_names)
+        records = write_records(
+            opened, output, _day(first, "--from"), end, with_names=with_names, done_by=decided_by(by)
+        )
     say_archive(output, records, end)
     if with_names:
         console.print(f"It holds names: delete {output} when they must be forgotten.", soft_wrap=True, highlight=False)
@@ -283,6 +305,17 @@ def export(
     console.print(
         f"To verify it: dlfd-fleet forget export --verify {output} --key {public}", soft_wrap=True, highlight=False
     )
+
+
+@app.command("exports", epilog="Example: dlfd-fleet forget exports --site /srv/site")
+def exports(site: SiteFolder) -> None:
+    """List who exported records of the site: when, of which period, to where, and whether names were in it."""
+    from dlfd_fleet.cli.request_tables import exports_table
+    from dlfd_fleet.ledger import Site
+
+    with Site(site) as opened:
+        found = opened.ledger.exports()
+    console.print(exports_table(found) if found else "Nobody has exported records yet.")
 
 
 def _verify_archive(file: Path, key: Path) -> None:

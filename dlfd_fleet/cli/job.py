@@ -94,6 +94,7 @@ def export(
         str, typer.Option("--to", metavar="DAY", help="Last day, in UTC: 2026-12-31. If it is to come, it ends today.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="ZIP archive to write.")],
+    by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -107,7 +108,7 @@ def export(
     settings = load(config, overrides).settings
     with opened(settings.state_folder) as store:
         end = day_of(last, "--to")
-        records = write_fleet_records(store, settings, output, day_of(first, "--from"), end)
+        records = write_fleet_records(store, settings, output, day_of(first, "--from"), end, done_by=decided_by(by))
         key = public_key_file(signer_file(settings, store.folder))
     say_archive(output, records, end)
     console.print(

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from dlfd_fleet.ledger.dates import site_day
-from dlfd_fleet.ledger.entries import Event, ForgetRequest
+from dlfd_fleet.ledger.entries import Event, Export, ForgetRequest
 from dlfd_fleet.ledger.site import SHORTEST_ID
 from dlfd_fleet.plain_text import plain, visible
 
@@ -75,6 +75,18 @@ def history_table(events: Sequence[Event]) -> Table:
         parts += [f"due {event.due}" if event.due else "", f"told {event.noticed}" if event.noticed else ""]
         parts += [event.job or "", f"epoch {event.epoch}" if event.epoch is not None else ""]
         table.add_row(_moment(event.at), event.action, event.done_by, "; ".join(part for part in parts if part))
+    return table
+
+
+def exports_table(exports: Sequence[Export]) -> Table:
+    """Return who exported records: when, of which period, and to where."""
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    table.add_column("when", no_wrap=True)
+    for name in ("by", "period", "names", "to"):
+        table.add_column(name, overflow="fold")
+    for each in exports:
+        period, names = f"{each.begin} to {each.end}", "yes" if each.with_names else "no"
+        table.add_row(_moment(each.at), *map(visible, (each.done_by, period, names, each.destination)))
     return table
 
 

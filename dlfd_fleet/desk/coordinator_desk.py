@@ -25,6 +25,7 @@ from dlfd_fleet.desk.coordinator_actions import Actions
 from dlfd_fleet.desk.fleet_records import write_fleet_records
 from dlfd_fleet.desk.lineage import Ancestor, lineage
 from dlfd_fleet.desk.pages import Pages
+from dlfd_fleet.desk.records import DOWNLOAD
 from dlfd_fleet.desk.routes import application, archive_answer, refused
 from dlfd_fleet.desk.starts import Starts
 from dlfd_fleet.exceptions import FleetError
@@ -183,7 +184,9 @@ class CoordinatorDesk:
                 begin, end = day_of(values.get("from", ""), "--from"), day_of(values.get("to", ""), "--to")
                 with self._store() as store, tempfile.TemporaryDirectory() as folder:
                     file = Path(folder) / "records.zip"
-                    records = write_fleet_records(store, self.settings, file, begin, end)
+                    records = write_fleet_records(
+                        store, self.settings, file, begin, end, done_by=request.state.user, to=DOWNLOAD
+                    )
                     return archive_answer(file, f"fleet-{begin}-{records.predicate.end}.zip")
             except FleetError as error:
                 status, errors = refused(error)

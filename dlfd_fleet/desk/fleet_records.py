@@ -10,6 +10,7 @@ from pathlib import Path
 from dlfd_fleet.federation.jobs.reporting import signer_of
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report import CERTIFICATE_FILE
 from dlfd_fleet.report.archive import Cell, Records, Table, last_day, write_archive
 from dlfd_fleet.settings import Settings
@@ -27,11 +28,18 @@ class _Period:
         return self.begin <= moment.astimezone(UTC).date() <= self.end
 
 
-def write_fleet_records(store: Store, settings: Settings, file: Path, begin: date, end: date) -> Records:
-    """Write what a coordinator knows of a period as a signed archive, and return its manifest.
+def write_fleet_records(
+    store: Store, settings: Settings, file: Path, begin: date, end: date, *, done_by: str, to: str = ""
+) -> Records:
+    """Write what a coordinator knows of a period as a signed archive, note that, and return its manifest.
 
     A job belongs to the day on which it began. Days are in UTC, as in reports. A period that goes on ends today. No
     name is in it, for the coordinator has none; a site leads from a request's id in a job to the person.
+
+    Parameters
+    ----------
+    done_by, to
+        Who exports them, and where they go; the file when omitted. Both are kept with the decisions.
 
     Raises
     ------
@@ -41,6 +49,7 @@ def write_fleet_records(store: Store, settings: Settings, file: Path, begin: dat
     end = last_day(begin, end, datetime.now(UTC).date())
     period = _Period(begin, end)
     jobs = [record for record in store.jobs() if period.holds(record.started_at)]
+    where = to or visible(str(file.absolute()))
     return write_archive(
         file,
         {"jobs": _jobs(jobs), "requests": _requests(jobs), "decisions": _decisions(store, period)},
@@ -50,6 +59,7 @@ def write_fleet_records(store: Store, settings: Settings, file: Path, begin: dat
         end=end,
         with_names=False,
         signer=signer_of(settings, store),
+        note=lambda: store.decisions.note("export", f"{begin} to {end}", done_by, f"to {where}"),
     )
 
 

@@ -54,15 +54,7 @@ complex or where there are many (Article 12(3) of the General Data Protection Re
 {% endblock %}
 """
 
-REFUSED = """{% extends "letter.html" %}
-{% block title %}We cannot do what you asked{% endblock %}
-{% block letter %}
-<p>We received your request to be forgotten on {{ received | day }}. We have looked at it, and we refuse it, because
-{{ ground }}.</p>
-<p>{{ reason }}</p>
-<p>If something changes, you may ask us again.</p>
-{% endblock %}
-{% block rights %}
+RIGHTS = """{% block rights %}
 <p>If you think that we are wrong, you may</p>
 <ul>
 <li>complain to a supervisory authority (Article 77 of the General Data Protection Regulation), for instance where you
@@ -72,6 +64,45 @@ live or work{% if authority %}; for us it is the one named below{% endif %};</li
 {% if authority %}<address>{{ authority }}</address>{% endif %}
 {% endblock %}
 """
+"""Of a letter that says no: a complaint, and a court (Article 12(4))."""
+
+REFUSED = (
+    """{% extends "letter.html" %}
+{% block title %}We cannot do what you asked{% endblock %}
+{% block letter %}
+<p>We received your request to be forgotten on {{ received | day }}. We have looked at it, and we refuse it, because
+{{ ground }}.</p>
+<p>{{ reason }}</p>
+<p>If something changes, you may ask us again.</p>
+{% endblock %}
+"""
+    + RIGHTS
+)
+
+WITHDRAWN = """{% extends "letter.html" %}
+{% block title %}You have taken your request back{% endblock %}
+{% block letter %}
+<p>We received your request to be forgotten on {{ received | day }}. On {{ withdrawn | day }} you took it back.
+{% if reason %}The reason that we noted is:</p>
+<p>{{ reason }}{% endif %}</p>
+<p>We may train models on your images again. You may ask us again at any time. If you did not take your request back,
+tell us at once.</p>
+{% endblock %}
+"""
+
+NO_DATA = (
+    """{% extends "letter.html" %}
+{% block title %}We hold no data of you{% endblock %}
+{% block letter %}
+<p>We received your request to be forgotten on {{ received | day }}. We looked for you among the people on our
+images, and found no image of you. So there is nothing that we could delete, and we take no other action.</p>
+<p>Of your request we keep your name, the day on which it came, how we verified who asked, and this answer, so that we
+can show that we answered.</p>
+<p>If you think that we have images of you under another name, tell us that name.</p>
+{% endblock %}
+"""
+    + RIGHTS
+)
 
 FORGOTTEN = """{% extends "letter.html" %}
 {% block title %}You are forgotten{% endblock %}
@@ -97,5 +128,7 @@ TEMPLATES = {
     "received.html": RECEIVED,
     "extended.html": EXTENDED,
     "refused.html": REFUSED,
+    "withdrawn.html": WITHDRAWN,
+    "no-data.html": NO_DATA,
     "forgotten.html": FORGOTTEN,
 }

@@ -27,11 +27,25 @@ class Stage(StrEnum):
     RECEIVED = "received"
     EXTENDED = "extended"
     REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
+    NO_DATA = "no-data"
     FORGOTTEN = "forgotten"
 
 
-_ABOUT = {Stage.EXTENDED: Action.EXTENDED, Stage.REFUSED: Action.REFUSED, Stage.FORGOTTEN: Action.PURGED}
+_ABOUT = {
+    Stage.EXTENDED: Action.EXTENDED,
+    Stage.REFUSED: Action.REFUSED,
+    Stage.WITHDRAWN: Action.WITHDRAWN,
+    Stage.NO_DATA: Action.NO_DATA,
+    Stage.FORGOTTEN: Action.PURGED,
+}
 """What must have happened to a request before a letter says so."""
+_LAST = {
+    RequestState.REFUSED: Stage.REFUSED,
+    RequestState.WITHDRAWN: Stage.WITHDRAWN,
+    RequestState.NO_DATA: Stage.NO_DATA,
+    **dict.fromkeys(FORGOTTEN, Stage.FORGOTTEN),
+}
 
 
 def write_letter(
@@ -95,6 +109,8 @@ def stages_of(site: Site, request: ForgetRequest) -> list[Stage]:
     """Return what letters may say of a request; what it has come to comes last."""
     if has_joined(site, request):
         return []
+    if request.state is RequestState.NO_DATA:  # the letter "received" promises that images will be deleted
+        return [Stage.NO_DATA]
     done = {event.action for event in site.ledger.history(request.id)}
     return [stage for stage in Stage if stage not in _ABOUT or _ABOUT[stage] in done]
 
@@ -118,14 +134,8 @@ def _letter(
 
 
 def _stage_of(request: ForgetRequest, events: list[Event]) -> Stage:
-    if request.state is RequestState.WITHDRAWN:
-        raise LedgerError(
-            f"Request {request.id} is withdrawn, and there is no letter about that; --stage received says that it came."
-        )
-    if request.state is RequestState.REFUSED:
-        return Stage.REFUSED
-    if request.state in FORGOTTEN:
-        return Stage.FORGOTTEN
+    if request.state in _LAST:
+        return _LAST[request.state]
     return Stage.EXTENDED if any(event.action is Action.EXTENDED for event in events) else Stage.RECEIVED
 
 
@@ -147,6 +157,8 @@ def _facts(
         raise LedgerError(
             f"Request {request.id} is {request.state} and was not {stage}; there is no such letter of it{before}."
         )
+    if stage is Stage.RECEIVED and request.state is RequestState.NO_DATA:
+        raise LedgerError(f"Request {request.id} was answered when it came; its letter is '{Stage.NO_DATA}'.")
     if decided is not None and decided.remark == PURGED_TEXT:
         raise LedgerError(f"The reason in this letter was deleted with the name; {request.id} was forgotten since.")
     return {
@@ -160,6 +172,7 @@ def _facts(
         "reason": planned.reason if planned else decided.remark if decided else "",
         "ground": GROUNDS[decided.ground] if decided and decided.ground else "",
         "noticed": decided.noticed if decided else None,
+        "withdrawn": _day_of(last.get(Action.WITHDRAWN)),
         "released": _day_of(last.get(Action.FORGOTTEN)),
         "purged": _day_of(last.get(Action.PURGED)),
         "complete": _day_of(last.get(Action.COMPLETE)),

@@ -9,16 +9,19 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from dlfd_fleet.ledger.dates import site_day
-from dlfd_fleet.ledger.entries import Event, ForgetRequest
+from dlfd_fleet.ledger.entries import Event, Export, ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import CLOSED, Action
+from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report.archive import Cell, Records, Table, last_day, write_archive
 from dlfd_fleet.report.certificate import read
 from dlfd_fleet.report.keys import load_signer
 
 KEY_FILE, CERTIFICATES = "records.pem", "certificates"
 """In a site's folder: the key that signs its archives, and the certificates that the coordinator gave it."""
-_DECISIONS = (Action.EXTENDED, Action.REFUSED, Action.WITHDRAWN)
+DOWNLOAD = "download"
+"""Where records go that are taken away by a browser."""
+_DECISIONS = (Action.EXTENDED, Action.REFUSED, Action.WITHDRAWN, Action.NO_DATA)
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class _Period:
     begin: date
     end: date
 
-    def holds(self, event: Event) -> bool:
+    def holds(self, event: Event | Export) -> bool:
         return self.begin <= site_day(event.at) <= self.end
 
 
-def write_records(site: Site, file: Path, begin: date, end: date, *, with_names: bool = False) -> Records:
-    """Write a site's records of a period as a signed archive, and return its manifest.
+def write_records(
+    site: Site, file: Path, begin: date, end: date, *, with_names: bool = False, done_by: str = "", to: str = ""
+) -> Records:
+    """Write a site's records of a period as a signed archive, note that in the ledger, and return its manifest.
 
     They are as the ledger stood at the end of the last day, so they are the same bytes whenever they are written. A
     period that goes on ends today. Names and what people wrote are left out: the archive outlives the purge that
@@ -41,6 +46,8 @@ def write_records(site: Site, file: Path, begin: date, end: date, *, with_names:
     ----------
     with_names
         Write them all the same, of everybody who is not purged yet.
+    done_by, to
+        Who exports them, and where they go; the file when omitted.
 
     Raises
     ------
@@ -54,6 +61,8 @@ def write_records(site: Site, file: Path, begin: date, end: date, *, with_names:
     period, history = _Period(begin, end), site.ledger.history()
     inside = [event for event in history if period.holds(event)]
     jobs = _jobs(inside)
+    exports = [export for export in site.ledger.exports() if period.holds(export)]
+    where = to or visible(str(file.absolute()))
     return write_archive(
         file,
         {
@@ -61,6 +70,7 @@ def write_records(site: Site, file: Path, begin: date, end: date, *, with_names:
             "history": _events(inside, with_names=with_names),
             "decisions": _events((each for each in inside if each.action in _DECISIONS), with_names=with_names),
             "jobs": jobs,
+            "exports": _exports(exports, with_names=with_names),
         },
         _certificates(site, {str(row["job"]) for row in jobs.rows}),
         holder=site.card.name,
@@ -68,6 +78,7 @@ def write_records(site: Site, file: Path, begin: date, end: date, *, with_names:
         end=end,
         with_names=with_names,
         signer=load_signer(site.folder / KEY_FILE),
+        note=lambda: site.ledger.note_export(begin, end, where, with_names=with_names, done_by=done_by),
     )
 
 
@@ -163,6 +174,22 @@ def _events(events: Iterable[Event], *, with_names: bool) -> Table:
         for event in events
     ]
     return Table((*columns, "remark") if with_names else columns, rows)
+
+
+def _exports(exports: Iterable[Export], *, with_names: bool) -> Table:
+    columns = ("at", "by", "first_day", "last_day", "with_names")
+    rows: list[dict[str, Cell]] = [
+        {
+            "at": export.at.astimezone(UTC).isoformat(timespec="seconds"),
+            "by": export.done_by,
+            "first_day": _written(export.begin),
+            "last_day": _written(export.end),
+            "with_names": export.with_names,
+            "to": export.destination,
+        }
+        for export in exports
+    ]
+    return Table((*columns, "to") if with_names else columns, rows)
 
 
 def _jobs(events: Iterable[Event]) -> Table:

@@ -17,14 +17,14 @@ from starlette.routing import Route
 from dlfd_fleet.desk.access import DOCUMENT_POLICY
 from dlfd_fleet.desk.letters import Stage, print_letter, stages_of
 from dlfd_fleet.desk.pages import Pages
-from dlfd_fleet.desk.records import KEY_FILE, write_records
+from dlfd_fleet.desk.records import DOWNLOAD, KEY_FILE, write_records
 from dlfd_fleet.desk.routes import application, archive_answer, refused
 from dlfd_fleet.desk.waiting import what_the_fleet_says
 from dlfd_fleet.exceptions import FleetError, LedgerError
 from dlfd_fleet.ledger import Site, extend, plan_extension, refuse, request_forgetting, withdraw
 from dlfd_fleet.ledger.dates import day_of, latest_deadline, site_day
 from dlfd_fleet.ledger.entries import ForgetRequest
-from dlfd_fleet.ledger.requests import has_joined
+from dlfd_fleet.ledger.requests import has_joined, is_unknown
 from dlfd_fleet.ledger.restored import restored
 from dlfd_fleet.ledger.site import SHORTEST_ID
 from dlfd_fleet.ledger.site_uses import what_a_request_means
@@ -34,7 +34,7 @@ from dlfd_fleet.report.keys import public_key_file
 from dlfd_fleet.settings import Settings
 
 SOON_DAYS = 7
-_MOST_CLOSED = 50
+_MOST_CLOSED, _MOST_EXPORTS = 50, 30
 _LINKS = {"/": "Requests", "/take-in": "Take one in", "/records": "Records"}
 _STATE_WORDS = {
     RequestState.ACCEPTED: "waits for a job",
@@ -46,6 +46,7 @@ _STATE_WORDS = {
     RequestState.COMPLETE: "complete",
     RequestState.WITHDRAWN: "withdrawn",
     RequestState.REFUSED: "refused",
+    RequestState.NO_DATA: "no data held",
 }
 
 
@@ -115,13 +116,24 @@ class SiteDesk:
                         verified_by=values.get("verified_by", ""),
                         note=values.get("note", ""),
                         done_by=request.state.user,
+                        no_data=values.get("no_data") == "yes",
                     )
                 return _to(made)
             except FleetError as refusal:
                 error = refusal
         return self._form(
-            request, "site/take_in.html", error, {}, today=_today(), days=self.settings.erasure.deadline_days
+            request,
+            "site/take_in.html",
+            error,
+            {},
+            today=_today(),
+            days=self.settings.erasure.deadline_days,
+            may_be_unknown=error is not None and self._is_unknown(values.get("identity", "").strip()),
         )
+
+    def _is_unknown(self, identity: str) -> bool:
+        with Site(self.folder) as site:
+            return bool(identity) and is_unknown(site, identity)
 
     def request(self, request: Request) -> Response:
         """Show one request: what keeps it open, and everything that happened to it."""
@@ -193,12 +205,12 @@ class SiteDesk:
 
     def withdraw(self, request: Request) -> Response:
         """Take a request back."""
-        error = None
+        values, error = request.state.form, None
         with Site(self.folder) as site:
             found = self._found(site, request)
             if request.method == "POST":
                 try:
-                    withdraw(site, found.id, done_by=request.state.user)
+                    withdraw(site, found.id, reason=values.get("reason", ""), done_by=request.state.user)
                     return _to(found)
                 except FleetError as refusal:
                     error = refusal
@@ -236,12 +248,22 @@ class SiteDesk:
                 begin, end = day_of(values.get("from", ""), "--from"), day_of(values.get("to", ""), "--to")
                 with Site(self.folder) as site, tempfile.TemporaryDirectory() as folder:
                     file = Path(folder) / "records.zip"
-                    records = write_records(site, file, begin, end, with_names=values.get("with_names") == "yes")
+                    records = write_records(
+                        site,
+                        file,
+                        begin,
+                        end,
+                        with_names=values.get("with_names") == "yes",
+                        done_by=request.state.user,
+                        to=DOWNLOAD,
+                    )
                     return archive_answer(file, f"{begin}-{records.predicate.end}.zip")
             except FleetError as refusal:
                 error = refusal
         key = public_key_file(self.folder / KEY_FILE)
-        return self._form(request, "site/records.html", error, {"to": str(_today())}, key=key)
+        with Site(self.folder) as site:
+            exports = site.ledger.exports()[: -_MOST_EXPORTS - 1 : -1]
+        return self._form(request, "site/records.html", error, {"to": str(_today())}, key=key, exports=exports)
 
     def _form(
         self, request: Request, template: str, error: FleetError | None, defaults: Mapping[str, str], **facts: Any

@@ -67,7 +67,7 @@ class ForgetRequest:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is neither complete nor withdrawn nor refused."""
+        """Whether it is neither complete nor answered in another way."""
         return self.state not in CLOSED
 
     def overdue(self, now: datetime) -> bool:
@@ -126,6 +126,42 @@ class Event:
             remark=row["remark"],
             job=row["job"],
             epoch=row["epoch"],
+        )
+
+
+@dataclass(frozen=True)
+class Export:
+    """A site's records of a period that somebody took out of the ledger.
+
+    Attributes
+    ----------
+    done_by
+        Who did it, as they call themselves.
+    begin, end
+        First and last day of the period.
+    destination
+        The file that was written, or "download" at the desk.
+    with_names
+        Whether names and texts were in it.
+    """
+
+    at: datetime
+    done_by: str
+    begin: date
+    end: date
+    destination: str
+    with_names: bool
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Return the export of a row."""
+        return cls(
+            at=datetime.fromisoformat(row["at"]),
+            done_by=row["done_by"],
+            begin=date.fromisoformat(row["first_day"]),
+            end=date.fromisoformat(row["last_day"]),
+            destination=row["destination"],
+            with_names=row["with_names"],
         )
 
 

@@ -18,8 +18,9 @@ from sqlalchemy.exc import DatabaseError
 from dlfd_fleet.database import limit_waits, refusal, shared_engine
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.dates import refuse_extension, site_day
-from dlfd_fleet.ledger.entries import PURGED_TEXT, Event, ForgetRequest, Leftover
+from dlfd_fleet.ledger.entries import PURGED_TEXT, Event, Export, ForgetRequest, Leftover
 from dlfd_fleet.ledger.sealed_tables import (
+    EXPORT,
     HEAD,
     HISTORY,
     LEFTOVER,
@@ -28,6 +29,7 @@ from dlfd_fleet.ledger.sealed_tables import (
     TABLES,
     TOMBSTONE,
     TRAINED,
+    UPGRADED,
     VERSION,
     SealedTables,
 )
@@ -72,18 +74,21 @@ class Ledger:
             elif not {"request", "history", "tombstone"} <= known:
                 raise LedgerError(f"{self.name} is a database, but no ledger of dlfd-fleet.")
             else:
-                self._check_version(connection, known)
+                is_older = self._is_older(connection, known)
                 if create and connection.execute(sa.select(REQUEST.c.id).limit(1)).first():
                     raise LedgerError(f"{self.name} holds a ledger with requests already; name another one.")
-                SealedTables(connection, key, self.name)
+                tables = SealedTables(connection, key, self.name)
+                if is_older:
+                    tables.upgrade()
 
-    def _check_version(self, connection: sa.Connection, known: set[str]) -> None:
+    def _is_older(self, connection: sa.Connection, known: set[str]) -> bool:
         version = connection.execute(sa.select(HEAD.c.version)).scalar() if "ledger" in known else 1
-        if version is not None and version != VERSION:
+        if version not in (None, VERSION, UPGRADED):
             raise LedgerError(
                 f"The ledger {self.name} has the format {version}, and this release reads {VERSION}; use the release "
                 "that wrote it."
             )
+        return version == UPGRADED
 
     def close(self) -> None:
         """Close the ledger."""
@@ -106,6 +111,7 @@ class Ledger:
         verified_by: str = "",
         note: str = "",
         done_by: str = "",
+        no_data: bool = False,
     ) -> ForgetRequest:
         """Accept a person's request under a random id.
 
@@ -115,6 +121,8 @@ class Ledger:
             Day of receipt. Default: today.
         verified_by, note, done_by
             How the person's identity was verified, a note, and who entered the request.
+        no_data
+            Whether it is answered at once: the site holds nothing of the person. No job sees such a request.
 
         Raises
         ------
@@ -140,6 +148,10 @@ class Ledger:
                 raise LedgerError(_asked_before(identity, earlier[0]), "identity")
             tables.insert(REQUEST, [row])
             self._append(tables, row["id"], Action.ASKED, RequestState.ACCEPTED, reason, done_by=done_by)
+            if no_data:
+                tables.update(REQUEST, REQUEST.c.id == row["id"], {"state": RequestState.NO_DATA.value})
+                why = "the site has no image of the person"
+                self._append(tables, row["id"], Action.NO_DATA, RequestState.NO_DATA, why, done_by=done_by)
             return self._get(tables, row["id"])
 
     def requests(self, *states: RequestState) -> list[ForgetRequest]:
@@ -231,6 +243,26 @@ class Ledger:
         with self._change() as tables:
             state = self._get(tables, request).state
             self._append(tables, request, Action.LETTER, state, f"letter '{stage}'", done_by=done_by)
+
+    def note_export(self, begin: date, end: date, destination: str, *, with_names: bool, done_by: str) -> None:
+        """Note that somebody took the records of a period out of this ledger."""
+        with self._change() as tables:
+            earlier = tables.read(EXPORT, sa.true(), EXPORT.c.number)
+            row = {
+                "number": earlier[-1]["number"] + 1 if earlier else 1,
+                "at": datetime.now(UTC).isoformat(),
+                "done_by": done_by,
+                "first_day": begin.isoformat(),
+                "last_day": end.isoformat(),
+                "destination": destination,
+                "with_names": with_names,
+            }
+            tables.insert(EXPORT, [row])
+
+    def exports(self) -> list[Export]:
+        """Return every export of records, oldest first."""
+        with self._reading() as tables:
+            return [Export.of(row) for row in tables.read(EXPORT, sa.true(), EXPORT.c.number)]
 
     def history(self, request: str | None = None) -> list[Event]:
         """Return the history of one request or of all, oldest first."""

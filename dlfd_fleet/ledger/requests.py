@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
@@ -36,6 +36,7 @@ def request_forgetting(
     verified_by: str = "",
     note: str = "",
     done_by: str = "",
+    no_data: bool = False,
 ) -> ForgetRequest:
     """Accept a person's request to be forgotten; the site must have an image of the person.
 
@@ -52,18 +53,30 @@ def request_forgetting(
         How the person's identity was verified, and a note; both are deleted with the name.
     done_by
         Who enters the request.
+    no_data
+        Record the request of somebody of whom the site has no image: it is received, and answered at once.
 
     Raises
     ------
     LedgerError
-        If the person is unknown or asked before, or a day or a text is not valid.
+        If the person is unknown, or known and ``no_data`` is said; if they asked before, or a day or a text is not
+        valid.
     """
-    manifest, wanted = site.manifest(), canonical(identity)
-    spelled = next((name for name in manifest.identities if canonical(name) == wanted), None)
-    if spelled is None and site.person_digest(identity) not in site.ledger.person_digests():
-        near = get_close_matches(identity, manifest.identities, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"{len(manifest.identities)} people are in its manifest."
-        raise LedgerError(f"There is no person '{identity}' at {site.card.name}; {hint}", "identity")
+    identity = _text(identity, "identity", "The person's name")
+    if not identity:
+        raise LedgerError("The person's name is empty; write who asks.", "identity")
+    identities = site.manifest().identities
+    spelled = _spelled(identities, identity)
+    if no_data and spelled is not None:
+        raise LedgerError(f"There are images of '{spelled}' at {site.card.name}: take the request in.", "identity")
+    if not no_data and spelled is None and not _stands(site, identity):
+        near = get_close_matches(identity, identities, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"{len(identities)} people are in its manifest."
+        raise LedgerError(
+            f"There is no person '{identity}' at {site.card.name}; {hint} If it holds nothing of the person, "
+            "record that (--no-data).",
+            "identity",
+        )
     today = site_day(datetime.now(UTC))
     received = received or today
     deadline = end_of(first_deadline(received, deadline_days, today))
@@ -76,7 +89,22 @@ def request_forgetting(
     if joined is not None:
         deadline = min(deadline, joined.deadline)
         site.ledger.move(joined.id, RequestState.WITHDRAWN, "asked at this site, too", done_by=told["done_by"])
-    return site.ledger.request(spelled or identity, site.person_digest(identity), deadline, received=received, **told)
+    digest = site.person_digest(identity)
+    return site.ledger.request(spelled or identity, digest, deadline, received=received, no_data=no_data, **told)
+
+
+def is_unknown(site: Site, identity: str) -> bool:
+    """Tell whether a site has no image of a person, and no request that stands."""
+    return _spelled(site.manifest().identities, identity) is None and not _stands(site, identity)
+
+
+def _spelled(identities: Iterable[str], identity: str) -> str | None:
+    wanted = canonical(identity)
+    return next((name for name in identities if canonical(name) == wanted), None)
+
+
+def _stands(site: Site, identity: str) -> bool:
+    return site.person_digest(identity) in site.ledger.person_digests()
 
 
 def extend(
@@ -180,8 +208,13 @@ def refuse(site: Site, request: str, ground: Ground, *, reason: str, done_by: st
     return site.ledger.get(found.id)
 
 
-def withdraw(site: Site, request: str, *, done_by: str = "") -> ForgetRequest:
+def withdraw(site: Site, request: str, *, reason: str = "", done_by: str = "") -> ForgetRequest:
     """Withdraw a request while no job works on it.
+
+    Parameters
+    ----------
+    reason
+        Why the person takes it back, if they said so.
 
     Raises
     ------
@@ -191,7 +224,8 @@ def withdraw(site: Site, request: str, *, done_by: str = "") -> ForgetRequest:
     found = site.ledger.get(request)
     _refuse_begun(found, "withdrawn")
     name = _text(done_by, "done_by", "Who takes the withdrawal in (--by)", LONGEST_NAME)
-    site.ledger.move(request, RequestState.WITHDRAWN, "withdrawn by the person", done_by=name)
+    remark = _text(reason, "reason", "The reason (--reason)")
+    site.ledger.move(request, RequestState.WITHDRAWN, "withdrawn by the person", done_by=name, remark=remark)
     return site.ledger.get(request)
 
 

@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from dlfd_fleet.exceptions import LedgerError
 from dlfd_fleet.ledger.states import DROPPED
 
-VERSION = 7
+VERSION = 8
+UPGRADED = 7
+"""An earlier format that is brought to this one when a ledger is opened."""
 _SEAL_LABEL = b"\xffseal of the ledger"  # no UTF-8 text has this byte, so no person's keyed digest is the seals' key
 _NO_ROWS = bytes(32)
 
@@ -47,7 +49,7 @@ REQUEST = sa.Table(
     sa.Column("seal", sa.String, nullable=False),
 )
 STANDING = sa.and_(*(REQUEST.c.state != state.value for state in DROPPED))
-sa.Index(  # who has withdrawn, or was refused, may ask again
+_ONE_REQUEST = sa.Index(  # who has withdrawn, was refused, or was unknown, may ask again
     "one_request_a_person",
     REQUEST.c.person_digest,
     unique=True,
@@ -96,7 +98,19 @@ TRAINED = sa.Table(  # nobody of them counts as unseen ever again
     sa.Column("person_digest", sa.String, primary_key=True),
     sa.Column("seal", sa.String, nullable=False),
 )
-_SEALED = (REQUEST, HISTORY, TOMBSTONE, LEFTOVER, TRAINED)
+EXPORT = sa.Table(  # of whole periods, so no row of the history, which is of requests
+    "export",
+    TABLES,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.String, nullable=False),
+    sa.Column("done_by", sa.String, nullable=False),
+    sa.Column("first_day", sa.String, nullable=False),
+    sa.Column("last_day", sa.String, nullable=False),
+    sa.Column("destination", sa.String, nullable=False),
+    sa.Column("with_names", sa.Boolean, nullable=False),
+    sa.Column("seal", sa.String, nullable=False),
+)
+_SEALED = (REQUEST, HISTORY, TOMBSTONE, LEFTOVER, TRAINED, EXPORT)
 
 
 class SealedTables:
@@ -175,6 +189,13 @@ class SealedTables:
         for row in self.read(table, condition):
             self._toggle(row["seal"], -1)
         self._connection.execute(sa.delete(table).where(condition))
+
+    def upgrade(self) -> None:
+        """Bring a ledger of the format before to this one; of its rows only the head changes."""
+        _ONE_REQUEST.drop(self._connection, checkfirst=True)  # it did not know the state NO_DATA
+        _ONE_REQUEST.create(self._connection)
+        EXPORT.create(self._connection, checkfirst=True)  # a process of the release before may have sealed it since
+        self.seal_head()
 
     def seal_head(self) -> None:
         """Write the head at the end of a change."""

@@ -18,10 +18,12 @@ class RequestState(StrEnum):
     COMPLETE = "COMPLETE"
     WITHDRAWN = "WITHDRAWN"
     REFUSED = "REFUSED"
+    NO_DATA = "NO_DATA"
 
 
 # Back to ACCEPTED: the job failed or died, and the request waits for the next one. Nothing leads back from RELEASED.
 # WITHDRAWN and REFUSED only while no job works on it: what a job has begun is ended by that job.
+# NO_DATA: answered when it came, because the site holds nothing of the person; no job ever sees it.
 # ROLLING_OUT: the site has purged its images, and devices may still hold models that remember.
 FOLLOWERS: Mapping[RequestState, frozenset[RequestState]] = {
     RequestState.ACCEPTED: frozenset({RequestState.UNLEARNING, RequestState.WITHDRAWN, RequestState.REFUSED}),
@@ -33,11 +35,12 @@ FOLLOWERS: Mapping[RequestState, frozenset[RequestState]] = {
     RequestState.COMPLETE: frozenset(),
     RequestState.WITHDRAWN: frozenset(),
     RequestState.REFUSED: frozenset(),
+    RequestState.NO_DATA: frozenset(),
 }
 UNDER_WAY = (RequestState.UNLEARNING, RequestState.EVALUATING)
 TO_PURGE = (RequestState.RELEASED, RequestState.PURGING)
 FORGOTTEN = (RequestState.ROLLING_OUT, RequestState.COMPLETE)
-DROPPED = (RequestState.WITHDRAWN, RequestState.REFUSED)
+DROPPED = (RequestState.WITHDRAWN, RequestState.REFUSED, RequestState.NO_DATA)
 """States in which the person may be trained on and may ask again."""
 CLOSED = (RequestState.COMPLETE, *DROPPED)
 
@@ -55,6 +58,7 @@ class Action(StrEnum):
     COMPLETE = "complete"
     WITHDRAWN = "withdrawn"
     REFUSED = "refused"
+    NO_DATA = "no data held"
     EXTENDED = "extended"
     LETTER = "letter printed"
 
@@ -69,6 +73,7 @@ ACTIONS: Mapping[RequestState, Action] = {
     RequestState.COMPLETE: Action.COMPLETE,
     RequestState.WITHDRAWN: Action.WITHDRAWN,
     RequestState.REFUSED: Action.REFUSED,
+    RequestState.NO_DATA: Action.NO_DATA,
 }
 """The action that leads to each state."""
 

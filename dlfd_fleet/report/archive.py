@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -76,6 +76,7 @@ def write_archive(
     end: date,
     with_names: bool,
     signer: CryptoSigner,
+    note: Callable[[], None] = lambda: None,
 ) -> Records:
     """Write records as a ZIP file, and return its manifest.
 
@@ -87,6 +88,8 @@ def write_archive(
         Other files, by their names in the archive.
     signer
         Signs the manifest.
+    note
+        Called once the archive is written and before it has its name: if it fails, there is no archive.
 
     Raises
     ------
@@ -110,11 +113,13 @@ def write_archive(
             rows={name: len(table.rows) for name, table in sorted(tables.items())},
         ),
     )
-    with whole_file(file, EvidenceError) as new, zipfile.ZipFile(new, "w") as archive:
-        for name, content in ((MANIFEST, sign(records, signer)), *((name, files[name]) for name in names)):
-            entry = zipfile.ZipInfo(name, (end.year, end.month, end.day, 0, 0, 0))
-            entry.create_system, entry.external_attr = 3, 0o644 << 16  # the same on every system
-            archive.writestr(entry, content)  # not compressed: another zlib would make other bytes
+    with whole_file(file, EvidenceError) as new:
+        with zipfile.ZipFile(new, "w") as archive:
+            for name, content in ((MANIFEST, sign(records, signer)), *((name, files[name]) for name in names)):
+                entry = zipfile.ZipInfo(name, (end.year, end.month, end.day, 0, 0, 0))
+                entry.create_system, entry.external_attr = 3, 0o644 << 16  # the same on every system
+                archive.writestr(entry, content)  # not compressed: another zlib would make other bytes
+        note()
     return records
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.records.tables import DECISION, Transaction
 
-Act = Literal["plan", "start", "cancel", "hold", "go on", "abort", "promote", "revoke"]
+Act = Literal["plan", "start", "resume", "cancel", "hold", "go on", "abort", "promote", "revoke", "export"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Decision:
     Attributes
     ----------
     about
-        The job, the version of the registry, or the publication that it is about.
+        The job, the version of the registry, the publication or the period that it is about.
     who
         As they call themselves.
     """

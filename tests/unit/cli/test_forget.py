@@ -61,7 +61,10 @@ def test_a_request_is_taken_in_extended_shown_answered_and_exported(folder, tmp_
     end = TODAY + timedelta(days=20)
     said = forgot("export", *site, "--from", received, "--to", end, "-o", archive)
     assert f"It ends today, {TODAY}: the period goes on until {end}." in said
-    assert "decisions 1, history 3, jobs 0, requests 1" in said
+    assert "decisions 1, exports 0, history 3, jobs 0, requests 1" in said
+    listed = forgot("exports", *site)
+    assert str(archive) in listed
+    assert f"{received} to {TODAY}" in listed
     verified = forgot("export", "--verify", archive, "--key", folder / "records.pub.pem")
     assert "Verified: every file is as the holder of this key signed it." in verified
     assert "is refused; the person may be trained on again" in forgot(
@@ -218,6 +221,58 @@ def test_a_withdrawal_names_the_person_or_a_part_of_the_id(folder):
     assert "is withdrawn" in forgot("withdraw", "bert", "--site", folder, "--by", "ode")
     with Site(folder) as site:
         assert site.ledger.history(request.id)[-1].done_by == "ode"
+
+
+def test_the_reason_of_a_withdrawal_is_shown_and_written(folder, tmp_path):
+    site, letter = ("--site", folder), tmp_path / "letter.html"
+    forgot("request", "bert", *site)
+    forgot("withdraw", "bert", *site, "--reason", "it was somebody else")
+    assert "it was somebody else" in forgot("show", "bert", *site)
+    assert "letter 'withdrawn'" in forgot("letter", "bert", *site, "-o", letter)
+    assert "it was somebody else" in letter.read_text()
+    forgot("request", "bert", *site)
+    assert "has 2001 characters" in forgot("withdraw", "bert", *site, "--reason", "x" * 2001, code=2)
+
+
+def test_who_is_unknown_is_recorded_as_received_and_answered(folder, tmp_path):
+    site, received, letter = ("--site", folder), TODAY - timedelta(days=5), tmp_path / "letter.html"
+    told = ("--received", received, "--verified-by", "passport", "--by", "ode")
+    said = forgot("request", "zoe", *site, *told, code=2)
+    assert "There is no person 'zoe' at clinic" in said
+    assert "record that (--no-data)" in said
+    said = forgot("request", "zoe", *site, *told, "--no-data")
+    assert "is recorded as received and answered: no data of this person is held" in said
+    listed = json.loads(forgot("list", *site, "--state", "no_data", "--json"))
+    assert [(row["person"], row["received"], row["verified_by"]) for row in listed] == [
+        ("zoe", str(received), "passport")
+    ]
+    shown = forgot("show", "ZOE", *site)
+    assert "no data held" in shown
+    assert "NO_DATA" in shown
+    assert "letter 'no-data'" in forgot("letter", "zoe", *site, "-o", letter)
+    assert "found no image of you" in letter.read_text()
+    assert "There are images of 'anna' at clinic: take the request in." in forgot(
+        "request", "ANNA", *site, "--no-data", code=2
+    )
+    assert "it is NO_DATA" in forgot("withdraw", "zoe", *site, code=2)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\udc80"])
+def test_a_name_that_is_none_is_a_sentence(folder, name):
+    for more in ((), ("--no-data",)):
+        said = forgot("request", name, "--site", folder, *more, code=2)
+        assert "The person's name is" in said
+
+
+def test_exports_say_who(folder, tmp_path):
+    site = ("--site", folder)
+    assert "Nobody has exported" in forgot("exports", *site)
+    told = ("--from", TODAY, "--to", TODAY, "-o", tmp_path / "a.zip", "--by", "ode")
+    forgot("export", *site, *told, "--with-names")
+    with Site(folder) as opened:
+        (export,) = opened.ledger.exports()
+    assert (export.done_by, export.with_names) == ("ode", True)
+    assert "nothing else" in forgot("export", "--verify", "a.zip", "--key", "b.pem", "--by", "ode", code=2)
 
 
 def test_names_in_an_archive_are_announced(folder, tmp_path):

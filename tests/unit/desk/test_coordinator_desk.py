@@ -246,10 +246,18 @@ def test_records_are_the_commands_and_are_signed(visitor, store, settings, tmp_p
     (tmp_path / "own.zip").write_bytes(answer.content)
     key = settings.state_folder / "coordinator" / "keys" / "certificate.pub.pem"
     verify_archive(tmp_path / "own.zip", load_public_key(key))
-    told = ("--from", TODAY - timedelta(1), "--to", TODAY, "-o", tmp_path / "command.zip")
+    told = ("--from", TODAY - timedelta(1), "--to", TODAY, "-o", tmp_path / "command.zip", "--by", "nia")
     done = run_command("job", "export", *told, "--set", f"state_folder={settings.state_folder}")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "command.zip").read_bytes() == answer.content
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as own, zipfile.ZipFile(tmp_path / "command.zip") as command:
+        assert own.namelist() == command.namelist()
+        assert all(own.read(name) == command.read(name) for name in ("jobs.csv", "requests.json"))
+        first = json.loads(command.read("decisions.json"))[-1]
+    assert (first["act"], first["by"], first["reason"]) == ("export", "M. Ode", "to download")
+    last = store.decisions.all()[-1]
+    period = f"{TODAY - timedelta(1)} to {TODAY}"
+    assert (last.act, last.about, last.who, last.why) == ("export", period, "nia", f"to {tmp_path / 'command.zip'}")
+    assert period in visitor.get("/").text
     verified = run_command("forget", "export", "--verify", tmp_path / "own.zip", "--key", key)
     assert "Verified" in verified.stdout
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
@@ -273,7 +281,6 @@ def test_records_of_a_period_that_goes_on_end_today(visitor, settings, tmp_path)
     told = ("--from", TODAY, "--to", TODAY + timedelta(30), "-o", tmp_path / "a.zip")
     done = run_command("job", "export", *told, "--set", f"state_folder={settings.state_folder}")
     assert f"It ends today, {TODAY}: the period goes on until {TODAY + timedelta(30)}." in done.stdout
-    assert (tmp_path / "a.zip").read_bytes() == answer.content
     key = settings.state_folder / "coordinator" / "keys" / "certificate.pub.pem"
     assert verify_archive(tmp_path / "a.zip", load_public_key(key)).predicate.end == TODAY
 

@@ -98,11 +98,38 @@ def test_a_letter_of_what_has_not_happened_is_refused(site, letter, stage, tmp_p
     assert not (tmp_path / "letter.html").exists()
 
 
-def test_there_is_no_letter_about_a_withdrawal_nor_with_a_reason_that_was_purged(site, letter):
-    request = ask(site, "bert")
-    withdraw(site, request.id)
-    with pytest.raises(LedgerError, match="is withdrawn, and there is no letter about that"):
+def test_a_letter_confirms_a_withdrawal_with_its_reason_if_there_is_one(site, letter):
+    for reason in ("", "it was <somebody> else"):
+        request = ask(site, "bert", received=RECEIVED)
+        withdraw(site, request.id, reason=reason)
+        said = letter(request)
+        assert "On 28 November 2026 you took it back" in said
+        assert ("The reason that we noted is" in said) == bool(reason)
+        assert "We have received your request" in letter(request, stage=Stage.RECEIVED)
+    assert "it was &lt;somebody&gt; else" in said
+    again = ask(site, "bert")
+    with pytest.raises(LedgerError, match="is ACCEPTED and was not withdrawn"):
+        letter(again, stage=Stage.WITHDRAWN)
+    forget(site, again)
+    with pytest.raises(LedgerError, match="The reason in this letter was deleted with the name"):
         letter(request)
+
+
+def test_who_is_unknown_is_told_so_and_where_to_complain_and_of_no_deletion(site, letter):
+    request = ask(site, "<Zoe>", received=RECEIVED, no_data=True)
+    said = letter(request)
+    assert "Dear <bdi>&lt;Zoe&gt;</bdi>" in said
+    assert "found no image of you" in said
+    assert "20 November 2026" in said
+    assert all(words in said for words in ("Article 77", "Article 79", "Data Protection Authority"))
+    assert site.ledger.history(request.id)[-1].reason == "letter 'no-data'"
+    with pytest.raises(LedgerError, match="was answered when it came; its letter is 'no-data'"):
+        letter(request, stage=Stage.RECEIVED)
+    with pytest.raises(LedgerError, match="is ACCEPTED and was not no-data"):
+        letter(ask(site, "bert"), stage=Stage.NO_DATA)
+
+
+def test_there_is_no_letter_with_a_reason_that_was_purged(site, letter):
     request = ask(site, "bert")
     extend(site, request.id, months=1, reason="many requests", noticed=TODAY)
     forget(site, request)

@@ -18,7 +18,8 @@ from tests.clinic import ask, forget, give_to_job, make_clinic, on_day
 from tests.erasure_report import make_report
 
 OCTOBER, NOVEMBER = (date(2026, 10, 1), date(2026, 10, 31)), (date(2026, 11, 1), date(2026, 11, 30))
-WORDS = ("anna", "bert", "cleo", "dora", "passport", "by phone", "many requests", "a court case")
+CHANGING = ("bytes", "manifest.json")
+WORDS = ("anna", "bert", "cleo", "dora", "passport", "by phone", "many requests", "a court case", "a friend")
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def site(tmp_path):
         with on_day(date(2026, 10, 5)):
             ask(opened, "anna", received=date(2026, 9, 28), verified_by="passport", note="by phone", done_by="ode")
             ask(opened, "bert", done_by="ode")
-            withdraw(opened, ask(opened, "cleo").id, done_by="ode")
+            withdraw(opened, ask(opened, "cleo").id, reason="a friend asked", done_by="ode")
         with on_day(date(2026, 10, 20)):
             told = {"reason": "many requests", "noticed": date(2026, 10, 20), "done_by": "nia"}
             extend(opened, opened.find_request("anna").id, months=1, **told)
@@ -122,6 +123,56 @@ def test_names_are_written_on_demand_of_those_who_are_not_purged(site, written):
     assert b"passport" not in again["bytes"]
 
 
+def test_an_export_is_noted_and_is_in_the_records_of_its_day(site, written, tmp_path):
+    written(OCTOBER, today=date(2026, 11, 3), done_by="ode")
+    written(OCTOBER, today=date(2026, 12, 4), done_by="nia", with_names=True, to="download")
+    first, second = site.ledger.exports()
+    assert (first.done_by, first.begin, first.end, first.with_names) == ("ode", *OCTOBER, False)
+    assert first.destination == str(tmp_path / "archive.zip")
+    assert (second.at.date(), second.destination, second.with_names) == (date(2026, 12, 4), "download", True)
+    (row,) = written(NOVEMBER)["exports.json"]
+    assert row == {
+        "at": "2026-11-03T12:00:00+00:00",
+        "by": "ode",
+        "first_day": "2026-10-01",
+        "last_day": "2026-10-31",
+        "with_names": False,
+    }
+    (row,) = written(NOVEMBER, with_names=True)["exports.json"]
+    assert row["to"] == str(tmp_path / "archive.zip")  # a file may be called as somebody is
+    site.ledger.verify()
+
+
+def test_an_export_that_is_not_noted_is_not_there_and_one_that_failed_is_not_noted(
+    site, written, tmp_path, monkeypatch
+):
+    with on_day(date(2026, 12, 20)), pytest.raises(EvidenceError, match="Cannot write"):
+        write_records(site, tmp_path / "none" / "a.zip", *OCTOBER)
+    assert site.ledger.exports() == []
+
+    def full(*_, **__):
+        raise LedgerError("The ledger cannot be used: no space.")
+
+    monkeypatch.setattr(site.ledger, "note_export", full)
+    with on_day(date(2026, 12, 20)), pytest.raises(LedgerError, match="no space"):
+        write_records(site, tmp_path / "a.zip", *OCTOBER)
+    assert not list(tmp_path.glob("*.zip*"))
+
+
+def test_who_was_unknown_is_in_the_records_as_answered(site, written):
+    with on_day(date(2026, 10, 6)):
+        ask(site, "Zoe", received=date(2026, 9, 1), verified_by="passport", done_by="ode", no_data=True)
+    found = written(OCTOBER)
+    row = next(row for row in found["requests.json"] if row["state"] == "NO_DATA")
+    assert (row["received"], row["closed"], row["identity_verified"]) == ("2026-09-01", "2026-10-06", True)
+    assert row["overdue"]  # it was due on 29 September
+    assert "no data held" in {row["action"] for row in found["decisions.json"]}
+    assert b"Zoe" not in found["bytes"]
+    named = written(OCTOBER, with_names=True)
+    assert "a friend asked" in {row["remark"] for row in named["decisions.json"]}
+    assert "Zoe" in {row["person"] for row in named["requests.json"]}
+
+
 def test_certificates_of_the_periods_jobs_are_in_it_as_they_are(site, written):
     folder = site.folder / "certificates"
     folder.mkdir()
@@ -139,7 +190,11 @@ def test_certificates_of_the_periods_jobs_are_in_it_as_they_are(site, written):
 def test_a_period_that_goes_on_ends_today_and_its_archive_says_so(written):
     today = date(2026, 11, 29)
     found = written(NOVEMBER, today)
-    assert found["bytes"] == written((NOVEMBER[0], today))["bytes"]
+    again = written((NOVEMBER[0], today))
+    assert [found.pop("exports.json"), len(again.pop("exports.json"))] == [[], 1]  # the first one
+    assert [found[name] for name in found if name not in CHANGING] == [
+        again[name] for name in again if name not in CHANGING
+    ]
     manifest = json.loads(base64.b64decode(found["manifest.json"]["payload"]))
     assert manifest["predicate"]["end"] == "2026-11-29"
     assert found["requests.json"][0]["due"] == "2026-11-26"

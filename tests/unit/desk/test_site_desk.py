@@ -97,6 +97,30 @@ def test_what_is_wrong_is_the_commands_sentence_beside_its_field_and_what_was_ty
     assert not site.ledger.requests()
 
 
+def test_who_is_unknown_is_recorded_as_answered_once_the_officer_says_so(visitor, site):
+    assert 'name="no_data"' not in visitor.get("/take-in").text
+    form = {"identity": "zoe", "verified_by": "passport", "received": str(TODAY - timedelta(3))}
+    answer = visitor.post("/take-in", **form)
+    assert "There is no person 'zoe'" in wrong(answer)["identity"]
+    assert 'name="no_data"' in answer.text
+    answer = visitor.post("/take-in", **form, no_data="yes")
+    assert answer.status_code == 303
+    request = site.find_request("zoe")
+    assert (request.state, request.verified_by) == (RequestState.NO_DATA, "passport")
+    assert [(event.action, event.done_by) for event in site.ledger.history(request.id)] == [
+        (Action.ASKED, "M. Ode"),
+        (Action.NO_DATA, "M. Ode"),
+    ]
+    page = visitor.get(answer.headers["location"]).text
+    assert "Noted: no data held" in page
+    assert re.findall(rf'class="button" href="/requests/{request.id}/(\w+)"', page) == ["letter"]
+    assert f"/requests/{request.id}" in visitor.get("/").text
+    assert "found no image of you" in visitor.post(f"/requests/{request.id}/letter", stage="no-data").text
+    answer = visitor.post("/take-in", identity="anna", no_data="yes")
+    assert "take the request in" in wrong(answer)["identity"]
+    assert 'name="no_data"' not in answer.text
+
+
 def test_who_has_asked_already_is_told_at_the_name(visitor, site):
     ask(site)
     assert "has asked already" in wrong(visitor.post("/take-in", identity="anna"))["identity"]
@@ -130,7 +154,7 @@ def test_a_request_is_extended_refused_and_withdrawn(visitor, site):
     for request, path, form in (
         (one, "extend", {"months": "1", "reason": "many <requests>", "noticed": str(TODAY)}),
         (two, "refuse", {"ground": "archiving", "reason": "a book"}),
-        (three, "withdraw", {}),
+        (three, "withdraw", {"reason": "a <friend> asked"}),
     ):
         assert visitor.get(f"/requests/{request.id}/{path}").status_code == 200
         assert visitor.post(f"/requests/{request.id}/{path}", **form).status_code == 303
@@ -139,6 +163,7 @@ def test_a_request_is_extended_refused_and_withdrawn(visitor, site):
     assert (refused.state, withdrawn.state) == (RequestState.REFUSED, RequestState.WITHDRAWN)
     last = [site.ledger.history(each.id)[-1] for each in (one, two, three)]
     assert {event.done_by for event in last} == {"M. Ode"}
+    assert "a &lt;friend&gt; asked" in visitor.get(f"/requests/{three.id}?done=yes").text
     page = visitor.get(f"/requests/{one.id}").text
     assert "many &lt;requests&gt;" in page
     assert f"told {TODAY}" in page
@@ -155,6 +180,7 @@ def test_a_request_is_extended_refused_and_withdrawn(visitor, site):
         ("extend", {"months": "", "until": "2099-01-01", "reason": "r", "noticed": str(TODAY)}, "until", "at most"),
         ("refuse", {"reason": "r"}, "ground", "No ground is chosen; choose one of these"),
         ("refuse", {"ground": "archiving"}, "reason", "The reason (--reason) is empty"),
+        ("withdraw", {"reason": "x" * 2001}, "reason", "has 2001 characters"),
         ("letter", {"stage": "forgotten"}, "form", "was not forgotten"),
         ("letter", {"stage": "x"}, "stage", "There is no such letter; choose one of these"),
     ],
@@ -255,15 +281,30 @@ def test_with_the_coordinator_on_this_machine_devices_are_named_and_sites_that_w
     assert "erase-of-another-fleet is" not in visitor.get(f"/requests/{other.id}").text
 
 
+def read_from(file, name):
+    with zipfile.ZipFile(file) as archive:
+        return archive.read(name)
+
+
 def test_an_archive_is_the_commands(visitor, folder, site, tmp_path):
     ask(site, "anna", verified_by="passport")
     answer = visitor.post("/records", from_=str(TODAY), to=str(TODAY))
     assert answer.headers["content-disposition"] == f'attachment; filename="{TODAY}-{TODAY}.zip"'
     (tmp_path / "own.zip").write_bytes(answer.content)
     verify_archive(tmp_path / "own.zip", load_public_key(folder / "records.pub.pem"))
-    told = ("--from", TODAY, "--to", TODAY, "-o", tmp_path / "command.zip")
+    told = ("--from", TODAY, "--to", TODAY, "-o", tmp_path / "command.zip", "--by", "nia")
     assert run_command("forget", "export", "--site", folder, *told).returncode == 0
-    assert (tmp_path / "command.zip").read_bytes() == answer.content
+    for name in ("requests.csv", "history.json", "decisions.json", "jobs.csv"):
+        assert read_from(tmp_path / "command.zip", name) == read_from(tmp_path / "own.zip", name)
+    assert read_from(tmp_path / "own.zip", "exports.json") == b"[]\n"
+    (row,) = json.loads(read_from(tmp_path / "command.zip", "exports.json"))
+    assert (row["by"], row["with_names"]) == ("M. Ode", False)
+    assert [(one.done_by, one.destination) for one in site.ledger.exports()] == [
+        ("M. Ode", "download"),
+        ("nia", str(tmp_path / "command.zip")),
+    ]
+    page = visitor.get("/records").text
+    assert page.index("command.zip") < page.index("download")  # the last one first
     assert b"anna" not in answer.content
     named = visitor.post("/records", from_=str(TODAY), to=str(TODAY), with_names="yes")
     with zipfile.ZipFile(io.BytesIO(named.content)) as archive:

@@ -55,6 +55,18 @@ def sites(tmp_path, synthetic_faces):
         site.ledger.close()
 
 
+def test_no_job_hears_of_a_request_of_somebody_of_whom_the_site_has_no_image(sites):
+    before = [answer_pending(sites[0], PendingQuery(job=f"job-{job}", take=True)) for job in "ab"]
+    request = request_forgetting(sites[0], "zoe", deadline_days=30, no_data=True)
+    for query in (PendingQuery(job="job-a", take=True), PendingQuery(job="job-a", plan=True)):
+        answer = answer_pending(sites[0], query)
+        assert (answer.requests, answer.people, answer.withdrawn) == ((), {}, {})
+        assert (answer.waiting, answer.begun, answer.forget_images) == (0, 0, 0)
+    assert answer_pending(sites[0], PendingQuery(job="job-b", take=True)).class_images == before[1].class_images
+    assert sites[0].ledger.get(request.id).state is RequestState.NO_DATA
+    assert sites[0].gone(["zoe"]) == frozenset()
+
+
 def test_a_person_who_asks_at_one_site_is_forgotten_at_all_that_share_the_secret(sites):
     request_forgetting(sites[0], PERSON, deadline_days=30)
     first = [answer_pending(site, PendingQuery(job="job-1", take=True)) for site in sites]

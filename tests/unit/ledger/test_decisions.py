@@ -136,6 +136,45 @@ def test_who_is_refused_is_trained_on_as_before_and_may_ask_again(site):
     site.ledger.verify()
 
 
+def test_who_is_unknown_is_answered_at_once_and_may_ask_again(site):
+    request = ask(site, "Zoe", received=RECEIVED, verified_by="passport", note="by phone", done_by="ode", no_data=True)
+    assert (request.state, request.received, request.due) == (RequestState.NO_DATA, RECEIVED, DUE)
+    asked, answered = site.ledger.history(request.id)
+    assert (asked.action, answered.action) == (Action.ASKED, Action.NO_DATA)
+    assert (answered.state, answered.done_by, answered.at.date()) == (RequestState.NO_DATA, "ode", TODAY)
+    assert what_keeps_open(site, request) == ""
+    assert site_status(site, datetime.now(UTC)).open_requests == ()
+    assert find_requests(site, datetime.now(UTC), search="zOE")[0].id == request.id
+    with on_day(TODAY, 13):
+        again = ask(site, "zoe", no_data=True)
+    assert site.find_request("ZOE").id == again.id
+    for decide in (
+        lambda: withdraw(site, again.id),
+        lambda: refuse(site, again.id, Ground.ARCHIVING, reason="x"),
+        lambda: extended(site, again, months=1),
+    ):
+        with pytest.raises(LedgerError, match="is NO_DATA"):
+            decide()
+    site.ledger.verify()
+
+
+def test_nobody_of_whom_there_is_an_image_or_a_request_is_answered_so(site):
+    with pytest.raises(LedgerError, match="There are images of 'anna' at clinic: take the request in"):
+        ask(site, "ANNA", no_data=True)
+    forget(site, ask(site, "bert"))
+    with pytest.raises(LedgerError, match="'Bert' was forgotten already"):
+        ask(site, "Bert", no_data=True)
+    assert len(site.ledger.requests()) == 1
+
+
+def test_who_withdraws_may_say_why_and_that_goes_with_the_name(site):
+    request = ask(site)
+    withdraw(site, request.id, reason=" it was somebody else ", done_by="ode")
+    assert site.ledger.history(request.id)[-1].remark == "it was somebody else"
+    forget(site, ask(site))
+    assert site.ledger.history(request.id)[-1].remark == "(purged)"
+
+
 def test_a_request_is_not_refused_once_a_job_works_on_it(site):
     request = ask(site)
     give_to_job(site, request, "erase-7")

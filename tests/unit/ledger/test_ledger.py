@@ -179,7 +179,7 @@ def test_a_ledger_of_another_release_is_left_alone(ledger, tmp_path):
         Ledger(tmp_path / "ledger.db", KEY, create=True)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("UPDATE ledger SET version = 9")
-    with pytest.raises(LedgerError, match="has the format 9, and this release reads 7; use the release that wrote it"):
+    with pytest.raises(LedgerError, match="has the format 9, and this release reads 8; use the release that wrote it"):
         Ledger(tmp_path / "ledger.db", KEY)
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("DROP TABLE ledger")

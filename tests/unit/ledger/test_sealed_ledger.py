@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,9 @@ def honest(tmp_path_factory):
         ledger.note_leftovers(requests[3], [Leftover(requests[3], "a.png", "ab" * 32, True, "Read-only file system")])
         ledger.forget_identity(requests[3])
         ledger.note_trained(["digest of dora", "digest of emil"])
+        ledger.request("finn", "digest of finn", DEADLINE, no_data=True)
+        for end in (date(2026, 10, 31), date(2026, 11, 30)):
+            ledger.note_export(date(2026, 10, 1), end, "download", with_names=True, done_by="ode")
         ledger.raise_epoch(1)
         ledger.verify()
     return file
@@ -78,7 +82,7 @@ def test_a_change_of_any_column_of_any_row_is_seen(honest, tmp_path):
     assert tried > 40
 
 
-@pytest.mark.parametrize("table", ["request", "history", "tombstone", "leftover", "trained", "ledger"])
+@pytest.mark.parametrize("table", ["request", "history", "tombstone", "leftover", "trained", "export", "ledger"])
 @pytest.mark.parametrize("which", ["max", "min"])
 def test_a_row_that_is_gone_is_seen(file, table, which):
     change(file, f"DELETE FROM {table} WHERE rowid = (SELECT {which}(rowid) FROM {table})")
@@ -101,10 +105,15 @@ def test_a_row_that_is_gone_is_seen(file, table, which):
         "UPDATE request SET identity = CASE identity WHEN 'anna' THEN 'cleo' ELSE 'anna' END"
         " WHERE identity IN ('anna', 'cleo')",
         "DELETE FROM tombstone",
+        # An export that nobody is to know of
+        "DELETE FROM export WHERE number = 2",
+        "UPDATE export SET with_names = 0 WHERE number = 2",
+        # An earlier format, by which the table of exports would be made anew
+        "UPDATE ledger SET version = 7; DROP TABLE export",
         "DELETE FROM leftover",
         "DELETE FROM trained WHERE person_digest = 'digest of emil'",
         "UPDATE ledger SET epoch = 0",
-        "INSERT INTO ledger SELECT 8, epoch, last, rows, nonce, members, seal FROM ledger",
+        "INSERT INTO ledger SELECT 9, epoch, last, rows, nonce, members, seal FROM ledger",
         "UPDATE ledger SET rows = rows - 1; DELETE FROM leftover",
         # A tombstone moved to another request with its seal, and a copy of a row
         "UPDATE tombstone SET request = (SELECT id FROM request WHERE identity = 'anna')",
@@ -159,6 +168,39 @@ def test_the_digest_of_a_purged_image_is_not_in_the_file(file):
         ledger.note_leftovers(ledger.requests(RequestState.PURGING)[0].id, [])
         assert "ab" * 32 in ledger.tombstones()
     assert b"abababab" not in file.read_bytes()
+
+
+def test_a_ledger_of_the_format_before_is_opened_and_still_whole(tmp_path):
+    """It was written by the release of that format, and kept as text."""
+    file = tmp_path / "ledger.db"
+    change(file, Path(__file__).with_name("ledger-of-format-7.sql").read_text())
+    with Ledger(file, KEY) as ledger:
+        ledger.verify()
+        before = ledger.requests(), ledger.history()
+        assert [request.state for request in before[0]] == [
+            RequestState.REFUSED,
+            RequestState.WITHDRAWN,
+            RequestState.ACCEPTED,
+            RequestState.ROLLING_OUT,
+        ]
+        assert (ledger.epoch(), len(ledger.tombstones()), ledger.exports()) == (1, 1, [])
+    with Ledger(file, KEY) as ledger:
+        assert (ledger.requests(), ledger.history()) == before
+        for _ in range(2):  # once was refused by the index of that format
+            ledger.request("emil", "digest of emil", DEADLINE, no_data=True)
+        ledger.request("emil", "digest of emil", DEADLINE)
+        ledger.note_export(date(2026, 10, 1), date(2026, 10, 31), "download", with_names=False, done_by="ode")
+        ledger.verify()
+    change(file, "DELETE FROM export")
+    assert_seen(file)
+
+
+def test_a_ledger_of_the_format_before_that_was_changed_is_not_sealed_anew(tmp_path):
+    file = tmp_path / "ledger.db"
+    old = Path(__file__).with_name("ledger-of-format-7.sql").read_text()
+    change(file, old + "UPDATE request SET state = 'WITHDRAWN' WHERE identity = 'cleo'")
+    assert_seen(file)
+    assert_seen(file)
 
 
 def test_another_key_does_not_open_it(file):

@@ -1,0 +1,90 @@
+BEGIN TRANSACTION;
+CREATE TABLE history (
+	sequence INTEGER NOT NULL, 
+	request VARCHAR NOT NULL, 
+	at VARCHAR NOT NULL, 
+	action VARCHAR NOT NULL, 
+	state VARCHAR NOT NULL, 
+	reason VARCHAR NOT NULL, 
+	done_by VARCHAR NOT NULL, 
+	ground VARCHAR, 
+	due VARCHAR, 
+	noticed VARCHAR, 
+	remark VARCHAR NOT NULL, 
+	job VARCHAR, 
+	epoch INTEGER, 
+	seal VARCHAR NOT NULL, 
+	PRIMARY KEY (sequence), 
+	FOREIGN KEY(request) REFERENCES request (id)
+);
+INSERT INTO "history" VALUES(1,'fca8b44994343bdc','2026-11-29T15:43:07.842185+00:00','asked','ACCEPTED','asked to be forgotten','ode',NULL,NULL,NULL,'',NULL,NULL,'6b867094f5a9c7a16716f9a0e6a08e27c42d1bb4db18e3cd03b1c34fa9f930c2');
+INSERT INTO "history" VALUES(2,'2f8334216323651d','2026-11-29T15:43:07.846994+00:00','asked','ACCEPTED','asked to be forgotten','ode',NULL,NULL,NULL,'',NULL,NULL,'284f6a47349d720f55106b4772e8e6cdd44837a1f2de9cae0f89356dd4b808af');
+INSERT INTO "history" VALUES(3,'6e17efa19fe38471','2026-11-29T15:43:07.850864+00:00','asked','ACCEPTED','asked to be forgotten','ode',NULL,NULL,NULL,'',NULL,NULL,'44d32ae5c29757695651b76857c3d1b5f64b61384420b14ae8b86a4d7fdb7ad2');
+INSERT INTO "history" VALUES(4,'a80c338c39f1bd8e','2026-11-29T15:43:07.854828+00:00','asked','ACCEPTED','asked to be forgotten','ode',NULL,NULL,NULL,'',NULL,NULL,'299290f00d4ff0e8cf4b52d171379f772a8414c820df3ac1a5c4d6bfb57ea7c3');
+INSERT INTO "history" VALUES(5,'fca8b44994343bdc','2026-11-29T15:43:07.860147+00:00','refused','REFUSED','refused by this site','nia','archiving',NULL,NULL,'a book',NULL,NULL,'0c1addef25922bdc7f8c94a0f923377d131ebc27def1e108d21de2fac7c7617f');
+INSERT INTO "history" VALUES(6,'2f8334216323651d','2026-11-29T15:43:07.867231+00:00','withdrawn','WITHDRAWN','withdrawn by the person','ode',NULL,NULL,NULL,'',NULL,NULL,'7f44db96b06c595f40db57be712907a96c98a37b3eeba40505cced320ac7ecc5');
+INSERT INTO "history" VALUES(7,'a80c338c39f1bd8e','2026-11-29T15:43:07.871174+00:00','taken by a job','UNLEARNING','on its way','',NULL,NULL,NULL,'','job-1',1,'21b17463799e682a1baed05f7a9434c18e52d4a6ab97eade525c46e045430513');
+INSERT INTO "history" VALUES(8,'a80c338c39f1bd8e','2026-11-29T15:43:07.877711+00:00','unlearned','EVALUATING','on its way','',NULL,NULL,NULL,'','job-1',1,'ec83d342055fefb447fb6f84ba58368b19d3ce9f4cdb1638282d8455d14b97ac');
+INSERT INTO "history" VALUES(9,'a80c338c39f1bd8e','2026-11-29T15:43:07.887171+00:00','forgotten','RELEASED','on its way','',NULL,NULL,NULL,'','job-1',1,'d8c90d0d5ac2a018cc56c8e88e57e5e07020a7ec4d22082ec530df0c578e742a');
+INSERT INTO "history" VALUES(10,'a80c338c39f1bd8e','2026-11-29T15:43:07.894738+00:00','purging','PURGING','on its way','',NULL,NULL,NULL,'','job-1',1,'e8cbbb8c3a1f06e1cba60f401378226f875992df0f0ba6b15c424b1ce73da8ec');
+INSERT INTO "history" VALUES(11,'a80c338c39f1bd8e','2026-11-29T15:43:07.903171+00:00','purged','ROLLING_OUT','on its way','',NULL,NULL,NULL,'','job-1',1,'049116f8225570579d1b0d4d2ca57f17cf041fb8a9eefe299b55b13db4a98a67');
+CREATE TABLE ledger (
+	version INTEGER NOT NULL, 
+	epoch INTEGER NOT NULL, 
+	last INTEGER NOT NULL, 
+	rows INTEGER NOT NULL, 
+	nonce VARCHAR NOT NULL, 
+	members VARCHAR NOT NULL, 
+	seal VARCHAR NOT NULL, 
+	PRIMARY KEY (version)
+);
+INSERT INTO "ledger" VALUES(7,1,11,17,'f3337598fcd55e3447a3fc8fe92cf482','a2c0fe7f1bf1d913ae128fab55b8350bbc193f46914f137df60817b452f3f930','db4544d29e73c391b9f2bb255b924e0816354044c0136d373a777336ccad8171');
+CREATE TABLE leftover (
+	request VARCHAR NOT NULL, 
+	file VARCHAR NOT NULL, 
+	sha256 VARCHAR, 
+	listed BOOLEAN NOT NULL, 
+	reason VARCHAR NOT NULL, 
+	seal VARCHAR NOT NULL, 
+	PRIMARY KEY (request, file), 
+	FOREIGN KEY(request) REFERENCES request (id)
+);
+CREATE TABLE request (
+	id VARCHAR NOT NULL, 
+	person_digest VARCHAR NOT NULL, 
+	identity VARCHAR, 
+	state VARCHAR NOT NULL, 
+	requested_at VARCHAR NOT NULL, 
+	received VARCHAR NOT NULL, 
+	deadline VARCHAR NOT NULL, 
+	first_deadline VARCHAR NOT NULL, 
+	verified_by VARCHAR NOT NULL, 
+	note VARCHAR NOT NULL, 
+	job VARCHAR, 
+	epoch INTEGER, 
+	seal VARCHAR NOT NULL, 
+	PRIMARY KEY (id)
+);
+INSERT INTO "request" VALUES('fca8b44994343bdc','digest of anna','anna','REFUSED','2026-11-29T15:43:07.838071+00:00','2026-11-29','2027-01-01T00:00:00+00:00','2027-01-01T00:00:00+00:00','','',NULL,NULL,'6eaccfa6ce817846b91f4d720fefb9fab46fe8376cd03ef76820ba8d314d7b40');
+INSERT INTO "request" VALUES('2f8334216323651d','digest of bert','bert','WITHDRAWN','2026-11-29T15:43:07.846015+00:00','2026-11-29','2027-01-01T00:00:00+00:00','2027-01-01T00:00:00+00:00','','',NULL,NULL,'5f76b251e3b2d2934203dd91a05661f1b8857d95e13c7b0ec21a438f7cc7c0a3');
+INSERT INTO "request" VALUES('6e17efa19fe38471','digest of cleo','cleo','ACCEPTED','2026-11-29T15:43:07.850012+00:00','2026-11-29','2027-01-01T00:00:00+00:00','2027-01-01T00:00:00+00:00','','',NULL,NULL,'9591fcb6f5ec09f4bc61d095e593dda12a5ce7f2b2f5e2463403aef57cdb7ef7');
+INSERT INTO "request" VALUES('a80c338c39f1bd8e','digest of dora',NULL,'ROLLING_OUT','2026-11-29T15:43:07.854023+00:00','2026-11-29','2027-01-01T00:00:00+00:00','2027-01-01T00:00:00+00:00','','','job-1',1,'fd59df1c6beda1798cc86c865ee2bf9fd174291a3634bbe6109bd3947c7ca295');
+CREATE TABLE tombstone (
+	content_digest VARCHAR NOT NULL, 
+	request VARCHAR NOT NULL, 
+	seal VARCHAR NOT NULL, 
+	PRIMARY KEY (content_digest), 
+	FOREIGN KEY(request) REFERENCES request (id)
+);
+INSERT INTO "tombstone" VALUES('cdbbf6c35663c54e86e468b19ed4c4e40a53e5a0af11bd3492ef9b2521ee9125','a80c338c39f1bd8e','5e563409581a6c506ffe39f0c561e354a097ccfea9cfb8f691c2b9aafa376426');
+CREATE TABLE trained (
+	person_digest VARCHAR NOT NULL, 
+	seal VARCHAR NOT NULL, 
+	PRIMARY KEY (person_digest)
+);
+INSERT INTO "trained" VALUES('digest of dora','7bed17db542d41c6bae89f6bd5c49c18dbd3b24e6d9b11d521823f2ce65d4db6');
+CREATE UNIQUE INDEX one_request_a_person ON request (person_digest) WHERE state != 'WITHDRAWN' AND state != 'REFUSED';
+CREATE INDEX request_by_state ON request (state, person_digest);
+CREATE INDEX ix_history_request ON history (request);
+CREATE INDEX ix_tombstone_request ON tombstone (request);
+COMMIT;
