@@ -38,6 +38,7 @@ def start(
     if_due: Annotated[
         bool, typer.Option("--if-due", help="Ask the sites first; erase only if it is due (erasure.due.*).")
     ] = False,
+    by: By = None,
 ) -> None:
     """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
     from dlfd_fleet.federation.jobs.command import submit
@@ -47,15 +48,17 @@ def start(
         raise typer.BadParameter(f"{what} the champion; --fresh is for `job start train`.")
     if if_due and kind is not JobKind.ERASE:
         raise typer.BadParameter("what can be due is an erasure; --if-due is for `job start erase`.")
-    submit(kind.value, app, superlink, federation_config, fresh=fresh, if_due=if_due)
+    submit(kind.value, app, superlink, federation_config, by=decided_by(by), fresh=fresh, if_due=if_due)
 
 
 @app.command("plan", epilog="Example: dlfd-fleet job plan")
-def plan(app: FlowerApp = None, superlink: SuperLink = None, federation_config: Federation = None) -> None:
+def plan(
+    app: FlowerApp = None, superlink: SuperLink = None, federation_config: Federation = None, by: By = None
+) -> None:
     """Say who asks, what an erasure of them will be able to show, and what it costs; it changes nothing."""
     from dlfd_fleet.federation.jobs.command import submit
 
-    submit("plan", app, superlink, federation_config)
+    submit("plan", app, superlink, federation_config, by=decided_by(by))
 
 
 @app.command("list", epilog="Example: dlfd-fleet job list")
@@ -138,6 +141,7 @@ def resume(
     app: FlowerApp = None,
     superlink: SuperLink = None,
     federation_config: Federation = None,
+    by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -145,6 +149,6 @@ def resume(
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
-        record = command.reopen(store, job)
+        record = command.reopen(store, job, decided_by(by))
     console.print(f"Going on with {record.job}.", highlight=False)
     command.submit(record.kind, app, superlink, federation_config)

@@ -33,6 +33,7 @@ def import_model(
     source: Annotated[
         str, typer.Argument(help="Folder of model.safetensors and card.json, or models:/NAME/VERSION of MLflow.")
     ],
+    by: By = None,
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -40,7 +41,7 @@ def import_model(
     from dlfd_fleet.federation.jobs.import_model import import_model as imported
     from dlfd_fleet.progress import ConsoleProgress
 
-    record = imported(load(config, overrides).settings, source, ConsoleProgress(console))
+    record = imported(load(config, overrides).settings, source, ConsoleProgress(console), decided_by(by))
     console.print(
         f"{source} is the champion, epoch 0, as an fp32 file (job {record.job}).", soft_wrap=True, highlight=False
     )

@@ -60,8 +60,8 @@ class Starts:
     program: Sequence[str] = (sys.executable, "-m", "dlfd_fleet")
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def begin(self, kind: Kind, *, fresh: bool = False) -> str:
-        """Start a job, and return under which name its log is kept.
+    def begin(self, kind: Kind, by: str, *, fresh: bool = False) -> str:
+        """Start a job for somebody, and return under which name its log is kept.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class Starts:
         """
         name = f"started-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         words = ["job", "plan"] if kind == "plan" else ["job", "start", kind]
-        command = [*self.program, *words, *self.options, *(["--fresh"] if fresh else [])]
+        command = [*self.program, *words, f"--by={by}", *self.options, *(["--fresh"] if fresh else [])]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._drop_old()

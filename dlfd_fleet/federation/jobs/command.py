@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,11 +32,13 @@ from dlfd_fleet.federation.protocol.messages import (
     UnlearnTask,
     UnseenTask,
 )
+from dlfd_fleet.federation.records.decisions import Act, Decision
 from dlfd_fleet.federation.records.due import Waiting, erasure_due
 from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord, SiteActivity
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.rounds.fleet import WAITING
 from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
+from dlfd_fleet.ledger.requests import LONGEST_NAME
 from dlfd_fleet.plain_text import narrow_table, plain, visible
 from dlfd_fleet.settings import DueSettings
 
@@ -55,6 +58,7 @@ _AFTERWARDS = (
 _RAISED = re.compile(r"\w+ failed with exception: ")  # Flower's words before those of an error
 _APP = Path(__file__).resolve().parents[3]
 _SECONDS_BETWEEN_DRAWINGS = 1.0
+_DECIDED: Mapping[Act, str] = {"plan": "Started", "start": "Started", "resume": "Resumed", "cancel": "Cancelled"}
 _DOING = {
     PendingQuery.TYPE: "counting its requests",
     FitTask.TYPE: "training",
@@ -75,6 +79,7 @@ def submit(
     superlink: str | None,
     federation_config: str | None,
     *,
+    by: str = "",
     fresh: bool = False,
     if_due: bool = False,
 ) -> None:
@@ -88,6 +93,8 @@ def submit(
         A SuperLink of Flower's own configuration; its default one when omitted.
     federation_config
         Handed on to ``flwr run``, such as ``num-supernodes=4`` for simulated nodes.
+    by
+        Who starts it, as they call themselves; the job's record says it, if the app's configuration has the key ``by``.
     fresh
         Whether a training job begins with fresh weights in place of the champion's.
     if_due
@@ -98,7 +105,7 @@ def submit(
     VerdictError
         If the run says that the verdict is FAIL.
     JobError
-        If there is no app or no SuperLink, ``flwr run`` fails, or the run does.
+        If there is no app or no SuperLink, nobody can be called so, ``flwr run`` fails, or the run does.
     """
     app = app or _APP
     if not (app / "pyproject.toml").exists():
@@ -113,6 +120,7 @@ def submit(
     flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
     # An app knows the keys of its own pyproject.toml.
     run_config = f'job="{kind}"' + (" fresh=true" if fresh else "") + (" if_due=true" if if_due else "")
+    run_config += _started_by(app, by) if by else ""
     arguments = ["run", str(app), *where, "--stream", "--run-config", run_config]
     arguments += ["--federation-config", federation_config] if federation_config else []
     environment, run = _FLOWER | dict(os.environ), None
@@ -135,6 +143,22 @@ def submit(
         raise VerdictError(f"{said}.")
     if status != "finished:completed":
         raise JobError(f"Flower says of the run {run[1]}: {said or status}.{_AFTERWARDS}")
+
+
+def _started_by(app: Path, by: str) -> str:
+    """Return the part of a run's configuration that says who started it, if the app knows that key."""
+    if not by.isprintable() or len(by) > LONGEST_NAME:
+        raise JobError(f"--by is no name; write one line of {LONGEST_NAME} characters at most.")
+    try:
+        known = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with it Flower says
+        known = {}
+    if "by" not in known:
+        where = f'add by = "" to [tool.flwr.app.config] of {app}'
+        print(f"The record of the job will not say that {by} started it; to keep that, {where}.")
+        return ""
+    # Flower takes a value apart at quotation marks, whatever stands before them.
+    return ' by="' + "".join(sign if sign.isalnum() or sign in " .-_@" else f"\\U{ord(sign):08x}" for sign in by) + '"'
 
 
 def _run_status(text: str) -> tuple[str, str]:
@@ -225,6 +249,7 @@ def status_lines(store: Store, job: str) -> list[str]:
         lines.append("It was cancelled, and " + ("stops before its next step." if running else "the next job ends it."))
     elif record.step not in FINAL_STEPS and not running and record.kind != "import":
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
+    lines += [_decided(each) for each in store.decisions.of(job) if each.act in _DECIDED]
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
     if record.requests:
@@ -238,6 +263,11 @@ def status_lines(store: Store, job: str) -> list[str]:
     if record.note:
         lines.append(record.note)
     return lines + [f"{site} {reason}" for site, reason in sorted(record.absent.items())]
+
+
+def _decided(decision: Decision) -> str:
+    why = f": {decision.why.rstrip('.')}" if decision.why else ""
+    return f"{_DECIDED[decision.act]} by {decision.who}, {decision.at.astimezone():%Y-%m-%d %H:%M}{why}."
 
 
 def watch(store: Store, job: str, console: Console) -> None:
@@ -302,8 +332,8 @@ def what_cancelling_does(store: Store, job: str) -> str:
     return f"{job} is not running; the next job ends it first, and requests that it has taken up wait."
 
 
-def reopen(store: Store, job: str | None) -> JobRecord:
-    """Return the job to go on with: an unfinished one as it is, a failed one reopened.
+def reopen(store: Store, job: str | None, who: str = "") -> JobRecord:
+    """Return the job to go on with: an unfinished one as it is, a failed one reopened; keep who decided that.
 
     Raises
     ------
@@ -327,6 +357,7 @@ def reopen(store: Store, job: str | None) -> JobRecord:
     for later in records:
         if later.released and later.started_at > record.started_at:
             raise JobError(f"{later.job} has released another model since {record.job} began; start a new job.")
+    store.decisions.note_if_known("resume", record.job, who)
     return store.reopen(record.job) if record.step in FINAL_STEPS else record
 
 

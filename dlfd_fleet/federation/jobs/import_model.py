@@ -34,7 +34,7 @@ class _NoNodes:
         return []
 
 
-def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> JobRecord:
+def import_model(settings: Settings, source: str, progress: ProgressDisplay, by: str = "") -> JobRecord:
     """Export a model, register it, and make it the champion of epoch 0; only its fp32 file is made.
 
     Killed once the model is in the state folder, it is brought to its end by the next job.
@@ -44,6 +44,8 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
     source
         A folder of ``model.safetensors`` and ``card.json``; or what MLflow has of one: ``models:/NAME/VERSION`` or
         ``models:/NAME@ALIAS`` of this product's models, ``runs:/RUN/PATH`` of any run.
+    by
+        Who imports it, as they call themselves; kept with the decisions unless it is empty.
 
     Raises
     ------
@@ -77,6 +79,7 @@ def import_model(settings: Settings, source: str, progress: ProgressDisplay) -> 
                 "it there (`dlfd-fleet registry promote`)."
             )
         record = store.new_job("import", settings)
+        store.decisions.note_if_known("start", record.job, by)
         shown = source if is_of_mlflow(source) else f"the folder {Path(source).name}"
         card = card.model_copy(
             update={

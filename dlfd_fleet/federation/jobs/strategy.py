@@ -19,7 +19,7 @@ from dlfd_fleet.federation.jobs.run import run_jobs
 from dlfd_fleet.federation.jobs.train import Given
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.due import Due
-from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.release.champion import agreed_champion
 from dlfd_fleet.federation.task import Task
@@ -91,6 +91,9 @@ class FederatedUnlearning:
         These sections, in the place of those of the settings.
     progress
         Where progress goes.
+    started_by
+        Who starts the jobs: their records say it. ``dlfd-fleet job start`` tells an app that has the key ``by`` in its
+        configuration.
 
     Raises
     ------
@@ -112,6 +115,7 @@ class FederatedUnlearning:
     tracking: TrackingSettings | None = None
     export: ExportSettings | None = None
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
+    started_by: str = ""
     _begun: tuple[str, int] | None = field(default=None, init=False, repr=False)
     _epoch: int = field(default=0, init=False, repr=False)
 
@@ -154,7 +158,7 @@ class FederatedUnlearning:
         if start is not None:
             training = settings.training.model_copy(update={"start": start})
             settings = settings.model_copy(update={"training": training})
-        return self._result(run_jobs(grid, "train", settings, self.progress))
+        return self._result(self._run(grid, "train", settings))
 
     def adopt(self, grid: Grid, arrays: ArrayRecord, *, fresh: bool = False) -> JobResult:
         """Audit a model that another strategy has trained, and release it unless it is worse than the champion.
@@ -179,7 +183,7 @@ class FederatedUnlearning:
         settings = self.settings
         if fresh:
             settings = settings.model_copy(update={"training": settings.training.model_copy(update={"start": "fresh"})})
-        return self._result(run_jobs(grid, "train", settings, self.progress, Given(weights, parent, begun)))
+        return self._result(self._run(grid, "train", settings, Given(weights, parent, begun)))
 
     def start(self, grid: Grid) -> JobResult:
         """Forget everybody who asks at the nodes of a grid.
@@ -189,7 +193,7 @@ class FederatedUnlearning:
         JobError
             If there is no champion yet, no site answers, or too few of them do. The requests wait for the next start.
         """
-        return self._result(run_jobs(grid, "erase", self.settings, self.progress))
+        return self._result(self._run(grid, "erase", self.settings))
 
     def whether_due(self, grid: Grid) -> Due:
         """Ask the sites what waits there, and tell whether an erasure is due by the settings (``erasure.due``).
@@ -211,7 +215,7 @@ class FederatedUnlearning:
         JobError
             If ``references.models`` is 0, there is no champion yet, or too few sites answer or can train.
         """
-        return self._result(run_jobs(grid, "references", self.settings, self.progress))
+        return self._result(self._run(grid, "references", self.settings))
 
     def plan(self, grid: Grid) -> str:
         """Say who asks to be forgotten, what an erasure of them will be able to show, and what it costs.
@@ -223,7 +227,10 @@ class FederatedUnlearning:
         JobError
             If there is no champion yet, a job is not finished, or too few sites answer.
         """
-        return run_jobs(grid, "plan", self.settings, self.progress).note
+        return self._run(grid, "plan", self.settings).note
+
+    def _run(self, grid: Grid, kind: JobKind, settings: Settings, given: Given | None = None) -> JobRecord:
+        return run_jobs(grid, kind, settings, self.progress, given, self.started_by)
 
     def _parent(self, *, fresh: bool) -> str | None:
         """Return the digest of the model that a training began with, if it may have."""

@@ -45,10 +45,23 @@ class Decisions:
         with self._transaction() as connection:
             connection.execute(sa.insert(DECISION).values(row))
 
+    def note_if_known(self, act: Act, about: str, who: str) -> None:
+        """Append a decision that needs no reason, unless nobody has said who made it."""
+        if who:
+            self.note(act, about, who, "")
+
     def all(self) -> list[Decision]:
         """Return every decision, oldest first."""
+        return self._read(sa.true())
+
+    def of(self, about: str) -> list[Decision]:
+        """Return the decisions about one job, or whatever else they are about, oldest first."""
+        return self._read(DECISION.c.about == about)
+
+    def _read(self, condition: sa.ColumnElement[bool]) -> list[Decision]:
+        query = sa.select(DECISION).where(condition).order_by(DECISION.c.number)
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(DECISION).order_by(DECISION.c.number)).mappings().all()
+            rows = connection.execute(query).mappings().all()
         return [
             Decision(datetime.fromisoformat(row["at"]), row["act"], row["about"], row["who"], row["why"])
             for row in rows

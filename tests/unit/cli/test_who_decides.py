@@ -5,8 +5,9 @@ import getpass
 import pytest
 
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.ledger import Site
 from dlfd_fleet.settings import Settings
-from tests.clinic import make_clinic
+from tests.clinic import ask, make_clinic
 from tests.command import run_command
 
 
@@ -24,6 +25,13 @@ def nobody(monkeypatch):
         ("registry", "promote", "1", "--reason", "r"),
         ("registry", "revoke", "1", "--reason", "r"),
         ("job", "cancel", "erase-1"),
+        ("job", "start", "erase", "--app", "/none"),
+        ("job", "plan", "--app", "/none"),
+        ("job", "resume", "--app", "/none"),
+        ("job", "export", "--from", "2026-01-01", "--to", "2026-12-31", "-o", "/none/a.zip"),
+        ("registry", "import", "/none"),
+        ("forget", "export", "--site", "{site}", "--from", "2026-01-01", "--to", "2026-12-31", "-o", "/none/a.zip"),
+        ("forget", "withdraw", "anna", "--site", "{site}"),
         ("rollout", "pause", "--reason", "r"),
         ("rollout", "resume", "--reason", "r"),
         ("rollout", "abort", "--reason", "r"),
@@ -31,9 +39,12 @@ def nobody(monkeypatch):
     ],
 )
 def test_a_process_without_a_login_name_is_asked_for_by(words, tmp_path):
-    state = ("--set", f"state_folder={tmp_path / 'state'}") if words[0] != "site" else ()
+    takes_settings = words[0] not in {"site", "forget"} and words[:2] not in {("job", "start"), ("job", "plan")}
+    state = ("--set", f"state_folder={tmp_path / 'state'}") if takes_settings else ()
     Store(tmp_path / "state").new_job("erase", Settings())
     site = make_clinic(tmp_path / "clinic")
+    with Site(site) as opened:
+        ask(opened)
     words = [word.format(site=site) for word in words]
     unnamed = run_command(*words, *state)
     assert unnamed.returncode == 2

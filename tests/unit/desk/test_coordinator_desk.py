@@ -81,6 +81,12 @@ def test_a_job_is_shown_with_what_each_site_does_as_long_as_somebody_waits_for_i
     assert "/do/cancel/" not in visitor.get("/jobs/erase-2").text
 
 
+def test_a_job_says_who_started_it(visitor, store):
+    store.decisions.note("start", "erase-3", "<b>Nia</b>", "")
+    assert "Started by &lt;b&gt;Nia&lt;/b&gt;, 20" in visitor.get("/jobs/erase-3").text
+    assert "Started by" not in visitor.get("/jobs/erase-2").text
+
+
 def test_whatever_sites_say_is_shown_and_not_obeyed(visitor, store, settings):
     add_devices(settings)
     with store.lock():
@@ -161,7 +167,7 @@ def test_a_job_is_started_as_the_command_does_and_its_log_is_shown(visitor, stor
     while visitor.get(f"/starts/{name}/live").headers["x-goes-on"] == "yes":
         pass
     text = visitor.get(f"/starts/{name}").text
-    assert "asked for job start erase" in text
+    assert "asked for job start erase --by=M. Ode" in text
     assert "Error: there is no site." in text
     assert "it is time" in text
     assert f"/starts/{name}" in visitor.get("/").text
@@ -313,12 +319,12 @@ def test_a_job_goes_on_when_the_desk_ends_and_the_next_desk_knows_it(tmp_path):
     os.mkfifo(tmp_path / "waits")
     program = (sys.executable, "-c", PROGRAM, str(tmp_path / "waits"))
     first = Starts(tmp_path / "starts", program=program)
-    name = first.begin("train", fresh=True)
+    name = first.begin("train", "--app", fresh=True)
     next_desk = Starts(tmp_path / "starts")
     assert next_desk.names() == [name]
     assert next_desk.read(name).running
     with (tmp_path / "waits").open("w"):  # the job has come so far, and ends when this is closed
-        assert "asked for job start train --fresh" in next_desk.read(name).log
+        assert "asked for job start train --by=--app --fresh" in next_desk.read(name).log
     while next_desk.read(name).running:
         pass
     assert "Error: there is no site." in next_desk.read(name).log
@@ -329,14 +335,14 @@ def test_logs_of_jobs_that_have_ended_are_kept_for_some_time_alone(tmp_path):
     starts = Starts(tmp_path, program=("true",))
     for number in range(40):
         (tmp_path / f"started-train-20260101-0000{number:02}-abcd.log").write_text("")
-    name = starts.begin("plan")
+    name = starts.begin("plan", "ode")
     assert starts.names()[0] == name
     assert len(starts.names()) == 31
 
 
 def test_a_program_that_is_not_there_is_a_sentence(tmp_path):
     with pytest.raises(JobError, match="The job cannot be started: No such file"):
-        Starts(tmp_path, program=(str(tmp_path / "none"),)).begin("train")
+        Starts(tmp_path, program=(str(tmp_path / "none"),)).begin("train", "ode")
 
 
 def test_a_desk_needs_a_state_folder_that_is_there(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from dlfd_fleet.exceptions import JobError, VerdictError
-from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.jobs import command, run
 from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.federation.records.due import SiteWaiting, Waiting
 from dlfd_fleet.federation.records.job_record import FinishedStep
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import DueSettings, Settings
 
 
@@ -172,6 +173,73 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_p
         assert failed.value.exit_code == 1
     with pytest.raises(JobError, match="There is no Flower app"):
         command.submit("erase", tmp_path / "nowhere", None, None)
+
+
+@pytest.mark.parametrize("name", ["M. Ode", 'a "b" \\', "fresh=true if_due=true", "Zoë's", "x" * 200])
+def test_who_starts_a_job_is_told_to_an_app_that_asks_for_it(monkeypatch, tmp_path, name):
+    """As Flower itself reads it; an app without that key would be refused by Flower."""
+    from flwr.common.config import parse_config_args
+
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "flwr").write_text(FLWR.format(folder=tmp_path))
+    (tmp_path / "flwr").chmod(0o755)
+    monkeypatch.setattr(command.sys, "executable", str(tmp_path / "python"))
+    for file, text in (("details", ""), ("code", "0"), ("status", "finished:completed")):
+        (tmp_path / file).write_text(text)
+    (tmp_path / "pyproject.toml").write_text('[tool.flwr.app.config]\nby = ""\n')
+    command.submit("erase", tmp_path, None, None, by=name)
+    asked = (tmp_path / "asked").read_text().splitlines()[0].partition("--run-config ")[2]
+    assert parse_config_args([asked]) == {"job": "erase", "by": name}
+
+
+def test_an_app_that_does_not_ask_who_starts_a_job_is_not_told_and_that_is_said(monkeypatch, tmp_path, capsys):
+    for text in ("", "[tool.flwr.app.config]", "no toml", "[tool]\nflwr = 1"):
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert command._started_by(tmp_path, "ode") == ""
+        assert "will not say that ode started it" in capsys.readouterr().out
+    for name in ("a\nb", "x" * 201, "\udc80"):
+        with pytest.raises(JobError, match="--by is no name"):
+            command.submit("erase", tmp_path, "local", None, by=name)
+
+
+def test_a_job_says_who_started_it_resumed_it_and_cancelled_it(store):
+    job = store.new_job("erase", Settings()).job
+    assert "by" not in shown(command.job_status(store, job)).split()
+    store.decisions.note("start", job, "ode", "")
+    assert command.reopen(store, None, "nia").job == job
+    command.cancel(store, job, "mia", "the wrong people.")
+    text = shown(command.job_status(store, job))
+    assert text.index("Started by ode, 20") < text.index("Resumed by nia, 20") < text.index("Cancelled by mia, 20")
+    assert ": the wrong people.\n" in text
+
+
+@pytest.mark.parametrize("kind", ["train", "erase", "plan", "references"])
+def test_a_job_that_a_run_begins_keeps_who_started_it(store, monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(run, "carry_out", ended)
+    settings = Settings(state_folder=tmp_path, tracking={"uri": "http://127.0.0.1:9"}, references={"models": 2})
+    record = run.run_jobs(None, kind, settings, SILENT, by="ode")
+    (decision,) = store.decisions.of(record.job)
+    assert (decision.act, decision.who) == ("plan" if kind == "plan" else "start", "ode")
+    assert run.run_jobs(None, kind, settings, SILENT).job != record.job
+    assert len(store.decisions.all()) == 1  # nobody said who started the other one
+
+
+def test_a_run_that_goes_on_with_a_job_keeps_who_resumed_it(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "carry_out", ended)
+    settings = Settings(state_folder=tmp_path, tracking={"uri": "http://127.0.0.1:9"})
+    job = store.new_job("erase", Settings()).job
+    assert run.run_jobs(None, "erase", settings, SILENT, by="nia").job == job
+    assert [(each.act, each.about, each.who) for each in store.decisions.all()] == [("resume", job, "nia")]
+
+
+SILENT = ConsoleProgress(Console(file=io.StringIO()))
+
+
+def ended(grid, store, tracker, progress, record, given=None):
+    """Let a job be over at once."""
+    store.save(record.at("settled"))
+    return record.at("settled")
 
 
 def test_what_cancelling_does_is_said_before_and_who_did_it_is_kept(store):

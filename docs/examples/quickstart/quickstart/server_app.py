@@ -14,7 +14,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the job that the run's configuration names: train, erase, or references."""
-    unlearning = FederatedUnlearning(task=task)
+    unlearning = FederatedUnlearning(task=task, started_by=context.run_config["by"])
     if context.run_config["job"] == "erase":
         result = unlearning.start(grid)
     elif context.run_config["job"] == "references":
