@@ -6,43 +6,13 @@ import shutil
 from contextlib import closing
 
 import pytest
-from flwr.app import Context, RecordDict
 
-from dlfd_fleet.configuration import write_settings
 from dlfd_fleet.exceptions import JobCancelledError, VerdictError
 from dlfd_fleet.federation.jobs.command import cancel
 from dlfd_fleet.federation.records.steps import Steps
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
-from server.app import app as server_app
-from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, be_a_server, trained_fleet
-from tests.small_networks import small_networks
-
-
-@pytest.fixture(scope="module", autouse=True)
-def networks():
-    with small_networks():
-        be_a_server()
-        yield
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return trained_fleet(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def fleet(trained, tmp_path):
-    settings = trained.model_copy(update={"state_folder": tmp_path / "state"})
-    shutil.copytree(trained.state_folder, settings.state_folder)
-    return settings
-
-
-def run(settings, kind, monkeypatch):
-    write_settings(settings, settings.state_folder / "fleet.json")
-    monkeypatch.setenv("DLFD_FLEET_CONFIG", str(settings.state_folder / "fleet.json"))
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={"job": kind})
-    server_app(InProcessGrid(settings), context)
+from tests.integration.fleet_in_process import a_person_asks_at_each_site
 
 
 def cancelling_after(step, monkeypatch, settings):
@@ -57,11 +27,11 @@ def cancelling_after(step, monkeypatch, settings):
     monkeypatch.setattr(Steps, "finish", then_cancelled)
 
 
-def test_an_erasure_whose_verdict_is_fail_fails(fleet, monkeypatch):
+def test_an_erasure_whose_verdict_is_fail_fails(fleet, run_app):
     a_person_asks_at_each_site(fleet)
     strict = fleet.model_copy(update={"audit": fleet.audit.model_copy(update={"min_gain_over_majority": 0.5})})
     with pytest.raises(VerdictError, match=r"^The verdict is FAIL: .*collapsed.* the requests wait\.$"):
-        run(strict, "erase", monkeypatch)
+        run_app(strict, job="erase")
     with closing(Store(fleet.state_folder)) as store:
         assert (store.jobs()[-1].step, store.jobs()[-1].released) == ("settled", False)
     for folder in site_folders(fleet.state_folder):
@@ -69,15 +39,17 @@ def test_an_erasure_whose_verdict_is_fail_fails(fleet, monkeypatch):
             assert {request.state for request in site.ledger.requests()} == {RequestState.ACCEPTED}
 
 
-def test_a_first_training_that_is_cancelled_ends_with_a_sentence_of_its_own(fleet, monkeypatch):
+def test_a_first_training_that_is_cancelled_ends_with_a_sentence_of_its_own(fleet, run_app, monkeypatch):
     shutil.rmtree(fleet.state_folder / "coordinator")  # no champion yet
     cancelling_after("asked", monkeypatch, fleet)
     with pytest.raises(JobCancelledError, match=r"^train-\S+ was cancelled\.$"):
-        run(fleet, "train", monkeypatch)
+        run_app(fleet, job="train", by="M. Ode")
+    with closing(Store(fleet.state_folder)) as store:
+        assert [(each.act, each.who) for each in store.decisions.of(store.jobs()[-1].job)][:1] == [("start", "M. Ode")]
 
 
-def test_an_erasure_that_is_cancelled_says_that_its_requests_wait(fleet, monkeypatch):
+def test_an_erasure_that_is_cancelled_says_that_its_requests_wait(fleet, run_app, monkeypatch):
     a_person_asks_at_each_site(fleet)
     cancelling_after("audit-original", monkeypatch, fleet)
     with pytest.raises(JobCancelledError, match=r"^erase-\S+ was cancelled: the requests wait for the next job\.$"):
-        run(fleet, "erase", monkeypatch)
+        run_app(fleet, job="erase")

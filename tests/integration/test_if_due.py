@@ -3,60 +3,25 @@
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import closing
 
-import pytest
-from flwr.app import Context, RecordDict
-
-from dlfd_fleet.configuration import write_settings
 from dlfd_fleet.federation.jobs.command import cancel, last_answer
 from dlfd_fleet.federation.jobs.due import ask_whether_due
 from dlfd_fleet.federation.protocol.messages import PendingQuery, PendingReply
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from dlfd_fleet.settings import DueSettings
-from server.app import app as server_app
 from tests.integration.fleet_in_process import (
     InProcessGrid,
     a_person_asks_at_each_site,
-    be_a_server,
     interrupted_before,
     run_job,
-    trained_fleet,
 )
-from tests.small_networks import small_networks
-
-
-@pytest.fixture(scope="module", autouse=True)
-def networks():
-    with small_networks():
-        be_a_server()
-        yield
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return trained_fleet(tmp_path_factory.mktemp("if-due"))
-
-
-@pytest.fixture
-def fleet(trained, tmp_path):
-    settings = trained.model_copy(update={"state_folder": tmp_path / "state"})
-    shutil.copytree(trained.state_folder, settings.state_folder)
-    return settings
 
 
 def with_due(settings, **due):
     erasure = settings.erasure.model_copy(update={"due": DueSettings(**due)})
     return settings.model_copy(update={"erasure": erasure})
-
-
-def started_if_due(settings, grid, monkeypatch):
-    write_settings(settings, settings.state_folder / "fleet.json")
-    monkeypatch.setenv("DLFD_FLEET_CONFIG", str(settings.state_folder / "fleet.json"))
-    run_config = {"job": "erase", "if_due": True}
-    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config))
 
 
 def states_of(settings):
@@ -67,10 +32,9 @@ def states_of(settings):
     return found
 
 
-def test_nothing_is_started_before_it_is_due_and_everything_waits_as_it_did(fleet, monkeypatch, capsys):
+def test_nothing_is_started_before_it_is_due_and_everything_waits_as_it_did(fleet, run_app, capsys):
     asked = a_person_asks_at_each_site(fleet)
-    grid = InProcessGrid(fleet)
-    started_if_due(fleet, grid, monkeypatch)
+    grid = run_app(fleet, job="erase", if_due=True)
     said = " ".join(capsys.readouterr().out.split())
     assert f"Nothing is due: 2 requests wait, the first is due on {asked[0].due}." in said
     assert [record.kind for record in Store(fleet.state_folder).jobs()] == ["train"]
@@ -82,11 +46,12 @@ def test_nothing_is_started_before_it_is_due_and_everything_waits_as_it_did(flee
     assert len(replies) == 4  # one question and one answer of each site
 
 
-def test_an_erasure_starts_once_it_is_due(fleet, monkeypatch):
+def test_an_erasure_starts_once_it_is_due(fleet, run_app):
     a_person_asks_at_each_site(fleet)
-    started_if_due(with_due(fleet, batch=2), InProcessGrid(fleet), monkeypatch)
+    run_app(with_due(fleet, batch=2), job="erase", if_due=True, by="a timer")
     store = Store(fleet.state_folder)
     assert [record.kind for record in store.jobs()] == ["train", "erase"]
+    assert [each.who for each in store.decisions.of(store.jobs()[-1].job)] == ["a timer"]
     assert f"{store.jobs()[-1].job} has asked them since" in last_answer(store, DueSettings())
     assert RequestState.ACCEPTED not in states_of(fleet)
 
