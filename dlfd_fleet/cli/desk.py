@@ -25,6 +25,9 @@ def desk(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8400,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    logins: Annotated[
+        bool, typer.Option("--logins", help="List who logged in with a token, and who failed to, instead of serving.")
+    ] = False,
     by: By = None,
     app: FlowerApp = None,
     superlink: SuperLink = None,
@@ -34,10 +37,15 @@ def desk(
 ) -> None:
     """Serve the desk as web pages until stopped: a site's requests, with names, or a fleet's jobs, without any."""
     from dlfd_fleet.desk.access import rules_of
+    from dlfd_fleet.desk.login_record import LOGINS_FILE
     from dlfd_fleet.desk.serving import guarded, serve
 
     settings = load(config, overrides).settings
-    rules = rules_of(settings.desk, host, decided_by(by), over_tls=tls_certificate is not None)
+    logins_file = (settings.state_folder / "coordinator" if site is None else site) / LOGINS_FILE
+    if logins:
+        _list_logins(logins_file)
+        return
+    rules = rules_of(settings.desk, host, decided_by(by), over_tls=tls_certificate is not None, logins_file=logins_file)
     one: SiteDesk | CoordinatorDesk
     if site is not None:
         from dlfd_fleet.desk.site_desk import SiteDesk
@@ -58,3 +66,18 @@ def desk(
         console.print(f"The desk is at {place}", soft_wrap=True, highlight=False)
 
     serve(guarded(one.application(), rules, one.pages, port), host, port, tls_certificate, tls_key, begun)
+
+
+def _list_logins(file: Path) -> None:
+    from dlfd_fleet.desk.login_record import LoginRecord
+    from dlfd_fleet.plain_text import narrow_table
+
+    found = LoginRecord(file).all()
+    if not found:
+        console.print(f"Nobody has logged in here yet: there is no login in {file}.", soft_wrap=True, highlight=False)
+        return
+    table = narrow_table("when", "who", "from", "what", folded={"who"})
+    for each in found:
+        when, what = f"{each.at.astimezone():%Y-%m-%d %H:%M}", "logged in" if each.succeeded else "wrong token"
+        table.add_row(when, each.who or "nobody known", each.address, what)
+    console.print(table)

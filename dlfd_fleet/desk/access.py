@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl
 
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dlfd_fleet.desk.login_record import LoginRecord
 from dlfd_fleet.desk.logins import Logins
 from dlfd_fleet.desk.pages import Pages
 from dlfd_fleet.exceptions import ConfigurationError, FleetError
@@ -21,7 +23,8 @@ from dlfd_fleet.ledger.requests import LONGEST_NAME
 from dlfd_fleet.settings import DeskSettings
 
 LARGEST_FORM = 2**16
-LOGIN, LOGOUT = "/login", "/logout"
+LOGIN, LOGOUT, LOGINS = "/login", "/logout", "/logins"
+_MOST_LOGINS = 200
 FILES = "/static/"
 """For everybody: the look of the pages."""
 _READING = ("GET", "HEAD")
@@ -69,8 +72,13 @@ class Rules:
     user_header: str = ""
 
 
-def rules_of(settings: DeskSettings, host: str, user: str, *, over_tls: bool) -> Rules:
+def rules_of(settings: DeskSettings, host: str, user: str, *, over_tls: bool, logins_file: Path | None = None) -> Rules:
     """Return who may ask a desk that listens on an address.
+
+    Parameters
+    ----------
+    logins_file
+        Where logins with tokens are kept.
 
     Raises
     ------
@@ -97,10 +105,11 @@ def rules_of(settings: DeskSettings, host: str, user: str, *, over_tls: bool) ->
     own = (
         set[str]() if everywhere else {host} | ({"localhost", "127.0.0.1", "::1"} if is_loopback(host) else set[str]())
     )
+    record = LoginRecord(logins_file) if logins_file is not None and settings.tokens is not None else None
     return Rules(
         hosts=frozenset(name.casefold() for name in own | set(settings.hosts)),
         user=user,
-        logins=None if settings.tokens is None else Logins(settings.tokens),
+        logins=None if settings.tokens is None else Logins(settings.tokens, record),
         proxy=settings.proxy,
         user_header=settings.user_header,
     )
@@ -143,7 +152,7 @@ class Access:
         request = Request(scope, receive)
         try:
             answer = await self._refusal(request) or self._login_page(request) or self.application
-        except FleetError as error:  # the file of tokens cannot be read any more
+        except FleetError as error:  # the file of tokens cannot be read any more, or that of logins not be written
             request.state.user = ""
             answer = self._say(request, 500, str(error))
         await answer(scope, receive, send_guarded)
@@ -215,9 +224,11 @@ class Access:
         return None
 
     def _login_page(self, request: Request) -> Response | None:
-        """Log somebody in or out; None if that is not what is asked for."""
-        if self.rules.logins is None or request.url.path not in {LOGIN, LOGOUT}:
+        """Log somebody in or out, or show who did; None if that is not what is asked for."""
+        if self.rules.logins is None or request.url.path not in {LOGIN, LOGOUT, LOGINS}:
             return None
+        if request.url.path == LOGINS:
+            return self._show_logins(request, self.rules.logins)
         if request.url.path == LOGIN:
             return self._log_in(request, self.rules.logins) if request.method == "POST" else self._ask_token(request)
         if request.method != "POST":
@@ -239,6 +250,12 @@ class Access:
         is_here = is_loopback(_host_name(request.headers))
         answer.set_cookie(self.cookie, made, httponly=True, samesite="strict", secure=not is_here)
         return answer
+
+    def _show_logins(self, request: Request, logins: Logins) -> Response:
+        if request.method not in _READING:
+            return self._say(request, 405, "This page takes no such request.")
+        found = logins.record.all()[:_MOST_LOGINS] if logins.record is not None else []
+        return self.pages.show(request, "logins.html", logins=found)
 
     def _ask_token(self, request: Request, wrong: str = "", status: Literal[200, 401, 429] = 200) -> Response:
         errors = {"token": wrong} if wrong else {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from dlfd_fleet.desk.login_record import LoginRecord
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.ledger.requests import LONGEST_NAME
 
@@ -71,9 +72,15 @@ class Logins:
     """The people of a file of tokens, and who of them is logged in.
 
     A name that is taken out of the file is out at once.
+
+    Attributes
+    ----------
+    record
+        Keeps who logged in, and who failed to; without it nobody does.
     """
 
     file: Path
+    record: LoginRecord | None = None
     clock: Callable[[], float] = time.monotonic
     _sessions: OrderedDict[str, _Session] = field(default_factory=OrderedDict)
     _failures: OrderedDict[str, list[float]] = field(default_factory=OrderedDict)
@@ -86,10 +93,12 @@ class Logins:
         address
             Who tries: after a few failures that address must wait.
         """
-        given, holder = _digest(token.strip()), None
-        for known in read_tokens(self.file):
+        given, holder, tokens = _digest(token.strip()), None, read_tokens(self.file)
+        for known in tokens:
             if hmac.compare_digest(known, given):
                 holder = known
+        if self.record is not None:  # first: nobody is let in whose login cannot be kept
+            self.record.note(tokens[holder] if holder else "", address)
         if holder is None:
             self._failures.setdefault(address, []).append(self.clock())
             self._failures.move_to_end(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 from starlette.responses import PlainTextResponse
@@ -10,12 +11,14 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from dlfd_fleet.desk.access import LARGEST_FORM, rules_of
+from dlfd_fleet.desk.login_record import LOGINS_FILE, LoginRecord
 from dlfd_fleet.desk.logins import FAILURE_SECONDS, MOST_FAILURES, SESSION_SECONDS, Logins, read_tokens
 from dlfd_fleet.desk.pages import Pages
 from dlfd_fleet.desk.routes import application
 from dlfd_fleet.desk.serving import guarded
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.settings import DeskSettings
+from tests.command import run_command
 from tests.desk_client import HERE, form_token
 
 TOKEN, OTHER = "a-token-that-nobody-guesses", "another-token-of-somebody"
@@ -33,8 +36,8 @@ def tokens(tmp_path):
 def desk():
     """Make a client of a desk with one page, which says who asks, and takes what it is sent."""
 
-    def make(base=HERE, host="127.0.0.1", over_tls=False, client=("127.0.0.1", 5000), **settings):
-        rules = rules_of(DeskSettings(**settings), host, "ode", over_tls=over_tls)
+    def make(base=HERE, host="127.0.0.1", over_tls=False, client=("127.0.0.1", 5000), logins_file=None, **settings):
+        rules = rules_of(DeskSettings(**settings), host, "ode", over_tls=over_tls, logins_file=logins_file)
         pages = Pages("clinic", {"/": "First"})
 
         def first(request):
@@ -152,6 +155,72 @@ def test_whoever_has_a_token_logs_in_and_out(desk, tokens):
     assert post(client, "/logout").headers["location"] == "/login"
     client.cookies.set("desk-8400", cookie.split("=")[1].split(";")[0])
     assert client.get("/").status_code == 303  # the session is over, not only its cookie
+
+
+def test_who_logs_in_and_who_fails_to_is_kept_and_shown_and_no_token(desk, tokens, tmp_path):
+    file = tmp_path / "folder" / "desk-logins.db"
+    client = desk(tokens=tokens, logins_file=file, client=("10.0.0.9", 5000))
+    assert client.get("/logins").headers["location"] == "/login"
+    form = {"csrf": form_token(client.get("/login"))}
+    before = datetime.now(UTC)
+    client.post("/login", data=form | {"token": "<b>a guess of a token"})
+    client.post("/login", data=form | {"token": TOKEN})
+    last, first = LoginRecord(file).all()
+    assert [(one.who, one.address, one.succeeded) for one in (first, last)] == [
+        ("", "10.0.0.9", False),
+        ("M. Ode", "10.0.0.9", True),
+    ]
+    assert before <= first.at <= last.at <= datetime.now(UTC)
+    text = client.get("/logins").text
+    assert text.index(">logged in<") < text.index(">wrong token<")
+    assert "10.0.0.9" in text
+    assert 'href="/logins"' in client.get("/").text
+    assert post(client, "/logins").status_code == 405
+    assert file.stat().st_mode & 0o077 == 0
+    kept = b"".join(each.read_bytes() for each in file.parent.iterdir())
+    assert b"a guess" not in kept
+    assert TOKEN.encode() not in kept
+
+
+def test_failures_are_kept_in_number_and_drive_no_success_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlfd_fleet.desk.login_record.MOST_KEPT", 3)
+    record = LoginRecord(tmp_path / "logins.db")
+    for who in ("ode", *[""] * 5, "nia"):
+        record.note(who, "10.0.0.9")
+    assert [one.who for one in LoginRecord(tmp_path / "logins.db").all()] == ["nia", "", "", "", "ode"]
+
+
+def test_nobody_is_let_in_whose_login_cannot_be_kept(desk, tokens, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    client = desk(tokens=tokens, logins_file=tmp_path / "file" / "logins.db")
+    answer = client.post("/login", data={"csrf": form_token(client.get("/login")), "token": TOKEN})
+    assert answer.status_code == 500
+    assert "Cannot write" in answer.text
+    assert "set-cookie" not in answer.headers
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 1000)
+    client = desk(tokens=tokens, logins_file=tmp_path / "damaged.db")
+    answer = client.post("/login", data={"csrf": form_token(client.get("/login")), "token": TOKEN})
+    assert "is damaged" in answer.text
+
+
+def test_where_nobody_logs_in_there_is_no_page_of_logins(desk, tmp_path):
+    client = desk(logins_file=tmp_path / "logins.db")
+    assert client.get("/logins").status_code == 404
+    assert "/logins" not in client.get("/").text
+    assert not (tmp_path / "logins.db").exists()
+
+
+@pytest.mark.parametrize("at", ["site", "coordinator"])
+def test_the_command_lists_logins(tmp_path, at):
+    where = ("--site", tmp_path) if at == "site" else ("--set", f"state_folder={tmp_path}")
+    said = run_command("desk", "--logins", *where)
+    assert (said.returncode, said.stdout.partition(":")[0]) == (0, "Nobody has logged in here yet")
+    record = LoginRecord((tmp_path if at == "site" else tmp_path / "coordinator") / LOGINS_FILE)
+    record.note("M. Ode", "10.0.0.9")
+    record.note("", "10.0.0.8")
+    lines = run_command("desk", "--logins", *where).stdout.splitlines()
+    assert lines[1].endswith("10.0.0.8 wrong token")
+    assert lines[2].split()[2:] == ["M.", "Ode", "10.0.0.9", "logged", "in"]
 
 
 def test_the_cookie_is_for_tls_alone_unless_it_stays_on_this_machine(desk, tokens):
