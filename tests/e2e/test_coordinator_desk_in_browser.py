@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from dlfd_fleet.federation.records.store import Store
+from dlfd_fleet.settings import Settings
 from tests.desk_browser import chromium, faults_in_any_look, keyboard_at, served
 from tests.desk_fleet import add_devices, desk_of, fleet_settings, make_fleet
+from tests.integration.registered_fleet import registered_fleet
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def store(settings):
 
 @pytest.fixture(params=[390, 1280])
 def keyboard(browser, url, request):
-    with keyboard_at(browser, url, viewport={"width": request.param, "height": 844}) as opened:
+    viewport = {"width": request.param, "height": 844}
+    with keyboard_at(browser, url, viewport=viewport, accept_downloads=True, locale="en-US") as opened:
         yield opened
 
 
@@ -76,6 +82,70 @@ def test_a_job_is_started_with_a_reason_and_its_page_follows_it(keyboard, settin
     page.get_by_text("Error: there is no site.").wait_for()
     assert page.get_by_text("ended", exact=True).is_visible()
     assert store.decisions.all()[-1].why == "It is time."
+
+
+@pytest.mark.parametrize("button", ["Start a training", "Make reference models"])
+def test_other_jobs_are_started_by_keyboard_alone(keyboard, settings, store, button):
+    page = keyboard.page
+    keyboard.press(button, "link")
+    keyboard.write("Reason", "It is time.")
+    keyboard.press("Go on")
+    keyboard.press(button)
+    page.get_by_text("asked for job start").wait_for()
+    with Path(settings.state_folder / "waits").open("w") as waits:
+        waits.write("go on")
+    page.get_by_text("ended", exact=True).wait_for()
+    assert store.decisions.all()[-1].act == "start"
+
+
+def test_a_plan_is_started_by_keyboard_alone_once_no_job_waits(browser, tmp_path):
+    own = fleet_settings(tmp_path / "state")
+    with closing(make_fleet(own)) as store:
+        store.save(store.load("erase-3").changed(note="over").at("failed"))
+        with served(lambda port: desk_of(own, port)) as address, keyboard_at(browser, address) as keyboard:
+            keyboard.press("Plan an erasure", "link")
+            keyboard.write("Reason", "To know.")
+            keyboard.press("Go on")
+            keyboard.press("Plan an erasure")
+            keyboard.page.get_by_text("asked for job plan --by=M. Ode").wait_for()
+        assert [(each.act, each.why) for each in store.decisions.all()] == [("plan", "To know.")]
+
+
+def test_records_a_report_and_a_certificate_are_taken_by_keyboard_alone(keyboard, store, tmp_path):
+    folder = store.folders.made("erase-2")
+    (folder / "report.html").write_text("<!doctype html><title>Report</title><p>what was done</p>")
+    (folder / "certificate.json").write_text("{}")
+    today = datetime.now(UTC).date()
+    keyboard.press("Records", "link")
+    keyboard.write_day("First day", today - timedelta(1))
+    keyboard.write_day("Last day", today)
+    keyboard.press_for_file("Make the archive").save_as(tmp_path / "records.zip")
+    with zipfile.ZipFile(tmp_path / "records.zip") as archive:
+        assert "decisions.csv" in archive.namelist()
+    assert store.decisions.all()[-1].act == "export"
+    keyboard.press("Jobs", "link")
+    keyboard.press("erase-2", "link")
+    assert keyboard.press_for_file("Certificate", "link").suggested_filename == "certificate.json"
+    keyboard.press("Report", "link")
+    assert "what was done" in keyboard.page.inner_text("body")
+
+
+def test_a_version_is_promoted_and_another_one_revoked_by_keyboard_alone(browser, tmp_path):
+    own, store = registered_fleet(Settings(state_folder=tmp_path / "state"))
+    with (
+        closing(store),
+        served(lambda port: desk_of(own, port)) as address,
+        keyboard_at(browser, address) as keyboard,
+    ):
+        keyboard.press("Lineage", "link")
+        assert faults_in_any_look(keyboard.page) == []
+        for button in ("Revoke version 3", "Promote version 2"):
+            keyboard.press(button, "link")
+            keyboard.write("Reason", "It was read.")
+            keyboard.press("Go on")
+            keyboard.press(button)
+        assert store.champions.current().job == "erase-held"
+        assert [(each.act, each.who) for each in store.decisions.all()] == [("revoke", "M. Ode")]
 
 
 def test_a_running_job_is_followed_on_its_page(keyboard, store):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dlfd_fleet.desk.access import rules_of
+from dlfd_fleet.desk.login_record import LOGINS_FILE
 from dlfd_fleet.desk.serving import guarded
 from dlfd_fleet.desk.site_desk import SiteDesk
 from dlfd_fleet.ledger import Action, RequestState, Site
@@ -84,7 +85,7 @@ def test_a_request_is_taken_in_extended_and_withdrawn_by_keyboard_alone(keyboard
     keyboard.press("Take in")
     assert faults(page) == []
     assert page.title().startswith("Error:")
-    wrong = page.get_by_label("Person")
+    wrong = page.get_by_role("textbox", name="Person")
     assert wrong.evaluate("one => one === document.activeElement")  # the focus is where something is to be done
     assert (
         "did you mean 'Anna Berg'?"
@@ -99,6 +100,9 @@ def test_a_request_is_taken_in_extended_and_withdrawn_by_keyboard_alone(keyboard
     assert "Anna" not in page.url
     keyboard.press("Extend", "link")
     keyboard.write("Reason", "Many requests came at once.")
+    draft = keyboard.press_for_window("Open the letter")
+    assert "We need more time" in draft.inner_text("body")
+    draft.close()
     keyboard.write_day("The person was told on", TODAY + timedelta(2))
     keyboard.press("Extend")
     assert "is in the future; tell the person first" in page.locator("#noticed-error").inner_text()
@@ -107,6 +111,7 @@ def test_a_request_is_taken_in_extended_and_withdrawn_by_keyboard_alone(keyboard
     keyboard.press("Extend")
     assert "Noted: extended" in page.get_by_role("status").inner_text()
     keyboard.press("Withdraw", "link")
+    keyboard.write("Reason", "It was somebody else.")
     keyboard.press("Withdraw")
     assert "Noted: withdrawn" in page.get_by_role("status").inner_text()
     with Site(folder) as site:
@@ -115,6 +120,25 @@ def test_a_request_is_taken_in_extended_and_withdrawn_by_keyboard_alone(keyboard
         (action, "M. Ode") for action in (Action.ASKED, Action.EXTENDED, Action.WITHDRAWN)
     ]
     assert events[1].noticed == TODAY
+    assert events[2].remark == "It was somebody else."
+
+
+def test_who_is_unknown_is_answered_by_keyboard_alone(keyboard, folder):
+    page = keyboard.page
+    keyboard.press("Take a request in", "link")
+    keyboard.write("Person", "Zoe Nobody")
+    keyboard.write("How the identity was verified", "passport")
+    keyboard.press("Take in")
+    assert "There is no person 'Zoe Nobody'" in page.locator("#identity-error").inner_text()
+    assert faults_in_any_look(page) == []
+    keyboard.tick("No data of this person is held here")
+    keyboard.press("Take in")
+    assert "Noted: no data held" in page.get_by_role("status").inner_text()
+    assert faults_in_any_look(page) == []
+    keyboard.press("write the letter", "link")
+    assert "found no image of you" in keyboard.press_for_window("Open the letter").inner_text("body")
+    with Site(folder) as site:
+        assert site.find_request("zoe nobody").state is RequestState.NO_DATA
 
 
 def test_a_request_is_found_refused_and_answered_by_a_letter(keyboard, folder):
@@ -135,11 +159,7 @@ def test_a_request_is_found_refused_and_answered_by_a_letter(keyboard, folder):
     keyboard.press("Refuse")
     assert "Noted: refused" in page.get_by_role("status").inner_text()
     keyboard.press("write the letter", "link")
-    keyboard.reach("Open the letter", "button")
-    with page.context.expect_page() as opened:
-        page.keyboard.press("Enter")
-    letter = opened.value
-    letter.wait_for_load_state()
+    letter = keyboard.press_for_window("Open the letter")
     assert "Dear Bert," in letter.inner_text("body")
     assert "It is in a book." in letter.inner_text("body")
     with Site(folder) as site:
@@ -151,13 +171,16 @@ def test_an_archive_of_a_period_is_taken_away(keyboard, tmp_path):
     keyboard.press("Records", "link")
     keyboard.write_day("First day", TODAY - timedelta(60))
     keyboard.write_day("Last day", TODAY)
-    keyboard.reach("Make the archive", "button")
-    with keyboard.page.expect_download() as download:
-        keyboard.page.keyboard.press("Enter")
-    download.value.save_as(tmp_path / "records.zip")
-    with zipfile.ZipFile(tmp_path / "records.zip") as archive:
-        assert b"Cleo" not in archive.read("requests.csv")
-        assert "manifest.json" in archive.namelist()
+    for names in (False, True):
+        keyboard.press_for_file("Make the archive").save_as(tmp_path / "records.zip")
+        with zipfile.ZipFile(tmp_path / "records.zip") as archive:
+            assert (b"Cleo" in archive.read("requests.csv")) == names
+            assert "manifest.json" in archive.namelist()
+        if not names:
+            keyboard.tick("With names and texts")
+    keyboard.press("Records", "link")
+    assert keyboard.page.get_by_role("row", name="M. Ode").count() == 2
+    assert faults_in_any_look(keyboard.page) == []
 
 
 def test_the_first_tab_skips_to_the_content(keyboard):
@@ -173,7 +196,8 @@ def test_somebody_logs_in_and_out(browser, folder, tmp_path):
     tokens.write_text("M. Ode a-token-that-nobody-guesses\n")
     tokens.chmod(0o600)
     settings = Settings(desk={"tokens": tokens})
-    desk, rules = SiteDesk(folder, settings), rules_of(settings.desk, "127.0.0.1", "", over_tls=False)
+    desk = SiteDesk(folder, settings)
+    rules = rules_of(settings.desk, "127.0.0.1", "", over_tls=False, logins_file=tmp_path / LOGINS_FILE)
     with served(lambda port: guarded(desk.application(), rules, desk.pages, port)) as address:
         context = browser.new_context()
         page = context.new_page()
@@ -186,6 +210,12 @@ def test_somebody_logs_in_and_out(browser, folder, tmp_path):
         page.keyboard.type("a-token-that-nobody-guesses")
         keyboard.press("Log in")
         assert "You are M. Ode" in page.inner_text("header")
+        keyboard.press("Logins", "link")
+        assert [row.inner_text().split()[2:] for row in page.get_by_role("row").all()[1:]] == [
+            ["M.", "Ode", "127.0.0.1", "logged", "in"],
+            ["nobody", "known", "127.0.0.1", "wrong", "token"],
+        ]
+        assert faults_in_any_look(page) == []
         keyboard.press("Log out")
         page.goto(address)
         assert page.url == f"{address}/login"
