@@ -98,11 +98,13 @@ class OwnFleet:
         return self.folder / "sites" / str(number)
 
     def flwr_run(self, job: str) -> str:
-        return self.call(BIN / "flwr", "run", self.app, "--stream", "--run-config", f'job="{job}" rounds=1')
+        return self.call(BIN / "flwr", "run", self.app, "--stream", "--run-config", f'job="{job}" rounds=1 by="M. Ode"')
 
     def last_job(self):
         with closing(Store(self.state)) as store:
-            return store.jobs()[-1], store.champions.current()
+            record = store.jobs()[-1]
+            assert [each.who for each in store.decisions.of(record.job)] == ["M. Ode"]
+            return record, store.champions.current()
 
 
 @pytest.fixture

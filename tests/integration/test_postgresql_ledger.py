@@ -75,6 +75,26 @@ def test_what_the_databases_administrator_changes_is_seen(server, url, statement
             ledger.verify()
 
 
+def test_a_ledger_of_the_format_before_is_brought_to_this_one(server, url, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("dlfd_fleet.ledger.sealed_tables.VERSION", 7)
+        with Ledger(url, KEY, create=True) as ledger:
+            ledger.request("anna", "a", DEADLINE)
+        old = "(person_digest) WHERE state != 'WITHDRAWN' AND state != 'REFUSED'"
+        server.psql(
+            f"\\c {url.split('/')[3].split('?')[0]}\nDROP TABLE export; DROP INDEX one_request_a_person; "
+            f"CREATE UNIQUE INDEX one_request_a_person ON request {old};"
+        )
+    for _ in range(2):
+        with Ledger(url, KEY) as ledger:
+            ledger.verify()
+            ledger.request("bert", "b", DEADLINE, no_data=True)
+            ledger.note_export(DEADLINE.date(), DEADLINE.date(), "download", with_names=True, done_by="ode")
+    with Ledger(url, KEY) as ledger:
+        ledger.verify()
+        assert (len(ledger.requests()), len(ledger.exports())) == (3, 2)
+
+
 def test_a_ledger_that_another_process_keeps_locked_is_one_sentence(url, monkeypatch):
     with Ledger(url, KEY, create=True) as ledger, Ledger(url, KEY) as other, other._transaction():
         monkeypatch.setattr("dlfd_fleet.database.BUSY_SECONDS", 0.05)
