@@ -128,12 +128,16 @@ class SiteDesk:
             {},
             today=_today(),
             days=self.settings.erasure.deadline_days,
-            may_be_unknown=error is not None and self._is_unknown(values.get("identity", "").strip()),
+            may_be_unknown=error is not None and self._may_be_unknown(values, error),
         )
 
-    def _is_unknown(self, identity: str) -> bool:
+    def _may_be_unknown(self, values: Mapping[str, str], error: FleetError) -> bool:
+        """Tell whether the form offers to record that the site has no image of the person."""
+        identity = values.get("identity", "").strip()
+        if not identity or (error.field != "identity" and "no_data" not in values):
+            return False
         with Site(self.folder) as site:
-            return bool(identity) and is_unknown(site, identity)
+            return is_unknown(site, identity)
 
     def request(self, request: Request) -> Response:
         """Show one request: what keeps it open, and everything that happened to it."""

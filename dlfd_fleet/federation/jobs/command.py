@@ -249,7 +249,7 @@ def status_lines(store: Store, job: str) -> list[str]:
         lines.append("It was cancelled, and " + ("stops before its next step." if running else "the next job ends it."))
     elif record.step not in FINAL_STEPS and not running and record.kind != "import":
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
-    lines += [_decided(each) for each in store.decisions.of(job) if each.act in _DECIDED]
+    lines += [_decided(each) for each in store.decisions.of(job) if each.act in _DECIDED and each.who]
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
     if record.requests:

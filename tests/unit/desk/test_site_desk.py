@@ -103,6 +103,9 @@ def test_who_is_unknown_is_recorded_as_answered_once_the_officer_says_so(visitor
     answer = visitor.post("/take-in", **form)
     assert "There is no person 'zoe'" in wrong(answer)["identity"]
     assert 'name="no_data"' in answer.text
+    answer = visitor.post("/take-in", **form | {"received": "soon"}, no_data="yes")
+    assert wrong(answer).keys() == {"received"}
+    assert 'value="yes" checked' in answer.text  # what was ticked stays
     answer = visitor.post("/take-in", **form, no_data="yes")
     assert answer.status_code == 303
     request = site.find_request("zoe")
