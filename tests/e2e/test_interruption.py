@@ -11,7 +11,7 @@ from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, site_folders
 from tests.mlflow_client import client_of
 
-PATIENCE = 240.0
+PATIENCE = 600.0
 
 
 def run_until(fleet, reached, end):
