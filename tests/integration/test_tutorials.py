@@ -13,9 +13,12 @@ from tests.command import environment_of
 from tests.unit.test_documented_code import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
-# What trains, or needs a fleet, a server or a released model. Tests of tests/e2e have such fleets, of other sizes.
+# What trains, serves until it is stopped, or needs a fleet, a server or a released model: tests/integration and
+# tests/e2e have tests of that, with other sizes.
 NEEDS_A_FLEET = (
+    "dlfd-fleet certify",
     "dlfd-fleet demo",
+    "dlfd-fleet desk",
     "dlfd-fleet job start",
     "dlfd-fleet report",
     "dlfd-fleet publish",
@@ -30,6 +33,8 @@ FIRST_WORDS = {"dlfd-fleet", "export", "grep", "deploy/local-fleet.sh"}
 @pytest.mark.parametrize(
     ("name", "said", "named"),
     [
+        ("certify", "Wrote 720 images", "people/manifest.csv"),
+        ("desk", "sites/site-1", "desk-fleet/sites/site-1"),
         ("own-data", "no problem found. 240 images of 40 people", "faces/manifest.csv"),
         ("sites-and-device", "camera is in the fleet", "faces/images/person-00001/000.png"),
     ],
