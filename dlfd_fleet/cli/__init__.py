@@ -11,6 +11,7 @@ from rich.text import Text
 
 from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
 from dlfd_fleet.cli.desk import desk
+from dlfd_fleet.cli.explain import PAGES, explain
 from dlfd_fleet.cli.main_commands import certify, demo, prune, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.exceptions import DataError, FleetError, file_refusal
@@ -51,6 +52,7 @@ app.command(
     rich_help_panel=_TRY,
     epilog="Example: dlfd-fleet unlearn --model my-model --data faces/manifest.csv --forget anna --output unlearned",
 )(unlearn)
+app.command(rich_help_panel=_TRY, epilog="Example: dlfd-fleet explain site")(explain)
 app.add_typer(site.app, name="site", rich_help_panel=_SITE)
 app.add_typer(forget.app, name="forget", rich_help_panel=_SITE)
 app.add_typer(data.app, name="data", rich_help_panel=_SITE)
@@ -70,29 +72,6 @@ app.add_typer(rollout.app, name="rollout", rich_help_panel=_DEVICES)
 app.add_typer(bench.app, name="bench", rich_help_panel=_MEASURE)
 app.add_typer(config.app, name="config", rich_help_panel=_MEASURE)
 
-_DATA_PAGE = "docs/reference/data.md"
-PAGES = {
-    "bench": "docs/how-to/compare.md",
-    "certificate": "docs/how-to/evidence.md",
-    "certify": "docs/how-to/certify.md",
-    "config": "docs/how-to/operate.md#settings",
-    "data": _DATA_PAGE,
-    "delivery": "docs/how-to/delivery.md",
-    "demo": "docs/tutorials/demo.md",
-    "desk": "docs/how-to/desk.md",
-    "forget": "docs/how-to/requests.md",
-    "job": "docs/how-to/operate.md",
-    "outbox": "docs/how-to/mlflow.md",
-    "prune": "docs/how-to/operate.md#disk-space",
-    "publish": "docs/how-to/delivery.md",
-    "registry": "docs/how-to/mlflow.md",
-    "report": "docs/how-to/evidence.md",
-    "rollout": "docs/how-to/delivery.md",
-    "site": "docs/how-to/site.md",
-    "unlearn": "docs/how-to/tensors.md",
-}
-"""The page that explains each command, and with it what the command refuses."""
-
 
 def main() -> None:
     """Run the command; a mistake is one sentence with its page and exit code 2, a signal one and 128 + its number.
@@ -106,7 +85,7 @@ def main() -> None:
             if interruption:
                 _end(interruption)
             if isinstance(error, FleetError):
-                _refuse(str(error), _page_of(error), error.exit_code)
+                _refuse(str(error), _explained_by(error), error.exit_code)
             refusal = file_refusal(error)
             if refusal:
                 _refuse(refusal)
@@ -119,15 +98,16 @@ def _end(interruption: Interruption) -> NoReturn:
     sys.exit(interruption.exit_code)
 
 
-def _page_of(error: FleetError) -> str | None:
+def _explained_by(error: FleetError) -> str | None:
+    """Return the command whose page explains an error."""
     if isinstance(error, DataError):
-        return _DATA_PAGE
-    return next((PAGES[word] for word in sys.argv[1:] if word in PAGES), None)
+        return "data"
+    return next((word for word in sys.argv[1:] if word in PAGES), None)
 
 
-def _refuse(sentence: str, page: str | None = None, exit_code: int = 2) -> NoReturn:
+def _refuse(sentence: str, command: str | None = None, exit_code: int = 2) -> NoReturn:
     words = Text.assemble(("Error:", "red"), f" {visible(sentence)}")
-    if page is not None:
-        words.append(f" See {page}.", "dim")
+    if command is not None:
+        words.append(f" See {PAGES[command]} (dlfd-fleet explain {command}).", "dim")
     PlainConsole(stderr=True).print(words, soft_wrap=True, highlight=False)
     sys.exit(exit_code)

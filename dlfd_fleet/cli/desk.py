@@ -35,7 +35,7 @@ def desk(
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
-    """Serve the desk as web pages until stopped: a site's requests, with names, or a fleet's jobs, without any."""
+    """Serve a site's requests, or a fleet's jobs, as web pages."""
     from dlfd_fleet.desk.access import rules_of
     from dlfd_fleet.desk.login_record import LOGINS_FILE
     from dlfd_fleet.desk.serving import guarded, serve

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="dlfd-fleet-device")
     except DeviceError as error:
-        _say(f"{error} See docs/how-to/device.md.")
+        _say(f"{error} See docs/how-to/device.md (dlfd-fleet explain device).")
         sys.exit(2)
     except OSError as error:
         refusal = file_refusal(error)

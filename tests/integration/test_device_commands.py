@@ -20,6 +20,8 @@ from dlfd_fleet.device.cli import main
 from dlfd_fleet.device.folder import DeviceFolder
 from tests.tuf_repository import Coordinator, TufRepository, random_images, reference_answers, tiny_model
 
+PAGE = " See docs/how-to/device.md (dlfd-fleet explain device).\n"
+
 
 @pytest.fixture
 def fleet(tmp_path) -> Iterator[tuple[TufRepository, Coordinator]]:
@@ -145,16 +147,14 @@ def test_setting_that_makes_no_sense_is_one_sentence(capfd, fleet, tmp_path, opt
 def test_folder_of_no_device_is_one_sentence(capfd, tmp_path, command):
     code, out, err = run(capfd, command, tmp_path)
     assert (code, out) == (2, "")
-    assert (
-        err == f"{tmp_path} is no device's folder: make one with 'dlfd-fleet-device init'. See docs/how-to/device.md.\n"
-    )
+    assert err == f"{tmp_path} is no device's folder: make one with 'dlfd-fleet-device init'.{PAGE}"
 
 
 def test_model_without_an_image_is_one_sentence(capfd):
     assert run(capfd, "predict", "model.onnx") == (
         2,
         "",
-        "Give images after the model model.onnx, or the device's folder with --folder. See docs/how-to/device.md.\n",
+        f"Give images after the model model.onnx, or the device's folder with --folder.{PAGE}",
     )
 
 
@@ -168,7 +168,7 @@ def test_second_agent_on_one_folder_is_refused_and_the_first_ends_when_it_is_tol
         for command in ("once", "run", "serve"):
             code, out, err = run(capfd, command, folder)
             assert (code, out) == (2, "")
-            assert err == f"Another agent works on {folder}: one folder is for one agent. See docs/how-to/device.md.\n"
+            assert err == f"Another agent works on {folder}: one folder is for one agent.{PAGE}"
         assert run(capfd, "status", folder)[0] == 0
         repository.add_model(2, 2)
         repository.publish()
@@ -207,4 +207,4 @@ def test_port_that_is_taken_is_one_sentence(capfd, fleet, tmp_path):
     port = urlsplit(fleet[1].url).port
     code, out, err = run(capfd, "serve", folder, "--port", port)
     assert (code, out) == (2, "")
-    assert err == f"Cannot listen on 127.0.0.1:{port}: Address already in use. See docs/how-to/device.md.\n"
+    assert err == f"Cannot listen on 127.0.0.1:{port}: Address already in use.{PAGE}"

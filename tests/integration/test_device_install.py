@@ -53,6 +53,11 @@ def test_device_environment_has_nothing_of_the_training_side(installed):
     assert names.isdisjoint({"torch", "torchvision", "flwr", "mlflow", "scikit-learn", "sqlalchemy", "ray", "onnx"})
 
 
+@pytest.mark.parametrize(("command", "page"), [("device", "how-to/device.md"), ("demo", "tutorials/demo.md")])
+def test_the_page_that_an_error_names_can_be_read_without_a_checkout(installed, tmp_path, command, page):
+    assert run(installed / "dlfd-fleet", "explain", command, cwd=tmp_path) == (ROOT / "docs" / page).read_text() + "\n"
+
+
 def test_installed_command_predicts(installed, tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))

@@ -35,5 +35,5 @@ def test_a_job_that_was_started_or_taken_up_again_ends_with_its_verdict(monkeypa
         done = run_command("job", *words)
         assert (done.returncode, done.stderr) == (
             code,
-            "Error: The verdict is FAIL: it leaks. See docs/how-to/operate.md.\n",
+            "Error: The verdict is FAIL: it leaks. See docs/how-to/operate.md (dlfd-fleet explain job).\n",
         )

@@ -260,6 +260,14 @@ def test_the_image_has_a_folder_of_its_users_wherever_a_named_volume_is_mounted(
         assert named | above <= set(folders)  # Docker makes what is missing above a mount, as root's
 
 
+def test_the_image_is_built_of_whatever_a_wheel_needs():
+    wheel = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {path.partition("/")[0] for path in (*wheel["packages"], *wheel["force-include"])}
+    copied = set(re.findall(r"^COPY (\S+) ", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
+    let_through = {line.removeprefix("!") for line in (DEPLOY.parent / ".dockerignore").read_text().splitlines()}
+    assert needed <= copied & let_through
+
+
 @pytest.mark.parametrize("document", [*pods(), *timed()], ids=named)
 def test_a_file_is_mounted_into_a_folder_of_the_pods_user(document):
     for container in document["spec"]["template"]["spec"]["containers"]:

@@ -91,7 +91,10 @@ def test_what_is_wrong_is_the_commands_sentence_beside_its_field_and_what_was_ty
     assert wrong(answer).keys() == {field}
     said = run_command("forget", "request", *command, "--site", folder).stderr
     # A field is called by its label, and not by its option.
-    assert re.sub(r"--[a-z-]+ is", "This is", said) == f"Error: {wrong(answer)[field]} See docs/how-to/requests.md.\n"
+    assert (
+        re.sub(r"--[a-z-]+ is", "This is", said)
+        == f"Error: {wrong(answer)[field]} See docs/how-to/requests.md (dlfd-fleet explain forget).\n"
+    )
     assert "note" in form or "a &lt;note&gt;</textarea>" in answer.text
     assert f'value="{form["identity"]}"' in answer.text
     assert not site.ledger.requests()

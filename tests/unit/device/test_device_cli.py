@@ -88,7 +88,7 @@ def test_missing_model_is_one_sentence(capfd, tmp_path, command):
     code, out, err = run(capfd, command[0], tmp_path / "none.onnx", *command[1:])
     assert (code, out) == (2, "")
     problem = f"Cannot read the model {tmp_path / 'none.onnx'}: No such file or directory."
-    assert err == f"{problem} See docs/how-to/device.md.\n"
+    assert err == f"{problem} See docs/how-to/device.md (dlfd-fleet explain device).\n"
 
 
 def test_no_thread_is_refused(capfd, exported, faces):
