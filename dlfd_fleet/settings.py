@@ -341,6 +341,9 @@ class UnlearningSettings(Section):
         0.1,
         description="With references: share that may be left of what members show.",
     )
+    own_gate: Fraction = Field(
+        0.25, description="In a fleet without references: share of the way to the model's own answers that may be left."
+    )
     max_utility_drop: Fraction = Field(
         0.02, description="Accuracy a checkpoint may lose, on validation people and on retained people."
     )
@@ -461,7 +464,11 @@ class ErasureSettings(Section):
     learning_rate: Positive = Field(0.015, description="SGD step at the start of the first repair; it falls to 0.")
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(flip=0.5, shift=4, light=0.2),
-        description="Of images in an erasure without references; with references it is that of training.",
+        description="Of images in an erasure that has nothing to aim at; otherwise it is that of training.",
+    )
+    own_answers: bool = Field(
+        True,
+        description="Without references: aim at what the model itself says of changed copies of the images to forget.",
     )
     relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."

@@ -36,7 +36,8 @@ def prune_site(site: Site, *, dry_run: bool = False) -> SitePruned:
     now, folder = time.time(), site.folder
     old = [file for file in folder.glob(".*.new") if now - file.stat().st_mtime > _WRITTEN_SINCE]
     old += [file for file in folder.glob("decoded-*.rows") if file != site.decoded.file]
-    old += [file for file in site.references.unfinished() if now - file.stat().st_mtime > _UNFINISHED]
+    unfinished = (*site.references.unfinished(), *site.own_answers.unfinished())
+    old += [file for file in unfinished if now - file.stat().st_mtime > _UNFINISHED]
     pruned = SitePruned(tuple(sorted(file.name for file in old)), sum(file.stat().st_size for file in old))
     for file in () if dry_run else old:
         _delete(file)

@@ -31,8 +31,6 @@ from dlfd_fleet.files import whole_file
 
 _DIGEST_BYTES = 32
 _PERSON = np.dtype([("key", "u1", (_DIGEST_BYTES,)), ("half", "<u8"), ("trained", "<u8")])
-_ALL = "references-*"
-_BEING_WRITTEN = f".{_ALL}.new"
 
 
 class UnseenAccuracy(BaseModel):
@@ -137,10 +135,12 @@ class ReferenceFiles:
     ----------
     folder
         The site's.
+    name
+        How the names of files begin.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, name: str = "references") -> None:
+        self._folder, self._name_of_files = folder, name
 
     # ------------------------------------------------------------------ making a set
 
@@ -308,13 +308,13 @@ class ReferenceFiles:
     # ------------------------------------------------------------------ files
 
     def _file(self, chosen: ReferenceSet, part: str = "") -> Path:
-        name = f"references-{chosen.key}"
+        name = f"{self._name_of_files}-{chosen.key}"
         return self._folder / (f"{name}-{part}.npy" if part else f"{name}.json")
 
     def _known(self) -> list[ReferenceSet]:
         """Return the sets that have begun; what a damaged file names is none."""
         found = list[ReferenceSet]()
-        for file in sorted(self._folder.glob("references-*.json")):
+        for file in sorted(self._folder.glob(f"{self._name_of_files}-*.json")):
             try:
                 chosen = ReferenceSet.model_validate_json(file.read_bytes())
             except (FileNotFoundError, ValidationError):  # another process may have deleted it
@@ -330,7 +330,8 @@ class ReferenceFiles:
             for chosen in sets:
                 self._file(chosen).unlink(missing_ok=True)
             kept = tuple(self._file(each).stem for each in self._known())
-            for file in (*self._folder.glob(_ALL), *self._folder.glob(_BEING_WRITTEN)):
+            every = f"{self._name_of_files}-*"
+            for file in (*self._folder.glob(every), *self._folder.glob(f".{every}.new")):
                 if file.name.startswith(".") or not file.name.startswith(kept):
                     file.unlink(missing_ok=True)
         except OSError as error:

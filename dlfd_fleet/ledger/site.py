@@ -160,8 +160,13 @@ class Site:
         """The stored answers of reference models."""
         return ReferenceFiles(self.folder)
 
+    @property
+    def own_answers(self) -> ReferenceFiles:
+        """The stored answers of the model that an erasure began with: to images, and to changed copies of them."""
+        return ReferenceFiles(self.folder, "own-answers")
+
     def purge_references(self) -> None:
-        """Overwrite reference answers for purged images, and whether these people were trained on.
+        """Overwrite stored answers for purged images, and whether these people were trained on.
 
         Raises
         ------
@@ -169,7 +174,8 @@ class Site:
             If the disk refuses.
         """
         people = self.ledger.request_of_people(*TO_PURGE, *FORGOTTEN)
-        self.references.purge(self.ledger.tombstones(), people.keys())
+        for answers in (self.references, self.own_answers):
+            answers.purge(self.ledger.tombstones(), people.keys())
 
     def usable_manifest(self) -> Manifest:
         """Read the manifest without images that were purged and came back, under any name."""

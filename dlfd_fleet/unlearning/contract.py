@@ -188,6 +188,9 @@ class UnlearningProblem:
     references
         Answers of reference models, of which some never saw the people to forget. Methods that train on the retain set
         then also train forget images towards these answers. Default: none.
+    targets
+        Probabilities ``(M, C)`` towards which they train forget images in place of those of references; NaN in the row
+        of an image without any.
     """
 
     model: FeatureClassifier
@@ -202,6 +205,7 @@ class UnlearningProblem:
     loss: Loss | None = None
     optimizer: MakeOptimizer | None = None
     references: References | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from dlfd_fleet.audit.shift import ReferenceLosses
 
 _LEAST = 1e-6  # of a probability, as the attacks have it
-_TEMPERATURES = torch.logspace(-1.0, 1.0, 41, base=2.0).tolist()  # from a half to two
+TEMPERATURES = torch.logspace(-1.0, 1.0, 41, base=2.0).tolist()  # from a half to two
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def temperature_between(unseen: ReferenceAnswers, now: Tensor, models: int) -> f
             total += float(target_loss(logits, said, multi_label=multi_label))
         return total
 
-    return float(min(_TEMPERATURES, key=distance))
+    return float(min(TEMPERATURES, key=distance))
 
 
 def tempered(probabilities: Tensor, temperature: float, *, multi_label: bool) -> Tensor:

@@ -147,7 +147,7 @@ class Session:
 
     @property
     def has_targets(self) -> bool:
-        """Whether reference models have answered for images to forget."""
+        """Whether images to forget have targets."""
         return self._targets is not None
 
     def _refuse_answers_of_other_images(self) -> None:
@@ -161,11 +161,15 @@ class Session:
                 )
 
     def _find_targets(self) -> Tensor | None:
-        """Return the targets of the forget images ``(M, C)``; None without references.
+        """Return the targets of the forget images ``(M, C)``; None without any.
 
         Unknown targets are NaN.
         """
         references, validation = self.problem.references, self.problem.validation
+        if (given := self.problem.targets) is not None:
+            if len(given) != len(self.forget):
+                raise ValueError(f"There are {len(given)} targets for {len(self.forget)} forget images.")
+            return None if given.isnan().any(dim=1).all() else given.to(self.device)
         if references is None:
             return None
         unseen_now = None

@@ -47,6 +47,7 @@ def fleet(known, tmp_path):
 
 def with_gate(settings, share, rounds=3, **erasure):
     unlearning = settings.erasure.unlearning.model_copy(update={"reference_gate": share})
+    erasure = {"own_answers": False} | erasure
     changed = settings.erasure.model_copy(update={"unlearning": unlearning, "rounds": rounds, **erasure})
     return settings.model_copy(update={"erasure": changed})
 

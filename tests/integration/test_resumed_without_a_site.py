@@ -52,11 +52,12 @@ def trained(tmp_path_factory):
         folder / "faces", people=18, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
     )
     settings = small_settings(folder / "state", manifest, sites=3)
+    long_way = {"rounds": 1, "relearning_rounds": 0, "own_answers": False}
     alone = {"connect_seconds": 0.5, "return_seconds": 0.2, "least_sites": 1, "quorum": 0.1}
     settings = settings.model_copy(
         update={
             "fleet": settings.fleet.model_copy(update=alone),
-            "erasure": settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0}),
+            "erasure": settings.erasure.model_copy(update=long_way),
         }
     )
     deal_to_sites(settings, silent)

@@ -195,7 +195,7 @@ class FederatedMethod:
         """Return the settings under which it runs."""
         sections = {name: getattr(settings, name).model_copy(update=each) for name, each in self.changes.items()}
         changed = settings.model_copy(update=sections)
-        return with_settings_of_method(changed) if self.references else changed
+        return with_settings_of_method(changed) if "method" in self.changes.get("erasure", {}) else changed
 
     @classmethod
     def with_references(
@@ -205,13 +205,23 @@ class FederatedMethod:
         own = {**changes, "erasure": {"method": method}}
         return cls(_whole_job, AtAskedSites(method), changes=own, references=True)
 
+    @classmethod
+    def aiming_at_own(cls, method: str) -> FederatedMethod:
+        """Return a method of the registry that aims at the model's own answers to changed images."""
+        return cls(_attempted, AtAskedSites(method), changes={"erasure": {"method": method}})
+
 
 _INT8 = {"fleet": {"update_precision": "int8"}}
+_NO_AIM = {"erasure": {"own_answers": False}}
 FEDERATED_METHODS: dict[str, FederatedMethod] = {
     "dlfd": FederatedMethod(_attempted),
     "DLFD int8": FederatedMethod(_attempted, changes=_INT8),
     "DLFD int8 one round": FederatedMethod(_attempted, changes=_INT8 | {"erasure": {"rounds": 1}}),
-    "DLFD averaged with all": FederatedMethod(_attempted, averaged_with_all),
+    "DLFD without an aim": FederatedMethod(_attempted, changes=_NO_AIM),
+    "DLFD averaged with all": FederatedMethod(_attempted, averaged_with_all, changes=_NO_AIM),
+    "fine-tune": FederatedMethod.aiming_at_own("fine-tune"),
+    "msg": FederatedMethod.aiming_at_own("msg"),
+    "not": FederatedMethod.aiming_at_own("not"),
     "continued FedAvg": FederatedMethod(_continued),
     "gradient ascent": FederatedMethod(_forgotten_once, AtAskedSites("ascent")),
     "NoT": FederatedMethod(_negated),

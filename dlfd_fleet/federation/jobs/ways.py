@@ -18,6 +18,7 @@ from dlfd_fleet.federation.protocol.differences import difference_of
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import JobRecord
+from dlfd_fleet.federation.rounds.aims import aims_of, have_references
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.report.contents import Phase
 from dlfd_fleet.settings import AugmentationSettings, ErasureSettings, Settings
@@ -284,7 +285,7 @@ class Rounds:
 
 def expected_rounds(settings: Settings, replies: Sequence[PendingReply], earlier: Sequence[JobRecord]) -> Rounds:
     """Return how many rounds unlearning took in the last erasure of its kind; or else may take."""
-    to_gates, most = _to_gates(replies), settings.erasure.rounds
+    to_gates, most = bool(aims_of(replies, settings.erasure)), settings.erasure.rounds
     for record in reversed(earlier):
         forgot, repaired = (record.proceedings.phases.get(name) for name in ("distancing", "repair"))
         if record.kind == "erase" and forgot and bool(record.proceedings.readings) is not to_gates:
@@ -302,18 +303,18 @@ def unlearning(
 ) -> Expected:
     """Return what unlearning is expected to cost: its rounds, the audit, and further training that is attacked.
 
-    Where sites go to gates of their own, those that are asked alone take part in rounds, and a share of the others in
-    further training; else all sites repair and answer the fleet's gate.
+    Where sites go to gates of their own, those that are asked alone take part in rounds; else all sites repair and
+    answer the fleet's gate. With references, only a share of the others takes part in further training.
     """
     erasure, everybody = settings.erasure, len(replies)
     asked = [reply for reply in replies if reply.can_unlearn]
     able, images, of_asked = sum(reply.can_train for reply in replies), _images(replies), _images(asked)
-    to_gates = _to_gates(replies)
-    share = (len(asked) + math.ceil(erasure.repair_share * (everybody - len(asked)))) / everybody if to_gates else 1.0
+    to_gates, references = bool(aims_of(replies, erasure)), have_references(replies)
+    share = (len(asked) + math.ceil(erasure.repair_share * (everybody - len(asked)))) / everybody if references else 1.0
     # Whoever holds a model is not sent it again: sites that forget begin with the one that was audited.
     forgetting = rounds.forgetting * (len(asked) + (len(asked) if to_gates else able))
     exchanges = forgetting + rounds.repair * (able + everybody) * share + everybody
-    again, after = erasure.relearning_rounds, len(asked) if to_gates else everybody
+    again, after = erasure.relearning_rounds, len(asked) if references else everybody
     exchanges += (2.0 * again - 1.0) * share * able + after if again else 0.0
     if pace is None:
         return Expected(bytes=exchanges * sizes.step, seconds=None)
@@ -334,11 +335,6 @@ def _forward(settings: Settings, card: ModelCard, pace: Pace) -> float:
     if card.frozen and not changed:
         passes = 1.0  # what frozen layers make of it is computed once a round
     return min(pace.audit, pace.training / passes)
-
-
-def _to_gates(replies: Sequence[PendingReply]) -> bool:
-    asked = [reply for reply in replies if reply.can_unlearn]
-    return bool(asked) and all(reply.has_references for reply in asked)
 
 
 def _images(replies: Iterable[PendingReply]) -> int:

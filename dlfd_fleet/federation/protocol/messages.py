@@ -139,6 +139,8 @@ class PendingReply(FleetMessage):
     forget_images: Count
     answered_images: Count = 0
     """Number of images to forget for which references can measure forgetting."""
+    unseen_images: Count = 0
+    """Number of images of people never trained on, with which a site can check a model."""
     class_images: Annotated[tuple[Count, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     """Numbers of images to train on, by class or by label."""
     labelled_images: Count | None = None
@@ -191,6 +193,11 @@ class PendingReply(FleetMessage):
     def has_references(self) -> bool:
         """Whether reference models have answered for all images to forget, so that the site has its own gate."""
         return 0 < self.forget_images == self.answered_images
+
+    @property
+    def can_aim_at_own(self) -> bool:
+        """Whether the site has its own gate by what the model says of changed copies of its images."""
+        return self.unseen_images > 0 and self.input.is_image
 
 
 class Reference(BaseModel):
@@ -257,8 +264,22 @@ class Aim(StrEnum):
     """Aim at reference models, if they have answered; always unlearn."""
     TO_GATE = "to-gate"
     """The same, but a site within its gate leaves the model unchanged and reports this."""
+    OWN_ANSWERS = "own-answers"
+    """Aim at what the model that the erasure began with says of changed copies of the images; always unlearn."""
+    OWN_ANSWERS_TO_GATE = "own-answers-to-gate"
+    """The same, but a site within its gate leaves the model unchanged and reports this."""
     WITHOUT_REFERENCES = "without-references"
-    """Use the method without reference models."""
+    """Use the method without anything to aim at."""
+
+    @property
+    def to_gate(self) -> bool:
+        """Whether a site within its gate leaves the model unchanged."""
+        return self in (Aim.TO_GATE, Aim.OWN_ANSWERS_TO_GATE)
+
+    @property
+    def at_own(self) -> bool:
+        """Whether sites aim at the model's own answers."""
+        return self in (Aim.OWN_ANSWERS, Aim.OWN_ANSWERS_TO_GATE)
 
 
 class UnlearnTask(FleetMessage):
@@ -290,9 +311,9 @@ class UnlearnResult(FleetMessage):
     retain_examples: AtLeastOne
     steps: Count
     left: Finite | None = None
-    """Share that was left in the received model of what members have, by references."""
+    """Share that was left in the received model of what is to be forgotten, by what the site aims at."""
     retain_accuracy: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Accuracy of the received model on retain images; None without references."""
+    """Accuracy of the received model on retain images; None without anything to aim at."""
     retain_accuracy_after: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Accuracy of the returned model on retain images; None without a returned model."""
     done: bool = False

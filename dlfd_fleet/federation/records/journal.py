@@ -47,6 +47,8 @@ class Merged:
         By site: the largest norm that an update may have in the next round of this kind, of those that are shortened.
     base
         Digest of the model that the updates are of; empty where nobody compares it.
+    left
+        Mean over sites of the share that the earlier model had still to forget; None where none tells it.
     """
 
     arrays: Arrays
@@ -55,6 +57,7 @@ class Merged:
     retained_after: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     long_updates: Mapping[str, float] = field(default_factory=dict)
     base: str = ""
+    left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Journal:
                         dict(result.retained_after),
                         dict(result.long_updates),
                         result.base,
+                        result.left,
                     )
                 ),
                 result.arrays,
@@ -264,9 +268,11 @@ class _FactsOf(Generic[_T]):
     facts: _T
 
 
-# Steps of earlier releases have no long updates, no sums, and no digests.
+# Steps of earlier releases have no long updates, no share that is left, no sums, and no digests.
 _MERGED = TypeAdapter(
-    tuple[tuple[str, ...], _RETAINED, _RETAINED] | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str]
+    tuple[tuple[str, ...], _RETAINED, _RETAINED]
+    | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str]
+    | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str, float | None]
 )
 _PARITY = TypeAdapter(
     tuple[float, int, int, dict[str, int]]

@@ -36,12 +36,15 @@ from dlfd_fleet.settings import ErasureSettings, Settings
 from dlfd_fleet.unlearning import UtilityBound, checkpoint_rank
 from dlfd_fleet.unlearning.methods import METHODS
 
+_STOOD_STILL = 0.8  # of what was left before a round: if more is left after it, it brought nothing
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
 _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 _GIVEN_UP = (
-    "Retained people lost {:.3f} also after the repair, and {:g} is allowed (audit.max_retain_drop). The reference "
-    "models are too poor to aim at here, so this erasure does not use them."
+    "Retained people lost {:.3f} also after the repair, and {:g} is allowed (audit.max_retain_drop). {} too poor to "
+    "aim at here, so this erasure does not use them."
 )
+_AIMED_AT = {Aim.REFERENCES: "The reference models are", Aim.OWN_ANSWERS: "The model's answers to changed images are"}
+_THEN_TO_GATE = {Aim.REFERENCES: Aim.TO_GATE, Aim.OWN_ANSWERS: Aim.OWN_ANSWERS_TO_GATE}
 
 
 ForgettingRound = Callable[[Rounds, Forgetting], Merged]
@@ -180,9 +183,10 @@ class Erasure:
     def run(self, original: AuditedModel) -> Unlearned:
         """Unlearn until the verdict is not FAIL, at most ``erasure.max_attempts`` times, each time more.
 
-        With references, the first attempt goes to the sites' own gates, unless a site reports that its references are
-        too poor. If it fails, or costs retained people more than a verdict allows, even by chance, the other attempts
-        do not use references.
+        The first attempt aims at references, if all sites that unlearn have them and none reports that they are too
+        poor. The next one, or the first without references, aims at the model's own answers to changed images. Both go
+        to the sites' own gates. If they fail, or cost retained people more than a verdict allows, even by chance, the
+        other attempts aim at nothing.
 
         Parameters
         ----------
@@ -192,10 +196,15 @@ class Erasure:
         erasure = self.job.settings.erasure
         before, best_rank, number, readings = self.job.effort(), _WORST_RANK, 0, list[GateReading]()
         self._leave_poor_references(original)
-        to_gates = int(self.job.sites_can_tell)
-        while number < erasure.max_attempts + to_gates:
+        aims = self.job.aims
+        while number < erasure.max_attempts + len(aims):
             number += 1
-            attempted = self.attempt(original, number) if number <= to_gates else self._long_attempt(original, number)
+            to_gates = number <= len(aims)
+            attempted = (
+                self._attempt_to_gates(original, number, aims[number - 1])
+                if to_gates
+                else self._long_attempt(original, number)
+            )
             readings += attempted.readings
             if attempted.given_up:
                 self.job.progress.say(f"Attempt {number}: {attempted.given_up}")
@@ -204,7 +213,7 @@ class Erasure:
             candidate = self.audits.audit(merged.arrays, "Auditing the unlearned model", f"unlearned-{number}")
             self.job.recorder.metrics(candidate.scores.metrics() | {"attempt": number}, self.job.round, number)
             after = self.job.effort()
-            poor = number == to_gates and self._lost_too_much(original, candidate)
+            poor = to_gates and self._lost_too_much(original, candidate)
             verdict, relearned = self.judged(original, candidate, number, train_on=not poor)
             passed = verdict.outcome is not Outcome.FAIL and not poor
             # Of failed attempts the one that the gate ranks best is shown: a stronger one can be the worse.
@@ -213,7 +222,7 @@ class Erasure:
                 best = Unlearned(candidate, verdict, number, after - before, merged.requests, relearned, ())
             if passed:
                 break
-            if number == to_gates:
+            if to_gates:
                 best_rank = _WORST_RANK  # no gate of the fleet has ranked it
             self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
         return replace(best, readings=tuple(readings))
@@ -302,17 +311,14 @@ class Erasure:
         people. If no asked site has anybody else to train on, there is only repair, and the audit tells whether it
         forgot them.
         """
-        return (
-            self._attempt_to_gates(original, number)
-            if self.job.sites_can_tell
-            else self._long_attempt(original, number)
-        )
+        aims = self.job.aims
+        return self._attempt_to_gates(original, number, aims[0]) if aims else self._long_attempt(original, number)
 
     def _long_attempt(self, original: AuditedModel, number: int) -> Attempted:
         """Return the best round of an attempt with the fleet's gate, as in :meth:`attempt`."""
         job, erasure = self.job, self.job.settings.erasure
-        failed_at_gates = int(job.sites_can_tell)
-        aim = Aim.WITHOUT_REFERENCES if failed_at_gates or job.references_too_poor else Aim.REFERENCES
+        failed_at_gates, references = len(job.aims), job.sites_can_tell or job.references_too_poor
+        aim = Aim.WITHOUT_REFERENCES if references else Aim.REFERENCES
         pending = dict(enumerate(job.fleet.said))
         reading = self._read(original.samples)
         self._say_what_the_gate_reads(reading)
@@ -349,10 +355,10 @@ class Erasure:
                     arrays, reading = (arrays, reading) if helped else (kept, before)
         return Attempted(best_rank, best, tuple(readings))
 
-    def _attempt_to_gates(self, original: AuditedModel, number: int) -> Attempted:
+    def _attempt_to_gates(self, original: AuditedModel, number: int, aim: Aim) -> Attempted:
         """Forget at the asked sites only, until each reports that its people are forgotten.
 
-        A site reads that from what reference models say of these people, so no other site is asked. None repairs,
+        A site reads that from what it aims at, so no other site is asked. None repairs,
         unless the sites that were asked have lost more than half of what a model may lose
         (``erasure.unlearning.max_utility_drop``) on their own retained people: then they and a share of the others
         repair once, and the sites that were asked go to their gates once more. Where these sites, and the others that
@@ -366,7 +372,7 @@ class Erasure:
         pending = dict(enumerate(job.fleet.said))
         total = erasure.rounds * sum(reply.can_unlearn for reply in pending.values())
         with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
-            forgotten = self._rounds_to_gates(original.arrays, number, advance)
+            forgotten = self._rounds_to_gates(original.arrays, advance, aim)
             arrays, requests, several = forgotten.arrays, forgotten.requests, forgotten.rounds > 1
             if not forgotten.last and forgotten.first:
                 last = self.audits.retained(arrays, f"gate-{job.round}", job.forgetting)
@@ -391,29 +397,34 @@ class Erasure:
                 if left is not None:
                     job.recorder.metrics({"retained_loss": left}, job.round, number)
                 if left is not None and left > job.settings.audit.max_retain_drop:
-                    why = _GIVEN_UP.format(left, job.settings.audit.max_retain_drop)
+                    why = _GIVEN_UP.format(left, job.settings.audit.max_retain_drop, _AIMED_AT[aim])
                     return Attempted(_WORST_RANK, Merged(arrays), (), why)
-                again = self._rounds_to_gates(arrays, number, advance, repaired=True)
+                again = self._rounds_to_gates(arrays, advance, aim, repaired=True)
                 arrays, requests, several = again.arrays, requests | again.requests, True
         arrays = self.rounds.as_sent(arrays, original.arrays) if several else arrays
         requests = forgotten_without_update(pending).union(requests)
         return Attempted(_GOOD_ENOUGH, Merged(arrays, tuple(sorted(requests))), ())
 
     def _rounds_to_gates(
-        self, arrays: Arrays, number: int, advance: Advance, *, repaired: bool = False
+        self, arrays: Arrays, advance: Advance, aim: Aim, *, repaired: bool = False
     ) -> _ForgottenToGates:
         """Run rounds among the sites that were asked until each is done, or ``erasure.rounds`` of them.
 
         A site that is done is not merged, so the others' share grows. A gate on few images varies by chance, so each
-        site unlearns in the first round, unless that follows a repair.
+        site unlearns in the first round, unless that follows a repair. Where people are few, or models hardly knew them
+        better than anybody, chance keeps a gate by the model's own answers from ever being reached: then a round after
+        one that brought nothing is not used, and is the last.
         """
         requests, first, last, count = set[str](), dict[str, tuple[int, float]](), dict[str, tuple[int, float]](), 0
-        reached = False
+        reached, left = False, None
         while not reached and count < self.job.settings.erasure.rounds:
-            aim = Aim.TO_GATE if repaired or count else Aim.REFERENCES
+            now = _THEN_TO_GATE[aim] if repaired or count else aim
             # Targets make it forget. Changes of images that its training did not make would only cost retained people.
             augmentation = self.job.settings.training.augmentation
-            forgotten = self.forget(self.rounds, Forgetting(arrays, number, aim, advance, augmentation))
+            forgotten = self.forget(self.rounds, Forgetting(arrays, 1, now, advance, augmentation))
+            before, left = left, forgotten.left
+            if aim is Aim.OWN_ANSWERS and before and left is not None and left > _STOOD_STILL * before:
+                return _ForgottenToGates(arrays, frozenset(requests), count, first, dict(forgotten.retained))
             requests.update(forgotten.requests)
             reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
             arrays, last = forgotten.arrays, dict(forgotten.retained)

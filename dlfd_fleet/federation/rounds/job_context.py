@@ -9,8 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
+from dlfd_fleet.federation.protocol.messages import Aim
 from dlfd_fleet.federation.records.journal import Journal
 from dlfd_fleet.federation.rounds.aggregation import UpdateNorm
+from dlfd_fleet.federation.rounds.aims import aims_of, have_references
 from dlfd_fleet.federation.rounds.fleet import Fleet
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import ProgressDisplay
@@ -146,8 +148,12 @@ class JobContext:
 
         None can by models that are too poor. A site that is away counts as it did when the job began.
         """
-        asked = [reply for reply in self.fleet.said if reply.can_unlearn]
-        return bool(asked) and not self.references_too_poor and all(reply.has_references for reply in asked)
+        return not self.references_too_poor and have_references(self.fleet.said)
+
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        """What the sites that unlearn can aim at (:func:`~dlfd_fleet.federation.rounds.aims.aims_of`)."""
+        return aims_of(self.fleet.said, self.settings.erasure, references=not self.references_too_poor)
 
     @property
     def forgetting(self) -> frozenset[int]:

@@ -272,7 +272,14 @@ class Rounds:
         merged = self.as_sent(mean.value(), arrays) if mean.count else arrays
         before = {node: result.retain_accuracy for node, result in results.items()}
         after = {node: result.retain_accuracy_after for node, result in results.items() if len(results) == 1}
-        return Merged(merged, tuple(sorted(requests)), self._retained(before), self._retained(after))
+        left = [max(0.0, result.left) for result in results.values() if result.left is not None]
+        return Merged(
+            merged,
+            tuple(sorted(requests)),
+            self._retained(before),
+            self._retained(after),
+            left=sum(left) / len(left) if left else None,
+        )
 
     def _retained(self, accuracies: Mapping[int, float | None]) -> dict[str, tuple[int, float]]:
         """Return by site how many retain images it counts by, and its accuracy on them, of nodes that tell it."""
@@ -378,7 +385,7 @@ class Rounds:
         result = expected.from_records(reply.records, reply.sender)
         self.job.fleet.worked(reply.node, result.seconds)
         done = isinstance(result, UnlearnResult) and result.done
-        if done and not (isinstance(task, UnlearnTask) and task.aim is Aim.TO_GATE):
+        if done and not (isinstance(task, UnlearnTask) and task.aim.to_gate):
             raise MessageError(
                 f"{reply.sender} says that nothing is left to unlearn, but was not asked that; it was refused."
             )

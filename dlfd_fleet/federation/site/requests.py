@@ -91,6 +91,7 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
         withdrawn=dict(sorted(withdrawn_people(site, query.job).items())) if query.take else {},
         forget_images=len(forget),
         answered_images=answered_images(site, forget, images.validation()),
+        unseen_images=len(images.validation()),
         class_images=tuple(retain.class_images().tolist()),
         labelled_images=len(retain) if site.card.multi_label else None,
         classes=site.card.classes,

@@ -24,6 +24,7 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images, with_people
 from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
+from dlfd_fleet.federation.site.own_answers import own_answers_of
 from dlfd_fleet.federation.site.references import half_of, references_of
 from dlfd_fleet.federation.site.training_data import TrainingRows
 from dlfd_fleet.federation.task import Task, Train
@@ -42,6 +43,7 @@ from dlfd_fleet.unlearning import (
     recalibrate,
 )
 from dlfd_fleet.unlearning.monitor import read_shift
+from dlfd_fleet.unlearning.own_answers import OwnAnswers
 from dlfd_fleet.unlearning.references import References
 
 
@@ -101,8 +103,8 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
             f"This site has no method of unlearning '{task.method}' (erasure.method); install its package here, too."
         )
     method = METHODS[task.method].unlearner_at_site
-    asked = _asked(site, task)
     model = loaded_model(site, task.card, arrays, own)
+    asked = _asked(site, task, model)
     left, accuracy = asked.left(model), asked.retain_accuracy(model)
     outcome = method(
         UnlearningProblem(
@@ -117,6 +119,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
             loss=own.loss if own else None,
             optimizer=own.optimizer if own else None,
             references=asked.references,
+            targets=asked.own.targets() if asked.own else None,
         )
     )
     result = _unlearned(site, task, asked, left, accuracy, outcome=outcome, seconds=outcome.cost.seconds)
@@ -124,36 +127,47 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
 
 
 def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None = None) -> UnlearnResult | None:
-    """Return a result without an update if the references show that the model has forgotten this job's people.
+    """Return a result without an update if what the site aims at shows that the model has forgotten this job's people.
 
     Returns
     -------
     UnlearnResult or None
-        None if it has not forgotten, the site has no references for these people, or the task does not ask.
+        None if it has not forgotten, the site has nothing to aim at for these people, or the task does not ask.
     """
     started = time.perf_counter()
-    if task.aim is not Aim.TO_GATE:
+    if not task.aim.to_gate:
         return None
-    asked = _asked(site, task)
     model = loaded_model(site, task.card, arrays, own)
-    shift = asked.shift(model)
-    # The first round has unlearned already. Another one, of people whose reading is above the gate by chance, would
-    # make them stand out as people whom models know less than strangers.
-    if shift is None or shift.left_for_sure > task.unlearning.reference_gate:
+    asked = _asked(site, task, model)
+    if not asked.forgotten(model, task):
         return None
-    accuracy = asked.retain_accuracy(model)
-    return _unlearned(site, task, asked, shift.left, accuracy, seconds=time.perf_counter() - started)
+    left, accuracy = asked.left(model), asked.retain_accuracy(model)
+    return _unlearned(site, task, asked, left, accuracy, seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A site's images to forget and to retain in a job, with reference answers if there are any."""
+    """A site's images to forget and to retain in a job, and what it aims at if there is anything."""
 
     requests: tuple[ForgetRequest, ...]
     forget: LabelledImages
     retain: LabelledImages
     validation: LabelledImages | None = None
     references: References | None = None
+    own: OwnAnswers | None = None
+
+    def forgotten(self, model: FeatureClassifier, task: UnlearnTask) -> bool:
+        """Tell whether the model is within the site's gate.
+
+        The first round has unlearned already. By references, another one of people whose reading is above the gate by
+        chance would make them stand out as people whom models know less than strangers: only what is surely left
+        counts. Towards the model's own answers nobody goes further than these.
+        """
+        if self.own is not None:
+            left = self.left(model)
+            return left is not None and left <= task.unlearning.own_gate
+        shift = self.shift(model)
+        return shift is not None and shift.left_for_sure <= task.unlearning.reference_gate
 
     def shift(self, model: FeatureClassifier) -> Shift | None:
         """Return how far the people are from models that never saw them; None without references."""
@@ -162,20 +176,27 @@ class _Asked:
         return read_shift(model, self.forget, self.validation, self.references)
 
     def left(self, model: FeatureClassifier) -> float | None:
-        """Return the share that is left in a model of what members have; None without references."""
+        """Return the share that is left in a model of what is to be forgotten; None without anything to aim at."""
+        if self.own is not None and self.validation is not None:
+            return self.own.left(model, self.forget, self.validation)
         shift = self.shift(model)
         return None if shift is None else shift.left
 
     def retain_accuracy(self, model: FeatureClassifier) -> float | None:
-        """Return a model's accuracy on retain images; None without references."""
-        if self.references is None:
+        """Return a model's accuracy on retain images; None without anything to aim at."""
+        if self.references is None and self.own is None:
             return None
         said = decided(predict_probabilities(model, self.retain), multi_label=self.retain.multi_label)
         return float((said == self.retain.labels.numpy()).mean())
 
 
-def _asked(site: Site, task: UnlearnTask) -> _Asked:
+def _asked(site: Site, task: UnlearnTask, model: FeatureClassifier) -> _Asked:
     """Return the images to forget and to retain, and note in the ledger on whom the site trains.
+
+    Parameters
+    ----------
+    model
+        As it came: in an erasure's first round its own answers are stored, for this round and those that follow.
 
     Raises
     ------
@@ -193,9 +214,13 @@ def _asked(site: Site, task: UnlearnTask) -> _Asked:
         raise JobError("This site has fewer than two images to train on.")
     images.note_trained(site)
     known = _Asked(tuple(requests), with_people(forget), labelled(retain))
-    if task.aim is Aim.WITHOUT_REFERENCES or (references := references_of(site, forget, images.validation())) is None:
+    unseen = images.validation()
+    if task.aim.at_own:
+        own = own_answers_of(site, task, model, forget, unseen)
+        return known if own is None else replace(known, validation=with_people(unseen), own=own)
+    if task.aim is Aim.WITHOUT_REFERENCES or (references := references_of(site, forget, unseen)) is None:
         return known
-    return replace(known, validation=with_people(images.validation()), references=references)
+    return replace(known, validation=with_people(unseen), references=references)
 
 
 def _unlearned(

@@ -1,0 +1,61 @@
+"""Store what an erasure's first model says of a site's images and of changed copies, for the rounds that follow."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlfd_fleet.data import image_digest
+from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.exceptions import DataError
+from dlfd_fleet.federation.protocol.messages import UnlearnTask
+from dlfd_fleet.federation.site.images import with_people
+from dlfd_fleet.federation.site.model import site_seed
+from dlfd_fleet.ledger.references import ReferenceSet
+from dlfd_fleet.ledger.site import Site
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.unlearning.own_answers import OwnAnswers
+
+_PLAIN, _CHANGED = 0, 1  # the numbers under which both are stored
+
+
+def own_answers_of(
+    site: Site, task: UnlearnTask, model: FeatureClassifier, forget: IdentityDataset, unseen: IdentityDataset
+) -> OwnAnswers | None:
+    """Return the answers of the model that a job's erasure began with; of this one if none are stored.
+
+    Returns
+    -------
+    OwnAnswers or None
+        None if the site has nobody whom no model was trained on.
+    """
+    if not len(unseen):
+        return None
+    files, multi_label = site.own_answers, site.card.multi_label
+    chosen = files.begin(ReferenceSet(job=task.job, models=2, classes=site.card.classes), dict)
+    rows = [image_digest(site.manifest(), row) for row in (*forget.rows, *unseen.rows)]
+    if not files.is_finished(chosen):
+        new = OwnAnswers.of(model, with_people(forget), with_people(unseen), site_seed(site, task.seed))
+        known = [place for place, digest in enumerate(rows) if digest is not None]
+        digests = [digest for digest in rows if digest is not None]
+        # Of unseen people no changed copies are needed, and of nobody whether a model was trained on them.
+        for number, answers in ((_PLAIN, (new.forget, new.unseen)), (_CHANGED, (new.changed, new.unseen))):
+            logits: NDArray[np.float32] = torch.cat(answers).numpy()[known]
+            files.keep(chosen, number, digests, [False] * len(known), logits)
+        site.purge_references()  # a purge may have come between
+    plain, changed = (_stored(site, chosen, number, rows) for number in (_PLAIN, _CHANGED))
+    return OwnAnswers(plain[: len(forget)], changed[: len(forget)], plain[len(forget) :], multi_label)
+
+
+def _stored(site: Site, chosen: ReferenceSet, number: int, rows: list[str | None]) -> torch.Tensor:
+    """Return stored logits ``(N, C)`` of images by their digests; NaN where there are none."""
+    logits = np.full((len(rows), len(chosen.classes)), np.nan, np.float32)
+    try:
+        places, records = site.own_answers.answers(chosen, number)
+    except DataError:  # a file that is damaged is none
+        return torch.from_numpy(logits)
+    for row, digest in enumerate(rows):
+        if (place := places.get(digest or "")) is not None:
+            logits[row] = records["logits"][place]
+    return torch.from_numpy(logits)

@@ -1,0 +1,170 @@
+"""Aim unlearning at what the model itself says of changed copies of an image, where no reference model has answered.
+
+What a model remembers of a person is tied to the images that it was trained on. It answers a copy that is mirrored,
+shifted or lit otherwise from what it knows of the task, much as it answers images of people whom it never saw. So the
+mean of its answers to random copies is a target for the image itself. Copies are changed as strongly as the answers to
+people never trained on bear: a mirrored digit would be another digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlfd_fleet.audit.shift import confidence
+from dlfd_fleet.data.dataset import augmentation
+from dlfd_fleet.models import FeatureClassifier
+from dlfd_fleet.settings import AugmentationSettings
+from dlfd_fleet.unlearning.contract import LabelledImages
+from dlfd_fleet.unlearning.references import TEMPERATURES, ReferenceAnswers, probabilities_of
+from dlfd_fleet.unlearning.training import device_of, predict_logits
+
+_COPIES = 16
+_BATCH = 64
+_NO_WORSE = 0.01  # nats: where a model is always right, a standard error is nothing
+_LEAST_TO_FORGET = 1.0  # logits; under it a share would be one of noise
+
+
+@dataclass(frozen=True)
+class OwnAnswers:
+    """Logits that a model gave before it unlearned.
+
+    Attributes
+    ----------
+    forget
+        For the M images to forget, ``(M, C)``.
+    changed
+        Means over changed copies of them, ``(M, C)``.
+    unseen
+        For U images of people never trained on, ``(U, C)``.
+    multi_label
+        Whether the logits are of labels, several of which may apply to an image.
+
+    A row is NaN if it is not known.
+    """
+
+    forget: Tensor
+    changed: Tensor
+    unseen: Tensor
+    multi_label: bool = False
+
+    @classmethod
+    def of(cls, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages, seed: int) -> OwnAnswers:
+        """Return the answers of a model.
+
+        Parameters
+        ----------
+        unseen
+            People never trained on; there must be some.
+        seed
+            Of the changes.
+        """
+        change = strongest_change(model, unseen, seed)
+        plain = torch.from_numpy(predict_logits(model, forget))
+        changed = plain if change is None else answers_to_copies(model, forget, change, seed)
+        return cls(plain, changed, torch.from_numpy(predict_logits(model, unseen)), forget.multi_label)
+
+    def targets(self) -> Tensor:
+        """Return the target probabilities ``(M, C)`` of the images to forget."""
+        return probabilities_of(self.changed, multi_label=self.multi_label)
+
+    def left(self, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages) -> float:
+        """Return the share of the way to the targets that is left: 1 before unlearning, 0 at the targets.
+
+        It compares mean confidence in the true classes. What the model has since become less sure of people never
+        trained on is subtracted: that is no forgetting. Where there is less than a logit to forget, the share is of
+        one.
+
+        Parameters
+        ----------
+        forget, unseen
+            The images of these answers, in their order.
+        """
+        before, aim = _confidence(self.forget, forget), _confidence(self.changed, forget)
+        now = _confidence(torch.from_numpy(predict_logits(model, forget)), forget)
+        drift = _confidence(torch.from_numpy(predict_logits(model, unseen)), unseen) - _confidence(self.unseen, unseen)
+        above = float(np.nanmean(now - aim)) - float(np.nanmean(drift))
+        return above / max(float(np.nanmean(before - aim)), _LEAST_TO_FORGET)
+
+
+def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int) -> AugmentationSettings | None:
+    """Return the strongest random change of images at which a model is right about unseen people as often as without.
+
+    That is, its loss on them, each time at the best temperature, is higher than without by at most one standard error,
+    by person (the rule of one standard error: Breiman et al., Classification and Regression Trees, 1984, section
+    3.4.3), or a hundredth of a nat, which is all that a single person may differ by.
+
+    Returns
+    -------
+    AugmentationSettings or None
+        None if even the weakest change makes the answers worse.
+    """
+    plain = _losses(torch.from_numpy(predict_logits(model, unseen)), unseen)
+    people = np.arange(len(unseen)) if unseen.people is None else unseen.people.numpy()
+    found = None
+    for change in _changes(unseen.images.shape[-1]):
+        worse = _by_person(_losses(answers_to_copies(model, unseen, change, seed), unseen) - plain, people)
+        error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
+        if worse.mean() <= max(error, _NO_WORSE):
+            found = change
+    return found
+
+
+@torch.inference_mode()
+def answers_to_copies(
+    model: FeatureClassifier, images: LabelledImages, change: AugmentationSettings, seed: int
+) -> Tensor:
+    """Return a model's mean logits ``(N, C)`` for changed copies of images, in eval mode; its mode is restored."""
+    training, device, changed = model.training, device_of(model), augmentation(change)
+    generator = torch.Generator().manual_seed(seed)
+    model.eval()
+    means = []
+    for rows in torch.split(torch.arange(len(images)), _BATCH):
+        batch = images.batch(rows, device)[0]
+        copies = [batch if changed is None else changed(batch, generator) for _ in range(_COPIES)]
+        means.append(torch.stack([model(copy).float() for copy in copies]).mean(dim=0).cpu())
+    model.train(training)
+    return torch.cat(means)
+
+
+def _changes(size: int) -> Iterator[AugmentationSettings]:
+    """Yield changes of images of this many pixels a side, from weak to strong."""
+    one, two, four = (max(1, round(size * part / 32)) for part in (1, 2, 4))
+    yield AugmentationSettings(shift=one)
+    yield AugmentationSettings(light=0.2)
+    yield AugmentationSettings(flip=0.5)
+    yield AugmentationSettings(shift=two)
+    yield AugmentationSettings(light=0.4)
+    yield AugmentationSettings(shift=two, light=0.2)
+    yield AugmentationSettings(flip=0.5, shift=two, light=0.2)
+    yield AugmentationSettings(shift=four)
+    yield AugmentationSettings(flip=0.5, shift=four, light=0.2)
+
+
+def _losses(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
+    """Return the losses ``(N,)`` at the temperature at which their mean is least: means over copies are softer."""
+    losses = [_loss(logits / temperature, images) for temperature in TEMPERATURES]
+    return min(losses, key=lambda each: float(each.mean()))
+
+
+def _loss(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
+    nobody = torch.zeros(1, len(logits), dtype=torch.bool)
+    loss: NDArray[np.float64] = ReferenceAnswers(logits[None], nobody, images.multi_label).losses(images.labels).loss[0]
+    return loss
+
+
+def _confidence(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
+    """Return the confidence ``(N,)`` in the true class or combination of labels; NaN where logits are."""
+    sure = confidence(_loss(logits.nan_to_num(), images))
+    return np.where(logits.isnan().any(dim=1).numpy(), np.nan, sure)
+
+
+def _by_person(value: NDArray[np.float64], person: NDArray[np.int64]) -> NDArray[np.float64]:
+    _, index = np.unique(person, return_inverse=True)
+    means: NDArray[np.float64] = np.bincount(index, weights=value) / np.bincount(index)
+    return means
