@@ -3,7 +3,8 @@
 What a model remembers of a person is tied to the images that it was trained on. It answers a copy that is mirrored,
 shifted or lit otherwise from what it knows of the task, much as it answers images of people whom it never saw. So the
 mean of its answers to random copies is a target for the image itself. Copies are changed as strongly as the answers to
-people never trained on bear: a mirrored digit would be another digit.
+people never trained on bear: a mirrored digit would be another digit. A temperature, at which means over copies of
+their images are closest to the answers to these, corrects for what a change takes away.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import AugmentationSettings
 from dlfd_fleet.unlearning.contract import LabelledImages
-from dlfd_fleet.unlearning.references import TEMPERATURES, ReferenceAnswers, probabilities_of
+from dlfd_fleet.unlearning.references import TEMPERATURES, ReferenceAnswers, probabilities_of, temperature_between
 from dlfd_fleet.unlearning.training import device_of, predict_logits
 
-_COPIES = 16
+_COPIES = 8
 _BATCH = 64
 _NO_WORSE = 0.01  # nats: where a model is always right, a standard error is nothing
 _LEAST_TO_FORGET = 1.0  # logits; under it a share would be one of noise
@@ -39,7 +40,7 @@ class OwnAnswers:
     forget
         For the M images to forget, ``(M, C)``.
     changed
-        Means over changed copies of them, ``(M, C)``.
+        Means over changed copies of them, at a temperature, ``(M, C)``.
     unseen
         For U images of people never trained on, ``(U, C)``.
     multi_label
@@ -64,10 +65,14 @@ class OwnAnswers:
         seed
             Of the changes.
         """
-        change = strongest_change(model, unseen, seed)
-        plain = torch.from_numpy(predict_logits(model, forget))
-        changed = plain if change is None else answers_to_copies(model, forget, change, seed)
-        return cls(plain, changed, torch.from_numpy(predict_logits(model, unseen)), forget.multi_label)
+        change, multi_label = strongest_change(model, unseen, seed), forget.multi_label
+        plain, said = (torch.from_numpy(predict_logits(model, images)) for images in (forget, unseen))
+        if change is None:
+            return cls(plain, plain, said, multi_label)
+        changed, copies = (answers_to_copies(model, images, change, seed) for images in (forget, unseen))
+        known = ReferenceAnswers(copies[None], _nobody(copies), multi_label)
+        temperature = temperature_between(known, probabilities_of(said, multi_label=multi_label), models=1)
+        return cls(plain, changed / temperature, said, multi_label)
 
     def targets(self) -> Tensor:
         """Return the target probabilities ``(M, C)`` of the images to forget."""
@@ -106,13 +111,12 @@ def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int
     """
     plain = _losses(torch.from_numpy(predict_logits(model, unseen)), unseen)
     people = np.arange(len(unseen)) if unseen.people is None else unseen.people.numpy()
-    found = None
-    for change in _changes(unseen.images.shape[-1]):
+    for change in reversed([*_changes(unseen.images.shape[-1])]):
         worse = _by_person(_losses(answers_to_copies(model, unseen, change, seed), unseen) - plain, people)
         error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
         if worse.mean() <= max(error, _NO_WORSE):
-            found = change
-    return found
+            return change
+    return None
 
 
 @torch.inference_mode()
@@ -153,9 +157,13 @@ def _losses(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
 
 
 def _loss(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
-    nobody = torch.zeros(1, len(logits), dtype=torch.bool)
-    loss: NDArray[np.float64] = ReferenceAnswers(logits[None], nobody, images.multi_label).losses(images.labels).loss[0]
+    answers = ReferenceAnswers(logits[None], _nobody(logits), images.multi_label)
+    loss: NDArray[np.float64] = answers.losses(images.labels).loss[0]
     return loss
+
+
+def _nobody(logits: Tensor) -> Tensor:
+    return torch.zeros(1, len(logits), dtype=torch.bool)
 
 
 def _confidence(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:

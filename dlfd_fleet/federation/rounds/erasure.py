@@ -36,7 +36,6 @@ from dlfd_fleet.settings import ErasureSettings, Settings
 from dlfd_fleet.unlearning import UtilityBound, checkpoint_rank
 from dlfd_fleet.unlearning.methods import METHODS
 
-_STOOD_STILL = 0.8  # of what was left before a round: if more is left after it, it brought nothing
 # Of checkpoint_rank: under any round's, and the least of those that are useful and pass the gate.
 _WORST_RANK, _GOOD_ENOUGH = (False, -1.0, -1.0), (True, 0.0, 0.0)
 _GIVEN_UP = (
@@ -423,7 +422,7 @@ class Erasure:
             augmentation = self.job.settings.training.augmentation
             forgotten = self.forget(self.rounds, Forgetting(arrays, 1, now, advance, augmentation))
             before, left = left, forgotten.left
-            if aim is Aim.OWN_ANSWERS and before and left is not None and left > _STOOD_STILL * before:
+            if aim is Aim.OWN_ANSWERS and before is not None and left is not None and left >= before:
                 return _ForgottenToGates(arrays, frozenset(requests), count, first, dict(forgotten.retained))
             requests.update(forgotten.requests)
             reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())

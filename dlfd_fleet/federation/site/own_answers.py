@@ -18,6 +18,14 @@ from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.unlearning.own_answers import OwnAnswers
 
 _PLAIN, _CHANGED = 0, 1  # the numbers under which both are stored
+_MOST_UNSEEN = 128  # of more, copies would cost as much as the unlearning does
+
+
+def few(unseen: IdentityDataset) -> IdentityDataset:
+    """Return all images of people never trained on, or an even sample of many."""
+    if len(unseen) <= _MOST_UNSEEN:
+        return unseen
+    return unseen.select(torch.linspace(0, len(unseen) - 1, _MOST_UNSEEN).long().tolist())
 
 
 def own_answers_of(
@@ -34,7 +42,8 @@ def own_answers_of(
         return None
     files, multi_label = site.own_answers, site.card.multi_label
     chosen = files.begin(ReferenceSet(job=task.job, models=2, classes=site.card.classes), dict)
-    rows = [image_digest(site.manifest(), row) for row in (*forget.rows, *unseen.rows)]
+    manifest = site.manifest()
+    rows = [image_digest(manifest, row) for row in (*forget.rows, *unseen.rows)]
     if not files.is_finished(chosen):
         new = OwnAnswers.of(model, with_people(forget), with_people(unseen), site_seed(site, task.seed))
         known = [place for place, digest in enumerate(rows) if digest is not None]

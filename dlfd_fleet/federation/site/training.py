@@ -24,7 +24,7 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images, with_people
 from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
-from dlfd_fleet.federation.site.own_answers import own_answers_of
+from dlfd_fleet.federation.site.own_answers import few, own_answers_of
 from dlfd_fleet.federation.site.references import half_of, references_of
 from dlfd_fleet.federation.site.training_data import TrainingRows
 from dlfd_fleet.federation.task import Task, Train
@@ -98,6 +98,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     """
     from dlfd_fleet.unlearning.methods import METHODS  # of all messages only this one needs them
 
+    started = time.perf_counter()
     if task.method not in METHODS:
         raise JobError(
             f"This site has no method of unlearning '{task.method}' (erasure.method); install its package here, too."
@@ -122,7 +123,8 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
             targets=asked.own.targets() if asked.own else None,
         )
     )
-    result = _unlearned(site, task, asked, left, accuracy, outcome=outcome, seconds=outcome.cost.seconds)
+    seconds = time.perf_counter() - started
+    result = _unlearned(site, task, asked, left, accuracy, outcome=outcome, seconds=seconds)
     return result, difference_of(state_arrays(model), arrays, task.precision)
 
 
@@ -216,6 +218,7 @@ def _asked(site: Site, task: UnlearnTask, model: FeatureClassifier) -> _Asked:
     known = _Asked(tuple(requests), with_people(forget), labelled(retain))
     unseen = images.validation()
     if task.aim.at_own:
+        unseen = few(unseen)
         own = own_answers_of(site, task, model, forget, unseen)
         return known if own is None else replace(known, validation=with_people(unseen), own=own)
     if task.aim is Aim.WITHOUT_REFERENCES or (references := references_of(site, forget, unseen)) is None:

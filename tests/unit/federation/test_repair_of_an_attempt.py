@@ -34,6 +34,7 @@ class Fleet:
         self.job = SimpleNamespace(
             settings=self.settings,
             round=0,
+            aims=(),
             sites_can_tell=False,
             references_too_poor=False,
             card=SimpleNamespace(labels=None),

@@ -1,0 +1,174 @@
+"""An erasure without references: sites aim at what the model says of changed copies, and only they exchange models."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import chain, repeat
+from unittest import mock
+
+import pytest
+import torch
+
+from dlfd_fleet.audit import Outcome
+from dlfd_fleet.federation.protocol.messages import Aim, FitTask, UnlearnTask
+from dlfd_fleet.federation.rounds.erasure import Erasure
+from dlfd_fleet.federation.site.own_answers import own_answers_of
+from dlfd_fleet.ledger import Site, site_folders
+from dlfd_fleet.unlearning.own_answers import OwnAnswers
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    interrupted_before,
+    run_job,
+    trained_fleet,
+)
+from tests.integration.test_erasure_to_gates import answers_of, asked_of
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A fleet of two sites with a champion."""
+    return trained_fleet(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture
+def fleet(known, tmp_path):
+    shutil.copytree(known.state_folder, tmp_path / "state")
+    return known.model_copy(update={"state_folder": tmp_path / "state"})
+
+
+def with_gate(settings, share, rounds=3, **erasure):
+    unlearning = settings.erasure.unlearning.model_copy(update={"own_gate": share})
+    changed = {"unlearning": unlearning, "rounds": rounds, "relearning_rounds": 0, **erasure}
+    return settings.model_copy(update={"erasure": settings.erasure.model_copy(update=changed)})
+
+
+def reading(*shares):
+    """Make the sites read these shares, one after the other, whatever they would read."""
+    return mock.patch.object(OwnAnswers, "left", side_effect=chain(shares, repeat(shares[-1])))
+
+
+def aims_of(grid):
+    return [task.aim for task in asked_of(grid, UnlearnTask)]
+
+
+def test_sites_unlearn_until_they_are_done_and_no_other_site_trains(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 1.0)
+    a_person_asks_at_each_site(settings)
+    record = run_job(settings, "erase", grid)
+    assert record.released
+    assert len(record.forgotten) == 2
+    assert not asked_of(grid, FitTask)  # neither repair nor anything else
+    assert aims_of(grid) == [Aim.OWN_ANSWERS] * 2 + [Aim.OWN_ANSWERS_TO_GATE] * 2
+    said = answers_of(grid)
+    assert [(one.done, model) for one, model in said] == [(False, True)] * 2 + [(True, False)] * 2
+    assert all(one.left is not None and one.retain_accuracy is not None for one, _ in said)
+    # Images are changed as in training, so that retained people pay for nothing.
+    assert {task.augmentation for task in asked_of(grid, UnlearnTask)} == {settings.training.augmentation}
+
+
+def test_a_round_after_one_that_brought_nothing_is_the_last_and_is_not_used(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 0.0, rounds=5)
+    a_person_asks_at_each_site(settings)
+    merged = []
+    forget = Erasure._rounds_to_gates
+
+    def noted(*arguments, **named):
+        merged.append(forget(*arguments, **named))
+        return merged[-1]
+
+    # Of the model that came, in the first round, in the second, and in the third one.
+    with (
+        reading(1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6),
+        mock.patch.object(Erasure, "_rounds_to_gates", noted),
+    ):
+        record = run_job(settings, "erase", grid)
+    assert record.released
+    assert len(asked_of(grid, UnlearnTask)) == 2 * 3
+    assert merged[0].rounds == 2
+    assert len(record.forgotten) == 2
+
+
+def test_a_gate_that_comes_nearer_is_gone_to_until_the_last_round(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 0.0, rounds=3)
+    a_person_asks_at_each_site(settings)
+    with reading(1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.2, 0.2, 0.2, 0.2):
+        record = run_job(settings, "erase", grid)
+    assert record.released
+    assert len(asked_of(grid, UnlearnTask)) == 2 * 3
+
+
+def test_where_a_site_has_nobody_unseen_the_fleet_has_the_gate(tmp_path):
+    settings = with_gate(trained_fleet(tmp_path, unseen=False), 1.0)
+    grid = InProcessGrid(settings)
+    a_person_asks_at_each_site(settings)
+    run_job(settings, "erase", grid)
+    assert set(aims_of(grid)) == {Aim.REFERENCES}  # of which no site has any
+    assert asked_of(grid, FitTask)
+
+
+def test_it_can_be_left_to_the_fleets_gate(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 1.0, own_answers=False)
+    a_person_asks_at_each_site(settings)
+    run_job(settings, "erase", grid)
+    assert set(aims_of(grid)) == {Aim.REFERENCES}
+
+
+def test_where_it_fails_the_job_goes_the_long_way(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 1.0, rounds=1)
+    a_person_asks_at_each_site(settings)
+    judge, verdicts = Erasure._judge, []
+
+    def failing_once(*arguments):
+        verdict = judge(*arguments)
+        verdicts.append(verdict)
+        return verdict.model_copy(update={"outcome": Outcome.FAIL}) if len(verdicts) == 1 else verdict
+
+    with mock.patch.object(Erasure, "_judge", failing_once):
+        record = run_job(settings, "erase", grid)
+    assert record.released
+    assert aims_of(grid) == [Aim.OWN_ANSWERS] * 2 + [Aim.REFERENCES] * 2
+    assert asked_of(grid, FitTask)
+
+
+def test_a_job_that_was_killed_goes_on_with_the_answers_of_the_first_model(fleet):
+    settings, targets = with_gate(fleet, 0.0, rounds=2), []
+    a_person_asks_at_each_site(settings)
+
+    def noted(site, *arguments):
+        own = own_answers_of(site, *arguments)
+        targets.append((site.card.name, own.changed))
+        return own
+
+    with mock.patch("dlfd_fleet.federation.site.training.own_answers_of", noted), reading(1.0, 1.0, 0.5):
+        with interrupted_before("distancing-2"):
+            run_job(settings, "erase")
+        record = run_job(settings, "erase")
+    assert record.released
+    first, later = dict(targets[:2]), targets[2:]
+    assert later
+    assert all(torch.equal(first[name], changed) for name, changed in later)
+
+
+def test_what_the_model_said_of_a_person_goes_with_the_images(fleet):
+    settings = with_gate(fleet, 1.0)
+    a_person_asks_at_each_site(settings)
+    kept = {}
+    keep = type(Site(site_folders(settings.state_folder)[0]).own_answers).keep
+
+    def noted(self, chosen, model, digests, trained, logits):
+        kept.setdefault(self._folder, []).append((digests, logits.copy()))
+        keep(self, chosen, model, digests, trained, logits)
+
+    with mock.patch("dlfd_fleet.ledger.references.ReferenceFiles.keep", noted):
+        run_job(settings, "erase", InProcessGrid(settings))
+    for folder in site_folders(settings.state_folder):
+        with Site(folder) as site:
+            gone = site.ledger.tombstones()
+            content = b"".join(file.read_bytes() for file in folder.glob("own-answers-*.npy"))
+        assert gone
+        for digests, logits in kept[folder]:
+            for digest, said in zip(digests, logits, strict=True):
+                purged = digest in gone
+                assert (bytes.fromhex(digest) in content) != purged
+                assert (said.tobytes() in content) != purged
