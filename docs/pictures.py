@@ -38,7 +38,7 @@ IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1000, 750
 MLFLOW_SIZE, MLFLOW_WIDTH = (1280, 960), 944  # to the right of that MLflow shows its assistant
 COLOURS = 64
-FIGURES = ("losses", "trade_off")
+FIGURES = ("losses",)
 
 
 def main(state: Path) -> None:
