@@ -9,8 +9,10 @@ their images are closest to the answers to these, corrects for what a change tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,13 @@ _COPIES = 8
 _BATCH = 64
 _NO_WORSE = 0.01  # nats: where a model is always right, a standard error is nothing
 _LEAST_TO_FORGET = 1.0  # logits; under it a share would be one of noise
+
+
+class Left(NamedTuple):
+    """The share of the way to the targets that is left, and its standard error, over images."""
+
+    share: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class OwnAnswers:
         """Return the target probabilities ``(M, C)`` of the images to forget."""
         return probabilities_of(self.changed, multi_label=self.multi_label)
 
-    def left(self, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages) -> float:
+    def left(self, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages) -> Left:
         """Return the share of the way to the targets that is left: 1 before unlearning, 0 at the targets.
 
         It compares mean confidence in the true classes. What the model has since become less sure of people never
@@ -93,8 +102,9 @@ class OwnAnswers:
         before, aim = _confidence(self.forget, forget), _confidence(self.changed, forget)
         now = _confidence(torch.from_numpy(predict_logits(model, forget)), forget)
         drift = _confidence(torch.from_numpy(predict_logits(model, unseen)), unseen) - _confidence(self.unseen, unseen)
-        above = float(np.nanmean(now - aim)) - float(np.nanmean(drift))
-        return above / max(float(np.nanmean(before - aim)), _LEAST_TO_FORGET)
+        whole = max(float(np.nanmean(before - aim)), _LEAST_TO_FORGET)
+        error = math.hypot(_standard_error(now - aim), _standard_error(drift))
+        return Left((float(np.nanmean(now - aim)) - float(np.nanmean(drift))) / whole, error / whole)
 
 
 def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int) -> AugmentationSettings | None:
@@ -170,6 +180,12 @@ def _confidence(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
     """Return the confidence ``(N,)`` in the true class or combination of labels; NaN where logits are."""
     sure = confidence(_loss(logits.nan_to_num(), images))
     return np.where(logits.isnan().any(dim=1).numpy(), np.nan, sure)
+
+
+def _standard_error(value: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean of the known values; 0 of a single one."""
+    known = value[~np.isnan(value)]
+    return float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
 
 
 def _by_person(value: NDArray[np.float64], person: NDArray[np.int64]) -> NDArray[np.float64]:

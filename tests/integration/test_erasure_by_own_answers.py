@@ -14,7 +14,7 @@ from dlfd_fleet.federation.protocol.messages import Aim, FitTask, UnlearnTask
 from dlfd_fleet.federation.rounds.erasure import Erasure
 from dlfd_fleet.federation.site.own_answers import own_answers_of
 from dlfd_fleet.ledger import Site, site_folders
-from dlfd_fleet.unlearning.own_answers import OwnAnswers
+from dlfd_fleet.unlearning.own_answers import Left, OwnAnswers
 from tests.integration.fleet_in_process import (
     InProcessGrid,
     a_person_asks_at_each_site,
@@ -45,7 +45,9 @@ def with_gate(settings, share, rounds=3, **erasure):
 
 def reading(*shares):
     """Make the sites read these shares, one after the other, whatever they would read."""
-    return mock.patch.object(OwnAnswers, "left", side_effect=chain(shares, repeat(shares[-1])))
+    return mock.patch.object(
+        OwnAnswers, "left", side_effect=(Left(share, 0.0) for share in chain(shares, repeat(shares[-1])))
+    )
 
 
 def aims_of(grid):

@@ -163,11 +163,12 @@ class _Asked:
 
         The first round has unlearned already. By references, another one of people whose reading is above the gate by
         chance would make them stand out as people whom models know less than strangers: only what is surely left
-        counts. Towards the model's own answers nobody goes further than these.
+        counts. Towards the model's own answers nobody goes further than these, but each round costs retained people:
+        a standard error above the gate is enough.
         """
-        if self.own is not None:
-            left = self.left(model)
-            return left is not None and left <= task.unlearning.own_gate
+        if self.own is not None and self.validation is not None:
+            left = self.own.left(model, self.forget, self.validation)
+            return left.share - left.error <= task.unlearning.own_gate
         shift = self.shift(model)
         return shift is not None and shift.left_for_sure <= task.unlearning.reference_gate
 
@@ -180,7 +181,7 @@ class _Asked:
     def left(self, model: FeatureClassifier) -> float | None:
         """Return the share that is left in a model of what is to be forgotten; None without anything to aim at."""
         if self.own is not None and self.validation is not None:
-            return self.own.left(model, self.forget, self.validation)
+            return self.own.left(model, self.forget, self.validation).share
         shift = self.shift(model)
         return None if shift is None else shift.left
 

@@ -84,7 +84,7 @@ def test_where_no_change_is_borne_the_target_is_the_answer_itself():
     assert strongest_change(model, unseen, seed=0) is None
     own = OwnAnswers.of(model, unseen, unseen, seed=0)
     assert torch.equal(own.changed, own.forget)
-    assert own.left(model, unseen, unseen) == 0.0
+    assert own.left(model, unseen, unseen) == (0.0, 0.0)
 
 
 def test_answers_to_copies_are_the_mean_logits_of_random_changes():
@@ -124,25 +124,33 @@ def says(asked, unseen):
 @pytest.mark.parametrize(("margin", "share"), [(6.0, 1.0), (4.0, 0.5), (2.0, 0.0), (1.0, -0.25)])
 def test_what_is_left_is_the_share_of_the_way_to_the_targets(margin, share):
     answers = own([6.0, 6.0], [2.0, 2.0], [1.0, 1.0])
-    assert answers.left(says(margin, 1.0), ASKED, UNSEEN) == pytest.approx(share, abs=1e-5)
+    assert answers.left(says(margin, 1.0), ASKED, UNSEEN).share == pytest.approx(share, abs=1e-5)
 
 
 def test_what_a_model_became_less_sure_of_everybody_is_no_forgetting():
     answers = own([6.0, 6.0], [2.0, 2.0], [1.0, 1.0])
-    assert answers.left(says(5.0, 0.0), ASKED, UNSEEN) == pytest.approx(1.0, abs=1e-5)
+    assert answers.left(says(5.0, 0.0), ASKED, UNSEEN).share == pytest.approx(1.0, abs=1e-5)
 
 
 def test_of_less_than_a_logit_the_share_is_of_a_logit():
     """A tenth of a logit above a target that was a twentieth away is a tenth, and not twice what there was."""
     answers = own([2.05, 2.05], [2.0, 2.0], [1.0, 1.0])
-    assert answers.left(says(2.1, 1.0), ASKED, UNSEEN) == pytest.approx(0.1, abs=1e-5)
+    assert answers.left(says(2.1, 1.0), ASKED, UNSEEN).share == pytest.approx(0.1, abs=1e-5)
+
+
+def test_its_error_is_that_of_the_mean_over_images():
+    """Both people are 4 logits from a target each; the model has moved one of them to it, and left the other."""
+    answers = own([6.0, 2.0], [2.0, -2.0], [1.0, 1.0])
+    left = answers.left(says(2.0, 1.0), ASKED, UNSEEN)
+    assert left.share == pytest.approx(0.5, abs=1e-5)
+    assert left.error == pytest.approx(2.0 / 4.0, abs=1e-5)  # of 0 and 4: their spread over the root of two is 2
 
 
 def test_images_without_an_answer_count_for_nothing():
     answers = own([6.0, 6.0], [2.0, 2.0], [1.0, 1.0])
     answers.forget[1] = math.nan
     answers.changed[1] = math.nan
-    assert answers.left(says(4.0, 1.0), ASKED, UNSEEN) == pytest.approx(0.5, abs=1e-5)
+    assert answers.left(says(4.0, 1.0), ASKED, UNSEEN).share == pytest.approx(0.5, abs=1e-5)
     assert answers.targets()[1].isnan().all()
 
 
