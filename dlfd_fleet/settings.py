@@ -458,8 +458,8 @@ class ErasureSettings(Section):
     repair_epochs: Count = Field(2, description="Epochs on retain images in one round of repair.")
     repair_share: Fraction = Field(
         0.25,
-        description="With references: share of the other sites that take part in repair, in further training, and in "
-        "the audit of each file.",
+        description="Share of the other sites that take part in a repair by need; with references also in further "
+        "training, and in the audit of each file.",
     )
     learning_rate: Positive = Field(0.015, description="SGD step at the start of the first repair; it falls to 0.")
     augmentation: AugmentationSettings = Field(
@@ -473,7 +473,11 @@ class ErasureSettings(Section):
     relearning_rounds: Steps = Field(
         1, description="Ordinary rounds of training after which the unlearned model is attacked again."
     )
-    max_attempts: Count = Field(1, description="Most attempts; each unlearns 1.5 times as long as the one before.")
+    max_attempts: Count = Field(
+        1,
+        description="Most attempts that aim at nothing, after those that do; each unlearns 1.5 times as long as the "
+        "one before.",
+    )
     largest_update: Positive = Field(
         1.0, description="Largest L2 norm of a site's update, as a multiple of the model's norm."
     )

@@ -161,7 +161,9 @@ class ReferenceFiles:
         for found in known:
             if found.job == wanted.job:
                 if (found.models, found.classes) != (wanted.models, wanted.classes):
-                    raise DataError(f"The reference models of {wanted.job} have other numbers here; start a new job.")
+                    raise DataError(
+                        f"The stored answers of {wanted.job} are of other classes or models; start a new job."
+                    )
                 return found
         self._delete([each for each in known if not self.is_finished(each)])
         new = wanted.model_copy(update={"number": 1 + max((each.number for each in known), default=0)})
@@ -232,6 +234,10 @@ class ReferenceFiles:
         """Tell whether a set has the answers of all of its models."""
         return not self.missing(chosen)
 
+    def has(self, wanted: ReferenceSet) -> bool:
+        """Tell whether a job's set is finished."""
+        return any(each.job == wanted.job and self.is_finished(each) for each in self._known())
+
     def current(self) -> ReferenceSet | None:
         """Return the latest set that is finished."""
         return max(filter(self.is_finished, self._known()), key=lambda each: each.number, default=None)
@@ -270,6 +276,17 @@ class ReferenceFiles:
             If the disk refuses.
         """
         self._delete([each for each in self._known() if each.job in jobs])
+
+    def keep_only(self, job: str) -> None:
+        """Delete the sets of all other jobs.
+
+        Raises
+        ------
+        DataError
+            If the disk refuses.
+        """
+        if others := [each for each in self._known() if each.job != job]:
+            self._delete(others)
 
     def unfinished(self) -> list[Path]:
         """Return the files of sets that have not the answers of all of their models; what names a set comes first."""
@@ -369,7 +386,7 @@ class ReferenceFiles:
         try:
             records: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{file} cannot be read; delete it: the next reference models make another one.") from error
+            raise DataError(f"{file} cannot be read; delete it: the next job makes another one.") from error
         if records.dtype != kind or records.ndim != 1:
             raise DataError(f"{file} holds something else than it must; delete it.")
         return records

@@ -134,8 +134,8 @@ class Method:
         The unlearner that a site of a fleet runs, without validation people, because the coordinator has the gate.
         Default: the default candidate's unlearner, unless it is gated.
     aims_at_references
-        Whether it trains with :meth:`~dlfd_fleet.unlearning.session.Session.train_on`, and so aims at the answers of
-        reference models.
+        Whether it trains with :meth:`~dlfd_fleet.unlearning.session.Session.train_on`, and so aims at targets, of
+        reference models or given ones.
     """
 
     name: str

@@ -30,11 +30,12 @@ from dlfd_fleet.unlearning.training import device_of, predict_logits
 _COPIES = 8
 _BATCH = 64
 _NO_WORSE = 0.01  # nats: where a model is always right, a standard error is nothing
+_FEWEST_FOR_ERROR = 5  # people; of fewer, a standard error is small or large by chance
 _LEAST_TO_FORGET = 1.0  # logits; under it a share would be one of noise
 
 
 class Left(NamedTuple):
-    """The share of the way to the targets that is left, and its standard error, over images."""
+    """The share of the way to the targets that is left, and its standard error, by person; 0 of a single person."""
 
     share: float
     error: float
@@ -55,7 +56,7 @@ class OwnAnswers:
     multi_label
         Whether the logits are of labels, several of which may apply to an image.
 
-    A row is NaN if it is not known.
+    A row is NaN if it is not known. At least one of each is known.
     """
 
     forget: Tensor
@@ -64,8 +65,10 @@ class OwnAnswers:
     multi_label: bool = False
 
     @classmethod
-    def of(cls, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages, seed: int) -> OwnAnswers:
-        """Return the answers of a model.
+    def of(
+        cls, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages, seed: int
+    ) -> OwnAnswers | None:
+        """Return the answers of a model; None if unseen people bear no change, for then there is nothing to aim at.
 
         Parameters
         ----------
@@ -75,9 +78,9 @@ class OwnAnswers:
             Of the changes.
         """
         change, multi_label = strongest_change(model, unseen, seed), forget.multi_label
-        plain, said = (torch.from_numpy(predict_logits(model, images)) for images in (forget, unseen))
         if change is None:
-            return cls(plain, plain, said, multi_label)
+            return None
+        plain, said = (torch.from_numpy(predict_logits(model, images)) for images in (forget, unseen))
         changed, copies = (answers_to_copies(model, images, change, seed) for images in (forget, unseen))
         known = ReferenceAnswers(copies[None], _nobody(copies), multi_label)
         temperature = temperature_between(known, probabilities_of(said, multi_label=multi_label), models=1)
@@ -91,8 +94,8 @@ class OwnAnswers:
         """Return the share of the way to the targets that is left: 1 before unlearning, 0 at the targets.
 
         It compares mean confidence in the true classes. What the model has since become less sure of people never
-        trained on is subtracted: that is no forgetting. Where there is less than a logit to forget, the share is of
-        one.
+        trained on is added: that is no forgetting. That it became surer of them counts for nothing. Where there is less
+        than a logit to forget, the share is of one.
 
         Parameters
         ----------
@@ -103,8 +106,8 @@ class OwnAnswers:
         now = _confidence(torch.from_numpy(predict_logits(model, forget)), forget)
         drift = _confidence(torch.from_numpy(predict_logits(model, unseen)), unseen) - _confidence(self.unseen, unseen)
         whole = max(float(np.nanmean(before - aim)), _LEAST_TO_FORGET)
-        error = math.hypot(_standard_error(now - aim), _standard_error(drift))
-        return Left((float(np.nanmean(now - aim)) - float(np.nanmean(drift))) / whole, error / whole)
+        error = math.hypot(_standard_error(now - aim, forget), _standard_error(drift, unseen))
+        return Left((float(np.nanmean(now - aim)) - min(float(np.nanmean(drift)), 0.0)) / whole, error / whole)
 
 
 def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int) -> AugmentationSettings | None:
@@ -112,7 +115,7 @@ def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int
 
     That is, its loss on them, each time at the best temperature, is higher than without by at most one standard error,
     by person (the rule of one standard error: Breiman et al., Classification and Regression Trees, 1984, section
-    3.4.3), or a hundredth of a nat, which is all that a single person may differ by.
+    3.4.3), or a hundredth of a nat, which is all that fewer than five people may differ by.
 
     Returns
     -------
@@ -120,10 +123,10 @@ def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int
         None if even the weakest change makes the answers worse.
     """
     plain = _losses(torch.from_numpy(predict_logits(model, unseen)), unseen)
-    people = np.arange(len(unseen)) if unseen.people is None else unseen.people.numpy()
+    people = _people(unseen)
     for change in reversed([*_changes(unseen.images.shape[-1])]):
         worse = _by_person(_losses(answers_to_copies(model, unseen, change, seed), unseen) - plain, people)
-        error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
+        error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) >= _FEWEST_FOR_ERROR else 0.0
         if worse.mean() <= max(error, _NO_WORSE):
             return change
     return None
@@ -182,10 +185,15 @@ def _confidence(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
     return np.where(logits.isnan().any(dim=1).numpy(), np.nan, sure)
 
 
-def _standard_error(value: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of the known values; 0 of a single one."""
-    known = value[~np.isnan(value)]
-    return float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+def _standard_error(value: NDArray[np.float64], images: LabelledImages) -> float:
+    """Return the standard error of the mean of the known values, by person; 0 of a single person."""
+    known = ~np.isnan(value)
+    means = _by_person(value[known], _people(images)[known])
+    return float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
+def _people(images: LabelledImages) -> NDArray[np.int64]:
+    return np.arange(len(images)) if images.people is None else images.people.numpy()
 
 
 def _by_person(value: NDArray[np.float64], person: NDArray[np.int64]) -> NDArray[np.float64]:

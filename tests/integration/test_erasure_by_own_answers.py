@@ -12,8 +12,9 @@ import torch
 from dlfd_fleet.audit import Outcome
 from dlfd_fleet.federation.protocol.messages import Aim, FitTask, UnlearnTask
 from dlfd_fleet.federation.rounds.erasure import Erasure
+from dlfd_fleet.federation.rounds.rounds import Rounds
 from dlfd_fleet.federation.site.own_answers import own_answers_of
-from dlfd_fleet.ledger import Site, site_folders
+from dlfd_fleet.ledger import site_folders
 from dlfd_fleet.unlearning.own_answers import Left, OwnAnswers
 from tests.integration.fleet_in_process import (
     InProcessGrid,
@@ -72,22 +73,28 @@ def test_sites_unlearn_until_they_are_done_and_no_other_site_trains(fleet):
 def test_a_round_after_one_that_brought_nothing_is_the_last_and_is_not_used(fleet):
     grid, settings = InProcessGrid(fleet), with_gate(fleet, 0.0, rounds=5)
     a_person_asks_at_each_site(settings)
-    merged = []
-    forget = Erasure._rounds_to_gates
+    made, ended = [], []
+    unlearn, to_gates = Rounds.unlearning_round, Erasure._rounds_to_gates
 
-    def noted(*arguments, **named):
-        merged.append(forget(*arguments, **named))
-        return merged[-1]
+    def noting(noted, function):
+        def call(*arguments, **named):
+            noted.append(function(*arguments, **named))
+            return noted[-1]
+
+        return call
 
     # Of the model that came, in the first round, in the second, and in the third one.
     with (
         reading(1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6),
-        mock.patch.object(Erasure, "_rounds_to_gates", noted),
+        mock.patch.object(Rounds, "unlearning_round", noting(made, unlearn)),
+        mock.patch.object(Erasure, "_rounds_to_gates", noting(ended, to_gates)),
     ):
         record = run_job(settings, "erase", grid)
     assert record.released
     assert len(asked_of(grid, UnlearnTask)) == 2 * 3
-    assert merged[0].rounds == 2
+    second, third = made[1].arrays, made[2].arrays
+    assert all(torch.equal(array, second[name]) for name, array in ended[0].arrays.items())
+    assert not all(torch.equal(array, third[name]) for name, array in ended[0].arrays.items())
     assert len(record.forgotten) == 2
 
 
@@ -152,25 +159,41 @@ def test_a_job_that_was_killed_goes_on_with_the_answers_of_the_first_model(fleet
     assert all(torch.equal(first[name], changed) for name, changed in later)
 
 
-def test_what_the_model_said_of_a_person_goes_with_the_images(fleet):
+def test_a_round_that_brings_one_site_nearer_goes_on_whatever_another_one_says(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 0.0, rounds=3)
+    a_person_asks_at_each_site(settings)
+    with reading(1.0, 0.0, 0.6, 0.6, 9.0, 9.0, 0.3, 0.3, 9.0, 9.0):
+        run_job(settings, "erase", grid)
+    assert len(asked_of(grid, UnlearnTask)) == 2 * 3
+
+
+def test_a_site_that_was_not_there_in_the_first_round_unlearns_in_the_second(fleet):
+    """Whatever its gate reads: it has not unlearned yet."""
+    settings = with_gate(fleet, 1.0, rounds=2)
+    a_person_asks_at_each_site(settings)
+    grid = InProcessGrid(settings)
+    with mock.patch("dlfd_fleet.federation.site.training.has_own_answers", return_value=False):
+        run_job(settings, "erase", grid)
+    done = [one.done for one, _ in answers_of(grid)]
+    assert done == [False] * 4
+
+
+def test_where_a_site_finds_nothing_to_aim_at_the_job_goes_the_long_way(fleet):
+    grid, settings = InProcessGrid(fleet), with_gate(fleet, 1.0, rounds=1)
+    a_person_asks_at_each_site(settings)
+    with mock.patch.object(OwnAnswers, "of", return_value=None):
+        record = run_job(settings, "erase", grid)
+    assert record.released
+    assert aims_of(grid) == [Aim.OWN_ANSWERS] * 2 + [Aim.REFERENCES] * 2
+    assert asked_of(grid, FitTask)
+
+
+def test_what_the_model_said_is_kept_for_the_job_and_no_longer(fleet):
     settings = with_gate(fleet, 1.0)
     a_person_asks_at_each_site(settings)
-    kept = {}
-    keep = type(Site(site_folders(settings.state_folder)[0]).own_answers).keep
-
-    def noted(self, chosen, model, digests, trained, logits):
-        kept.setdefault(self._folder, []).append((digests, logits.copy()))
-        keep(self, chosen, model, digests, trained, logits)
-
-    with mock.patch("dlfd_fleet.ledger.references.ReferenceFiles.keep", noted):
-        run_job(settings, "erase", InProcessGrid(settings))
-    for folder in site_folders(settings.state_folder):
-        with Site(folder) as site:
-            gone = site.ledger.tombstones()
-            content = b"".join(file.read_bytes() for file in folder.glob("own-answers-*.npy"))
-        assert gone
-        for digests, logits in kept[folder]:
-            for digest, said in zip(digests, logits, strict=True):
-                purged = digest in gone
-                assert (bytes.fromhex(digest) in content) != purged
-                assert (said.tobytes() in content) != purged
+    with interrupted_before("distancing-2"):
+        run_job(settings, "erase")
+    folders = site_folders(settings.state_folder)
+    assert all(list(folder.glob("own-answers-*")) for folder in folders)
+    run_job(settings, "erase")
+    assert not any(list(folder.glob("own-answers-*")) for folder in folders)

@@ -48,7 +48,7 @@ class Merged:
     base
         Digest of the model that the updates are of; empty where nobody compares it.
     left
-        Mean over sites of the share that the earlier model had still to forget; None where none tells it.
+        By site: the share that the earlier model had still to forget, by what the site aims at; None if at nothing.
     """
 
     arrays: Arrays
@@ -57,7 +57,7 @@ class Merged:
     retained_after: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     long_updates: Mapping[str, float] = field(default_factory=dict)
     base: str = ""
-    left: float | None = None
+    left: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Journal:
                         dict(result.retained_after),
                         dict(result.long_updates),
                         result.base,
-                        result.left,
+                        dict(result.left),
                     )
                 ),
                 result.arrays,
@@ -272,7 +272,7 @@ class _FactsOf(Generic[_T]):
 _MERGED = TypeAdapter(
     tuple[tuple[str, ...], _RETAINED, _RETAINED]
     | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str]
-    | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str, float | None]
+    | tuple[tuple[str, ...], _RETAINED, _RETAINED, dict[str, float], str, dict[str, float | None]]
 )
 _PARITY = TypeAdapter(
     tuple[float, int, int, dict[str, int]]

@@ -42,6 +42,10 @@ _GIVEN_UP = (
     "Retained people lost {:.3f} also after the repair, and {:g} is allowed (audit.max_retain_drop). {} too poor to "
     "aim at here, so this erasure does not use them."
 )
+_BLIND = (
+    "At {} the model's answers to people never trained on bear no change of images, so there is nothing to aim at, and "
+    "this erasure goes on at all sites."
+)
 _AIMED_AT = {Aim.REFERENCES: "The reference models are", Aim.OWN_ANSWERS: "The model's answers to changed images are"}
 _THEN_TO_GATE = {Aim.REFERENCES: Aim.TO_GATE, Aim.OWN_ANSWERS: Aim.OWN_ANSWERS_TO_GATE}
 
@@ -79,6 +83,11 @@ class AtAskedSites:
         if card.multi_label:
             method.refuse_labels()
         return cls(settings.method)
+
+    @property
+    def aims_at_targets(self) -> bool:
+        """Whether the method trains images to forget towards targets."""
+        return METHODS.find(self.method).aims_at_references
 
     def __call__(self, rounds: Rounds, forgetting: Forgetting) -> Merged:
         """Return the merged model."""
@@ -134,13 +143,15 @@ class Attempted:
 
 @dataclass(frozen=True)
 class _ForgottenToGates:
-    """The model after rounds to the gates of the sites, how many of them changed it, and what retained people lost.
+    """The model after rounds to the gates of the sites, how many there were, and what retained people lost.
 
     Attributes
     ----------
     first, last
         By site: retain images, and the share that the model was right about before the first round, and in the end;
         the latter is empty where no site has read the model in the end.
+    blind
+        Sites that found nothing to aim at.
     """
 
     arrays: Arrays
@@ -148,6 +159,7 @@ class _ForgottenToGates:
     rounds: int
     first: Mapping[str, tuple[int, float]]
     last: Mapping[str, tuple[int, float]]
+    blind: tuple[str, ...] = ()
 
     def lost(self) -> float | None:
         """Return the mean drop in accuracy on retain images; None if unknown."""
@@ -179,6 +191,12 @@ class Erasure:
         """The context that rounds and audits share."""
         return self.rounds.job
 
+    @property
+    def _aims(self) -> tuple[Aim, ...]:
+        """What sites can aim at; at a model's own answers only if the round that forgets trains towards them."""
+        able = getattr(self.forget, "aims_at_targets", False)
+        return tuple(aim for aim in self.job.aims if able or aim is not Aim.OWN_ANSWERS)
+
     def run(self, original: AuditedModel) -> Unlearned:
         """Unlearn until the verdict is not FAIL, at most ``erasure.max_attempts`` times, each time more.
 
@@ -195,7 +213,7 @@ class Erasure:
         erasure = self.job.settings.erasure
         before, best_rank, number, readings = self.job.effort(), _WORST_RANK, 0, list[GateReading]()
         self._leave_poor_references(original)
-        aims = self.job.aims
+        aims = self._aims
         while number < erasure.max_attempts + len(aims):
             number += 1
             to_gates = number <= len(aims)
@@ -310,13 +328,13 @@ class Erasure:
         people. If no asked site has anybody else to train on, there is only repair, and the audit tells whether it
         forgot them.
         """
-        aims = self.job.aims
+        aims = self._aims
         return self._attempt_to_gates(original, number, aims[0]) if aims else self._long_attempt(original, number)
 
     def _long_attempt(self, original: AuditedModel, number: int) -> Attempted:
         """Return the best round of an attempt with the fleet's gate, as in :meth:`attempt`."""
         job, erasure = self.job, self.job.settings.erasure
-        failed_at_gates, references = len(job.aims), job.sites_can_tell or job.references_too_poor
+        failed_at_gates, references = len(self._aims), job.sites_can_tell or job.references_too_poor
         aim = Aim.WITHOUT_REFERENCES if references else Aim.REFERENCES
         pending = dict(enumerate(job.fleet.said))
         reading = self._read(original.samples)
@@ -372,6 +390,8 @@ class Erasure:
         total = erasure.rounds * sum(reply.can_unlearn for reply in pending.values())
         with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
             forgotten = self._rounds_to_gates(original.arrays, advance, aim)
+            if forgotten.blind:
+                return Attempted(_WORST_RANK, Merged(original.arrays), (), _BLIND.format(", ".join(forgotten.blind)))
             arrays, requests, several = forgotten.arrays, forgotten.requests, forgotten.rounds > 1
             if not forgotten.last and forgotten.first:
                 last = self.audits.retained(arrays, f"gate-{job.round}", job.forgetting)
@@ -412,20 +432,24 @@ class Erasure:
         A site that is done is not merged, so the others' share grows. A gate on few images varies by chance, so each
         site unlearns in the first round, unless that follows a repair. Where people are few, or models hardly knew them
         better than anybody, chance keeps a gate by the model's own answers from ever being reached: then a round after
-        one that brought nothing is not used, and is the last.
+        one that brought no site nearer is not used, and is the last.
         """
         requests, first, last, count = set[str](), dict[str, tuple[int, float]](), dict[str, tuple[int, float]](), 0
-        reached, left = False, None
+        reached, left = False, dict[str, float | None]()
         while not reached and count < self.job.settings.erasure.rounds:
             now = _THEN_TO_GATE[aim] if repaired or count else aim
             # Targets make it forget. Changes of images that its training did not make would only cost retained people.
             augmentation = self.job.settings.training.augmentation
             forgotten = self.forget(self.rounds, Forgetting(arrays, 1, now, advance, augmentation))
-            before, left = left, forgotten.left
-            if aim is Aim.OWN_ANSWERS and before is not None and left is not None and left >= before:
-                return _ForgottenToGates(arrays, frozenset(requests), count, first, dict(forgotten.retained))
-            requests.update(forgotten.requests)
             reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
+            if aim is Aim.OWN_ANSWERS:
+                if blind := sorted(site for site, share in forgotten.left.items() if share is None):
+                    return _ForgottenToGates(arrays, frozenset(requests), count, first, last, blind=tuple(blind))
+                if count and not reached and not _came_nearer(left, forgotten.left):
+                    kept = dict(forgotten.retained)
+                    return _ForgottenToGates(arrays, frozenset(requests), count + 1, first, kept)
+                left = dict(forgotten.left)
+            requests.update(forgotten.requests)
             arrays, last = forgotten.arrays, dict(forgotten.retained)
             first = first or last
             count += not reached
@@ -461,6 +485,12 @@ def _noted(reading: Reading, attempt: int, number: int) -> GateReading:
         retain_accuracy=reading.retain_accuracy,
         attack_auc=reading.attack_auc,
     )
+
+
+def _came_nearer(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> bool:
+    """Tell whether at any site that was in both rounds less is left. What one site says stops no other's forgetting."""
+    pairs = [(before[site], after[site]) for site in before.keys() & after.keys()]
+    return not pairs or any(one is not None and other is not None and other < one for one, other in pairs)
 
 
 def _lost(before: Mapping[str, tuple[int, float]], after: Mapping[str, tuple[int, float]]) -> float | None:

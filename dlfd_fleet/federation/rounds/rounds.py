@@ -272,13 +272,13 @@ class Rounds:
         merged = self.as_sent(mean.value(), arrays) if mean.count else arrays
         before = {node: result.retain_accuracy for node, result in results.items()}
         after = {node: result.retain_accuracy_after for node, result in results.items() if len(results) == 1}
-        left = [max(0.0, result.left) for result in results.values() if result.left is not None]
+        left = {fleet.name(node): each.left for node, each in results.items()}
         return Merged(
             merged,
             tuple(sorted(requests)),
             self._retained(before),
             self._retained(after),
-            left=sum(left) / len(left) if left else None,
+            left=left,
         )
 
     def _retained(self, accuracies: Mapping[int, float | None]) -> dict[str, tuple[int, float]]:

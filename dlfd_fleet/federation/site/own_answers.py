@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dlfd_fleet.data import image_digest
 from dlfd_fleet.data.dataset import IdentityDataset
 from dlfd_fleet.exceptions import DataError
-from dlfd_fleet.federation.protocol.messages import UnlearnTask
+from dlfd_fleet.federation.protocol.messages import Aim, UnlearnTask
 from dlfd_fleet.federation.site.images import with_people
 from dlfd_fleet.federation.site.model import site_seed
 from dlfd_fleet.ledger.references import ReferenceSet
@@ -31,21 +31,27 @@ def few(unseen: IdentityDataset) -> IdentityDataset:
 def own_answers_of(
     site: Site, task: UnlearnTask, model: FeatureClassifier, forget: IdentityDataset, unseen: IdentityDataset
 ) -> OwnAnswers | None:
-    """Return the answers of the model that a job's erasure began with; of this one if none are stored.
+    """Return the answers of the model that a job's erasure began with.
+
+    In the erasure's first round these are the answers of the model that came, and are stored. A site that was not there
+    then stores those of the first model that it gets.
 
     Returns
     -------
     OwnAnswers or None
-        None if the site has nobody whom no model was trained on.
+        None if the site has nobody whom no model was trained on, if these bear no change of images, or if the answer to
+        an image to forget is not known.
     """
     if not len(unseen):
         return None
-    files, multi_label = site.own_answers, site.card.multi_label
-    chosen = files.begin(ReferenceSet(job=task.job, models=2, classes=site.card.classes), dict)
-    manifest = site.manifest()
+    files, manifest = site.own_answers, site.manifest()
+    chosen = files.begin(_set_of(site, task), dict)
     rows = [image_digest(manifest, row) for row in (*forget.rows, *unseen.rows)]
-    if not files.is_finished(chosen):
+    if task.aim is Aim.OWN_ANSWERS or not files.is_finished(chosen):
         new = OwnAnswers.of(model, with_people(forget), with_people(unseen), site_seed(site, task.seed))
+        if new is None:
+            files.drop([task.job])
+            return None
         known = [place for place, digest in enumerate(rows) if digest is not None]
         digests = [digest for digest in rows if digest is not None]
         # Of unseen people no changed copies are needed, and of nobody whether a model was trained on them.
@@ -54,7 +60,19 @@ def own_answers_of(
             files.keep(chosen, number, digests, [False] * len(known), logits)
         site.purge_references()  # a purge may have come between
     plain, changed = (_stored(site, chosen, number, rows) for number in (_PLAIN, _CHANGED))
-    return OwnAnswers(plain[: len(forget)], changed[: len(forget)], plain[len(forget) :], multi_label)
+    count = len(forget)
+    own = OwnAnswers(plain[:count], changed[:count], plain[count:], site.card.multi_label)
+    unknown = own.forget.isnan().any() or own.changed.isnan().any() or own.unseen.isnan().any(dim=1).all()
+    return None if unknown else own
+
+
+def has_own_answers(site: Site, task: UnlearnTask) -> bool:
+    """Tell whether a model's answers are stored for a job, so that the site has unlearned towards them before."""
+    return site.own_answers.has(_set_of(site, task))
+
+
+def _set_of(site: Site, task: UnlearnTask) -> ReferenceSet:
+    return ReferenceSet(job=task.job, models=2, classes=site.card.classes)
 
 
 def _stored(site: Site, chosen: ReferenceSet, number: int, rows: list[str | None]) -> torch.Tensor:

@@ -40,6 +40,8 @@ def answer_pending(site: Site, query: PendingQuery) -> PendingReply:
     ledger = site.ledger
     site.raise_epoch(query.epoch)
     site.references.drop(query.expired)
+    if query.take:
+        site.own_answers.keep_only(query.job)
     if query.seen is not None:
         _refuse_restored(site, query.seen, query.released)
     ledger.verify()  # a withdrawal that nobody has made would let the job train on the person
@@ -141,7 +143,8 @@ def settle(site: Site, task: SettleTask) -> SettleResult:
             purge_request(site, ledger.get(request.id))
     _complete(site, task.devices)
     purged = ledger.count_purged(task.job)
-    with suppress(DataError):  # what cannot be deleted now is tried again after the next job
+    with suppress(DataError):  # what cannot be deleted now is tried again in and after the next job
+        site.own_answers.drop([task.job])
         prune_site(site)
     return SettleResult(requests=settled, purged_images=purged, epoch=epoch, ledger=_head(site, task.job))
 

@@ -24,7 +24,7 @@ from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.site.images import labelled, used_images, with_people
 from dlfd_fleet.federation.site.job_requests import refuse_job_that_lost_its_requests, requests_of_job
 from dlfd_fleet.federation.site.model import loaded_model, refuse_old_models, site_seed
-from dlfd_fleet.federation.site.own_answers import few, own_answers_of
+from dlfd_fleet.federation.site.own_answers import few, has_own_answers, own_answers_of
 from dlfd_fleet.federation.site.references import half_of, references_of
 from dlfd_fleet.federation.site.training_data import TrainingRows
 from dlfd_fleet.federation.task import Task, Train
@@ -137,7 +137,8 @@ def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
         None if it has not forgotten, the site has nothing to aim at for these people, or the task does not ask.
     """
     started = time.perf_counter()
-    if not task.aim.to_gate:
+    # Whoever was not there in the first round has not unlearned yet.
+    if not task.aim.to_gate or (task.aim.at_own and not has_own_answers(site, task)):
         return None
     model = loaded_model(site, task.card, arrays, own)
     asked = _asked(site, task, model)
@@ -164,11 +165,11 @@ class _Asked:
         The first round has unlearned already. By references, another one of people whose reading is above the gate by
         chance would make them stand out as people whom models know less than strangers: only what is surely left
         counts. Towards the model's own answers nobody goes further than these, but each round costs retained people:
-        a standard error above the gate is enough.
+        a standard error above the gate is enough, if that is not more than the gate again.
         """
         if self.own is not None and self.validation is not None:
-            left = self.own.left(model, self.forget, self.validation)
-            return left.share - left.error <= task.unlearning.own_gate
+            left, gate = self.own.left(model, self.forget, self.validation), task.unlearning.own_gate
+            return left.share <= gate + min(left.error, gate)
         shift = self.shift(model)
         return shift is not None and shift.left_for_sure <= task.unlearning.reference_gate
 

@@ -95,7 +95,7 @@ def test_who_was_trained_on_is_written_down_beside_the_halves(files):
     assert files.people(chosen) == {ANNA: Membership(0b01), BERT: Membership(0b10, 0b10)}
     assert begun(files, people={CLEO: 0b11}) == chosen  # who came later is in no half
     assert files.people(chosen).keys() == {ANNA, BERT}
-    with pytest.raises(DataError, match=r"^The reference models of references-1 have other numbers here"):
+    with pytest.raises(DataError, match=r"^The stored answers of references-1 are of other classes or models"):
         files.begin(ReferenceSet(job="references-1", models=4, classes=("no", "yes")), dict)
 
 

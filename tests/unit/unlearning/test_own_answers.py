@@ -64,6 +64,16 @@ def test_a_change_that_gives_another_answer_is_not_used():
     assert change is None or change.flip == 0.0
 
 
+def test_of_two_people_one_that_bears_a_change_does_not_outweigh_the_other():
+    """A mirrored image of the second person is another answer, and one of the first is not."""
+    unseen = halves(8)
+    unseen.images[:4] = 0.5
+    unseen.images[:4, :, :, :2] = unseen.images[:4, :, :, -2:] = 0.9
+    unseen.images[:4, 0, :, : SIZE // 2] += 0.05
+    change = strongest_change(Rule(by_side).eval(), unseen, seed=0)
+    assert change is None or change.flip == 0.0
+
+
 def test_the_strongest_change_that_unseen_people_bear_is_used():
     change = strongest_change(Rule(by_contrast).eval(), contrasts(32), seed=0)
     assert change is not None
@@ -71,7 +81,7 @@ def test_the_strongest_change_that_unseen_people_bear_is_used():
     assert change.shift == SIZE // 8
 
 
-def test_where_no_change_is_borne_the_target_is_the_answer_itself():
+def test_where_no_change_is_borne_there_is_nothing_to_aim_at():
     unseen = contrasts(40)
 
     def by_heart(images):
@@ -82,9 +92,7 @@ def test_where_no_change_is_borne_the_target_is_the_answer_itself():
 
     model = Rule(by_heart).eval()
     assert strongest_change(model, unseen, seed=0) is None
-    own = OwnAnswers.of(model, unseen, unseen, seed=0)
-    assert torch.equal(own.changed, own.forget)
-    assert own.left(model, unseen, unseen) == (0.0, 0.0)
+    assert OwnAnswers.of(model, unseen, unseen, seed=0) is None
 
 
 def test_answers_to_copies_are_the_mean_logits_of_random_changes():
@@ -130,6 +138,12 @@ def test_what_is_left_is_the_share_of_the_way_to_the_targets(margin, share):
 def test_what_a_model_became_less_sure_of_everybody_is_no_forgetting():
     answers = own([6.0, 6.0], [2.0, 2.0], [1.0, 1.0])
     assert answers.left(says(5.0, 0.0), ASKED, UNSEEN).share == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_a_model_became_surer_of_everybody_is_no_forgetting_either():
+    """Nothing was forgotten, and it is surer of strangers: all is left."""
+    answers = own([6.0, 6.0], [2.0, 2.0], [1.0, 1.0])
+    assert answers.left(says(6.0, 3.0), ASKED, UNSEEN).share == pytest.approx(1.0, abs=1e-5)
 
 
 def test_of_less_than_a_logit_the_share_is_of_a_logit():
