@@ -65,6 +65,11 @@ def small_settings(state: Path, manifest: Path, sites: int = 2) -> Settings:
     )
 
 
+def by_the_fleets_gate(settings: Settings) -> Settings:
+    """The same with erasures that aim at nothing: all sites repair, and answer the gate of the fleet."""
+    return settings.model_copy(update={"erasure": settings.erasure.model_copy(update={"own_answers": False})})
+
+
 def trained_fleet(folder: Path, *, unseen: bool = True) -> Settings:
     """Settings of a fleet of two sites that has trained a model on a few drawn faces, perhaps with nobody unseen."""
     silent = ConsoleProgress(Console(file=io.StringIO()))

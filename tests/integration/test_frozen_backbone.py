@@ -28,6 +28,7 @@ from tests.integration.fleet_in_process import (
     InProcessGrid,
     a_person_asks_at_each_site,
     be_a_server,
+    by_the_fleets_gate,
     run_job,
     small_settings,
 )
@@ -48,7 +49,7 @@ def fleet(folder, precision="float32", **model):
     manifest = synthesize(
         folder / "faces", people=14, images_per_person=3, image_size=32, classes=2, seed=0, progress=silent
     )
-    settings = small_settings(folder / "state", manifest)
+    settings = by_the_fleets_gate(small_settings(folder / "state", manifest))
     deal_to_sites(settings, silent)
     return with_model(settings, precision, **model)
 

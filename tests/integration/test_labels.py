@@ -20,7 +20,13 @@ from dlfd_fleet.models import CARD_FILE, ModelCard
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.single import unlearn_people
 from dlfd_fleet.tracking import open_registry
-from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, small_settings
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    by_the_fleets_gate,
+    run_job,
+    small_settings,
+)
 from tests.small_networks import small_networks
 
 LABELS = {"class-0": "none", "class-1": "glasses", "class-2": "glasses;hat", "class-3": "Hat; scarf"}
@@ -36,7 +42,7 @@ def trained(tmp_path_factory):
     )
     rows = [Row(row.image, row.identity, LABELS[row.label]) for row in read_manifest(file).rows]
     write_manifest(rows, file)
-    settings = small_settings(folder / "state", file)
+    settings = by_the_fleets_gate(small_settings(folder / "state", file))
     settings = settings.model_copy(
         update={
             "data": settings.data.model_copy(update={"multi_label": True}),

@@ -32,7 +32,7 @@ from dlfd_fleet.ledger.site_setup import deal_to_sites
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import TrackingSettings
 from dlfd_fleet.tracking import open_tracker
-from tests.integration.fleet_in_process import InProcessGrid, run_job, small_settings
+from tests.integration.fleet_in_process import InProcessGrid, by_the_fleets_gate, run_job, small_settings
 from tests.mlflow_client import client_of
 
 
@@ -106,7 +106,7 @@ def trained(tmp_path_factory):
     manifest = synthesize(
         folder / "faces", people=36, images_per_person=2, image_size=32, classes=2, seed=0, progress=progress
     )
-    settings = small_settings(folder / "state", manifest, sites=4)
+    settings = by_the_fleets_gate(small_settings(folder / "state", manifest, sites=4))
     deal_to_sites(settings, progress)
     return settings
 

@@ -16,13 +16,13 @@ from dlfd_fleet.federation.jobs.reporting import report_of
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.report import render
-from tests.integration.fleet_in_process import run_job, trained_fleet
+from tests.integration.fleet_in_process import by_the_fleets_gate, run_job, trained_fleet
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     """Settings of a trained fleet of two sites, with test and validation people whom both hold."""
-    settings = trained_fleet(tmp_path_factory.mktemp("people"))
+    settings = by_the_fleets_gate(trained_fleet(tmp_path_factory.mktemp("people")))
     quick = settings.erasure.model_copy(update={"rounds": 1, "relearning_rounds": 0})
     return settings.model_copy(update={"erasure": quick})
 

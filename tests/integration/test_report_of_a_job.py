@@ -14,13 +14,13 @@ from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.ledger import RequestState, Site, request_forgetting, site_folders
 from dlfd_fleet.report import DeliveryProgress, ErasureReport, load_public_key, render, verify
 from dlfd_fleet.report.page import without_moment
-from tests.integration.fleet_in_process import a_person_asks_at_each_site, run_job, trained_fleet
+from tests.integration.fleet_in_process import a_person_asks_at_each_site, by_the_fleets_gate, run_job, trained_fleet
 
 
 @pytest.fixture(scope="module")
 def erased(tmp_path_factory):
     """A settled erasure, its store, and the requests as the sites' ledgers had them."""
-    settings = trained_fleet(tmp_path_factory.mktemp("report"))
+    settings = by_the_fleets_gate(trained_fleet(tmp_path_factory.mktemp("report")))
     asked = a_person_asks_at_each_site(settings)
     run_job(settings, "erase")
     store = Store(settings.state_folder)

@@ -26,12 +26,18 @@ from dlfd_fleet.federation.protocol.packing import samples_of
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.site import audits as site_audits
 from dlfd_fleet.ledger import RequestState, Site, site_folders
-from tests.integration.fleet_in_process import InProcessGrid, a_person_asks_at_each_site, run_job, trained_fleet
+from tests.integration.fleet_in_process import (
+    InProcessGrid,
+    a_person_asks_at_each_site,
+    by_the_fleets_gate,
+    run_job,
+    trained_fleet,
+)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return trained_fleet(tmp_path_factory.mktemp("promises"))
+    return by_the_fleets_gate(trained_fleet(tmp_path_factory.mktemp("promises")))
 
 
 def copy_of(trained, folder):

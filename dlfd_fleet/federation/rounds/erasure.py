@@ -291,7 +291,10 @@ class Erasure:
 
     def _judge(self, original: AuditedModel, candidate: AuditedModel) -> Verdict:
         audit, before, after = self.job.settings.audit, original.scores, candidate.scores
-        verdict = judge(before, after, audit)
+        try:
+            verdict = judge(before, after, audit)
+        except DataError as error:  # the sites that hold who asked were left out since
+            raise JobError(f"{error}{self._absent()} The requests wait for the next job.") from error
         if verdict.outcome is Outcome.FAIL:
             return verdict
         return judge_without_each(verdict, before, after, original.own_test, candidate.own_test, audit)
@@ -458,15 +461,18 @@ class Erasure:
 
     def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
         """Read the gate on the same people as an earlier reading, so that both compare."""
-        fleet, labels = self.job.fleet, self.job.card.labels
+        labels = self.job.card.labels
         try:
             reading = read_gate(samples, None if labels is None else samples.each_label(labels))
             if like is not None and (reading.utility is None) != (like.utility is None):
                 raise DataError("Validation people were read before and are not read now, or the other way round.")
             return reading
         except DataError as error:
-            absent = f" Sites that did not answer: {fleet.why_absent()}." if fleet.absent else ""
-            raise JobError(f"{error}{absent} The requests wait for the next job.") from error
+            raise JobError(f"{error}{self._absent()} The requests wait for the next job.") from error
+
+    def _absent(self) -> str:
+        fleet = self.job.fleet
+        return f" Sites that did not answer: {fleet.why_absent()}." if fleet.absent else ""
 
     def _say_what_the_gate_reads(self, original: Reading) -> None:
         if original.utility is None:
