@@ -158,6 +158,7 @@ def mlflow_server(tmp_path_factory):
 def tls_fleet(fleet, mlflow_server):
     fleet.make_quick()
     fleet.configure({"data": {"sites": SITES}, "fleet": {"connect_seconds": 180, "reply_timeout_seconds": 300}})
+    fleet.configure({"erasure": {"own_answers": False}})  # all sites repair and answer a gate: more to die in
     assert fleet.run("data", "deal", "--config", str(fleet.config)).returncode == 0
     running = TlsFleet(fleet, mlflow_server)
     running.start()
