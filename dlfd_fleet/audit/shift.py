@@ -99,12 +99,12 @@ def shift_from_out(
     DataError
         If no image of the people, or of the unseen people, has an answer of an OUT model.
     """
-    mine = _by_person(confidence(loss) - _mean(references, trained=False), person)
-    others = _by_person(confidence(unseen_loss) - _mean(unseen_references, trained=False), unseen_person)
+    mine = mean_by_person(confidence(loss) - _mean(references, trained=False), person)
+    others = mean_by_person(confidence(unseen_loss) - _mean(unseen_references, trained=False), unseen_person)
     if not len(mine) or not len(others):
         who = "these people" if not len(mine) else "people never trained on"
         raise DataError(f"No reference model that never saw them has answered for images of {who}.")
-    members = _by_person(_mean(references, trained=True) - _mean(references, trained=False), person)
+    members = mean_by_person(_mean(references, trained=True) - _mean(references, trained=False), person)
     return Shift(
         value=float(mine.mean() - others.mean()),
         standard_error=_standard_error(mine, others),
@@ -122,7 +122,7 @@ def _mean(references: ReferenceLosses, *, trained: bool) -> Floats:
     return mean
 
 
-def _by_person(value: Floats, person: NDArray[np.int64]) -> Floats:
+def mean_by_person(value: Floats, person: NDArray[np.int64]) -> Floats:
     """Return the mean of each person ``(P,)`` over the images that have a value."""
     known = ~np.isnan(value)
     _, index = np.unique(person[known], return_inverse=True)

@@ -33,6 +33,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from dlfd_fleet.exceptions import DataError, FleetError
 from dlfd_fleet.model_input import ModelInput
@@ -169,7 +170,13 @@ def _input_of(model: Any) -> ModelInput | None:
         card = model.get_raw_model().get_modelmeta().custom_metadata_map["dlfd.input"]
     except (AttributeError, KeyError, NotImplementedError):
         return None
-    return ModelInput.model_validate_json(card)
+    try:
+        return ModelInput.model_validate_json(card)
+    except ValidationError as error:
+        raise DataError(
+            f"The model's file says in its metadata 'dlfd.input' what it takes, and that cannot be read ({card:.80}); "
+            "evaluate the answers instead, as a column named by predictions=."
+        ) from error
 
 
 def _probabilities_of_original(dataset: Any, original: str) -> NDArray[np.float64]:

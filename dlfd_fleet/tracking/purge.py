@@ -21,7 +21,7 @@ from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dlfd_fleet.exceptions import TrackingError
 from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, is_unknown
@@ -31,6 +31,7 @@ WEIGHTS_FOLDER = "weights"
 PURGED_TAG = "dlfd.purged."
 """Tag of the registered model, followed by the version's number: what remains of it."""
 _DIGESTS_TAG = "dlfd.purging"
+_DIGESTS = TypeAdapter(dict[str, int])
 _OF_WEIGHTS = (".onnx", ".ort", ".safetensors", ".data")
 
 
@@ -104,7 +105,16 @@ def purged_versions(registry: Registry) -> list[Purged]:
     if not registry.client.search_registered_models(f"name = '{registry.name}'"):
         return []
     tags = registry.client.get_registered_model(registry.name).tags
-    found = [Purged.model_validate_json(value) for name, value in tags.items() if name.startswith(PURGED_TAG)]
+    found = list[Purged]()
+    for name, value in tags.items():
+        if name.startswith(PURGED_TAG):
+            try:
+                found.append(Purged.model_validate_json(value))
+            except ValidationError as error:
+                raise TrackingError(
+                    f"The tag '{name}' of the model '{registry.name}' is not what a purge wrote there; delete it if "
+                    "another program did."
+                ) from error
     return sorted(found, key=lambda purged: int(purged.version))
 
 
@@ -130,7 +140,13 @@ def _digests(
     """Return SHA-256 and size of every file with weights, kept as a tag for an interrupted purge."""
     known = version.tags.get(_DIGESTS_TAG)
     if known is not None:
-        return {str(digest): int(size) for digest, size in json.loads(known).items()}
+        try:
+            return _DIGESTS.validate_json(known)
+        except ValidationError as error:
+            raise TrackingError(
+                f"The tag '{_DIGESTS_TAG}' of version {version.version} of '{registry.name}' is not what a purge wrote "
+                "there; if the version's files are still there, delete the tag, and the next job purges it again."
+            ) from error
     digests = {}
     for place, folder in places:
         for file in _files(place, folder):

@@ -54,7 +54,7 @@ def loss_monitor(
     sizes = [len(part) for part in parts.values()]
     roles = np.repeat([ROLES.index(role) for role in parts], sizes).astype(np.uint8)
     # Numbers of different sides may be the same ones, and nobody is on two.
-    pairs = np.stack([roles, np.concatenate([_people(part) for part in parts.values()])], axis=1)
+    pairs = np.stack([roles, np.concatenate([people_of(part) for part in parts.values()])], axis=1)
     people = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
 
     def read(model: FeatureClassifier) -> Reading:
@@ -83,20 +83,21 @@ def read_shift(
     return shift_from_out(
         forget_loss,
         references.forget.losses(forget.labels),
-        _people(forget),
+        people_of(forget),
         unseen_loss,
         references.validation.losses(validation.labels),
-        _people(validation),
+        people_of(validation),
     )
 
 
 def _losses(model: FeatureClassifier, data: LabelledImages) -> NDArray[np.float64]:
-    people, roles = _people(data), np.zeros(len(data), dtype=np.uint8)
+    people, roles = people_of(data), np.zeros(len(data), dtype=np.uint8)
     labels = data.labels.long().numpy()
     return SampleScores.from_probabilities(predict_probabilities(model, data), labels, people, roles).loss
 
 
-def _people(data: LabelledImages) -> NDArray[np.int64]:
+def people_of(data: LabelledImages) -> NDArray[np.int64]:
+    """Return the person of each image ``(N,)``; each image is its own without people."""
     people = torch.arange(len(data)) if data.people is None else data.people
     return people.numpy()
 

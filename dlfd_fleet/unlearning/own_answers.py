@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlfd_fleet.audit.shift import confidence
+from dlfd_fleet.audit.shift import confidence, mean_by_person
 from dlfd_fleet.data.dataset import augmentation
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import AugmentationSettings
 from dlfd_fleet.unlearning.contract import LabelledImages
+from dlfd_fleet.unlearning.monitor import people_of
 from dlfd_fleet.unlearning.references import TEMPERATURES, ReferenceAnswers, probabilities_of, temperature_between
 from dlfd_fleet.unlearning.training import device_of, predict_logits
 
@@ -123,9 +124,9 @@ def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int
         None if even the weakest change makes the answers worse.
     """
     plain = _losses(torch.from_numpy(predict_logits(model, unseen)), unseen)
-    people = _people(unseen)
+    people = people_of(unseen)
     for change in reversed([*_changes(unseen.images.shape[-1])]):
-        worse = _by_person(_losses(answers_to_copies(model, unseen, change, seed), unseen) - plain, people)
+        worse = mean_by_person(_losses(answers_to_copies(model, unseen, change, seed), unseen) - plain, people)
         error = worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) >= _FEWEST_FOR_ERROR else 0.0
         if worse.mean() <= max(error, _NO_WORSE):
             return change
@@ -187,16 +188,5 @@ def _confidence(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
 
 def _standard_error(value: NDArray[np.float64], images: LabelledImages) -> float:
     """Return the standard error of the mean of the known values, by person; 0 of a single person."""
-    known = ~np.isnan(value)
-    means = _by_person(value[known], _people(images)[known])
+    means = mean_by_person(value, people_of(images))
     return float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-
-
-def _people(images: LabelledImages) -> NDArray[np.int64]:
-    return np.arange(len(images)) if images.people is None else images.people.numpy()
-
-
-def _by_person(value: NDArray[np.float64], person: NDArray[np.int64]) -> NDArray[np.float64]:
-    _, index = np.unique(person, return_inverse=True)
-    means: NDArray[np.float64] = np.bincount(index, weights=value) / np.bincount(index)
-    return means

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -330,3 +331,20 @@ def test_evaluate_asks_a_model_of_numbers_about_rows(of_numbers, clinic):
         frame.at[3, "input"] = rows[3] + 9.0
         with pytest.raises(MlflowException, match=r"The column 'input' cannot be used: row 4: the value .* is outside"):
             mlflow.models.evaluate(of_numbers, frame, **asking)
+
+
+def test_metadata_that_cannot_be_read_is_one_sentence(of_numbers, monkeypatch):
+    """It was written by a program of another kind."""
+    frame = frame_of(0.0).drop(columns="probabilities")
+    frame["input"] = list(NUMBERS.random(len(frame)))
+    frame["label"] = 0
+    loaded = mlflow.pyfunc.load_model(of_numbers)
+    meta = SimpleNamespace(custom_metadata_map={"dlfd.input": "what is this"})
+    session = SimpleNamespace(get_modelmeta=lambda: meta)
+    monkeypatch.setattr(type(loaded), "get_raw_model", lambda _: session)
+    asking = {"targets": "label", "model_type": "classifier", "evaluators": "dlfd"}
+    with (
+        mlflow.start_run(),
+        pytest.raises(MlflowException, match=r"'dlfd.input' what it takes, and that cannot be read"),
+    ):
+        mlflow.models.evaluate(of_numbers, frame, **asking)

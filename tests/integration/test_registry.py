@@ -41,6 +41,22 @@ def aliases(settings):
         return {alias: version.version for version in registry.versions() for alias in version.aliases}
 
 
+@pytest.mark.parametrize("tag", ["what is this", "[1, 2]", '{"abc": "many"}'])
+def test_a_tag_that_another_program_wrote_is_one_sentence(fleet, tag):
+    """Of a version that is to be purged, and of one that was."""
+    settings, _ = fleet()
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        client, of_version = registry.client, registry.versions()[-1].version
+        client.set_model_version_tag(registry.name, of_version, "dlfd.purging", tag)
+    with pytest.raises(TrackingError, match=f"'dlfd.purging' of version {of_version} .* not what a purge wrote"):
+        revoke(settings, of_version, "failed its audit", also_purge=True)
+    with open_registry(settings.tracking, settings.state_folder) as registry:
+        client = registry.client
+        client.set_registered_model_tag(registry.name, "dlfd.purged.7", tag)
+        with pytest.raises(TrackingError, match=r"The tag 'dlfd.purged.7' of the model .* not what a purge wrote"):
+            purged_versions(registry)
+
+
 def test_promotion_is_by_the_verdict_and_what_remembers_is_revoked_and_gone(fleet, capsys):
     settings, store = fleet()
     assert aliases(settings) == {"champion": "1", "candidate": "2"}

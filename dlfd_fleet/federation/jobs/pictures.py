@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlfd_fleet.audit import Role, SampleScores
+from dlfd_fleet.audit.shift import mean_by_person
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.rounds.audits import AuditedModel
@@ -37,7 +38,7 @@ def job_pictures(
         "losses": loss_histograms({name: losses_of(model) for name, model in models.items()}),
         "people": person_scores(
             {
-                name: {group: _mean_by_person(parts[group].person, parts[group].loss) for group in ("forget", "unseen")}
+                name: {group: mean_by_person(parts[group].loss, parts[group].person) for group in ("forget", "unseen")}
                 for name, parts in groups.items()
             }
         ),
@@ -86,8 +87,3 @@ def fleet_profile(replies: Iterable[PendingReply]) -> dict[str, object]:
         "forget_images": sum(reply.forget_images for reply in answers),
         "requests": sum(len(reply.requests) for reply in answers),
     }
-
-
-def _mean_by_person(person: NDArray[np.int64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, index = np.unique(person, return_inverse=True)
-    return np.bincount(index, weights=loss) / np.maximum(np.bincount(index), 1)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from dlfd_fleet.answers import decided
-from dlfd_fleet.audit import Shift
 from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.differences import difference_of
@@ -33,6 +32,7 @@ from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.site_uses import FEWEST_TO_TRAIN
 from dlfd_fleet.ledger.states import RequestState
 from dlfd_fleet.models import FeatureClassifier, state_arrays
+from dlfd_fleet.settings import UnlearningSettings
 from dlfd_fleet.unlearning import (
     Augment,
     LabelledImages,
@@ -106,7 +106,7 @@ def run_unlearn(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
     method = METHODS[task.method].unlearner_at_site
     model = loaded_model(site, task.card, arrays, own)
     asked = _asked(site, task, model)
-    left, accuracy = asked.left(model), asked.retain_accuracy(model)
+    (left, _), accuracy = asked.read(model, task.unlearning), asked.retain_accuracy(model)
     outcome = method(
         UnlearningProblem(
             model=model,
@@ -142,9 +142,10 @@ def within_gate(site: Site, task: UnlearnTask, arrays: Arrays, own: Task | None 
         return None
     model = loaded_model(site, task.card, arrays, own)
     asked = _asked(site, task, model)
-    if not asked.forgotten(model, task):
+    left, forgotten = asked.read(model, task.unlearning)
+    if not forgotten:
         return None
-    left, accuracy = asked.left(model), asked.retain_accuracy(model)
+    accuracy = asked.retain_accuracy(model)
     return _unlearned(site, task, asked, left, accuracy, seconds=time.perf_counter() - started)
 
 
@@ -159,32 +160,28 @@ class _Asked:
     references: References | None = None
     own: OwnAnswers | None = None
 
-    def forgotten(self, model: FeatureClassifier, task: UnlearnTask) -> bool:
-        """Tell whether the model is within the site's gate.
+    def read(self, model: FeatureClassifier, settings: UnlearningSettings) -> tuple[float | None, bool]:
+        """Return the share that is left to forget in a model, and whether that is within the site's gate.
 
         The first round has unlearned already. By references, another one of people whose reading is above the gate by
         chance would make them stand out as people whom models know less than strangers: only what is surely left
         counts. Towards the model's own answers nobody goes further than these, but each round costs retained people:
         a standard error above the gate is enough, if that is not more than the gate again.
+
+        Returns
+        -------
+        tuple
+            None and False without anything to aim at.
         """
-        if self.own is not None and self.validation is not None:
-            left, gate = self.own.left(model, self.forget, self.validation), task.unlearning.own_gate
-            return left.share <= gate + min(left.error, gate)
-        shift = self.shift(model)
-        return shift is not None and shift.left_for_sure <= task.unlearning.reference_gate
-
-    def shift(self, model: FeatureClassifier) -> Shift | None:
-        """Return how far the people are from models that never saw them; None without references."""
-        if self.validation is None or self.references is None:
-            return None
-        return read_shift(model, self.forget, self.validation, self.references)
-
-    def left(self, model: FeatureClassifier) -> float | None:
-        """Return the share that is left in a model of what is to be forgotten; None without anything to aim at."""
-        if self.own is not None and self.validation is not None:
-            return self.own.left(model, self.forget, self.validation).share
-        shift = self.shift(model)
-        return None if shift is None else shift.left
+        if self.validation is None:
+            return None, False
+        if self.own is not None:
+            left, gate = self.own.left(model, self.forget, self.validation), settings.own_gate
+            return left.share, left.share <= gate + min(left.error, gate)
+        shift = None
+        if self.references is not None:
+            shift = read_shift(model, self.forget, self.validation, self.references)
+        return (None, False) if shift is None else (shift.left, shift.left_for_sure <= settings.reference_gate)
 
     def retain_accuracy(self, model: FeatureClassifier) -> float | None:
         """Return a model's accuracy on retain images; None without anything to aim at."""
