@@ -30,7 +30,7 @@ class Fleet:
         monkeypatch.setattr(attempts, "read_gate", lambda *_: left.pop(0))
         monkeypatch.setattr(attempts, "gate_metrics", lambda *_: {})
         self.settings = Settings.model_validate({"erasure": {"learning_rate": RATE, "rounds": len(readings) - 1}})
-        reply = SimpleNamespace(can_unlearn=can_unlearn, can_train=True, requests=())
+        reply = SimpleNamespace(can_unlearn=can_unlearn, can_train=True, requests=(), answered_images=0)
         self.job = SimpleNamespace(
             settings=self.settings,
             round=0,
