@@ -51,6 +51,12 @@ _RESTED: dict[Evidence, str] = {
     Evidence.RETRAINED: "a retrained model",
     Evidence.UNSEEN: "people never trained on",
 }
+_AIMED: dict[AimedAt, str] = {
+    "references": "references",
+    "own-answers": "own answers",
+    "fleet-gate": "the fleet's gate",
+}
+"""In the few words of a table's cell."""
 
 
 def counting(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +142,7 @@ class ProcedureCertificate(Part):
         yield from self._costs()
         rested = ", ".join(f"{_RESTED[one]} ({count})" for one, count in self.evidence.items())
         if self.aims:
-            yield "erasures aimed at", "; ".join(f"{words.AIMS[aim]} ({count})" for aim, count in self.aims.items())
+            yield "erasures aimed at", ", ".join(f"{_AIMED[aim]} ({count})" for aim, count in self.aims.items())
         yield "people who asked in a run", f"{self.asked:.1f}"
         yield "verdicts rest on", rested
 
