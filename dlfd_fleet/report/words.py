@@ -168,7 +168,7 @@ def aimed(noted: Proceedings) -> Iterator[str]:
         because = f", because {one.because}" if one.because else ""
         said = f"Sites aimed at {AIMS[one.aim]}{because}."
         if one.aim == "fleet-gate":
-            said += " So all sites took part, and the gate said when it was enough."
+            said += " So all sites took part."
         failed = f" This attempt failed: {one.failed}" if one.failed else ""
         yield (f"Attempt {one.number}: " if len(made) > 1 else "") + said + failed
 

@@ -57,7 +57,7 @@ _NO_MORE_ROUNDS = (
     "The last of {} (erasure.rounds) came before every site had said that it was within its gate; what the sites said "
     "is of the model before that round."
 )
-_FLEETS_GATE = {True: "The gate of the fleet was reached.", False: "The gate of the fleet was not reached."}
+_FLEETS_GATE = "The gate of the fleet was {}. In the best round it read {}accuracy {:.2f} on retained people."
 _TOO_POOR = {Aim.REFERENCES: "The reference models are", Aim.OWN_ANSWERS: "The model's answers to changed images are"}
 _THEN_TO_GATE = {Aim.REFERENCES: Aim.TO_GATE, Aim.OWN_ANSWERS: Aim.OWN_ANSWERS_TO_GATE}
 
@@ -394,7 +394,8 @@ class Erasure:
         gate = max(erasure.unlearning.gate, lead / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
         able = any(reply.can_unlearn for reply in pending.values())
-        best_rank, rate, forgot, repaired = _WORST_RANK, erasure.learning_rate, 0, 0
+        best_rank, best_reading, rate = _WORST_RANK, reading, erasure.learning_rate
+        forgot, repaired = 0, 0
         total = erasure.rounds * sum(reply.can_unlearn + reply.can_train for reply in pending.values())
         with job.progress.phase(f"Unlearning, attempt {number}", total) as advance:
             for index in range(erasure.rounds):
@@ -412,14 +413,15 @@ class Erasure:
                 readings.append(_noted(reading, number, job.round))
                 rank = checkpoint_rank(reading, bound, gate)
                 if rank > best_rank:
-                    best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
+                    best_rank, best_reading, best = rank, reading, Merged(arrays, tuple(sorted(requests)))
                 if checkpoint_rank(reading, half, gate) >= _GOOD_ENOUGH:
                     break
                 if not forgets:
                     helped = reading.usefulness >= before.usefulness
                     rate *= 0.5 if helped else 0.25
                     arrays, reading = (arrays, reading) if helped else (kept, before)
-        reached = best_rank >= _GOOD_ENOUGH
+        reached, auc = best_rank >= _GOOD_ENOUGH, best_reading.attack_auc
+        attack = "" if auc is None else f"an attack AUC of {auc:.2f} on validation people, and "
         made = AttemptMade(
             number=number,
             aim="fleet-gate",
@@ -427,7 +429,7 @@ class Erasure:
             forgetting=forgot,
             repair=repaired,
             reached=reached,
-            ended=_FLEETS_GATE[reached],
+            ended=_FLEETS_GATE.format("reached" if reached else "not reached", attack, best_reading.retain_accuracy),
         )
         return Attempted(best_rank, best, tuple(readings), made)
 
