@@ -78,8 +78,8 @@ def test_a_repair_that_does_harm_is_undone_and_the_next_has_a_quarter_of_its_rat
     made = attempted.made
     assert (made.aim, made.forgetting, made.repair, made.reached) == ("fleet-gate", 1, 4, False)
     assert made.ended == (
-        "The gate of the fleet was not reached. In the best round it read an attack AUC of 0.50 on validation people, and "
-        "accuracy 0.86 on retained people."
+        "The gate of the fleet was not reached. In the best round it read an attack AUC of 0.50 on validation people, "
+        "and accuracy 0.86 on retained people."
     )
 
 
