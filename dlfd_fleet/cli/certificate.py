@@ -57,7 +57,7 @@ def _print(statement: Statement) -> None:
     from dlfd_fleet.audit import margin_in_words
 
     claims = statement.predicate
-    for line in (*claims.in_short, *filter(None, [claims.procedure])):
+    for line in (*claims.in_short, *claims.aimed_at, *filter(None, [claims.procedure])):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     margin = margin_in_words(claims.verdict.margin, claims.verdict.evidence)
     facts = {

@@ -14,6 +14,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from dlfd_fleet.audit import Evidence, Verdict
 from dlfd_fleet.exceptions import EvidenceError
+from dlfd_fleet.report import words
 from dlfd_fleet.report.contents import ErasureReport
 from dlfd_fleet.report.envelope import (
     PAYLOAD_TYPE,
@@ -71,6 +72,8 @@ class Predicate(Claims):
     model: Literal["unlearned", "retrained"]
     way: Literal["unlearn", "retrain"] = "unlearn"
     """Which way the job took at first."""
+    aimed_at: tuple[str, ...] = ()
+    """What each attempt to unlearn aimed at, and which failed, in words; earlier releases do not say it."""
     exactness: str = ""
     """Of a retrained model: whether that is exact, and why, in words."""
     epoch: Annotated[int, Field(ge=1)]
@@ -190,6 +193,7 @@ def _predicate(report: ErasureReport) -> Predicate:
         job=report.job,
         model="retrained" if report.retrained else "unlearned",
         way=report.way,
+        aimed_at=tuple(words.aimed(report)),
         exactness=report.exactness,
         epoch=report.epoch,
         parent_sha256=report.parent,

@@ -24,6 +24,9 @@ LOSS_EDGES: tuple[float, ...] = tuple(np.geomspace(1e-4, 30.0, 25).tolist())
 """Edges of the bins of every loss histogram, nats; what lies outside is in the first or the last bin."""
 
 Compared = Literal["mia_auc", "retain_auc", "test_accuracy", "forget_accuracy"]
+AimedAt = Literal["references", "own-answers", "fleet-gate"]
+"""What an attempt to unlearn goes to: reference models, the model's own answers to changed copies, or, where sites have
+nothing to aim at, one gate of the whole fleet."""
 
 
 class Part(BaseModel):
@@ -65,6 +68,27 @@ class GateReading(Part):
     """Balanced accuracy on the retained people."""
     attack_auc: float | None
     """Of the attack between the forget set and validation people; None if there are none."""
+
+
+class AttemptMade(Part):
+    """One attempt to unlearn: what it aimed at, what it took, and how it ended."""
+
+    number: int
+    aim: AimedAt
+    because: str = ""
+    """Why not at something better, as what follows the word because; empty where it aimed at reference models."""
+    forgetting: int
+    """Rounds at the sites that were asked: each unlearned, or said that its people were forgotten."""
+    repair: int
+    """Rounds of training on everybody else."""
+    reached: bool
+    """Whether the gate was reached: that of every site that was asked, or that of the fleet."""
+    ended: str
+    """How the rounds ended, in a sentence."""
+    gates: dict[str, float] = {}
+    """By site: the share that was left to forget in the model of which its gate was last read."""
+    failed: str = ""
+    """Why its model was not good enough, in a sentence; empty if it was."""
 
 
 class Phase(Part):
@@ -157,6 +181,9 @@ class Proceedings(Part):
     exactness: str = ""
     """Why it is, or why not, in words."""
     attempts: int = 0
+    """Number of the attempt that the unlearned model is of."""
+    attempts_made: tuple[AttemptMade, ...] = ()
+    """All of them; records of earlier releases do not say it."""
     readings: tuple[GateReading, ...] = ()
     losses: dict[str, dict[str, tuple[int, ...]]] = {}
     """Images in each bin of :data:`LOSS_EDGES`, by model and group."""

@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 
 from dlfd_fleet.audit import Evidence, Rate
 from dlfd_fleet.configuration import flatten
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report import words
-from dlfd_fleet.report.contents import Part
+from dlfd_fleet.report.contents import AimedAt, Part
 
 FOLDER, PROCEDURE_FILE = "certify", "procedure.json"
 COUNTING = ("model", "training", "audit", "erasure", "references", "fleet")
@@ -51,6 +51,12 @@ _RESTED: dict[Evidence, str] = {
     Evidence.RETRAINED: "a retrained model",
     Evidence.UNSEEN: "people never trained on",
 }
+_AIMED: dict[AimedAt, str] = {
+    "references": "references",
+    "own-answers": "own answers",
+    "fleet-gate": "the fleet's gate",
+}
+"""In the few words of a table's cell."""
 
 
 def counting(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +101,8 @@ class ProcedureCertificate(Part):
     """How many of them asked in a run, in the mean."""
     evidence: dict[Evidence, int]
     """What verdicts of retrained models rested on, and how many of them."""
+    aims: dict[AimedAt, int] = Field(default_factory=dict)
+    """What the erasures aimed at in their first attempt, and how many of them; earlier releases do not say it."""
     power: Rate
     """Retrained models that PASS."""
     false_pass: Rate
@@ -133,6 +141,8 @@ class ProcedureCertificate(Part):
                 yield f"{model} less retrained: {words_of}", str(self.distances[f"{model}.{what}"])
         yield from self._costs()
         rested = ", ".join(f"{_RESTED[one]} ({count})" for one, count in self.evidence.items())
+        if self.aims:
+            yield "erasures aimed at", ", ".join(f"{_AIMED[aim]} ({count})" for aim, count in self.aims.items())
         yield "people who asked in a run", f"{self.asked:.1f}"
         yield "verdicts rest on", rested
 
@@ -160,12 +170,24 @@ class ProcedureCertificate(Part):
         keys = sorted(self.settings.keys() | now.keys())
         return [key for key in keys if self.settings.get(key) != now.get(key)]
 
-    def sentence(self, settings: Mapping[str, Any], evidence: Evidence | None) -> str:
-        """Say what it says of an erasure under these settings, whose verdict rests on this evidence."""
+    def sentence(self, settings: Mapping[str, Any], evidence: Evidence | None, aim: AimedAt | None = None) -> str:
+        """Say what it says of an erasure under these settings, whose verdict rests on this evidence.
+
+        Parameters
+        ----------
+        aim
+            What the erasure aimed at in its first attempt; None if that is not known.
+        """
         tried = f"{self.certificate} on {words.day(self.made_at)}"
         if changed := self.changed_since(settings):
             return f"This procedure was tried in procedure certificate {tried}, and settings have changed since: " + (
                 f"{', '.join(changed)}."
+            )
+        if aim is not None and self.aims and aim not in self.aims:
+            other = " or ".join(words.AIMS[known] for known in self.aims)
+            return (
+                f"This procedure was tried in procedure certificate {tried}, but its erasures aimed at {other}, and "
+                f"this one at {words.AIMS[aim]}. So what was measured there does not hold for it."
             )
         said = (
             f"This procedure was tried in procedure certificate {tried}, in {words.count(self.runs, 'run')} of about "
@@ -197,7 +219,9 @@ def read_procedure(state_folder: Path) -> ProcedureCertificate | None:
         ) from error
 
 
-def tried(state_folder: Path, settings: Mapping[str, Any], evidence: Evidence | None) -> str:
+def tried(
+    state_folder: Path, settings: Mapping[str, Any], evidence: Evidence | None, aim: AimedAt | None = None
+) -> str:
     """Say whether the procedure of an erasure was tried before, and what came of it.
 
     Parameters
@@ -206,9 +230,11 @@ def tried(state_folder: Path, settings: Mapping[str, Any], evidence: Evidence | 
         Of the erasure, as a tree.
     evidence
         What its verdict rests on; None if there is none.
+    aim
+        What it aimed at in its first attempt; None if that is not known.
     """
     try:
         known = read_procedure(state_folder)
     except EvidenceError:
         return _UNREADABLE
-    return known.sentence(settings, evidence) if known else _NOBODY
+    return known.sentence(settings, evidence, aim) if known else _NOBODY

@@ -114,6 +114,7 @@ ERASURE = """{% extends "base" %}
 
 <section><h2>What was done</h2>
 <p>{{ words.done(report) }}{% if report.exactness %} {{ report.exactness }}{% endif %}</p>
+{% for sentence in words.aimed(report) %}<p>{{ sentence }}</p>{% endfor %}
 {% if not report.nothing_to_unlearn %}
 {% for sentence in words.weights(report) %}<p>{{ sentence }}</p>{% endfor %}
 {% if report.parent %}<p>Starting from the model whose weights have the SHA-256 <code>{{ report.parent }}</code>:</p>{% endif %}
@@ -122,10 +123,14 @@ ERASURE = """{% extends "base" %}
 {% if report.way == "retrain" %}<li>The model was trained anew at the sites on everybody else, as it was trained first.</li>{% else %}
 <li>Sites whose people asked ran {{ words.method(report) }} on them{% if report.readings %}; all sites then
 trained on everybody else, to keep the model useful{% elif "repair" in report.phases %}; they and a random sample of the other sites then
-trained on everybody else, for the model had lost some of its use{% endif %}.{% if report.readings %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
-{% if report.attempts and not report.readings %}<li>Each of these sites measured by itself, with what models that had never seen its people said of them, when to stop.</li>
-{% elif report.readings and report.readings[0].utility is none %}<li>After each round a gate measured accuracy on people whom the model is trained on: there are no others.</li>
-{% else %}<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>{% endif %}{% endif %}
+trained on everybody else, for the model had lost some of its use{% endif %}.{% if report.readings and not report.attempts_made %} {{ words.count(report.readings | rejectattr("round", "equalto", 0) | list | length, "round") }} in {{ words.count(report.attempts, "attempt") }}.{% endif %}</li>
+{% for attempt in report.attempts_made %}<li>{{ words.course(attempt) }}</li>{% endfor %}
+
+{% set by_sites = report.attempts_made | rejectattr("aim", "equalto", "fleet-gate") | list or report.attempts and not report.readings %}
+{% if by_sites %}<li>Each of these sites measured by itself when to stop.</li>{% endif %}
+
+{% if report.readings and report.readings[0].utility is none %}<li>After each round a gate measured accuracy on people whom the model is trained on: there are no others.</li>
+{% elif report.readings or not by_sites %}<li>After each round a gate measured the model on people kept for that; the evidence below is from others, on whom no gate had measured.</li>{% endif %}{% endif %}
 
 {% if "relearned" in report.models %}<li>The result was trained on as any later round would, and attacked again; that copy was thrown away.</li>{% endif %}
 {% if "retrained" in report.models and report.way == "unlearn" %}<li>A model was trained anew without the people, to compare{{ ", and was released instead" if report.retrained }}.</li>{% endif %}
@@ -276,7 +281,7 @@ model; and one that was retrained without them. This is no certificate of an era
 <tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
 </section>
 <section><h2>What it holds for</h2>
-<p>For erasures under the same settings, of about as many people, whose audits rest on the same evidence.{% if certificate.labels == "exchanged" %} People with exchanged labels are remembered better than most, and look like no stranger that the audit knows.{% endif %}</p>
+<p>For erasures under the same settings, of about as many people, which aim at the same and whose audits rest on the same evidence.{% if certificate.labels == "exchanged" %} People with exchanged labels are remembered better than most, and look like no stranger that the audit knows.{% endif %}</p>
 {{ settings_table(certificate.settings, "The " ~ certificate.settings | length ~ " settings that count") }}
 <p class="note">SHA-256 of these settings: <code>{{ certificate.settings_sha256 }}</code></p>
 </section>

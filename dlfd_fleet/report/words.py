@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dlfd_fleet.audit import Difference, Evidence, Outcome, Scores, Verdict, left_by_references, margin_in_words
-from dlfd_fleet.report.contents import Compared, ErasureReport
+from dlfd_fleet.report.contents import AimedAt, AttemptMade, Compared, ErasureReport, Proceedings
 
 if TYPE_CHECKING:
     from dlfd_fleet.report.certificate import Statement, VerdictClaim
@@ -23,6 +23,12 @@ _COMPARED: dict[Compared, str] = {
 
 _METHODS = {"dlfd": "distribution-level feature distancing, arXiv 2409.14747"}
 """What is said in place of a method's name."""
+AIMS: dict[AimedAt, str] = {
+    "references": "what reference models, which never saw the people who asked, say of the images",
+    "own-answers": "what the model itself says of changed copies of the images",
+    "fleet-gate": "nothing but one gate of the whole fleet",
+}
+"""What sites aim at, as what follows the words "aimed at"."""
 _FILE_STEP, _EVERYWHERE = "audit-file-", "-everywhere"
 _MOST_LAYERS = 12  # that are named one by one
 STEPS: dict[str, str] = {
@@ -148,6 +154,42 @@ def done(report: ErasureReport) -> str:
         f" The sites then deleted {count(report.purged_images, 'image')} of theirs." if report.purged_images else ""
     )
     return f"The fleet's model was replaced{when} by {how}. It is epoch {report.epoch}.{purged}{rest}"
+
+
+def aimed(noted: Proceedings) -> Iterator[str]:
+    """Say what each attempt to unlearn aimed at, and which failed, for somebody who is no engineer.
+
+    Records of earlier releases do not have it, so nothing is said.
+    """
+    made = noted.attempts_made
+    if len(made) > 1:
+        yield _which_failed(noted)
+    for one in made:
+        because = f", because {one.because}" if one.because else ""
+        said = f"Sites aimed at {AIMS[one.aim]}{because}."
+        if one.aim == "fleet-gate":
+            said += " So all sites took part."
+        failed = f" This attempt failed: {one.failed}" if one.failed else ""
+        yield (f"Attempt {one.number}: " if len(made) > 1 else "") + said + failed
+
+
+def _which_failed(noted: Proceedings) -> str:
+    many = len(noted.attempts_made)
+    if noted.attempts_made[-1].failed:
+        failed = "Both attempts" if many == 2 else f"All {many} attempts"
+        return f"{failed} failed; what was measured is of attempt {noted.attempts}."
+    if many == 2:
+        return "A first attempt failed, and a second one ran from the beginning."
+    return f"The first {many - 1} attempts failed, and another one ran from the beginning."
+
+
+def course(attempt: AttemptMade) -> str:
+    """Say what an attempt took, how its rounds ended, and what the gates of the sites read."""
+    took = f"{count(attempt.forgetting, 'round')} of forgetting and {attempt.repair} of repair"
+    ended = "" if attempt.ended == attempt.failed else f" {attempt.ended}"
+    gates = ", ".join(f"{site} {share:.0%}" for site, share in sorted(attempt.gates.items()))
+    read = f" Left to forget, as each site last read it: {gates}." if gates else ""
+    return f"Attempt {attempt.number}: {took}.{ended}{read}"
 
 
 def _why_not_released(report: ErasureReport) -> str:
@@ -441,6 +483,7 @@ def certified(statement: Statement) -> Iterator[str]:
         f"{verdict.outcome} ({'; '.join(verdict.reasons)}). "
         f"{outcome(verdict, usefulness=only_usefulness)}"
     )
+    yield from claims.aimed_at
     if claims.exactness:
         yield claims.exactness
     if claims.procedure:

@@ -28,7 +28,9 @@ from dlfd_fleet.unlearning.monitor import people_of
 from dlfd_fleet.unlearning.references import TEMPERATURES, ReferenceAnswers, probabilities_of, temperature_between
 from dlfd_fleet.unlearning.training import device_of, predict_logits
 
+MOST_UNSEEN = 128  # images of unseen people; of more, copies would cost as much as the unlearning does
 _COPIES = 8
+_USUALLY_TRIED = 5  # of nine changes
 _BATCH = 64
 _NO_WORSE = 0.01  # nats: where a model is always right, a standard error is nothing
 _FEWEST_FOR_ERROR = 5  # people; of fewer, a standard error is small or large by chance
@@ -131,6 +133,22 @@ def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int
         if worse.mean() <= max(error, _NO_WORSE):
             return change
     return None
+
+
+def images_answered(forget: int, unseen: int, tried: int = _USUALLY_TRIED) -> int:
+    """Return how many images a model answers until its own answers are known (:meth:`OwnAnswers.of`).
+
+    It answers the images of unseen people, and their copies under each change that is tried; then all images, and their
+    copies under the change that is chosen.
+
+    Parameters
+    ----------
+    forget, unseen
+        Images to forget, and of people never trained on.
+    tried
+        How many changes are tried before one is borne. Default: half of them, for that is not known before.
+    """
+    return unseen * (1 + _COPIES * tried) + (forget + unseen) * (1 + _COPIES)
 
 
 @torch.inference_mode()

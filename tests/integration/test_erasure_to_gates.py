@@ -136,6 +136,9 @@ def test_what_retained_people_lost_is_read_where_the_last_round_has_not_reached_
         [] if mended else [without] * 2
     )
     assert record.proceedings.attempts == (1 if mended else 2)
+    noted = [(one.aim, one.forgetting, one.repair, one.failed != "") for one in record.proceedings.attempts_made]
+    given_up = [("references", 1, 1, True), ("fleet-gate", 1, 1, False)]
+    assert noted == ([("references", 2, 1, False)] if mended else given_up)
     audited = [task.roles for task in asked_of(grid, AuditTask)].count(("retain", "forget", "validation", "test"))
     assert audited == 4  # the original, and one unlearned model, at two sites
 
@@ -205,6 +208,8 @@ def test_where_a_sites_references_are_too_poor_the_erasure_is_the_long_one_at_on
     record = run_job(settings, "erase", grid, out)
     assert record.released
     assert record.proceedings.attempts == 1
+    (made,) = record.proceedings.attempts_made
+    assert made.because.startswith("the reference models are too poor to aim at, and ")
     tasks = asked_of(grid, UnlearnTask)
     assert [task.aim for task in tasks] == [Aim.WITHOUT_REFERENCES] * 2
     assert {task.unlearning.epochs for task in tasks} == {settings.erasure.unlearning.epochs}  # no stronger for it

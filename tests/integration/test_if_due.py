@@ -122,5 +122,6 @@ def test_a_plan_says_what_the_rule_says(fleet):
     asked = a_person_asks_at_each_site(fleet)
     note = run_job(fleet, "plan").note
     assert f"Nothing is due: 2 requests wait, the first is due on {asked[0].due}." in note
+    assert "The erasure will aim at what the model itself says of changed copies of the images, because no" in note
     note = run_job(with_due(fleet, batch=2), "plan").note
     assert "An erasure is due: 2 requests wait, and a job is started for 2" in note

@@ -208,7 +208,7 @@ def test_where_training_anew_fails_the_job_unlearns_and_it_is_not_tried_again_be
 ):
     """Else each job would fail in the same way, and nobody who asks would be forgotten."""
     monkeypatch.setattr("dlfd_fleet.federation.jobs.erase.judge_without_each", _failing)
-    settings, out = by(fleet, "cheapest", rounds=1, relearning_rounds=0, own_answers=False), io.StringIO()
+    settings, out = by(fleet, "cheapest", rounds=2, relearning_rounds=0, own_answers=False), io.StringIO()
     record = run_job(settings, "erase", out=out)
     noted = record.proceedings
     assert (noted.way, noted.retrained, noted.exact, record.released) == ("unlearn", False, False, True)

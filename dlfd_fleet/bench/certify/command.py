@@ -26,6 +26,7 @@ from dlfd_fleet.federation.jobs.run import settings_of_job
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.plain_text import plain
 from dlfd_fleet.progress import ConsoleProgress
+from dlfd_fleet.report.contents import AimedAt
 from dlfd_fleet.report.page import render_procedure
 from dlfd_fleet.report.procedure import FOLDER, PROCEDURE_FILE, ProcedureCertificate, Spread, counting
 from dlfd_fleet.settings import Settings
@@ -139,6 +140,7 @@ def certified(
         marked=marked,
         labels="exchanged" if exchange else "kept",
         asked=fmean(result.asked for result in results),
+        aims=_aims(results),
         evidence=dict(Counter(result.verdicts[RETRAINED].evidence for result in results)),
         power=rate(RETRAINED, Outcome.PASS),
         false_pass=rate(ORIGINAL, Outcome.PASS),
@@ -148,6 +150,12 @@ def certified(
         distances={key: _spread([result.distances[key] for result in results]) for key in results[0].distances},
         costs={key: fmean(result.costs[key] for result in results) for key in results[0].costs},
     )
+
+
+def _aims(results: Sequence[TrialResult]) -> dict[AimedAt, int]:
+    """Return what erasures aimed at, and how many of them; nothing if it is not known of one."""
+    aims = [result.aim for result in results if result.aim is not None]
+    return dict(Counter(aims)) if len(aims) == len(results) else {}
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -183,7 +191,12 @@ def _write(certificate: ProcedureCertificate, results: Sequence[TrialResult], fo
 
 
 def _row(result: TrialResult) -> dict[str, object]:
-    row: dict[str, object] = {"run": result.number, "asked": result.asked, "never": result.never}
+    row: dict[str, object] = {
+        "run": result.number,
+        "aim": result.aim or "",
+        "asked": result.asked,
+        "never": result.never,
+    }
     for name, verdict in result.verdicts.items():
         row |= {f"{name}_verdict": verdict.outcome.value, f"{name}_power": verdict.power}
     return row | {

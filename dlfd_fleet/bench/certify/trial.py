@@ -34,11 +34,12 @@ from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.protocol.messages import PendingQuery
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.rounds.audits import AuditedModel
-from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure
+from dlfd_fleet.federation.rounds.erasure import AtAskedSites, Erasure, Unlearned
 from dlfd_fleet.federation.rounds.requests import ask_pending
 from dlfd_fleet.files import whole_file
 from dlfd_fleet.models import FeatureClassifier, build, load_arrays
 from dlfd_fleet.progress import ProgressDisplay
+from dlfd_fleet.report.contents import AimedAt
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import predict_probabilities
 
@@ -59,6 +60,8 @@ class TrialResult(BaseModel):
     asked: int
     """Marked people who were trained on and asked."""
     never: int
+    aim: AimedAt | None = None
+    """What the erasure aimed at in its first attempt; None if an earlier release did not note it."""
     verdicts: dict[str, Verdict]
     """Of the original, the retrained and the erased model."""
     guessed_right: int
@@ -171,15 +174,16 @@ class Trial:
 
     def _erase(self, erasure: Erasure, original: AuditedModel) -> Verdict:
         """Erase as a job does, keep the model and what it took, and return its verdict."""
-        verdicts = list[Verdict]()
+        results = list[Unlearned]()
 
         def run(one: Erasure) -> Arrays:
-            unlearned = one.run(original)
-            verdicts.append(unlearned.verdict)
-            return unlearned.model.arrays
+            results.append(one.run(original))
+            return results[0].model.arrays
 
-        self.fleet.models.save(ERASED, *made(erasure, run))
-        return verdicts[0]
+        arrays, took = made(erasure, run)
+        took = took.model_copy(update={"attempts_made": results[0].attempts_made})
+        self.fleet.models.save(ERASED, arrays, took)
+        return results[0].verdict
 
     def _erasure(self, grid: Grid, nodes: frozenset[int]) -> Erasure:
         forget = AtAskedSites.of(self.settings.erasure, self.seed.experiment.card)
@@ -206,6 +210,7 @@ class Trial:
             number=self.settings.seed,
             asked=len(self.marked.asked),
             never=len(self.marked.never),
+            aim=note.attempts_made[0].aim if note.attempts_made else None,
             verdicts=verdicts,
             guessed_right=self._guessed_right(models[ERASED], models[RETRAINED]),
             distances={

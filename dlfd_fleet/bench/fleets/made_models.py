@@ -14,7 +14,7 @@ from dlfd_fleet.bench.cost import peak_memory
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.costs import phase_of, phases_of
 from dlfd_fleet.federation.rounds.erasure import Erasure
-from dlfd_fleet.report.contents import Phase
+from dlfd_fleet.report.contents import AttemptMade, Phase
 
 JOB = "bench"
 """Name of the job that sites think all of it is."""
@@ -33,6 +33,8 @@ class MadeModel(BaseModel):
     needed: Phase | None = None
     """Of a retrained model: until it was as accurate on test people as the original, or all of it."""
     norms: dict[int, dict[str, float]] = {}
+    attempts_made: tuple[AttemptMade, ...] = ()
+    """Of the model of a whole erasure job: what each attempt aimed at, and how it ended."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def erase(job: Coordinator, origin: Origin, releaser: Releaser) -> None:
         _unlearn_after_all(job, way, verdict)
     unlearned = erasure.run(original)
     job.note_model("unlearned", unlearned.model, unlearned.effort)
-    job.note(attempts=unlearned.attempts, readings=unlearned.readings)
+    job.note(attempts=unlearned.attempts, attempts_made=unlearned.attempts_made, readings=unlearned.readings)
     if unlearned.relearned is not None:
         job.note_model("relearned", *unlearned.relearned)
     arrays, verdict, forgotten = unlearned.model.arrays, unlearned.verdict, unlearned.requests

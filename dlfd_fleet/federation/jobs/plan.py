@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,7 +16,10 @@ from dlfd_fleet.federation.jobs.ways import SinceTraining
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.records.due import erasure_due
 from dlfd_fleet.federation.records.job_record import JobKind, JobRecord
+from dlfd_fleet.federation.rounds.aims import aimed_at, aims_of, why_not_better
 from dlfd_fleet.federation.rounds.audits import AuditedModel
+from dlfd_fleet.report.words import AIMS, count
+from dlfd_fleet.settings import Settings
 
 _NAMES: tuple[tuple[JobKind, str], ...] = (("erase", "erasure"), ("train", "training"))
 
@@ -30,6 +33,10 @@ def plan(job: Coordinator, origin: Origin) -> None:
     if any(reply.forget_images for reply in pending.values()):
         model = job.audits(card).audit(origin.arrays, "Auditing the champion", "champion", plan=True)
         said += [_who(model), expect(model.scores, job.settings.audit.margin).sentence().rstrip(".")]
+        if job.settings.erasure.way != "retrain" and not SinceTraining.of(job.earlier).why_retrain(
+            job.settings.erasure
+        ):
+            said.append(what_it_will_aim_at(job.settings, tuple(pending.values())))
     elif asking:
         said.append("The champion was trained on none of them, so the sites have only to purge")
     said += [_due(job, pending), _way(job)]
@@ -37,6 +44,32 @@ def plan(job: Coordinator, origin: Origin) -> None:
     note = ". ".join(said)
     job.progress.say(f"{note}.")
     job.advance("settled", note=note, epoch=card.epoch)
+
+
+def what_it_will_aim_at(settings: Settings, replies: Sequence[PendingReply]) -> str:
+    """Say what an erasure that unlearns will aim at, and what it does if that is not reached, or fails.
+
+    Parameters
+    ----------
+    replies
+        What the sites hold, and who asks.
+    """
+    erasure, aims = settings.erasure, aims_of(replies, settings.erasure)
+    aim, rounds = aimed_at(aims), f"After at most {count(erasure.rounds, 'round')}"
+    because = why_not_better(aim, replies, erasure, have="have")
+    said = f"{'If it unlearns, the' if erasure.way == 'cheapest' else 'The'} erasure will aim at {AIMS[aim]}"
+    said += f", because {because}" if because else ", unless a site finds these models too poor"
+    if aim == "fleet-gate":
+        return (
+            f"{said}. So all sites take part. {rounds} an audit judges the best model, even if that gate is not reached"
+        )
+    then = "all sites take part, up to one gate of the whole fleet"
+    if len(aims) > 1:
+        then = f"it aims at {AIMS[aimed_at(aims[1:])]}; if that fails too, {then}"
+    return (
+        f"{said}. {rounds} an audit judges its model, even if the gate of a site is not reached. If that fails, or "
+        f"retained people lose more than {settings.audit.max_retain_drop:g}, the erasure begins again: {then}"
+    )
 
 
 def refuse_beside(unfinished: JobRecord) -> None:

@@ -93,6 +93,7 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
     settings, verdict = store.settings_as_written(record.job), record.verdict
     # Training anew is no procedure that was tried: nothing is unlearned.
     judged = verdict is not None and not noted.retrained
+    aim = noted.attempts_made[0].aim if noted.attempts_made else None
     return ErasureReport(
         **dict(noted.model_copy(update={} if noted.phases else {"phases": store.steps.phases(record.job)})),
         job=record.job,
@@ -114,7 +115,7 @@ def report_of(store: Store, record: JobRecord) -> ErasureReport:
         settings=_governing(settings),
         seconds=record.seconds,
         e_product=e_product(store, record),
-        procedure=tried(store.folder.parent, settings, verdict.evidence) if judged and verdict else "",
+        procedure=tried(store.folder.parent, settings, verdict.evidence, aim) if judged and verdict else "",
     )
 
 

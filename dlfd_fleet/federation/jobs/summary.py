@@ -12,6 +12,7 @@ from dlfd_fleet.plain_text import visible
 from dlfd_fleet.report import InShort
 from dlfd_fleet.report.contents import ModelResult
 from dlfd_fleet.report.page import SCORE_TITLES, score_text
+from dlfd_fleet.report.words import aimed
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def describe(record: JobRecord, said: InShort | None = None) -> str:
         lines.append(_as_written(record.verdict.sentence()))
     elif record.note:
         lines.append(_as_written(f"{record.note[:1].upper()}{record.note[1:]}."))
+    lines += [_as_written(sentence) for sentence in aimed(record.proceedings)]
     made = "retrained" if record.proceedings.retrained else "unlearned"
     before, after = record.models.get("original"), record.models.get(made)
     if before is not None and after is not None:

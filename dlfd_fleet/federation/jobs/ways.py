@@ -18,10 +18,12 @@ from dlfd_fleet.federation.protocol.differences import difference_of
 from dlfd_fleet.federation.protocol.messages import PendingReply
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.job_record import JobRecord
-from dlfd_fleet.federation.rounds.aims import aims_of, have_references
+from dlfd_fleet.federation.rounds.aims import aimed_at, aims_of, have_references
+from dlfd_fleet.federation.rounds.rounds import STRONGER
 from dlfd_fleet.models import ModelCard
-from dlfd_fleet.report.contents import Phase
+from dlfd_fleet.report.contents import AimedAt, Phase
 from dlfd_fleet.settings import AugmentationSettings, ErasureSettings, Settings
+from dlfd_fleet.unlearning.own_answers import MOST_UNSEEN, images_answered
 
 _MADE = {"train": "original", "erase": "unlearned"}
 """Which of a job's models it releases."""
@@ -207,9 +209,9 @@ def choose(
         return Way(taken="unlearn", why=why, doubt=doubt)
     pace, sent = Pace.of(earlier), _sizes(settings, card, arrays)
     anew = retraining(sent, replies, pace, rounds_anew(settings, earlier))
-    rounds = expected_rounds(settings, replies, earlier)
-    unlearned = unlearning(settings, card, sent, replies, pace, rounds)
-    by_unlearning = f"{unlearned.sentence()} {rounds.sentence()}"
+    attempts = expected_attempts(settings, replies, earlier)
+    unlearned = unlearning(settings, card, sent, replies, pace, attempts)
+    by_unlearning = f"{unlearned.sentence()} {attempts.sentence()}"
     compared = f"training anew is expected to take {anew.sentence()}, and unlearning {by_unlearning}"
     if anew.seconds is None:
         compared += " (no earlier job says how long the sites would work)"
@@ -267,30 +269,72 @@ def retraining(sizes: Sizes, replies: Sequence[PendingReply], pace: Pace | None,
 
 @dataclass(frozen=True)
 class Rounds:
-    """How many rounds unlearning takes: those that forget, and those that repair and ask the fleet's gate.
+    """How many rounds one attempt to unlearn takes: those that forget, and those that repair.
 
-    Where each site that is asked can tell by reference models when its people are forgotten, none of them repairs.
+    At a gate of the whole fleet, all sites repair, and answer the gate after that. Sites with gates of their own repair
+    by need, with a share of the others.
     """
 
+    aim: AimedAt
     forgetting: int
     repair: int
-    as_before: bool
-    """Whether the last erasure took as many; else it is the most that there may be."""
+
+    @property
+    def to_gates(self) -> bool:
+        """Whether sites go to gates of their own."""
+        return self.aim != "fleet-gate"
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What unlearning takes in all its attempts.
+
+    Attributes
+    ----------
+    rounds
+        Those of each attempt, in order.
+    audits, relearned
+        How many unlearned models are audited, and how many are trained on and attacked again.
+    as_before
+        Whether the last erasure of this kind took as many; else it is the most that the first attempt may take.
+    """
+
+    rounds: tuple[Rounds, ...]
+    audits: int = 1
+    relearned: int = 1
+    as_before: bool = False
 
     def sentence(self) -> str:
         """Return it in words."""
-        rounds = f"in {max(self.forgetting, self.repair)} rounds"
+        number = sum(max(one.forgetting, one.repair) for one in self.rounds)
+        rounds = "in 1 round" if number == 1 else f"in {number} rounds"
+        if len(self.rounds) > 1:
+            rounds += f" and {len(self.rounds)} attempts"
         return f"{rounds}, as in the last erasure" if self.as_before else f"{rounds} at most"
 
 
-def expected_rounds(settings: Settings, replies: Sequence[PendingReply], earlier: Sequence[JobRecord]) -> Rounds:
-    """Return how many rounds unlearning took in the last erasure of its kind; or else may take."""
-    to_gates, most = bool(aims_of(replies, settings.erasure)), settings.erasure.rounds
+def expected_attempts(settings: Settings, replies: Sequence[PendingReply], earlier: Sequence[JobRecord]) -> Attempts:
+    """Return what the last erasure took in all its attempts that aimed at the same at first; or else one attempt.
+
+    Erasures of earlier releases do not say what they aimed at: those with a gate of the fleet are of one kind, all
+    others of another.
+    """
+    aim, most = aimed_at(aims_of(replies, settings.erasure)), settings.erasure.rounds
     for record in reversed(earlier):
-        forgot, repaired = (record.proceedings.phases.get(name) for name in ("distancing", "repair"))
-        if record.kind == "erase" and forgot and bool(record.proceedings.readings) is not to_gates:
-            return Rounds(forgot.steps, repaired.steps if repaired else 0, as_before=True)
-    return Rounds(most, 0 if to_gates else most, as_before=False)
+        noted, phases = record.proceedings, record.proceedings.phases
+        if record.kind != "erase" or "distancing" not in phases:
+            continue
+        steps = {name: phase.steps for name, phase in phases.items()}
+        rounds: tuple[Rounds, ...] = ()
+        if noted.attempts_made:
+            if noted.attempts_made[0].aim == aim:
+                rounds = tuple(Rounds(one.aim, one.forgetting, one.repair) for one in noted.attempts_made)
+        elif bool(noted.readings) is (aim == "fleet-gate"):
+            rounds = (Rounds(aim, steps["distancing"], steps.get("repair", 0)),)
+        if rounds:
+            audits, relearned = (max(1, steps.get(f"audit-{name}", 0)) for name in ("unlearned", "relearned"))
+            return Attempts(rounds, audits, relearned, as_before=True)
+    return Attempts((Rounds(aim, most, most if aim == "fleet-gate" else 0),))
 
 
 def unlearning(
@@ -299,32 +343,47 @@ def unlearning(
     sizes: Sizes,
     replies: Sequence[PendingReply],
     pace: Pace | None,
-    rounds: Rounds,
+    attempts: Attempts,
 ) -> Expected:
-    """Return what unlearning is expected to cost: its rounds, the audit, and further training that is attacked.
+    """Return what unlearning is expected to cost: rounds of all attempts, audits, and further training with an attack.
 
     Where sites go to gates of their own, those that are asked alone take part in rounds; else all sites repair and
     answer the fleet's gate. With references, only a share of the others takes part in further training.
     """
     erasure, everybody = settings.erasure, len(replies)
     asked = [reply for reply in replies if reply.can_unlearn]
-    able, images, of_asked = sum(reply.can_train for reply in replies), _images(replies), _images(asked)
-    to_gates, references = bool(aims_of(replies, erasure)), have_references(replies)
-    share = (len(asked) + math.ceil(erasure.repair_share * (everybody - len(asked)))) / everybody if references else 1.0
-    # Whoever holds a model is not sent it again: sites that forget begin with the one that was audited.
-    forgetting = rounds.forgetting * (len(asked) + (len(asked) if to_gates else able))
-    exchanges = forgetting + rounds.repair * (able + everybody) * share + everybody
-    again, after = erasure.relearning_rounds, len(asked) if references else everybody
-    exchanges += (2.0 * again - 1.0) * share * able + after if again else 0.0
+    able, images = sum(reply.can_train for reply in replies), _images(replies)
+    references, again = have_references(replies), erasure.relearning_rounds
+    sampled = (len(asked) + math.ceil(erasure.repair_share * (everybody - len(asked)))) / everybody
+    share = sampled if references else 1.0
+    exchanges = float(attempts.audits * everybody)
+    for one in attempts.rounds:
+        # Whoever holds a model is not sent it again: sites that forget begin with the one that was audited.
+        exchanges += one.forgetting * (len(asked) + (len(asked) if one.to_gates else able))
+        # By need a share of the sites gets the model, sends it back, and is asked what retained people have lost.
+        exchanges += one.repair * ((2 * able + everybody) * sampled if one.to_gates else able + everybody)
+    if again:
+        after = len(asked) if references else everybody
+        exchanges += attempts.relearned * ((2.0 * again - 1.0) * share * able + after)
+    # A further attempt begins with the original, which sites have given up for the model of the attempt before.
+    whole = (len(attempts.rounds) - 1) * (
+        len(asked) * sizes.whole + (everybody - len(asked)) * (sizes.whole - sizes.step)
+    )
     if pace is None:
-        return Expected(bytes=exchanges * sizes.step, seconds=None)
+        return Expected(bytes=exchanges * sizes.step + whole, seconds=None)
     forward = _forward(settings, card, pace)
     through = _THERE_AND_BACK_FROZEN if card.frozen else _THERE_AND_BACK
-    distancing = of_asked * erasure.unlearning.epochs * (erasure.unlearning.steps + 1) * through * forward
-    repair = share * images * (erasure.repair_epochs * (1.0 if card.frozen else through) * forward + pace.audit)
-    seconds = rounds.forgetting * distancing + rounds.repair * repair + images * pace.audit
-    seconds += share * images * (again * pace.training + pace.audit) if again else 0.0
-    return Expected(bytes=exchanges * sizes.step, seconds=seconds)
+    distancing = _images(asked) * erasure.unlearning.epochs * (erasure.unlearning.steps + 1) * through * forward
+    repair = images * (erasure.repair_epochs * (1.0 if card.frozen else through) * forward + pace.audit)
+    answered = sum(images_answered(reply.forget_images, min(reply.unseen_images, MOST_UNSEEN)) for reply in asked)
+    seconds, longer = attempts.audits * images * pace.audit, 1.0
+    for one in attempts.rounds:
+        seconds += one.forgetting * distancing * (1.0 if one.to_gates else longer)
+        seconds += one.repair * repair * (sampled if one.to_gates else 1.0)
+        seconds += answered * forward if one.aim == "own-answers" else 0.0
+        longer *= 1.0 if one.to_gates else STRONGER
+    seconds += attempts.relearned * share * images * (again * pace.training + pace.audit) if again else 0.0
+    return Expected(bytes=exchanges * sizes.step + whole, seconds=seconds)
 
 
 def _forward(settings: Settings, card: ModelCard, pace: Pace) -> float:

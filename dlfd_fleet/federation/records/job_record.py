@@ -13,6 +13,7 @@ from dlfd_fleet.audit import Verdict
 from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.report.contents import (
     AskedRequest,
+    AttemptMade,
     FileResult,
     GateReading,
     ModelResult,
@@ -142,6 +143,7 @@ class Notes(TypedDict, total=False):
     exact: bool
     exactness: str
     attempts: int
+    attempts_made: tuple[AttemptMade, ...]
     readings: tuple[GateReading, ...]
     losses: dict[str, dict[str, tuple[int, ...]]]
     files: dict[Format, FileResult]

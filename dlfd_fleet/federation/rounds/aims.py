@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from dlfd_fleet.federation.protocol.messages import Aim, PendingReply
+from dlfd_fleet.report.contents import AimedAt
 from dlfd_fleet.settings import ErasureSettings
 
 
@@ -33,3 +35,61 @@ def aims_of(replies: Iterable[PendingReply], erasure: ErasureSettings, *, refere
     if own and METHODS.find(erasure.method).aims_at_references:
         return (*at_references, Aim.OWN_ANSWERS)
     return at_references
+
+
+def aimed_at(aims: Iterable[Aim]) -> AimedAt:
+    """Return what the first attempt of an erasure aims at whose sites can aim at these, the best first."""
+    for aim in aims:
+        return "own-answers" if aim.at_own else "references"
+    return "fleet-gate"
+
+
+def why_not_better(
+    aim: AimedAt,
+    replies: Iterable[PendingReply],
+    erasure: ErasureSettings,
+    *,
+    too_poor: bool = False,
+    able: bool = True,
+    have: Literal["had", "have"] = "had",
+) -> str:
+    """Say why the first attempt aims at nothing better, as what follows the word because.
+
+    Parameters
+    ----------
+    too_poor
+        Whether a site has said that its reference models are too poor.
+    able
+        Whether the round that forgets trains images towards targets.
+    have
+        Of what was, or of what will be.
+
+    Returns
+    -------
+    str
+        Empty of reference models, than which there is nothing better.
+    """
+    from dlfd_fleet.unlearning.methods import METHODS  # as above
+
+    if aim == "references":
+        return ""
+    asked = [reply for reply in replies if reply.can_unlearn]
+    if too_poor:
+        why = "the reference models are too poor to aim at"
+    elif any(reply.answered_images for reply in asked):
+        why = f"reference models {have} not answered for all people who asked"
+    else:
+        why = f"no reference models {have} answered"
+    if aim == "own-answers":
+        return why
+    if not asked:
+        nor = "no site that was asked can unlearn"
+    elif not erasure.own_answers:
+        nor = "the settings rule out the model's own answers (erasure.own_answers)"
+    elif not able or not METHODS.find(erasure.method).aims_at_references:
+        nor = "the way of forgetting aims at nothing"
+    elif not all(reply.input.is_image for reply in asked):
+        nor = "the model's inputs are no images that could be changed"
+    else:
+        nor = "a site that was asked has nobody on whom no model was trained"
+    return f"{why}, and {nor}"

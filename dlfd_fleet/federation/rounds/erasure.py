@@ -25,13 +25,14 @@ from dlfd_fleet.exceptions import DataError, JobError
 from dlfd_fleet.federation.protocol.messages import Aim
 from dlfd_fleet.federation.protocol.packing import Arrays
 from dlfd_fleet.federation.records.journal import Merged
+from dlfd_fleet.federation.rounds.aims import aimed_at, why_not_better
 from dlfd_fleet.federation.rounds.audits import AuditedModel, Audits
 from dlfd_fleet.federation.rounds.job_context import Effort, JobContext
 from dlfd_fleet.federation.rounds.requests import forgotten_without_update
 from dlfd_fleet.federation.rounds.rounds import Forgetting, Rounds
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.progress import Advance
-from dlfd_fleet.report.contents import GateReading
+from dlfd_fleet.report.contents import AimedAt, AttemptMade, GateReading
 from dlfd_fleet.settings import ErasureSettings, Settings
 from dlfd_fleet.unlearning import UtilityBound, checkpoint_rank
 from dlfd_fleet.unlearning.methods import METHODS
@@ -46,7 +47,18 @@ _BLIND = (
     "At {} the model's answers to people never trained on bear no change of images, so there is nothing to aim at, and "
     "this erasure goes on at all sites."
 )
-_AIMED_AT = {Aim.REFERENCES: "The reference models are", Aim.OWN_ANSWERS: "The model's answers to changed images are"}
+_LOST_TOO_MUCH = "Retained people lost {:.3f}, and {:g} is allowed (audit.max_retain_drop)."
+_ALL_WITHIN = "Every site that was asked was within its gate."
+_NO_NEARER = (
+    "Not every site was within its gate when a round brought none of them nearer; that round is not used, and was the "
+    "last."
+)
+_NO_MORE_ROUNDS = (
+    "The last of {} (erasure.rounds) came before every site had said that it was within its gate; what the sites said "
+    "is of the model before that round."
+)
+_FLEETS_GATE = "The gate of the fleet was {}. In the best round it read {}accuracy {:.2f} on retained people."
+_TOO_POOR = {Aim.REFERENCES: "The reference models are", Aim.OWN_ANSWERS: "The model's answers to changed images are"}
 _THEN_TO_GATE = {Aim.REFERENCES: Aim.TO_GATE, Aim.OWN_ANSWERS: Aim.OWN_ANSWERS_TO_GATE}
 
 
@@ -123,6 +135,8 @@ class Unlearned:
     """The model after further ordinary training, if this was done."""
     readings: tuple[GateReading, ...]
     """The gate's readings in all attempts."""
+    attempts_made: tuple[AttemptMade, ...] = ()
+    """What each attempt aimed at, what it took, and how it ended."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,8 @@ class Attempted:
 
     Attributes
     ----------
+    made
+        What it took, and how its rounds ended.
     given_up
         Why the attempt was given up; empty if it was not.
     """
@@ -138,27 +154,40 @@ class Attempted:
     rank: tuple[bool, float, float]
     merged: Merged
     readings: tuple[GateReading, ...]
+    made: AttemptMade
     given_up: str = ""
 
 
 @dataclass(frozen=True)
 class _ForgottenToGates:
-    """The model after rounds to the gates of the sites, how many there were, and what retained people lost.
+    """The model after rounds to the gates of the sites, how they ended, and what retained people lost.
 
     Attributes
     ----------
     first, last
         By site: retain images, and the share that the model was right about before the first round, and in the end;
         the latter is empty where no site has read the model in the end.
+    asked
+        How many times the sites were asked to unlearn.
+    rounds
+        How many times the model became another one.
+    reached, ended
+        Whether all sites said that they are within their gates, and how the rounds ended.
+    gates
+        By site: what its gate read last.
     blind
         Sites that found nothing to aim at.
     """
 
     arrays: Arrays
     requests: frozenset[str]
+    asked: int
     rounds: int
     first: Mapping[str, tuple[int, float]]
     last: Mapping[str, tuple[int, float]]
+    reached: bool
+    ended: str
+    gates: Mapping[str, float]
     blind: tuple[str, ...] = ()
 
     def lost(self) -> float | None:
@@ -212,11 +241,13 @@ class Erasure:
         """
         erasure = self.job.settings.erasure
         before, best_rank, number, readings = self.job.effort(), _WORST_RANK, 0, list[GateReading]()
+        made = list[AttemptMade]()
         self._leave_poor_references(original)
         aims = self._aims
         while number < erasure.max_attempts + len(aims):
             number += 1
             to_gates = number <= len(aims)
+            self.job.recorder.tags({"dlfd.aimed_at": ",".join(aimed_at(aims[at:]) for at in range(number))})
             attempted = (
                 self._attempt_to_gates(original, number, aims[number - 1])
                 if to_gates
@@ -225,6 +256,7 @@ class Erasure:
             readings += attempted.readings
             if attempted.given_up:
                 self.job.progress.say(f"Attempt {number}: {attempted.given_up}")
+                made.append(attempted.made.model_copy(update={"failed": attempted.given_up}))
                 continue
             merged = attempted.merged
             candidate = self.audits.audit(merged.arrays, "Auditing the unlearned model", f"unlearned-{number}")
@@ -233,6 +265,12 @@ class Erasure:
             poor = to_gates and self._lost_too_much(original, candidate)
             verdict, relearned = self.judged(original, candidate, number, train_on=not poor)
             passed = verdict.outcome is not Outcome.FAIL and not poor
+            why = "" if passed else verdict.sentence()
+            if poor and verdict.outcome is not Outcome.FAIL:
+                why = _LOST_TOO_MUCH.format(
+                    _retained_lost(original, candidate), self.job.settings.audit.max_retain_drop
+                )
+            made.append(attempted.made.model_copy(update={"failed": why}))
             # Of failed attempts the one that the gate ranks best is shown: a stronger one can be the worse.
             if passed or attempted.rank > best_rank:
                 best_rank = attempted.rank
@@ -241,8 +279,8 @@ class Erasure:
                 break
             if to_gates:
                 best_rank = _WORST_RANK  # no gate of the fleet has ranked it
-            self.job.progress.say(f"Attempt {number}: {verdict.sentence()}")
-        return replace(best, readings=tuple(readings))
+            self.job.progress.say(f"Attempt {number}: {why}")
+        return replace(best, readings=tuple(readings), attempts_made=tuple(made))
 
     def judged(
         self, original: AuditedModel, candidate: AuditedModel, number: int, *, train_on: bool = True
@@ -286,8 +324,14 @@ class Erasure:
             job.recorder.tags({"dlfd.references_too_poor": why})
 
     def _lost_too_much(self, original: AuditedModel, candidate: AuditedModel) -> bool:
-        lost = original.scores.retain_accuracy.value - candidate.scores.retain_accuracy.value
-        return lost > self.job.settings.audit.max_retain_drop
+        return _retained_lost(original, candidate) > self.job.settings.audit.max_retain_drop
+
+    def _because(self, aim: AimedAt, number: int) -> str:
+        """Say why an attempt aims at nothing better."""
+        if number > 1:
+            return f"attempt {number - 1} had failed"
+        job, able = self.job, getattr(self.forget, "aims_at_targets", False)
+        return why_not_better(aim, job.fleet.said, job.settings.erasure, too_poor=job.references_too_poor, able=able)
 
     def _judge(self, original: AuditedModel, candidate: AuditedModel) -> Verdict:
         audit, before, after = self.job.settings.audit, original.scores, candidate.scores
@@ -350,7 +394,8 @@ class Erasure:
         gate = max(erasure.unlearning.gate, lead / 2.0)
         arrays, best, requests = original.arrays, Merged(original.arrays), forgotten_without_update(pending)
         able = any(reply.can_unlearn for reply in pending.values())
-        best_rank, rate = _WORST_RANK, erasure.learning_rate
+        best_rank, best_reading, rate = _WORST_RANK, reading, erasure.learning_rate
+        forgot, repaired = 0, 0
         total = erasure.rounds * sum(reply.can_unlearn + reply.can_train for reply in pending.values())
         with job.progress.phase(f"Unlearning, attempt {number}", total) as advance:
             for index in range(erasure.rounds):
@@ -359,21 +404,34 @@ class Erasure:
                 if forgets and able:
                     forgotten = self.forget(self.rounds, Forgetting(arrays, number - failed_at_gates, aim, advance))
                     arrays, requests = forgotten.arrays, requests.union(forgotten.requests)
+                    forgot += 1
                 arrays = self.rounds.fit_round(arrays, "repair", erasure.repair_epochs, rate, advance)
+                repaired += 1
                 samples = self.audits.gate_samples(arrays, f"gate-{job.round}")
                 reading = self._read(samples, like=reading)
                 job.recorder.gate(gate_metrics(samples, reading) | {"attempt": number}, job.round, number)
                 readings.append(_noted(reading, number, job.round))
                 rank = checkpoint_rank(reading, bound, gate)
                 if rank > best_rank:
-                    best_rank, best = rank, Merged(arrays, tuple(sorted(requests)))
+                    best_rank, best_reading, best = rank, reading, Merged(arrays, tuple(sorted(requests)))
                 if checkpoint_rank(reading, half, gate) >= _GOOD_ENOUGH:
                     break
                 if not forgets:
                     helped = reading.usefulness >= before.usefulness
                     rate *= 0.5 if helped else 0.25
                     arrays, reading = (arrays, reading) if helped else (kept, before)
-        return Attempted(best_rank, best, tuple(readings))
+        reached, auc = best_rank >= _GOOD_ENOUGH, best_reading.attack_auc
+        attack = "" if auc is None else f"an attack AUC of {auc:.2f} on validation people, and "
+        made = AttemptMade(
+            number=number,
+            aim="fleet-gate",
+            because=self._because("fleet-gate", number),
+            forgetting=forgot,
+            repair=repaired,
+            reached=reached,
+            ended=_FLEETS_GATE.format("reached" if reached else "not reached", attack, best_reading.retain_accuracy),
+        )
+        return Attempted(best_rank, best, tuple(readings), made)
 
     def _attempt_to_gates(self, original: AuditedModel, number: int, aim: Aim) -> Attempted:
         """Forget at the asked sites only, until each reports that its people are forgotten.
@@ -393,8 +451,9 @@ class Erasure:
         total = erasure.rounds * sum(reply.can_unlearn for reply in pending.values())
         with job.progress.phase(f"Unlearning to the gates of the sites, attempt {number}", total) as advance:
             forgotten = self._rounds_to_gates(original.arrays, advance, aim)
+            made = self._made(number, aim, forgotten)
             if forgotten.blind:
-                return Attempted(_WORST_RANK, Merged(original.arrays), (), _BLIND.format(", ".join(forgotten.blind)))
+                return Attempted(_WORST_RANK, Merged(original.arrays), (), made, forgotten.ended)
             arrays, requests, several = forgotten.arrays, forgotten.requests, forgotten.rounds > 1
             if not forgotten.last and forgotten.first:
                 last = self.audits.retained(arrays, f"gate-{job.round}", job.forgetting)
@@ -415,17 +474,35 @@ class Erasure:
                     at=at,
                     augmentation=job.settings.training.augmentation,
                 )
+                made = made.model_copy(update={"repair": 1})
                 left = _lost(original.retained, self.audits.retained(arrays, f"gate-{job.round}", at))
                 if left is not None:
                     job.recorder.metrics({"retained_loss": left}, job.round, number)
                 if left is not None and left > job.settings.audit.max_retain_drop:
-                    why = _GIVEN_UP.format(left, job.settings.audit.max_retain_drop, _AIMED_AT[aim])
-                    return Attempted(_WORST_RANK, Merged(arrays), (), why)
+                    why = _GIVEN_UP.format(left, job.settings.audit.max_retain_drop, _TOO_POOR[aim])
+                    return Attempted(_WORST_RANK, Merged(arrays), (), made, why)
                 again = self._rounds_to_gates(arrays, advance, aim, repaired=True)
                 arrays, requests, several = again.arrays, requests | again.requests, True
+                made = self._made(number, aim, again, made)
         arrays = self.rounds.as_sent(arrays, original.arrays) if several else arrays
         requests = forgotten_without_update(pending).union(requests)
-        return Attempted(_GOOD_ENOUGH, Merged(arrays, tuple(sorted(requests))), ())
+        return Attempted(_GOOD_ENOUGH, Merged(arrays, tuple(sorted(requests))), (), made)
+
+    def _made(
+        self, number: int, aim: Aim, forgotten: _ForgottenToGates, before_repair: AttemptMade | None = None
+    ) -> AttemptMade:
+        """Return what an attempt to the gates of the sites took so far, and how its last rounds ended."""
+        aimed = aimed_at([aim])
+        return AttemptMade(
+            number=number,
+            aim=aimed,
+            because=self._because(aimed, number),
+            forgetting=forgotten.asked + (before_repair.forgetting if before_repair else 0),
+            repair=before_repair.repair if before_repair else 0,
+            reached=forgotten.reached,
+            ended=forgotten.ended,
+            gates=dict(forgotten.gates),
+        )
 
     def _rounds_to_gates(
         self, arrays: Arrays, advance: Advance, aim: Aim, *, repaired: bool = False
@@ -438,26 +515,40 @@ class Erasure:
         one that brought no site nearer is not used, and is the last.
         """
         requests, first, last, count = set[str](), dict[str, tuple[int, float]](), dict[str, tuple[int, float]](), 0
-        reached, left = False, dict[str, float | None]()
-        while not reached and count < self.job.settings.erasure.rounds:
+        reached, left, gates, asked = False, dict[str, float | None](), dict[str, float](), 0
+        blind, most, not_used = list[str](), self.job.settings.erasure.rounds, False
+        while not reached and count < most:
             now = _THEN_TO_GATE[aim] if repaired or count else aim
             # Targets make it forget. Changes of images that its training did not make would only cost retained people.
             augmentation = self.job.settings.training.augmentation
             forgotten = self.forget(self.rounds, Forgetting(arrays, 1, now, advance, augmentation))
+            asked += 1
+            gates |= {site: share for site, share in forgotten.left.items() if share is not None}
             reached = all(torch.equal(array, arrays[name]) for name, array in forgotten.arrays.items())
             if aim is Aim.OWN_ANSWERS:
-                if blind := sorted(site for site, share in forgotten.left.items() if share is None):
-                    return _ForgottenToGates(arrays, frozenset(requests), count, first, last, blind=tuple(blind))
-                if count and not reached and not _came_nearer(left, forgotten.left):
-                    kept = dict(forgotten.retained)
-                    return _ForgottenToGates(arrays, frozenset(requests), count + 1, first, kept)
+                blind = sorted(site for site, share in forgotten.left.items() if share is None)
+                not_used = bool(count) and not reached and not _came_nearer(left, forgotten.left)
                 left = dict(forgotten.left)
-            requests.update(forgotten.requests)
-            arrays, last = forgotten.arrays, dict(forgotten.retained)
+            if blind:
+                break
+            last = dict(forgotten.retained)
             first = first or last
             count += not reached
-        last = last if reached else dict(forgotten.retained_after)
-        return _ForgottenToGates(arrays, frozenset(requests), count, first, last)
+            if not_used:
+                break
+            requests.update(forgotten.requests)
+            arrays = forgotten.arrays
+        if not (reached or blind or not_used):
+            last = dict(forgotten.retained_after)
+        if blind:
+            ended = _BLIND.format(", ".join(blind))
+        elif not_used:
+            ended = _NO_NEARER
+        else:
+            ended = _ALL_WITHIN if reached else _NO_MORE_ROUNDS.format("1 round" if most == 1 else f"{most} rounds")
+        return _ForgottenToGates(
+            arrays, frozenset(requests), asked, count, first, last, reached and not blind, ended, gates, tuple(blind)
+        )
 
     def _read(self, samples: SampleScores, like: Reading | None = None) -> Reading:
         """Read the gate on the same people as an earlier reading, so that both compare."""
@@ -480,6 +571,10 @@ class Erasure:
                 "No site has validation people, so the gate reads accuracy on retained people only, and there is one "
                 "round of forgetting an attempt."
             )
+
+
+def _retained_lost(original: AuditedModel, candidate: AuditedModel) -> float:
+    return original.scores.retain_accuracy.value - candidate.scores.retain_accuracy.value
 
 
 def _noted(reading: Reading, attempt: int, number: int) -> GateReading:

@@ -32,7 +32,7 @@ from dlfd_fleet.settings import AugmentationSettings, Precision, UnlearningSetti
 
 Purpose = Literal["train", "repair", "relearn", "retrain", "reference"]
 _Update = TypeVar("_Update", FitResult, UnlearnResult)
-_STRONGER = 1.5
+STRONGER = 1.5
 """Passes of an attempt, as a multiple of the attempt before."""
 _DRIFT = 1.5
 """By how much updates of the others may be smaller than in the round before."""
@@ -242,7 +242,7 @@ class Rounds:
 
     def _unlearn_task(self, forgetting: Forgetting, method: str, settings: UnlearningSettings) -> UnlearnTask:
         job = self.job
-        epochs = settings.epochs * _STRONGER ** (forgetting.attempt - 1)
+        epochs = settings.epochs * STRONGER ** (forgetting.attempt - 1)
         return UnlearnTask(
             job=job.name,
             round=job.round,

@@ -15,17 +15,16 @@ from dlfd_fleet.federation.site.model import site_seed
 from dlfd_fleet.ledger.references import ReferenceSet
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.unlearning.own_answers import OwnAnswers
+from dlfd_fleet.unlearning.own_answers import MOST_UNSEEN, OwnAnswers
 
 _PLAIN, _CHANGED = 0, 1  # the numbers under which both are stored
-_MOST_UNSEEN = 128  # of more, copies would cost as much as the unlearning does
 
 
 def few(unseen: IdentityDataset) -> IdentityDataset:
     """Return all images of people never trained on, or an even sample of many."""
-    if len(unseen) <= _MOST_UNSEEN:
+    if len(unseen) <= MOST_UNSEEN:
         return unseen
-    return unseen.select(torch.linspace(0, len(unseen) - 1, _MOST_UNSEEN).long().tolist())
+    return unseen.select(torch.linspace(0, len(unseen) - 1, MOST_UNSEEN).long().tolist())
 
 
 def own_answers_of(

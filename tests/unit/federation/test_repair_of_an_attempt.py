@@ -30,7 +30,7 @@ class Fleet:
         monkeypatch.setattr(attempts, "read_gate", lambda *_: left.pop(0))
         monkeypatch.setattr(attempts, "gate_metrics", lambda *_: {})
         self.settings = Settings.model_validate({"erasure": {"learning_rate": RATE, "rounds": len(readings) - 1}})
-        reply = SimpleNamespace(can_unlearn=can_unlearn, can_train=True, requests=())
+        reply = SimpleNamespace(can_unlearn=can_unlearn, can_train=True, requests=(), answered_images=0)
         self.job = SimpleNamespace(
             settings=self.settings,
             round=0,
@@ -75,12 +75,20 @@ def test_a_repair_that_does_harm_is_undone_and_the_next_has_a_quarter_of_its_rat
     ]
     assert float(attempted.merged.arrays["w"]) == 13.0
     assert [noted.retain_accuracy for noted in attempted.readings] == [0.95, 0.80, 0.70, 0.85, 0.86]
+    made = attempted.made
+    assert (made.aim, made.forgetting, made.repair, made.reached) == ("fleet-gate", 1, 4, False)
+    assert made.ended == (
+        "The gate of the fleet was not reached. In the best round it read an attack AUC of 0.50 on validation people, "
+        "and accuracy 0.86 on retained people."
+    )
 
 
 def test_it_ends_once_half_of_the_allowed_drop_is_left(fleet):
     drop = Settings().erasure.unlearning.max_utility_drop
     tried = fleet(reading(0.95), reading(0.95 - 0.9 * drop), reading(0.95 - 0.4 * drop), reading(0.95))
-    assert float(tried.attempt().merged.arrays["w"]) == 12.0
+    attempted = tried.attempt()
+    assert float(attempted.merged.arrays["w"]) == 12.0
+    assert attempted.made.reached
     assert len(tried.repaired) == 2
 
 

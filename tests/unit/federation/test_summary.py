@@ -11,7 +11,7 @@ from dlfd_fleet.federation.jobs.summary import describe, summarise
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.report.contents import ModelResult
 from tests.erasure_report import scores
-from tests.unit.report.test_erasure_report import share
+from tests.unit.report.test_erasure_report import FAILED, LONG, share
 
 VERDICT = Verdict(outcome=Outcome.FAIL, reasons=("site <b>a</b> [said](http://x) *so*\x1b[2J",), margin=0.1, power=0.5)
 
@@ -61,6 +61,12 @@ def test_of_a_model_that_was_trained_anew_its_own_scores_are_shown():
 def test_what_a_site_said_is_shown_as_it_is_and_no_markup():
     said = describe(job(requests=1, verdict=VERDICT))
     assert r"site \<b\>a\</b\> \[said\](http://x) \*so\*\\x1b\[2J" in said
+
+
+def test_what_sites_aimed_at_is_said_there_too():
+    said = describe(job(requests=1, proceedings={"attempts": 2, "attempts_made": (FAILED, LONG)}))
+    assert "A first attempt failed, and a second one ran from the beginning." in said
+    assert "Sites aimed at what the model itself says of changed copies of the images" in said
 
 
 @pytest.mark.parametrize(("sites", "rows"), [(4, 2), (2, 1)])

@@ -14,7 +14,7 @@ from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.release.release_rule import may_release_retrained
 from dlfd_fleet.model_input import image_input
 from dlfd_fleet.models import ModelCard
-from dlfd_fleet.report.contents import GateReading, ModelResult, Phase, Proceedings, SiteShare
+from dlfd_fleet.report.contents import AttemptMade, GateReading, ModelResult, Phase, Proceedings, SiteShare
 from dlfd_fleet.settings import Settings
 from tests.erasure_report import scores
 
@@ -26,7 +26,7 @@ ARRAYS = {"backbone.weight": torch.zeros(50 * MEGABYTE // 4), "head.weight": tor
 IMAGES = 100
 
 
-def site(number, *, asks=False, references=False):
+def site(number, *, asks=False, references=False, unseen=0):
     request = f"{number:016x}"
     day = {"asked_at": date(2026, 11, 3), "deadline": date(2026, 12, 3)}
     return PendingReply(
@@ -35,6 +35,7 @@ def site(number, *, asks=False, references=False):
         dates={request: day} if asks else {},
         forget_images=10 if asks else 0,
         answered_images=10 if references else 0,
+        unseen_images=unseen,
         class_images=(IMAGES // 2, IMAGES // 2),
         classes=("no", "yes"),
         input=INPUT,
@@ -44,7 +45,7 @@ def site(number, *, asks=False, references=False):
 SITES = [site(0, asks=True), site(1), site(2), site(3)]
 
 
-def record(kind="train", phases=(), readings=()):
+def record(kind="train", phases=(), readings=(), attempts=()):
     shares = tuple(
         SiteShare(site=f"site-{number}", requests=0, forget_images=0, training_images=IMAGES, counted_images=IMAGES)
         for number in range(len(SITES))
@@ -57,7 +58,7 @@ def record(kind="train", phases=(), readings=()):
         kind=kind,
         step="settled",
         started_at=datetime(2026, 11, 3, tzinfo=UTC),
-        proceedings=Proceedings(sites=shares, phases=known, readings=readings),
+        proceedings=Proceedings(sites=shares, phases=known, readings=readings, attempts_made=attempts),
     )
 
 
@@ -95,6 +96,61 @@ def test_rounds_are_those_of_the_last_erasure():
     reading = GateReading(attempt=1, round=1, utility=0.9, utility_half_width=0.1, retain_accuracy=0.9, attack_auc=0.5)
     erased = record("erase", [("repair", 2, 4.0), ("distancing", 1, 1.0)], (reading,))
     assert "in 2 rounds, as in the last erasure" in chosen(earlier=(TRAINED, erased)).why
+
+
+def made(*attempts):
+    """Return attempts by what they aimed at, and how many rounds they took to forget and to repair."""
+    return tuple(
+        AttemptMade(number=number, aim=aim, forgetting=forgetting, repair=repair, reached=True, ended="")
+        for number, (aim, forgetting, repair) in enumerate(attempts, 1)
+    )
+
+
+# The site that asks has 10 images to forget. Of its 200 images of unseen people 128 are used.
+WITH_OWN_ANSWERS = [site(0, asks=True, unseen=200), *SITES[1:]]
+OWN_FAILED = record(
+    "erase",
+    [("distancing", 3, 1.0), ("repair", 3, 1.0), ("audit-unlearned", 2, 1.0), ("audit-relearned", 1, 1.0)],
+    attempts=made(("own-answers", 2, 0), ("fleet-gate", 1, 3)),
+)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "expected"),
+    [
+        # Models: 5 times to the site that asks and back, 4 to audit; after further training 4 back and 4 to audit.
+        # Seconds of an image: 0.005 to train, 0.0025 to answer. A round of forgetting: 100 images, 6 steps of 2
+        # passes, 3 s. Own answers: 128 unseen images and 8 copies under 5 changes, then 138 images and 8 copies: 6490
+        # answers, 16.2 s. With 15 s to forget, 1 s to audit, and 3 s of further training and its audit.
+        ((), "22.0 MB and 35.2 s of the sites' work in 5 rounds at most"),
+        # Twice to the site and back; then 1 + 4 to forget, and three times 4 back and 4 to the gate; two audits of 4,
+        # and 8 after further training; the site that asks gets the original anew. 9 s to forget, 9 s to repair, 2 s to
+        # audit.
+        ((OWN_FAILED,), "50.0 MB and 39.2 s of the sites' work in 5 rounds and 2 attempts, as in the last erasure"),
+        # Repair by need takes two of four sites: 2 models there, 2 back, and 2 to ask what retained people lost; 1.5 s.
+        (
+            (record("erase", [("distancing", 3, 1.0)], attempts=made(("own-answers", 3, 1))),),
+            "24.0 MB and 30.7 s of the sites' work in 3 rounds, as in the last erasure",
+        ),
+        # The latest of this kind counts, and no erasure of another kind.
+        (
+            (
+                OWN_FAILED,
+                record("erase", [("distancing", 9, 1.0)], attempts=made(("references", 9, 0))),
+                record("erase", [("distancing", 9, 1.0)], attempts=made(("fleet-gate", 9, 9))),
+            ),
+            "in 5 rounds and 2 attempts, as in the last erasure",
+        ),
+    ],
+)
+def test_unlearning_is_priced_by_all_attempts_of_the_last_erasure_that_aimed_at_the_same(earlier, expected):
+    assert expected in chosen(replies=WITH_OWN_ANSWERS, earlier=(TRAINED, *earlier)).why
+
+
+def test_a_further_attempt_sends_the_original_whole():
+    # Of the 49 models that attempts, audits and further training send, each takes a quarter of a megabyte in int8, with
+    # a scale for each row. The original goes whole to the site that asks; the others are sent a model whole once.
+    assert "unlearning 15.6 MB" in chosen(replies=WITH_OWN_ANSWERS, earlier=(TRAINED, OWN_FAILED), precision="int8").why
 
 
 def test_without_an_earlier_job_bytes_decide():

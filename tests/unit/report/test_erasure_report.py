@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import pytest
 from dlfd_fleet.audit import MemberShare, Outcome, Verdict, judge
 from dlfd_fleet.exceptions import EvidenceError
 from dlfd_fleet.report import DeliveryProgress, ErasureReport, render
-from dlfd_fleet.report.contents import ModelResult
+from dlfd_fleet.report.contents import AttemptMade, ModelResult
 from dlfd_fleet.settings import AuditSettings
 from tests.erasure_report import ASKED, estimate, make_report, scores
 
@@ -247,6 +248,77 @@ def test_where_nobody_was_unseen_the_page_says_so_and_what_was_compared_instead(
         "40 images of people who asked could be compared with nothing",
     ):
         assert (sentence in text) != reference
+
+
+OWN = AttemptMade(
+    number=1,
+    aim="own-answers",
+    because="no reference models had answered",
+    forgetting=2,
+    repair=0,
+    reached=True,
+    ended="Every site that was asked was within its gate.",
+    gates={"site-5e6f7a8b": 0.21, "site-1a2b3c4d": 0.1},
+)
+LONG = AttemptMade(
+    number=2,
+    aim="fleet-gate",
+    because="attempt 1 had failed",
+    forgetting=1,
+    repair=3,
+    reached=False,
+    ended="It was not.",
+)
+FAILED = OWN.model_copy(update={"failed": "FAIL: retained people lost 0.08."})
+
+
+def test_what_sites_aimed_at_is_said_in_plain_words():
+    text = read_words(attempts_made=(OWN,))
+    assert (
+        "Sites aimed at what the model itself says of changed copies of the images, because no reference models had "
+        "answered."
+    ) in text
+    assert (
+        "Attempt 1: 2 rounds of forgetting and 0 of repair. Every site that was asked was within its gate. Left to "
+        "forget, as each site last read it: site-1a2b3c4d 10%, site-5e6f7a8b 21%."
+    ) in text
+    assert "Each of these sites measured by itself when to stop." in text
+    assert "failed" not in text
+    assert "a gate measured the model" not in text
+
+
+def test_that_a_first_attempt_failed_and_a_second_one_ran_is_said_plainly():
+    report = make_report(losses={}, attempts=2, attempts_made=(FAILED, LONG))
+    text = read(report).text
+    assert "A first attempt failed, and a second one ran from the beginning." in text
+    assert "Attempt 1: Sites aimed at what the model itself says" in text
+    assert "This attempt failed: FAIL: retained people lost 0.08." in text
+    aimed = "Attempt 2: Sites aimed at nothing but one gate of the whole fleet, because attempt 1 had failed."
+    assert f"{aimed} So all sites took part." in text
+    assert "Each of these sites measured by itself when to stop." in text
+    assert "a gate measured the model on people kept for that" in text
+
+
+@pytest.mark.parametrize(
+    ("attempts", "said"),
+    [
+        ((FAILED, FAILED, LONG), "The first 2 attempts failed, and another one ran from the beginning."),
+        (
+            (FAILED, LONG.model_copy(update={"failed": "So."})),
+            "Both attempts failed; what was measured is of attempt 2.",
+        ),
+    ],
+)
+def test_more_attempts_that_failed_are_counted(attempts, said):
+    assert said in read_words(attempts=2, attempts_made=attempts)
+
+
+def test_a_report_of_an_earlier_release_is_read_and_says_nothing_of_aims():
+    content = json.loads(make_report(losses={}, readings=()).to_json())
+    del content["attempts_made"]
+    report = ErasureReport.from_json(json.dumps(content).encode())
+    assert report.attempts_made == ()
+    assert "Sites aimed at" not in read(report).text
 
 
 def test_attacks_on_different_images_are_said_to_be_so():

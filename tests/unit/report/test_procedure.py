@@ -114,6 +114,22 @@ def test_other_evidence_than_in_the_runs_is_said(tmp_path):
     assert said.endswith("Its verdicts rested on reference models, and this one on people never trained on.")
 
 
+def test_an_erasure_that_aimed_at_something_else_is_not_covered(tmp_path):
+    folder = kept(tmp_path, certificate(aims={"references": 19, "own-answers": 1}))
+    for aim in ("references", "own-answers", None):
+        assert "power 80%" in tried(folder, tree(), Evidence.REFERENCES, aim)
+    said = tried(folder, tree(), Evidence.REFERENCES, "fleet-gate")
+    assert "but its erasures aimed at what reference models, which never saw the people who asked, say of" in said
+    assert said.endswith(
+        "and this one at nothing but one gate of the whole fleet. So what was measured there does not hold for it."
+    )
+    assert "power" not in said
+
+
+def test_a_certificate_of_an_earlier_release_covers_as_it_did(tmp_path):
+    assert "power 80%" in tried(kept(tmp_path, certificate()), tree(), Evidence.REFERENCES, "own-answers")
+
+
 def test_where_nobody_has_tried_or_the_file_is_damaged_that_is_said(tmp_path):
     assert tried(tmp_path, tree(), Evidence.UNSEEN).startswith("Nobody has tried this procedure")
     kept(tmp_path, certificate())
@@ -125,7 +141,7 @@ def test_where_nobody_has_tried_or_the_file_is_damaged_that_is_said(tmp_path):
 
 
 def test_a_certificate_survives_its_json_and_its_page_shows_every_row():
-    known = certificate()
+    known = certificate(aims={"own-answers": 20})
     assert ProcedureCertificate.model_validate_json(known.to_json()) == known
     page = render_procedure(known)
     for name, value in known.rows():

@@ -8,7 +8,7 @@ from torch import nn
 
 from dlfd_fleet.settings import AugmentationSettings, UnlearningSettings
 from dlfd_fleet.unlearning import LabelledImages, UnlearningProblem
-from dlfd_fleet.unlearning.own_answers import OwnAnswers, answers_to_copies, strongest_change
+from dlfd_fleet.unlearning.own_answers import OwnAnswers, answers_to_copies, images_answered, strongest_change
 from dlfd_fleet.unlearning.session import Session
 
 SIZE = 16
@@ -79,6 +79,18 @@ def test_the_strongest_change_that_unseen_people_bear_is_used():
     assert change is not None
     assert change.flip == 0.5
     assert change.shift == SIZE // 8
+
+
+def test_as_many_images_are_answered_as_an_erasure_is_priced_by():
+    """Of 32 unseen images, 8 copies under the one change that is tried; of these and 8 others, and 8 copies of each."""
+    answered = []
+
+    def counting(images):
+        answered.append(len(images))
+        return by_contrast(images)
+
+    assert OwnAnswers.of(Rule(counting).eval(), contrasts(8), contrasts(32), seed=0) is not None
+    assert sum(answered) == images_answered(8, 32, tried=1) == (32 + 8 * 32) + (40 + 8 * 40)
 
 
 def test_where_no_change_is_borne_there_is_nothing_to_aim_at():
