@@ -65,6 +65,11 @@ def printed(text: str) -> str:
     return "\n".join(visible(line.expandtabs()) for line in lines)
 
 
+def last_line(*outputs: str) -> str:
+    """Return the last line that another program printed, of the first of its outputs that has one."""
+    return next((lines[-1] for each in outputs if (lines := printed(each).strip().split("\n"))[-1]), "no message")
+
+
 def plain(text: str, style: str = "") -> Text:
     """Return a text for any console: no markup, nothing that a terminal obeys."""
     return Text(visible(text), style=style)

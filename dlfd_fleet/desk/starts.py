@@ -116,7 +116,8 @@ class Starts:
         try:
             with self._file(name).open("rb") as log:
                 running = _is_held(log.fileno())  # before the log is read: so its end is in it
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _LONGEST_LOG))
+                if log.seek(max(0, log.seek(0, os.SEEK_END) - _LONGEST_LOG)):
+                    log.readline()  # the rest of a line, or of a colour
                 return Start(name, running, printed(log.read().decode(errors="replace")))
         except (OSError, ValueError) as error:
             raise JobError(f"Nothing was started from the desk as '{name}'.") from error

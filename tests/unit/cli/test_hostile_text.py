@@ -14,6 +14,8 @@ from typer.main import get_command
 
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.cli import app, main
+from dlfd_fleet.demo import device_table
+from dlfd_fleet.exceptions import DeviceError, TrackingError
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.records.job_record import Champion, JobRecord
 from dlfd_fleet.federation.records.store import Store
@@ -24,6 +26,7 @@ from dlfd_fleet.plain_text import PlainConsole, plain, visible
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import issue, load_signer
 from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking.purge import _collect
 from tests.clinic import make_clinic
 from tests.erasure_report import make_report
 
@@ -226,3 +229,24 @@ def test_a_login_name_in_another_encoding_is_asked_for(run, monkeypatch, tmp_pat
 def test_a_folder_may_have_any_name(run, tmp_path):
     folder = make_clinic(tmp_path / NO_TEXT)
     assert "There is no such request." in run("forget", "list", "--site", folder)
+
+
+@pytest.fixture
+def other_program(monkeypatch, tmp_path):
+    """In place of Python: a program that fails, with a log in colours."""
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/bin/sh\nprintf '\\033[91mstarting\\033[0m\\n\\033[91mError:\\033[0m no\\033[2J disk\\n' >&2; exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def test_why_another_program_failed_is_its_last_line_as_plain_text(other_program, tmp_path):
+    make_clinic(tmp_path / "state" / "sites" / "clinic")
+    with pytest.raises(DeviceError) as device:
+        device_table(tmp_path / "model.onnx", Settings(state_folder=tmp_path / "state"))
+    with pytest.raises(TrackingError) as mlflow:
+        _collect("sqlite:///mlflow.db", ["m-1"])
+    for error in (device, mlflow):
+        assert str(error.value).endswith(r": Error: no\x1b[2J disk")

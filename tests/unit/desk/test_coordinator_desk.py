@@ -191,6 +191,9 @@ def test_what_a_job_prints_is_shown_as_plain_text(visitor, settings):
         text = visitor.get(path).text
         assert "\ufffdINFO : round 1\nround 2\n\\x1b]0;owned\\x07\\u202e\n" in text
         assert "\x1b" not in text
+    log.write_text("\x1b[92m" * 20_000 + "\nround 3\n")  # only its end is shown, and that begins in a colour
+    text = visitor.get(f"/starts/{log.stem}/live").text
+    assert ">round 3\n<" in text
 
 
 @pytest.mark.parametrize("path", ["/do/x", "/do/start/x", "/do/cancel", "/do/promote/x", "/do/hold/1", "/do/start"])
