@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from dlfd_fleet.exceptions import ConfigurationError
-from dlfd_fleet.plain_text import is_text
 
 
 class _Text(click.types.StringParamType):
@@ -15,10 +14,14 @@ class _Text(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
-        if is_text(text):
-            return text
-        own = param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name if param else "A text"
-        raise ConfigurationError(f"{own}: '{text}' is no text in UTF-8; write it in UTF-8.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            own = (
+                param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name if param else "A text"
+            )
+            raise ConfigurationError(f"{own}: '{text}' is no text in UTF-8; write it in UTF-8.") from error
+        return text
 
 
 def take_texts_alone(command: click.Command) -> None:
