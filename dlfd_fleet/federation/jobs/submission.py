@@ -134,6 +134,8 @@ def _end_of(run: str, ask: Callable[[], tuple[str, str]], patience: float) -> tu
     status, details = ask()
     if status in _GOES_ON:
         print(f"The log has ended, and the run {run} goes on: this command ends with it.", flush=True)
+    elif not status.startswith(_ENDED):
+        print(f"The log has ended. Flower is asked for {patience:.0f} s how the run {run} goes.", flush=True)
     while not status.startswith(_ENDED):
         if status in _GOES_ON:
             heard = time.monotonic()

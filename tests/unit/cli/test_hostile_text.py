@@ -212,7 +212,9 @@ def texts(command=None, words=()):
 @pytest.mark.parametrize(
     ("words", "name"), texts(), ids=lambda value: "-".join(value) if isinstance(value, list) else ""
 )
-def test_what_is_typed_in_another_encoding_is_one_sentence_whatever_it_is(run, words, name):
+def test_what_is_typed_in_another_encoding_is_one_sentence_whatever_it_is(run, words, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # where it is not refused, nothing is started
+    monkeypatch.chdir(tmp_path)
     said = run(*words, NO_TEXT, code=2)
     assert said.startswith("Error: "), said
     assert r"'an\udcffna' is no text in UTF-8" in said
