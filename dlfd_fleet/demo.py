@@ -32,6 +32,7 @@ from dlfd_fleet.federation.records.store import LOCK_FILE, Store
 from dlfd_fleet.ledger.requests import request_forgetting
 from dlfd_fleet.ledger.site import LOG_FILE, Site, site_folders
 from dlfd_fleet.ledger.site_setup import deal_to_sites
+from dlfd_fleet.plain_text import last_line
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import PAGE_FILE
 from dlfd_fleet.settings import Settings
@@ -263,7 +264,7 @@ def device_table(onnx_file: Path, settings: Settings) -> Table:
     command = [sys.executable, "-m", "dlfd_fleet.device", "predict", "--json", str(onnx_file), *images]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module, on files of the state folder
     if finished.returncode:
-        raise DeviceError(f"The device agent could not classify the test faces: {finished.stderr.strip()}")
+        raise DeviceError(f"The device agent could not classify the test faces: {last_line(finished.stderr)}")
     answers = json.loads(finished.stdout)
     table = Table("test face", "label", "answer", "probability", title="On the device (ONNX Runtime, no torch)")
     for row, answer in zip(chosen, answers["predictions"], strict=True):

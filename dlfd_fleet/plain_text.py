@@ -7,6 +7,7 @@ through :class:`PlainConsole`, and what a site has sent goes through :func:`visi
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi, surrogates, separators of lines
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 _JOINERS = "\u200c\u200d"  # Persian and many Indian scripts are spelt with them
 
 
@@ -44,6 +46,28 @@ def _written_out(character: str) -> str:
     if unicodedata.category(character) in _UNSEEN and character not in _JOINERS:
         return character.encode("unicode_escape").decode()
     return character
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be kept: it has no null character, and is valid UTF-8."""
+    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def printed(text: str) -> str:
+    r"""Return what another program printed: its lines, without colours and without anything that a terminal obeys.
+
+    Examples
+    --------
+    >>> printed("\x1b[92mINFO\x1b[0m:\tready\r\n")
+    'INFO:   ready\n'
+    """
+    lines = re.split(r"\r\n|[\r\n]", _COLOURS.sub("", text))
+    return "\n".join(visible(line.expandtabs()) for line in lines)
+
+
+def last_line(*outputs: str) -> str:
+    """Return the last line that another program printed, of the first of its outputs that has one."""
+    return next((lines[-1] for each in outputs if (lines := printed(each).strip().split("\n"))[-1]), "no message")
 
 
 def plain(text: str, style: str = "") -> Text:

@@ -503,7 +503,9 @@ class FleetSettings(Section):
         3600.0, description="Longest wait for replies of a round, seconds; a silent site leaves the job."
     )
     return_seconds: Positive = Field(
-        120.0, description="Longest wait for a site whose process died, seconds; then the round goes on without it."
+        120.0,
+        description="Longest wait for a site whose process died, seconds; then the round goes on without it. As long "
+        "`job start` waits for a SuperLink that does not answer.",
     )
     quorum: Fraction = Field(0.5, description="Share of the job's sites that must reply in a round; 1: all of them.")
     late_seconds: Positive | None = Field(

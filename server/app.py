@@ -18,12 +18,13 @@ def main(grid: Grid, context: Context) -> None:
     """Run the job that the run's configuration names: ``job = "train"``, ``"erase"``, ``"references"`` or ``"plan"``.
 
     ``fresh = true`` lets a training job begin with fresh weights in place of the champion's; ``if_due = true`` lets an
-    erasure begin only if one is due; ``by = "NAME"`` says who starts the job.
+    erasure begin only if one is due; ``by = "NAME"`` says who starts the job, and ``reason = "…"`` why.
     """
     kind = str(context.run_config.get("job", "erase"))
     if kind not in ("train", "erase", "references", "plan"):
         raise JobError(f"job = '{kind}' is no kind of job; use 'train', 'erase', 'references' or 'plan'.")
-    unlearning = FederatedUnlearning(started_by=str(context.run_config.get("by", "")))
+    by, reason = (str(context.run_config.get(key, "")) for key in ("by", "reason"))
+    unlearning = FederatedUnlearning(started_by=by, reason=reason)
     if kind == "train":
         unlearning.train(grid, start="fresh" if context.run_config.get("fresh", False) else None)
     elif kind == "references":

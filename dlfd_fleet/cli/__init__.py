@@ -8,12 +8,14 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
+from typer.main import get_command
 
 from dlfd_fleet.cli import bench, certificate, config, data, delivery, forget, job, outbox, registry, rollout, site
 from dlfd_fleet.cli.desk import desk
 from dlfd_fleet.cli.explain import PAGES, explain
 from dlfd_fleet.cli.main_commands import certify, demo, prune, unlearn
 from dlfd_fleet.cli.report import report
+from dlfd_fleet.cli.texts import take_texts_alone
 from dlfd_fleet.exceptions import DataError, FleetError, file_refusal
 from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
 from dlfd_fleet.plain_text import PlainConsole, visible
@@ -80,7 +82,9 @@ def main() -> None:
     """
     with interruptible() as interruption:
         try:
-            app(prog_name="dlfd-fleet")
+            command = get_command(app)
+            take_texts_alone(command)
+            command(prog_name="dlfd-fleet")
         except BaseException as error:
             if interruption:
                 _end(interruption)

@@ -18,6 +18,8 @@ SuperLink = Annotated[str | None, typer.Option(help="SuperLink of Flower's confi
 Federation = Annotated[
     str | None, typer.Option("--federation-config", help="For `flwr run`, such as num-supernodes=4.")
 ]
+Reason = Annotated[str, typer.Option(help="Why; it is kept with the jobs. It goes to sites, too: no names.")]
+KeptReason = Annotated[str, typer.Option(help="Why; it is kept with the jobs.")]
 
 
 class JobKind(StrEnum):
@@ -39,26 +41,41 @@ def start(
         bool, typer.Option("--if-due", help="Ask the sites first; erase only if it is due (erasure.due.*).")
     ] = False,
     by: By = None,
+    reason: Reason = "",
 ) -> None:
     """Hand a job to a SuperLink, as `flwr run` does, and show its log; a job that was interrupted goes on first."""
-    from dlfd_fleet.federation.jobs.command import submit
+    from dlfd_fleet.federation.jobs.submission import submit
 
     if fresh and kind is not JobKind.TRAIN:
         what = "an erasure always begins with" if kind is JobKind.ERASE else "references are always of"
         raise typer.BadParameter(f"{what} the champion; --fresh is for `job start train`.")
     if if_due and kind is not JobKind.ERASE:
         raise typer.BadParameter("what can be due is an erasure; --if-due is for `job start erase`.")
-    submit(kind.value, app, superlink, federation_config, by=decided_by(by), fresh=fresh, if_due=if_due)
+    submit(
+        kind.value,
+        app,
+        superlink,
+        federation_config,
+        patience=_patience(),
+        by=decided_by(by),
+        reason=reason,
+        fresh=fresh,
+        if_due=if_due,
+    )
 
 
 @app.command("plan", epilog="Example: dlfd-fleet job plan")
 def plan(
-    app: FlowerApp = None, superlink: SuperLink = None, federation_config: Federation = None, by: By = None
+    app: FlowerApp = None,
+    superlink: SuperLink = None,
+    federation_config: Federation = None,
+    by: By = None,
+    reason: Reason = "",
 ) -> None:
     """Say who asks, what an erasure of them will be able to show, and what it costs; it changes nothing."""
-    from dlfd_fleet.federation.jobs.command import submit
+    from dlfd_fleet.federation.jobs.submission import submit
 
-    submit("plan", app, superlink, federation_config, by=decided_by(by))
+    submit("plan", app, superlink, federation_config, patience=_patience(), by=decided_by(by), reason=reason)
 
 
 @app.command("list", epilog="Example: dlfd-fleet job list")
@@ -123,6 +140,7 @@ def export(
 def cancel(
     job: Annotated[str, typer.Argument(help="Name of the job.")],
     by: By = None,
+    reason: KeptReason = "",
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
@@ -130,7 +148,7 @@ def cancel(
     from dlfd_fleet.federation.jobs import command
 
     with command.opened(load(config, overrides).settings.state_folder) as store:
-        console.print(command.cancel(store, job, decided_by(by)), soft_wrap=True, highlight=False)
+        console.print(command.cancel(store, job, decided_by(by), reason), soft_wrap=True, highlight=False)
 
 
 @app.command("resume", epilog="Example: dlfd-fleet job resume")
@@ -142,13 +160,21 @@ def resume(
     superlink: SuperLink = None,
     federation_config: Federation = None,
     by: By = None,
+    reason: KeptReason = "",
     config: Config = None,
     overrides: Overrides = None,
 ) -> None:
     """Go on with a job that was interrupted or failed, from its last finished step; a cancelled job is over."""
     from dlfd_fleet.federation.jobs import command
+    from dlfd_fleet.federation.jobs.submission import submit
 
-    with command.opened(load(config, overrides).settings.state_folder) as store:
-        record = command.reopen(store, job, decided_by(by))
+    settings = load(config, overrides).settings
+    with command.opened(settings.state_folder) as store:
+        record = command.reopen(store, job, decided_by(by), reason)
     console.print(f"Going on with {record.job}.", highlight=False)
-    command.submit(record.kind, app, superlink, federation_config)
+    submit(record.kind, app, superlink, federation_config, patience=settings.fleet.return_seconds)
+
+
+def _patience() -> float:
+    """Return how long to wait for a SuperLink that does not answer: as long as a round waits for a site that died."""
+    return load(None, None).settings.fleet.return_seconds

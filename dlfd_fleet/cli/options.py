@@ -11,7 +11,7 @@ import typer
 from dlfd_fleet.configuration import LoadedSettings, load_settings
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.passwords import without_passwords
-from dlfd_fleet.plain_text import PlainConsole
+from dlfd_fleet.plain_text import PlainConsole, is_text
 
 if TYPE_CHECKING:
     from dlfd_fleet.report.archive import Records
@@ -74,6 +74,9 @@ def decided_by(by: str | None) -> str:
     if by is not None and by.strip():
         return by
     try:
-        return getuser()
+        name = getuser()
     except (KeyError, OSError) as error:
         raise ConfigurationError("This process has no login name; say who you are with --by NAME.") from error
+    if not is_text(name):
+        raise ConfigurationError(f"The login name {name} is no text in UTF-8; say who you are with --by NAME.")
+    return name

@@ -106,11 +106,12 @@ def init(
 
 @app.command("status", epilog="Example: dlfd-fleet site status /srv/site")
 def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> None:
-    """Show what a site holds, and how its requests stand; checks the ledger's seals."""
+    """Show what a site holds, and how its requests stand; checks the seals of the ledger and of the desk's logins."""
     from datetime import UTC, datetime
 
     from dlfd_fleet.cli.request_tables import requests_table
     from dlfd_fleet.data import listed
+    from dlfd_fleet.desk.login_record import LOGINS_FILE, LoginRecord
     from dlfd_fleet.ledger import Site
     from dlfd_fleet.ledger import site_status as read_status
     from dlfd_fleet.ledger.restored import restored
@@ -118,6 +119,7 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     now = datetime.now(UTC)
     with Site(site) as opened:
         card, status, put_back = opened.card, read_status(opened, now), restored(opened)
+    logins = LoginRecord(site / LOGINS_FILE).all()
     what = "labels " if card.multi_label else ""
     table = Table(title=f"{card.name} ({card.input.sentence()}; {what}{listed(card.classes)})")
     for column in ("split", "people", "images"):
@@ -127,6 +129,8 @@ def status(site: Annotated[Path, typer.Argument(help="The site's folder.")]) -> 
     console.print(table)
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.requests.items())) or "none"
     console.print(f"Requests: {states}. Overdue: {len(status.overdue)}. The ledger is as its seals say.")
+    if logins:
+        console.print(f"Logins at the desk that are kept: {len(logins)}. They are as their seals say.")
     if put_back is not None:
         console.print(put_back.sentence(), soft_wrap=True, markup=False, highlight=False)
     console.print(f"Images left out of training: {status.left_out}. Images purged so far: {status.purged}.")

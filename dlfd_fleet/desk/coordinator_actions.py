@@ -84,7 +84,7 @@ class Actions:
                 return _what_starting_does(store, kind)
 
         def act(who: str, why: str) -> str:
-            name = self.starts.begin(kind, who)
+            name = self.starts.begin(kind, who, why)
             with self._store() as store:
                 store.decisions.note("plan" if kind == "plan" else "start", name, who, why)
             return f"/starts/{name}"

@@ -16,6 +16,7 @@ from typing import Literal
 from dlfd_fleet.configuration import CONFIG_VARIABLE, ENVIRONMENT_PREFIX
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.names import plain_name
+from dlfd_fleet.plain_text import printed
 from dlfd_fleet.settings import Settings
 
 Kind = Literal["plan", "train", "erase", "references"]
@@ -60,8 +61,8 @@ class Starts:
     program: Sequence[str] = (sys.executable, "-m", "dlfd_fleet")
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def begin(self, kind: Kind, by: str, *, fresh: bool = False) -> str:
-        """Start a job for somebody, and return under which name its log is kept.
+    def begin(self, kind: Kind, by: str, reason: str = "", *, fresh: bool = False) -> str:
+        """Start a job for somebody and a reason, and return under which name its log is kept.
 
         Raises
         ------
@@ -70,7 +71,14 @@ class Starts:
         """
         name = f"started-{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         words = ["job", "plan"] if kind == "plan" else ["job", "start", kind]
-        command = [*self.program, *words, f"--by={by}", *self.options, *(["--fresh"] if fresh else [])]
+        command = [
+            *self.program,
+            *words,
+            f"--by={by}",
+            f"--reason={reason}",
+            *self.options,
+            *(["--fresh"] if fresh else []),
+        ]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._drop_old()
@@ -108,8 +116,9 @@ class Starts:
         try:
             with self._file(name).open("rb") as log:
                 running = _is_held(log.fileno())  # before the log is read: so its end is in it
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _LONGEST_LOG))
-                return Start(name, running, log.read().decode(errors="replace"))
+                if log.seek(max(0, log.seek(0, os.SEEK_END) - _LONGEST_LOG)):
+                    log.readline()  # the rest of a line, or of a colour
+                return Start(name, running, printed(log.read().decode(errors="replace")))
         except (OSError, ValueError) as error:
             raise JobError(f"Nothing was started from the desk as '{name}'.") from error
 

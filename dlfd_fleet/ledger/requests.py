@@ -21,6 +21,7 @@ from dlfd_fleet.ledger.dates import (
 from dlfd_fleet.ledger.entries import ForgetRequest
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.ledger.states import UNDER_WAY, Ground, RequestState
+from dlfd_fleet.plain_text import is_text
 
 JOINED = "asked at another site"
 """Reason of a request that a site has joined."""
@@ -313,6 +314,6 @@ def _text(text: str, field: str, what: str, most: int = LONGEST_TEXT, *, needed:
         raise LedgerError(f"{what} is empty; write it in a sentence.", field)
     if len(text) > most:
         raise LedgerError(f"{what} has {len(text)} characters; write {most} at most.", field)
-    if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text):
+    if not is_text(text):
         raise LedgerError(f"{what} is no text; write it in UTF-8.", field)
     return text

@@ -24,6 +24,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dlfd_fleet.exceptions import TrackingError
+from dlfd_fleet.plain_text import last_line
 from dlfd_fleet.tracking.registry import RegisteredVersion, Registry, is_unknown
 
 WEIGHTS_FOLDER = "weights"
@@ -215,5 +216,5 @@ def _collect(uri: str, models: list[str]) -> None:
     environment = dict(os.environ) | {"MLFLOW_TRACKING_URI": uri}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603 - MLflow's own command, on ids of ours
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise TrackingError(f"`mlflow gc` could not remove the logged models {', '.join(models)}: {last}")
+        why = last_line(done.stderr, done.stdout)
+        raise TrackingError(f"`mlflow gc` could not remove the logged models {', '.join(models)}: {why}")

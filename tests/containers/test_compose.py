@@ -90,6 +90,7 @@ def blocks(title):
 
 
 KEYS_AND_SITES, START_AND_TRAIN, DELIVER, ERASE = blocks("Compose")
+(DESKS,) = blocks("Desks")
 
 
 class Fleet:
@@ -436,6 +437,17 @@ def test_the_world_reaches_the_proxy_and_the_delivery(fleet):
     assert answer("https://127.0.0.1:9300/health", keys / "ca.crt") == 200
     assert answer("https://127.0.0.1:9300/v1/control/list-runs", keys / "ca.crt") == 403
     assert answer("https://127.0.0.1:8300/metadata/1.root.json", keys / "delivery" / "ca.crt") == 200
+
+
+def test_desks_are_on_this_machine_alone_behind_a_login(fleet):
+    fleet.follow(DESKS, **{"…": "away"})
+    keys = fleet.folder / "deploy" / "keys" / "desk"
+    for desk, port in (("desk", 8401), ("clinic-desk", 8400)):
+        assert run("podman", "port", fleet.container(desk)).stdout.strip().endswith(f"-> 127.0.0.1:{port}")
+        with urlopen(f"https://localhost:{port}/", context=ssl.create_default_context(cafile=keys / "ca.crt")) as page:
+            assert page.url.endswith("/login")  # whoever has not logged in is led there
+        assert fleet.inside(desk, "touch", "/app/file", check=False).returncode
+    fleet.follow("docker compose stop desk\ndocker compose stop clinic-desk\n")
 
 
 def answer(url, authority):

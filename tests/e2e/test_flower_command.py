@@ -100,7 +100,8 @@ def test_train_ask_and_erase_by_command(fleet, superlink):
     assert Store(fleet.state).jobs()[-1].note == "nobody asks to be forgotten", said
     assert "Successfully started run" in said
     store = Store(fleet.state)
-    assert [each.who for each in store.decisions.of(store.jobs()[-1].job)] == ["M. Ode"]
+    decisions = store.decisions.of(store.jobs()[-1].job)
+    assert [(each.who, each.why) for each in decisions] == [("M. Ode", "The week is over.")]
 
 
 def started_at_a_desk(fleet, environment, job):

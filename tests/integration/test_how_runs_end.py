@@ -43,9 +43,10 @@ def test_a_first_training_that_is_cancelled_ends_with_a_sentence_of_its_own(flee
     shutil.rmtree(fleet.state_folder / "coordinator")  # no champion yet
     cancelling_after("asked", monkeypatch, fleet)
     with pytest.raises(JobCancelledError, match=r"^train-\S+ was cancelled\.$"):
-        run_app(fleet, job="train", by="M. Ode")
+        run_app(fleet, job="train", by="M. Ode", reason="it is time")
     with closing(Store(fleet.state_folder)) as store:
-        assert [(each.act, each.who) for each in store.decisions.of(store.jobs()[-1].job)][:1] == [("start", "M. Ode")]
+        begun = store.decisions.of(store.jobs()[-1].job)[0]
+        assert (begun.act, begun.who, begun.why) == ("start", "M. Ode", "it is time")
 
 
 def test_an_erasure_that_is_cancelled_says_that_its_requests_wait(fleet, run_app, monkeypatch):

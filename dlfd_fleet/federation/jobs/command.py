@@ -1,14 +1,8 @@
-"""The commands of a coordinator: hand jobs to a SuperLink, and show how they are, from the state folder."""
+"""The commands of a coordinator on its jobs, from the state folder: how they are, cancel, go on."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from dlfd_fleet.exceptions import JobError, VerdictError
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs.reporting import said_in_short
 from dlfd_fleet.federation.protocol.messages import (
     AuditTask,
@@ -32,31 +26,15 @@ from dlfd_fleet.federation.protocol.messages import (
     UnlearnTask,
     UnseenTask,
 )
-from dlfd_fleet.federation.records.decisions import Act, Decision
+from dlfd_fleet.federation.records.decisions import Act, Decision, accepted_reason
 from dlfd_fleet.federation.records.due import Waiting, erasure_due
-from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobKind, JobRecord, SiteActivity
+from dlfd_fleet.federation.records.job_record import FINAL_STEPS, JobRecord, SiteActivity
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.federation.rounds.fleet import WAITING
 from dlfd_fleet.federation.rounds.references import ROUND as REFERENCE_ROUND
-from dlfd_fleet.ledger.requests import LONGEST_NAME
-from dlfd_fleet.plain_text import narrow_table, plain, visible
+from dlfd_fleet.plain_text import narrow_table, plain
 from dlfd_fleet.settings import DueSettings
 
-# Flower would else build an environment for every run; ours is the one that this command was installed into.
-_FLOWER = {
-    "PYTHONUNBUFFERED": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-}
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flower's log
-_STARTED = re.compile(r"started run (\d+)")
-_AFTERWARDS = (
-    " On the coordinator's machine `dlfd-fleet job status` says how far the job is; unless it was cancelled, "
-    "`dlfd-fleet job resume` goes on from its last finished step."
-)
-_RAISED = re.compile(r"\w+ failed with exception: ")  # Flower's words before those of an error
-_APP = Path(__file__).resolve().parents[3]
 _SECONDS_BETWEEN_DRAWINGS = 1.0
 _DECIDED: Mapping[Act, str] = {"plan": "Started", "start": "Started", "resume": "Resumed", "cancel": "Cancelled"}
 _DOING = {
@@ -71,103 +49,6 @@ _DOING = {
     SettleTask.TYPE: "settling its requests",
     WAITING: "has answered, waits for the others",
 }
-
-
-def submit(
-    kind: JobKind,
-    app: Path | None,
-    superlink: str | None,
-    federation_config: str | None,
-    *,
-    by: str = "",
-    fresh: bool = False,
-    if_due: bool = False,
-) -> None:
-    """Hand a job to a SuperLink by ``flwr run``, and show its log until it ends.
-
-    Parameters
-    ----------
-    app
-        Folder of the Flower app (the one with ``pyproject.toml``); this checkout by default.
-    superlink
-        A SuperLink of Flower's own configuration; its default one when omitted.
-    federation_config
-        Handed on to ``flwr run``, such as ``num-supernodes=4`` for simulated nodes.
-    by
-        Who starts it, as they call themselves; the job's record says it, if the app's configuration has the key ``by``.
-    fresh
-        Whether a training job begins with fresh weights in place of the champion's.
-    if_due
-        Whether an erasure begins only if one is due.
-
-    Raises
-    ------
-    VerdictError
-        If the run says that the verdict is FAIL.
-    JobError
-        If there is no app or no SuperLink, nobody can be called so, ``flwr run`` fails, or the run does.
-    """
-    app = app or _APP
-    if not (app / "pyproject.toml").exists():
-        raise JobError(f"There is no Flower app in {app}; name the folder of its pyproject.toml with --app.")
-    configuration = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"  # as Flower looks for it
-    if not superlink and not federation_config and not configuration.exists():
-        raise JobError(
-            f"Flower has no configuration here ({configuration}), and would simulate a fleet on this machine. Set "
-            "FLWR_HOME to the folder of yours, or name one of its SuperLinks with --superlink; to simulate, give "
-            "--federation-config num-supernodes=N."
-        )
-    flwr, where = str(Path(sys.executable).with_name("flwr")), [superlink] if superlink else []
-    # An app knows the keys of its own pyproject.toml.
-    run_config = f'job="{kind}"' + (" fresh=true" if fresh else "") + (" if_due=true" if if_due else "")
-    run_config += _started_by(app, by) if by else ""
-    arguments = ["run", str(app), *where, "--stream", "--run-config", run_config]
-    arguments += ["--federation-config", federation_config] if federation_config else []
-    environment, run = _FLOWER | dict(os.environ), None
-    try:
-        with subprocess.Popen(  # noqa: S603 - our own words
-            [flwr, *arguments], env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
-        ) as process:
-            for line in process.stdout or ():
-                print(visible(_COLOURS.sub("", line.rstrip("\n"))), flush=True)
-                run = run or _STARTED.search(line)
-    except OSError as error:
-        raise JobError(f"{flwr} cannot be started: {error.strerror}; install dlfd-fleet[server].") from error
-    if process.returncode or run is None:
-        raise JobError(f"`flwr run` ended with exit code {process.returncode}; the lines above say why.{_AFTERWARDS}")
-    # The stream ends with the run, however that ended: Flower must be asked.
-    asked = [flwr, "list", *where, "--run-id", run[1], "--format", "json"]
-    answer = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
-    status, details = _run_status(answer.stdout)
-    if (said := _RAISED.sub("", details, count=1)).startswith(VerdictError.BEGINNING):
-        raise VerdictError(f"{said}.")
-    if status != "finished:completed":
-        raise JobError(f"Flower says of the run {run[1]}: {said or status}.{_AFTERWARDS}")
-
-
-def _started_by(app: Path, by: str) -> str:
-    """Return the part of a run's configuration that says who started it, if the app knows that key."""
-    if not by.isprintable() or len(by) > LONGEST_NAME:
-        raise JobError(f"--by is no name; write one line of {LONGEST_NAME} characters at most.")
-    try:
-        known = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with it Flower says
-        known = {}
-    if "by" not in known:
-        where = f'add by = "" to [tool.flwr.app.config] of {app}'
-        print(f"The record of the job will not say that {by} started it; to keep that, {where}.")
-        return ""
-    # Flower takes a value apart at quotation marks, whatever stands before them.
-    return ' by="' + "".join(sign if sign.isalnum() or sign in " .-_@" else f"\\U{ord(sign):08x}" for sign in by) + '"'
-
-
-def _run_status(text: str) -> tuple[str, str]:
-    try:
-        (run,) = json.loads(text)["runs"]
-        details = str(run["status-details"]).strip().rstrip(".")
-        return str(run["status"]), "" if details == "N/A" else details
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "unknown", ""
 
 
 @contextmanager
@@ -249,7 +130,7 @@ def status_lines(store: Store, job: str) -> list[str]:
         lines.append("It was cancelled, and " + ("stops before its next step." if running else "the next job ends it."))
     elif record.step not in FINAL_STEPS and not running and record.kind != "import":
         lines.append("`dlfd-fleet job resume` goes on from its last finished step.")
-    lines += [_decided(each) for each in store.decisions.of(job) if each.act in _DECIDED and each.who]
+    lines += [_decided(each) for each in store.decisions.of(job) if each.act in _DECIDED and (each.who or each.why)]
     if steps:
         lines.append(f"Finished steps: {len(steps)}, the last one {steps[-1]}.")
     if record.requests:
@@ -266,8 +147,8 @@ def status_lines(store: Store, job: str) -> list[str]:
 
 
 def _decided(decision: Decision) -> str:
-    why = f": {decision.why.rstrip('.')}" if decision.why else ""
-    return f"{_DECIDED[decision.act]} by {decision.who}, {decision.at.astimezone():%Y-%m-%d %H:%M}{why}."
+    who, why = f" by {decision.who}" if decision.who else "", f": {decision.why.rstrip('.')}" if decision.why else ""
+    return f"{_DECIDED[decision.act]}{who}, {decision.at.astimezone():%Y-%m-%d %H:%M}{why}."
 
 
 def watch(store: Store, job: str, console: Console) -> None:
@@ -305,7 +186,7 @@ def cancel(store: Store, job: str, who: str = "", why: str = "") -> str:
     JobError
         If it has ended.
     """
-    said = what_cancelling_does(store, job)
+    why, said = accepted_reason(why), what_cancelling_does(store, job)
     store.ask_to_cancel(job)
     if not store.is_locked():
         store.steps.abandon(job, REFERENCE_ROUND)
@@ -332,8 +213,8 @@ def what_cancelling_does(store: Store, job: str) -> str:
     return f"{job} is not running; the next job ends it first, and requests that it has taken up wait."
 
 
-def reopen(store: Store, job: str | None, who: str = "") -> JobRecord:
-    """Return the job to go on with: an unfinished one as it is, a failed one reopened; keep who decided that.
+def reopen(store: Store, job: str | None, who: str = "", why: str = "") -> JobRecord:
+    """Return the job to go on with: an unfinished one as it is, a failed one reopened; keep who decided that, and why.
 
     Raises
     ------
@@ -357,7 +238,7 @@ def reopen(store: Store, job: str | None, who: str = "") -> JobRecord:
     for later in records:
         if later.released and later.started_at > record.started_at:
             raise JobError(f"{later.job} has released another model since {record.job} began; start a new job.")
-    store.decisions.note_if_known("resume", record.job, who)
+    store.decisions.note_if_known("resume", record.job, who, accepted_reason(why))
     return store.reopen(record.job) if record.step in FINAL_STEPS else record
 
 

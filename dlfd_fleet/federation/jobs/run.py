@@ -47,6 +47,7 @@ def run_jobs(
     progress: ProgressDisplay,
     given: Given | None = None,
     by: str = "",
+    why: str = "",
 ) -> JobRecord:
     """Bring jobs whose process died to their end, then do one of this kind unless such a one was among them.
 
@@ -54,8 +55,8 @@ def run_jobs(
     ----------
     given
         A model that is trained already: a job is done for it, whatever was interrupted.
-    by
-        Who starts it, as they call themselves; kept with the decisions unless it is empty.
+    by, why
+        Who starts it, as they call themselves, and why; kept with the decisions unless both are empty.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def run_jobs(
             else:
                 if kind == "plan":
                     refuse_beside(record)
-                store.decisions.note_if_known("resume", record.job, by)
+                store.decisions.note_if_known("resume", record.job, by, why)
                 progress.say(f"Going on with {record.job}: {len(store.steps.names(record.job))} steps of it are done.")
             done = carry_out(grid, store, tracker, progress, record)
         if given is not None and given.epoch != store.champions.epoch():
@@ -98,7 +99,7 @@ def run_jobs(
                 refuse_no_references(settings)
             chosen = settings_of_job(kind, settings)
             record = store.new_job(kind, chosen)
-            store.decisions.note_if_known("plan" if kind == "plan" else "start", record.job, by)
+            store.decisions.note_if_known("plan" if kind == "plan" else "start", record.job, by, why)
             done = carry_out(grid, store, tracker, progress, record, given)
         if done.step == "cancelled":
             raise JobCancelledError(f"{done.job} was {done.note}.")

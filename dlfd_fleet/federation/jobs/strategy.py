@@ -91,9 +91,9 @@ class FederatedUnlearning:
         These sections, in the place of those of the settings.
     progress
         Where progress goes.
-    started_by
-        Who starts the jobs: their records say it. ``dlfd-fleet job start`` tells an app that has the key ``by`` in its
-        configuration.
+    started_by, reason
+        Who starts the jobs, and why: their records say it. ``dlfd-fleet job start`` tells an app that has the keys
+        ``by`` and ``reason`` in its configuration.
 
     Raises
     ------
@@ -116,6 +116,7 @@ class FederatedUnlearning:
     export: ExportSettings | None = None
     progress: ProgressDisplay = field(default_factory=lambda: ConsoleProgress(PlainConsole()))
     started_by: str = ""
+    reason: str = ""
     _begun: tuple[str, int] | None = field(default=None, init=False, repr=False)
     _epoch: int = field(default=0, init=False, repr=False)
 
@@ -230,7 +231,7 @@ class FederatedUnlearning:
         return self._run(grid, "plan", self.settings).note
 
     def _run(self, grid: Grid, kind: JobKind, settings: Settings, given: Given | None = None) -> JobRecord:
-        return run_jobs(grid, kind, settings, self.progress, given, self.started_by)
+        return run_jobs(grid, kind, settings, self.progress, given, self.started_by, self.reason)
 
     def _parent(self, *, fresh: bool) -> str | None:
         """Return the digest of the model that a training began with, if it may have."""

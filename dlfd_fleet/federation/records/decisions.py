@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.records.tables import DECISION, Transaction
+from dlfd_fleet.ledger.requests import LONGEST_TEXT
+from dlfd_fleet.plain_text import is_text
 
 Act = Literal["plan", "start", "resume", "cancel", "hold", "go on", "abort", "promote", "revoke", "export"]
 
@@ -45,10 +47,10 @@ class Decisions:
         with self._transaction() as connection:
             connection.execute(sa.insert(DECISION).values(row))
 
-    def note_if_known(self, act: Act, about: str, who: str) -> None:
-        """Append a decision that needs no reason, unless nobody has said who made it."""
-        if who:
-            self.note(act, about, who, "")
+    def note_if_known(self, act: Act, about: str, who: str, why: str = "") -> None:
+        """Append a decision that needs no reason, unless nobody has said who made it, or why."""
+        if who or why:
+            self.note(act, about, who, why)
 
     def all(self) -> list[Decision]:
         """Return every decision, oldest first."""
@@ -68,13 +70,31 @@ class Decisions:
         ]
 
 
-def require_reason(reason: str) -> None:
-    """Refuse a decision without a reason.
+def require_reason(reason: str) -> str:
+    """Return the reason of a decision that needs one.
 
     Raises
     ------
     JobError
-        If it is empty.
+        If it is empty, or cannot be kept.
     """
-    if not reason.strip():
+    reason = accepted_reason(reason)
+    if not reason:
         raise JobError("The reason is empty: say why, for whoever asks later.", "reason")
+    return reason
+
+
+def accepted_reason(reason: str) -> str:
+    """Return a reason that somebody wrote, or none, without the blanks around it.
+
+    Raises
+    ------
+    JobError
+        If it is too long to be kept, or no text.
+    """
+    reason = reason.strip()
+    if len(reason) > LONGEST_TEXT:
+        raise JobError(f"The reason has {len(reason)} characters; write {LONGEST_TEXT} at most.", "reason")
+    if not is_text(reason):
+        raise JobError("The reason is no text; write it in UTF-8.", "reason")
+    return reason

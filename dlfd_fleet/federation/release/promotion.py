@@ -82,7 +82,7 @@ def promote(settings: Settings, number: str, who: str, why: str) -> RegisteredVe
     TrackingError
         If there is no such version, MLflow does not answer, or bytes of a revoked version are still there.
     """
-    require_reason(why)
+    why = require_reason(why)
     with _alone(settings) as (store, tracker):
         with tracker.registry() as registry:
             version = _may_be_promoted(store, registry, number)
@@ -147,7 +147,7 @@ def revoke(settings: Settings, number: str, reason: str, *, also_purge: bool, wh
     TrackingError
         If there is no such version, MLflow does not answer, or the bytes are still there.
     """
-    require_reason(reason)
+    reason = require_reason(reason)
     with _alone(settings) as (store, tracker), tracker.registry() as registry:
         version = _may_be_revoked(store, registry, number)
         revoked = registry.revoke(version, reason)

@@ -32,7 +32,7 @@ def change_rollout(settings: Settings, step: Decided, who: str, why: str, keys: 
     DeliveryError
         If there is no rollout, it is not at this step, or a key is missing.
     """
-    require_reason(why)
+    why = require_reason(why)
     with opened_delivery(settings, keys) as delivery:
         changed = delivery.change_rollout(step)
     with closing(Store(settings.state_folder)) as store:

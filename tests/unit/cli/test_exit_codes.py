@@ -9,7 +9,7 @@ import pytest
 from dlfd_fleet import demo
 from dlfd_fleet.audit import Outcome, Verdict
 from dlfd_fleet.exceptions import JobError, VerdictError
-from dlfd_fleet.federation.jobs import command
+from dlfd_fleet.federation.jobs import submission
 from dlfd_fleet.federation.records.job_record import JobRecord
 from dlfd_fleet.federation.records.store import Store
 from dlfd_fleet.settings import Settings
@@ -30,7 +30,7 @@ def test_a_job_that_was_started_or_taken_up_again_ends_with_its_verdict(monkeypa
         raise error("The verdict is FAIL: it leaks.")
 
     Store(tmp_path).save(Store(tmp_path).new_job("erase", Settings()).model_copy(update={"step": "failed"}))
-    monkeypatch.setattr(command, "submit", failed)
+    monkeypatch.setattr(submission, "submit", failed)
     for words in (("start", "erase"), ("start", "train"), ("resume", "--set", f"state_folder={tmp_path}")):
         done = run_command("job", *words)
         assert (done.returncode, done.stderr) == (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.main import get_command
 
 from dlfd_fleet.audit import Outcome, Verdict
-from dlfd_fleet.cli import main
+from dlfd_fleet.cli import app, main
+from dlfd_fleet.demo import device_table
+from dlfd_fleet.exceptions import DeviceError, TrackingError
 from dlfd_fleet.federation.jobs import command
 from dlfd_fleet.federation.records.job_record import Champion, JobRecord
 from dlfd_fleet.federation.records.store import Store
@@ -22,6 +26,8 @@ from dlfd_fleet.plain_text import PlainConsole, plain, visible
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.report import issue, load_signer
 from dlfd_fleet.settings import Settings
+from dlfd_fleet.tracking.purge import _collect
+from tests.clinic import make_clinic
 from tests.erasure_report import make_report
 
 HOSTILE = (
@@ -185,3 +191,64 @@ def test_names_in_every_script_stay_as_they_are():
         assert visible(name) == name
     assert visible("a\x1b\u202e\ud800\n\t\x85b") == r"a\x1b\u202e\ud800\n\t\x85b"
     assert visible("x" * 100, 10) == "x" * 9 + "…"
+
+
+NO_TEXT = os.fsdecode(b"an\xffna")  # as Python reads what somebody types in another encoding
+
+
+def texts(command=None, words=()):
+    """Yield the words that give each text of each command, up to the text itself, and what the command calls it."""
+    command = command or get_command(app)
+    for name, each in getattr(command, "commands", {}).items():
+        yield from texts(each, (*words, name))
+    given = []
+    for param in () if getattr(command, "commands", {}) else command.params:
+        is_argument = param.param_type_name == "argument"
+        if param.type.name == "text":
+            yield [*words, *(given if is_argument else [max(param.opts, key=len)])], param.opts[-1].lstrip("-")
+        given += ["x"] if is_argument else []
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), texts(), ids=lambda value: "-".join(value) if isinstance(value, list) else ""
+)
+def test_what_is_typed_in_another_encoding_is_one_sentence_whatever_it_is(run, words, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # where it is not refused, nothing is started
+    monkeypatch.chdir(tmp_path)
+    said = run(*words, NO_TEXT, code=2)
+    assert said.startswith("Error: "), said
+    assert r"'an\udcffna' is no text in UTF-8" in said
+    assert said.count("\n") == 1
+
+
+def test_a_login_name_in_another_encoding_is_asked_for(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("LOGNAME", NO_TEXT)
+    folder = make_clinic(tmp_path / "clinic")
+    said = run("forget", "request", "anna", "--site", folder, code=2)
+    assert r"The login name an\udcffna is no text in UTF-8; say who you are with --by NAME." in said
+
+
+def test_a_folder_may_have_any_name(run, tmp_path):
+    folder = make_clinic(tmp_path / NO_TEXT)
+    assert "There is no such request." in run("forget", "list", "--site", folder)
+
+
+@pytest.fixture
+def other_program(monkeypatch, tmp_path):
+    """In place of Python: a program that fails, with a log in colours."""
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/bin/sh\nprintf '\\033[91mstarting\\033[0m\\n\\033[91mError:\\033[0m no\\033[2J disk\\n' >&2; exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def test_why_another_program_failed_is_its_last_line_as_plain_text(other_program, tmp_path):
+    make_clinic(tmp_path / "state" / "sites" / "clinic")
+    with pytest.raises(DeviceError) as device:
+        device_table(tmp_path / "model.onnx", Settings(state_folder=tmp_path / "state"))
+    with pytest.raises(TrackingError) as mlflow:
+        _collect("sqlite:///mlflow.db", ["m-1"])
+    for error in (device, mlflow):
+        assert str(error.value).endswith(r": Error: no\x1b[2J disk")

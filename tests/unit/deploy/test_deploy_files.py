@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import pairwise, takewhile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
@@ -22,6 +23,9 @@ import yaml
 from flwr.cli.flower_config import read_superlink_connection
 from sqlalchemy import make_url
 
+from dlfd_fleet.configuration import load_settings
+from dlfd_fleet.desk.access import is_loopback, rules_of
+from dlfd_fleet.desk.logins import read_tokens
 from dlfd_fleet.ledger import Site
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
@@ -62,18 +66,21 @@ def unit(file):
     return parser
 
 
+def in_the_end(words):
+    """The command that a shell ends with, if it is one."""
+    return shlex.split(words[2].split("exec ")[-1]) if words[:2] == ["sh", "-c"] else words
+
+
 def commands():
     """Every command line that these files run a program of ours with."""
     for name, service in COMPOSE["services"].items():
-        words = service.get("command", [])
-        if words[:2] == ["sh", "-c"]:
-            words = shlex.split(words[2].split(" exec ")[1])
-        if words:
-            yield f"compose {name}", words
+        if "command" in service:
+            yield f"compose {name}", in_the_end(service["command"])
     for document in (*pods(), *timed()):
         for container in document["spec"]["template"]["spec"]["containers"]:
             if "command" in container:
-                yield f"kubernetes {container['name']}", container["command"]
+                where = f"kubernetes {document['metadata']['name']} {container['name']}"
+                yield where, in_the_end(container["command"])
     for file in UNITS:
         words = shlex.split(unit(file)["Service"]["ExecStart"])
         yield f"systemd {file.stem}", [Path(words[0]).name, *words[1:]]
@@ -133,14 +140,23 @@ def test_in_compose_proxy_and_delivery_alone_are_published_and_the_superlink_is_
     }
     assert published == {"proxy": "9300:9300", "delivery": "8300:8300"}
     networks = {name: set(service["networks"]) for name, service in services.items()}
-    assert {name for name in networks if networks[name] & networks["superlink"]} == {"superlink", "proxy", "mlflow"}
+    assert {name for name in networks if networks[name] & networks["superlink"]} == {
+        "superlink",
+        "proxy",
+        "mlflow",
+        "desk",
+    }
+    assert networks["clinic-desk"].isdisjoint(
+        set().union(*(networks[name] for name in networks if name != "clinic-desk"))
+    )
     (between,) = networks["proxy"] & networks["superlink"]
     assert COMPOSE["networks"][between]["internal"]
     for site in ("clinic", "shop"):
         assert networks[site] < networks["proxy"]
         assert not networks[site] & (networks["superlink"] | networks["mlflow"] | networks["postgres"])
         assert "MLFLOW_TRACKING_URI" not in services[site].get("environment", {})
-    assert networks["delivery"].isdisjoint(set().union(*(networks[name] for name in networks if name != "delivery")))
+    for alone in ("delivery", "clinic-desk"):
+        assert networks[alone].isdisjoint(set().union(*(networks[name] for name in networks if name != alone)))
     assert not set(services["delivery"]["secrets"]) & set(services["superlink"]["secrets"])
 
 
@@ -202,7 +218,7 @@ def test_the_certificate_has_the_names_that_sites_and_the_proxy_connect_to():
             if word.startswith("--superlink=") and "$" not in word:
                 assert word.partition("=")[2].partition(":")[0] in made.split()
     assert upstream in made.split()
-    secrets = re.findall(r"--from-file=(?:[\w.]+=)?(\S+)", README)
+    secrets = re.findall(r"--from-file=(?:[\w.]+=)?(\S+(?<!\.tokens))(?=\s)", README)
     assert {str(Path(file).parent) for file in secrets} == {"deploy/keys", "deploy/keys/nodes"}  # these very ones
 
 
@@ -291,8 +307,8 @@ def test_the_namespace_is_there_before_its_secrets_and_these_before_what_reads_t
         for volume in document["spec"]["template"]["spec"].get("volumes", [])
         if "secret" in volume
     }
-    made = [match.start() for match in re.finditer(r"create secret generic (\w+)", README)]
-    assert read | {"postgres"} == set(re.findall(r"create secret generic (\w+)", README))
+    made = [match.start() for match in re.finditer(r"create secret generic ([\w-]+)", README)]
+    assert read | {"postgres"} == set(re.findall(r"create secret generic ([\w-]+)", README))
     assert README.index("apply -f deploy/kubernetes/namespace.yaml") < min(made)
     assert max(made) < README.index("kubectl apply -k deploy")
 
@@ -386,3 +402,77 @@ def test_units_find_the_programs_that_flower_starts_by_name(file):
     paths = re.findall(r"^Environment=PATH=(\S+)$", file.read_text(), re.MULTILINE)
     assert [path.split(":")[0] for path in paths] == [str(program.parent)]
     assert (BIN / "flower-superexec").exists()
+
+
+def desks():
+    """Every desk of these files: where, its command, its variables, and what asks whether it is well."""
+    for name, service in COMPOSE["services"].items():
+        if service.get("command", [])[:2] == ["dlfd-fleet", "desk"]:
+            yield f"compose {name}", service["command"], service["environment"], service["healthcheck"]["test"]
+    for document in pods():
+        for container in document["spec"]["template"]["spec"]["containers"]:
+            if container["name"] == "desk":
+                variables = {each["name"]: each["value"] for each in container["env"]}
+                asked = container["livenessProbe"]["exec"]["command"]
+                yield f"kubernetes {document['metadata']['name']}", container["command"], variables, asked
+
+
+def test_the_coordinator_and_a_site_have_a_desk_in_containers():
+    assert [where for where, *_ in desks()] == [
+        "compose desk",
+        "compose clinic-desk",
+        "kubernetes clinic",
+        "kubernetes superlink",
+    ]
+
+
+@pytest.mark.parametrize(("where", "command", "variables", "asked"), desks(), ids=lambda value: str(value)[:25])
+def test_a_desk_takes_tokens_alone_and_is_reached_by_loopback(where, command, variables, asked, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("DLFD_FLEET_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = dict(word.split("=", 1) for word in in_the_end(command) if word.startswith("--"))
+    host, port = options.get("--host", "127.0.0.1"), options.get("--port", "8400")
+    over_tls = {"--tls-certificate", "--tls-key"} <= set(options)
+    rules = rules_of(load_settings().settings.desk, host, "", over_tls=over_tls)  # refuses what would be open
+    assert rules.logins is not None
+    assert str(rules.logins.file) == variables["DLFD_FLEET_DESK__TOKENS"]
+    assert {"localhost", "127.0.0.1"} <= rules.hosts  # as browsers ask that have it on their own machine
+    url = urlsplit(re.search(r"https?://[^']+", asked[-1])[0])
+    assert (url.scheme, str(url.port), url.path) == ("https" if over_tls else "http", port, "/login")
+    assert url.hostname in rules.hosts
+    if where.startswith("compose"):
+        service = COMPOSE["services"][where.split()[1]]
+        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert f"https://localhost:{port}" in README
+        for word in (variables["DLFD_FLEET_DESK__TOKENS"], options["--tls-certificate"], options["--tls-key"]):
+            assert word.removeprefix("/run/secrets/") in service["secrets"]
+    else:
+        assert f"port-forward {where.split()[1]}-0 {port}" in README
+        assert is_loopback(host)
+
+
+def test_the_tokens_that_the_readme_makes_are_those_of_the_desks_and_let_in(tmp_path):
+    (loop,) = re.findall(r"^for desk in .+?^done$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "deploy" / "keys" / "desk").mkdir(parents=True)
+    subprocess.run(["bash", "-euc", loop], cwd=tmp_path, check=True)
+    made = {file.name: list(read_tokens(file).values()) for file in (tmp_path / "deploy" / "keys" / "desk").iterdir()}
+    assert made == {"coordinator.tokens": ["M. Ode"], "clinic.tokens": ["M. Ode"]}
+    for name in made:
+        assert COMPOSE["secrets"][name]["file"] == f"keys/desk/{name}"
+        assert f"desk.tokens=deploy/keys/desk/{name}" in README
+
+
+@pytest.mark.parametrize("document", pods(), ids=named)
+def test_in_a_pod_a_desk_has_tokens_that_its_group_cannot_read(document, tmp_path):
+    """What Kubernetes mounts for a group is readable to it, which the desk refuses."""
+    for container in document["spec"]["template"]["spec"]["containers"]:
+        if container["name"] == "desk":
+            mounted = tmp_path / "mounted"
+            mounted.write_text("M. Ode a-token-that-nobody-guesses\n")
+            mounted.chmod(0o440)
+            script = container["command"][2].split(" && trap ")[0].split(" && exec ")[0]
+            script = script.replace("/run/tokens/desk.tokens", str(mounted)).replace("/tmp/desk", f"{tmp_path}/desk")
+            subprocess.run(["sh", "-c", script], check=True)
+            assert list(read_tokens(tmp_path / "desk.tokens").values()) == ["M. Ode"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -18,6 +20,7 @@ from dlfd_fleet.desk.routes import application
 from dlfd_fleet.desk.serving import guarded
 from dlfd_fleet.exceptions import ConfigurationError
 from dlfd_fleet.settings import DeskSettings
+from tests.clinic import make_clinic
 from tests.command import run_command
 from tests.desk_client import HERE, form_token
 
@@ -188,6 +191,102 @@ def test_failures_are_kept_in_number_and_drive_no_success_out(tmp_path, monkeypa
     for who in ("ode", *[""] * 5, "nia"):
         record.note(who, "10.0.0.9")
     assert [one.who for one in LoginRecord(tmp_path / "logins.db").all()] == ["nia", "", "", "", "ode"]
+
+
+@pytest.fixture
+def logins(tmp_path, monkeypatch):
+    """A record that has dropped two failures, with its file and its key."""
+    monkeypatch.setattr("dlfd_fleet.desk.login_record.MOST_KEPT", 3)
+    record = LoginRecord(tmp_path / LOGINS_FILE)
+    for who in ("ode", *[""] * 5, "nia"):
+        record.note(who, "10.0.0.9")
+    return record
+
+
+def change(file, statements):
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(statements)
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DELETE FROM login WHERE number = 7", "it holds 4 rows, and its seal says 5"),
+        ("DELETE FROM login WHERE number = 5", "it holds 4 rows, and its seal says 5"),
+        ("DELETE FROM login", "it holds 0 rows, and its seal says 5"),
+        ("UPDATE login SET who = 'ode' WHERE number = 7", "row 7 of its logins is not as sealed"),
+        ("UPDATE login SET at = '2026-01-01T00:00:00+00:00' WHERE number = 7", "row 7 of its logins is not as sealed"),
+        ("UPDATE login SET succeeded = 1, who = 'x' WHERE number = 5", "row 5 of its logins is not as sealed"),
+        ("UPDATE login SET number = 9 WHERE number = 7", "row 9 of its logins is not as sealed"),
+        (
+            "INSERT INTO login SELECT 8, at, who, address, succeeded, seal FROM login WHERE number = 7",
+            "row 8 of its log",
+        ),
+        ("UPDATE logins SET rows = 4", "was tampered with, or is not sealed with the key beside it"),
+        ("DELETE FROM logins", "was tampered with, or is not sealed with the key beside it"),
+        ("DROP TABLE logins", "is not sealed"),
+        ("DROP TABLE logins; DROP TABLE login", "is gone"),
+    ],
+)
+def test_whoever_changes_logins_without_the_key_is_seen_and_a_new_login_does_not_cover_it(
+    logins, tmp_path, statement, said
+):
+    assert len(logins.all()) == 5
+    change(tmp_path / LOGINS_FILE, statement)
+    with pytest.raises(ConfigurationError, match=said):
+        logins.all()
+    with suppress(ConfigurationError):
+        LoginRecord(tmp_path / LOGINS_FILE).note("mia", "10.0.0.7")
+    with pytest.raises(ConfigurationError):
+        LoginRecord(tmp_path / LOGINS_FILE).all()
+    done = run_command("desk", "--logins", "--site", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_record_of_logins_without_its_key_or_the_other_way_round_is_not_begun_anew(logins, tmp_path):
+    file, key = tmp_path / LOGINS_FILE, (tmp_path / LOGINS_FILE).with_suffix(".key")
+    assert key.stat().st_mode & 0o777 == 0o600
+    own = key.read_text()
+    for text, said in (("00" * 32, "not sealed with the key beside it"), ("no key", "cannot be read"), (own, "")):
+        key.write_text(text)
+        if said:
+            refused(LoginRecord(file), said)
+    assert len(LoginRecord(file).all()) == 5
+    key.rename(tmp_path / "elsewhere")
+    refused(LoginRecord(file), "which seals desk-logins.db, is gone")
+    (tmp_path / "elsewhere").rename(key)
+    for part in tmp_path.glob(f"{LOGINS_FILE}*"):
+        part.unlink()
+    refused(LoginRecord(file), "is gone, and desk-logins.key, which sealed it, is still there")
+    assert not file.exists()
+
+
+def refused(record, said):
+    for act in (record.all, lambda: record.note("mia", "10.0.0.7")):
+        with pytest.raises(ConfigurationError, match=said):
+            act()
+
+
+def test_a_record_of_an_earlier_release_is_refused_and_not_sealed_as_it_is(tmp_path):
+    """Else whoever takes the seals away would have them made again."""
+    file = tmp_path / LOGINS_FILE
+    change(file, "CREATE TABLE login (number INTEGER PRIMARY KEY, at, who, address, succeeded)")
+    refused(LoginRecord(file), "is not sealed: an earlier release wrote it")
+    assert not file.with_suffix(".key").exists()
+
+
+def test_the_check_of_a_sites_ledger_checks_its_logins_too(tmp_path):
+    site = make_clinic(tmp_path / "clinic")
+    assert "Logins" not in run_command("site", "status", site).stdout
+    LoginRecord(site / LOGINS_FILE).note("nia", "10.0.0.9")
+    said = "Logins at the desk that are kept: 1. They are as their seals say."
+    assert said in run_command("site", "status", site).stdout
+    change(site / LOGINS_FILE, "DELETE FROM login")
+    done = run_command("site", "status", site)
+    assert done.returncode == 2
+    assert "The record of logins" in done.stderr
+    assert "was tampered with" in done.stderr
 
 
 def test_nobody_is_let_in_whose_login_cannot_be_kept(desk, tokens, tmp_path):

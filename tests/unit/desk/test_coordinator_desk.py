@@ -81,9 +81,10 @@ def test_a_job_is_shown_with_what_each_site_does_as_long_as_somebody_waits_for_i
     assert "/do/cancel/" not in visitor.get("/jobs/erase-2").text
 
 
-def test_a_job_says_who_started_it(visitor, store):
-    store.decisions.note("start", "erase-3", "<b>Nia</b>", "")
-    assert "Started by &lt;b&gt;Nia&lt;/b&gt;, 20" in visitor.get("/jobs/erase-3").text
+def test_a_job_says_who_started_it_and_why(visitor, store):
+    store.decisions.note("start", "erase-3", "<b>Nia</b>", "it is <i>time</i>")
+    text = visitor.get("/jobs/erase-3").text
+    assert re.search(r"Started by &lt;b&gt;Nia&lt;/b&gt;, 20[-0-9: ]+: it is &lt;i&gt;time&lt;/i&gt;\.", text)
     assert "Started by" not in visitor.get("/jobs/erase-2").text
 
 
@@ -120,6 +121,7 @@ def test_a_job_is_cancelled_with_a_reason_after_a_second_look(visitor, store):
     assert "The reason is empty: say why" in wrong(answer)["reason"]
     answer = visitor.post("/do/cancel/erase-3", reason=" ", sure="yes")
     assert answer.status_code == 422
+    assert "2001 characters" in wrong(visitor.post("/do/start/erase", reason="x" * 2001))["reason"]
     second = visitor.post("/do/cancel/erase-3", reason="the <wrong> people")
     assert "the next job ends it first, and requests that it has taken up wait" in second.text
     assert "the &lt;wrong&gt; people" in second.text
@@ -167,7 +169,7 @@ def test_a_job_is_started_as_the_command_does_and_its_log_is_shown(visitor, stor
     while visitor.get(f"/starts/{name}/live").headers["x-goes-on"] == "yes":
         pass
     text = visitor.get(f"/starts/{name}").text
-    assert "asked for job start erase --by=M. Ode" in text
+    assert "asked for job start erase --by=M. Ode --reason=it is time" in text
     assert "Error: there is no site." in text
     assert "it is time" in text
     assert f"/starts/{name}" in visitor.get("/").text
@@ -178,6 +180,20 @@ def test_a_job_is_started_as_the_command_does_and_its_log_is_shown(visitor, stor
     assert store.decisions.all()[-1].act == "plan"
     assert visitor.get("/starts/nothing").status_code == 422
     assert visitor.get("/starts/..%2fjobs").status_code == 404
+
+
+def test_what_a_job_prints_is_shown_as_plain_text(visitor, settings):
+    log = settings.state_folder / "coordinator" / "starts" / "started-train-20260101-000000-abcd.log"
+    log.parent.mkdir(parents=True)
+    colours = "\x1b[92mINFO \x1b[0m:\tround 1\r\n\x1b[38;5;1mround 2\x1b[m\r\x1b]0;owned\x07\u202e\n"
+    log.write_bytes(b"\xff" + colours.encode())
+    for path in (f"/starts/{log.stem}", f"/starts/{log.stem}/live"):
+        text = visitor.get(path).text
+        assert "\ufffdINFO : round 1\nround 2\n\\x1b]0;owned\\x07\\u202e\n" in text
+        assert "\x1b" not in text
+    log.write_text("\x1b[92m" * 20_000 + "\nround 3\n")  # only its end is shown, and that begins in a colour
+    text = visitor.get(f"/starts/{log.stem}/live").text
+    assert ">round 3\n<" in text
 
 
 @pytest.mark.parametrize("path", ["/do/x", "/do/start/x", "/do/cancel", "/do/promote/x", "/do/hold/1", "/do/start"])
@@ -319,12 +335,12 @@ def test_a_job_goes_on_when_the_desk_ends_and_the_next_desk_knows_it(tmp_path):
     os.mkfifo(tmp_path / "waits")
     program = (sys.executable, "-c", PROGRAM, str(tmp_path / "waits"))
     first = Starts(tmp_path / "starts", program=program)
-    name = first.begin("train", "--app", fresh=True)
+    name = first.begin("train", "--app", "--fresh", fresh=True)
     next_desk = Starts(tmp_path / "starts")
     assert next_desk.names() == [name]
     assert next_desk.read(name).running
     with (tmp_path / "waits").open("w"):  # the job has come so far, and ends when this is closed
-        assert "asked for job start train --by=--app --fresh" in next_desk.read(name).log
+        assert "asked for job start train --by=--app --reason=--fresh --fresh" in next_desk.read(name).log
     while next_desk.read(name).running:
         pass
     assert "Error: there is no site." in next_desk.read(name).log

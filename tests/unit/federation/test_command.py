@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from dlfd_fleet.exceptions import JobError, VerdictError
+from dlfd_fleet.exceptions import JobError
 from dlfd_fleet.federation.jobs import command, run
 from dlfd_fleet.federation.records.costs import Cost
 from dlfd_fleet.federation.records.due import SiteWaiting, Waiting
@@ -121,97 +121,27 @@ def test_a_cancelled_job_is_over_and_nobody_takes_it_up_again(store, step):
     assert command.reopen(store, None).job == failed.job
 
 
-FLWR = """#!/bin/sh
-echo "$FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION $*" >> {folder}/asked
-case $1 in
-    run) echo "Successfully started run 42"; exit $(cat {folder}/code) ;;
-    list) echo '{{"success": true, "runs": [{{"run-id": "42", "status": "'$(cat {folder}/status)'",
-               "status-details": "'$(cat {folder}/details)'"}}]}}' ;;
-esac
-"""
-
-
-def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(monkeypatch, tmp_path, capsys):
-    def flower(code, status, details=""):
-        (tmp_path / "details").write_text(details)
-        (tmp_path / "code").write_text(str(code))
-        (tmp_path / "status").write_text(status)
-
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    (tmp_path / "config.toml").write_text("")
-    (tmp_path / "flwr").write_text(FLWR.format(folder=tmp_path))
-    (tmp_path / "flwr").chmod(0o755)
-    monkeypatch.setattr(command.sys, "executable", str(tmp_path / "python"))
-    (tmp_path / "pyproject.toml").write_text("")
-    flower(0, "finished:completed")
-    command.submit("train", tmp_path, "fleet", "num-supernodes=2")
-    assert (tmp_path / "asked").read_text().splitlines() == [
-        f'1 run {tmp_path} fleet --stream --run-config job="train" --federation-config num-supernodes=2',
-        "1 list fleet --run-id 42 --format json",
-    ]
-    assert "started run 42" in capsys.readouterr().out
-    for code, status, details, said in (
-        (1, "", "", "exit code 1"),
-        (
-            0,
-            "finished:failed",
-            "ServerApp failed: no site.",
-            r"the run 42: ServerApp failed: no site\. .*resume. goes on",
-        ),
-        (0, "finished:failed", "N/A", "the run 42: finished:failed"),
-        (0, "running", "", "the run 42: running"),
-        (0, '"', "", "the run 42: unknown"),
-    ):
-        flower(code, status, details)
-        with pytest.raises(JobError, match=said) as refused:
-            command.submit("erase", tmp_path, None, None)
-        assert refused.value.exit_code == 2
-    for runtime in ("ServerApp", "Simulation"):
-        flower(0, "finished:failed", f"{runtime} failed with exception: The verdict is FAIL: it leaks.")
-        with pytest.raises(VerdictError, match=r"^The verdict is FAIL: it leaks\.$") as failed:
-            command.submit("erase", tmp_path, None, None)
-        assert failed.value.exit_code == 1
-    with pytest.raises(JobError, match="There is no Flower app"):
-        command.submit("erase", tmp_path / "nowhere", None, None)
-
-
-@pytest.mark.parametrize("name", ["M. Ode", 'a "b" \\', "fresh=true if_due=true", "Zoë's", "x" * 200])
-def test_who_starts_a_job_is_told_to_an_app_that_asks_for_it(monkeypatch, tmp_path, name):
-    """As Flower itself reads it; an app without that key would be refused by Flower."""
-    from flwr.common.config import parse_config_args
-
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    (tmp_path / "config.toml").write_text("")
-    (tmp_path / "flwr").write_text(FLWR.format(folder=tmp_path))
-    (tmp_path / "flwr").chmod(0o755)
-    monkeypatch.setattr(command.sys, "executable", str(tmp_path / "python"))
-    for file, text in (("details", ""), ("code", "0"), ("status", "finished:completed")):
-        (tmp_path / file).write_text(text)
-    (tmp_path / "pyproject.toml").write_text('[tool.flwr.app.config]\nby = ""\n')
-    command.submit("erase", tmp_path, None, None, by=name)
-    asked = (tmp_path / "asked").read_text().splitlines()[0].partition("--run-config ")[2]
-    assert parse_config_args([asked]) == {"job": "erase", "by": name}
-
-
-def test_an_app_that_does_not_ask_who_starts_a_job_is_not_told_and_that_is_said(monkeypatch, tmp_path, capsys):
-    for text in ("", "[tool.flwr.app.config]", "no toml", "[tool]\nflwr = 1"):
-        (tmp_path / "pyproject.toml").write_text(text)
-        assert command._started_by(tmp_path, "ode") == ""
-        assert "will not say that ode started it" in capsys.readouterr().out
-    for name in ("a\nb", "x" * 201, "\udc80"):
-        with pytest.raises(JobError, match="--by is no name"):
-            command.submit("erase", tmp_path, "local", None, by=name)
-
-
 def test_a_job_says_who_started_it_resumed_it_and_cancelled_it(store):
     job = store.new_job("erase", Settings()).job
     assert "by" not in shown(command.job_status(store, job)).split()
-    store.decisions.note("start", job, "ode", "")
-    assert command.reopen(store, None, "nia").job == job
+    store.decisions.note("start", job, "ode", "the week is over")
+    assert command.reopen(store, None, "nia", "the power is back").job == job
     command.cancel(store, job, "mia", "the wrong people.")
     text = shown(command.job_status(store, job))
     assert text.index("Started by ode, 20") < text.index("Resumed by nia, 20") < text.index("Cancelled by mia, 20")
-    assert ": the wrong people.\n" in text
+    for why in ("the week is over", "the power is back", "the wrong people"):
+        assert f": {why}.\n" in text
+
+
+@pytest.mark.parametrize(("reason", "said"), [("x" * 2001, "2001 characters"), ("\udcff", "UTF-8"), ("a\0b", "UTF-8")])
+def test_a_reason_that_cannot_be_kept_is_refused_before_anything_happens(store, reason, said):
+    job = store.new_job("erase", Settings()).job
+    with pytest.raises(JobError, match=said):
+        command.cancel(store, job, "mia", reason)
+    with pytest.raises(JobError, match=said):
+        command.reopen(store, job, "mia", reason)
+    assert not store.is_cancelled(job)
+    assert not store.decisions.all()
 
 
 @pytest.mark.parametrize("kind", ["train", "erase", "plan", "references"])

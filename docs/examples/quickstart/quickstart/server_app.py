@@ -14,7 +14,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the job that the run's configuration names: train, erase, or references."""
-    unlearning = FederatedUnlearning(task=task, started_by=context.run_config["by"])
+    config = context.run_config
+    unlearning = FederatedUnlearning(task=task, started_by=config["by"], reason=config["reason"])
     if context.run_config["job"] == "erase":
         result = unlearning.start(grid)
     elif context.run_config["job"] == "references":
