@@ -17,8 +17,9 @@ WHY_REFUSED = (
 
 # As SQLAlchemy reads a URL: whatever lies between the first colon after the scheme and an @, slashes included.
 _IN_USER = re.compile(r"[a-z][a-z0-9+.-]{0,30}:[/\\]+[^/@:]*:[^@]*@", re.IGNORECASE)
-# The same without a scheme, or without its slashes: a URL that was mistyped holds the password all the same.
-_IN_HALF_A_URL = re.compile(r"(?:^|[\s='\"\[({,;])(?://)?[^/@:\s\\]*:[^/@\s\\]+@")
+# The same without a scheme, or without its slashes: a URL that was mistyped holds the password all the same. No sign
+# that a user may follow is in a user's name, so that a long text of such signs is read once, and not from each.
+_IN_HALF_A_URL = re.compile(r"(?:^|[\s='\"\[({,;])(?://)?[^/@:\s\\='\"\[({,;]*:[^/@\s\\]+@")
 # Oracle's own way to write them: user/password@host.
 _IN_ORACLES_USER = re.compile(r"\boracle[\w+:]{0,40}:/*[^/@:\s]{1,200}/[^/@\s]+@", re.IGNORECASE)
 # A user alone may be a token, but where people have names or the part before the @ names a container.
@@ -29,7 +30,8 @@ _USER_ALONE = re.compile(
     re.IGNORECASE,
 )
 _WEB_USER = re.compile(r"https?:/+[^/@?#]*@", re.IGNORECASE)
-_WEB_KEY = re.compile(r"https?:/\S*[?&;#](?:key|code)=[^\s&;#]", re.IGNORECASE)
+_KEY = re.compile(r"[?&;#](?:key|code)=[^\s&;#]", re.IGNORECASE)
+_WEB_KEY = re.compile(rf"https?:/\S*{_KEY.pattern}", re.IGNORECASE)
 _LONG = (
     r"[\w.-]*(?:password|passwd|passphrase|passcode|pwd|secret|token|credentials?|signature|"
     r"(?:private|api|access|account|shared|storage|subscription|functions?)[-_]?key)"
@@ -44,9 +46,12 @@ _NAMED_IN_A_LINE = re.compile(
 )
 _OPTION = re.compile(rf"(?<![\w-])--?{_LONG}\s+[^\s-]", re.IGNORECASE)
 _LOGIN = re.compile(r"\b(?:basic|bearer)\s+(?=[^\s\d]*\d)[\w+/.~=-]{8,}", re.IGNORECASE)
+_AT = re.compile("@")
+# By what a text must hold: without it a long text would be read from each place where a pattern may begin.
 _PATTERNS = (
-    *(_IN_USER, _IN_HALF_A_URL, _IN_ORACLES_USER, _USER_ALONE, _WEB_USER, _WEB_KEY),
-    *(_NAMED, _NAMED_IN_JSON, _NAMED_IN_A_LINE, _OPTION, _LOGIN),
+    *((_AT, pattern) for pattern in (_IN_USER, _IN_HALF_A_URL, _IN_ORACLES_USER, _USER_ALONE, _WEB_USER)),
+    (_KEY, _WEB_KEY),
+    *((pattern, pattern) for pattern in (_NAMED, _NAMED_IN_JSON, _NAMED_IN_A_LINE, _OPTION, _LOGIN)),
 )
 _MOST_DECODINGS = 5
 
@@ -60,7 +65,7 @@ def holds_password(text: str) -> bool:
     (True, False)
     """
     for _ in range(_MOST_DECODINGS):
-        if any(pattern.search(text) for pattern in _PATTERNS):
+        if any(needed.search(text) and pattern.search(text) for needed, pattern in _PATTERNS):
             return True
         decoded = unquote(text)
         if decoded == text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from dlfd_fleet.settings import Settings
 from dlfd_fleet.unlearning import (
     METHODS,
     LabelledImages,
+    Method,
     UnlearningProblem,
     UnlearnOutcome,
     fit,
@@ -56,6 +58,7 @@ from dlfd_fleet.unlearning import (
     predict_probabilities,
     recalibrate,
 )
+from dlfd_fleet.unlearning.own_answers import OwnAnswers, few
 
 _UNCHANGED = "the model is the original, to the bit: nothing was forgotten"
 _GOVERNING: dict[str, Any] = {
@@ -63,7 +66,7 @@ _GOVERNING: dict[str, Any] = {
     "unlearning": True,
     "training": True,
     "audit": True,
-    "erasure": {"relearning_rounds", "augmentation"},
+    "erasure": {"relearning_rounds", "augmentation", "own_answers"},
 }
 """Settings that bear on an unlearning without a fleet."""
 
@@ -94,6 +97,8 @@ class Result(BaseModel):
     forgotten_images: int
     seconds: float
     rounds: int
+    own_answers: bool = False
+    """Whether it aimed at what the model itself said of changed copies of the images."""
     parent: str
     """SHA-256 of the weights that were unlearned from."""
 
@@ -186,6 +191,11 @@ def unlearn_people(
     original = copy.deepcopy(model)
     validation = _labelled(faces.validation) if len(faces.validation) else None
     gate = loss_monitor(_labelled(faces.forget), validation, _labelled(faces.retain))
+    started = time.perf_counter()
+    own = _own_answers(model, faces, card, known, settings)
+    aiming = time.perf_counter() - started
+    # Targets make it forget. Changes of images that its training did not make would only cost retained people.
+    changes = settings.erasure.augmentation if own is None else settings.training.augmentation
     with progress.phase(
         f"Forgetting {len(set(faces.forget.identities))} people", 1 + settings.unlearning.max_rounds
     ) as advance:
@@ -205,7 +215,8 @@ def unlearn_people(
                 monitor=read,
                 seed=settings.seed,
                 class_weights=faces.retain.class_weights(),
-                augment=augmentation(settings.erasure.augmentation),
+                augment=augmentation(changes),
+                targets=own.targets() if own else None,
             ),
         )
     samples = [_samples(one, faces) for one in (original, model)]
@@ -213,6 +224,7 @@ def unlearn_people(
     described = known.described(chosen.unlearner)
     parent = digest(state_arrays(original))
     result = _judged(outcome, samples, again, faces, described, parent, settings, card.labels)
+    result = result.model_copy(update={"own_answers": own is not None, "seconds": result.seconds + aiming})
     unchanged = digest(state_arrays(model)) == parent
     if unchanged:
         failed = result.verdict.model_copy(update={"outcome": Outcome.FAIL, "reasons": (_UNCHANGED,)})
@@ -226,6 +238,17 @@ def unlearn_people(
     _write_report(result, samples, new)
     new.replace(output)  # whole or not at all
     return result
+
+
+def _own_answers(
+    model: FeatureClassifier, faces: People, card: ModelCard, method: Method, settings: Settings
+) -> OwnAnswers | None:
+    """Return what to aim at; None if the settings or the method do not, inputs are no images, or nobody is unseen."""
+    able = settings.erasure.own_answers and method.aims_at_references and card.input.is_image
+    if not able or not len(faces.validation):
+        return None
+    unseen = few(_labelled(faces.validation))
+    return OwnAnswers.of(model, _labelled(faces.forget), unseen, _labelled(faces.retain), settings.seed)
 
 
 def _with_unseen_people(table: Manifest, seed: int) -> Manifest:

@@ -19,6 +19,7 @@ from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.models import FeatureClassifier
 from dlfd_fleet.settings import Settings, UnlearningSettings
 from dlfd_fleet.unlearning import UnlearningProblem, fit, recalibrate
+from dlfd_fleet.unlearning.own_answers import OwnAnswers, few
 from dlfd_fleet.unlearning.references import ReferenceAnswers, References
 from dlfd_fleet.unlearning.training import predict_logits
 
@@ -71,20 +72,35 @@ class ExperimentModels:
         return References(answers(experiment.forget), answers(experiment.validation))
 
     def problem(
-        self, model: FeatureClassifier, settings: UnlearningSettings, seed: int, references: References | None
+        self,
+        model: FeatureClassifier,
+        settings: UnlearningSettings,
+        seed: int,
+        references: References | None,
+        *,
+        own: bool = False,
     ) -> UnlearningProblem:
-        """Return the people to forget as a problem for a method, which gets a copy of the model."""
+        """Return the people to forget as a problem for a method, which gets a copy of the model.
+
+        Parameters
+        ----------
+        own
+            Whether to aim at the model's own answers to changed copies; there are none if nobody bears a change.
+        """
         experiment = self.experiment
+        forget, unseen, retain = map(labelled, (experiment.forget, experiment.validation, experiment.retain))
+        answers = OwnAnswers.of(model, forget, few(unseen), retain, seed) if own else None
         return UnlearningProblem(
             model=copy.deepcopy(model),
-            retain=labelled(experiment.retain),
-            forget=labelled(experiment.forget),
-            validation=labelled(experiment.validation),
+            retain=retain,
+            forget=forget,
+            validation=unseen,
             settings=settings,
             seed=seed,
             class_weights=experiment.class_weights,
             augment=augmentation(experiment.settings.bench.augmentation),
             references=references,
+            targets=answers.targets() if answers else None,
         )
 
     def relearn(self, model: FeatureClassifier) -> Observation:

@@ -297,7 +297,8 @@ SINGLE = """{% extends "base" %}
 {{ "the new model is good by its gate and audit" if result.success else "the new model did not succeed" }}</h1>
 <p>{{ verdict(result.verdict.outcome.value) }} {{ words.outcome(result.verdict) }}</p>
 <ul>{% for reason in result.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
-<p>{{ words.count(result.forgotten_images, "image") }} by {{ words.method(result) }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s. {% if result.unlearned.unseen_images %}The comparison is with people never
+<p>{{ words.count(result.forgotten_images, "image") }} by {{ words.method(result) }}{% if result.rounds %} in {{ words.count(result.rounds, "round") }}{% endif %}, {{ "%.0f" | format(result.seconds) }} s.
+{% if result.own_answers %}It aimed at what the model itself said of changed copies of the images. {% endif %}{% if result.unlearned.unseen_images %}The comparison is with people never
 trained on, not with a retrained model.{% endif %} Nothing here proves that a model has forgotten.</p>
 </header>
 <section><h2>Scores before and after</h2>

@@ -14,8 +14,9 @@ Choices that the paper leaves open:
   people from unseen ones, the next round distances again, and more strongly if the score did not move. Otherwise it
   only trains. A round that costs too much utility is not undone at once, because the next round often repairs it (nine
   of eleven). At the end the best round's weights are restored.
-- If reference models have answered (:mod:`~dlfd_fleet.unlearning.references`), repair also trains forget images towards
-  the answers of models that never saw them. Distancing is then used only after a round without progress.
+- With targets, answers of models that never saw the forget images (:mod:`~dlfd_fleet.unlearning.references`) or the
+  model's own to changed copies (:mod:`~dlfd_fleet.unlearning.own_answers`), repair also trains these images towards
+  them. Distancing is then used only after a round without progress.
   docs/experiments has results with and without.
 - The gate measures the forget set, validation people and retained people. Before each reading, batch-norm statistics
   are computed again from clean retain images, because running statistics lag behind the weights.
@@ -50,7 +51,7 @@ from dlfd_fleet.unlearning.training import classification_loss, frozen, moved_st
 from dlfd_fleet.unlearning.transport import cosine_cost, transport_distance
 
 ORIGINAL, DISTANCING, REPAIR = "original", "distancing and repair", "repair"
-TARGETS = "towards references"
+TARGETS = "towards targets"
 _STOOD_STILL = 0.8
 
 
@@ -100,7 +101,7 @@ def distance(problem: UnlearningProblem, /) -> UnlearnOutcome:
 
 
 def unlearn_at_site(problem: UnlearningProblem, /) -> UnlearnOutcome:
-    """Do a site's part of a round of DLFD: train towards references, or distance if there are none.
+    """Do a site's part of a round of DLFD: train towards targets, or distance if there are none.
 
     Training takes ``settings.epochs`` passes over the retain set, with half a batch of forget images in each step and a
     rate that falls to 0. Batch-norm statistics change as much as those of the site's own retain images
@@ -228,7 +229,7 @@ class _Rounds:
     def run_one(self) -> None:
         """Run one round: distance while the forget set is remembered, repair, and read.
 
-        With references, repair alone forgets; distancing is used only after a round without progress.
+        With targets, repair alone forgets; distancing is used only after a round without progress.
         """
         session, started = self.session, self.session.seconds()
         phase = DISTANCING if len(self.trace) == 1 or self.remembered() else REPAIR

@@ -4,7 +4,9 @@ What a model remembers of a person is tied to the images that it was trained on.
 shifted or lit otherwise from what it knows of the task, much as it answers images of people whom it never saw. So the
 mean of its answers to random copies is a target for the image itself. Copies are changed as strongly as the answers to
 people never trained on bear: a mirrored digit would be another digit. A temperature, at which means over copies of
-their images are closest to the answers to these, corrects for what a change takes away.
+their images are closest to the answers to these, corrects for what a change takes away. A model that was trained on
+changed copies remembers those, too. Retained people show it: where their copies are answered more surely than images of
+people never trained on, a higher temperature makes them equal.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from dlfd_fleet.unlearning.monitor import people_of
 from dlfd_fleet.unlearning.references import TEMPERATURES, ReferenceAnswers, probabilities_of, temperature_between
 from dlfd_fleet.unlearning.training import device_of, predict_logits
 
-MOST_UNSEEN = 128  # images of unseen people; of more, copies would cost as much as the unlearning does
+MOST_OTHERS = 128  # images of unseen and of retained people; of more, copies would cost as much as the unlearning does
 _COPIES = 8
 _USUALLY_TRIED = 5  # of nine changes
 _BATCH = 64
@@ -69,7 +71,12 @@ class OwnAnswers:
 
     @classmethod
     def of(
-        cls, model: FeatureClassifier, forget: LabelledImages, unseen: LabelledImages, seed: int
+        cls,
+        model: FeatureClassifier,
+        forget: LabelledImages,
+        unseen: LabelledImages,
+        retain: LabelledImages,
+        seed: int,
     ) -> OwnAnswers | None:
         """Return the answers of a model; None if unseen people bear no change, for then there is nothing to aim at.
 
@@ -77,6 +84,8 @@ class OwnAnswers:
         ----------
         unseen
             People never trained on; there must be some.
+        retain
+            People trained on, who are not to be forgotten; there must be some. Of many images a sample is used.
         seed
             Of the changes.
         """
@@ -84,9 +93,11 @@ class OwnAnswers:
         if change is None:
             return None
         plain, said = (torch.from_numpy(predict_logits(model, images)) for images in (forget, unseen))
-        changed, copies = (answers_to_copies(model, images, change, seed) for images in (forget, unseen))
+        some = few(retain)
+        changed, copies, kept = (answers_to_copies(model, images, change, seed) for images in (forget, unseen, some))
         known = ReferenceAnswers(copies[None], _nobody(copies), multi_label)
         temperature = temperature_between(known, probabilities_of(said, multi_label=multi_label), models=1)
+        temperature *= _no_surer(kept / temperature, some, float(_confidence(said, unseen).mean()))
         return cls(plain, changed / temperature, said, multi_label)
 
     def targets(self) -> Tensor:
@@ -113,6 +124,13 @@ class OwnAnswers:
         return Left((float(np.nanmean(now - aim)) - min(float(np.nanmean(drift)), 0.0)) / whole, error / whole)
 
 
+def few(images: LabelledImages) -> LabelledImages:
+    """Return all images, or an even sample of many."""
+    if len(images) <= MOST_OTHERS:
+        return images
+    return images.select(torch.linspace(0, len(images) - 1, MOST_OTHERS).long())
+
+
 def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int) -> AugmentationSettings | None:
     """Return the strongest random change of images at which a model is right about unseen people as often as without.
 
@@ -135,7 +153,7 @@ def strongest_change(model: FeatureClassifier, unseen: LabelledImages, seed: int
     return None
 
 
-def images_answered(forget: int, unseen: int, tried: int = _USUALLY_TRIED) -> int:
+def images_answered(forget: int, unseen: int, retain: int, tried: int = _USUALLY_TRIED) -> int:
     """Return how many images a model answers until its own answers are known (:meth:`OwnAnswers.of`).
 
     It answers the images of unseen people, and their copies under each change that is tried; then all images, and their
@@ -143,12 +161,13 @@ def images_answered(forget: int, unseen: int, tried: int = _USUALLY_TRIED) -> in
 
     Parameters
     ----------
-    forget, unseen
-        Images to forget, and of people never trained on.
+    forget, unseen, retain
+        Images to forget, of people never trained on, and of people to retain, of whom at most 128 are used.
     tried
         How many changes are tried before one is borne. Default: half of them, for that is not known before.
     """
-    return unseen * (1 + _COPIES * tried) + (forget + unseen) * (1 + _COPIES)
+    copies = forget + unseen + min(retain, MOST_OTHERS)
+    return unseen * (1 + _COPIES * tried) + forget + unseen + _COPIES * copies
 
 
 @torch.inference_mode()
@@ -186,6 +205,13 @@ def _losses(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:
     """Return the losses ``(N,)`` at the temperature at which their mean is least: means over copies are softer."""
     losses = [_loss(logits / temperature, images) for temperature in TEMPERATURES]
     return min(losses, key=lambda each: float(each.mean()))
+
+
+def _no_surer(logits: Tensor, images: LabelledImages, level: float) -> float:
+    """Return the least temperature from 1 to 2 at which mean confidence is at most a level; 2 if none is enough."""
+    warmer = [temperature for temperature in TEMPERATURES if temperature >= 1.0]
+    enough = (one for one in warmer if float(_confidence(logits / one, images).mean()) <= level)
+    return next(enough, warmer[-1])
 
 
 def _loss(logits: Tensor, images: LabelledImages) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from dlfd_fleet.audit.shift import ReferenceLosses
 
 _LEAST = 1e-6  # of a probability, as the attacks have it
-TEMPERATURES = torch.logspace(-1.0, 1.0, 41, base=2.0).tolist()  # from a half to two
+TEMPERATURES: list[float] = torch.logspace(-1.0, 1.0, 41, base=2.0).tolist()  # from a half to two
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,34 @@ def in_this_process(folder, faces, person, silent, **options):
     return unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent, **options)
 
 
+@pytest.mark.parametrize(("own", "aims", "aimed"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_a_method_aims_at_what_the_model_itself_says_if_it_can_and_images_change_as_in_training(
+    world, silent, own, aims, aimed
+):
+    """With targets, changes that training did not make would only cost retained people."""
+    folder, faces, person = world
+    seen = []
+
+    def noted(problem):
+        seen.append((problem.targets, problem.augment is not None, len(problem.forget)))
+        return Session(problem).outcome()
+
+    METHODS.reload()
+    METHODS.register(Method("ours", "Ours", "none", (Candidate(noted),), aims_at_references=aims))
+    settings = Settings(erasure={"relearning_rounds": 0, "own_answers": own}, audit={"resamples": 200})
+    result = unlearn_people(folder / "model", faces, None, [person], folder / "out", settings, silent, method="ours")
+    METHODS.reload()
+    ((targets, changed, images),) = seen
+    assert (targets is not None) is result.own_answers is aimed
+    assert changed is not aimed
+    if aimed:
+        assert targets.shape == (images, 2)
+        assert torch.allclose(targets.sum(dim=1), torch.ones(images))
+    page = " ".join((folder / "out" / "report.html").read_text().split())
+    assert ("aimed at what the model itself said of changed copies of the images" in page) is aimed
+    assert result.settings["erasure.own_answers"] is own
+
+
 def test_whom_a_list_does_not_name_is_unseen_and_is_dealt_to_gate_and_evidence(world, silent):
     folder, faces, person = world
     plain = faces.with_name("manifest.csv")  # of twelve people without a split

@@ -15,7 +15,7 @@ from dlfd_fleet.audit import Role
 from dlfd_fleet.audit.shift import confidence
 from dlfd_fleet.bench.evidence import observe
 from dlfd_fleet.bench.margins.divergence import klom, told_apart
-from dlfd_fleet.bench.methods.comparison import WITH_REFERENCES, row_key, split_name
+from dlfd_fleet.bench.methods.comparison import WITH_OWN_ANSWERS, WITH_REFERENCES, row_key, split_name
 from dlfd_fleet.bench.methods.runner import Plan
 from dlfd_fleet.bench.models import ExperimentModels, digest_of_split, models_of_split
 from dlfd_fleet.bench.rows import ORIGINAL, RETRAINED
@@ -111,13 +111,13 @@ class _Answers:
             return models.originals(self.index)
         if self.name in (RETRAINED, AGAIN):
             return models.retrained(self.index + (self.plan.models if self.name == AGAIN else 0))
-        method, references = split_name(self.name)
+        method, aim = split_name(self.name)
         settings = method.default.settings(models.experiment.settings.unlearning)
         settings = settings.model_copy(update={"batch_size": models.experiment.settings.bench.batch_size})
-        known = models.references if references else None
-        seed = self.seed * 1000 + self.index
-        problem = models.problem(models.originals(self.index), settings, seed, known)
-        return method.default.unlearn(self.name.removesuffix(WITH_REFERENCES), problem).model
+        known = models.references if aim == WITH_REFERENCES else None
+        seed, own = self.seed * 1000 + self.index, aim == WITH_OWN_ANSWERS
+        problem = models.problem(models.originals(self.index), settings, seed, known, own=own)
+        return method.default.unlearn(method.name, problem).model
 
     def load(self) -> dict[Role, NDArray[np.float64]]:
         with np.load(self.file()) as kept:

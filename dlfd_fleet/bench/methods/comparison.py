@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dlfd_fleet.audit import ATTACKS, Observation
@@ -30,8 +31,8 @@ from dlfd_fleet.unlearning import (
 from dlfd_fleet.unlearning.methods import own_settings
 from dlfd_fleet.unlearning.references import References
 
-WITH_REFERENCES = "+references"
-"""What the name of a method ends with that is told what reference models say."""
+WITH_REFERENCES, WITH_OWN_ANSWERS = "+references", "+own"
+"""What the name of a method ends with that aims at what reference models say, or at the model's own answers."""
 _RUN_APART = 1_000_000
 _MAKES_ROWS = (
     "dlfd_fleet.audit",
@@ -53,11 +54,12 @@ def measure_method(models: ExperimentModels, name: str, index: int = 0) -> Row:
     Parameters
     ----------
     name
-        Of the method; with ``+references`` it is told what reference models say, too.
+        Of the method; with ``+references`` it aims at what reference models say, and with ``+own`` at what the original
+        says of changed copies.
     index
         Which of the method's runs; each has its own batches, augmentation and dropout.
     """
-    method, references = split_name(name)
+    method, aim = split_name(name)
     best: tuple[tuple[bool, float, float], Candidate, _Trial] | None = None
     experiment = models.experiment
     gate = experiment.settings.unlearning
@@ -65,9 +67,10 @@ def measure_method(models: ExperimentModels, name: str, index: int = 0) -> Row:
     original = monitor(models.original)
     bound = UtilityBound.under(original, gate.max_utility_drop, by_chance=True)
     tuning = 0.0
-    known = models.references if references else None
+    known = models.references if aim == WITH_REFERENCES else None
+    own = aim == WITH_OWN_ANSWERS
     for candidate in method.candidates:
-        trial = _unlearn(models, name, candidate, _seed_of_run(experiment.seed, index), known)
+        trial = _unlearn(models, name, candidate, _seed_of_run(experiment.seed, index), known, own=own)
         tuning += trial.outcome.cost.seconds
         rank = checkpoint_rank(monitor(trial.outcome.model), bound, gate.gate)
         if best is None or rank > best[0]:
@@ -93,22 +96,26 @@ def measure_method(models: ExperimentModels, name: str, index: int = 0) -> Row:
     return _row(models, name, observe(outcome.model, experiment), again, extra, settings, index=index)
 
 
-def split_name(name: str) -> tuple[Method, bool]:
-    """Return the method of a row's name, and whether it is told what reference models say.
+def split_name(name: str) -> tuple[Method, str]:
+    """Return the method of a row's name, and what the name ends with if the method aims at something.
 
     Raises
     ------
     ConfigurationError
-        If there is no such method, or it does not aim at what they say.
+        If there is no such method, or it can aim at nothing.
     """
-    plain = name.removesuffix(WITH_REFERENCES)
-    method = METHODS.find(plain)
-    if plain != name and not method.aims_at_references:
+    aim = _aim_of(name)
+    method = METHODS.find(name.removesuffix(aim))
+    if aim and not method.aims_at_references:
         raise ConfigurationError(
-            f"The method '{plain}' does not train on the retain set at its end, so that it aims at no references; "
-            f"leave '{WITH_REFERENCES}' out."
+            f"The method '{method.name}' does not train on the retain set at its end, so that it aims at no references "
+            f"and no answers; leave '{aim}' out."
         )
-    return method, plain != name
+    return method, aim
+
+
+def _aim_of(name: str) -> str:
+    return next((aim for aim in (WITH_REFERENCES, WITH_OWN_ANSWERS) if name.endswith(aim)), "")
 
 
 def measure_baselines(models: ExperimentModels) -> Iterator[Row]:
@@ -129,8 +136,9 @@ def row_key(settings: Settings, method: str, faces: str) -> str:
     The code is ours, and that of the packages that the method, the attacks and the network come from.
     """
     sections = {"data", "model", "training", "unlearning", "audit", "bench"}
-    plain = method.removesuffix(WITH_REFERENCES)
-    sections |= {"references"} if plain != method else set()
+    aim = _aim_of(method)
+    plain = method.removesuffix(aim)
+    sections |= {"references"} if aim == WITH_REFERENCES else set()
     tree = settings.model_dump(mode="json", include=sections)
     tree["bench"].pop("jobs")
     # Rows of different code belong in no one table.
@@ -157,9 +165,15 @@ def _seed_of_run(seed: int, index: int) -> int:
 
 
 def _unlearn(
-    models: ExperimentModels, method: str, candidate: Candidate, seed: int, references: References | None
+    models: ExperimentModels,
+    method: str,
+    candidate: Candidate,
+    seed: int,
+    references: References | None,
+    *,
+    own: bool = False,
 ) -> _Trial:
-    """Run a candidate on a copy of the original."""
+    """Run a candidate on a copy of the original, towards its own answers if ``own``; their making counts as time."""
     before = models.measure_seconds()
     experiment = models.experiment
     bench = experiment.settings.bench
@@ -168,10 +182,15 @@ def _unlearn(
     settings = experiment.settings.unlearning.model_copy(update=shared | dict(candidate.changes))
     device = next(models.original.parameters()).device
     ordinary = models.ordinary_bytes
-    with peak_memory(device) as own:
-        outcome = candidate.unlearn(method, models.problem(models.original, settings, seed, references))
+    with peak_memory(device) as peak:
+        started = time.perf_counter()
+        problem = models.problem(models.original, settings, seed, references, own=own)
+        making = time.perf_counter() - started
+        outcome = candidate.unlearn(method, problem)
+    if own:
+        outcome = replace(outcome, cost=replace(outcome.cost, seconds=outcome.cost.seconds + making))
     passes = before.mean_with(models.measure_seconds())
-    return _Trial(outcome, passes, own.grown / ordinary if ordinary else 0.0)
+    return _Trial(outcome, passes, peak.grown / ordinary if ordinary else 0.0)
 
 
 def _described(candidate: Candidate) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dlfd_fleet.bench.experiment import Kind, trained_model
 from dlfd_fleet.bench.methods.comparison import (
+    WITH_OWN_ANSWERS,
     WITH_REFERENCES,
     measure_baselines,
     measure_method,
@@ -57,7 +58,7 @@ class Results:
 
 
 def choose_methods(text: str, settings: Settings) -> tuple[str, ...]:
-    """Return the methods that a comma-separated list names, or all of them, with and without references.
+    """Return the methods that a comma-separated list names, or all of them, with and without what they can aim at.
 
     Raises
     ------
@@ -65,13 +66,11 @@ def choose_methods(text: str, settings: Settings) -> tuple[str, ...]:
         If there is no such method, or one is to aim at references and cannot, or there are to be none.
     """
     if text == "all":
-        names = [
-            (name,) if not METHODS[name].aims_at_references else (name, name + WITH_REFERENCES) for name in METHODS
-        ]
-        return tuple(name for each in names for name in each if settings.references.models or name in METHODS)
+        aims = ("", WITH_OWN_ANSWERS, *((WITH_REFERENCES,) if settings.references.models else ()))
+        return tuple(name + aim for name in METHODS for aim in (aims if METHODS[name].aims_at_references else aims[:1]))
     chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in chosen:
-        if split_name(name)[1] and not settings.references.models:
+        if split_name(name)[1] == WITH_REFERENCES and not settings.references.models:
             raise ConfigurationError(
                 f"'{name}' needs reference models, and references.models is 0; set how many to train, such as 4."
             )

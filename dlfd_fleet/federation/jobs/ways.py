@@ -23,7 +23,7 @@ from dlfd_fleet.federation.rounds.rounds import STRONGER
 from dlfd_fleet.models import ModelCard
 from dlfd_fleet.report.contents import AimedAt, Phase
 from dlfd_fleet.settings import AugmentationSettings, ErasureSettings, Settings
-from dlfd_fleet.unlearning.own_answers import MOST_UNSEEN, images_answered
+from dlfd_fleet.unlearning.own_answers import MOST_OTHERS, images_answered
 
 _MADE = {"train": "original", "erase": "unlearned"}
 """Which of a job's models it releases."""
@@ -375,7 +375,10 @@ def unlearning(
     through = _THERE_AND_BACK_FROZEN if card.frozen else _THERE_AND_BACK
     distancing = _images(asked) * erasure.unlearning.epochs * (erasure.unlearning.steps + 1) * through * forward
     repair = images * (erasure.repair_epochs * (1.0 if card.frozen else through) * forward + pace.audit)
-    answered = sum(images_answered(reply.forget_images, min(reply.unseen_images, MOST_UNSEEN)) for reply in asked)
+    answered = sum(
+        images_answered(reply.forget_images, min(reply.unseen_images, MOST_OTHERS), reply.retain_images)
+        for reply in asked
+    )
     seconds, longer = attempts.audits * images * pace.audit, 1.0
     for one in attempts.rounds:
         seconds += one.forgetting * distancing * (1.0 if one.to_gates else longer)

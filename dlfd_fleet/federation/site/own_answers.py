@@ -15,20 +15,26 @@ from dlfd_fleet.federation.site.model import site_seed
 from dlfd_fleet.ledger.references import ReferenceSet
 from dlfd_fleet.ledger.site import Site
 from dlfd_fleet.models import FeatureClassifier
-from dlfd_fleet.unlearning.own_answers import MOST_UNSEEN, OwnAnswers
+from dlfd_fleet.unlearning.contract import LabelledImages
+from dlfd_fleet.unlearning.own_answers import MOST_OTHERS, OwnAnswers
 
 _PLAIN, _CHANGED = 0, 1  # the numbers under which both are stored
 
 
 def few(unseen: IdentityDataset) -> IdentityDataset:
     """Return all images of people never trained on, or an even sample of many."""
-    if len(unseen) <= MOST_UNSEEN:
+    if len(unseen) <= MOST_OTHERS:
         return unseen
-    return unseen.select(torch.linspace(0, len(unseen) - 1, MOST_UNSEEN).long().tolist())
+    return unseen.select(torch.linspace(0, len(unseen) - 1, MOST_OTHERS).long().tolist())
 
 
 def own_answers_of(
-    site: Site, task: UnlearnTask, model: FeatureClassifier, forget: IdentityDataset, unseen: IdentityDataset
+    site: Site,
+    task: UnlearnTask,
+    model: FeatureClassifier,
+    forget: IdentityDataset,
+    unseen: IdentityDataset,
+    retain: LabelledImages,
 ) -> OwnAnswers | None:
     """Return the answers of the model that a job's erasure began with.
 
@@ -47,7 +53,7 @@ def own_answers_of(
     chosen = files.begin(_set_of(site, task), dict)
     rows = [image_digest(manifest, row) for row in (*forget.rows, *unseen.rows)]
     if task.aim is Aim.OWN_ANSWERS or not files.is_finished(chosen):
-        new = OwnAnswers.of(model, with_people(forget), with_people(unseen), site_seed(site, task.seed))
+        new = OwnAnswers.of(model, with_people(forget), with_people(unseen), retain, site_seed(site, task.seed))
         if new is None:
             files.drop([task.job])
             return None

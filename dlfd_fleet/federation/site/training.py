@@ -218,7 +218,7 @@ def _asked(site: Site, task: UnlearnTask, model: FeatureClassifier) -> _Asked:
     unseen = images.validation()
     if task.aim.at_own:
         unseen = few(unseen)
-        own = own_answers_of(site, task, model, forget, unseen)
+        own = own_answers_of(site, task, model, forget, unseen, known.retain)
         return known if own is None else replace(known, validation=with_people(unseen), own=own)
     if task.aim is Aim.WITHOUT_REFERENCES or (references := references_of(site, forget, unseen)) is None:
         return known

@@ -78,12 +78,16 @@ def test_methods_are_chosen_by_name():
     settings, without = Settings(), Settings(references={"models": 0})
     assert choose_methods("dlfd, fine-tune+references,dlfd", settings) == ("dlfd", "fine-tune+references")
     aiming = {"dlfd", "dlfd-longer", "fine-tune", "cf-k", "eu-k", "unsir", "msg", "not"}
-    assert {name for name in choose_methods("all", settings) if "+" in name} == {f"{one}+references" for one in aiming}
-    assert choose_methods("all", without) == tuple(METHODS)
+    aims = {name for name in choose_methods("all", settings) if "+" in name}
+    assert aims == {f"{one}+{aim}" for one in aiming for aim in ("own", "references")}
+    assert set(choose_methods("all", without)) == {*METHODS, *(f"{one}+own" for one in aiming)}
+    assert choose_methods("dlfd+own", without) == ("dlfd+own",)
     with pytest.raises(ConfigurationError, match="There is no method 'nothing'"):
         choose_methods("nothing", settings)
     with pytest.raises(ConfigurationError, match="'ssd' does not train on the retain set at its end"):
         choose_methods("ssd+references", settings)
+    with pytest.raises(ConfigurationError, match="'ssd' does not train on the retain set at its end"):
+        choose_methods("ssd+own", settings)
     with pytest.raises(ConfigurationError, match=r"references\.models is 0"):
         choose_methods("dlfd+references", without)
 

@@ -82,15 +82,51 @@ def test_the_strongest_change_that_unseen_people_bear_is_used():
 
 
 def test_as_many_images_are_answered_as_an_erasure_is_priced_by():
-    """Of 32 unseen images, 8 copies under the one change that is tried; of these and 8 others, and 8 copies of each."""
+    """Of 32 unseen images, 8 copies under the one change that is tried; of these and 8 others, and 8 copies of each.
+
+    Of 200 retained images, 8 copies of 128.
+    """
     answered = []
 
     def counting(images):
         answered.append(len(images))
         return by_contrast(images)
 
-    assert OwnAnswers.of(Rule(counting).eval(), contrasts(8), contrasts(32), seed=0) is not None
-    assert sum(answered) == images_answered(8, 32, tried=1) == (32 + 8 * 32) + (40 + 8 * 40)
+    assert OwnAnswers.of(Rule(counting).eval(), contrasts(8), contrasts(32), contrasts(200), seed=0) is not None
+    assert sum(answered) == images_answered(8, 32, 200, tried=1) == (32 + 8 * 32) + 40 + 8 * (40 + 128)
+
+
+def tinted(count, seed):
+    """Images with a tint, which mirrored, shifted and lit copies keep."""
+    images = contrasts(count, seed)
+    images.images[:, 0] += 0.1
+    return images
+
+
+def margins(logits):
+    return (logits[:, 0] - logits[:, 1]).abs().mean()
+
+
+def test_where_copies_keep_what_is_remembered_targets_are_no_surer_than_answers_to_strangers():
+    """A model that was trained on changed copies remembers them, too: it is thrice as sure of whatever has the tint."""
+
+    def remembering(images):
+        tint = images[:, 0].mean((1, 2)) > images[:, 1].mean((1, 2)) + 0.05
+        return by_contrast(images) * torch.where(tint, 1.6, 1.0)[:, None]
+
+    model, unseen = Rule(remembering).eval(), contrasts(64, seed=1)
+    answers = OwnAnswers.of(model, tinted(64, seed=2), unseen, tinted(64, seed=3), seed=0)
+    assert margins(answers.forget) > 1.4 * margins(answers.unseen)
+    assert margins(answers.changed) == pytest.approx(float(margins(answers.unseen)), rel=0.1)
+
+
+def test_where_copies_keep_nothing_of_it_they_are_targets_as_they_are():
+    model, unseen = Rule(by_contrast).eval(), contrasts(64, seed=1)
+    answers = OwnAnswers.of(model, contrasts(64, seed=2), unseen, contrasts(64, seed=3), seed=0)
+    change = strongest_change(model, unseen, seed=0)
+    ratio = answers_to_copies(model, contrasts(64, seed=2), change, seed=0) / answers.changed
+    of_unseen = answers_to_copies(model, unseen, change, seed=0)
+    assert margins(of_unseen / ratio[0, 0]) == pytest.approx(float(margins(answers.unseen)), rel=0.1)
 
 
 def test_where_no_change_is_borne_there_is_nothing_to_aim_at():
@@ -104,7 +140,7 @@ def test_where_no_change_is_borne_there_is_nothing_to_aim_at():
 
     model = Rule(by_heart).eval()
     assert strongest_change(model, unseen, seed=0) is None
-    assert OwnAnswers.of(model, unseen, unseen, seed=0) is None
+    assert OwnAnswers.of(model, unseen, unseen, unseen, seed=0) is None
 
 
 def test_answers_to_copies_are_the_mean_logits_of_random_changes():
