@@ -120,6 +120,7 @@ class Summary:
     def title(self) -> str:
         """The method's name as people write it."""
         plain, plus, what = self.method.partition("+")
+        what = "own answers" if what == "own" else what
         return f"{METHODS[plain].title}{' + ' if plus else ''}{what}" if plain in METHODS else self.method
 
 

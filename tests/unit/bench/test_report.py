@@ -74,6 +74,15 @@ def test_a_wrong_duration_is_one_sentence(text):
         parse_duration(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("dlfd", "DLFD"), ("dlfd+own", "DLFD + own answers"), ("not+references", "NoT + references")],
+)
+def test_a_line_says_what_its_method_aims_at(name, title):
+    (summary,) = summarise([row(name, 0, gap=0.2)])
+    assert summary.title == title
+
+
 def test_methods_are_chosen_by_name():
     settings, without = Settings(), Settings(references={"models": 0})
     assert choose_methods("dlfd, fine-tune+references,dlfd", settings) == ("dlfd", "fine-tune+references")
