@@ -247,8 +247,14 @@ def _own_answers(
     able = settings.erasure.own_answers and method.aims_at_references and card.input.is_image
     if not able or not len(faces.validation):
         return None
-    unseen = few(_labelled(faces.validation))
-    return OwnAnswers.of(model, _labelled(faces.forget), unseen, _labelled(faces.retain), settings.seed)
+    return OwnAnswers.of(
+        model,
+        _labelled(faces.forget),
+        few(_labelled(faces.validation)),
+        _labelled(faces.retain),
+        settings.seed,
+        trained_on_copies=augmentation(settings.training.augmentation) is not None,
+    )
 
 
 def _with_unseen_people(table: Manifest, seed: int) -> Manifest:
