@@ -38,6 +38,7 @@ from dlfd_fleet.models import (
     ModelCard,
     digest,
     load_model,
+    permit,
     save_model,
     state_arrays,
     to_best_device,
@@ -170,6 +171,7 @@ def unlearn_people(
     known = METHODS.find(method)
     chosen = known.default
     settings = settings.model_copy(update={"unlearning": chosen.settings(settings.unlearning)})
+    permit(settings.model.architecture)
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     if card.multi_label:
         known.refuse_labels()
