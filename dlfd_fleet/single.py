@@ -38,6 +38,7 @@ from dlfd_fleet.models import (
     ModelCard,
     digest,
     load_model,
+    permit,
     save_model,
     state_arrays,
     to_best_device,
@@ -170,6 +171,7 @@ def unlearn_people(
     known = METHODS.find(method)
     chosen = known.default
     settings = settings.model_copy(update={"unlearning": chosen.settings(settings.unlearning)})
+    permit(settings.model.architecture)
     model, card = load_model(model_path.parent if model_path.name == MODEL_FILE else model_path)
     if card.multi_label:
         known.refuse_labels()
@@ -247,8 +249,14 @@ def _own_answers(
     able = settings.erasure.own_answers and method.aims_at_references and card.input.is_image
     if not able or not len(faces.validation):
         return None
-    unseen = few(_labelled(faces.validation))
-    return OwnAnswers.of(model, _labelled(faces.forget), unseen, _labelled(faces.retain), settings.seed)
+    return OwnAnswers.of(
+        model,
+        _labelled(faces.forget),
+        few(_labelled(faces.validation)),
+        _labelled(faces.retain),
+        settings.seed,
+        trained_on_copies=augmentation(settings.training.augmentation) is not None,
+    )
 
 
 def _with_unseen_people(table: Manifest, seed: int) -> Manifest:

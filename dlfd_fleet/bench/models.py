@@ -89,7 +89,9 @@ class ExperimentModels:
         """
         experiment = self.experiment
         forget, unseen, retain = map(labelled, (experiment.forget, experiment.validation, experiment.retain))
-        answers = OwnAnswers.of(model, forget, few(unseen), retain, seed) if own else None
+        changes = augmentation(experiment.settings.bench.augmentation)
+        copies = changes is not None
+        answers = OwnAnswers.of(model, forget, few(unseen), retain, seed, trained_on_copies=copies) if own else None
         return UnlearningProblem(
             model=copy.deepcopy(model),
             retain=retain,
@@ -98,7 +100,7 @@ class ExperimentModels:
             settings=settings,
             seed=seed,
             class_weights=experiment.class_weights,
-            augment=augmentation(experiment.settings.bench.augmentation),
+            augment=changes,
             references=references,
             targets=answers.targets() if answers else None,
         )

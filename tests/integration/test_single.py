@@ -12,7 +12,7 @@ from rich.console import Console
 from dlfd_fleet.data import TrainedOn, assign_people, read_manifest, write_manifest
 from dlfd_fleet.exceptions import ConfigurationError, DataError, UnlearningError
 from dlfd_fleet.model_input import image_input
-from dlfd_fleet.models import ModelCard, build, load_model, save_model
+from dlfd_fleet.models import NETWORKS, ModelCard, build, load_model, permit, save_model
 from dlfd_fleet.progress import ConsoleProgress
 from dlfd_fleet.settings import Settings
 from dlfd_fleet.single import unlearn_people
@@ -90,6 +90,24 @@ def test_another_registered_method_does_it_and_the_report_names_it(world):
     page = (folder / "out" / "report.html").read_text()
     assert f" by NoT (not, {report['method_package']}; layers = [0])," in page
     assert "<code>unlearning.learning_rate</code>" in page
+
+
+def test_a_network_of_ones_own_is_built_once_the_settings_name_it(world):
+    folder, faces, person = world
+    _, known = load_model(folder / "model")
+    own = "torchvision.models:mobilenet_v3_small"
+    card = ModelCard(architecture=own, arguments={"num_classes": 2}, classes=known.classes, input=known.input)
+    permit(own)
+    save_model(build(card), card, folder / "own")
+    NETWORKS.reload()
+    given = ("--model", folder / "own", "--data", faces, "--forget", person, "--output", folder / "out")
+    refused = unlearn(*given)
+    assert (refused.returncode, (folder / "out").exists()) == (2, False)
+    assert "name it in model.architecture of the settings" in refused.stderr
+    done = unlearn(*given, "--set", f"model.architecture={own}", "--set", "erasure.relearning_rounds=0")
+    NETWORKS.reload()
+    assert done.returncode in (0, 1), done.stderr
+    assert json.loads((folder / "out" / "card.json").read_text())["architecture"] == own
 
 
 def in_this_process(folder, faces, person, silent, **options):

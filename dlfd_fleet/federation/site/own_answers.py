@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlfd_fleet.data import image_digest
-from dlfd_fleet.data.dataset import IdentityDataset
+from dlfd_fleet.data.dataset import IdentityDataset, augmentation
 from dlfd_fleet.exceptions import DataError
 from dlfd_fleet.federation.protocol.messages import Aim, UnlearnTask
 from dlfd_fleet.federation.site.images import with_people
@@ -53,7 +53,15 @@ def own_answers_of(
     chosen = files.begin(_set_of(site, task), dict)
     rows = [image_digest(manifest, row) for row in (*forget.rows, *unseen.rows)]
     if task.aim is Aim.OWN_ANSWERS or not files.is_finished(chosen):
-        new = OwnAnswers.of(model, with_people(forget), with_people(unseen), retain, site_seed(site, task.seed))
+        new = OwnAnswers.of(
+            model,
+            with_people(forget),
+            with_people(unseen),
+            retain,
+            site_seed(site, task.seed),
+            # Towards targets images are changed as in training.
+            trained_on_copies=augmentation(task.augmentation) is not None,
+        )
         if new is None:
             files.drop([task.job])
             return None
