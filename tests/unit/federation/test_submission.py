@@ -79,9 +79,7 @@ def test_who_interrupts_it_is_told_that_the_run_goes_on(flower, tmp_path, monkey
     flower(0, "running", "running")
     with monkeypatch.context() as patch:
         patch.setattr(submission.time, "sleep", interrupt)
-        with pytest.raises(
-            GoesOnError, match=r"^Interrupted, and the run 42 goes on without this command:"
-        ):
+        with pytest.raises(GoesOnError, match=r"^Interrupted, and the run 42 goes on without this command:"):
             submit("erase", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(submission, "printed", interrupt)  # of the first line, before the run has started
