@@ -29,16 +29,20 @@ printf '[superlink]\ndefault = "local-fleet"\n\n[superlink.local-fleet]\naddress
 started=()
 stop() { kill "${started[@]}" 2>/dev/null || true; wait; }
 trap stop EXIT
+below() { for each in $(pgrep -P "$1"); do echo "$each"; below "$each"; done; }
 # Runs a program until it dies, and then again. Flower 1.41 does not notice when its SuperExec has ended, without which
 # no app is started any more, so a program without one is started again too.
 keep() {
     local log=$1 child= nap= started=
     shift
     end() {
+        local apps
+        apps=$(below "$child")  # an app outlives what started it, and asks for a SuperLink that is no more
         kill "$child" "$nap" 2> /dev/null || true
         sleep 10 & nap=$!
         wait -n "$child" "$nap" || true  # a SuperLink waits for whoever reads a log, but not for ever
-        kill -9 "$child" "$nap" 2> /dev/null || true
+        # shellcheck disable=SC2086 - they are several
+        kill -9 "$child" "$nap" $apps 2> /dev/null || true
         exit
     }
     trap end TERM

@@ -83,6 +83,10 @@ class VerdictError(JobError):
     """Of each message: Flower hands on the words of an error, and not its class."""
 
 
+class GoesOnError(JobError):
+    """A command was interrupted, and the run that it has started goes on without it."""
+
+
 class OutboxError(JobError):
     """A job's records for MLflow cannot be stored, for example because the disk is full."""
 

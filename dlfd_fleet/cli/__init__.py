@@ -16,9 +16,11 @@ from dlfd_fleet.cli.explain import PAGES, explain
 from dlfd_fleet.cli.main_commands import certify, demo, prune, unlearn
 from dlfd_fleet.cli.report import report
 from dlfd_fleet.cli.texts import take_texts_alone
-from dlfd_fleet.exceptions import DataError, FleetError, file_refusal
+from dlfd_fleet.exceptions import DataError, FleetError, GoesOnError, file_refusal
 from dlfd_fleet.interruption import Interruption, end, interruptible, own_children
 from dlfd_fleet.plain_text import PlainConsole, visible
+
+_INTERRUPTED = "Interrupted; run the command again to continue or start over."
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,7 +89,7 @@ def main() -> None:
             command(prog_name="dlfd-fleet")
         except BaseException as error:
             if interruption:
-                _end(interruption)
+                _end(interruption, str(error) if isinstance(error, GoesOnError) else _INTERRUPTED)
             if isinstance(error, FleetError):
                 _refuse(str(error), _explained_by(error), error.exit_code)
             refusal = file_refusal(error)
@@ -96,9 +98,9 @@ def main() -> None:
             raise
 
 
-def _end(interruption: Interruption) -> NoReturn:
+def _end(interruption: Interruption, said: str) -> NoReturn:
     end(own_children())
-    PlainConsole(stderr=True).print("Interrupted; run the command again to continue or start over.")
+    PlainConsole(stderr=True).print(said, soft_wrap=True)
     sys.exit(interruption.exit_code)
 
 

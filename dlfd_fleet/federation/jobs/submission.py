@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dlfd_fleet.exceptions import JobError, VerdictError
+from dlfd_fleet.exceptions import GoesOnError, JobError, VerdictError
 from dlfd_fleet.federation.records.decisions import accepted_reason
 from dlfd_fleet.federation.records.job_record import JobKind
 from dlfd_fleet.ledger.requests import LONGEST_NAME
@@ -29,6 +29,10 @@ _STARTED = re.compile(r"started run (\d+)")
 _AFTERWARDS = (
     " On the coordinator's machine `dlfd-fleet job status` says how far the job is; unless it was cancelled, "
     "`dlfd-fleet job resume` goes on from its last finished step."
+)
+_GOES_ON_ALONE = (
+    "Interrupted, and the run {} goes on without this command: `flwr log` shows its log, and on the coordinator's "
+    "machine `dlfd-fleet job status` says how far the job is, and `dlfd-fleet job cancel` ends it."
 )
 _RAISED = re.compile(r"\w+ failed with exception: ")  # Flower's words before those of an error
 _APP = Path(__file__).resolve().parents[3]
@@ -72,6 +76,8 @@ def submit(
     ------
     VerdictError
         If the run says that the verdict is FAIL.
+    GoesOnError
+        If this command is interrupted once the run has started.
     JobError
         If there is no app or no SuperLink, nobody can be called so, ``flwr run`` fails, or the run does.
     """
@@ -95,7 +101,10 @@ def submit(
         raise JobError(f"`flwr run` ended with exit code {code}; the lines above say why.{_AFTERWARDS}")
     # Its log may end before the run does, and whatever `flwr run` ends with then says nothing about the run.
     question = [flwr, "list", *where, "--run-id", run, "--format", "json"]
-    status, details = _end_of(run, lambda: _asked(question), patience)
+    try:
+        status, details = _end_of(run, lambda: _asked(question), patience)
+    except KeyboardInterrupt:
+        raise GoesOnError(_GOES_ON_ALONE.format(run)) from None
     if (said := _RAISED.sub("", details, count=1)).startswith(VerdictError.BEGINNING):
         raise VerdictError(f"{said}.")
     if status != f"{_ENDED}completed":
@@ -117,6 +126,10 @@ def _run(command: Sequence[str]) -> tuple[int, str | None]:
             for line in process.stdout or ():
                 print(printed(line.rstrip("\n")), flush=True)
                 run = run or _STARTED.search(line)
+    except KeyboardInterrupt:
+        if run is None:
+            raise
+        raise GoesOnError(_GOES_ON_ALONE.format(run[1])) from None
     except OSError as error:
         raise JobError(f"{command[0]} cannot be started: {error.strerror}; install dlfd-fleet[server].") from error
     return process.returncode, run[1] if run else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flwr.common.config import parse_config_args
 
-from dlfd_fleet.exceptions import JobError, VerdictError
+from dlfd_fleet.exceptions import GoesOnError, JobError, VerdictError
 from dlfd_fleet.federation.jobs import submission
 
 # What a person would see of `flwr run`: its log is on stderr, in colours.
@@ -68,6 +68,23 @@ def test_a_job_goes_to_flower_and_its_failure_is_one_sentence(flower, tmp_path, 
         assert failed.value.exit_code == 1
     with pytest.raises(JobError, match="There is no Flower app"):
         submit("erase", tmp_path / "nowhere")
+
+
+def test_who_interrupts_it_is_told_that_the_run_goes_on(flower, tmp_path, monkeypatch):
+    """But not before the run has started."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    flower(0, "running", "running")
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.time, "sleep", interrupt)
+        with pytest.raises(GoesOnError, match=r"^Interrupted, and the run 42 goes on without this command:"):
+            submit("erase", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "printed", interrupt)  # of the first line, before the run has started
+        with pytest.raises(KeyboardInterrupt):
+            submit("erase", tmp_path)
 
 
 def test_what_flower_prints_is_shown_as_plain_text_wherever_it_prints_it(flower, tmp_path, capfd):
