@@ -209,13 +209,13 @@ def test_a_fleet_over_tls_forgets_though_its_processes_die_one_by_one(tls_fleet)
 
     # The SuperLink dies, and its ServerApp with it. Once it knows the keys again, SuperNodes find it by themselves.
     tls_fleet.find("flower-superlink").kill()
-    said_by(resumed, 2)
     wait_until(lambda: tls_fleet.is_well("superlink"), "a new SuperLink")
     for key in sorted((tls_fleet.keys / "nodes").glob("site-*.pub")):
         words = [str(BIN / "flwr"), "supernode", "register", str(key)]
         assert subprocess.run(words, env=tls_fleet.environment(), check=False).returncode == 0
     out = said_by(tls_fleet.begin("job", "resume"), 0)
     assert "steps of it are done" in out
+    said_by(resumed, 2)  # it asked the new SuperLink for a while, which knows nothing of its run
     (record,) = tls_fleet.released("erase")
     assert record.absent == {}
     with Site(folders[0]) as site:
